@@ -1,0 +1,9 @@
+"""BFR Adapt as a ComfyUI node pack. Outside ComfyUI this file does nothing: use the package bfr_core."""
+
+import sys
+from importlib.util import find_spec
+
+if "folder_paths" in sys.modules or find_spec("folder_paths") is not None:
+    from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+
+    __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]

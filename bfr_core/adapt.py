@@ -1,0 +1,376 @@
+"""The stages of an adaptation on a run folder: faces, targets, tuning. Each can be stopped and goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .faces.align import Face, crop_face
+from .finetune import FinetuneConfig, Progress, finetune
+from .images import list_images, photo_names, printable, read_image, write_image
+from .losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
+from .prior import Prior, load_prior
+from .pseudo_targets import TargetConfig, make_pseudo_targets
+from .restorers import Restorer, load_restorer, save_restorer
+from .runs import Run, fingerprint, read_json, stage_folder, write_json
+from .sampler import SamplerConfig
+
+log = logging.getLogger(__name__)
+
+StageCallback = Callable[[str, int, int, Any], None]
+CACHED_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class FaceConfig:
+    """How faces are taken from photos.
+
+    aligned: the photos are standard crops already. detector, threshold: see `faces.detect.load_detector`.
+    min_face: narrowest face, in photo pixels of its crop, that is used.
+    """
+
+    aligned: bool = False
+    detector: str = "auto"
+    threshold: float = 0.5
+    min_face: int = 32
+
+
+@dataclass(frozen=True)
+class AdaptConfig:
+    """Everything one adaptation depends on. restorer, prior: "embedded" or a file or folder."""
+
+    restorer: str = "embedded"
+    prior: str = "embedded"
+    faces: FaceConfig = field(default_factory=FaceConfig)
+    targets: TargetConfig = field(default_factory=TargetConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+
+
+# Recipe for small networks at 128 x 128, where a step takes a third of a second on a CPU; the dataclasses' own
+# defaults are the paper's, for 512 x 512.
+SMALL = AdaptConfig(
+    targets=TargetConfig(sampler=SamplerConfig(t_start=100, t_constrain_end=25, factor=4, calls=8)),
+    finetune=FinetuneConfig(
+        iterations=400,
+        batch_size=8,
+        micro_batch=8,
+        lr=2e-4,
+        lr_end=2e-5,
+        perceptual=0.0,
+        adversarial=0.0,
+        texture=0.5,
+        ema=0.98,
+        judge_every=25,
+        checkpoint_seconds=20,
+    ),
+)
+
+
+def recipe(size: int) -> AdaptConfig:
+    """Default settings for a restorer of `size` x `size` pixels."""
+    return SMALL if size <= 256 else AdaptConfig()
+
+
+@dataclass(frozen=True)
+class FaceSet:
+    """Aligned crops on disk. names: one a face, the crop's file name without suffix. fingerprint: of their making."""
+
+    folder: Path
+    names: list[str]
+    fingerprint: str
+    problems: list[dict[str, str]]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, index: int) -> Path:
+        return self.folder / f"{self.names[index]}.png"
+
+    def batch(self, start: int, stop: int) -> Tensor:
+        """Crops start ... stop - 1 as (B, 3, S, S) RGB in [0, 1]."""
+        return torch.stack([read_image(self.path(i)) for i in range(start, min(stop, len(self)))])
+
+
+def collect_faces(
+    photos: Path, run: Run, size: int, config: FaceConfig, callback: StageCallback | None = None
+) -> FaceSet:
+    """Aligned crops of every face under `photos`, in run.faces; a photo that cannot be used is logged and left out.
+
+    Raises FileNotFoundError or ValueError if there are no photos, or no face in any of them.
+    """
+    files = list_images(photos)
+    relatives = [f.relative_to(photos) for f in files]
+    print_ = fingerprint(size, asdict(config), [(r.as_posix(), *_stamp(f)) for r, f in zip(relatives, files, strict=True)])
+    stage_folder(run.faces, print_)
+    journal = run.faces / "photos.jsonl"
+    done = _read_journal(journal)
+    detector = None
+    with journal.open("a", encoding="utf-8") as stream:
+        for step, (file, relative, name) in enumerate(zip(files, relatives, photo_names(relatives), strict=True)):
+            if relative.as_posix() not in done:
+                record: dict[str, Any] = {"photo": relative.as_posix(), "faces": [], "problem": ""}
+                try:
+                    if detector is None and not config.aligned:
+                        from .faces.detect import load_detector
+
+                        detector = load_detector(config.detector, config.threshold)
+                    record["faces"] = _crops_of(file, name, run.faces, size, config, detector)
+                    if not record["faces"]:
+                        record["problem"] = f"{printable(file.name)}: no face found"
+                except ValueError as error:
+                    record["problem"] = str(error)
+                if record["problem"]:
+                    log.warning("%s", record["problem"])
+                stream.write(json.dumps(record) + "\n")
+                stream.flush()
+                done[relative.as_posix()] = record
+            if callback:
+                callback("faces", step + 1, len(files), None)
+    records = [done[r.as_posix()] for r in relatives]
+    faces = [face | {"photo": r["photo"]} for r in records for face in r["faces"]]
+    problems = [{"photo": r["photo"], "problem": r["problem"]} for r in records if r["problem"]]
+    if not faces:
+        raise ValueError(f"{printable(photos)}: no face could be taken from its {len(files)} images")
+    write_json(run.faces / "faces.json", {"size": size, "fingerprint": print_, "faces": faces, "problems": problems})
+    run.record("faces", {"photos": str(photos.name), "size": size} | asdict(config))
+    return faces_of(run)
+
+
+def faces_of(run: Run) -> FaceSet:
+    """The faces that a run holds. Raises ValueError if it has none yet."""
+    index = read_json(run.faces / "faces.json")
+    if index is None:
+        raise ValueError(f"{printable(run.folder)}: holds no faces yet; start with 'bfr faces PHOTOS --run ...'")
+    names = [face["name"] for face in index["faces"]]
+    return FaceSet(run.faces, names, index["fingerprint"], index["problems"])
+
+
+def _crops_of(file: Path, name: str, folder: Path, size: int, config: FaceConfig, detector: Any) -> list[dict[str, Any]]:
+    photo = read_image(file)
+    if config.aligned:
+        write_image(folder / f"{name}.png", resize_square(photo, size, file))
+        return [{"name": name, "width": photo.shape[-1]}]
+    found = []
+    for face in detector(photo):
+        if face.width < config.min_face:
+            log.info("%s: a face %.0f pixels wide is too small, left out", printable(file.name), face.width)
+            continue
+        crop_name = f"{name}_{len(found)}"
+        write_image(folder / f"{crop_name}.png", crop_face(photo, face, size).clamp(0, 1))
+        found.append(
+            {"name": crop_name, "width": round(face.width, 1), "score": round(face.score, 4)}
+            | {"landmarks": np.round(face.landmarks, 2).tolist()}
+        )
+    return found
+
+
+def resize_square(image: Tensor, size: int, file: Path) -> Tensor:
+    """An aligned crop at the restorer's size. Raises ValueError naming `file` if it is not square."""
+    height, width = image.shape[-2:]
+    if height != width:
+        raise ValueError(f"{printable(file.name)}: is {width} x {height}; aligned faces are square (leave out --aligned?)")
+    if height == size:
+        return image
+    return F.interpolate(image[None], (size, size), mode="bicubic", antialias=True, align_corners=False)[0].clamp(0, 1)
+
+
+def draw_targets(
+    run: Run,
+    faces: FaceSet,
+    restorer: Restorer,
+    prior: Prior,
+    config: TargetConfig,
+    callback: StageCallback | None = None,
+) -> str:
+    """Restored faces and pseudo targets of every face, in run.restored and run.targets; one batch in memory.
+
+    Batches are the same however often the stage is interrupted, so the targets are too. Returns their fingerprint.
+    """
+    print_ = fingerprint(faces.fingerprint, restorer.sha256, prior.sha256, asdict(config))
+    for folder in (run.restored, run.targets):
+        stage_folder(folder, print_)
+    run.record("targets", asdict(config) | {"restorer": restorer.name, "prior": prior.name})
+    calls = config.sampler.network_calls
+    total = len(faces) * calls
+    for start in range(0, len(faces), config.batch_size):
+        stop = min(start + config.batch_size, len(faces))
+        names = faces.names[start:stop]
+        if not all((run.targets / f"{n}.png").exists() for n in names):
+            lq = faces.batch(start, stop)
+
+            def step(call: int, calls: int, preview: Tensor, start: int = start, count: int = len(names)) -> None:
+                if callback:
+                    callback("targets", start * calls + call * count, total, preview)
+
+            made = make_pseudo_targets(lq, names, restorer, prior, config, step)
+            for name, restored, target in zip(names, *made, strict=True):
+                write_image(run.restored / f"{name}.png", restored)
+                write_image(run.targets / f"{name}.png", target)
+        if callback:
+            callback("targets", stop * calls, total, None)
+    return print_
+
+
+class FolderPairs:
+    """(lq, pseudo_target) pairs read from disk, kept as bytes up to `CACHED_BYTES`."""
+
+    def __init__(self, lq: list[Path], targets: list[Path], size: int) -> None:
+        self.files, self.size = list(zip(lq, targets, strict=True)), size
+        self._kept: dict[int, Tensor] = {}
+        self._room = CACHED_BYTES // max(1, 2 * 3 * size * size)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        pair = self._kept.get(index)
+        if pair is None:
+            pair = torch.stack([resize_square(read_image(f), self.size, f) for f in self.files[index]])
+            pair = pair.mul(255).round().byte()
+            if len(self._kept) < self._room:
+                self._kept[index] = pair
+        lq, target = pair.float() / 255
+        return lq, target
+
+
+def match_targets(faces: FaceSet, folder: Path) -> dict[str, Path]:
+    """Images of `folder` by the face they belong to: a target has the name of its crop, in any image format.
+
+    Raises ValueError if none matches; what does not match is logged.
+    """
+    found: dict[str, Path] = {}
+    for file in list_images(folder):
+        found.setdefault(file.stem, file)
+    matched = {name: found[name] for name in faces.names if name in found}
+    if not matched:
+        example = printable(faces.names[0])
+        raise ValueError(f"{printable(folder)}: no target has the name of a face; one would be {example}.png")
+    if len(matched) < len(faces):
+        log.warning("%d of %d faces have no target and are left out", len(faces) - len(matched), len(faces))
+    return matched
+
+
+def tune(
+    run: Run,
+    faces: FaceSet,
+    targets: dict[str, Path],
+    made_from: str,
+    restorer: Restorer,
+    config: FinetuneConfig,
+    prior: Prior | None = None,
+    callback: StageCallback | None = None,
+) -> tuple[Restorer, Progress]:
+    """Tune `restorer` on the run's faces and save it as restorer.safetensors.
+
+    made_from: fingerprint of the targets. prior: its encoder is the perceptual term where LPIPS is not at hand.
+    """
+    names = [name for name in faces.names if name in targets]
+    pairs = FolderPairs([faces.folder / f"{n}.png" for n in names], [targets[n] for n in names], restorer.size)
+    # Steps and minutes may grow between sessions; everything else must stay, or the tuning starts anew.
+    lasting = asdict(replace(config, iterations=1, minutes=0.0, checkpoint_seconds=0.0))
+    run.record("finetune", asdict(config) | {"restorer": restorer.name, "prior": prior.name if prior else None})
+
+    def step(done: int, total: int, progress: Progress) -> None:
+        if callback:
+            callback("finetune", done, total, progress)
+
+    tuned, progress = finetune(
+        restorer,
+        pairs,
+        config,
+        checkpoint=run.checkpoint,
+        fingerprint=fingerprint(made_from, names, restorer.sha256, lasting),
+        perceptual=perceptual_term(config, prior, restorer.device),
+        callback=step,
+    )
+    base = {"base": restorer.name, "base_sha256": restorer.sha256, "base_licence": restorer.licence}
+    teacher = {"prior": prior.name, "prior_sha256": prior.sha256, "prior_licence": prior.licence} if prior else {}
+    made = {"finetune": asdict(config), "steps": progress.step, "best_step": progress.best_step, "faces": len(names)}
+    save_restorer(run.restorer, tuned, base | teacher | made)
+    return tuned, progress
+
+
+def perceptual_term(config: FinetuneConfig, prior: Prior | None, device: torch.device) -> ImageLoss | None:
+    """LPIPS where its VGG file is on disk, else distance in the prior's own encoder; which one is logged."""
+    if not config.perceptual:
+        return None
+    vgg = find_vgg()
+    if vgg is not None:
+        log.info("perceptual term: LPIPS (VGG)")
+        return lpips_loss(vgg, device)
+    if prior is None:
+        raise ValueError("the perceptual term needs LPIPS's VGG file or a prior; give --prior, or set perceptual to 0")
+    log.info("perceptual term: features of the prior's encoder, since LPIPS's VGG file is not on this machine")
+    return perceptual_loss(prior.features)
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """Result of `adapt`. targets: file by face name. prior: None if the targets were made elsewhere."""
+
+    run: Run
+    restorer: Restorer
+    base: Restorer
+    prior: Prior | None
+    faces: FaceSet
+    targets: dict[str, Path]
+    progress: Progress
+
+
+def adapt(
+    folder: Path, run_dir: Path, config: AdaptConfig, callback: StageCallback | None = None, device: str = "cpu"
+) -> Adapted:
+    """Tune a restorer to the damage of the photos in `folder`; everything is kept in `run_dir`, and resumed from it.
+
+    callback: (stage, step, steps, detail); what it raises ends the adaptation, to be resumed later.
+    Raises FileNotFoundError or ValueError, in one line, for photos, weights or settings that cannot be used.
+    """
+    run = Run(run_dir)
+    base = load_restorer(config.restorer).to(device)
+    prior = load_prior(config.prior).to(device)
+    with run.locked():
+        faces = collect_faces(Path(folder), run, base.size, config.faces, callback)
+        made_from = draw_targets(run, faces, base, prior, config.targets, callback)
+        targets = targets_of(run, faces)
+        restorer, progress = tune(run, faces, targets, made_from, base, config.finetune, prior, callback)
+        return Adapted(run, restorer, base, prior, faces, targets, progress)
+
+
+def targets_of(run: Run, faces: FaceSet) -> dict[str, Path]:
+    """Pseudo targets drawn in this run, by face name. Raises ValueError if there are none."""
+    found = {name: run.targets / f"{name}.png" for name in faces.names}
+    found = {name: path for name, path in found.items() if path.exists()}
+    if not found:
+        raise ValueError(f"{printable(run.folder)}: holds no targets yet; make them with 'bfr targets --run ...'")
+    return found
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    try:
+        status = file.stat()
+    except OSError:
+        return (0, 0)
+    return status.st_size, status.st_mtime_ns
+
+
+def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
+    """Records of the photos done; a last line cut short by a power failure is dropped from the file."""
+    if not path.exists():
+        return {}
+    whole = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            whole.append((line, json.loads(line)))
+        except ValueError:
+            break
+    path.write_text("".join(line for line, _ in whole), encoding="utf-8")
+    return {record["photo"]: record for _, record in whole}

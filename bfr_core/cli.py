@@ -1,0 +1,319 @@
+"""The `bfr` command. Exit status: 0 done, 2 bad input (one line says which), 130 cancelled."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from .images import printable
+
+log = logging.getLogger(__name__)
+
+# Flag, the setting of `AdaptConfig` it changes, meaning. Types and defaults come from the settings themselves.
+OPTIONS = {
+    "--aligned": ("faces.aligned", "the photos are aligned square faces already"),
+    "--detector": ("faces.detector", "auto, embedded or retinaface"),
+    "--min-face": ("faces.min_face", "narrowest face used, pixels of the photo"),
+    "--restorer": ("restorer", "restorer file to tune, or 'embedded'"),
+    "--prior": ("prior", "diffusion prior, file or folder, or 'embedded'"),
+    "--sampler": ("targets.sampler.kind", "paper (every step) or fast (a few)"),
+    "--num-steps": ("targets.sampler.num_steps", "noise levels kept of the prior's"),
+    "--start": ("targets.sampler.t_start", "K: level the face is noised to; higher invents more"),
+    "--constrain-end": ("targets.sampler.t_constrain_end", "L: last level at which the low band is held"),
+    "--factor": ("targets.sampler.factor", "N: the low band is what survives shrinking by N"),
+    "--calls": ("targets.sampler.calls", "network calls of the fast sampler"),
+    "--eta": ("targets.sampler.eta", "fresh noise per step of the fast sampler, 0 to 1"),
+    "--reference": ("targets.reference", "low band from the 'restored' face or from the damaged one, 'lq'"),
+    "--iterations": ("finetune.iterations", "tuning steps"),
+    "--minutes": ("finetune.minutes", "tune for so long at most; 0 = until the steps are done"),
+    "--batch-size": ("finetune.batch_size", "faces per tuning step"),
+    "--micro-batch": ("finetune.micro_batch", "faces per pass; less needs less memory"),
+    "--lr": ("finetune.lr", "learning rate at the start"),
+    "--l1": ("finetune.l1", "weight of the pixel term"),
+    "--perceptual": ("finetune.perceptual", "weight of the perceptual term"),
+    "--adversarial": ("finetune.adversarial", "weight of the adversarial term"),
+    "--texture": ("finetune.texture", "weight of the texture term"),
+    "--anchor": ("finetune.anchor", "share of each step spent on staying good at ordinary damage"),
+    "--precision": ("finetune.precision", "auto, float32 or bfloat16"),
+}
+FACE_FLAGS = ("--aligned", "--detector", "--min-face")
+TARGET_FLAGS = tuple(f for f, (path, _) in OPTIONS.items() if path.startswith("targets."))
+TUNE_FLAGS = tuple(f for f, (path, _) in OPTIONS.items() if path.startswith("finetune."))
+SOURCES = ("--restorer", "--prior")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    args = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger().handlers[0].addFilter(lambda record: record.name.startswith(("bfr_core", "__main__")))
+    try:
+        with _Cancel() as cancel:
+            summary = args.command(args, Bars(cancel))
+    except KeyboardInterrupt:
+        print("bfr: cancelled; the same command goes on where this one stopped", file=sys.stderr)
+        return 130
+    except (ValueError, FileNotFoundError, OSError) as error:
+        print(f"bfr: {printable(str(error))}", file=sys.stderr)
+        return 2
+    if args.json:
+        print(json.dumps(summary))
+    return 0
+
+
+class _Cancel:
+    """Ctrl-C lets the step under way finish, so that what is saved is whole; a second Ctrl-C stops at once."""
+
+    def __enter__(self) -> _Cancel:
+        self.asked = False
+        try:
+            self.previous = signal.signal(signal.SIGINT, self._ask)
+        except ValueError:  # not in the main thread: the caller cancels by itself
+            self.previous = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.previous is not None:
+            signal.signal(signal.SIGINT, self.previous)
+
+    def _ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def check(self) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+
+
+class Bars:
+    """A progress bar with the time left for each stage; the callback of every long command."""
+
+    def __init__(self, cancel: _Cancel) -> None:
+        self.cancel, self.stage, self.bar = cancel, "", tqdm(disable=True)
+
+    def __call__(self, stage: str, step: int, total: int, detail: Any) -> None:
+        if stage != self.stage:
+            self.bar.close()
+            self.stage = stage
+            self.bar = tqdm(desc=f"{stage:<9}", total=total, initial=0, mininterval=0.5, file=sys.stderr)
+        self.bar.update(step - self.bar.n)
+        if step >= total:
+            self.bar.close()
+        self.cancel.check()
+
+    def named(self, stage: str) -> Callable[[int, int, Any], None]:
+        """This callback for a function that has one stage only."""
+        return lambda step, total, detail: self(stage, step, total, detail)
+
+
+# ---------------------------------------------------------------- commands
+
+
+def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from .adapt import collect_faces
+    from .restorers import load_restorer
+    from .runs import Run
+
+    config = settings(args)
+    run = Run(args.run)
+    size = args.size or load_restorer(config.restorer).size
+    with run.locked():
+        found = collect_faces(args.photos, run, size, config.faces, bars)
+    print(f"{len(found)} faces in {run.faces}; {len(found.problems)} photos gave none", file=sys.stderr)
+    return {"faces": len(found), "problems": found.problems}
+
+
+def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from .adapt import draw_targets, faces_of
+    from .prior import load_prior
+    from .restorers import load_restorer
+    from .runs import Run
+
+    config = settings(args)
+    run = Run(args.run)
+    with run.locked():
+        found = faces_of(run)
+        draw_targets(run, found, load_restorer(config.restorer), load_prior(config.prior), config.targets, bars)
+    print(f"{len(found)} pseudo targets in {run.targets}", file=sys.stderr)
+    return {"targets": len(found)}
+
+
+def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from .adapt import Adapted, collect_faces, faces_of, match_targets, targets_of, tune
+    from .prior import load_prior
+    from .restorers import load_restorer
+    from .runs import Run, fingerprint, read_json
+    from .summary import report_adaptation
+
+    config = settings(args)
+    run = Run(args.run)
+    base = load_restorer(config.restorer)
+    prior = load_prior(config.prior) if config.finetune.perceptual else None
+    with run.locked():
+        found = collect_faces(args.photos, run, base.size, config.faces, bars) if args.photos else faces_of(run)
+        if args.targets:
+            files = match_targets(found, args.targets)
+            stamps = [(n, f.stat().st_size, f.stat().st_mtime_ns) for n, f in files.items()]
+            made_from = fingerprint(found.fingerprint, stamps)
+        else:
+            files = targets_of(run, found)
+            made_from = read_json(run.targets / "stage.json", {}).get("fingerprint", "")
+        tuned, progress = tune(run, found, files, made_from, base, config.finetune, prior, bars)
+        report_adaptation(Adapted(run, tuned, base, prior, found, files, progress), config.finetune)
+    return _tuned(run, progress)
+
+
+def adapt(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from .adapt import adapt as run_adaptation
+    from .summary import report_adaptation
+
+    config = settings(args)
+    result = run_adaptation(args.photos, args.run, config, bars)
+    report_adaptation(result, config.finetune)
+    return _tuned(result.run, result.progress)
+
+
+def _tuned(run: Any, progress: Any) -> dict[str, Any]:
+    print(f"restorer: {run.restorer}\nreport:   {run.report}", file=sys.stderr)
+    return {
+        "restorer": str(run.restorer),
+        "report": str(run.report),
+        "steps": progress.step,
+        "best_step": progress.best_step,
+        "verdict": "not_judged",
+    }
+
+
+def degrade(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from .degradations import degrade as damage
+    from .draws import keyed_generator
+    from .images import list_images, read_image, write_image
+    from .runs import write_json
+
+    files = list_images(args.photos)
+    drawn, problems = {}, []
+    for step, file in enumerate(files):
+        relative = file.relative_to(args.photos)
+        try:
+            hq = read_image(file)
+            result = damage(hq[None], args.kind, keyed_generator(args.seed, args.kind, relative.as_posix()), args.strength)
+            write_image(args.out / relative.parent / f"{relative.name}.png", result.lq[0])
+            drawn[relative.as_posix()] = result.parameters[0]
+        except ValueError as error:
+            problems.append(str(error))
+            log.warning("%s", error)
+        bars("degrade", step + 1, len(files), None)
+    write_json(args.out / "degrade.json", {"kind": args.kind, "seed": args.seed, "strength": args.strength, "images": drawn})
+    return {"images": len(drawn), "problems": problems}
+
+
+def evaluate(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from .evaluate import as_dict, format_table, write_csv
+    from .evaluate import evaluate as compare
+
+    result = compare(args.restored, args.clean, args.lq, factor=args.factor, callback=bars.named("evaluate"))
+    if args.csv:
+        write_csv(args.csv, result)
+    print(format_table(result), file=sys.stderr if args.json else sys.stdout)
+    return as_dict(result)
+
+
+# ---------------------------------------------------------------- settings and flags
+
+
+def settings(args: argparse.Namespace) -> Any:
+    """The recipe for the chosen restorer's size, changed by the flags that were given."""
+    from .adapt import recipe
+    from .restorers import load_restorer
+
+    chosen = getattr(args, "restorer", None) or "embedded"
+    config = recipe(load_restorer(chosen).size)
+    for flag, (path, _) in OPTIONS.items():
+        value = getattr(args, _dest(flag), None)
+        if value is not None:
+            config = changed(config, path.split("."), value)
+    if getattr(args, "seed", None) is not None:
+        config = changed(config, ["targets", "seed"], args.seed)
+        config = changed(config, ["finetune", "seed"], args.seed)
+    return config
+
+
+def changed(config: Any, path: Sequence[str], value: Any) -> Any:
+    """A copy of a settings dataclass with the setting at `path` replaced."""
+    first, *rest = path
+    return replace(config, **{first: changed(getattr(config, first), rest, value) if rest else value})
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bfr", description="Tune a face restorer to your own damaged photos.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(function: Callable[..., dict[str, Any]], text: str, *flags: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(function.__name__.rstrip("_"), help=text, description=text)
+        sub.set_defaults(command=function)
+        sub.add_argument("--json", action="store_true", help="print a summary for programs, last")
+        for flag in flags:
+            _add(sub, flag)
+        return sub
+
+    def with_run(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        sub.add_argument("--run", type=Path, required=True, metavar="DIR", help="folder that holds the adaptation")
+        sub.add_argument("--seed", type=int, metavar="N", help="of every random draw (0)")
+        return sub
+
+    every = (*FACE_FLAGS, *SOURCES, *TARGET_FLAGS, *TUNE_FLAGS)
+    sub = with_run(command(adapt, "Photos in, adapted restorer out; run again, it goes on where it was.", *every))
+    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of damaged photos")
+    sub = with_run(command(faces, "Find and align the faces of a folder.", *FACE_FLAGS, "--restorer"))
+    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of photos")
+    sub.add_argument("--size", type=int, help="side of the crops (the restorer's)")
+    with_run(command(targets, "Draw pseudo targets for the faces of a run.", *SOURCES, *TARGET_FLAGS))
+    sub = with_run(command(finetune, "Tune the restorer on a run's faces.", *FACE_FLAGS, *SOURCES, *TUNE_FLAGS))
+    sub.add_argument("photos", type=Path, nargs="?", metavar="PHOTOS", help="folder of photos, if the run has no faces yet")
+    sub.add_argument("--targets", type=Path, metavar="DIR", help="targets made by anything else, named like the faces")
+    sub = command(degrade, "Damage clean photos, for trials.")
+    sub.add_argument("photos", type=Path, metavar="PHOTOS")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR")
+    sub.add_argument("--kind", required=True, help="blind, sensor, motion_jpeg, halftone or film_grain")
+    sub.add_argument("--strength", type=float, default=1.0)
+    sub.add_argument("--seed", type=int, default=0)
+    sub = command(evaluate, "Compare restored faces with clean ones of the same names.")
+    sub.add_argument("restored", type=Path, metavar="RESTORED")
+    sub.add_argument("--clean", type=Path, required=True, metavar="DIR")
+    sub.add_argument("--lq", type=Path, metavar="DIR", help="the damaged faces, for a row of their own")
+    sub.add_argument("--factor", type=int, default=8, help="of the low band that is compared with the damaged faces")
+    sub.add_argument("--csv", type=Path, metavar="FILE", help="write one line per face")
+    return parser
+
+
+def _add(parser: argparse.ArgumentParser, flag: str) -> None:
+    """A flag for a setting, with the type of the setting; left out means the recipe's value."""
+    path, text = OPTIONS[flag]
+    kind = type(_default(path))
+    if kind is bool:
+        parser.add_argument(flag, dest=_dest(flag), action="store_true", default=None, help=text)
+    else:
+        parser.add_argument(flag, dest=_dest(flag), type=kind, metavar=kind.__name__.upper(), help=text)
+
+
+def _default(path: str) -> Any:
+    from .adapt import AdaptConfig
+
+    value: Any = AdaptConfig()
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _dest(flag: str) -> str:
+    return flag.strip("-").replace("-", "_")

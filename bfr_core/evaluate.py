@@ -1,0 +1,285 @@
+"""Restored faces against clean copies of the same faces: folders in, a table with intervals out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import math
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import metrics
+from .images import list_images, printable, read_image, replace_atomically
+from .metrics import Interval
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column of the table: what it is called, what is good, and how many decimals say anything."""
+
+    title: str
+    goal: str
+    decimals: int
+
+
+MEASURES = {
+    "psnr": Measure("PSNR (dB)", "higher is better", 2),
+    "ssim": Measure("SSIM", "higher is better", 3),
+    "gmsd": Measure("GMSD", "lower is better", 4),
+    "vif": Measure("VIF", "higher is better", 3),
+    "detail_energy": Measure("Detail energy", "best at 1", 3),
+    "detail_correlation": Measure("Detail correlation", "higher is better", 3),
+    "kid": Measure("KID, random convolutions", "lower is better", 3),
+    "low_band": Measure("Low band against damaged", "lower is better", 4),
+}
+DAMAGED, RESTORED, DIFFERENCE = "damaged", "restored", "restored - damaged"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One set of faces against the clean ones: key of `MEASURES` -> mean over faces and its interval."""
+
+    name: str
+    values: dict[str, Interval]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    faces: names (relative, without suffix) of the faces that every folder holds. per_face: row -> measure -> one
+    number per face, not a number where it is undefined. notes: one line each on what was left out.
+    """
+
+    rows: list[Row]
+    faces: list[str]
+    per_face: dict[str, dict[str, np.ndarray]]
+    notes: list[str]
+
+
+def evaluate(
+    restored: Path,
+    clean: Path,
+    lq: Path | None = None,
+    factor: int = 8,
+    seed: int = 0,
+    callback: Callable[[int, int, Tensor | None], None] | None = None,
+) -> Evaluation:
+    """How close the faces in `restored` are to those in `clean`, and, given `lq`, how much was gained on those.
+
+    Files match by relative path without suffix; a face counts if every folder has it, readable, in one size. Others
+    are named in a note and left out. factor: of the low band that restored and lq are compared in. seed: of the
+    bootstrap. callback(step, total, None) is called per face and may raise to cancel.
+    Raises FileNotFoundError or ValueError, in one line, for a folder without images or when nothing matches.
+    """
+    folders = {RESTORED: Path(restored), "clean": Path(clean)} | ({DAMAGED: Path(lq)} if lq is not None else {})
+    matches, notes = _match(folders)
+    sets = [DAMAGED, RESTORED] if lq is not None else [RESTORED]
+    per_face: dict[str, list[dict[str, float]]] = {name: [] for name in sets}
+    features: dict[str, list[Tensor]] = {name: [] for name in [*sets, "clean"]}
+    faces, sizes = [], set()
+    for step, (face, paths) in enumerate(matches.items()):
+        if callback:
+            callback(step, len(matches), None)
+        try:
+            images = _read(face, paths)
+        except ValueError as error:
+            log.warning("left out: %s", error)
+            notes.append(f"left out: {error}")
+            continue
+        faces.append(face)
+        sizes.add(images["clean"].shape[-2:])
+        for name in sets:
+            numbers = {key: float(value[0]) for key, value in face_measures(images[name], images["clean"]).items()}
+            if lq is not None and not any(side % factor for side in images["clean"].shape[-2:]):
+                numbers["low_band"] = float(metrics.low_band_consistency(images[name], images[DAMAGED], factor)[0])
+            per_face[name].append(numbers)
+        if min(images["clean"].shape[-2:]) >= metrics.KID_LEAST:
+            for name, collected in features.items():
+                collected.append(metrics.kid_features(images[name])[0])
+    if callback:
+        callback(len(matches), len(matches), None)
+    if not faces:
+        raise ValueError(f"no face could be compared: {notes[-1]}")
+
+    values = {name: _columns(numbers) for name, numbers in per_face.items()}
+    rows = [Row(name, summarise(values[name], seed)) for name in sets]
+    if len(sizes) > 1 or len(features["clean"]) != len(faces) or len(faces) < 2:
+        notes.append("KID is left out: it needs two faces or more, all of one size, no smaller than 32 x 32 pixels")
+    else:
+        clean_features = torch.stack(features["clean"])
+        for row in rows:
+            row.values["kid"] = metrics.paired_kid(torch.stack(features[row.name]), clean_features, seed)
+    if lq is not None:
+        rows.append(Row(DIFFERENCE, differences(values[RESTORED], values[DAMAGED], seed)))
+    if not _has_piq():
+        notes.append("GMSD and VIF are left out: they need the package piq (pip install piq)")
+    for note in notes:
+        log.info("%s", note)
+    return Evaluation(rows, faces, values, notes)
+
+
+def face_measures(restored: Tensor, hq: Tensor) -> dict[str, Tensor]:
+    """Every per-image measure that this installation and image size allow: key of `MEASURES` -> (B,).
+
+    restored, hq: (B, 3, H, W) in [0, 1]. GMSD and VIF need piq and are absent without it; SSIM needs 11 x 11 pixels,
+    VIF 41 x 41. Raises ValueError if the shapes differ.
+    """
+    measures = {
+        "psnr": metrics.psnr,
+        "detail_energy": metrics.high_band_energy_ratio,
+        "detail_correlation": metrics.high_band_correlation,
+    }
+    side = min(hq.shape[-2:])
+    if side >= 11:
+        measures["ssim"] = metrics.ssim
+    if _has_piq():
+        measures["gmsd"] = metrics.gmsd
+        if side >= 41:
+            measures["vif"] = metrics.vif
+    return {key: measures[key](restored, hq) for key in MEASURES if key in measures}
+
+
+def summarise(values: Mapping[str, Sequence[float] | np.ndarray | Tensor], seed: int = 0) -> dict[str, Interval]:
+    """Mean and interval of each measure over the faces for which it is defined; measures without any are dropped."""
+    finite = {key: np.asarray(numbers)[np.isfinite(np.asarray(numbers))] for key, numbers in values.items()}
+    return {key: metrics.bootstrap_interval(numbers, seed) for key, numbers in finite.items() if numbers.size}
+
+
+def differences(
+    values_a: Mapping[str, Sequence[float] | np.ndarray | Tensor],
+    values_b: Mapping[str, Sequence[float] | np.ndarray | Tensor],
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """`summarise` of a - b, face by face, for the measures that both have."""
+    common = [key for key in values_a if key in values_b]
+    return summarise({key: np.asarray(values_a[key]) - np.asarray(values_b[key]) for key in common}, seed)
+
+
+# ---------------------------------------------------------------- showing it
+
+
+def format_table(evaluation: Evaluation) -> str:
+    """The rows as plain text, a measure per line, a set of faces per column, with 95% intervals; then the notes."""
+    cells = [["", *(row.name for row in evaluation.rows)]]
+    for key, measure in MEASURES.items():
+        if any(key in row.values for row in evaluation.rows):
+            shown = [format_interval(row.values.get(key), measure.decimals) for row in evaluation.rows]
+            cells.append([f"{measure.title}, {measure.goal}", *shown])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    faces = f"{len(evaluation.faces)} face{'s' if len(evaluation.faces) != 1 else ''}, mean (95% interval over faces)"
+    return "\n".join([faces, *lines, *evaluation.notes])
+
+
+def format_interval(interval: Interval | None, decimals: int) -> str:
+    """ "mean (low to high)"; the mean alone where no interval can be told; "-" for nothing."""
+    if interval is None:
+        return "-"
+    if math.isnan(interval.low):
+        return f"{interval.mean:.{decimals}f}"
+    return f"{interval.mean:.{decimals}f} ({interval.low:.{decimals}f} to {interval.high:.{decimals}f})"
+
+
+def as_dict(evaluation: Evaluation) -> dict[str, object]:
+    """What JSON can hold of it: means and intervals per row, names of the faces, notes; null where undefined."""
+
+    def number(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    return {
+        "faces": [printable(face) for face in evaluation.faces],
+        "rows": {
+            row.name: {
+                key: {part: number(value) for part, value in interval._asdict().items()}
+                for key, interval in row.values.items()
+            }
+            for row in evaluation.rows
+        },
+        "notes": evaluation.notes,
+    }
+
+
+def write_csv(path: Path, evaluation: Evaluation) -> None:
+    """One line per face, a column per set and measure, empty where undefined. Raises OSError as `replace_atomically`."""
+    columns = [(name, key) for name, values in evaluation.per_face.items() for key in MEASURES if key in values]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["face", *(f"{name} {key}" for name, key in columns)])
+    for i, face in enumerate(evaluation.faces):
+        numbers = [float(evaluation.per_face[name][key][i]) for name, key in columns]
+        writer.writerow([_cell(face), *(f"{n:.6g}" if math.isfinite(n) else "" for n in numbers)])
+    replace_atomically(path, lambda temporary: temporary.write_text(text.getvalue(), encoding="utf-8"))
+
+
+# ---------------------------------------------------------------- parts
+
+
+def _match(folders: dict[str, Path]) -> tuple[dict[str, dict[str, Path]], list[str]]:
+    """Face -> folder's role -> path for the faces that every folder has, and a note on each folder's others."""
+    found = {
+        role: [(path.relative_to(folder), path) for path in list_images(folder)] for role, folder in folders.items()
+    }
+    stems = {role: Counter(_stem(relative) for relative, _ in paths) for role, paths in found.items()}
+    doubled = {stem for counts in stems.values() for stem, count in counts.items() if count > 1}
+
+    def key(relative: Path) -> str:
+        """a.jpg and a.png in one folder are told apart by their suffix, in every folder."""
+        stem = _stem(relative)
+        return stem + relative.suffix if stem in doubled else stem
+
+    keyed = {role: {key(relative): path for relative, path in paths} for role, paths in found.items()}
+    common = [face for face in keyed[RESTORED] if all(face in paths for paths in keyed.values())]
+    notes = []
+    for role, paths in keyed.items():
+        others = [face for face in paths if face not in set(common)]
+        if others:
+            named = ", ".join(printable(face) for face in others[:3]) + (", ..." if len(others) > 3 else "")
+            notes.append(f"{len(others)} of {len(paths)} in the {role} folder have no counterpart: {named}")
+    for note in notes:
+        log.warning("%s", note)
+    if not common:
+        named = " and ".join(printable(folder) for folder in folders.values())
+        raise ValueError(f"no file in {named} has the same name, suffix aside")
+    return {face: {role: paths[face] for role, paths in keyed.items()} for face in common}, notes
+
+
+def _stem(relative: Path) -> str:
+    """Relative path without suffix, the same whichever system wrote it."""
+    return unicodedata.normalize("NFC", relative.with_suffix("").as_posix())
+
+
+def _read(face: str, paths: dict[str, Path]) -> dict[str, Tensor]:
+    """Role -> (1, 3, H, W). Raises ValueError, in one line, if one cannot be read or the sizes differ."""
+    images = {role: read_image(path)[None] for role, path in paths.items()}
+    if len({image.shape for image in images.values()}) > 1:
+        sizes = ", ".join(f"{role} {image.shape[-1]} x {image.shape[-2]}" for role, image in images.items())
+        raise ValueError(f"{printable(face)}: sizes differ ({sizes} pixels)")
+    return images
+
+
+def _columns(faces: list[dict[str, float]]) -> dict[str, np.ndarray]:
+    """Measure -> one number per face; not a number for a face on which it could not be taken."""
+    keys = [key for key in MEASURES if any(key in numbers for numbers in faces)]
+    return {key: np.array([numbers.get(key, math.nan) for numbers in faces]) for key in keys}
+
+
+def _has_piq() -> bool:
+    return find_spec("piq") is not None
+
+
+def _cell(name: str) -> str:
+    """A file name for a spreadsheet, which would run what begins like a formula."""
+    name = printable(name)
+    return f"'{name}" if name.startswith(("=", "+", "-", "@")) else name

@@ -1,0 +1,64 @@
+"""The embedded face network: where are the five points, and is it a face at all?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+EMBEDDED = Path(__file__).resolve().parent.parent / "embedded" / "landmarks.safetensors"
+CROP = 64  # width of the standard crop of a face the network is looking at
+MARGIN = 16  # what it sees around that crop on each side: a window is 96 x 96
+WINDOW = CROP + 2 * MARGIN
+STRIDE = 16  # distance between neighbouring answers
+
+
+class LandmarkNet(nn.Module):
+    """Score and landmarks of the face whose standard crop nearly fills each 64 x 64 cell of a grey picture.
+
+    It is convolutional: on a 96 x 96 window the middle one of 3 x 3 cells is the answer, on a photo every cell is.
+    A cell answers for faces up to 10 pixels off its centre, 0.8 to 1.25 times its size, turned up to 30 degrees.
+    """
+
+    def __init__(self, widths: tuple[int, ...] = (24, 48, 64, 96, 96, 128), hidden: int = 96) -> None:
+        super().__init__()
+        strides, before, layers = (2, 2, 1, 2, 1, 2), 1, []
+        for width, stride in zip(widths, strides, strict=True):
+            layers += [nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.SiLU()]
+            before = width
+        self.features = nn.Sequential(*layers)
+        self.gather = nn.Sequential(nn.Conv2d(before, hidden, CROP // STRIDE), nn.SiLU())
+        self.answer = nn.Conv2d(hidden, 11, 1)
+
+    def forward(self, grey: Tensor) -> tuple[Tensor, Tensor]:
+        """grey: (B, 1, H, W) in [0, 1], H and W at least 64 -> face logits (B, h, w), landmarks (B, h, w, 5, 2).
+
+        h = (H - 64) // 16 + 1 if H is a multiple of 16; landmarks are x, y in pixels from the cell's centre, which lies
+        at 31.5 + 16 * column, 31.5 + 16 * row.
+        """
+        out = self.answer(self.gather(self.features(4 * grey - 2))).permute(0, 2, 3, 1)
+        return out[..., 0], out[..., 1:].unflatten(-1, (5, 2)) * CROP
+
+
+def to_grey(image: Tensor) -> Tensor:
+    """Luma of (..., 3, H, W) RGB -> (..., 1, H, W)."""
+    return (image * image.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(-3, keepdim=True)
+
+
+def load_landmark_net(path: Path = EMBEDDED, device: str | torch.device = "cpu") -> LandmarkNet:
+    """The embedded network in float32, for inference.
+
+    Raises FileNotFoundError if the file is missing and ValueError if it holds something else.
+    """
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: the embedded face network is missing; reinstall BFR Adapt")
+    net = LandmarkNet()
+    try:
+        net.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+    except Exception as error:  # safetensors and torch raise many kinds, all of which mean the same to the user
+        raise ValueError(f"{path}: not the embedded face network ({str(error).splitlines()[0]})") from error
+    return net.eval().requires_grad_(False).to(device)

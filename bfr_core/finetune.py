@@ -1,0 +1,345 @@
+"""Stage 2: tune a restorer on (damaged face, pseudo target) pairs. Source: arXiv:2410.04618, section 3.2.
+
+The loop is a straight line and depends on nothing but the pairs, the settings and the step: stopped at any moment and
+started again it ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .degradations import degrade
+from .draws import keyed_generator
+from .images import printable, replace_atomically
+from .losses import (
+    ImageLoss,
+    UNetDiscriminator,
+    discriminator_loss,
+    generator_loss,
+    pixel_loss,
+    texture_loss,
+)
+from .precision import Precision, autocast
+from .restorers import Restorer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Recipe of the fine-tuning; the defaults are the paper's for 512 x 512 restorers.
+
+    iterations: optimizer steps. minutes: stop after so many minutes of tuning, over all sessions of the run; 0 = never.
+    batch_size, micro_batch: faces per optimizer step and per pass through the network.
+    lr, lr_end: Adam's learning rate at the start and at the end of a cosine.
+    l1, perceptual, adversarial, texture: weights of the loss terms; a term of weight 0 is not computed. The authors
+    sum LPIPS over micro-batches of 4, which makes its weight 0.4 an image; here it is a mean, at the written weight.
+    anchor: faces a step, as a share of batch_size, on which the restorer is held to what the base makes of ordinary
+    blind damage, so that it stays good at what the base could do.
+    discriminator_features: width of the discriminator. ema: decay of the moving average that becomes the result.
+    held_out: share of the faces on which checkpoints are compared and which are never trained on.
+    judge_every: steps between comparisons. checkpoint_seconds: time between saved states.
+    """
+
+    iterations: int = 20_000
+    minutes: float = 0.0
+    batch_size: int = 16
+    micro_batch: int = 4
+    lr: float = 2e-5
+    lr_end: float = 5e-6
+    l1: float = 1.0
+    perceptual: float = 0.1
+    adversarial: float = 0.1
+    texture: float = 0.0
+    anchor: float = 0.0
+    discriminator_features: int = 64
+    ema: float = 0.995
+    held_out: float = 0.1
+    judge_every: int = 500
+    checkpoint_seconds: float = 300.0
+    seed: int = 0
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1:
+            raise ValueError(f"iterations is {self.iterations}; it must be 1 or more")
+        if self.minutes < 0:
+            raise ValueError(f"minutes is {self.minutes}; it must be 0 (no limit) or more")
+        if not 1 <= self.micro_batch <= self.batch_size:
+            raise ValueError(f"micro_batch is {self.micro_batch}; it must be 1 to batch_size = {self.batch_size}")
+        if not 0 <= self.anchor <= 1:
+            raise ValueError(f"anchor is {self.anchor}; it must be 0 to 1")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out is {self.held_out}; it must be 0 to less than 1")
+
+
+class Pairs(Protocol):
+    """Training pairs: item i is (lq, pseudo_target), each (3, S, S) RGB in [0, 1] on the CPU."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass
+class Progress:
+    """What `callback` sees after each step, and what remains of a finished tuning.
+
+    losses: (step, value) per term. held_out: (step, score) of the moving average on the faces kept back, lower is
+    better; its first entry is the base restorer's. best_step: the step whose weights are kept.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    best_step: int = 0
+    losses: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    held_out: list[tuple[int, float]] = field(default_factory=list)
+
+
+TuneCallback = Callable[[int, int, Progress], None]
+
+
+def finetune(
+    restorer: Restorer,
+    pairs: Pairs,
+    config: FinetuneConfig,
+    *,
+    checkpoint: Path | None = None,
+    fingerprint: str = "",
+    perceptual: ImageLoss | None = None,
+    callback: TuneCallback | None = None,
+) -> tuple[Restorer, Progress]:
+    """A copy of `restorer` tuned on `pairs`, and how it went; the weights are the best of the moving average.
+
+    checkpoint: file that training resumes from, if its `fingerprint` (of everything the pairs depend on) is this one.
+    perceptual: the term weighted by `config.perceptual`, required unless that is 0.
+    callback: (step, steps, progress) after every step; what it raises ends the tuning, after a checkpoint.
+    Raises ValueError if there are no pairs or the loss becomes NaN.
+    """
+    if not len(pairs):
+        raise ValueError("there are no faces to tune on")
+    if config.perceptual and perceptual is None:
+        raise ValueError("perceptual is above 0 but no network to measure it with was given")
+    device = restorer.device
+    train, held = split(len(pairs), config)
+    net = copy.deepcopy(restorer.module).train().requires_grad_(True)
+    ema = copy.deepcopy(net).eval().requires_grad_(False)
+    optimizer = torch.optim.Adam(net.parameters(), config.lr)
+    critic: nn.Module | None = None
+    critic_optimizer: torch.optim.Optimizer | None = None
+    if config.adversarial:
+        critic = _seeded(config.seed, lambda: UNetDiscriminator(config.discriminator_features)).to(device)
+        critic_optimizer = torch.optim.Adam(critic.parameters(), config.lr, betas=(0.9, 0.99))
+    progress = Progress()
+    best = _weights(ema)
+    modules = {"net": net, "ema": ema, "optimizer": optimizer, "critic": critic, "critic_optimizer": critic_optimizer}
+
+    if checkpoint and checkpoint.exists():
+        state = _read_checkpoint(checkpoint)
+        if state["fingerprint"] == fingerprint:
+            for name, part in modules.items():
+                if part is not None:
+                    part.load_state_dict(state[name])
+            progress = _progress(state["progress"])
+            best = state["best"]
+            log.info("resumed at step %d after %.1f minutes of tuning", progress.step, progress.seconds / 60)
+        else:
+            log.info("faces, targets or settings changed since the checkpoint; tuning starts anew")
+
+    def save() -> None:
+        if checkpoint is None:
+            return
+        state = {name: part.state_dict() for name, part in modules.items() if part is not None}
+        state |= {"fingerprint": fingerprint, "progress": asdict(progress), "best": best}
+        replace_atomically(checkpoint, lambda part: torch.save(state, part))
+
+    def judge() -> None:
+        nonlocal best
+        if held:
+            progress.held_out.append((progress.step, held_out_score(ema, pairs, held, config, device)))
+        if not held or progress.held_out[-1][1] <= min(value for _, value in progress.held_out):
+            best, progress.best_step = _weights(ema), progress.step
+
+    if progress.step == 0:
+        judge()
+    saved = started = time.monotonic()
+    earlier = progress.seconds
+    between_steps = True
+    try:
+        while (done := fraction_done(progress, config)) < 1:
+            for group in optimizer.param_groups + (critic_optimizer.param_groups if critic_optimizer else []):
+                group["lr"] = cosine(config.lr, config.lr_end, done)
+            sums: dict[str, float] = {}
+            optimizer.zero_grad()
+            if critic_optimizer:
+                critic_optimizer.zero_grad()
+            for lq, target in micro_batches(pairs, train, progress.step, config):
+                share = len(lq) / config.batch_size
+                lq, target = lq.to(device), target.to(device)
+                with autocast(device, config.precision):
+                    restored = _forward(restorer, net, lq)
+                    terms = image_terms(restored.float(), target, config, perceptual)
+                    if critic is not None:
+                        critic.requires_grad_(False)
+                        terms["adversarial"] = generator_loss(critic(restored).float())
+                        critic.requires_grad_(True)
+                    loss = torch.stack([getattr(config, name) * value for name, value in terms.items()]).sum()
+                (loss * share).backward()
+                if critic is not None:
+                    with autocast(device, config.precision):
+                        critic_loss = discriminator_loss(critic(target).float(), critic(restored.detach()).float())
+                    (critic_loss * share).backward()
+                    terms["discriminator"] = critic_loss
+                for name, value in terms.items():
+                    sums[name] = sums.get(name, 0.0) + float(value.detach()) * share
+            if config.anchor:
+                lq, wanted = anchor_batch(restorer, pairs, train, progress.step, config)
+                with autocast(device, config.precision):
+                    terms = image_terms(_forward(restorer, net, lq).float(), wanted, config, None)
+                    loss = torch.stack([getattr(config, name) * value for name, value in terms.items()]).sum()
+                (loss * len(lq) / config.batch_size).backward()
+                sums["anchor"] = float(loss.detach())
+            if not all(map(math.isfinite, sums.values())):
+                raise ValueError(f"the loss became NaN at step {progress.step}; try a lower lr or precision float32")
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            between_steps = False  # from here to the end of the step the state is of two steps at once
+            optimizer.step()
+            if critic_optimizer:
+                critic_optimizer.step()
+            progress.step += 1
+            average_into(ema, net, min(config.ema, (1 + progress.step) / (10 + progress.step)))
+            for name, value in sums.items():
+                progress.losses.setdefault(name, []).append((progress.step, value))
+            progress.seconds = earlier + time.monotonic() - started
+            if progress.step % config.judge_every == 0 or fraction_done(progress, config) >= 1:
+                judge()
+            between_steps = True
+            if callback:
+                callback(progress.step, config.iterations, progress)
+            if time.monotonic() - saved > config.checkpoint_seconds:
+                save()
+                saved = time.monotonic()
+    finally:
+        if between_steps:
+            save()
+    ema.load_state_dict(best)
+    return replace(restorer, module=ema), progress
+
+
+def split(count: int, config: FinetuneConfig) -> tuple[list[int], list[int]]:
+    """Indices to train on and indices held out; fewer than 8 faces are all trained on."""
+    order = torch.randperm(count, generator=keyed_generator(config.seed, "split")).tolist()
+    held = round(config.held_out * count) if count >= 8 else 0
+    return sorted(order[held:]), sorted(order[:held])
+
+
+def micro_batches(pairs: Pairs, train: list[int], step: int, config: FinetuneConfig):
+    """The (lq, pseudo_target) batches of one optimizer step, mirrored at random; fixed by the seed and the step."""
+    first = step * config.batch_size
+    chosen, flips = [], []
+    for position in range(first, first + config.batch_size):
+        epoch, place = divmod(position, len(train))
+        generator = keyed_generator(config.seed, "epoch", epoch)
+        chosen.append(train[int(torch.randperm(len(train), generator=generator)[place])])
+        flips.append(bool(torch.rand(len(train), generator=generator)[place] < 0.5))
+    for i in range(0, config.batch_size, config.micro_batch):
+        some = [pairs[j] for j in chosen[i : i + config.micro_batch]]
+        mirrored = flips[i : i + config.micro_batch]
+        yield tuple(
+            torch.stack([x.flip(-1) if flip else x for x, flip in zip(images, mirrored, strict=True)])
+            for images in zip(*some, strict=True)
+        )
+
+
+@torch.no_grad()
+def anchor_batch(
+    restorer: Restorer, pairs: Pairs, train: list[int], step: int, config: FinetuneConfig
+) -> tuple[Tensor, Tensor]:
+    """Pseudo targets under ordinary blind damage, and what the base restorer makes of them."""
+    generator = keyed_generator(config.seed, "anchor", step)
+    count = max(1, round(config.anchor * config.batch_size))
+    chosen = torch.randint(len(train), (count,), generator=generator).tolist()
+    clean = torch.stack([pairs[train[i]][1] for i in chosen])
+    lq = degrade(clean, "blind", generator).lq.to(restorer.device)
+    with autocast(restorer.device, config.precision):
+        return lq, restorer(lq).float().clamp(0, 1)
+
+
+def image_terms(restored: Tensor, target: Tensor, config: FinetuneConfig, perceptual: ImageLoss | None) -> dict[str, Tensor]:
+    """The terms of the loss that compare images, unweighted, by the name of their weight in the settings."""
+    terms = {"l1": pixel_loss(restored, target)}
+    if config.texture:
+        terms["texture"] = texture_loss(restored, target)
+    if config.perceptual and perceptual is not None:
+        terms["perceptual"] = perceptual(restored, target)
+    return terms
+
+
+@torch.no_grad()
+def held_out_score(module: nn.Module, pairs: Pairs, held: list[int], config: FinetuneConfig, device: torch.device) -> float:
+    """Mean pixel and texture loss on the held-out pairs, lower is better."""
+    scores = []
+    for index in held:
+        lq, target = (x[None].to(device) for x in pairs[index])
+        with autocast(device, config.precision):
+            restored = module(lq).float().clamp(0, 1)
+        scores.append(float(config.l1 * pixel_loss(restored, target) + config.texture * texture_loss(restored, target)))
+    return sum(scores) / len(scores)
+
+
+def fraction_done(progress: Progress, config: FinetuneConfig) -> float:
+    """0 at the start, 1 when the steps or the minutes are used up."""
+    by_steps = progress.step / config.iterations
+    return max(by_steps, progress.seconds / (60 * config.minutes)) if config.minutes else by_steps
+
+
+def cosine(start: float, end: float, done: float) -> float:
+    """Cosine from `start` at done = 0 to `end` at done = 1. Source: arXiv:1608.03983, eq. 5."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+@torch.no_grad()
+def average_into(ema: nn.Module, net: nn.Module, decay: float) -> None:
+    """ema <- decay ema + (1 - decay) net; buffers that are not numbers with a fraction are copied."""
+    for kept, new in zip(ema.state_dict().values(), net.state_dict().values(), strict=True):
+        if kept.is_floating_point():
+            kept.lerp_(new, 1 - decay)
+        else:
+            kept.copy_(new)
+
+
+def _forward(restorer: Restorer, net: nn.Module, lq: Tensor) -> Tensor:
+    return replace(restorer, module=net)(lq)
+
+
+def _seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+    """`make()` with torch's global generator seeded for its duration only."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    return {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+
+def _progress(state: dict[str, Any]) -> Progress:
+    pairs = {k: [tuple(p) for p in v] for k, v in state["losses"].items()}
+    return Progress(**{**state, "losses": pairs, "held_out": [tuple(p) for p in state["held_out"]]})
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds; all mean that the file is not a checkpoint of ours
+        raise ValueError(f"{printable(path)}: not a readable checkpoint; delete it to tune anew") from error

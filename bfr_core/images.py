@@ -1,0 +1,497 @@
+"""Photos on disk: find them, read them upright in RGB, write them back whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import stat
+import time
+import unicodedata
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO, FileIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+IMAGE_SUFFIXES = frozenset(FORMATS)
+
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Tags that describe the photo and not how a file lays it out: description, camera, resolution, software, date, artist,
+# copyright, the Exif and GPS blocks, and the titles that Windows writes.
+_EXIF_BLOCKS = (0x8769, 0x8825)
+_EXIF_KEPT = {0x010E, 0x010F, 0x0110, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x8298, *_EXIF_BLOCKS}
+_EXIF_KEPT |= set(range(0x9C9B, 0x9CA0))
+_JPEG_EXIF_BYTES = 65000  # one JPEG segment, less its header
+_NAME_BYTES = 180  # leaves room for a face number and a suffix in the 255 bytes that file systems allow
+_WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """A photo as it is worked on, with what its file held besides pixels.
+
+    pixels: (3, H, W) float32 RGB in [0, 1], already upright. alpha: (1, H, W) in [0, 1], or None.
+    grey: R = G = B in every pixel of the source. mode: "L" if the file itself was grey, else "RGB".
+    icc: the profile that `pixels` are in, None meaning sRGB. exif: without orientation and thumbnail.
+    format: what the file was ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"). text: PNG key -> text. dpi: x, y.
+    """
+
+    pixels: Tensor
+    alpha: Tensor | None = None
+    grey: bool = False
+    icc: bytes | None = None
+    exif: bytes | None = None
+    format: str = "PNG"
+    mode: str = "RGB"
+    text: dict[str, str] = field(default_factory=dict)
+    dpi: tuple[float, float] | None = None
+
+
+def to_signed(x: Tensor) -> Tensor:
+    """[0, 1] -> [-1, 1]."""
+    return x * 2 - 1
+
+
+def to_unit(x: Tensor) -> Tensor:
+    """[-1, 1] -> [0, 1], clamped."""
+    return ((x + 1) / 2).clamp(0, 1)
+
+
+def printable(name: str | Path) -> str:
+    """`name` on one line: line breaks, control and direction characters and undecodable bytes are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
+
+
+# ---------------------------------------------------------------- finding and naming
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Every image file under `folder`, sorted by relative path; names and folders that start with a dot are skipped.
+
+    Whatever has an image suffix is listed, readable or not, so that each one is answered for. Links to folders are
+    not followed. Raises FileNotFoundError if there is no such folder, ValueError if it is a file or has no images.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        raise FileNotFoundError(f"{printable(folder)}: no such folder")
+    if not folder.is_dir():
+        raise ValueError(f"{printable(folder)}: is a file; give the folder that holds it")
+    found = []
+    for parent, folders, files in os.walk(folder, onerror=_log_unlisted):
+        for name in folders:
+            if not name.startswith(".") and os.path.islink(os.path.join(parent, name)):
+                log.warning("%s: link to a folder, not followed", printable(name))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            Path(parent, name) for name in files if Path(name).suffix.lower() in FORMATS and not name.startswith(".")
+        ]
+    if not found:
+        raise ValueError(f"{printable(folder)}: holds no images ({', '.join(sorted(FORMATS))})")
+    return sorted(found, key=lambda path: path.relative_to(folder).parts)
+
+
+def photo_name(relative: Path) -> str:
+    """A file name, without suffix, that says where in a folder a photo lies and is safe on every system.
+
+    Separators become "__"; what is not a letter, a digit or one of " ._-()" is percent-encoded, as are the underscores
+    that could be taken for a separator. Paths that differ in more than their suffix get different names; for a whole
+    folder, where suffixes and case may collide, use `photo_names`.
+    """
+    parts = [*relative.parts[:-1], relative.stem]
+    encoded = []
+    for i, part in enumerate(parts):
+        safe = re.sub("_{2,}", lambda run: "%5F" * len(run[0]), _percent(part))
+        if i > 0:
+            safe = re.sub("^_", "%5F", safe)
+        if i < len(parts) - 1:
+            safe = re.sub("_$", "%5F", safe)
+        encoded.append(safe)
+    name = "__".join(encoded)
+    if name.startswith(".") or _WINDOWS_DEVICES.match(name):
+        name = f"%{ord(name[0]):02X}{name[1:]}"
+    if len(name.encode()) > _NAME_BYTES:
+        name = name.encode()[: _NAME_BYTES - 20].decode(errors="ignore") + "~" + _digest(relative)
+    return name
+
+
+def photo_names(relatives: Sequence[Path]) -> list[str]:
+    """`photo_name` of each path where that is unique whatever the case, else with the suffix added ("a_jpg").
+
+    Different paths never share a name, on disks that ignore case as well. The same path given twice keeps one name.
+    """
+    plain = {path: photo_name(path) for path in relatives}
+    counts = Counter(_disk_key(name) for name in plain.values())
+    names = {path: name for path, name in plain.items() if counts[_disk_key(name)] == 1}
+    taken = {_disk_key(name) for name in names.values()}
+    longer = {path: f"{plain[path]}_{_percent(path.suffix[1:])}" for path in plain if path not in names}
+    counts = Counter(_disk_key(name) for name in longer.values())
+    for path, name in longer.items():
+        unique = counts[_disk_key(name)] == 1 and _disk_key(name) not in taken
+        names[path] = name if unique else f"{name}~{_digest(path)}"
+    return [names[path] for path in relatives]
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_photo(path: Path, max_pixels: int = 200_000_000) -> Photo:
+    """The photo in `path`: upright, RGB, with its alpha, profile, EXIF and texts.
+
+    CMYK, Lab and grey with a profile of its own become sRGB; of an animation the first frame is taken.
+    Raises ValueError, in one line that starts with the file's name, for whatever cannot be read completely.
+    """
+    path = Path(path)
+    name = printable(path.name)
+    try:
+        # A pipe or device would be waited on for ever.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("is a folder" if path.is_dir() else "is not an ordinary file")
+        with _WholeFile(path) as file:
+            image = _open(file)
+            if image.width * image.height > max_pixels:
+                raise ValueError(
+                    f"has {image.width} x {image.height} pixels, more than the {max_pixels:,} allowed; shrink it first"
+                )
+            file.complete = True
+            image.load()
+            return _photo(image, name)
+    except Exception as error:  # decoders raise almost anything on a broken file; none of it may look like success
+        raise ValueError(f"{name}: {_reason(error)}") from error
+
+
+def read_image(path: Path) -> Tensor:
+    """The pixels of `read_photo`: (3, H, W) float32 RGB in [0, 1]."""
+    return read_photo(path).pixels
+
+
+class _WholeFile(FileIO):
+    """A file that fails when read past its end while `complete` is set.
+
+    Pillow fills what is missing from a cut file with grey if any code in the process has set LOAD_TRUNCATED_IMAGES.
+    """
+
+    complete = False
+
+    def read(self, size: int | None = -1) -> bytes:
+        got = super().read(-1 if size is None else size) or b""
+        if self.complete and not got and size:
+            raise OSError("is cut short")
+        return got
+
+
+def _open(file: _WholeFile) -> Image.Image:
+    """The image in `file`, not yet decoded, chosen by content and among few formats.
+
+    The formats' own classes are called because Image.open warns or refuses by a limit that is global to the process.
+    """
+    head = file.read(16)
+    file.seek(0)
+    if not head:
+        raise ValueError("is empty")
+    if head.startswith(b"\xff\xd8\xff"):
+        return JpegImagePlugin.jpeg_factory(file)
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return PngImagePlugin.PngImageFile(file)
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return WebPImagePlugin.WebPImageFile(file)
+    if head.startswith(b"BM"):
+        return BmpImagePlugin.BmpImageFile(file)
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return TiffImagePlugin.TiffImageFile(file)
+    if head.startswith(b"GIF8"):
+        return GifImagePlugin.GifImageFile(file)
+    raise ValueError("is not a JPEG, PNG, WebP, BMP, TIFF or GIF picture, whatever its name says")
+
+
+def _photo(image: Image.Image, name: str) -> Photo:
+    """The decoded `image` as a Photo."""
+    file_format = "JPEG" if image.format == "MPO" else image.format or ""
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        log.warning("%s: holds several pictures; only the first is used", name)
+    text = getattr(image, "text", {}) if file_format == "PNG" else {}
+    dpi = image.info.get("dpi")
+    orientation, exif = _exif(image, name)
+    if file_format == "TIFF":
+        orientation = 1  # Pillow turns TIFF pictures itself as it decodes them
+    icc = image.info.get("icc_profile") or None
+    if orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[orientation])
+
+    mode, alpha = "RGB", None
+    if image.mode.startswith(("I", "F")):
+        mode, icc = "L", None
+        pixels = _deep_grey(image).expand(3, -1, -1).contiguous()
+    else:
+        if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+            image = image.convert("RGBA" if image.mode not in ("LA", "La") else "LA")
+            alpha = _plane(image.getchannel("A"))[None]
+        if image.mode in ("1", "L", "LA"):
+            mode, image = "L", image.convert("L")
+        image, icc = _in_rgb(image, icc, name)
+        if icc:  # an RGB profile can only describe a file in RGB
+            mode = "RGB"
+        pixels = torch.empty(3, image.height, image.width)
+        for i in range(3):
+            pixels[i] = _plane(image.getchannel(i))
+    grey = bool(torch.equal(pixels[0], pixels[1]) and torch.equal(pixels[1], pixels[2]))
+    return Photo(
+        pixels=pixels,
+        alpha=alpha,
+        grey=grey,
+        icc=icc,
+        exif=exif,
+        format=file_format,
+        mode=mode,
+        text={str(key): str(value) for key, value in text.items() if key != "XML:com.adobe.xmp"},
+        dpi=(float(dpi[0]), float(dpi[1])) if dpi and min(dpi) > 0 else None,
+    )
+
+
+def _in_rgb(image: Image.Image, icc: bytes | None, name: str) -> tuple[Image.Image, bytes | None]:
+    """`image` (any 8-bit mode) in RGB, and the profile those pixels are then in (None: sRGB)."""
+    space = icc[16:20] if icc else b""
+    if space == b"RGB " and image.mode not in ("CMYK", "LAB"):
+        return image.convert("RGB"), icc
+    fits = {"CMYK": b"CMYK", "L": b"GRAY", "LAB": b"Lab "}.get(image.mode) == space
+    if image.mode == "LAB":
+        return _to_srgb(image, icc if fits else None), None
+    if icc and fits:
+        try:
+            return _to_srgb(image, icc), None
+        except (ImportError, OSError) as error:
+            log.warning("%s: its colour profile cannot be used (%s); converted without", name, printable(str(error)))
+    elif icc:
+        log.warning("%s: its colour profile does not fit its pixels; dropped", name)
+    return image.convert("RGB"), None
+
+
+def _to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
+    """`image` in the colours of profile `icc` (None: Lab) as sRGB. Raises ImportError, or OSError for a bad profile."""
+    from PIL import ImageCms
+
+    try:
+        source = ImageCms.ImageCmsProfile(BytesIO(icc)) if icc else ImageCms.createProfile("LAB")
+        target = ImageCms.createProfile("sRGB")
+        transform = ImageCms.buildTransform(source, target, image.mode, "RGB", ImageCms.Intent.PERCEPTUAL)
+        return transform.apply(image)
+    except (ImageCms.PyCMSError, ValueError) as error:
+        raise OSError(str(error)) from error
+
+
+def _deep_grey(image: Image.Image) -> Tensor:
+    """Grey of 16 or 32 bits, or float, as (H, W) float32 in [0, 1]; the full scale is told from format or values."""
+    values = np.asarray(image).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError("holds values that are not finite numbers")
+    top = float(values.max())
+    if image.mode.startswith("I;16") or image.format == "PNG":
+        scale = 65535.0
+    else:
+        scale = next((s for s in (1.0, 255.0, 65535.0) if top <= s and (s > 1 or image.mode == "F")), 2.0**31 - 1)
+    return torch.from_numpy(np.clip(values / scale, 0, 1))
+
+
+def _plane(channel: Image.Image) -> Tensor:
+    """One 8-bit channel as (H, W) float32 in [0, 1]."""
+    return torch.from_numpy(np.array(channel)).float().div_(255)
+
+
+def _exif(image: Image.Image, name: str) -> tuple[int, bytes | None]:
+    """Orientation 1...8, and the EXIF that stays true of the upright photo (no orientation, no thumbnail)."""
+    orientation = 1
+    try:
+        exif = image.getexif()
+        orientation = exif.get(_ORIENTATION, 1)
+        kept = Image.Exif()
+        for tag in _EXIF_KEPT & set(exif):
+            kept[tag] = exif.get_ifd(tag) if tag in _EXIF_BLOCKS else exif[tag]
+        if len(kept):
+            kept[_ORIENTATION] = 1
+        return orientation, kept.tobytes() if len(kept) else None
+    except Exception as error:  # noqa: BLE001 - anything can be in there, and none of it is worth losing the photo for
+        log.warning("%s: its EXIF is damaged and is left out (%s)", name, printable(str(error)))
+        return orientation, None
+
+
+def _reason(error: Exception) -> str:
+    """Why a file could not be read, on one line."""
+    if isinstance(error, MemoryError):
+        return "needs more memory than there is; shrink it first"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read ({error.strerror})"
+    if type(error) is ValueError or "cut short" in str(error):
+        return printable(str(error))
+    return f"is damaged or of an unknown kind ({printable(str(error)) or type(error).__name__})"
+
+
+# ---------------------------------------------------------------- writing
+
+
+def write_photo(path: Path, photo: Photo) -> None:
+    """Write `photo` in the format of the suffix of `path`, keeping profile, EXIF, alpha and texts where it can.
+
+    8 bits a channel; JPEG at quality 95 without chroma subsampling; grey only if the source file was grey and
+    the pixels still are. Raises ValueError for a picture that the format cannot hold, OSError as `replace_atomically`.
+    """
+    path = Path(path)
+    name = printable(path.name)
+    file_format = FORMATS.get(path.suffix.lower())
+    if file_format is None:
+        raise ValueError(f"{name}: unknown image format; use one of {', '.join(sorted(FORMATS))}")
+    image = _to_pillow(photo, name)
+    if file_format in ("JPEG", "BMP") and image.mode in ("LA", "RGBA"):
+        log.warning("%s: %s has no transparency; it is left out", name, file_format)
+        image = image.convert(image.mode[:-1])
+    by_format: dict[str, dict[str, object]] = {
+        "JPEG": {"quality": 95, "subsampling": 0},
+        "WEBP": {"quality": 95, "method": 4},
+        "TIFF": {"compression": "raw" if photo.exif else "tiff_adobe_deflate"},  # Pillow has no EXIF in compressed TIFF
+    }
+    options = by_format.get(file_format, {})
+    if photo.icc and file_format != "BMP" and image.mode in ("RGB", "RGBA"):
+        options["icc_profile"] = photo.icc
+    if photo.exif and file_format == "JPEG" and len(photo.exif) > _JPEG_EXIF_BYTES:
+        log.warning("%s: its EXIF is larger than a JPEG can hold; it is left out", name)
+    elif photo.exif and file_format != "BMP":
+        options["exif"] = photo.exif
+    if photo.dpi and file_format != "WEBP":
+        options["dpi"] = photo.dpi
+    if photo.text and file_format == "PNG":
+        options["pnginfo"] = _png_text(photo.text)
+    encoded = BytesIO()  # so that the disk's errors come from one plain write, with their reason
+    try:
+        image.save(encoded, file_format, **options)
+    except (OSError, ValueError, OverflowError, RuntimeError) as error:
+        size = f"{image.width} x {image.height} pixels"
+        raise ValueError(f"{name}: cannot be written as {file_format} with {size} ({printable(str(error))})") from error
+    replace_atomically(path, lambda temporary: _write_bytes(temporary, encoded))
+
+
+def write_image(path: Path, pixels: Tensor) -> None:
+    """Write `pixels` (3, H, W) float RGB in [0, 1] as 8-bit sRGB; format and errors as in `write_photo`."""
+    write_photo(path, Photo(pixels))
+
+
+def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a temporary file beside `path`, then move it there: readers see the old file or the new one.
+
+    Missing folders are made. When anything fails the temporary file is removed and an older `path` is as it was.
+    Raises OSError, in one line that names the folder, when the disk refuses; what else `write` raises passes through.
+    """
+    path = Path(path)
+    temporary = path.parent / f".{uuid.uuid4().hex[:12]}.part{path.suffix}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        _replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        line = f"cannot write {printable(path.name)} in {printable(path.parent)}: {printable(reason)}"
+        clear = OSError(f"{line}; free space there or choose another folder")
+        clear.errno = error.errno
+        raise clear from error
+    finally:
+        with contextlib.suppress(OSError):  # already moved, or the folder itself is not there
+            temporary.unlink()
+
+
+def _replace(source: Path, target: Path, attempts: int = 8) -> None:
+    """os.replace, waiting up to three seconds for a virus scanner or viewer that holds the file open on Windows."""
+    for attempt in range(attempts):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if attempt == attempts - 1:
+                raise
+            time.sleep(0.025 * 2**attempt)
+
+
+def _write_bytes(path: Path, content: BytesIO) -> None:
+    with open(path, "wb") as file:
+        file.write(content.getbuffer())
+
+
+def _to_pillow(photo: Photo, name: str) -> Image.Image:
+    """An 8-bit image in mode L, LA, RGB or RGBA."""
+    pixels = photo.pixels.detach().cpu()
+    if pixels.ndim != 3 or pixels.shape[0] != 3 or 0 in pixels.shape:
+        raise ValueError(f"{name}: pixels must be (3, H, W), not {tuple(pixels.shape)}")
+    planes = [_to_uint8(plane, name) for plane in pixels]
+    if photo.mode == "L" and all(np.array_equal(planes[0], plane) for plane in planes[1:]):
+        planes = planes[:1]
+    if photo.alpha is not None:
+        planes.append(_to_uint8(photo.alpha.detach().cpu()[0], name))
+    mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[len(planes)]
+    return Image.merge(mode, [Image.fromarray(plane) for plane in planes])
+
+
+def _to_uint8(plane: Tensor, name: str) -> np.ndarray:
+    if not torch.isfinite(plane).all():
+        raise ValueError(f"{name}: the picture holds values that are not finite numbers; it is not written")
+    return plane.float().clamp(0, 1).mul(255).round_().to(torch.uint8).numpy()
+
+
+def _png_text(text: dict[str, str]) -> PngImagePlugin.PngInfo:
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in text.items():
+        try:
+            value.encode("latin-1")
+            chunks.add_text(key, value)
+        except UnicodeEncodeError:
+            chunks.add_itxt(key, value)
+    return chunks
+
+
+# ---------------------------------------------------------------- names
+
+
+def _percent(part: str) -> str:
+    def encode(c: str) -> str:
+        return "".join(f"%{byte:02X}" for byte in c.encode("utf-8", "surrogatepass"))
+
+    return "".join(c if c.isalnum() or c in " ._-()" else encode(c) for c in part)
+
+
+def _digest(relative: Path) -> str:
+    return hashlib.sha256(relative.as_posix().encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _disk_key(name: str) -> str:
+    """Equal for names that are one file where the disk ignores case or how accents are composed."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _log_unlisted(error: OSError) -> None:
+    log.warning("%s: folder cannot be listed (%s)", printable(error.filename or ""), error.strerror)

@@ -1,0 +1,208 @@
+"""A diffusion prior of faces behind one interface: (x_t, t) -> noise and learned variance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .checkpoints import load_tensors, sha256_of
+from .schedule import linear_alpha_bar
+from .unet import UNet
+
+EMBEDDED = Path(__file__).parent / "embedded" / "prior128"
+MAX_CHANNELS = 8192
+FEATURE_TIMESTEP = 20  # nearly clean: the level at which clean images are compared in the prior's encoder
+
+
+class Prior(nn.Module):
+    """A network that tells noise from face.
+
+    alpha_bar: (T,) float64, noise levels of the base indices 0 ... T-1.
+    prediction: what the network predicts, "epsilon", "v_prediction" or "sample", in diffusers' terms.
+    patch: p > 1 if the network sees p x p pixels as channels.
+    size: side in pixels of the images it was trained on. name, sha256, licence: of the file, for the record.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        encode: Callable[[Tensor, Tensor], list[Tensor]],
+        alpha_bar: Tensor,
+        *,
+        prediction: str = "epsilon",
+        patch: int = 1,
+        size: int,
+        name: str,
+        sha256: str = "",
+        licence: str = "unknown",
+    ) -> None:
+        super().__init__()
+        if prediction not in ("epsilon", "v_prediction", "sample"):
+            raise ValueError(f"{name}: prediction_type is {prediction!r}; known are epsilon, v_prediction and sample")
+        self.network = network.eval().requires_grad_(False)
+        self._encode = encode
+        self.alpha_bar = alpha_bar
+        self.prediction, self.patch, self.size = prediction, patch, size
+        self.name, self.sha256, self.licence = name, sha256, licence
+
+    def forward(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Noise in `x_t`, and the variance channels in [-1, 1] or None.
+
+        x_t: (B, 3, H, W) float, signed images noised to level t; t: (B,) long, base indices 0 ... T-1.
+        """
+        out = self.network(F.pixel_unshuffle(x_t, self.patch), t).float()
+        out, *variance = out.split(3 * self.patch**2, 1)
+        out = F.pixel_shuffle(out, self.patch)
+        alpha_bar = self.alpha_bar.to(t.device)[t].to(x_t.dtype).view(-1, 1, 1, 1)
+        signal, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        if self.prediction == "v_prediction":  # arXiv:2202.00512, section 4
+            out = signal * out + sigma * x_t
+        elif self.prediction == "sample":
+            out = (x_t - signal * out) / sigma
+        return out, F.pixel_shuffle(variance[0], self.patch) if variance else None
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """Encoder features of clean images (B, 3, H, W) in [-1, 1], finest first; differentiable."""
+        t = torch.full((len(image),), FEATURE_TIMESTEP, device=image.device)
+        return self._encode(F.pixel_unshuffle(image, self.patch), t)
+
+
+def load_prior(name_or_path: str | Path = "embedded") -> Prior:
+    """The prior in a diffusers folder, or in a guided-diffusion .pth or .safetensors file, on the CPU.
+
+    "embedded" is the 128 x 128 prior that ships with this project. Raises FileNotFoundError, or ValueError when the
+    file is damaged or not a face prior.
+    """
+    path = EMBEDDED if str(name_or_path) == "embedded" else Path(name_or_path)
+    if path.is_dir():
+        return _load_diffusers(path)
+    if path.is_file():
+        return _load_guided_diffusion(path)
+    raise FileNotFoundError(f"prior {name_or_path}: no such file or folder ('embedded' is the one that ships)")
+
+
+def _load_guided_diffusion(path: Path) -> Prior:
+    state, metadata = load_tensors(path)
+    state = {k.removeprefix("unet."): v.float() for k, v in state.items() if _is_unet_key(k.removeprefix("unet."))}
+    sidecar = path.with_suffix(".json")
+    settings = json.loads(metadata["unet"]) if "unet" in metadata else _read_json(sidecar) if sidecar.exists() else {}
+    if not {"input_blocks.0.0.weight", "time_embed.0.weight", "out.2.weight"} <= set(state):
+        raise ValueError(f"{path.name}: no guided-diffusion U-Net in this file")
+    if max(max(v.shape, default=0) for v in state.values()) > MAX_CHANNELS * 4:
+        raise ValueError(f"{path.name}: layers of absurd size")
+    try:
+        network = UNet(state, settings)
+    except (RuntimeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path.name}: its U-Net cannot be rebuilt ({reason})") from None
+    return Prior(
+        network,
+        network.encode,
+        linear_alpha_bar(),
+        size=int(settings.get("image_size", 512)),
+        name=path.name,
+        sha256=sha256_of(path),
+        licence=metadata.get("licence", "unknown"),
+    )
+
+
+def _is_unet_key(key: str) -> bool:
+    return key.split(".")[0] in ("time_embed", "input_blocks", "middle_block", "output_blocks", "out")
+
+
+def _load_diffusers(folder: Path) -> Prior:
+    from diffusers import UNet2DModel
+
+    inner = folder / "unet" if (folder / "unet" / "config.json").exists() else folder
+    config = _read_json(inner / "config.json")
+    if config.get("_class_name") != "UNet2DModel":
+        raise ValueError(f"{folder.name}: config.json describes {config.get('_class_name')!r}, not a UNet2DModel")
+    scheduler_file = next(
+        (f for f in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json") if f.exists()), None
+    )
+    scheduler = _read_json(scheduler_file) if scheduler_file else {}
+    weights = next((f for f in sorted(inner.glob("diffusion_pytorch_model.*")) if f.suffix in (".safetensors", ".bin")), None)
+    if weights is None:
+        raise FileNotFoundError(f"{folder}: no diffusion_pytorch_model.safetensors in it")
+    state, metadata = load_tensors(weights)
+    if max(config.get("block_out_channels") or [0]) > MAX_CHANNELS:
+        raise ValueError(f"{folder.name}: layers of absurd size")
+    try:
+        network = UNet2DModel.from_config({k: v for k, v in config.items() if not k.startswith("_")})
+        network.load_state_dict({k: v.float() for k, v in state.items()})
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{folder.name}: weights do not fit its config.json ({reason})") from None
+    patch = round((config["in_channels"] / 3) ** 0.5)
+    if 3 * patch**2 != config["in_channels"]:
+        raise ValueError(f"{folder.name}: in_channels is {config['in_channels']}; a prior of RGB patches has 3 p^2")
+    return Prior(
+        _Sample(network),
+        lambda x, t: _encode_diffusers(network, x, t),
+        alpha_bar_of(scheduler),
+        prediction=scheduler.get("prediction_type", "epsilon"),
+        patch=patch,
+        size=int(config.get("sample_size") or 64) * patch,
+        name=folder.name,
+        sha256=sha256_of(weights),
+        licence=metadata.get("licence", "unknown"),
+    )
+
+
+class _Sample(nn.Module):
+    """A UNet2DModel that returns its tensor."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.network(x, t, return_dict=False)[0]
+
+
+def _encode_diffusers(network: Any, x: Tensor, t: Tensor) -> list[Tensor]:
+    """The down path of UNet2DModel.forward."""
+    if network.config.center_input_sample:
+        x = 2 * x - 1
+    emb = network.time_embedding(network.time_proj(t).to(x.dtype))
+    x = network.conv_in(x)
+    features = [x]
+    for block in network.down_blocks:
+        x, skips = block(hidden_states=x, temb=emb)
+        features += list(skips)
+    return features
+
+
+def alpha_bar_of(scheduler: Mapping[str, Any]) -> Tensor:
+    """alpha_bar of a diffusers scheduler config, (T,) float64; linear 1e-4 ... 0.02 over 1,000 where it is silent."""
+    kind = scheduler.get("beta_schedule", "linear")
+    steps = int(scheduler.get("num_train_timesteps", 1000))
+    first, last = float(scheduler.get("beta_start", 1e-4)), float(scheduler.get("beta_end", 0.02))
+    if scheduler.get("trained_betas") is not None:
+        return torch.cumprod(1 - torch.tensor(scheduler["trained_betas"], dtype=torch.float64), 0)
+    if kind == "linear":
+        return linear_alpha_bar(steps, first, last)
+    if kind == "scaled_linear":
+        return torch.cumprod(1 - torch.linspace(first**0.5, last**0.5, steps, dtype=torch.float64) ** 2, 0)
+    if kind == "squaredcos_cap_v2":  # arXiv:2102.09672, eq. 17
+        level = torch.cos((torch.arange(steps + 1, dtype=torch.float64) / steps + 0.008) / 1.008 * torch.pi / 2) ** 2
+        return torch.cumprod(1 - (1 - level[1:] / level[:-1]).clamp(max=0.999), 0)
+    raise ValueError(f"beta_schedule is {kind!r}; known are linear, scaled_linear and squaredcos_cap_v2")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except ValueError:
+        raise ValueError(f"{path.name}: not valid JSON") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name}: not a table of settings")
+    return content

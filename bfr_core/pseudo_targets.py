@@ -1,0 +1,71 @@
+"""Stage 1: from a damaged face to a clean face that agrees with it. Source: arXiv:2410.04618, section 3.1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .draws import keyed_noise
+from .images import to_signed, to_unit
+from .precision import Precision, autocast
+from .prior import Prior
+from .restorers import Restorer
+from .sampler import Callback, SamplerConfig, sample_constrained
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """How pseudo targets are made.
+
+    sampler: see `SamplerConfig`. reference: what the low band is taken from, the restored face or the damaged one.
+    batch_size: faces per network call. seed: of the draws, which are keyed by face.
+    """
+
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    reference: Literal["restored", "lq"] = "restored"
+    batch_size: int = 8
+    seed: int = 0
+    precision: Precision = "auto"
+
+
+class Targets(NamedTuple):
+    """restored, pseudo_target: (B, 3, S, S) RGB in [0, 1], both on the CPU."""
+
+    restored: Tensor
+    pseudo_target: Tensor
+
+
+@torch.no_grad()
+def make_pseudo_targets(
+    lq: Tensor,
+    names: Sequence[str],
+    restorer: Restorer,
+    prior: Prior,
+    config: TargetConfig,
+    callback: Callback | None = None,
+) -> Targets:
+    """Clean, consistent versions of damaged faces.
+
+    lq: (B, 3, S, S) RGB in [0, 1], S the restorer's size. names: one a face; each keys its face's draws.
+    callback: (network call, network calls, preview in [-1, 1]); what it raises ends the sampling.
+    Faces are resized to the prior's size and back if it differs from S.
+    """
+    device = restorer.device
+    with autocast(device, config.precision):
+        restored = restorer.restore(lq)
+        reference = to_signed(restored if config.reference == "restored" else lq.to(device))
+        reference = _resized(reference, prior.size)
+        noise = keyed_noise(config.seed, "targets", names, device)
+        target = sample_constrained(prior, reference, config.sampler, noise, callback)
+    return Targets(restored.cpu(), to_unit(_resized(target, lq.shape[-1])).cpu())
+
+
+def _resized(image: Tensor, size: int) -> Tensor:
+    if image.shape[-1] == size:
+        return image
+    return F.interpolate(image, (size, size), mode="bicubic", antialias=True, align_corners=False)

@@ -1,0 +1,51 @@
+"""What the rest of the program needs to know of a restorer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(eq=False)
+class Restorer:
+    """A network that turns a damaged face into a clean one of the same size.
+
+    module: the network, in eval mode unless it is being tuned. architecture: spandrel's name of it.
+    size: side in pixels of the standard crops it was trained on.
+    name, sha256, licence: of the file it came from, for the record. metadata: what that file says of itself.
+    """
+
+    module: nn.Module
+    architecture: str
+    size: int
+    name: str
+    sha256: str = ""
+    licence: str = "unknown"
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def to(self, device: torch.device | str) -> Restorer:
+        """This restorer, its network moved to `device`."""
+        self.module.to(device)
+        return self
+
+    def __call__(self, lq: Tensor) -> Tensor:
+        """Restored faces: (B, 3, size, size) RGB in [0, 1] -> the same shape; differentiable, not clamped."""
+        return self.module(lq)
+
+    @torch.inference_mode()
+    def restore(self, lq: Tensor) -> Tensor:
+        """Restored faces for looking at: as `__call__`, clamped to [0, 1], without gradients.
+
+        Raises ValueError if the network answers with NaN.
+        """
+        restored = self(lq.to(self.device)).float()
+        if not torch.isfinite(restored).all():
+            raise ValueError(f"restorer {self.name} gave NaN; its weights are damaged or its precision is too low")
+        return restored.clamp(0, 1)

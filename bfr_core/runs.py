@@ -1,0 +1,129 @@
+"""A run: one folder that holds one adaptation, can be resumed, and is the only place written to."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .images import printable, replace_atomically
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """Paths and records of a run folder.
+
+    config.json       settings of every stage, as last used
+    faces/            aligned crops and faces.json
+    restored/         what the base restorer makes of them
+    targets/          pseudo targets
+    checkpoints/      training state
+    restorer.safetensors, report.html, report.json, log.txt
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"--run {printable(folder)}: is a file; give a folder")
+
+    @property
+    def faces(self) -> Path:
+        return self.folder / "faces"
+
+    @property
+    def restored(self) -> Path:
+        return self.folder / "restored"
+
+    @property
+    def targets(self) -> Path:
+        return self.folder / "targets"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoints" / "last.pt"
+
+    @property
+    def restorer(self) -> Path:
+        return self.folder / "restorer.safetensors"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process and write the log to log.txt; freed by the system if the process dies.
+
+        Raises ValueError if another process holds it, OSError in one line if the folder cannot be written.
+        """
+        from filelock import FileLock, Timeout
+
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / ".lock", timeout=0)
+            lock.acquire()
+        except Timeout:
+            raise ValueError(f"run {printable(self.folder)} is in use by another process; wait for it or stop it") from None
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise OSError(f"run {printable(self.folder)}: cannot be written ({reason}); choose another folder") from None
+        handler = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        package = logging.getLogger(__package__)
+        package.addHandler(handler)
+        try:
+            yield
+        finally:
+            package.removeHandler(handler)
+            handler.close()
+            lock.release()
+
+    def record(self, stage: str, settings: dict[str, Any]) -> None:
+        """Note the settings a stage used in config.json."""
+        write_json(self.folder / "config.json", self.config() | {stage: settings})
+
+    def config(self) -> dict[str, Any]:
+        """Settings of the stages done so far."""
+        return read_json(self.folder / "config.json", {})
+
+
+def stage_folder(folder: Path, fingerprint: str) -> None:
+    """Make `folder` ready for a stage: what was made from other photos or settings is removed, and said.
+
+    fingerprint: of everything the stage's results depend on; kept in stage.json in the folder.
+    """
+    marker = folder / "stage.json"
+    if folder.exists() and read_json(marker, {}).get("fingerprint") != fingerprint:
+        if any(folder.iterdir()):
+            log.info("%s/: photos or settings changed since it was made; made anew", folder.name)
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not marker.exists():
+        write_json(marker, {"fingerprint": fingerprint})
+
+
+def fingerprint(*parts: Any) -> str:
+    """SHA-256 of anything JSON can write, as 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON; an older file stays until the new one is complete."""
+    text = json.dumps(value, indent=1, ensure_ascii=True)
+    replace_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path, default: Any = None) -> Any:
+    """Content of a JSON file, or `default` if there is none. Raises ValueError naming the file if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return default
+    except ValueError:
+        raise ValueError(f"{printable(path)}: is damaged; delete it to make it anew") from None

@@ -1,0 +1,62 @@
+"""The report of an adaptation: what its run folder holds, put in front of a person."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from .adapt import Adapted
+from .finetune import FinetuneConfig, split
+from .images import read_image
+from .report import Gallery, ReportData, write_report
+
+ROWS = 12
+
+NOT_JUDGED = (
+    "The restorer was tuned. Whether it became better was not judged: look at the faces below, "
+    "which it was not trained on where that is said, before you use it."
+)
+
+
+def report_adaptation(result: Adapted, config: FinetuneConfig) -> Path:
+    """Write report.html and report.json of a finished adaptation; faces held out of the tuning come first."""
+    names = [name for name in result.faces.names if name in result.targets]
+    trained, held = split(len(names), config)
+    chosen = (held + trained)[:ROWS]
+    rows = []
+    for i in chosen:
+        name = names[i]
+        lq = read_image(result.faces.folder / f"{name}.png")
+        base, tuned = (r.restore(lq[None])[0].cpu() for r in (result.base, result.restorer))
+        target = torch.nn.functional.interpolate(read_image(result.targets[name])[None], lq.shape[-2:], mode="area")[0]
+        rows.append((name if i in trained else f"{name} (not trained on)", [lq, base, target, tuned]))
+    progress = result.progress
+    data = ReportData(
+        title="Adapted restorer",
+        verdict="not_judged",
+        verdict_sentence=NOT_JUDGED,
+        galleries=[
+            Gallery("Faces of this folder", "", ["damaged", "base restorer", "pseudo target", "adapted restorer"], rows)
+        ],
+        figures=[
+            ("faces", str(len(names))),
+            ("tuning steps", str(progress.step)),
+            ("step kept", str(progress.best_step)),
+            ("minutes of tuning", f"{progress.seconds / 60:.1f}"),
+        ],
+        loss_curves=progress.losses | ({"held-out faces": progress.held_out} if progress.held_out else {}),
+        notes=[problem["problem"] for problem in result.faces.problems],
+        settings=result.run.config(),
+        licences=licences(result),
+        measurements={"steps": progress.step, "best_step": progress.best_step, "held_out": progress.held_out},
+    )
+    return write_report(result.run.folder, data)
+
+
+def licences(result: Adapted) -> list[str]:
+    """Where the weights come from and on what terms, a line each."""
+    lines = [f"base restorer: {result.base.name}, {result.base.licence}"]
+    if result.prior:
+        lines.append(f"prior: {result.prior.name}, {result.prior.licence}")
+    return lines

@@ -1,0 +1,196 @@
+"""The U-Net of guided-diffusion and improved-diffusion, rebuilt from the tensors of a checkpoint.
+
+Parameter names follow those checkpoints; the layout is read off their shapes. What shapes cannot tell comes from
+`settings` in guided-diffusion's argument names: `num_head_channels` or `num_heads`, `resblock_updown`,
+`use_new_attention_order`. Sources: arXiv:2105.05233, arXiv:2102.09672.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+GROUPS = 32
+
+
+class UNet(nn.Module):
+    """(B, C, H, W) image and (B,) step -> (B, C or 2 C, H, W) noise and, with 2 C, variance channels."""
+
+    def __init__(self, state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.channels = state["input_blocks.0.0.weight"].shape[0]
+        width = state["time_embed.0.weight"].shape[0]
+        self.time_embed = nn.Sequential(nn.Linear(self.channels, width), nn.SiLU(), nn.Linear(width, width))
+        down, up = ("down", "up") if settings.get("resblock_updown") else (None, None)
+        self.input_blocks = nn.ModuleList(
+            _block(_under(state, f"input_blocks.{i}."), settings, "down", down)
+            for i in range(_count(state, "input_blocks"))
+        )
+        self.middle_block = _block(_under(state, "middle_block."), settings)
+        self.output_blocks = nn.ModuleList(
+            _block(_under(state, f"output_blocks.{i}."), settings, "up", up)
+            for i in range(_count(state, "output_blocks"))
+        )
+        out_channels, final = state["out.2.weight"].shape[:2]
+        self.out = nn.Sequential(nn.GroupNorm(GROUPS, final), nn.SiLU(), nn.Conv2d(final, out_channels, 3, padding=1))
+        self.load_state_dict(state)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        emb = self.time_embed(timestep_embedding(t, self.channels).to(x.dtype))
+        skips = []
+        for block in self.input_blocks:
+            x = block(x, emb)
+            skips.append(x)
+        x = self.middle_block(x, emb)
+        for block in self.output_blocks:
+            x = block(torch.cat([x, skips.pop()], 1), emb)
+        return self.out(x)
+
+    def encode(self, x: Tensor, t: Tensor) -> list[Tensor]:
+        """Features of the encoder, finest first: what the perceptual term compares."""
+        emb = self.time_embed(timestep_embedding(t, self.channels).to(x.dtype))
+        features = []
+        for block in self.input_blocks:
+            x = block(x, emb)
+            features.append(x)
+        return features
+
+
+def timestep_embedding(t: Tensor, width: int) -> Tensor:
+    """Sinusoids of (B,) steps, cosines first: (B, width) float32. Source: arXiv:1706.03762, section 3.5."""
+    half = width // 2
+    frequency = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angle = t[:, None].float() * frequency
+    embedding = torch.cat([angle.cos(), angle.sin()], 1)
+    return F.pad(embedding, (0, width % 2))
+
+
+class Block(nn.Sequential):
+    """Layers in a row; residual blocks also get the step embedding."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
+        for layer in self:
+            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+class ResBlock(nn.Module):
+    def __init__(self, state: Mapping[str, Tensor], updown: str | None) -> None:
+        super().__init__()
+        out_ch, in_ch = state["in_layers.2.weight"].shape[:2]
+        emb_out, emb_in = state["emb_layers.1.weight"].shape
+        self.scale_shift = emb_out == 2 * out_ch
+        self.updown = updown
+        self.in_layers = nn.Sequential(nn.GroupNorm(GROUPS, in_ch), nn.SiLU(), nn.Conv2d(in_ch, out_ch, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_in, emb_out))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(GROUPS, out_ch), nn.SiLU(), nn.Identity(), nn.Conv2d(out_ch, out_ch, 3, padding=1)
+        )
+        skip = state.get("skip_connection.weight")
+        self.skip_connection: nn.Module = nn.Identity()
+        if skip is not None:
+            self.skip_connection = nn.Conv2d(in_ch, out_ch, skip.shape[-1], padding=skip.shape[-1] // 2)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        norm, act, conv = self.in_layers
+        h = conv(_resize(act(norm(x)), self.updown))
+        emb = self.emb_layers(emb)[:, :, None, None]
+        norm, *rest = self.out_layers
+        if self.scale_shift:
+            scale, shift = emb.chunk(2, 1)
+            h = norm(h) * (1 + scale) + shift
+        else:
+            h = norm(h + emb)
+        for layer in rest:
+            h = layer(h)
+        return self.skip_connection(_resize(x, self.updown)) + h
+
+
+class Attention(nn.Module):
+    def __init__(self, channels: int, settings: Mapping[str, Any]) -> None:
+        super().__init__()
+        head = int(settings.get("num_head_channels") or -1)
+        self.heads = channels // head if head > 0 else int(settings.get("num_heads") or 1)
+        if channels % self.heads:
+            raise ValueError(f"num_head_channels is {head}; it must divide the prior's {channels} attention channels")
+        self.split_first = bool(settings.get("use_new_attention_order"))
+        self.norm = nn.GroupNorm(GROUPS, channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = nn.Conv1d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        flat = x.reshape(b, c, h * w)
+        qkv = self.qkv(self.norm(flat))
+        if self.split_first:  # channels ordered (q k v) x (head x width)
+            q, k, v = qkv.reshape(b, 3, self.heads, c // self.heads, h * w).unbind(1)
+        else:  # channels ordered head x (q k v) x width
+            q, k, v = qkv.reshape(b, self.heads, 3, c // self.heads, h * w).unbind(2)
+        out = F.scaled_dot_product_attention(q.mT, k.mT, v.mT).mT.reshape(b, c, h * w)
+        return (flat + self.proj_out(out)).reshape(b, c, h, w)
+
+
+class Resample(nn.Module):
+    """Halve or double the size, with a convolution if the checkpoint holds one."""
+
+    def __init__(self, state: Mapping[str, Tensor], direction: str) -> None:
+        super().__init__()
+        self.direction = direction
+        name, stride = ("op", 2) if direction == "down" else ("conv", 1)
+        weight = state.get(f"{name}.weight")
+        if weight is not None:
+            self.add_module(name, nn.Conv2d(weight.shape[1], weight.shape[0], 3, stride=stride, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.direction == "down":
+            return self.op(x) if hasattr(self, "op") else F.avg_pool2d(x, 2)
+        x = F.interpolate(x, scale_factor=2, mode="nearest")
+        return self.conv(x) if hasattr(self, "conv") else x
+
+
+def _resize(x: Tensor, updown: str | None) -> Tensor:
+    if updown is None:
+        return x
+    return F.avg_pool2d(x, 2) if updown == "down" else F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def _block(
+    state: Mapping[str, Tensor], settings: Mapping[str, Any], direction: str = "down", res_updown: str | None = None
+) -> Block:
+    """One entry of input_blocks, middle_block or output_blocks, from the tensors below it."""
+    if not state:  # a resampling without parameters
+        return Block(Resample(state, direction))
+    layers: list[nn.Module] = []
+    count = _count(state, "")
+    for j in range(count):
+        layer = _under(state, f"{j}.")
+        if "in_layers.2.weight" in layer:
+            # With resblock_updown the resampling block stands alone on the way down, last on the way up.
+            alone = direction == "down" and count == 1 and "skip_connection.weight" not in layer
+            last = direction == "up" and j == count - 1 and j > 0
+            layers.append(ResBlock(layer, res_updown if res_updown and (alone or last) else None))
+        elif "qkv.weight" in layer:
+            layers.append(Attention(layer["qkv.weight"].shape[1], settings))
+        elif "op.weight" in layer or "conv.weight" in layer:
+            layers.append(Resample(layer, direction))
+        elif "weight" in layer:
+            layers.append(nn.Conv2d(layer["weight"].shape[1], layer["weight"].shape[0], 3, padding=1))
+        else:
+            raise ValueError(f"the prior holds a layer of unknown kind: {', '.join(sorted(layer)[:3])}")
+    return Block(*layers)
+
+
+def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    """One more than the largest index that follows `prefix`."""
+    pattern = re.compile(re.escape(prefix) + (r"\.(\d+)\." if prefix else r"(\d+)\."))
+    return 1 + max((int(m.group(1)) for k in state if (m := pattern.match(k))), default=-1)

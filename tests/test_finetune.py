@@ -1,0 +1,134 @@
+"""Tuning on a toy: it learns, resumes to the same weights, and moves what it should."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from bfr_core.finetune import FinetuneConfig, cosine, finetune, micro_batches, split
+from bfr_core.restorers import Restorer
+
+CONFIG = FinetuneConfig(
+    iterations=12, batch_size=4, micro_batch=2, lr=1e-2, lr_end=1e-3, perceptual=0, adversarial=0, texture=0.1,
+    ema=0.5, judge_every=4, checkpoint_seconds=0, precision="float32",
+)  # fmt: skip
+
+
+class Toy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        nn.init.dirac_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+def toy():
+    return Restorer(module=Toy().eval().requires_grad_(False), architecture="Toy", size=32, name="toy")
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    clean = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return [(0.5 * x, x) for x in clean]  # the damage: half the light
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.module.state_dict().values(), b.module.state_dict().values(), strict=True))
+
+
+def test_tuning_lowers_the_held_out_score(pairs):
+    _, progress = finetune(toy(), pairs, replace(CONFIG, iterations=40))
+    first, last = progress.held_out[0][1], progress.held_out[-1][1]
+    assert last < 0.7 * first
+
+
+def test_the_base_is_left_as_it_was(pairs):
+    base = toy()
+    tuned, _ = finetune(base, pairs, CONFIG)
+    assert same(base, toy()) and not same(base, tuned)
+    assert not base.module.training and not any(p.requires_grad for p in base.module.parameters())
+
+
+@pytest.mark.parametrize("adversarial", [0.0, 0.1])
+def test_stopped_anywhere_and_resumed_gives_the_same_weights(pairs, tmp_path, adversarial):
+    config = replace(CONFIG, adversarial=adversarial, discriminator_features=8, anchor=0.25)
+    whole, _ = finetune(toy(), pairs, config)
+
+    class Stop(Exception):
+        pass
+
+    def stop(step, total, progress):
+        if step == 7:
+            raise Stop
+
+    checkpoint = tmp_path / "last.pt"
+    with pytest.raises(Stop):
+        finetune(toy(), pairs, config, checkpoint=checkpoint, callback=stop)
+    resumed, progress = finetune(toy(), pairs, config, checkpoint=checkpoint)
+    assert progress.step == config.iterations
+    assert same(whole, resumed)
+
+
+def test_a_checkpoint_of_other_faces_is_not_used(pairs, tmp_path):
+    checkpoint = tmp_path / "last.pt"
+    finetune(toy(), pairs, CONFIG, checkpoint=checkpoint, fingerprint="one folder")
+    _, progress = finetune(toy(), pairs, CONFIG, checkpoint=checkpoint, fingerprint="another")
+    assert len(progress.losses["l1"]) == CONFIG.iterations, "all steps were done again"
+
+
+def test_more_iterations_continue(pairs, tmp_path):
+    checkpoint = tmp_path / "last.pt"
+    finetune(toy(), pairs, CONFIG, checkpoint=checkpoint)
+    steps = []
+    config = replace(CONFIG, iterations=15)
+    finetune(toy(), pairs, config, checkpoint=checkpoint, callback=lambda step, *_: steps.append(step))
+    assert steps == [13, 14, 15]
+
+
+def test_the_result_is_the_best_of_the_moving_average(pairs):
+    # A learning rate that destroys the network: the base itself is the best, and is what comes back.
+    tuned, progress = finetune(toy(), pairs, replace(CONFIG, lr=10.0, lr_end=10.0))
+    assert progress.best_step == 0 and same(tuned, toy())
+
+
+def test_minutes_end_the_tuning(pairs):
+    _, progress = finetune(toy(), pairs, replace(CONFIG, iterations=10**9, minutes=0.01))
+    assert 0 < progress.step < 10**6 and progress.seconds >= 0.6
+
+
+def test_nan_is_refused_and_the_checkpoint_survives(pairs, tmp_path):
+    checkpoint = tmp_path / "last.pt"
+    broken = [(torch.full_like(lq, torch.nan), target) for lq, target in pairs]
+    with pytest.raises(ValueError, match="NaN at step 0"):
+        finetune(toy(), broken, replace(CONFIG, held_out=0), checkpoint=checkpoint)
+    state = torch.load(checkpoint, weights_only=True)
+    assert all(torch.isfinite(v).all() for v in state["net"].values())
+
+
+def test_held_out_faces_are_never_trained_on():
+    train, held = split(30, CONFIG)
+    assert len(held) == 3 and not set(train) & set(held) and sorted(train + held) == list(range(30))
+
+
+def test_few_faces_are_all_trained_on():
+    assert split(5, CONFIG) == ([0, 1, 2, 3, 4], [])
+
+
+def test_every_epoch_uses_each_face_once():
+    pairs = [(torch.full((1, 1, 1), float(i)),) * 2 for i in range(8)]
+    seen = [float(x) for step in range(2) for lq, _ in micro_batches(pairs, list(range(8)), step, CONFIG) for x in lq]
+    assert sorted(seen) == list(range(8))
+
+
+def test_no_faces():
+    with pytest.raises(ValueError, match="no faces"):
+        finetune(toy(), [], CONFIG)
+
+
+def test_cosine_ends_where_it_should():
+    assert cosine(2.0, 1.0, 0) == 2.0 and cosine(2.0, 1.0, 1) == pytest.approx(1.0)
+    assert cosine(2.0, 1.0, 0.5) == pytest.approx(1.5)

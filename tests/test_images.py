@@ -1,0 +1,584 @@
+import errno
+import os
+import shutil
+import struct
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms, ImageFile, PngImagePlugin
+
+from bfr_core import images
+from bfr_core.images import (
+    Photo,
+    list_images,
+    photo_name,
+    photo_names,
+    printable,
+    read_image,
+    read_photo,
+    replace_atomically,
+    to_signed,
+    to_unit,
+    write_image,
+    write_photo,
+)
+
+posix = pytest.mark.skipif(os.name == "nt", reason="Windows allows no such names, links or pipes")
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def noise(mode: str = "RGB", size: tuple[int, int] = (24, 16), seed: int = 0) -> Image.Image:
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], bands), dtype=np.uint8)
+    planes = [Image.fromarray(values[..., i]) for i in range(bands)]
+    return planes[0] if bands == 1 else Image.merge(mode, planes)
+
+
+def smooth(size: tuple[int, int] = (64, 48)) -> Image.Image:
+    x, y = np.meshgrid(np.linspace(0, 1, size[0]), np.linspace(0, 1, size[1]))
+    return Image.fromarray((np.stack([x, y, 1 - x * y], -1) * 255).astype(np.uint8))
+
+
+def as_uint8(pixels: torch.Tensor) -> np.ndarray:
+    return (pixels * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
+    text = str(error.value)
+    assert text and text.isprintable()
+    return text
+
+
+def gray_profile(gamma: float) -> bytes:
+    """The least ICC v2 profile that says: one channel, raised to `gamma`."""
+    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
+    white = b"XYZ " + bytes(4) + struct.pack(">iii", 63190, 65536, 54061)
+    header = bytearray(128)
+    header[8:12], header[12:24], header[36:40] = b"\x02\x10\0\0", b"mntrGRAYXYZ ", b"acsp"
+    header[68:80] = struct.pack(">iii", 63190, 65536, 54061)
+    table = struct.pack(">I", 2) + b"kTRC" + struct.pack(">II", 156, 16) + b"wtpt" + struct.pack(">II", 172, 20)
+    profile = bytes(header) + table + curve + white
+    return struct.pack(">I", len(profile)) + profile[4:]
+
+
+# ---------------------------------------------------------------- values
+
+
+def test_signed_and_unit_are_inverse_and_unit_clamps():
+    x = torch.rand(2, 3, 4, 5)
+    torch.testing.assert_close(to_unit(to_signed(x)), x)
+    assert to_signed(torch.tensor([0.0, 1.0])).tolist() == [-1, 1]
+    assert to_unit(torch.tensor([-3.0, 3.0])).tolist() == [0, 1]
+
+
+# ---------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".tiff", ".PNG"])
+def test_lossless_formats_come_back_exactly(tmp_path: Path, suffix: str):
+    source = np.asarray(noise())
+    path = tmp_path / f"a{suffix}"
+    noise().save(path, {".png": "PNG", ".bmp": "BMP"}.get(suffix.lower(), "TIFF"))
+    photo = read_photo(path)
+    assert photo.pixels.dtype == torch.float32 and photo.pixels.shape == (3, 16, 24)
+    np.testing.assert_array_equal(as_uint8(photo.pixels), source)
+    write_photo(tmp_path / f"b{suffix}", photo)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f"b{suffix}")), source)
+    assert photo.mode == "RGB" and not photo.grey and photo.alpha is None
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".webp"])
+def test_lossy_formats_stay_close(tmp_path: Path, suffix: str):
+    write_image(tmp_path / f"a{suffix}", read_pil(smooth()))
+    back = read_photo(tmp_path / f"a{suffix}")
+    assert (back.pixels - read_pil(smooth())).abs().mean() < 0.01
+    assert back.format == ("WEBP" if suffix == ".webp" else "JPEG")
+
+
+def read_pil(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_every_orientation_is_applied_and_then_forgotten(tmp_path: Path, orientation: int, suffix: str):
+    # Four flat quarters, so that lossy files keep them: as seen upright, top row 0 and 80, bottom row 160 and 240.
+    upright = np.kron(np.array([[0, 80], [160, 240]], np.uint8), np.ones((16, 24), np.uint8))
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: np.rot90(upright, 1),
+        7: np.rot90(upright, 2).T,
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = orientation, "Maker"
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(np.ascontiguousarray(stored)).convert("RGB").save(path, exif=exif.tobytes())
+    photo = read_photo(path)
+    assert photo.pixels.shape == (3, 32, 48)
+    np.testing.assert_allclose(as_uint8(photo.pixels)[8::16, 12::24, 0], [[0, 80], [160, 240]], atol=3)
+    write_photo(tmp_path / f"b{suffix}", photo)
+    with Image.open(tmp_path / f"b{suffix}") as written:
+        assert written.size == (48, 32)
+        assert written.getexif().get(0x0112, 1) == 1 and written.getexif()[0x010F] == "Maker"
+    assert torch.allclose(read_image(tmp_path / f"b{suffix}"), photo.pixels, atol=0.02)
+
+
+@pytest.mark.parametrize("target", ["b.jpg", "b.png", "b.webp", "b.tif"])
+@pytest.mark.parametrize("source", ["a.jpg", "a.tif"])
+def test_exif_keeps_camera_and_place_and_drops_layout_tags(tmp_path: Path, source: str, target: str):
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0201] = "Maker", 1234  # 0x0201: where a thumbnail would be
+    exif[0x8769], exif[0x8825] = {0x9003: "2001:02:03 04:05:06"}, {1: "N"}
+    smooth().save(tmp_path / source, exif=exif.tobytes())
+    write_photo(tmp_path / target, read_photo(tmp_path / source))
+    kept = Image.open(tmp_path / target).getexif()
+    assert (
+        kept[0x010F] == "Maker" and kept.get_ifd(0x8769)[0x9003].startswith("2001") and kept.get_ifd(0x8825)[1] == "N"
+    )
+    assert 0x0201 not in kept and (target == "b.tif" or 0x0111 not in kept)
+
+
+def test_damaged_exif_does_not_lose_the_photo(tmp_path: Path):
+    smooth().save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    smooth().save(tmp_path / "b.png", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\x01\x03\0\xff\xff\xff\xff" * 40)
+    for name in ("a.jpg", "b.png"):
+        assert read_photo(tmp_path / name).pixels.shape == (3, 48, 64)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_rgb_profile_is_kept(tmp_path: Path, suffix: str):
+    smooth().save(tmp_path / f"a{suffix}", icc_profile=SRGB)
+    photo = read_photo(tmp_path / f"a{suffix}")
+    assert photo.icc == SRGB
+    write_photo(tmp_path / f"b{suffix}", photo)
+    assert Image.open(tmp_path / f"b{suffix}").info["icc_profile"] == SRGB
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".tif"])
+def test_cmyk_without_profile_becomes_rgb(tmp_path: Path, suffix: str):
+    Image.new("CMYK", (20, 20), (0, 255, 255, 0)).save(tmp_path / f"a{suffix}")
+    photo = read_photo(tmp_path / f"a{suffix}")
+    red, green, blue = photo.pixels.mean((1, 2)).tolist()
+    assert red > 0.9 and green < 0.1 and blue < 0.1 and photo.icc is None
+
+
+def test_profile_that_cannot_be_used_is_dropped_with_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    broken = b"\0\0\0\x90" + bytes(12) + b"CMYKLab " + bytes(120)
+    Image.new("CMYK", (20, 20), (0, 255, 255, 0)).save(tmp_path / "a.jpg", icc_profile=broken)
+    assert read_photo(tmp_path / "a.jpg").icc is None
+    assert "profile" in caplog.text
+    caplog.clear()
+    smooth().save(tmp_path / "b.jpg", icc_profile=broken)
+    assert read_photo(tmp_path / "b.jpg").icc is None
+    assert "does not fit" in caplog.text
+
+
+def test_grey_profile_is_applied(tmp_path: Path):
+    Image.new("L", (8, 8), 128).save(tmp_path / "a.png", icc_profile=gray_profile(1.0))
+    photo = read_photo(tmp_path / "a.png")
+    # Half of the light is 188 of 255 in sRGB.
+    assert abs(photo.pixels.mean().item() * 255 - 188) < 2 and photo.icc is None and photo.mode == "L"
+
+
+def test_grey_with_rgb_profile_is_written_as_rgb_so_that_the_profile_fits(tmp_path: Path):
+    Image.new("L", (8, 8), 128).save(tmp_path / "a.png", icc_profile=SRGB)
+    photo = read_photo(tmp_path / "a.png")
+    write_photo(tmp_path / "b.png", photo)
+    assert photo.grey and photo.icc == SRGB and Image.open(tmp_path / "b.png").mode == "RGB"
+
+
+def test_lab_becomes_srgb(tmp_path: Path):
+    lab = ImageCms.profileToProfile(
+        Image.new("RGB", (8, 8), (200, 40, 90)), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), 0, "LAB"
+    )
+    lab.save(tmp_path / "a.tif")
+    np.testing.assert_allclose(as_uint8(read_image(tmp_path / "a.tif"))[4, 4], (200, 40, 90), atol=6)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bit_grey_uses_its_full_scale(tmp_path: Path, suffix: str):
+    values = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(values).save(tmp_path / f"a{suffix}")
+    photo = read_photo(tmp_path / f"a{suffix}")
+    np.testing.assert_allclose(photo.pixels[1].numpy(), values / 65535, atol=1e-6)
+    assert photo.grey and photo.mode == "L"
+
+
+def test_sixteen_bit_rgb_png(tmp_path: Path):
+    values = np.full((4, 5, 3), (65535, 32768, 0), ">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 5, 4, 16, 2, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(png)
+    np.testing.assert_array_equal(as_uint8(read_image(tmp_path / "a.png"))[2, 2], (255, 128, 0))
+
+
+def test_float_and_32_bit_tiff(tmp_path: Path):
+    Image.fromarray(np.array([[0.0, 0.25], [0.5, 1.0]], np.float32)).save(tmp_path / "a.tif")
+    assert read_image(tmp_path / "a.tif")[0].tolist() == [[0.0, 0.25], [0.5, 1.0]]
+    Image.fromarray(np.array([[0, 51], [102, 255]], np.int32)).save(tmp_path / "b.tif")
+    torch.testing.assert_close(read_image(tmp_path / "b.tif")[0], torch.tensor([[0, 0.2], [0.4, 1.0]]))
+    Image.fromarray(np.array([[np.nan, 1]], np.float32)).save(tmp_path / "c.tif")
+    with pytest.raises(ValueError, match="c.tif: .*finite"):
+        read_photo(tmp_path / "c.tif")
+
+
+def test_one_bit_and_grey_are_written_as_grey(tmp_path: Path):
+    for name, image in (("a.png", noise("L").convert("1")), ("b.png", noise("L")), ("c.jpg", noise("L"))):
+        image.save(tmp_path / name)
+        photo = read_photo(tmp_path / name)
+        assert photo.grey and photo.mode == "L"
+        write_photo(tmp_path / f"out-{name}", photo)
+        with Image.open(tmp_path / f"out-{name}") as written:
+            assert written.mode == "L"
+            if name != "c.jpg":
+                np.testing.assert_array_equal(np.asarray(written), np.asarray(image.convert("L")))
+
+
+def test_grey_looking_rgb_stays_rgb_and_coloured_grey_becomes_rgb(tmp_path: Path):
+    noise("L").convert("RGB").save(tmp_path / "a.png")
+    photo = read_photo(tmp_path / "a.png")
+    assert photo.grey and photo.mode == "RGB"
+    write_photo(tmp_path / "b.png", photo)
+    assert Image.open(tmp_path / "b.png").mode == "RGB"
+    write_photo(tmp_path / "c.png", Photo(read_pil(noise()), mode="L"))
+    assert Image.open(tmp_path / "c.png").mode == "RGB"
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_alpha_is_kept(tmp_path: Path, mode: str, suffix: str):
+    source = noise(mode)
+    source.save(tmp_path / f"a{suffix}")
+    photo = read_photo(tmp_path / f"a{suffix}")
+    assert photo.alpha is not None and photo.alpha.shape == (1, 16, 24)
+    write_photo(tmp_path / f"b{suffix}", photo)
+    written = Image.open(tmp_path / f"b{suffix}")
+    assert written.mode == mode
+    np.testing.assert_array_equal(np.asarray(written), np.asarray(source))
+
+
+def test_alpha_is_turned_with_the_photo(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise("RGBA").save(tmp_path / "a.png", exif=exif)
+    alpha = read_photo(tmp_path / "a.png").alpha
+    assert alpha is not None
+    np.testing.assert_array_equal(as_uint8(alpha)[..., 0], np.rot90(np.asarray(noise("RGBA"))[..., 3], -1))
+
+
+def test_palette_with_and_without_transparency(tmp_path: Path):
+    palette = smooth().quantize(16)
+    palette.save(tmp_path / "a.png")
+    palette.save(tmp_path / "b.png", transparency=3)
+    plain, holed = read_photo(tmp_path / "a.png"), read_photo(tmp_path / "b.png")
+    np.testing.assert_array_equal(as_uint8(plain.pixels), np.asarray(palette.convert("RGB")))
+    assert plain.alpha is None and holed.alpha is not None
+    np.testing.assert_array_equal(holed.alpha[0].numpy() == 0, np.asarray(palette) == 3)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".bmp"])
+def test_alpha_a_format_cannot_hold_is_dropped_with_a_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str
+):
+    photo = Photo(read_pil(smooth()), alpha=torch.zeros(1, 48, 64))
+    write_photo(tmp_path / f"a{suffix}", photo)
+    assert "transparency" in caplog.text
+    assert (read_image(tmp_path / f"a{suffix}") - photo.pixels).abs().mean() < 0.01
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
+def test_of_several_pictures_the_first_is_used_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str):
+    first, second = Image.new("RGB", (16, 16), (250, 0, 0)), Image.new("RGB", (16, 16), (0, 0, 250))
+    first.save(tmp_path / f"a{suffix}", save_all=True, append_images=[second])
+    assert read_image(tmp_path / f"a{suffix}")[:, 8, 8].tolist() == pytest.approx([250 / 255, 0, 0], abs=0.02)
+    assert "first" in caplog.text
+
+
+def test_gif_under_another_name(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    frames = [Image.new("RGB", (16, 16), (250, 0, 0)), Image.new("RGB", (16, 16), (0, 0, 250))]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    (tmp_path / "a.gif").rename(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png")[:, 8, 8].tolist() == pytest.approx([250 / 255, 0, 0], abs=0.02)
+    assert "first" in caplog.text
+
+
+def test_png_text_and_resolution_are_kept(tmp_path: Path):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", "steps: 20")
+    info.add_itxt("title", "人物")
+    noise().save(tmp_path / "a.png", pnginfo=info, dpi=(300, 300))
+    write_photo(tmp_path / "b.png", read_photo(tmp_path / "a.png"))
+    written = Image.open(tmp_path / "b.png")
+    assert isinstance(written, PngImagePlugin.PngImageFile)
+    assert written.text == {"parameters": "steps: 20", "title": "人物"}
+    assert written.info["dpi"][0] == pytest.approx(300, abs=0.1)
+
+
+def test_one_pixel(tmp_path: Path):
+    for suffix in sorted(images.IMAGE_SUFFIXES):
+        write_image(tmp_path / f"a{suffix}", torch.full((3, 1, 1), 0.5))
+        assert read_image(tmp_path / f"a{suffix}").shape == (3, 1, 1)
+
+
+def test_very_long_photo_is_read_without_pillows_own_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    Image.new("L", (12_000, 40), 99).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert read_image(tmp_path / "a.png").shape == (3, 40, 12_000)
+    with pytest.raises(ValueError, match=r"a.png: has 12000 x 40 pixels, more than the 400,000 allowed"):
+        read_photo(tmp_path / "a.png", max_pixels=400_000)
+
+
+# ---------------------------------------------------------------- what cannot be read
+
+
+@pytest.mark.parametrize("pillow_fills_in", [False, True])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tif"])
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.9])
+def test_cut_files_are_refused_whatever_the_host_told_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, kept: float, pillow_fills_in: bool
+):
+    noise(size=(200, 160)).save(tmp_path / f"a{suffix}")
+    content = (tmp_path / f"a{suffix}").read_bytes()
+    (tmp_path / f"a{suffix}").write_bytes(content[: int(len(content) * kept)])
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", pillow_fills_in)
+    with pytest.raises(ValueError) as error:
+        read_photo(tmp_path / f"a{suffix}")
+    assert one_line(error).startswith(f"a{suffix}: ")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello, I am a text\n", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0"]
+)
+def test_files_that_are_no_pictures(tmp_path: Path, content: bytes):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        read_photo(tmp_path / "a.jpg")
+    assert one_line(error).startswith("a.jpg: ")
+
+
+def test_bytes_flipped_anywhere_give_a_picture_or_one_line(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    for image_format in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"):
+        whole = BytesIO()
+        smooth().save(whole, image_format)
+        for _ in range(40):
+            content = bytearray(whole.getvalue())
+            for place in rng.integers(0, len(content), 6):
+                content[place] = rng.integers(0, 256)
+            (tmp_path / "a.jpg").write_bytes(content)
+            try:
+                assert read_photo(tmp_path / "a.jpg", max_pixels=1_000_000).pixels.shape[0] == 3
+            except ValueError as error:
+                assert str(error).isprintable() and str(error).startswith("a.jpg: ")
+
+
+@posix
+def test_hostile_names_stay_on_one_line(tmp_path: Path):
+    for name in ("<script>alert(1)<\n>.jpg", "line\nbreak\r\x1b[31m.jpg", "\u202egpj.jpg", "ø 人.jpg"):
+        (tmp_path / name).write_bytes(b"nothing")
+        with pytest.raises(ValueError) as error:
+            read_photo(tmp_path / name)
+        assert one_line(error).startswith(printable(name) + ": ")
+    assert printable("a\nb\udcff") == "a\\nb\\udcff" and printable("ø 人") == "ø 人"
+
+
+@posix
+def test_missing_folder_pipe_and_loop(tmp_path: Path):
+    (tmp_path / "x.jpg").mkdir()
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for name, reason in (("x", "folder"), ("loop", "cannot be read"), ("pipe", "ordinary"), ("none", "cannot be read")):
+        with pytest.raises(ValueError, match=f"^{name}.jpg: .*{reason}") as error:
+            read_photo(tmp_path / f"{name}.jpg")
+        one_line(error)
+
+
+def test_unreadable_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    noise().save(tmp_path / "a.png")
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(images, "_WholeFile", refuse)  # the tests may run as root, whom no permission stops
+    with pytest.raises(ValueError, match=r"^a.png: cannot be read \(Permission denied\)$"):
+        read_photo(tmp_path / "a.png")
+
+
+# ---------------------------------------------------------------- listing and naming
+
+
+@posix
+def test_list_images(tmp_path: Path):
+    for name in ("b/2.PNG", "b/1.jpg", "a.webp", ".hidden.jpg", ".git/x.jpg", "notes.txt", "b/c/x.jpg/inner.tif"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "b/up").symlink_to(tmp_path)
+    found = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
+    assert found == ["a.webp", "b/1.jpg", "b/2.PNG", "b/c/x.jpg/inner.tif", "loop.jpg"]
+
+
+def test_list_images_errors(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="no such folder") as missing:
+        list_images(tmp_path / "no\nne")
+    one_line(missing)
+    with pytest.raises(ValueError, match="holds no images"):
+        list_images(tmp_path)
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(ValueError, match="is a file"):
+        list_images(tmp_path / "a.jpg")
+
+
+def test_photo_name_is_readable_and_safe():
+    assert photo_name(Path("trip 2019/IMG_001 (2).jpg")) == "trip 2019__IMG_001 (2)"
+    assert photo_name(Path("_DSC1.jpg")) == "_DSC1" and photo_name(Path("søn/人.png")) == "søn__人"
+    assert photo_name(Path("a<b>|c%.jpg")) == "a%3Cb%3E%7Cc%25"
+    assert photo_name(Path("nul.jpg")) == "%6Eul" and photo_name(Path("..a.jpg")).startswith("%2E")
+    assert "\n" not in photo_name(Path("a\nb.jpg")) and photo_name(Path("a\udcff.jpg")).isascii()
+    long = photo_name(Path("人" * 80 + "/b.jpg"))
+    assert len(long.encode()) <= 200 and long != photo_name(Path("人" * 80 + "/c.jpg"))
+
+
+def test_photo_names_never_collide():
+    texts = [
+        "a.jpg",
+        "a.png",
+        "A.JPG",
+        "a_jpg.png",
+        "a/b.jpg",
+        "a__b.jpg",
+        "a_/b.jpg",
+        "a/_b.jpg",
+        "a%5F.jpg",
+        "a_.jpg",
+        "b/a.jpg",
+        "c.d.jpg",
+        "c.jpg",
+    ]
+    texts += ["a_/_b.jpg", "a____b.jpg", "a/b/c.jpg", "a/b_/c.jpg", "e\u0301.jpg", "é.jpg", "É.jpg", "x~1.jpg", "x.jpg"]
+    paths = [Path(text) for text in texts]
+    names = photo_names(paths)
+    assert len({images._disk_key(name) for name in names}) == len(paths)
+    by_path = dict(zip(texts, names, strict=True))
+    assert by_path["c.jpg"] == "c" and by_path["a/b.jpg"] == "a__b" and by_path["a_jpg.png"] == "a_jpg"
+    assert by_path["a.png"] == "a_png"
+    assert photo_names([Path("a.jpg"), Path("b.jpg")]) == ["a", "b"]
+    assert photo_names([Path("a.jpg"), Path("a.png")]) == ["a_jpg", "a_png"]
+    assert photo_names([]) == []
+
+
+def test_photo_name_takes_no_two_paths_to_one_name():
+    rng = np.random.default_rng(1)
+    paths = {"".join(rng.choice(list("ab_%/"), 6)) for _ in range(4000)}
+    clean = {Path(path.strip("/") + ".jpg") for path in paths if path.strip("/") and "//" not in path}
+    assert len({photo_name(path) for path in clean}) == len(clean)
+
+
+# ---------------------------------------------------------------- writing
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_full_disk_leaves_the_older_result_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_image(tmp_path / "a.png", torch.zeros(3, 4, 4))
+    before = (tmp_path / "a.png").read_bytes()
+
+    def full(path: Path, content: BytesIO) -> None:
+        path.write_bytes(content.getvalue()[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(images, "_write_bytes", full)
+    with pytest.raises(OSError) as error:
+        write_image(tmp_path / "a.png", torch.ones(3, 4, 4))
+    assert "No space left on device" in one_line(error) and str(tmp_path) in one_line(error)
+    assert isinstance(error.value, OSError) and error.value.errno == errno.ENOSPC
+    assert (tmp_path / "a.png").read_bytes() == before and leftovers(tmp_path) == ["a.png"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_disk_that_fills_up_for_real(tmp_path: Path):
+    def write(temporary: Path) -> None:
+        with open("/dev/full", "wb", buffering=0) as file:
+            shutil.copyfileobj(BytesIO(bytes(4096)), file)
+
+    with pytest.raises(OSError, match="cannot write a.png in .*No space left"):
+        replace_atomically(tmp_path / "a.png", write)
+    assert leftovers(tmp_path) == []
+
+
+def test_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(path: Path, content: BytesIO) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(images, "_write_bytes", refuse)
+    with pytest.raises(OSError, match="cannot write a.png in .*: Permission denied"):
+        write_image(tmp_path / "a.png", torch.ones(3, 4, 4))
+
+
+def test_folder_that_is_a_file(tmp_path: Path):
+    (tmp_path / "out").touch()
+    with pytest.raises(OSError, match="cannot write a.png in .*out"):
+        write_image(tmp_path / "out" / "a.png", torch.ones(3, 4, 4))
+
+
+def test_anything_else_that_fails_passes_through_and_leaves_nothing(tmp_path: Path):
+    def cancel(temporary: Path) -> None:
+        temporary.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replace_atomically(tmp_path / "a.bin", cancel)
+    assert leftovers(tmp_path) == []
+
+
+def test_file_held_open_by_another_program_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    replace, calls = os.replace, []
+
+    def held(source: Path, target: Path) -> None:
+        calls.append(source)
+        if len(calls) < 3:
+            raise PermissionError(errno.EACCES, "in use")
+        replace(source, target)
+
+    monkeypatch.setattr(images.os, "replace", held)
+    replace_atomically(tmp_path / "new" / "a.bin", lambda temporary: temporary.write_bytes(b"x"))
+    assert (tmp_path / "new" / "a.bin").read_bytes() == b"x" and leftovers(tmp_path / "new") == ["a.bin"]
+
+
+def test_pictures_a_format_cannot_hold(tmp_path: Path):
+    with pytest.raises(ValueError, match="a.jpg: cannot be written as JPEG") as error:
+        write_image(tmp_path / "a.jpg", torch.zeros(3, 1, 70_000))
+    one_line(error)
+    with pytest.raises(ValueError, match="finite"):
+        write_image(tmp_path / "a.png", torch.full((3, 2, 2), torch.nan))
+    with pytest.raises(ValueError, match=r"\(1, 2, 2\)"):
+        write_image(tmp_path / "a.png", torch.zeros(1, 2, 2))
+    with pytest.raises(ValueError, match="a.gif: unknown image format"):
+        write_image(tmp_path / "a.gif", torch.zeros(3, 2, 2))
+    assert leftovers(tmp_path) == []
+
+
+def test_values_outside_the_range_are_clamped_and_gradients_do_not_matter(tmp_path: Path):
+    write_image(tmp_path / "a.png", torch.tensor([-1.0, 0.5, 2.0]).reshape(3, 1, 1).requires_grad_())
+    np.testing.assert_array_equal(as_uint8(read_image(tmp_path / "a.png"))[0, 0], (0, 128, 255))
+
+
+def test_exif_too_large_for_jpeg_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    write_photo(tmp_path / "a.jpg", Photo(read_pil(smooth()), exif=b"Exif\0\0" + bytes(70_000)))
+    assert "larger than a JPEG" in caplog.text

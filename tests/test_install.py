@@ -1,0 +1,416 @@
+"""install.py in made-up hosts: virtual environments with hand-written packages, a folder for an index, no network."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import install
+from installation import environment, host, packages, pip_runs
+from installation.main import run
+from installation.pip_runs import InstallError
+
+ROOT = Path(__file__).resolve().parents[1]
+Listing = dict[str, str]
+
+
+# ---------------------------------------------------------------- which Python
+
+
+def test_supported_pythons_are_the_ones_of_pyproject() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'requires-python = ">=3.{install.OLDEST[1]},<3.{install.NEWEST[1] + 1}"' in text
+    for minor in range(10, 14):
+        assert install.refusal((3, minor, 0), "python") == ""
+    for version in ((2, 7, 18), (3, 9, 18), (3, 14, 0)):
+        line = install.refusal(version, "here/python")
+        assert "3.10 to 3.13" in line and ".".join(map(str, version)) in line and "here/python" in line
+        assert "\n" not in line
+
+
+def test_other_pythons_get_one_line(pythons: dict[tuple[int, ...], str]) -> None:
+    refused = {version: path for version, path in pythons.items() if not install.OLDEST <= version <= install.NEWEST}
+    if not refused:
+        pytest.skip("every Python at hand is a supported one")
+    for version, path in refused.items():
+        done = subprocess.run([path, str(ROOT / "install.py"), "test"], capture_output=True, text=True, check=False)
+        assert done.returncode == 2, version
+        assert done.stdout == "" and done.stderr.count("\n") == 1
+        assert "needs Python 3.10 to 3.13" in done.stderr
+
+
+def test_unknown_word_prints_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(str(ROOT), ["tests"]) == 2
+    assert "usage" in capsys.readouterr().err
+    assert run(str(ROOT), ["--help"]) == 0
+
+
+# ---------------------------------------------------------------- requirement files and constraints
+
+
+def test_requirement_files() -> None:
+    needed = packages.read_requirements(ROOT / "requirements.txt")
+    optional = packages.read_requirements(ROOT / "requirements-optional.txt")
+    names = [requirement.name for requirement in needed + optional]
+    assert len(set(names)) == len(names)
+    assert not set(names) & set(packages.NEVER_ADDED)
+    assert set(names) == set(host.WITHOUT), "the user is told what is missing without each package"
+    assert {(r.name, r.minimum) for r in needed} >= {("diffusers", (0, 31)), ("spandrel", (0, 3, 4)), ("pillow", ())}
+
+
+def test_odd_requirement_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "requirements.txt").write_text("fine>=1.0  # why\n\nodd==1; python_version<'4'\n")
+    with pytest.raises(ValueError, match="odd==1"):
+        packages.read_requirements(tmp_path / "requirements.txt")
+
+
+def test_versions_compare_by_number() -> None:
+    wanted = packages.Requirement("a", packages.release("0.10.0"), "a>=0.10.0")
+    assert packages.satisfied(wanted, {"a": "0.10"})
+    assert packages.satisfied(wanted, {"a": "0.31.0.dev0+local"})
+    assert not packages.satisfied(wanted, {"a": "0.9.9"})
+    assert not packages.satisfied(wanted, {"a": ""})
+    assert not packages.satisfied(wanted, {})
+
+
+def test_constraints_pin_all_and_forbid_the_rest() -> None:
+    lines = packages.constraints(
+        {"torch": "2.3.1+cu121", "numpy": "1.26.4", "dev": "2.6.0.dev20241112+cu124", "odd": "x1"}
+    )
+    assert {"torch==2.3.1+cu121", "numpy==1.26.4", "dev==2.6.0.dev20241112+cu124", "odd<0"} <= set(lines)
+    assert "opencv-python<0" in lines and "torch<0" not in lines
+
+
+def test_complaints_become_one_line() -> None:
+    conflict = (
+        "ERROR: Cannot install a\n    The user requested (constraint) safetensors==0.3.0\n (constraint) torch<0\n"
+    )
+    assert str(pip_runs.failure(conflict)) == "needs safetensors other than 0.3.0, torch (never added here)"
+    retrying = (
+        "WARNING: Retrying (Retry(total=1)) after NewConnectionError\nERROR: No matching distribution found for a"
+    )
+    assert isinstance(pip_runs.failure(retrying), pip_runs.NoNetwork)
+    assert "disk is full" in str(pip_runs.failure("ERROR: [Errno 28] No space left on device"))
+    assert str(pip_runs.failure("noise\nERROR: No matching distribution found for a\nmore")).startswith("No matching")
+    assert str(pip_runs.failure(""))
+
+
+# ---------------------------------------------------------------- a host's Python
+
+
+def write_wheel(folder: Path, name: str, version: str, requires: tuple[str, ...] = (), module: str = "") -> Path:
+    """A wheel that pip can install: one module and its metadata."""
+    folder.mkdir(exist_ok=True)
+    file_name = name.replace("-", "_")
+    path = folder / f"{file_name}-{version}-py3-none-any.whl"
+    about = f"{file_name}-{version}.dist-info"
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+    files = {
+        f"{module or file_name}.py": "",
+        f"{about}/METADATA": "\n".join(lines + [f"Requires-Dist: {text}" for text in requires]) + "\n",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files[f"{about}/RECORD"] = "".join(f"{file},,\n" for file in [*files, f"{about}/RECORD"])
+    with zipfile.ZipFile(path, "w") as archive:
+        for file, text in files.items():
+            archive.writestr(file, text)
+    return path
+
+
+class Host:
+    """A virtual environment with hand-written packages, the pack in a folder of its own, and a folder of wheels."""
+
+    def __init__(self, folder: Path) -> None:
+        self.environment = folder / "host"
+        self.index = folder / "index"
+        self.pack = folder / "pack"
+        self.old = folder / "old"
+        venv.create(self.environment, with_pip=False, symlinks=os.name != "nt")
+        self.python = self.environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+        where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        self.packages = Path(subprocess.check_output([self.python, "-c", where], text=True).strip())
+        import pip
+
+        shutil.copytree(Path(pip.__file__).parent, self.packages / "pip")
+        shutil.copytree(ROOT / "installation", self.pack / "installation")
+        for name in ("install.py", "requirements.txt", "requirements-optional.txt"):
+            shutil.copy(ROOT / name, self.pack / name)
+        self.index.mkdir()
+
+    def has(self, name: str, version: str, module: str = "") -> None:
+        """Put a package into the environment as it was before install.py."""
+        with zipfile.ZipFile(write_wheel(self.old, name, version, module=module)) as archive:
+            archive.extractall(self.packages)
+
+    def listing(self) -> Listing:
+        code = "import importlib.metadata as m, json; print(json.dumps({d.name: d.version for d in m.distributions()}))"
+        return json.loads(subprocess.check_output([self.python, "-I", "-c", code], text=True))
+
+    def install(self, **settings: str) -> subprocess.CompletedProcess[str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))}
+        pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.index), "PIP_CONFIG_FILE": os.devnull, "PATH": ""}
+        command = [self.python, str(self.pack / "install.py")]
+        return subprocess.run(command, env=clean | pip | settings, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def made_host(tmp_path: Path) -> Host:
+    """A host as ComfyUI's portable build has it, and an index with newer versions of everything it has."""
+    made = Host(tmp_path)
+    for name, version, module in (
+        ("torch", "2.3.1+cu121", ""),
+        ("torchvision", "0.18.1+cu121", ""),
+        ("numpy", "1.26.4", ""),
+        ("Pillow", "9.5.0", "PIL"),
+        ("safetensors", "0.4.0", ""),
+        ("huggingface_hub", "0.23.2", ""),
+        ("opencv-python-headless", "4.8.0.76", "cv2"),
+    ):
+        made.has(name, version, module)
+    for name in ("torch", "torchvision", "numpy", "opencv-python", "huggingface-hub", "filterpy", "numba"):
+        write_wheel(made.index, name, "99.0")
+    write_wheel(made.index, "safetensors", "0.8.0")
+    write_wheel(made.index, "pillow", "99.0")
+    write_wheel(made.index, "filelock", "3.0")
+    write_wheel(made.index, "diffusers", "0.42.1", ("safetensors>=0.8.0", "huggingface-hub>=1.32", "Pillow"))
+    write_wheel(made.index, "diffusers", "0.31.0", ("safetensors>=0.3.1", "huggingface-hub>=0.23.2", "Pillow", "numpy"))
+    write_wheel(made.index, "spandrel", "0.4.2", ("torch", "torchvision", "safetensors", "numpy", "einops"))
+    write_wheel(made.index, "einops", "0.8")
+    write_wheel(made.index, "scikit-image", "0.26", ("numpy>=1.24", "pillow>=10.1"), "skimage")
+    write_wheel(made.index, "scikit-image", "0.22", ("numpy>=1.22", "pillow>=9.0.1"), "skimage")
+    write_wheel(made.index, "facexlib", "0.3.0", ("filterpy", "numba", "numpy", "opencv-python"))
+    write_wheel(made.index, "lpips", "0.1.4", ("torch", "numpy"))
+    return made
+
+
+def test_host_gains_packages_and_keeps_every_version(made_host: Host) -> None:
+    before = made_host.listing()
+    done = made_host.install()
+    after = made_host.listing()
+    assert done.returncode == 0, done.stderr
+    assert {name: after.get(name) for name in before} == before
+    added = {name: version for name, version in after.items() if name not in before}
+    assert added == {
+        "diffusers": "0.31.0",  # the newest that lives with the host's safetensors
+        "scikit-image": "0.22",
+        "filelock": "3.0",
+        "spandrel": "0.4.2",
+        "einops": "0.8",
+        "facexlib": "0.3.0",  # without opencv-python beside the host's headless one, without filterpy
+        "lpips": "0.1.4",
+    }
+    assert "Left out" not in done.stdout
+
+    started = time.monotonic()
+    again = made_host.install(PIP_FIND_LINKS="nowhere")
+    assert again.returncode == 0 and again.stdout == "BFR Adapt: every package is here already.\n"
+    assert time.monotonic() - started < 10
+    assert made_host.listing() == after
+
+
+def test_what_cannot_come_is_left_out_and_remembered(made_host: Host) -> None:
+    made_host.has("diffusers", "0.25.0")
+    before = made_host.listing()
+    done = made_host.install()
+    assert done.returncode == 0, done.stderr
+    line = done.stdout.splitlines()[-1]
+    assert line.startswith("BFR Adapt: Left out diffusers (needs diffusers other than 0.25.0): no diffusion prior")
+    after = made_host.listing()
+    assert after["diffusers"] == "0.25.0" and after["spandrel"] == "0.4.2"
+    assert before.items() <= after.items()
+
+    again = made_host.install(PIP_FIND_LINKS="nowhere")  # does not even ask pip
+    assert again.returncode == 0
+    assert "nothing new to add. Left out diffusers" in again.stdout
+
+    made_host.has("another", "1.0")  # what is installed changed, so it is worth another try
+    assert "adding diffusers" in made_host.install().stdout
+
+
+def test_torch_and_opencv_are_never_added(made_host: Host) -> None:
+    for name in ("torch-2.3.1+cu121", "opencv_python_headless-4.8.0.76"):
+        shutil.rmtree(made_host.packages / f"{name}.dist-info")
+    (made_host.packages / "cv2.py").unlink()
+    before = made_host.listing()
+    done = made_host.install()
+    after = made_host.listing()
+    assert done.returncode == 0, done.stderr
+    assert before.items() <= after.items()
+    assert "diffusers" in after and not {"torch", "opencv-python", "spandrel", "facexlib"} & set(after)
+    line = done.stdout.splitlines()[-1]
+    assert "spandrel (needs torch (never added here)): no restorer" in line
+    assert "facexlib (needs OpenCV, which this host does not have): faces are found by the built-in" in line
+
+
+def test_a_version_pip_cannot_read_stops_nothing(made_host: Host) -> None:
+    made_host.has("odd", "2004d_final")
+    done = made_host.install()
+    assert done.returncode == 0, done.stderr
+    assert made_host.listing()["diffusers"] == "0.31.0"
+    assert made_host.listing()["odd"] == "2004d_final"
+
+
+def test_host_without_network(made_host: Host) -> None:
+    before = made_host.listing()
+    nowhere = {"PIP_NO_INDEX": "", "PIP_FIND_LINKS": "", "PIP_INDEX_URL": "http://127.0.0.1:9/simple"}
+    done = made_host.install(**nowhere)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "package index does not answer" in done.stderr
+    assert made_host.listing() == before
+    assert made_host.install().returncode == 0, "nothing about a missing network is remembered"
+    assert "diffusers" in made_host.listing()
+
+
+def test_host_without_pip(made_host: Host) -> None:
+    shutil.rmtree(made_host.packages / "pip")
+    done = made_host.install()
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "-m ensurepip" in done.stderr
+
+
+@pytest.mark.slow
+def test_host_with_real_old_packages(tmp_path: Path, pythons: dict[tuple[int, ...], str]) -> None:
+    """Needs the package index. Old pins that have wheels for the Pythons we support."""
+    for version, path in sorted(pythons.items()):
+        if not install.OLDEST <= version <= install.NEWEST:
+            continue
+        old = ["pillow<11", "safetensors<0.5", "requests<2.32", "urllib3<2", "huggingface-hub<0.26", "packaging<24"]
+        old += ["numpy<2.2", "filelock<3.14", "tqdm<4.66", "regex<2024.12"]
+        folder = tmp_path / ".".join(map(str, version))
+        subprocess.run([path, "-m", "venv", folder / "host"], check=True)
+        python = str(folder / "host" / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+        subprocess.run([python, "-m", "pip", "install", "-q", "--only-binary", ":all:", *old], check=True)
+        # Torch itself would be 3 GB: its metadata is what pip looks at.
+        site = subprocess.check_output(
+            [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
+        )
+        for name, torch_version in (("torch", "2.6.0+cu124"), ("torchvision", "0.21.0+cu124")):
+            with zipfile.ZipFile(write_wheel(folder, name, torch_version)) as archive:
+                archive.extractall(site.strip())
+        pack = folder / "pack"
+        shutil.copytree(ROOT / "installation", pack / "installation")
+        for name in ("install.py", "requirements.txt", "requirements-optional.txt"):
+            shutil.copy(ROOT / name, pack / name)
+        before = subprocess.check_output([python, "-m", "pip", "list", "--format=freeze"], text=True).splitlines()
+        done = subprocess.run([python, pack / "install.py"], capture_output=True, text=True, check=False)
+        after = subprocess.check_output([python, "-m", "pip", "list", "--format=freeze"], text=True).splitlines()
+        print(version, done.stdout, done.stderr, "added:", sorted(set(after) - set(before)))
+        assert done.returncode == 0, done.stderr
+        assert set(before) <= set(after)
+        names = {line.split("==")[0].lower() for line in after}
+        assert {"diffusers", "spandrel", "scikit-image", "lpips"} <= names
+        assert not {"opencv-python", "gradio", "facexlib"} & names
+        started = time.monotonic()
+        again = subprocess.run([python, pack / "install.py"], capture_output=True, text=True, check=False)
+        assert again.returncode == 0 and "nothing new to add" in again.stdout
+        assert time.monotonic() - started < 10
+
+
+# ---------------------------------------------------------------- .venv
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for name in ("pyproject.toml", "requirements.txt", "requirements-optional.txt"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def test_environment_is_made_once_and_repaired(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled: list[str] = []
+    monkeypatch.setattr(environment, "fill", lambda root, python: filled.append(python))
+    python = environment.prepare(project)
+    assert filled == [python] and Path(python).is_relative_to(project / ".venv")
+    assert environment.prepare(project) == python and len(filled) == 1, "nothing changed, nothing to do"
+
+    with (project / "requirements.txt").open("a") as stream:
+        stream.write("another\n")
+    environment.prepare(project)
+    assert len(filled) == 2, "other requirements are installed"
+
+    Path(python).unlink()  # its Python is gone
+    assert environment.working_version(Path(python)) is None
+    environment.prepare(project)
+    assert len(filled) == 3 and environment.working_version(Path(python))
+
+
+def test_interrupted_filling_is_done_again(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "working_version", lambda python: "3.12 (pretended)")
+    (project / ".venv").mkdir()
+
+    def cut_off(root: Path, python: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(environment, "fill", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        environment.prepare(project)
+    filled: list[str] = []
+    monkeypatch.setattr(environment, "fill", lambda root, python: filled.append(python))
+    environment.prepare(project)
+    assert len(filled) == 1
+
+
+def test_half_installed_package_is_forgotten(made_host: Host) -> None:
+    (made_host.packages / "numpy-1.26.4.dist-info" / "RECORD").unlink()
+    environment.drop_half_installed(str(made_host.python))
+    assert "numpy" not in made_host.listing() and "torch" in made_host.listing()
+
+
+def test_foreign_folder_is_left_alone(project: Path) -> None:
+    (project / ".venv").mkdir()
+    (project / ".venv" / "thesis.txt").write_text("mine")
+    with pytest.raises(InstallError, match="not a virtual environment"):
+        environment.prepare(project)
+    assert (project / ".venv" / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("absent", ["venv", "ensurepip"])
+def test_python_without_venv(project: Path, monkeypatch: pytest.MonkeyPatch, absent: str) -> None:
+    find = environment.importlib.util.find_spec
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None if name == absent else find(name))
+    with pytest.raises(InstallError, match=f"lacks {absent}: .*apt install python3") as caught:
+        environment.prepare(project)
+    assert "\n" not in str(caught.value)
+
+
+def test_checks_stop_at_the_first_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+    codes = {"ruff": 0, "mypy": 0, "pytest": 5}
+
+    def call(command: list[str], cwd: Path | None = None) -> int:
+        calls.append(command[2:])
+        return codes[command[2]]
+
+    monkeypatch.setattr(environment, "prepare", lambda root: "python")
+    monkeypatch.setattr(environment, "call", call)
+    assert run(str(ROOT), ["test", "--all", "-x"]) == 5
+    assert [words[0] for words in calls] == ["ruff", "ruff", "mypy", "pytest"]
+    assert calls[-1] == ["pytest", "--all", "-x"]
+    calls.clear()
+    codes["mypy"] = 1
+    assert run(str(ROOT), ["test"]) == 1
+    assert calls[-1] == ["mypy"]
+
+
+def test_demo_passes_its_words_and_exit_code_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+
+    def call(command: list[str], cwd: Path | None = None) -> int:
+        calls.append(command)
+        return 130
+
+    monkeypatch.setattr(environment, "prepare", lambda root: sys.executable)
+    monkeypatch.setattr(environment, "call", call)
+    assert run(str(ROOT), ["demo", "--seed", "3"]) == 130
+    assert calls == [[sys.executable, "-m", "bfr_core", "demo", "--seed", "3"]]

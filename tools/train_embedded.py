@@ -1,0 +1,299 @@
+"""Train the models that ship in bfr_core/embedded, from folders of real and made-up faces.
+
+    python tools/train_embedded.py prior --portraits DIR --faces DIR --minutes 60
+
+Each folder holds images and a landmarks.json (file name -> {"landmarks": five points}). The work folder keeps the
+aligned faces, a checkpoint every ten minutes and a log; the same command run again goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bfr_core.faces.align import Face, similarity, similarity_scale, template, warp  # noqa: E402
+
+SIZE = 128
+PATCH = 4
+HELD_OUT_EVERY = 5  # every fifth portrait, by file name, is used in no training
+CHECKPOINT_SECONDS = 600
+EMBEDDED = Path(__file__).resolve().parents[1] / "bfr_core" / "embedded"
+TEXTURE_WEIGHT = 0.3
+log = logging.getLogger("train_embedded")
+
+
+# ---------------------------------------------------------------- data
+
+
+def held_out_names(portraits: Path) -> list[str]:
+    """File names of the portraits that no training may see."""
+    return sorted(json.loads((portraits / "landmarks.json").read_text()))[::HELD_OUT_EVERY]
+
+
+def aligned_faces(folder: Path, skip: set[str], variants: int, seed: int) -> Tensor:
+    """Standard crops of every face, jittered a little: (N * variants, 3, 128, 128) uint8; variant 0 is exact."""
+    from torchvision.io import ImageReadMode, decode_image
+
+    rng = np.random.default_rng(seed)
+    crops = []
+    for name, entry in sorted(json.loads((folder / "landmarks.json").read_text()).items()):
+        if name in skip:
+            continue
+        photo = decode_image(str(folder / name), ImageReadMode.RGB).float()[None]
+        face = Face(np.array(entry["landmarks"]))
+        for variant in range(variants):
+            matrix = similarity(face.landmarks, template(SIZE))
+            if variant:
+                angle, zoom = rng.normal(0, math.radians(2)), math.exp(rng.normal(0, 0.03))
+                turn = zoom * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+                centre = np.full(2, (SIZE - 1) / 2)
+                shift = rng.normal(0, 1.5, 2)
+                matrix = np.concatenate([turn @ matrix[:, :2], (turn @ (matrix[:, 2] - centre) + centre + shift)[:, None]], 1)
+            if similarity_scale(matrix) > 0.8:  # sample at twice the size, then average: sharper than one bicubic step
+                fine = np.concatenate([matrix[:, :2] * 2, matrix[:, 2:] * 2 + 0.5], 1)
+                crop = nn.functional.avg_pool2d(warp(photo, fine, 2 * SIZE, 2 * SIZE), 2)
+            else:
+                crop = warp(photo, matrix, SIZE, SIZE)
+            crops.append(crop[0].round().clamp(0, 255).byte())
+    return torch.stack(crops)
+
+
+def training_faces(args: argparse.Namespace) -> Tensor:
+    """All training crops, cached in the work folder: (N, 3, 128, 128) uint8."""
+    cache = args.work / "faces.pt"
+    if not cache.exists():
+        skip = set(held_out_names(args.portraits))
+        faces = torch.cat([aligned_faces(args.portraits, skip, 4, 1), aligned_faces(args.faces, set(), 4, 2)])
+        save(cache, faces)
+    return torch.load(cache, weights_only=True)
+
+
+# ---------------------------------------------------------------- the loop that every training shares
+
+
+def save(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    torch.save(value, part)
+    os.replace(part, path)
+
+
+def train(name: str, net: nn.Module, loss_of, args: argparse.Namespace, lr: float, ema_decay: float) -> None:
+    """AdamW with warm-up and an exponential moving average, for `args.minutes`, resumed from the work folder.
+
+    loss_of: (step) -> (loss, log entries). With `--cooldown` the rate falls linearly to zero over these minutes and
+    the result goes to NAME_cooled.pt, so that the constant-rate checkpoint can still be trained further.
+    """
+    path = args.work / f"{name}.pt"
+    optimizer = torch.optim.AdamW(net.parameters(), lr, betas=(0.9, 0.99), weight_decay=0.01)
+    ema = {k: v.detach().clone() for k, v in net.state_dict().items()}
+    step, seconds = 0, 0.0
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        net.load_state_dict(state["net"])
+        optimizer.load_state_dict(state["optimizer"])
+        ema, step, seconds = state["ema"], state["step"], state["seconds"]
+        log.info("%s: resumed at step %d after %.0f minutes", name, step, seconds / 60)
+    if args.cooldown:
+        path = args.work / f"{name}_cooled.pt"
+
+    def checkpoint() -> None:
+        save(path, {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema, "step": step, "seconds": seconds})
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    start = last = saved = time.monotonic()
+    sums: dict[str, list[float]] = {}
+    try:
+        while (elapsed := time.monotonic() - start) < args.minutes * 60:
+            rate = lr * min(1.0, (step + 1) / 200) * (1 - elapsed / (args.minutes * 60) if args.cooldown else 1)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss, entries = loss_of(step)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step()
+            step += 1
+            decay = min(ema_decay, (1 + step) / (10 + step))
+            with torch.no_grad():
+                for key, value in net.state_dict().items():
+                    ema[key].lerp_(value, 1 - decay) if value.is_floating_point() else ema[key].copy_(value)
+            for key, value in entries:
+                sums.setdefault(key, []).append(value)
+            now = time.monotonic()
+            seconds += now - last
+            last = now
+            if step % 100 == 0:
+                line = {"step": step, "minutes": round(seconds / 60, 1), **{k: round(float(np.mean(v)), 4) for k, v in sorted(sums.items())}}
+                with (args.work / f"{name}.jsonl").open("a") as stream:
+                    stream.write(json.dumps(line) + "\n")
+                log.info("%s %s", name, line)
+                sums.clear()
+            if now - saved > CHECKPOINT_SECONDS:
+                checkpoint()
+                saved = now
+    finally:
+        checkpoint()
+
+
+# ---------------------------------------------------------------- prior
+
+
+def new_prior() -> nn.Module:
+    from diffusers import UNet2DModel
+
+    return UNet2DModel(
+        sample_size=SIZE // PATCH,
+        in_channels=3 * PATCH**2,
+        out_channels=3 * PATCH**2,
+        layers_per_block=1,
+        block_out_channels=(128, 128, 192),
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        attention_head_dim=32,
+    )
+
+
+def train_prior(args: argparse.Namespace) -> None:
+    """v-prediction on 4 x 4 patches; noise levels drawn where a face's details are decided (t = 60 ... 420)."""
+    faces = training_faces(args)
+    net = new_prior().to(memory_format=torch.channels_last)
+    alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    log_noise = (0.5 * torch.log((1 - alpha_bar) / alpha_bar)).contiguous()
+    rng = torch.Generator().manual_seed(time.time_ns() % 2**31)
+
+    def loss_of(step: int):
+        x0 = faces[torch.randint(len(faces), (args.batch,), generator=rng)].float() / 127.5 - 1
+        flip = torch.rand(args.batch, 1, 1, 1, generator=rng) < 0.5
+        x0 = nn.functional.pixel_unshuffle(torch.where(flip, x0.flip(-1), x0), PATCH).contiguous(memory_format=torch.channels_last)
+        level = torch.randn(args.batch, generator=rng, dtype=torch.float64) * 1.2 - 0.4
+        t = torch.searchsorted(log_noise, level).clamp(0, 999)
+        uniform = torch.rand(args.batch, generator=rng) < 0.15  # keeps the whole chain usable for unconditional samples
+        t = torch.where(uniform, torch.randint(1000, (args.batch,), generator=rng), t)
+        a = alpha_bar[t].float().sqrt().view(-1, 1, 1, 1)
+        s = (1 - alpha_bar[t]).float().sqrt().view(-1, 1, 1, 1)
+        eps = torch.randn(x0.shape, generator=rng)
+        with torch.autocast("cpu", torch.bfloat16):
+            v = net(a * x0 + s * eps, t).sample.float()
+        each = (v - (a * eps - s * x0)).square().mean((1, 2, 3))
+        # logged as the error of the clean image itself, which is comparable between noise levels
+        x0_error = (each.detach() * s.flatten() ** 2).tolist()
+        return each.mean(), [("loss", each.mean().item())] + [
+            (f"x0_{100 * (int(i) // 100):03d}", e) for i, e in zip(t, x0_error, strict=True)
+        ]
+
+    train("prior", net, loss_of, args, lr=4e-4, ema_decay=0.9995)
+
+
+# ---------------------------------------------------------------- restorer
+
+
+def new_restorer() -> nn.Module:
+    from spandrel.architectures.NAFNet import NAFNet
+
+    return NAFNet(img_channel=3, width=16, middle_blk_num=4, enc_blk_nums=[1, 1, 2, 4], dec_blk_nums=[1, 1, 1, 1])
+
+
+def train_restorer(args: argparse.Namespace) -> None:
+    """The usual blind recipe: blur, shrink, Gaussian noise and JPEG, drawn anew for every face; some faces grey."""
+    from bfr_core.degradations import degrade
+    from bfr_core.losses import pixel_loss, texture_loss
+
+    faces = training_faces(args)
+    net = new_restorer().to(memory_format=torch.channels_last)
+    rng = torch.Generator().manual_seed(time.time_ns() % 2**31)
+
+    def loss_of(step: int):
+        hq = faces[torch.randint(len(faces), (args.batch,), generator=rng)].float() / 255
+        hq = torch.where(torch.rand(args.batch, 1, 1, 1, generator=rng) < 0.5, hq.flip(-1), hq)
+        grey = torch.rand(args.batch, 1, 1, 1, generator=rng) < 0.1
+        hq = torch.where(grey, hq.mean(1, keepdim=True), hq)
+        lq = degrade(hq, "blind", rng).lq.contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            restored = net(lq).float()
+        l1, texture = pixel_loss(restored, hq), texture_loss(restored, hq)
+        return l1 + TEXTURE_WEIGHT * texture, [
+            ("l1", l1.item()),
+            ("texture", texture.item()),
+            ("psnr", -10 * math.log10((restored.detach().clamp(0, 1) - hq).square().mean().item())),
+        ]
+
+    train("restorer", net, loss_of, args, lr=1e-3, ema_decay=0.998)
+
+
+# ---------------------------------------------------------------- from checkpoints to the files that ship
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write the moving averages as fp16: bfr_core/embedded/prior128 and restorer128.safetensors."""
+    from bfr_core.checkpoints import save_tensors
+
+    state, record = latest(args.work, "prior")
+    net = new_prior()
+    net.load_state_dict(state)
+    folder = EMBEDDED / "prior128"
+    net.save_config(folder)
+    scheduler = {
+        "_class_name": "DDPMScheduler",
+        "num_train_timesteps": 1000,
+        "beta_schedule": "linear",
+        "beta_start": 1e-4,
+        "beta_end": 0.02,
+        "prediction_type": "v_prediction",
+        "clip_sample": True,
+    }
+    (folder / "scheduler_config.json").write_text(json.dumps(scheduler, indent=1) + "\n")
+    half = {k: v.half() for k, v in state.items()}
+    save_tensors(folder / "diffusion_pytorch_model.safetensors", half, {"format": "pt", "licence": "Apache-2.0"} | record)
+
+    state, record = latest(args.work, "restorer")
+    own = {"architecture": "NAFNet", "size": str(SIZE), "licence": "Apache-2.0"}
+    save_tensors(EMBEDDED / "restorer128.safetensors", {k: v.half() for k, v in state.items()}, own | record)
+    (EMBEDDED / "held_out.txt").write_text("\n".join(held_out_names(args.portraits)) + "\n")
+
+
+def latest(work: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The moving average of the cooled training if there is one, else of the running one, and its record."""
+    path = next(p for p in (work / f"{name}_cooled.pt", work / f"{name}.pt") if p.exists())
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    return state[__import__('os').environ.get('W','ema')], {"steps": str(state["step"]), "minutes": str(round(state["seconds"] / 60))}
+
+
+# ---------------------------------------------------------------- command line
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["prior", "restorer", "export"])
+    parser.add_argument("--portraits", type=Path, required=True)
+    parser.add_argument("--faces", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path(".training"))
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--cooldown", action="store_true", help="let the learning rate fall to zero over these minutes")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    args.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(args.threads)
+    {"prior": train_prior, "restorer": train_restorer, "export": export}[args.what](args)
+
+
+if __name__ == "__main__":
+    main()
