@@ -237,21 +237,18 @@ def settings(args: argparse.Namespace) -> Any:
     from .restorers import load_restorer
 
     chosen = getattr(args, "restorer", None) or "embedded"
-    config = recipe(load_restorer(chosen).size)
-    for flag, (path, _) in OPTIONS.items():
-        value = getattr(args, _dest(flag), None)
-        if value is not None:
-            config = changed(config, path.split("."), value)
-    if getattr(args, "seed", None) is not None:
-        config = changed(config, ["targets", "seed"], args.seed)
-        config = changed(config, ["finetune", "seed"], args.seed)
-    return config
+    given = {path: getattr(args, _dest(flag), None) for flag, (path, _) in OPTIONS.items()}
+    given |= dict.fromkeys(("targets.seed", "finetune.seed"), getattr(args, "seed", None))
+    return changed(recipe(load_restorer(chosen).size), {path: value for path, value in given.items() if value is not None})
 
 
-def changed(config: Any, path: Sequence[str], value: Any) -> Any:
-    """A copy of a settings dataclass with the setting at `path` replaced."""
-    first, *rest = path
-    return replace(config, **{first: changed(getattr(config, first), rest, value) if rest else value})
+def changed(config: Any, values: dict[str, Any]) -> Any:
+    """A copy of nested settings dataclasses with `values`, by dotted path, in place of theirs."""
+    own = {path: value for path, value in values.items() if "." not in path}
+    for name in {path.split(".")[0] for path in values if "." in path}:
+        inner = {path.split(".", 1)[1]: value for path, value in values.items() if path.startswith(f"{name}.")}
+        own[name] = changed(getattr(config, name), inner)
+    return replace(config, **own)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -75,8 +75,9 @@ class FinetuneConfig:
             raise ValueError(f"iterations is {self.iterations}; it must be 1 or more")
         if self.minutes < 0:
             raise ValueError(f"minutes is {self.minutes}; it must be 0 (no limit) or more")
-        if not 1 <= self.micro_batch <= self.batch_size:
-            raise ValueError(f"micro_batch is {self.micro_batch}; it must be 1 to batch_size = {self.batch_size}")
+        for name in ("batch_size", "micro_batch", "judge_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
         if not 0 <= self.anchor <= 1:
             raise ValueError(f"anchor is {self.anchor}; it must be 0 to 1")
         if not 0 <= self.held_out < 1:

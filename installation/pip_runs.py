@@ -79,11 +79,15 @@ def failure(output: str) -> InstallError:
     if pins:
         reasons = [pin.replace("<0", " (never added here)").replace("==", " other than ") for pin in pins]
         return InstallError("needs " + ", ".join(reasons))
+    if "No solution found" in output:  # uv
+        return InstallError("needs other versions than the installed ones")
     if NO_NETWORK.search(output):
         return NoNetwork("the package index does not answer: check the network or proxy and run this again.")
     errors = [line for line in output.splitlines() if re.match(r"(ERROR|error|.*No module named)", line.strip())]
     lines = errors or output.strip().splitlines()
-    return InstallError(lines[0].strip().removeprefix("ERROR: ") if lines else "pip stopped without a word")
+    return InstallError(
+        lines[0].strip().removeprefix("ERROR: ").removeprefix("error: ") if lines else "pip stopped without a word"
+    )
 
 
 def this_python() -> str:

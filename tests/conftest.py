@@ -51,3 +51,52 @@ def shared() -> Path:
         if place.is_dir():
             return place
     pytest.skip("no folder of real faces: set BFR_SHARED to one with portraits/, faces256/, photos/ and reference/")
+
+
+@pytest.fixture(scope="session")
+def tiny_restorer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A NAFNet of a few thousand parameters for 32 x 32 faces, as a file; it returns its input nearly unchanged."""
+    import torch
+    from safetensors.torch import save_file
+    from spandrel.architectures.NAFNet import NAFNet
+
+    torch.manual_seed(0)
+    net = NAFNet(img_channel=3, width=4, middle_blk_num=1, enc_blk_nums=[1], dec_blk_nums=[1])
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    torch.nn.init.normal_(net.ending.weight, std=0.01)
+    save_file(net.state_dict(), path, {"architecture": "NAFNet", "size": "32", "licence": "test"})
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers UNet2DModel for 32 x 32 images in 2 x 2 patches, as a folder."""
+    import json
+
+    import torch
+    from diffusers import UNet2DModel
+
+    torch.manual_seed(0)
+    net = UNet2DModel(
+        sample_size=16, in_channels=12, out_channels=12, layers_per_block=1, block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"), norm_num_groups=4,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("weights") / "prior"
+    net.save_pretrained(folder)
+    (folder / "scheduler_config.json").write_text(json.dumps({"prediction_type": "v_prediction"}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten aligned 32 x 32 pictures in a folder and a folder below it."""
+    import torch
+
+    from bfr_core.images import write_image
+
+    folder = tmp_path_factory.mktemp("photos")
+    generator = torch.Generator().manual_seed(0)
+    for i in range(10):
+        smooth = torch.nn.functional.interpolate(torch.rand(1, 3, 4, 4, generator=generator), (32, 32), mode="bilinear")
+        write_image(folder / ("below" if i % 2 else "") / f"face {i}.png", smooth[0])
+    return folder

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bfr_core.faces.align import Face, similarity, similarity_scale, template, warp  # noqa: E402
 
 SIZE = 128
-PATCH = 4
+PATCH = 2
 HELD_OUT_EVERY = 5  # every fifth portrait, by file name, is used in no training
 CHECKPOINT_SECONDS = 600
 EMBEDDED = Path(__file__).resolve().parents[1] / "bfr_core" / "embedded"
@@ -163,15 +163,16 @@ def new_prior() -> nn.Module:
         in_channels=3 * PATCH**2,
         out_channels=3 * PATCH**2,
         layers_per_block=1,
-        block_out_channels=(128, 128, 192),
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        block_out_channels=(48, 96, 160, 192),
+        norm_num_groups=16,
+        down_block_types=("DownBlock2D", "DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"),
         attention_head_dim=32,
     )
 
 
 def train_prior(args: argparse.Namespace) -> None:
-    """v-prediction on 4 x 4 patches; noise levels drawn where a face's details are decided (t = 60 ... 420)."""
+    """v-prediction on 2 x 2 patches; noise levels drawn where a face's details are decided (t = 60 ... 420)."""
     faces = training_faces(args)
     net = new_prior().to(memory_format=torch.channels_last)
     alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)

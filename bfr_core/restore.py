@@ -1,0 +1,350 @@
+"""Restore the faces of a photo, or of a folder of photos: find, align, restore, paste back."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .faces.align import Face, crop_face
+from .faces.detect import FaceDetector, load_detector
+from .faces.paste import face_patches, luma
+from .images import Photo, list_images, printable, read_photo, replace_atomically, write_photo
+from .restorers.base import Restorer
+
+log = logging.getLogger(__name__)
+RestoreCallback = Callable[[int, int, "Tensor | None"], None]
+LARGER = 1.05  # of the restorer's size: from here on a face is said to be too large
+
+
+@dataclass(frozen=True)
+class RestoreConfig:
+    """How faces are restored.
+
+    detector: "auto", "embedded" or "retinaface". threshold: least score of a face, in [0, 1].
+    min_face: narrowest face, in photo pixels of its crop, that is restored. batch_size: faces in the network at once.
+    blend: 0 keeps the photo, 1 the restored face. match_colour: let the restored face take the photo's colours.
+    faces: "all", or only the "largest".
+    """
+
+    detector: str = "auto"
+    threshold: float = 0.5
+    min_face: int = 16
+    batch_size: int = 8
+    blend: float = 1.0
+    match_colour: bool = True
+    faces: str = "all"
+
+    def __post_init__(self) -> None:
+        if self.faces not in ("all", "largest"):
+            raise ValueError(f'faces is "{self.faces}"; choose "all" or "largest"')
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
+        if not 0 <= self.blend <= 1:
+            raise ValueError(f"blend is {self.blend}; it must lie between 0 and 1")
+
+
+@dataclass(frozen=True, eq=False)
+class RestoredPhoto:
+    """pixels: (3, H, W) in [0, 1]. faces: those restored. skipped: why others were not. mask: (1, H, W), how new it is."""
+
+    pixels: Tensor
+    faces: list[Face]
+    skipped: list[str]
+    mask: Tensor
+
+
+# ---------------------------------------------------------------- one photo
+
+
+def restore_photo(
+    photo: Tensor, restorer: Restorer, config: RestoreConfig | None = None, detector: FaceDetector | None = None
+) -> RestoredPhoto:
+    """`photo` (3, H, W) RGB in [0, 1] with its faces restored; everything else is exactly as it was.
+
+    A face that fails does not stop the others: the reason is in `skipped`. A grey photo stays grey.
+    Raises ValueError or FileNotFoundError if the photo's shape or the detector is wrong.
+    """
+    config = config or RestoreConfig()
+    if photo.ndim != 3 or photo.shape[0] != 3:
+        raise ValueError(f"photo has the shape {tuple(photo.shape)}; it must be (3, H, W)")
+    detector = detector or load_detector(config.detector, config.threshold, restorer.device)
+    faces, skipped = choose_faces(detector(photo), restorer.size, config)
+    crops = [crop_face(photo, face, restorer.size) for face in faces]
+    return paste_faces(photo, faces, crops, restore_crops(crops, restorer, config.batch_size), skipped, config)
+
+
+def choose_faces(found: list[Face], size: int, config: RestoreConfig) -> tuple[list[Face], list[str]]:
+    """The faces to restore, largest first, and why the others are not; warns of faces larger than `size`."""
+    faces = [face for face in found if face.width >= config.min_face]
+    skipped = [
+        f"a face {face.width:.0f} pixels wide is left out: narrower than min_face ({config.min_face})"
+        for face in found
+        if face.width < config.min_face
+    ]
+    if config.faces == "largest":
+        faces = faces[:1]
+    for face in faces:
+        if face.width > LARGER * size:
+            log.warning(
+                "a face is %.0f pixels wide, %.1f times the %d pixels of the restorer: it will be less sharp than that",
+                face.width, face.width / size, size,
+            )  # fmt: skip
+    return faces, skipped
+
+
+def restore_crops(crops: list[Tensor], restorer: Restorer, batch_size: int) -> list[Tensor | str]:
+    """For each crop (3, S, S) the restored one, on the CPU, or the reason why there is none."""
+    results: list[Tensor | str] = []
+    for start in range(0, len(crops), batch_size):
+        batch = crops[start : start + batch_size]
+        try:
+            results += restorer.restore(torch.stack(batch)).cpu().unbind()
+        except (ValueError, RuntimeError) as error:  # NaN, or too little memory: perhaps not for each face alone
+            results += [_first_line(error)] if len(batch) == 1 else restore_crops(batch, restorer, 1)
+    return results
+
+
+def paste_faces(
+    photo: Tensor,
+    faces: list[Face],
+    crops: list[Tensor],
+    restored: list[Tensor | str],
+    skipped: list[str],
+    config: RestoreConfig,
+) -> RestoredPhoto:
+    """`photo` with every restored crop in its place. Where faces overlap, the smaller one is pasted last."""
+    pixels, mask = photo.clone(), photo.new_zeros(1, *photo.shape[-2:])
+    done, skipped = [], list(skipped)
+    for face, crop, new in zip(faces, crops, restored, strict=True):
+        if isinstance(new, str):
+            skipped.append(f"a face {face.width:.0f} pixels wide failed: {new}")
+            continue
+        for patch in face_patches(pixels, new, face, crop, blend=config.blend, match_colour=config.match_colour):
+            pixels[patch.place] = patch.pixels
+            mask[patch.place] = torch.maximum(mask[patch.place], patch.mask)
+        done.append(face)
+    return RestoredPhoto(pixels, done, skipped, mask)
+
+
+# ---------------------------------------------------------------- a folder
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """What became of one file. status: "restored", "no_face" (copied as it is), "failed" or "skipped" (was there)."""
+
+    path: Path  # relative to the folder
+    status: str
+    reason: str = ""
+    faces: int = 0
+
+
+@dataclass(frozen=True)
+class FolderResult:
+    """What became of a folder: a line for each file, in their order, and where the time went, in seconds."""
+
+    files: list[FileResult]
+    seconds: float = 0.0
+    network_seconds: float = 0.0
+
+    def count(self, status: str) -> int:
+        return sum(file.status == status for file in self.files)
+
+
+@dataclass(eq=False)
+class _Job:
+    """A file on its way through `restore_folder`."""
+
+    source: Path
+    relative: Path
+    target: Path
+    photo: Photo | None = None
+    faces: list[Face] = field(default_factory=list)
+    crops: list[Tensor] = field(default_factory=list)
+    restored: list[Tensor | str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    problem: str = ""
+
+
+def restore_folder(
+    folder: Path,
+    out: Path,
+    restorer: Restorer,
+    config: RestoreConfig | None = None,
+    *,
+    aligned: bool = False,
+    skip_existing: bool = False,
+    callback: RestoreCallback | None = None,
+) -> FolderResult:
+    """Restore every photo under `folder` into `out`, under the same relative path, name and format.
+
+    aligned: the photos are standard crops; results are at least as large as the restorer and as the photo was.
+    skip_existing: leave results alone that are there already. callback(step, total, preview): after every file, preview
+    being a restored crop (3, S, S) or None; it may raise to stop.
+    A photo without faces is copied as it is; one that cannot be read or written is reported, and the others go on.
+    Raises FileNotFoundError or ValueError if there are no photos, or a result would replace one of them.
+    """
+    config, folder, out = config or RestoreConfig(), Path(folder), Path(out)
+    started = time.monotonic()
+    jobs = _plan(folder, out)
+    todo = [job for job in jobs if not (skip_existing and job.target.exists())]
+    results = {job.relative: FileResult(job.relative, "skipped", "its result is there already") for job in jobs}
+    detector = None if aligned or not todo else load_detector(config.detector, config.threshold, restorer.device)
+    network_seconds, step = 0.0, len(jobs) - len(todo)
+    one_at_a_time = threading.Lock()  # detectors keep notes while they look
+
+    def read(job: _Job) -> _Job:
+        _read(job, restorer.size, config, detector, one_at_a_time)
+        return job
+
+    readers = ThreadPoolExecutor(2, "bfr-read")
+    writers = ThreadPoolExecutor(2, "bfr-write")
+    # Photos may be large: few are held at once. Aligned faces are small, and fill a batch together.
+    group_size = config.batch_size if aligned else 1
+    writing: deque[tuple[_Job, Future[FileResult]]] = deque()
+
+    def collect(at_most: int) -> None:
+        nonlocal step
+        while len(writing) > at_most:
+            job, written = writing.popleft()
+            result = results[job.relative] = written.result()
+            if result.status != "restored":
+                log.warning("%s: %s", printable(job.relative), result.reason)
+            step += 1
+            if callback:
+                callback(step, len(jobs), next((crop for crop in job.restored if isinstance(crop, Tensor)), None))
+            job.restored = []
+
+    try:
+        for group in _groups(_ahead(readers, read, todo, 2 * group_size + 1), group_size):
+            crops = [crop for job in group for crop in job.crops]
+            before = time.monotonic()
+            restored = iter(restore_crops(crops, restorer, config.batch_size))
+            network_seconds += time.monotonic() - before
+            for job in group:
+                job.restored = [next(restored) for _ in job.crops]
+                writing.append((job, writers.submit(_write, job, config, aligned)))
+            collect(2 * group_size)
+        collect(0)
+    finally:
+        for pool in (readers, writers):
+            pool.shutdown(wait=True, cancel_futures=True)
+    return FolderResult([results[job.relative] for job in jobs], time.monotonic() - started, network_seconds)
+
+
+def _plan(folder: Path, out: Path) -> list[_Job]:
+    """A job for every photo under `folder` that is not a result of an earlier run in `out`."""
+    if folder.resolve() == out.resolve():
+        raise ValueError(f"{printable(out)}: is the folder of the photos; choose another folder for the results")
+    inside = out.resolve()
+    sources = [path for path in list_images(folder) if inside not in path.resolve().parents]
+    if not sources:
+        raise ValueError(f"{printable(folder)}: holds no photos besides the results in {printable(out)}")
+    jobs = [_Job(path, path.relative_to(folder), out / path.relative_to(folder)) for path in sources]
+    originals = {path.resolve() for path in sources}
+    for job in jobs:
+        if job.target.resolve() in originals:
+            raise ValueError(f"{printable(job.target)}: is one of the photos; choose another folder for the results")
+    return jobs
+
+
+def _ahead(pool: ThreadPoolExecutor, work: Callable[[_Job], _Job], jobs: Iterable[_Job], count: int) -> Iterator[_Job]:
+    """`map(work, jobs)` in order, with up to `count` of them in the pool before they are asked for."""
+    waiting: deque[Future[_Job]] = deque()
+    for job in jobs:
+        waiting.append(pool.submit(work, job))
+        if len(waiting) > count:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _groups(jobs: Iterable[_Job], size: int) -> Iterator[list[_Job]]:
+    group: list[_Job] = []
+    for job in jobs:
+        group.append(job)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _read(
+    job: _Job, size: int, config: RestoreConfig, detector: FaceDetector | None, one_at_a_time: threading.Lock
+) -> None:
+    """Fill in the photo and its crops, or the problem."""
+    try:
+        job.photo = photo = read_photo(job.source)
+        if detector is None:
+            job.crops = [_square(photo.pixels, size)]
+            if photo.pixels.shape[-1] > LARGER * size:
+                width = photo.pixels.shape[-1]
+                log.warning("%s: %d pixels wide, %.1f times the restorer's %d", printable(job.relative), width, width / size, size)
+            return
+        with one_at_a_time:
+            found = detector(photo.pixels)
+        job.faces, job.skipped = choose_faces(found, size, config)
+        job.crops = [crop_face(photo.pixels, face, size) for face in job.faces]
+    except (ValueError, RuntimeError, OSError) as error:
+        job.problem, job.photo, job.crops = _first_line(error), None, []
+
+
+def _write(job: _Job, config: RestoreConfig, aligned: bool) -> FileResult:
+    """Paste, write, and say how it went; the photo is let go."""
+    photo, crops = job.photo, job.crops
+    job.photo, job.crops = None, []
+    if photo is None:
+        return FileResult(job.relative, "failed", job.problem)
+    try:
+        if aligned:
+            new = job.restored[0]
+            if isinstance(new, str):
+                return FileResult(job.relative, "failed", new)
+            write_photo(job.target, _aligned_photo(photo, new, crops[0], config))
+            return FileResult(job.relative, "restored", faces=1)
+        result = paste_faces(photo.pixels, job.faces, crops, job.restored, job.skipped, config)
+        reason = "; ".join(result.skipped)
+        if result.faces:
+            write_photo(job.target, replace(photo, pixels=result.pixels))
+            return FileResult(job.relative, "restored", reason, len(result.faces))
+        replace_atomically(job.target, lambda temporary: shutil.copyfile(job.source, temporary))
+        status = "failed" if job.faces else "no_face"
+        return FileResult(job.relative, status, (reason or "no face found") + "; copied as it is")
+    except (ValueError, RuntimeError, OSError) as error:
+        return FileResult(job.relative, "failed", _first_line(error))
+
+
+def _aligned_photo(photo: Photo, restored: Tensor, crop: Tensor, config: RestoreConfig) -> Photo:
+    """The restored crop as a photo, no smaller than `photo`, grey if that was."""
+    pixels = torch.lerp(crop, restored, config.blend)
+    if photo.grey:
+        pixels = luma(pixels).expand(3, -1, -1)
+    size = max(pixels.shape[-1], photo.pixels.shape[-1])
+    alpha = None if photo.alpha is None else _square(photo.alpha, size)
+    return replace(photo, pixels=_square(pixels, size), alpha=alpha)
+
+
+def _square(image: Tensor, size: int) -> Tensor:
+    """(C, N, N) at `size` x `size`. Raises ValueError if it is not square."""
+    height, width = image.shape[-2:]
+    if height != width:
+        raise ValueError(f"is {width} x {height} pixels; an aligned face is square")
+    if height == size:
+        return image
+    return F.interpolate(image[None], (size, size), mode="bicubic", antialias=True, align_corners=False)[0].clamp(0, 1)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,176 @@
+"""The stages on a run folder, with networks of a few thousand parameters."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bfr_core.adapt import SMALL, FaceConfig, adapt, collect_faces, draw_targets, faces_of, match_targets
+from bfr_core.images import read_image, write_image
+from bfr_core.prior import load_prior
+from bfr_core.restorers import load_restorer
+from bfr_core.runs import Run
+from bfr_core.sampler import SamplerConfig
+
+ALIGNED = FaceConfig(aligned=True)
+
+
+@pytest.fixture
+def config(tiny_restorer, tiny_prior):
+    return replace(
+        SMALL,
+        restorer=str(tiny_restorer),
+        prior=str(tiny_prior),
+        faces=ALIGNED,
+        targets=replace(SMALL.targets, batch_size=4, sampler=SamplerConfig(t_start=50, factor=4, calls=3)),
+        finetune=replace(SMALL.finetune, iterations=6, batch_size=4, micro_batch=4, judge_every=3, checkpoint_seconds=0),
+    )
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(stage, step):
+    def callback(name, done, total, detail):
+        if (name, done) == (stage, step):
+            raise Stop
+
+    return callback
+
+
+def weights(run_dir):
+    return load_file(run_dir / "restorer.safetensors")
+
+
+def test_an_adaptation_leaves_what_the_run_folder_promises(photos, config, tmp_path):
+    stages = []
+    result = adapt(photos, tmp_path, config, lambda stage, *_: stages.append(stage))
+    assert list(dict.fromkeys(stages)) == ["faces", "targets", "finetune"]
+    assert len(result.faces) == 10
+    for folder in ("faces", "restored", "targets"):
+        assert len(list((tmp_path / folder).glob("*.png"))) == 10
+    assert {"config.json", "restorer.safetensors", "log.txt"} <= {p.name for p in tmp_path.iterdir()}
+    assert not list(tmp_path.rglob("*.part*"))
+
+
+@pytest.mark.parametrize("stop", [("faces", 4), ("targets", 16), ("finetune", 4)], ids=str)
+def test_stopped_in_any_stage_and_run_again_gives_the_same_weights(photos, config, tmp_path, stop):
+    adapt(photos, tmp_path / "whole", config)
+    with pytest.raises(Stop):
+        adapt(photos, tmp_path / "broken", config, stop_at(*stop))
+    adapt(photos, tmp_path / "broken", config)
+    whole, broken = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert all(torch.equal(whole[k], broken[k]) for k in whole)
+
+
+def test_a_finished_run_does_nothing_again(photos, config, tmp_path):
+    adapt(photos, tmp_path, config)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.png")}
+    steps = []
+    adapt(photos, tmp_path, config, lambda stage, *_: steps.append(stage))
+    assert "finetune" not in steps
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.png")}
+
+
+def test_another_seed_makes_targets_anew_but_not_faces(photos, config, tmp_path):
+    adapt(photos, tmp_path, config)
+    face, target = (next((tmp_path / f).glob("*.png")) for f in ("faces", "targets"))
+    old_face, old_target = face.stat().st_mtime_ns, target.read_bytes()
+    adapt(photos, tmp_path, replace(config, targets=replace(config.targets, seed=1)))
+    assert face.stat().st_mtime_ns == old_face and target.read_bytes() != old_target
+
+
+def test_a_changed_photo_is_noticed(photos, config, tmp_path):
+    import shutil
+
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    run = Run(tmp_path / "run")
+    before = collect_faces(folder, run, 32, ALIGNED)
+    changed = next(folder.glob("*.png"))
+    write_image(changed, 1 - read_image(changed))
+    after = collect_faces(folder, run, 32, ALIGNED)
+    assert before.fingerprint != after.fingerprint
+
+
+def test_bad_photos_are_reported_and_the_others_used(photos, tmp_path):
+    import shutil
+
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "text.jpg").write_text("not a picture")
+    write_image(folder / "wide.png", torch.zeros(3, 10, 20))
+    found = collect_faces(folder, Run(tmp_path / "run"), 32, ALIGNED)
+    assert len(found) == 10
+    assert sorted(p["photo"] for p in found.problems) == ["text.jpg", "wide.png"]
+    assert json.loads((tmp_path / "run/faces/faces.json").read_text())["problems"] == found.problems
+
+
+def test_no_usable_photo_is_an_error(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "text.jpg").write_text("not a picture")
+    with pytest.raises(ValueError, match="no face could be taken from its 1 images"):
+        collect_faces(tmp_path / "photos", Run(tmp_path / "run"), 32, ALIGNED)
+
+
+def test_a_journal_cut_by_a_power_failure_is_mended(photos, tmp_path):
+    run = Run(tmp_path)
+    collect_faces(photos, run, 32, ALIGNED)
+    journal = run.faces / "photos.jsonl"
+    journal.write_text(journal.read_text()[:-20])
+    (run.faces / "faces.json").unlink()
+    assert len(collect_faces(photos, run, 32, ALIGNED)) == 10
+
+
+def test_a_faces_target_does_not_depend_on_its_batch(photos, config, tiny_restorer, tiny_prior, tmp_path):
+    restorer, prior = load_restorer(tiny_restorer), load_prior(tiny_prior)
+    made = []
+    for batch_size in (1, 4):
+        run = Run(tmp_path / str(batch_size))
+        faces = collect_faces(photos, run, 32, ALIGNED)
+        draw_targets(run, faces, restorer, prior, replace(config.targets, batch_size=batch_size, precision="float32"))
+        made.append(read_image(run.targets / f"{faces.names[5]}.png"))
+    assert (made[0] - made[1]).abs().max() <= 1.01 / 255
+
+
+def test_targets_never_hold_more_than_a_batch(photos, config, tiny_restorer, tiny_prior, tmp_path, monkeypatch):
+    import bfr_core.adapt as module
+
+    sizes = []
+    real = module.make_pseudo_targets
+    monkeypatch.setattr(module, "make_pseudo_targets", lambda lq, *a: sizes.append(len(lq)) or real(lq, *a))
+    run = Run(tmp_path)
+    faces = collect_faces(photos, run, 32, ALIGNED)
+    draw_targets(run, faces, load_restorer(tiny_restorer), load_prior(tiny_prior), config.targets)
+    assert sizes == [4, 4, 2]
+
+
+def test_targets_from_elsewhere_are_matched_by_name(photos, tmp_path):
+    faces = collect_faces(photos, Run(tmp_path / "run"), 32, ALIGNED)
+    folder = tmp_path / "targets"
+    write_image(folder / f"{faces.names[2]}.jpg", torch.zeros(3, 64, 64))
+    write_image(folder / "stranger.png", torch.zeros(3, 64, 64))
+    assert list(match_targets(faces, folder)) == [faces.names[2]]
+
+
+def test_targets_that_match_nothing_are_refused(photos, tmp_path):
+    faces = collect_faces(photos, Run(tmp_path / "run"), 32, ALIGNED)
+    write_image(tmp_path / "targets" / "stranger.png", torch.zeros(3, 64, 64))
+    with pytest.raises(ValueError, match="no target has the name of a face"):
+        match_targets(faces, tmp_path / "targets")
+
+
+def test_two_processes_never_share_a_run(tmp_path):
+    run = Run(tmp_path)
+    with run.locked(), pytest.raises(ValueError, match="in use by another process"), Run(tmp_path).locked():
+        pass
+    with run.locked():
+        pass
+
+
+def test_a_run_without_faces_says_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match="bfr faces"):
+        faces_of(Run(tmp_path))

@@ -1,0 +1,153 @@
+"""The command line as its user meets it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bfr_core.cli import OPTIONS, build_parser, main, settings
+from bfr_core.images import write_image
+
+
+@pytest.fixture
+def quick(photos, tiny_restorer, tiny_prior):
+    """Arguments of a quick adaptation, without the run folder."""
+    return ["adapt", str(photos), "--aligned", "--restorer", str(tiny_restorer), "--prior", str(tiny_prior),
+            "--calls", "2", "--batch-size", "4", "--micro-batch", "4", "--iterations", "8"]  # fmt: skip
+
+
+def test_adapt_prints_a_summary_last(quick, tmp_path, capsys):
+    assert main([*quick, "--run", str(tmp_path), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["steps"] == 8 and summary["verdict"] == "not_judged"
+    assert json.loads((tmp_path / "report.json").read_text())["verdict"] == "not_judged"
+    assert "<html" in (tmp_path / "report.html").read_text()
+
+
+def test_the_stages_one_by_one_give_what_adapt_gives(quick, photos, tiny_restorer, tiny_prior, tmp_path):
+    assert main([*quick, "--run", str(tmp_path / "a")]) == 0
+    networks = ["--restorer", str(tiny_restorer), "--prior", str(tiny_prior)]
+    run = ["--run", str(tmp_path / "b")]
+    assert main(["faces", str(photos), "--aligned", *networks[:2], *run]) == 0
+    assert main(["targets", "--calls", "2", *networks, *run]) == 0
+    tuning = ["--batch-size", "4", "--micro-batch", "4", "--iterations", "8"]
+    assert main(["finetune", *tuning, *networks, *run]) == 0
+    a, b = (load_file(tmp_path / x / "restorer.safetensors") for x in "ab")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_finetune_takes_targets_made_elsewhere(photos, tiny_restorer, tmp_path):
+    targets = tmp_path / "targets"
+    for i in range(0, 10, 2):
+        write_image(targets / f"face {i}.png", torch.rand(3, 32, 32))
+    command = ["finetune", str(photos), "--aligned", "--targets", str(targets), "--restorer", str(tiny_restorer)]
+    command += ["--batch-size", "2", "--micro-batch", "2", "--iterations", "3", "--run", str(tmp_path / "run")]
+    assert main(command) == 0
+    assert (tmp_path / "run" / "restorer.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (["--restorer", "gone.pth"], "gone.pth"),
+        (["--prior", "gone"], "gone"),
+        (["--sampler", "slow"], "sampler is 'slow'"),
+        (["--factor", "5"], "factor is 5"),
+        (["--eta", "2"], "eta is 2.0"),
+        (["--micro-batch", "0"], "micro_batch is 0"),
+        (["--precision", "int4"], "precision is 'int4'"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else " ".join(x),
+)
+def test_bad_settings_are_one_line_and_exit_2(quick, tmp_path, capsys, change, says):
+    assert main([*quick, *change, "--run", str(tmp_path / "run")]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bfr: ")]
+    assert len(lines) == 1 and says in lines[0]
+
+
+@pytest.mark.parametrize("make", ["missing", "empty", "file"])
+def test_bad_photo_folders_are_one_line_and_exit_2(tmp_path, capsys, make):
+    folder = tmp_path / "photos\n<script>"
+    if make == "empty":
+        folder.mkdir()
+    elif make == "file":
+        folder.write_text("")
+    assert main(["faces", str(folder), "--run", str(tmp_path / "run"), "--size", "32"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("bfr: ") and "\n" not in error
+
+
+def test_a_run_folder_that_is_a_file(tmp_path, photos, capsys):
+    (tmp_path / "run").write_text("")
+    assert main(["faces", str(photos), "--aligned", "--size", "32", "--run", str(tmp_path / "run")]) == 2
+    assert "is a file" in capsys.readouterr().err
+
+
+def test_every_option_names_a_setting_and_changes_it(tiny_restorer):
+    parser = build_parser()
+    for flag, (path, _) in OPTIONS.items():
+        default = settings(parser.parse_args(["adapt", "x", "--run", "y"]))
+        for part in path.split("."):
+            default = getattr(default, part)
+        other = {"targets.sampler.kind": "paper", "targets.reference": "lq", "restorer": str(tiny_restorer)}.get(path)
+        if other is None:
+            other = {bool: "", str: "other", int: "101", float: "0.25"}[type(default)]
+        if flag in ("--calls", "--start"):
+            other = "90"
+        value = settings(parser.parse_args(["adapt", "x", "--run", "y", flag, *([other] if other else [])]))
+        for part in path.split("."):
+            value = getattr(value, part)
+        assert value != default, flag
+
+
+def start(arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "bfr_core", *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(path, process, seconds=60):
+    until = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < until, process.communicate()
+        time.sleep(0.02)
+
+
+def test_killed_and_run_again_ends_with_the_same_weights(quick, tmp_path):
+    many = [*quick, "--iterations", "60", "--precision", "float32"]
+    assert main([*many, "--run", str(tmp_path / "whole")]) == 0
+    broken = [*many, "--run", str(tmp_path / "broken")]
+    process = start(broken)
+    wait_for(tmp_path / "broken" / "targets" / "stage.json", process)
+    time.sleep(0.5)
+    process.kill()
+    process.communicate()
+    assert main(broken) == 0
+    whole, again = (load_file(tmp_path / x / "restorer.safetensors") for x in ("whole", "broken"))
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT to another process")
+def test_ctrl_c_exits_130_and_leaves_a_checkpoint(quick, tmp_path):
+    process = start([*quick, "--iterations", "1000000", "--run", str(tmp_path)])
+    wait_for(tmp_path / "targets" / "stage.json", process)
+    log = tmp_path / "log.txt"
+    wait_for(log, process)
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "cancelled" in error
+    assert (tmp_path / "checkpoints" / "last.pt").exists()
+
+
+def test_degrade_and_evaluate(photos, tmp_path, capsys):
+    assert main(["degrade", str(photos), "--kind", "film_grain", "--out", str(tmp_path / "lq"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 10
+    recorded = json.loads((tmp_path / "lq" / "degrade.json").read_text())
+    assert recorded["kind"] == "film_grain" and len(recorded["images"]) == 10
