@@ -22,18 +22,18 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bfr_core import metrics  # noqa: E402
-from bfr_core.adapt import SMALL  # noqa: E402
-from bfr_core.degradations import degrade  # noqa: E402
-from bfr_core.draws import keyed_generator  # noqa: E402
-from bfr_core.evaluate import MEASURES, face_measures, format_interval  # noqa: E402
-from bfr_core.faces.align import Face, crop_face  # noqa: E402
-from bfr_core.finetune import FinetuneConfig, finetune  # noqa: E402
-from bfr_core.images import read_image, replace_atomically  # noqa: E402
-from bfr_core.lowpass import low_pass  # noqa: E402
-from bfr_core.prior import Prior, load_prior  # noqa: E402
-from bfr_core.pseudo_targets import TargetConfig, make_pseudo_targets  # noqa: E402
-from bfr_core.restorers import Restorer, load_restorer  # noqa: E402
+from bfr_core import metrics
+from bfr_core.adaptation import SMALL
+from bfr_core.degradations import degrade
+from bfr_core.draws import keyed_generator
+from bfr_core.evaluate import MEASURES, face_measures, format_interval
+from bfr_core.faces.align import Face, crop_face
+from bfr_core.finetuning import FinetuneConfig, finetune
+from bfr_core.images import read_image, replace_atomically
+from bfr_core.lowpass import low_pass
+from bfr_core.prior import Prior, load_prior
+from bfr_core.pseudo_targets import TargetConfig, make_pseudo_targets
+from bfr_core.restorers import Restorer, load_restorer
 
 DAMAGES = ("sensor", "motion_jpeg", "halftone", "film_grain")
 ROWS = (
@@ -63,9 +63,7 @@ def held_out_faces(portraits: Path) -> tuple[Tensor, Tensor]:
 
 
 def damaged(faces: Tensor, kind: str, seed: int, part: str) -> Tensor:
-    return torch.cat(
-        [degrade(f[None], kind, keyed_generator(seed, kind, part, i)).lq for i, f in enumerate(faces)]
-    )
+    return torch.cat([degrade(f[None], kind, keyed_generator(seed, kind, part, i)).lq for i, f in enumerate(faces)])
 
 
 # ---------------------------------------------------------------- classical denoisers
@@ -123,7 +121,9 @@ def targets_of(lq: Tensor, restorer: Restorer, prior: Prior, config: TargetConfi
     return torch.cat(parts)
 
 
-def run_cell(kind: str, seed: int, adapt_hq: Tensor, hq: Tensor, restorer: Restorer, prior: Prior, done: dict, keep) -> None:
+def run_cell(
+    kind: str, seed: int, adapt_hq: Tensor, hq: Tensor, restorer: Restorer, prior: Prior, done: dict, keep
+) -> None:
     """Restored measure faces of every row not yet in `done`, handed to `keep(row, faces)`."""
     lq, adapt_lq = damaged(hq, kind, seed, "measure"), damaged(adapt_hq, kind, seed, "adapt")
     config = replace(SMALL.finetune, seed=seed)
@@ -172,7 +172,10 @@ def table(work: Path) -> str:
         for name in ROWS:
             if name in rows:
                 records = rows[name]
-                shown = [format_interval(metrics.bootstrap_interval(_mean(records, c)), MEASURES[c].decimals) for c in COLUMNS]
+                shown = [
+                    format_interval(metrics.bootstrap_interval(_mean(records, c)), MEASURES[c].decimals)
+                    for c in COLUMNS
+                ]
                 shown.append(f"{np.mean([r['kid'][0] for r in records]):.3f}")
                 lines.append(f"| {name} | " + " | ".join(shown) + " |")
         if {"adapted", "oracle", "base"} <= set(rows):
@@ -196,11 +199,16 @@ def judgement(rows: dict[str, list[dict]]) -> list[str]:
                     d = difference(who, control, column)
                     if (d.low if sign > 0 else -d.high) <= 0:
                         worst.append(control)
-            lines.append(f"- {who} beats every control on {MEASURES[column].title}: {'yes' if not worst else 'no, not ' + '; '.join(worst)}")
+            lines.append(
+                f"- {who} beats every control on {MEASURES[column].title}: {'yes' if not worst else 'no, not ' + '; '.join(worst)}"
+            )
     for column in ("psnr", "ssim"):
         gain = difference("adapted", "base", column).mean
         best = difference("oracle", "base", column).mean
-        lines.append(f"- share of the oracle's gain in {MEASURES[column].title}: {gain / best:.0%} ({gain:+.3f} of {best:+.3f})")
+        lines.append(
+            f"- share of the oracle's gain in {MEASURES[column].title}: "
+            f"{gain / best:.0%} ({gain:+.3f} of {best:+.3f})"
+        )
     energy = np.mean(_mean(rows["adapted"], "detail_energy"))
     lines.append(f"- detail energy of adapted: {energy:.2f} (goal 0.85 to 1.15)")
     old = [np.subtract(r["old damage"][1], r["old damage"][0]).mean() for r in rows["adapted"]]
@@ -232,7 +240,10 @@ def main() -> None:
 
                 def keep(name: str, faces: Tensor, extra: dict, path: Path = path, done: dict = done) -> None:
                     values = {k: v.tolist() for k, v in face_measures(faces, hq).items()}
-                    done[name] = {"faces": values, "kid": metrics.paired_kid(metrics.kid_features(faces), clean)} | extra
+                    done[name] = {
+                        "faces": values,
+                        "kid": metrics.paired_kid(metrics.kid_features(faces), clean),
+                    } | extra
                     replace_atomically(path, lambda part: part.write_text(json.dumps(done)))
                     shown = {k: round(float(np.mean(v)), 4) for k, v in values.items()}
                     print(path.stem, name, shown, {k: v for k, v in extra.items() if k == "setting"}, flush=True)

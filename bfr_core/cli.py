@@ -51,6 +51,16 @@ TUNE_FLAGS = tuple(f for f, (path, _) in OPTIONS.items() if path.startswith("fin
 SOURCES = ("--restorer", "--prior")
 
 
+RESTORE_TEXT = {
+    "detector": "auto, embedded or retinaface",
+    "threshold": "least score of a face, 0 to 1",
+    "min_face": "narrowest face restored, pixels of the photo",
+    "batch_size": "faces in the network at once",
+    "blend": "0 keeps the photo, 1 the restored face",
+    "faces": "all or largest",
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     args = build_parser().parse_args(arguments)
@@ -120,7 +130,7 @@ class Bars:
 
 
 def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
-    from .adapt import collect_faces
+    from .adaptation import collect_faces
     from .restorers import load_restorer
     from .runs import Run
 
@@ -134,7 +144,7 @@ def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 
 def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
-    from .adapt import draw_targets, faces_of
+    from .adaptation import draw_targets, faces_of
     from .prior import load_prior
     from .restorers import load_restorer
     from .runs import Run
@@ -149,7 +159,7 @@ def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 
 def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
-    from .adapt import Adapted, collect_faces, faces_of, match_targets, targets_of, tune
+    from .adaptation import Adapted, collect_faces, faces_of, match_targets, targets_of, tune
     from .prior import load_prior
     from .restorers import load_restorer
     from .runs import Run, fingerprint, read_json
@@ -174,7 +184,7 @@ def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 
 def adapt(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
-    from .adapt import adapt as run_adaptation
+    from .adaptation import adapt as run_adaptation
     from .summary import report_adaptation
 
     config = settings(args)
@@ -194,6 +204,38 @@ def _tuned(run: Any, progress: Any) -> dict[str, Any]:
     }
 
 
+def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from .restore import RestoreConfig, restore_folder
+    from .restorers import load_restorer
+
+    config = RestoreConfig(args.detector, args.threshold, args.min_face, args.batch_size, args.blend, faces=args.faces)
+    result = restore_folder(
+        args.photos,
+        args.out,
+        load_restorer(args.restorer),
+        config,
+        aligned=args.aligned,
+        skip_existing=args.skip_existing,
+        callback=bars.named("restore"),
+    )
+    counts = {status: result.count(status) for status in ("restored", "no_face", "failed", "skipped")}
+    said = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in counts.items() if count)
+    print(f"{said}; results in {printable(args.out)}", file=sys.stderr)
+    problems = [{"photo": f.path.as_posix(), "reason": f.reason} for f in result.files if f.reason]
+    times = {"seconds": round(result.seconds, 2), "network_seconds": round(result.network_seconds, 2)}
+    return counts | times | {"problems": problems}
+
+
+def demo(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from .demo import demo as run_demo
+    from .demo import read_table
+
+    page = run_demo(args.run, bars)
+    print(read_table(args.run), file=sys.stderr)
+    print(f"\nLook at it: {page}", file=sys.stderr)
+    return {"report": str(page)}
+
+
 def degrade(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from .degradations import degrade as damage
     from .draws import keyed_generator
@@ -206,14 +248,18 @@ def degrade(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         relative = file.relative_to(args.photos)
         try:
             hq = read_image(file)
-            result = damage(hq[None], args.kind, keyed_generator(args.seed, args.kind, relative.as_posix()), args.strength)
+            result = damage(
+                hq[None], args.kind, keyed_generator(args.seed, args.kind, relative.as_posix()), args.strength
+            )
             write_image(args.out / relative.parent / f"{relative.name}.png", result.lq[0])
             drawn[relative.as_posix()] = result.parameters[0]
         except ValueError as error:
             problems.append(str(error))
             log.warning("%s", error)
         bars("degrade", step + 1, len(files), None)
-    write_json(args.out / "degrade.json", {"kind": args.kind, "seed": args.seed, "strength": args.strength, "images": drawn})
+    write_json(
+        args.out / "degrade.json", {"kind": args.kind, "seed": args.seed, "strength": args.strength, "images": drawn}
+    )
     return {"images": len(drawn), "problems": problems}
 
 
@@ -233,13 +279,15 @@ def evaluate(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 def settings(args: argparse.Namespace) -> Any:
     """The recipe for the chosen restorer's size, changed by the flags that were given."""
-    from .adapt import recipe
+    from .adaptation import recipe
     from .restorers import load_restorer
 
     chosen = getattr(args, "restorer", None) or "embedded"
     given = {path: getattr(args, _dest(flag), None) for flag, (path, _) in OPTIONS.items()}
     given |= dict.fromkeys(("targets.seed", "finetune.seed"), getattr(args, "seed", None))
-    return changed(recipe(load_restorer(chosen).size), {path: value for path, value in given.items() if value is not None})
+    return changed(
+        recipe(load_restorer(chosen).size), {path: value for path, value in given.items() if value is not None}
+    )
 
 
 def changed(config: Any, values: dict[str, Any]) -> Any:
@@ -253,6 +301,8 @@ def changed(config: Any, values: dict[str, Any]) -> Any:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bfr", description="Tune a face restorer to your own damaged photos.")
+    from .restore import RestoreConfig
+
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(function: Callable[..., dict[str, Any]], text: str, *flags: str) -> argparse.ArgumentParser:
@@ -276,8 +326,21 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--size", type=int, help="side of the crops (the restorer's)")
     with_run(command(targets, "Draw pseudo targets for the faces of a run.", *SOURCES, *TARGET_FLAGS))
     sub = with_run(command(finetune, "Tune the restorer on a run's faces.", *FACE_FLAGS, *SOURCES, *TUNE_FLAGS))
-    sub.add_argument("photos", type=Path, nargs="?", metavar="PHOTOS", help="folder of photos, if the run has no faces yet")
+    sub.add_argument(
+        "photos", type=Path, nargs="?", metavar="PHOTOS", help="folder of photos, if the run has no faces yet"
+    )
     sub.add_argument("--targets", type=Path, metavar="DIR", help="targets made by anything else, named like the faces")
+    sub = command(restore, "Restore the faces of a folder of photos.")
+    sub.add_argument("photos", type=Path, metavar="PHOTOS")
+    sub.add_argument("--restorer", default="embedded", metavar="FILE", help="an adapted restorer, or any other")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="results, under the photos' own names")
+    sub.add_argument("--aligned", action="store_true", help="the photos are aligned square faces already")
+    sub.add_argument("--skip-existing", action="store_true", help="leave results alone that are there already")
+    for name, text in RESTORE_TEXT.items():
+        default = RestoreConfig.__dataclass_fields__[name].default
+        sub.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"{text} ({default})")
+    sub = command(demo, "See it work on embedded models: faces that were drawn, and two real photographs.")
+    sub.add_argument("--run", type=Path, default=Path("demo_run"), metavar="DIR", help="where it works (demo_run)")
     sub = command(degrade, "Damage clean photos, for trials.")
     sub.add_argument("photos", type=Path, metavar="PHOTOS")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -304,7 +367,7 @@ def _add(parser: argparse.ArgumentParser, flag: str) -> None:
 
 
 def _default(path: str) -> Any:
-    from .adapt import AdaptConfig
+    from .adaptation import AdaptConfig
 
     value: Any = AdaptConfig()
     for part in path.split("."):

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .adapt import Adapted, StageCallback, adapt, recipe
+from .adaptation import Adapted, StageCallback, adapt, recipe
 from .degradations import degrade
 from .draws import keyed_generator, keyed_noise
 from .evaluate import MEASURES, face_measures, format_interval, summarise
@@ -24,7 +23,7 @@ from .prior import Prior, load_prior
 from .report import Gallery, ReportData, Table, write_report
 from .restore import RestoreConfig, restore_photo
 from .restorers import Restorer, load_restorer
-from .runs import fingerprint, stage_folder
+from .runs import fingerprint, read_json, stage_folder
 from .sampler import predict_x0
 from .schedule import respace
 
@@ -153,7 +152,12 @@ def report(folder: Path, clean: Path, result: Adapted, callback: StageCallback |
             Gallery("Drawn faces", FLATTERY, ["damaged", "base", "adapted", "drawn face"], drawn_pictures),
         ],
         tables=[
-            Table("Real photographs, measured on the face", "Two pictures: an illustration, no proof.", columns, photo_rows),
+            Table(
+                "Real photographs, measured on the face",
+                "Two pictures: an illustration, no proof.",
+                columns,
+                photo_rows,
+            ),
             Table("Drawn faces", FLATTERY, columns, drawn_rows),
         ],
         loss_curves=result.progress.losses | {"held-out faces": result.progress.held_out},
@@ -166,6 +170,18 @@ def report(folder: Path, clean: Path, result: Adapted, callback: StageCallback |
         measurements={"real": photo_rows, "drawn": drawn_rows},
     )
     return write_report(folder, data, max_rows=8)
+
+
+def read_table(folder: Path) -> str:
+    """The demonstration's tables as plain text, from report.json."""
+    tables = read_json(folder / "report.json")["tables"]
+    lines = []
+    for table in tables:
+        lines += ["", table["title"], table["note"]]
+        cells = [table["columns"], *table["rows"]]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines += ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return "\n".join(lines)
 
 
 def _restored(lq: Tensor, restorer: Restorer, face: Face) -> Tensor:

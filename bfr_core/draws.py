@@ -15,7 +15,9 @@ def keyed_generator(*key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
 
-def keyed_noise(seed: int, stage: str, names: Sequence[str], device: torch.device | str) -> Callable[[torch.Size], Tensor]:
+def keyed_noise(
+    seed: int, stage: str, names: Sequence[str], device: torch.device | str
+) -> Callable[[torch.Size], Tensor]:
     """Gaussian noise for a batch of faces in which each face's draws do not depend on the others in the batch.
 
     The function returned takes a shape (B, ...) with B = len(names).

@@ -212,7 +212,10 @@ def as_dict(evaluation: Evaluation) -> dict[str, object]:
 
 
 def write_csv(path: Path, evaluation: Evaluation) -> None:
-    """One line per face, a column per set and measure, empty where undefined. Raises OSError as `replace_atomically`."""
+    """One line per face, a column per set and measure, empty where undefined.
+
+    Raises OSError as `replace_atomically`.
+    """
     columns = [(name, key) for name, values in evaluation.per_face.items() for key in MEASURES if key in values]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

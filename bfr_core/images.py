@@ -337,7 +337,7 @@ def _exif(image: Image.Image, name: str) -> tuple[int, bytes | None]:
         if len(kept):
             kept[_ORIENTATION] = 1
         return orientation, kept.tobytes() if len(kept) else None
-    except Exception as error:  # noqa: BLE001 - anything can be in there, and none of it is worth losing the photo for
+    except Exception as error:
         log.warning("%s: its EXIF is damaged and is left out (%s)", name, printable(str(error)))
         return orientation, None
 

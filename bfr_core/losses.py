@@ -58,7 +58,10 @@ def perceptual_loss(encode: Callable[[Tensor], list[Tensor]]) -> ImageLoss:
         with torch.no_grad():
             wanted = encode(pseudo_target * 2 - 1)
         got = encode(restored * 2 - 1)
-        terms = [(F.normalize(a, eps=1e-6) - F.normalize(b, eps=1e-6)).square().sum(1).mean() for a, b in zip(got, wanted, strict=True)]
+        terms = [
+            (F.normalize(a, eps=1e-6) - F.normalize(b, eps=1e-6)).square().sum(1).mean()
+            for a, b in zip(got, wanted, strict=True)
+        ]
         return torch.stack(terms).mean()
 
     return loss

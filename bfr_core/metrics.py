@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -115,7 +116,7 @@ def high_band_correlation(restored: Tensor, hq: Tensor, sigma: float = DETAIL_SI
 
 
 def low_band_consistency(restored: Tensor, lq: Tensor, factor: int) -> Tensor:
-    """Root mean square difference of the low bands (`low_pass`), in units of [0, 1]. Lower is better; 0 if kept exactly.
+    """Root mean square difference of the low bands (`low_pass`), in units of [0, 1]. Lower is better, 0 is exact.
 
     Says whether a result is still the same picture as the damaged one. Raises ValueError as `low_pass` does.
     """
@@ -304,7 +305,7 @@ def _mean_off_diagonal(kernel: Tensor) -> Tensor:
     return (kernel.sum() - kernel.trace()) / (n * (n - 1))
 
 
-def _piq():
+def _piq() -> ModuleType:
     try:
         import piq
     except ImportError as error:

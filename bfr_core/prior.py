@@ -124,10 +124,13 @@ def _load_diffusers(folder: Path) -> Prior:
     if config.get("_class_name") != "UNet2DModel":
         raise ValueError(f"{folder.name}: config.json describes {config.get('_class_name')!r}, not a UNet2DModel")
     scheduler_file = next(
-        (f for f in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json") if f.exists()), None
+        (f for f in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json") if f.exists()),
+        None,
     )
     scheduler = _read_json(scheduler_file) if scheduler_file else {}
-    weights = next((f for f in sorted(inner.glob("diffusion_pytorch_model.*")) if f.suffix in (".safetensors", ".bin")), None)
+    weights = next(
+        (f for f in sorted(inner.glob("diffusion_pytorch_model.*")) if f.suffix in (".safetensors", ".bin")), None
+    )
     if weights is None:
         raise FileNotFoundError(f"{folder}: no diffusion_pytorch_model.safetensors in it")
     state, metadata = load_tensors(weights)

@@ -69,10 +69,14 @@ class Run:
             lock = FileLock(self.folder / ".lock", timeout=0)
             lock.acquire()
         except Timeout:
-            raise ValueError(f"run {printable(self.folder)} is in use by another process; wait for it or stop it") from None
+            raise ValueError(
+                f"run {printable(self.folder)} is in use by another process; wait for it or stop it"
+            ) from None
         except OSError as error:
             reason = error.strerror or str(error)
-            raise OSError(f"run {printable(self.folder)}: cannot be written ({reason}); choose another folder") from None
+            raise OSError(
+                f"run {printable(self.folder)}: cannot be written ({reason}); choose another folder"
+            ) from None
         handler = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         package = logging.getLogger(__package__)

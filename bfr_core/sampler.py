@@ -108,9 +108,7 @@ def sample_paper(
     return x
 
 
-def ancestral_step(
-    prior: NoisePredictor, x: Tensor, schedule: Schedule, i: int, noise: Noise
-) -> tuple[Tensor, Tensor]:
+def ancestral_step(prior: NoisePredictor, x: Tensor, schedule: Schedule, i: int, noise: Noise) -> tuple[Tensor, Tensor]:
     """x_{t-1} ~ p(x_{t-1} | x_t) and the clean image it aims at; noise is drawn, not added, at i = 0.
 
     Source: arXiv:2006.11239, eq. 7 (mean); arXiv:2102.09672, eq. 15 (learned variance).

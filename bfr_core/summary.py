@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from .adapt import Adapted
-from .finetune import FinetuneConfig, split
+from .adaptation import Adapted
+from .finetuning import FinetuneConfig, split
 from .images import read_image
 from .report import Gallery, ReportData, write_report
 

@@ -139,6 +139,9 @@ class Attention(nn.Module):
 class Resample(nn.Module):
     """Halve or double the size, with a convolution if the checkpoint holds one."""
 
+    op: nn.Module
+    conv: nn.Module
+
     def __init__(self, state: Mapping[str, Tensor], direction: str) -> None:
         super().__init__()
         self.direction = direction

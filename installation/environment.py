@@ -26,7 +26,7 @@ def test(root: Path, arguments: Sequence[str]) -> int:
     """Linters, type checker, then pytest (slow and host tests only with --all); exit code of the first that fails."""
     python = prepare(root)
     checks = [
-        ("ruff check", ["ruff", "check", "."]),
+        ("ruff check", ["ruff", "check", "--output-format", "concise", "."]),
         ("ruff format --check", ["ruff", "format", "--check", "."]),
         ("mypy", ["mypy"]),
         ("pytest", ["pytest", *arguments]),

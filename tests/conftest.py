@@ -82,7 +82,7 @@ def tiny_prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
         down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"), norm_num_groups=4,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("weights") / "prior"
-    net.save_pretrained(folder)
+    UNet2DModel.save_pretrained(net, folder)
     (folder / "scheduler_config.json").write_text(json.dumps({"prediction_type": "v_prediction"}))
     return folder
 

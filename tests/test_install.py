@@ -367,7 +367,8 @@ def test_half_installed_package_is_forgotten(made_host: Host) -> None:
     assert "numpy" not in made_host.listing() and "torch" in made_host.listing()
 
 
-def test_foreign_folder_is_left_alone(project: Path) -> None:
+def test_foreign_folder_is_left_alone(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "fill", lambda root, python: None)
     (project / ".venv").mkdir()
     (project / ".venv" / "thesis.txt").write_text("mine")
     with pytest.raises(InstallError, match="not a virtual environment"):
@@ -377,6 +378,7 @@ def test_foreign_folder_is_left_alone(project: Path) -> None:
 
 @pytest.mark.parametrize("absent", ["venv", "ensurepip"])
 def test_python_without_venv(project: Path, monkeypatch: pytest.MonkeyPatch, absent: str) -> None:
+    monkeypatch.setattr(environment, "fill", lambda root, python: None)
     find = environment.importlib.util.find_spec
     monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None if name == absent else find(name))
     with pytest.raises(InstallError, match=f"lacks {absent}: .*apt install python3") as caught:

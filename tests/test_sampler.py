@@ -64,7 +64,9 @@ def test_low_pass_reproduces_the_authors_numbers(recorded):
 def test_sampling_reproduces_the_authors_numbers(recorded):
     path, file = recorded
     given = json.loads(file.metadata()["sample"])
-    config = SamplerConfig("paper", int(given["timestep_respacing"]), given["start"], given["constraint_end"], given["N"])
+    config = SamplerConfig(
+        "paper", int(given["timestep_respacing"]), given["start"], given["constraint_end"], given["N"]
+    )
     noise = iter(file.get_tensor("sample.noise"))
     out = sample_constrained(load_prior(path), file.get_tensor("sample.reference"), config, lambda shape: next(noise))
     assert (out - file.get_tensor("sample.out")).abs().max() < 1e-4
@@ -97,7 +99,7 @@ def test_unconstrained_sampling_forgets_the_reference():
 def test_network_calls_and_callbacks_are_as_announced():
     for config in (PAPER, FAST):
         prior, seen = GaussianPrior(0.0, 0.2), []
-        sample_constrained(prior, torch.zeros(1, 3, 16, 16), config, draws(), lambda *a: seen.append(a[:2]))
+        sample_constrained(prior, torch.zeros(1, 3, 16, 16), config, draws(), lambda *a, seen=seen: seen.append(a[:2]))
         assert prior.calls == config.network_calls == len(seen)
         assert seen[-1] == (config.network_calls, config.network_calls)
 

@@ -21,7 +21,7 @@ CORE = ROOT / "bfr_core"
 LAYERS = (
     ("images", "lowpass", "schedule", "draws", "precision", "unet", "checkpoints", "weights", "runs"),
     ("restorers", "prior", "sampler", "losses", "faces", "degradations", "metrics"),
-    ("restore", "pseudo_targets", "finetune", "adapt", "evaluate", "judge", "report", "summary"),
+    ("restore", "pseudo_targets", "finetuning", "adaptation", "evaluate", "judge", "report", "summary"),
     ("cli", "ui", "gradio_compat", "demo", "__init__", "__main__"),
 )
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
@@ -117,7 +117,7 @@ def unit(path: Path) -> str:
 
 
 def test_relative_imports_are_understood() -> None:
-    assert {"images", "finetune"} <= core_imports(CORE / "adapt.py")
+    assert {"images", "finetuning"} <= core_imports(CORE / "adaptation.py")
     assert "checkpoints" in core_imports(CORE / "restorers" / "load.py")
     assert core_imports(CORE / "lowpass.py") == set()
 

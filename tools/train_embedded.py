@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bfr_core.faces.align import Face, similarity, similarity_scale, template, warp  # noqa: E402
+from bfr_core.faces.align import Face, similarity, similarity_scale, template, warp
 
 SIZE = 128
 PATCH = 2
@@ -61,7 +62,9 @@ def aligned_faces(folder: Path, skip: set[str], variants: int, seed: int) -> Ten
                 turn = zoom * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
                 centre = np.full(2, (SIZE - 1) / 2)
                 shift = rng.normal(0, 1.5, 2)
-                matrix = np.concatenate([turn @ matrix[:, :2], (turn @ (matrix[:, 2] - centre) + centre + shift)[:, None]], 1)
+                matrix = np.concatenate(
+                    [turn @ matrix[:, :2], (turn @ (matrix[:, 2] - centre) + centre + shift)[:, None]], 1
+                )
             if similarity_scale(matrix) > 0.8:  # sample at twice the size, then average: sharper than one bicubic step
                 fine = np.concatenate([matrix[:, :2] * 2, matrix[:, 2:] * 2 + 0.5], 1)
                 crop = nn.functional.avg_pool2d(warp(photo, fine, 2 * SIZE, 2 * SIZE), 2)
@@ -111,7 +114,16 @@ def train(name: str, net: nn.Module, loss_of, args: argparse.Namespace, lr: floa
         path = args.work / f"{name}_cooled.pt"
 
     def checkpoint() -> None:
-        save(path, {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema, "step": step, "seconds": seconds})
+        save(
+            path,
+            {
+                "net": net.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "ema": ema,
+                "step": step,
+                "seconds": seconds,
+            },
+        )
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -140,7 +152,11 @@ def train(name: str, net: nn.Module, loss_of, args: argparse.Namespace, lr: floa
             seconds += now - last
             last = now
             if step % 100 == 0:
-                line = {"step": step, "minutes": round(seconds / 60, 1), **{k: round(float(np.mean(v)), 4) for k, v in sorted(sums.items())}}
+                line = {
+                    "step": step,
+                    "minutes": round(seconds / 60, 1),
+                    **{k: round(float(np.mean(v)), 4) for k, v in sorted(sums.items())},
+                }
                 with (args.work / f"{name}.jsonl").open("a") as stream:
                     stream.write(json.dumps(line) + "\n")
                 log.info("%s %s", name, line)
@@ -155,7 +171,7 @@ def train(name: str, net: nn.Module, loss_of, args: argparse.Namespace, lr: floa
 # ---------------------------------------------------------------- prior
 
 
-def new_prior() -> nn.Module:
+def new_prior() -> Any:
     from diffusers import UNet2DModel
 
     return UNet2DModel(
@@ -182,7 +198,9 @@ def train_prior(args: argparse.Namespace) -> None:
     def loss_of(step: int):
         x0 = faces[torch.randint(len(faces), (args.batch,), generator=rng)].float() / 127.5 - 1
         flip = torch.rand(args.batch, 1, 1, 1, generator=rng) < 0.5
-        x0 = nn.functional.pixel_unshuffle(torch.where(flip, x0.flip(-1), x0), PATCH).contiguous(memory_format=torch.channels_last)
+        x0 = nn.functional.pixel_unshuffle(torch.where(flip, x0.flip(-1), x0), PATCH).contiguous(
+            memory_format=torch.channels_last
+        )
         level = torch.randn(args.batch, generator=rng, dtype=torch.float64) * 1.2 - 0.4
         t = torch.searchsorted(log_noise, level).clamp(0, 999)
         uniform = torch.rand(args.batch, generator=rng) < 0.15  # keeps the whole chain usable for unconditional samples
@@ -205,7 +223,7 @@ def train_prior(args: argparse.Namespace) -> None:
 # ---------------------------------------------------------------- restorer
 
 
-def new_restorer() -> nn.Module:
+def new_restorer() -> Any:
     from spandrel.architectures.NAFNet import NAFNet
 
     return NAFNet(img_channel=3, width=16, middle_blk_num=4, enc_blk_nums=[1, 1, 2, 4], dec_blk_nums=[1, 1, 1, 1])
@@ -261,7 +279,9 @@ def export(args: argparse.Namespace) -> None:
     }
     (folder / "scheduler_config.json").write_text(json.dumps(scheduler, indent=1) + "\n")
     half = {k: v.half() for k, v in state.items()}
-    save_tensors(folder / "diffusion_pytorch_model.safetensors", half, {"format": "pt", "licence": "Apache-2.0"} | record)
+    save_tensors(
+        folder / "diffusion_pytorch_model.safetensors", half, {"format": "pt", "licence": "Apache-2.0"} | record
+    )
 
     state, record = latest(args.work, "restorer")
     own = {"architecture": "NAFNet", "size": str(SIZE), "licence": "Apache-2.0"}
@@ -269,11 +289,68 @@ def export(args: argparse.Namespace) -> None:
     (EMBEDDED / "held_out.txt").write_text("\n".join(held_out_names(args.portraits)) + "\n")
 
 
+def card(args: argparse.Namespace) -> None:
+    """Pictures and figures for the model card: unconditional samples, the nearest training face of each, losses."""
+    from bfr_core.demo import draw_faces
+    from bfr_core.faces.align import crop_face
+    from bfr_core.images import read_image, write_image
+    from bfr_core.prior import load_prior
+    from bfr_core.restorers import load_restorer
+
+    prior, faces = load_prior(), training_faces(args)[::4]  # variant 0 of each face is the exact crop
+    drawn = torch.cat([draw_faces(prior, [f"card_{i}" for i in range(j, j + 8)], 0) for j in (0, 8)])
+
+    def small(x: Tensor) -> Tensor:
+        x = nn.functional.avg_pool2d(x, 4).flatten(1)
+        return (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True)
+
+    known = small(torch.cat([faces, faces.flip(-1)]).float() / 255)
+    likeness = small(drawn) @ known.T / known.shape[1]
+    best = likeness.max(1)
+    nearest = torch.cat([faces, faces.flip(-1)])[best.indices].float() / 255
+    rows = [torch.cat(list(x), 2) for half in (slice(0, 8), slice(8, 16)) for x in (drawn[half], nearest[half])]
+    write_image(args.work.parent / "docs" / "prior_samples.png", torch.cat(rows, 1))
+
+    landmarks = json.loads((args.portraits / "landmarks.json").read_text())
+    kept = held_out_names(args.portraits)[:64]
+    unseen = torch.stack(
+        [crop_face(read_image(args.portraits / n), Face(np.array(landmarks[n]["landmarks"])), SIZE) for n in kept]
+    )
+    seen = faces[torch.randperm(len(faces), generator=torch.Generator().manual_seed(0))[:64]].float() / 255
+    among = small(seen) @ small(torch.cat([faces, faces.flip(-1)]).float() / 255).T / known.shape[1]
+    print("correlation with the nearest other training face, at 32 x 32:")
+    print(f"samples {best.values.mean():.3f} (max {best.values.max():.3f})")
+    print(f"training faces {among.topk(2, 1).values[:, 1].mean():.3f}")
+    print(f"held-out faces {(small(unseen) @ known.T / known.shape[1]).max(1).values.mean():.3f}")
+    for t in (50, 100, 200, 300, 400, 600, 800):
+        errors = [_x0_error(prior, some, t) for some in (seen, unseen)]
+        print(f"t = {t}: clean-image error, training {errors[0]:.4f}, held out {errors[1]:.4f}")
+    from bfr_core.degradations import degrade
+
+    lq = degrade(unseen, "blind", torch.Generator().manual_seed(0)).lq
+    restored = load_restorer().restore(lq)
+    before, after = (-10 * (x - unseen).square().mean((1, 2, 3)).log10().mean() for x in (lq, restored))
+    print(f"restorer on blind damage of held-out portraits: {before:.2f} dB before, {after:.2f} dB after")
+
+
+@torch.no_grad()
+def _x0_error(prior: Any, faces: Tensor, t: int) -> float:
+    """Mean squared error, on the scale of [-1, 1], of the clean image that the prior predicts at level t."""
+    from bfr_core.sampler import predict_x0
+    from bfr_core.schedule import q_sample
+
+    alpha_bar = float(prior.alpha_bar[t])
+    x0 = faces * 2 - 1
+    x_t = q_sample(x0, alpha_bar, torch.randn(x0.shape, generator=torch.Generator().manual_seed(t)))
+    eps, _ = prior(x_t, torch.full((len(x0),), t))
+    return float((predict_x0(x_t, eps, alpha_bar).clamp(-1, 1) - x0).square().mean())
+
+
 def latest(work: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The moving average of the cooled training if there is one, else of the running one, and its record."""
     path = next(p for p in (work / f"{name}_cooled.pt", work / f"{name}.pt") if p.exists())
     state = torch.load(path, weights_only=True, map_location="cpu")
-    return state[__import__('os').environ.get('W','ema')], {"steps": str(state["step"]), "minutes": str(round(state["seconds"] / 60))}
+    return state["ema"], {"steps": str(state["step"]), "minutes": str(round(state["seconds"] / 60))}
 
 
 # ---------------------------------------------------------------- command line
@@ -281,7 +358,7 @@ def latest(work: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["prior", "restorer", "export"])
+    parser.add_argument("what", choices=["prior", "restorer", "export", "card"])
     parser.add_argument("--portraits", type=Path, required=True)
     parser.add_argument("--faces", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path(".training"))
@@ -293,7 +370,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
-    {"prior": train_prior, "restorer": train_restorer, "export": export}[args.what](args)
+    {"prior": train_prior, "restorer": train_restorer, "export": export, "card": card}[args.what](args)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,6 @@ def test_missing_restorer_is_named():
 def test_nan_from_the_network_is_an_error(tiny_restorer):
     restorer = load_restorer(tiny_restorer)
     with torch.no_grad():
-        restorer.module.ending.bias.fill_(float("nan"))
+        restorer.module.get_parameter("ending.bias").fill_(float("nan"))
     with pytest.raises(ValueError, match="gave NaN"):
         restorer.restore(torch.rand(1, 3, 32, 32))

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .faces.align import Face, crop_face
-from .finetune import FinetuneConfig, Progress, finetune
+from .faces.align import crop_face
+from .finetuning import FinetuneConfig, Progress, finetune
 from .images import list_images, photo_names, printable, read_image, write_image
 from .losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
 from .prior import Prior, load_prior
@@ -109,7 +109,9 @@ def collect_faces(
     """
     files = list_images(photos)
     relatives = [f.relative_to(photos) for f in files]
-    print_ = fingerprint(size, asdict(config), [(r.as_posix(), *_stamp(f)) for r, f in zip(relatives, files, strict=True)])
+    print_ = fingerprint(
+        size, asdict(config), [(r.as_posix(), *_stamp(f)) for r, f in zip(relatives, files, strict=True)]
+    )
     stage_folder(run.faces, print_)
     journal = run.faces / "photos.jsonl"
     done = _read_journal(journal)
@@ -154,12 +156,14 @@ def faces_of(run: Run) -> FaceSet:
     return FaceSet(run.faces, names, index["fingerprint"], index["problems"])
 
 
-def _crops_of(file: Path, name: str, folder: Path, size: int, config: FaceConfig, detector: Any) -> list[dict[str, Any]]:
+def _crops_of(
+    file: Path, name: str, folder: Path, size: int, config: FaceConfig, detector: Any
+) -> list[dict[str, Any]]:
     photo = read_image(file)
     if config.aligned:
         write_image(folder / f"{name}.png", resize_square(photo, size, file))
         return [{"name": name, "width": photo.shape[-1]}]
-    found = []
+    found: list[dict[str, Any]] = []
     for face in detector(photo):
         if face.width < config.min_face:
             log.info("%s: a face %.0f pixels wide is too small, left out", printable(file.name), face.width)
@@ -177,7 +181,9 @@ def resize_square(image: Tensor, size: int, file: Path) -> Tensor:
     """An aligned crop at the restorer's size. Raises ValueError naming `file` if it is not square."""
     height, width = image.shape[-2:]
     if height != width:
-        raise ValueError(f"{printable(file.name)}: is {width} x {height}; aligned faces are square (leave out --aligned?)")
+        raise ValueError(
+            f"{printable(file.name)}: is {width} x {height}; aligned faces are square (leave out --aligned?)"
+        )
     if height == size:
         return image
     return F.interpolate(image[None], (size, size), mode="bicubic", antialias=True, align_corners=False)[0].clamp(0, 1)

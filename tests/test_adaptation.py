@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bfr_core.adapt import SMALL, FaceConfig, adapt, collect_faces, draw_targets, faces_of, match_targets
+from bfr_core.adaptation import SMALL, FaceConfig, adapt, collect_faces, draw_targets, faces_of, match_targets
 from bfr_core.images import read_image, write_image
 from bfr_core.prior import load_prior
 from bfr_core.restorers import load_restorer
@@ -25,7 +25,9 @@ def config(tiny_restorer, tiny_prior):
         prior=str(tiny_prior),
         faces=ALIGNED,
         targets=replace(SMALL.targets, batch_size=4, sampler=SamplerConfig(t_start=50, factor=4, calls=3)),
-        finetune=replace(SMALL.finetune, iterations=6, batch_size=4, micro_batch=4, judge_every=3, checkpoint_seconds=0),
+        finetune=replace(
+            SMALL.finetune, iterations=6, batch_size=4, micro_batch=4, judge_every=3, checkpoint_seconds=0
+        ),
     )
 
 
@@ -137,11 +139,16 @@ def test_a_faces_target_does_not_depend_on_its_batch(photos, config, tiny_restor
 
 
 def test_targets_never_hold_more_than_a_batch(photos, config, tiny_restorer, tiny_prior, tmp_path, monkeypatch):
-    import bfr_core.adapt as module
+    import bfr_core.adaptation as module
 
     sizes = []
     real = module.make_pseudo_targets
-    monkeypatch.setattr(module, "make_pseudo_targets", lambda lq, *a: sizes.append(len(lq)) or real(lq, *a))
+
+    def counted(lq, *rest):
+        sizes.append(len(lq))
+        return real(lq, *rest)
+
+    monkeypatch.setattr(module, "make_pseudo_targets", counted)
     run = Run(tmp_path)
     faces = collect_faces(photos, run, 32, ALIGNED)
     draw_targets(run, faces, load_restorer(tiny_restorer), load_prior(tiny_prior), config.targets)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bfr_core.finetune import FinetuneConfig, cosine, finetune, micro_batches, split
+from bfr_core.finetuning import FinetuneConfig, cosine, finetune, micro_batches, split
 from bfr_core.restorers import Restorer
 
 CONFIG = FinetuneConfig(
@@ -20,7 +20,7 @@ class Toy(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, 3, 3, padding=1)
         nn.init.dirac_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)
+        nn.init.constant_(self.get_parameter("conv.bias"), 0)
 
     def forward(self, x):
         return self.conv(x)
@@ -37,7 +37,9 @@ def pairs():
 
 
 def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.module.state_dict().values(), b.module.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y) for x, y in zip(a.module.state_dict().values(), b.module.state_dict().values(), strict=True)
+    )
 
 
 def test_tuning_lowers_the_held_out_score(pairs):

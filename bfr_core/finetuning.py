@@ -10,7 +10,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -143,7 +143,7 @@ def finetune(
         critic_optimizer = torch.optim.Adam(critic.parameters(), config.lr, betas=(0.9, 0.99))
     progress = Progress()
     best = _weights(ema)
-    modules = {"net": net, "ema": ema, "optimizer": optimizer, "critic": critic, "critic_optimizer": critic_optimizer}
+    modules: dict[str, Any] = {"net": net, "ema": ema, "optimizer": optimizer, "critic": critic, "critic_optimizer": critic_optimizer}
 
     if checkpoint and checkpoint.exists():
         state = _read_checkpoint(checkpoint)
@@ -219,8 +219,8 @@ def finetune(
                 critic_optimizer.step()
             progress.step += 1
             average_into(ema, net, min(config.ema, (1 + progress.step) / (10 + progress.step)))
-            for name, value in sums.items():
-                progress.losses.setdefault(name, []).append((progress.step, value))
+            for name, total in sums.items():
+                progress.losses.setdefault(name, []).append((progress.step, total))
             progress.seconds = earlier + time.monotonic() - started
             if progress.step % config.judge_every == 0 or fraction_done(progress, config) >= 1:
                 judge()
@@ -244,7 +244,9 @@ def split(count: int, config: FinetuneConfig) -> tuple[list[int], list[int]]:
     return sorted(order[held:]), sorted(order[:held])
 
 
-def micro_batches(pairs: Pairs, train: list[int], step: int, config: FinetuneConfig):
+def micro_batches(
+    pairs: Pairs, train: list[int], step: int, config: FinetuneConfig
+) -> Iterator[tuple[Tensor, Tensor]]:
     """The (lq, pseudo_target) batches of one optimizer step, mirrored at random; fixed by the seed and the step."""
     first = step * config.batch_size
     chosen, flips = [], []
@@ -256,10 +258,11 @@ def micro_batches(pairs: Pairs, train: list[int], step: int, config: FinetuneCon
     for i in range(0, config.batch_size, config.micro_batch):
         some = [pairs[j] for j in chosen[i : i + config.micro_batch]]
         mirrored = flips[i : i + config.micro_batch]
-        yield tuple(
+        lq, target = (
             torch.stack([x.flip(-1) if flip else x for x, flip in zip(images, mirrored, strict=True)])
             for images in zip(*some, strict=True)
         )
+        yield lq, target
 
 
 @torch.no_grad()
@@ -276,7 +279,9 @@ def anchor_batch(
         return lq, restorer(lq).float().clamp(0, 1)
 
 
-def image_terms(restored: Tensor, target: Tensor, config: FinetuneConfig, perceptual: ImageLoss | None) -> dict[str, Tensor]:
+def image_terms(
+    restored: Tensor, target: Tensor, config: FinetuneConfig, perceptual: ImageLoss | None
+) -> dict[str, Tensor]:
     """The terms of the loss that compare images, unweighted, by the name of their weight in the settings."""
     terms = {"l1": pixel_loss(restored, target)}
     if config.texture:
@@ -287,7 +292,9 @@ def image_terms(restored: Tensor, target: Tensor, config: FinetuneConfig, percep
 
 
 @torch.no_grad()
-def held_out_score(module: nn.Module, pairs: Pairs, held: list[int], config: FinetuneConfig, device: torch.device) -> float:
+def held_out_score(
+    module: nn.Module, pairs: Pairs, held: list[int], config: FinetuneConfig, device: torch.device
+) -> float:
     """Mean pixel and texture loss on the held-out pairs, lower is better."""
     scores = []
     for index in held:

@@ -1,0 +1,62 @@
+"""Two ratios that say whether time goes into the networks and not around them.
+
+    python benchmarks/throughput.py
+
+Restoring: share of the wall time of `restore_folder`, on 200 aligned crops, that is spent in the network (aim: 0.85).
+Sampling: images a second that the fast sampler passes through the U-Net, over those of the bare U-Net called in a loop
+at the same batch size (aim: 0.80). Each ratio compares two things in one run; the lower of two runs is printed.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bfr_core import SamplerConfig, load_prior, load_restorer, sample_constrained
+from bfr_core.images import write_image
+from bfr_core.precision import autocast
+from bfr_core.restore import RestoreConfig, restore_folder
+
+CROPS, BATCH, CALLS = 200, 8, 10
+
+
+def restoring() -> float:
+    restorer = load_restorer()
+    with tempfile.TemporaryDirectory() as folder:
+        smooth = torch.rand(CROPS, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        crops = torch.nn.functional.interpolate(smooth, (restorer.size,) * 2, mode="bicubic").clamp(0, 1)
+        for i, crop in enumerate(crops):
+            write_image(Path(folder) / "photos" / f"{i:03d}.png", crop)
+        result = restore_folder(
+            Path(folder) / "photos", Path(folder) / "out", restorer, RestoreConfig(batch_size=BATCH), aligned=True
+        )
+    assert result.count("restored") == CROPS
+    return result.network_seconds / result.seconds
+
+
+@torch.no_grad()
+def sampling() -> float:
+    prior = load_prior()
+    reference = torch.zeros(BATCH, 3, prior.size, prior.size)
+    config = SamplerConfig(t_start=100, t_constrain_end=25, factor=4, calls=CALLS)
+    t = torch.full((BATCH,), 100)
+    with autocast(reference.device, "auto"):
+        prior(reference, t)
+        started = time.perf_counter()
+        for _ in range(CALLS):
+            prior.network(torch.nn.functional.pixel_unshuffle(reference, prior.patch), t)
+        bare = time.perf_counter() - started
+        started = time.perf_counter()
+        sample_constrained(prior, reference, config)
+        return bare / (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    print(f"restoring: {min(restoring() for _ in range(2)):.2f} of the wall time is inside the network (aim 0.85)")
+    print(f"sampling:  {min(sampling() for _ in range(2)):.2f} of the bare U-Net's throughput (aim 0.80)")
