@@ -199,15 +199,13 @@ def judgement(rows: dict[str, list[dict]]) -> list[str]:
                     d = difference(who, control, column)
                     if (d.low if sign > 0 else -d.high) <= 0:
                         worst.append(control)
-            lines.append(
-                f"- {who} beats every control on {MEASURES[column].title}: {'yes' if not worst else 'no, not ' + '; '.join(worst)}"
-            )
+            answer = f"no, not {'; '.join(worst)}" if worst else "yes"
+            lines.append(f"- {who} beats every control on {MEASURES[column].title}: {answer}")
     for column in ("psnr", "ssim"):
         gain = difference("adapted", "base", column).mean
         best = difference("oracle", "base", column).mean
         lines.append(
-            f"- share of the oracle's gain in {MEASURES[column].title}: "
-            f"{gain / best:.0%} ({gain:+.3f} of {best:+.3f})"
+            f"- share of the oracle's gain in {MEASURES[column].title}: {gain / best:.0%} ({gain:+.3f} of {best:+.3f})"
         )
     energy = np.mean(_mean(rows["adapted"], "detail_energy"))
     lines.append(f"- detail energy of adapted: {energy:.2f} (goal 0.85 to 1.15)")

@@ -143,7 +143,13 @@ def finetune(
         critic_optimizer = torch.optim.Adam(critic.parameters(), config.lr, betas=(0.9, 0.99))
     progress = Progress()
     best = _weights(ema)
-    modules: dict[str, Any] = {"net": net, "ema": ema, "optimizer": optimizer, "critic": critic, "critic_optimizer": critic_optimizer}
+    modules: dict[str, Any] = {
+        "net": net,
+        "ema": ema,
+        "optimizer": optimizer,
+        "critic": critic,
+        "critic_optimizer": critic_optimizer,
+    }
 
     if checkpoint and checkpoint.exists():
         state = _read_checkpoint(checkpoint)
@@ -244,9 +250,7 @@ def split(count: int, config: FinetuneConfig) -> tuple[list[int], list[int]]:
     return sorted(order[held:]), sorted(order[:held])
 
 
-def micro_batches(
-    pairs: Pairs, train: list[int], step: int, config: FinetuneConfig
-) -> Iterator[tuple[Tensor, Tensor]]:
+def micro_batches(pairs: Pairs, train: list[int], step: int, config: FinetuneConfig) -> Iterator[tuple[Tensor, Tensor]]:
     """The (lq, pseudo_target) batches of one optimizer step, mirrored at random; fixed by the seed and the step."""
     first = step * config.batch_size
     chosen, flips = [], []

@@ -17,13 +17,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .faces.align import Face, crop_face
-from .faces.detect import FaceDetector, load_detector
+from .faces.detect import load_detector
 from .faces.paste import face_patches, luma
 from .images import Photo, list_images, printable, read_photo, replace_atomically, write_photo
 from .restorers.base import Restorer
 
 log = logging.getLogger(__name__)
 RestoreCallback = Callable[[int, int, "Tensor | None"], None]
+FindFaces = Callable[[Tensor], list[Face]]  # a FaceDetector, or anything else that answers for a photo
 LARGER = 1.05  # of the restorer's size: from here on a face is said to be too large
 
 
@@ -56,7 +57,11 @@ class RestoreConfig:
 
 @dataclass(frozen=True, eq=False)
 class RestoredPhoto:
-    """pixels: (3, H, W) in [0, 1]. faces: those restored. skipped: why others were not. mask: (1, H, W), how new it is."""
+    """A photo with its faces restored.
+
+    pixels: (3, H, W) in [0, 1]. faces: those restored. skipped: why others were not.
+    mask: (1, H, W) in [0, 1], how new a pixel is.
+    """
 
     pixels: Tensor
     faces: list[Face]
@@ -68,7 +73,7 @@ class RestoredPhoto:
 
 
 def restore_photo(
-    photo: Tensor, restorer: Restorer, config: RestoreConfig | None = None, detector: FaceDetector | None = None
+    photo: Tensor, restorer: Restorer, config: RestoreConfig | None = None, detector: FindFaces | None = None
 ) -> RestoredPhoto:
     """`photo` (3, H, W) RGB in [0, 1] with its faces restored; everything else is exactly as it was.
 
@@ -247,8 +252,9 @@ def _plan(folder: Path, out: Path) -> list[_Job]:
     """A job for every photo under `folder` that is not a result of an earlier run in `out`."""
     if folder.resolve() == out.resolve():
         raise ValueError(f"{printable(out)}: is the folder of the photos; choose another folder for the results")
-    inside = out.resolve()
-    sources = [path for path in list_images(folder) if inside not in path.resolve().parents]
+    sources, results = list_images(folder), out.resolve()
+    if folder.resolve() in results.parents:
+        sources = [path for path in sources if results not in path.resolve().parents]
     if not sources:
         raise ValueError(f"{printable(folder)}: holds no photos besides the results in {printable(out)}")
     jobs = [_Job(path, path.relative_to(folder), out / path.relative_to(folder)) for path in sources]
@@ -282,7 +288,7 @@ def _groups(jobs: Iterable[_Job], size: int) -> Iterator[list[_Job]]:
 
 
 def _read(
-    job: _Job, size: int, config: RestoreConfig, detector: FaceDetector | None, one_at_a_time: threading.Lock
+    job: _Job, size: int, config: RestoreConfig, detector: FindFaces | None, one_at_a_time: threading.Lock
 ) -> None:
     """Fill in the photo and its crops, or the problem."""
     try:
@@ -291,7 +297,13 @@ def _read(
             job.crops = [_square(photo.pixels, size)]
             if photo.pixels.shape[-1] > LARGER * size:
                 width = photo.pixels.shape[-1]
-                log.warning("%s: %d pixels wide, %.1f times the restorer's %d", printable(job.relative), width, width / size, size)
+                log.warning(
+                    "%s: %d pixels wide, %.1f times the restorer's %d",
+                    printable(job.relative),
+                    width,
+                    width / size,
+                    size,
+                )
             return
         with one_at_a_time:
             found = detector(photo.pixels)

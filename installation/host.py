@@ -22,6 +22,7 @@ WITHOUT = {
     "scikit-image": "faces in whole photos are found only with facexlib; aligned faces work",
     "filelock": "no run folder can be locked, so adapting is off",
     "pillow": "no picture file can be read or written",
+    "tqdm": "the bfr command does not start",
     "facexlib": "faces are found by the built-in detector instead of RetinaFace",
     "lpips": "tuning compares pictures by the prior's own features instead of LPIPS",
 }

@@ -65,7 +65,8 @@ def installed() -> dict[str, str]:
     invalidate_caches()
     versions: dict[str, str] = {}
     for distribution in metadata.distributions():
-        fields = dict(distribution.metadata.items() if distribution.metadata else ())
+        about = distribution.metadata
+        fields = {key: about[key] for key in ("Name", "Version") if about is not None and key in about}
         if fields.get("Name"):  # the first on sys.path is the one that is imported
             versions.setdefault(canonical(fields["Name"]), fields.get("Version", ""))
     return versions

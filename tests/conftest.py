@@ -32,7 +32,7 @@ def pythons() -> dict[tuple[int, ...], str]:
     places = [str(path) for path in sorted(pyenv.glob("*/bin/python"))]
     others = [path for minor in range(6, 20) if (path := shutil.which(f"python3.{minor}"))]
     places += [path for path in others if "shims" not in path] + [sys.executable]
-    found = {}
+    found: dict[tuple[int, ...], str] = {}
     for place in places:
         code = "import sys; print('%d %d' % sys.version_info[:2])"
         done = subprocess.run([place, "-c", code], capture_output=True, text=True, check=False)

@@ -158,7 +158,7 @@ class Host:
     def install(self, **settings: str) -> subprocess.CompletedProcess[str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))}
         pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.index), "PIP_CONFIG_FILE": os.devnull, "PATH": ""}
-        command = [self.python, str(self.pack / "install.py")]
+        command = [str(self.python), str(self.pack / "install.py")]
         return subprocess.run(command, env=clean | pip | settings, capture_output=True, text=True, check=False)
 
 
@@ -181,6 +181,7 @@ def made_host(tmp_path: Path) -> Host:
     write_wheel(made.index, "safetensors", "0.8.0")
     write_wheel(made.index, "pillow", "99.0")
     write_wheel(made.index, "filelock", "3.0")
+    write_wheel(made.index, "tqdm", "4.0")
     write_wheel(made.index, "diffusers", "0.42.1", ("safetensors>=0.8.0", "huggingface-hub>=1.32", "Pillow"))
     write_wheel(made.index, "diffusers", "0.31.0", ("safetensors>=0.3.1", "huggingface-hub>=0.23.2", "Pillow", "numpy"))
     write_wheel(made.index, "spandrel", "0.4.2", ("torch", "torchvision", "safetensors", "numpy", "einops"))
@@ -203,6 +204,7 @@ def test_host_gains_packages_and_keeps_every_version(made_host: Host) -> None:
         "diffusers": "0.31.0",  # the newest that lives with the host's safetensors
         "scikit-image": "0.22",
         "filelock": "3.0",
+        "tqdm": "4.0",
         "spandrel": "0.4.2",
         "einops": "0.8",
         "facexlib": "0.3.0",  # without opencv-python beside the host's headless one, without filterpy

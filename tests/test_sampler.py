@@ -98,7 +98,8 @@ def test_unconstrained_sampling_forgets_the_reference():
 
 def test_network_calls_and_callbacks_are_as_announced():
     for config in (PAPER, FAST):
-        prior, seen = GaussianPrior(0.0, 0.2), []
+        prior = GaussianPrior(0.0, 0.2)
+        seen: list[tuple[int, int]] = []
         sample_constrained(prior, torch.zeros(1, 3, 16, 16), config, draws(), lambda *a, seen=seen: seen.append(a[:2]))
         assert prior.calls == config.network_calls == len(seen)
         assert seen[-1] == (config.network_calls, config.network_calls)

@@ -84,7 +84,7 @@ def get_faces(folder: Path, checksums: dict[str, str], base_url: str = BASE_URL,
 
 
 def download(url: str, sha256: str, stop: threading.Event) -> bytes:
-    """The content of `url`, checked. Raises OSError in one line when no attempt gives it whole, or once `stop` is set."""
+    """The content of `url`, checked. Raises OSError, in one line, if no attempt gives it whole or `stop` is set."""
     reason = ""
     for attempt in range(ATTEMPTS):
         if attempt and stop.wait(FIRST_WAIT_SECONDS * 2 ** (attempt - 1)):

@@ -101,7 +101,7 @@ def train(name: str, net: nn.Module, loss_of, args: argparse.Namespace, lr: floa
     the result goes to NAME_cooled.pt, so that the constant-rate checkpoint can still be trained further.
     """
     path = args.work / f"{name}.pt"
-    optimizer = torch.optim.AdamW(net.parameters(), lr, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(net.parameters(), lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     ema = {k: v.detach().clone() for k, v in net.state_dict().items()}
     step, seconds = 0, 0.0
     if path.exists():
@@ -144,8 +144,7 @@ def train(name: str, net: nn.Module, loss_of, args: argparse.Namespace, lr: floa
             step += 1
             decay = min(ema_decay, (1 + step) / (10 + step))
             with torch.no_grad():
-                for key, value in net.state_dict().items():
-                    ema[key].lerp_(value, 1 - decay) if value.is_floating_point() else ema[key].copy_(value)
+                torch._foreach_lerp_(list(ema.values()), list(net.state_dict().values()), 1 - decay)
             for key, value in entries:
                 sums.setdefault(key, []).append(value)
             now = time.monotonic()

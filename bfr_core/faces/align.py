@@ -12,7 +12,13 @@ from torch.nn import functional as F
 # Left eye, right eye, nose, left and right mouth corner (as seen in the picture) in a 512 x 512 crop:
 # the FFHQ-style template of facexlib, on which CodeFormer, GFPGAN and RestoreFormer were trained.
 TEMPLATE_512 = np.array(
-    [[192.98138, 239.94708], [318.90277, 240.1936], [256.63416, 314.01935], [201.26117, 371.41043], [313.08905, 371.15118]]
+    [
+        [192.98138, 239.94708],
+        [318.90277, 240.1936],
+        [256.63416, 314.01935],
+        [201.26117, 371.41043],
+        [313.08905, 371.15118],
+    ]
 )
 
 

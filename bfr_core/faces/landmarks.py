@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "embedded" / "landmarks.safetensors"
 CROP = 64  # width of the standard crop of a face the network is looking at

@@ -19,7 +19,7 @@ STRIP_PIXELS = 2_000_000  # handled at a time, whatever the size of the face
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """New pixels (3, h, w) for a photo, their upper left corner, and how much of them is new: mask (1, h, w) in [0, 1]."""
+    """New pixels (3, h, w) of a photo, their upper left corner, and how new they are: mask (1, h, w) in [0, 1]."""
 
     top: int
     left: int

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bfr_core.faces.align import Face, template
+from bfr_core.faces.detect import EmbeddedDetector, distinct, load_detector
+from bfr_core.faces.landmarks import load_landmark_net
+from bfr_core.images import read_image
+
+# Middle of the face and width of its head, in pixels.
+SOLVAY = np.array([
+    [82, 175, 51], [124, 219, 46], [200, 202, 56], [229, 57, 52], [263, 232, 54], [324, 86, 42],
+    [337, 181, 48], [390, 113, 45], [399, 226, 46], [484, 181, 55], [502, 108, 47], [548, 232, 57],
+    [621, 117, 47], [642, 171, 43], [721, 93, 43], [724, 221, 50], [760, 176, 48], [835, 97, 50],
+    [842, 223, 56], [880, 185, 52], [939, 94, 51], [955, 225, 56], [1027, 188, 50], [1032, 90, 38],
+    [1105, 50, 46], [1105, 229, 57], [1159, 194, 50], [1164, 91, 44], [1207, 247, 49],
+], float)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def detector() -> EmbeddedDetector:
+    return EmbeddedDetector(load_landmark_net())
+
+
+@pytest.fixture(scope="module")
+def portraits(shared: Path) -> list[tuple[Tensor, np.ndarray]]:
+    """Portraits that no training has seen, and their landmarks."""
+    every = json.loads((shared / "portraits" / "landmarks.json").read_text())
+    names = sorted(every)[::5][::25]
+    return [(read_image(shared / "portraits" / name), np.array(every[name]["landmarks"])) for name in names]
+
+
+def matched(faces: list[Face], truth: np.ndarray) -> tuple[int, int]:
+    """How many of `truth` are found, and how many faces are none of them."""
+    found, false = set(), 0
+    for face in faces:
+        distance = np.linalg.norm(truth[:, :2] - face.landmarks.mean(0), axis=1) / truth[:, 2]
+        nearest = int(distance.argmin())
+        if distance[nearest] < 0.35 and 1 < face.width / truth[nearest, 2] < 2.6:
+            found.add(nearest)
+        else:
+            false += 1
+    return len(found), false
+
+
+def error(face: Face, truth: np.ndarray) -> float:
+    """Mean distance of the landmarks, in eye distances."""
+    return float(np.linalg.norm(face.landmarks - truth, axis=1).mean() / np.linalg.norm(truth[0] - truth[1]))
+
+
+def test_a_group_photo_of_1927(detector: EmbeddedDetector, shared: Path) -> None:
+    found, false = matched(detector(read_image(shared / "photos" / "solvay_conference_1927.png")), SOLVAY)
+    assert found >= 26 and false <= 2
+
+
+def test_large_faces_side_by_side(detector: EmbeddedDetector, shared: Path) -> None:
+    photo = read_image(shared / "photos" / "eight_synthetic_faces.jpg")
+    faces = detector(F.interpolate(photo[None], scale_factor=0.5, mode="bilinear", antialias=True)[0])
+    assert len(faces) == 8
+    assert [f.width for f in faces] == sorted((f.width for f in faces), reverse=True)
+
+
+def test_the_portraits_that_packages_bring_along(detector: EmbeddedDetector) -> None:
+    data = pytest.importorskip("skimage.data")
+    cbook = pytest.importorskip("matplotlib.cbook")
+    astronaut = torch.from_numpy(data.astronaut()).permute(2, 0, 1) / 255
+    hopper = read_image(Path(str(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))))
+    assert matched(detector(astronaut), np.array([[219.0, 118, 90]])) == (1, 0)
+    assert matched(detector(hopper), np.array([[268.0, 234, 190]])) == (1, 0)
+
+
+@pytest.mark.parametrize(("damage", "limit"), [("none", 0.08), ("noise", 0.1), ("blur", 0.1)])
+def test_landmarks_of_unseen_portraits(
+    detector: EmbeddedDetector, portraits: list[tuple[Tensor, np.ndarray]], damage: str, limit: float
+) -> None:
+    errors = []
+    for photo, truth in portraits:
+        if damage == "noise":
+            photo = (photo + 0.15 * torch.randn(photo.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+        if damage == "blur":
+            small = F.interpolate(photo[None], scale_factor=0.2, mode="bilinear", antialias=True)
+            photo = F.interpolate(small, photo.shape[-2:], mode="bicubic")[0].clamp(0, 1)
+        (face,) = detector(photo)
+        errors.append(error(face, truth))
+    assert np.mean(errors) < limit
+
+
+def test_a_grey_photo(detector: EmbeddedDetector, portraits: list[tuple[Tensor, np.ndarray]]) -> None:
+    assert len(detector(portraits[0][0].mean(0, keepdim=True).expand(3, -1, -1))) == 1
+
+
+def test_a_photo_12000_pixels_wide(detector: EmbeddedDetector, portraits: list[tuple[Tensor, np.ndarray]]) -> None:
+    """The face is found on a shrunk copy, and measured on the full one as well as on its own."""
+    photo = F.interpolate(portraits[1][0][None], scale_factor=4, mode="bicubic", align_corners=False)[0].clamp(0, 1)
+    wide = torch.full((3, 1400, 12000), 0.5)
+    wide[:, 100 : 100 + photo.shape[1], 10000 : 10000 + photo.shape[2]] = photo
+    (face,), (alone,) = detector(wide), detector(photo)
+    assert error(face, alone.landmarks + np.array([10000, 100])) < 0.03
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 300), (64, 64), (200, 333)])
+def test_nothing_is_found_where_nothing_is(detector: EmbeddedDetector, size: tuple[int, int]) -> None:
+    assert detector(torch.full((3, *size), 0.4)) == []
+    ramp = torch.linspace(0, 1, size[1]).expand(3, *size)
+    assert detector(ramp) == []
+
+
+def test_of_two_answers_for_one_face_the_surer_is_kept() -> None:
+    a, b, c = Face(template(100), 0.7), Face(template(100) + 5, 0.9), Face(template(100) + 200, 0.6)
+    assert distinct([a, b, c], 0.4) == [b, c]
+    assert distinct([], 0.4) == []
+
+
+def test_without_weights_auto_falls_back_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("bfr_core.faces.detect.retinaface_folders", lambda weights=None: [tmp_path])
+    with caplog.at_level(logging.INFO):
+        assert load_detector("auto").name == "embedded"
+    assert len(caplog.records) == 1 and "RetinaFace is not installed" in caplog.text
+    with pytest.raises(FileNotFoundError, match="detection_Resnet50_Final.pth is not in") as error:
+        load_detector("retinaface")
+    assert str(tmp_path) in str(error.value)
+    with pytest.raises(ValueError, match='"mtcnn"'):
+        load_detector("mtcnn")
+    with pytest.raises(ValueError, match="threshold"):
+        load_detector("embedded", 1.5)
+
+
+def test_retinaface_is_built_from_a_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    retinaface = pytest.importorskip("facexlib.detection.retinaface")
+    state = {
+        f"module.{k}": v for k, v in retinaface.RetinaFace("resnet50", device=torch.device("cpu")).state_dict().items()
+    }
+    torch.save(state, tmp_path / "detection_Resnet50_Final.pth")
+    monkeypatch.setenv("BFR_WEIGHTS", str(tmp_path))
+    detector = load_detector("auto", threshold=1.0)
+    assert detector.name == "retinaface"
+    assert detector(torch.rand(3, 90, 120)) == []
+
+
+def test_retinaface_boxes_become_faces_in_photo_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("facexlib.detection.retinaface")
+    from bfr_core.faces.detect import RetinaFaceDetector
+
+    seen = []
+
+    class Fake:
+        def detect_faces(self, image: np.ndarray, conf_threshold: float) -> np.ndarray:
+            seen.append((image.shape, image[0, 0].tolist(), conf_threshold))
+            small = (template(100) + 100.5) / 2 - 0.5
+            large = (template(300) + 500.5) / 2 - 0.5
+            return np.stack([np.r_[0, 0, 1, 1, 0.9, small.ravel()], np.r_[0, 0, 1, 1, 0.8, large.ravel()]])
+
+    detector = RetinaFaceDetector.__new__(RetinaFaceDetector)
+    detector.net, detector.threshold = Fake(), 0.4
+    photo = torch.tensor([1.0, 0.5, 0.0]).view(3, 1, 1).expand(3, 100, 4096)
+    faces = detector(photo)
+    assert seen == [((50, 2048, 3), [0.0, 127.5, 255.0], 0.4)]
+    assert [f.score for f in faces] == [0.8, 0.9]
+    np.testing.assert_allclose(faces[1].landmarks, template(100) + 100, atol=1e-9)
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("facexlib.detection.retinaface")
+    touched = tmp_path / "touched"
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+            return Path.touch, (touched,)
+
+    torch.save({"a": Evil()}, tmp_path / "detection_Resnet50_Final.pth")
+    with pytest.raises(ValueError, match="not RetinaFace weights") as error:
+        load_detector("retinaface", weights=tmp_path)
+    assert "\n" not in str(error.value) and not touched.exists()
+
+
+def test_facexlib_is_imported_only_when_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "facexlib.detection.retinaface", None)  # an import of it would fail
+    monkeypatch.setattr("bfr_core.faces.detect.retinaface_folders", lambda weights=None: [tmp_path])
+    assert load_detector("auto").name == "embedded"

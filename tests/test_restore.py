@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bfr_core.faces.align import Face, template
+from bfr_core.images import Photo, read_image, read_photo, write_image, write_photo
+from bfr_core.restore import RestoreConfig, restore_folder, restore_photo
+from bfr_core.restorers.base import Restorer
+
+PLAIN = RestoreConfig(match_colour=False)  # a uniform change is a cast, and would be taken out again
+
+
+class Brighter(nn.Module):
+    """Adds 0.1; refuses faces whose mean is above 0.9; takes `seconds` for each face."""
+
+    def __init__(self, amount: float = 0.1, seconds: float = 0.0) -> None:
+        super().__init__()
+        self.amount, self.seconds = nn.Parameter(torch.tensor(amount)), seconds
+
+    def forward(self, lq: Tensor) -> Tensor:
+        time.sleep(self.seconds * len(lq))
+        out = lq + self.amount
+        return torch.where(lq.mean((1, 2, 3), keepdim=True) > 0.9, torch.full_like(out, torch.nan), out)
+
+
+def fake_restorer(amount: float = 0.1, size: int = 64, seconds: float = 0.0) -> Restorer:
+    return Restorer(Brighter(amount, seconds).eval(), "fake", size, "fake")
+
+
+def found(*faces: Face):
+    """A detector that always finds `faces`."""
+    return lambda photo: list(faces)
+
+
+def face_at(x: float, y: float, width: float) -> Face:
+    return Face(template(1) * width + [x + width / 2, y + width / 2])
+
+
+def smooth(height: int, width: int, seed: int = 0) -> Tensor:
+    coarse = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) * 0.6 + 0.1
+    return F.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 0.8)[0]
+
+
+# ---------------------------------------------------------------- one photo
+
+
+def test_faces_are_restored_and_the_rest_is_exactly_as_it_was() -> None:
+    photo = smooth(200, 300)
+    faces = [face_at(20, 20, 100), face_at(180, 60, 64)]
+    result = restore_photo(photo, fake_restorer(), PLAIN, found(*faces))
+    assert result.faces == faces and result.skipped == []
+    outside = result.mask[0] == 0
+    assert torch.equal(result.pixels[:, outside], photo[:, outside])
+    change = (result.pixels - photo)[:, result.mask[0] > 0.99]
+    assert change.mean() == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_restorer_that_does_nothing_changes_nothing() -> None:
+    photo = torch.rand(3, 200, 300)
+    result = restore_photo(
+        photo, fake_restorer(0.0), RestoreConfig(), found(face_at(20, 20, 100), face_at(90, 30, 150))
+    )
+    assert (result.pixels - photo).abs().max() < 1e-5
+
+
+def test_one_failing_face_does_not_stop_the_others() -> None:
+    photo = smooth(200, 400)
+    photo[:, :, 200:] = 1  # too bright for the fake
+    good, bad, tiny = face_at(20, 20, 100), face_at(260, 40, 100), face_at(10, 150, 8)
+    result = restore_photo(photo, fake_restorer(), PLAIN, found(good, bad, tiny))
+    assert result.faces == [good]
+    assert len(result.skipped) == 2
+    assert "min_face" in result.skipped[0] and "NaN" in result.skipped[1]
+    assert torch.equal(result.pixels[:, :, 200:], photo[:, :, 200:])
+
+
+def test_a_grey_photo_stays_grey() -> None:
+    photo = smooth(200, 200)[:1].expand(3, -1, -1).contiguous()
+    restorer = fake_restorer()
+    tinted = torch.tensor([0.3, 0.0, -0.1]).view(1, 3, 1, 1)
+    restorer.module.register_forward_hook(lambda module, args, out: out + tinted * torch.rand_like(out))
+    result = restore_photo(photo, restorer, RestoreConfig(), found(face_at(30, 30, 100)))
+    assert (result.pixels - photo).abs().max() > 0.02
+    assert torch.equal(result.pixels[0], result.pixels[1]) and torch.equal(result.pixels[0], result.pixels[2])
+
+
+def test_a_face_larger_than_the_restorer_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        restore_photo(smooth(200, 200), fake_restorer(size=64), PLAIN, found(face_at(20, 20, 64)))
+        assert not caplog.records
+        restore_photo(smooth(200, 200), fake_restorer(size=64), PLAIN, found(face_at(20, 20, 128)))
+    assert "128 pixels wide, 2.0 times the 64 pixels" in caplog.text
+
+
+def test_largest_takes_one_face_and_bad_settings_are_named() -> None:
+    faces = [face_at(10, 10, 100), face_at(120, 10, 64)]
+    result = restore_photo(smooth(200, 200), fake_restorer(), RestoreConfig(faces="largest"), found(*faces))
+    assert result.faces == faces[:1]
+    for wrong in ({"faces": "some"}, {"batch_size": 0}, {"blend": 2}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            RestoreConfig(**wrong)
+    with pytest.raises(ValueError, match=r"\(3, H, W\)"):
+        restore_photo(torch.rand(1, 10, 10), fake_restorer(), PLAIN, found())
+
+
+def test_a_real_portrait_through_the_embedded_detector(shared: Path) -> None:
+    photo = read_image(sorted((shared / "portraits").glob("*.jpg"))[10])
+    result = restore_photo(photo, fake_restorer(size=128), RestoreConfig(detector="embedded", match_colour=False))
+    assert len(result.faces) == 1
+    assert (result.pixels - photo).abs().max() > 0.05
+
+
+# ---------------------------------------------------------------- a folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Six photos, one of them broken and one without a face; the detector is a fake that goes by brightness."""
+    folder = tmp_path / "photos"
+    write_image(folder / "a.jpg", smooth(100, 120, 1))
+    write_image(folder / "a.png", smooth(100, 120, 2))
+    write_image(folder / "sub" / "a.jpg", smooth(100, 120, 3))
+    write_photo(folder / "grey.png", Photo(smooth(100, 120, 4)[:1].expand(3, -1, -1), grey=True, mode="L"))
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing more")
+    write_image(folder / "nobody.webp", torch.zeros(3, 50, 60))
+
+    def detector(photo: Tensor) -> list[Face]:
+        return [face_at(20, 10, 70)] if photo.max() > 0 else []
+
+    monkeypatch.setattr("bfr_core.restore.load_detector", lambda *args: detector)
+    return folder
+
+
+def test_every_photo_has_one_result_or_one_reason(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    steps: list[tuple[int, int, bool]] = []
+    result = restore_folder(
+        photos, tmp_path / "out", fake_restorer(), PLAIN, callback=lambda s, n, p: steps.append((s, n, p is not None))
+    )
+    status = {file.path.as_posix(): file.status for file in result.files}
+    assert status == {
+        "a.jpg": "restored", "a.png": "restored", "sub/a.jpg": "restored", "grey.png": "restored",
+        "broken.jpg": "failed", "nobody.webp": "no_face",
+    }  # fmt: skip
+    assert [s for s, _, _ in steps] == [1, 2, 3, 4, 5, 6] and sum(p for _, _, p in steps) == 4
+    for name in ("a.jpg", "a.png", "sub/a.jpg", "grey.png"):
+        before, after = read_photo(photos / name), read_photo(tmp_path / "out" / name)
+        assert (before.format, before.grey) == (after.format, after.grey)
+        assert (after.pixels - before.pixels)[:, 40:50, 50:60].mean() == pytest.approx(0.1, abs=0.02)
+    assert (tmp_path / "out" / "nobody.webp").read_bytes() == (photos / "nobody.webp").read_bytes()
+    assert not (tmp_path / "out" / "broken.jpg").exists()
+    assert "broken.jpg" in caplog.text and "nobody.webp: no face found" in caplog.text
+    assert result.count("restored") == 4
+
+
+def test_a_second_run_overwrites_unless_told_otherwise(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    restore_folder(photos, out, fake_restorer(0.1), PLAIN)
+    again = restore_folder(photos, out, fake_restorer(0.0), PLAIN, skip_existing=True)
+    assert again.count("skipped") == 5 and again.count("failed") == 1
+    assert read_image(out / "a.png")[:, 45, 55].mean() > read_image(photos / "a.png")[:, 45, 55].mean() + 0.05
+    restore_folder(photos, out, fake_restorer(0.0), PLAIN)
+    assert torch.equal(read_image(out / "a.png"), read_image(photos / "a.png"))
+
+
+def test_the_photos_themselves_are_never_written(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="choose another folder"):
+        restore_folder(photos, photos / "sub" / "..", fake_restorer(), PLAIN)
+    write_image(photos / "photos" / "a.png", smooth(30, 30))
+    with pytest.raises(ValueError, match="is one of the photos"):
+        restore_folder(photos, tmp_path / "photos" / "..", fake_restorer(), PLAIN)
+    assert not (tmp_path / "a.jpg").exists()
+
+
+def test_results_inside_the_folder_are_not_read_again(photos: Path) -> None:
+    for _ in range(2):
+        result = restore_folder(photos, photos / "restored", fake_restorer(), PLAIN)
+        assert len(result.files) == 6
+    assert not (photos / "restored" / "restored").exists()
+
+
+def test_cancelling_stops_and_leaves_whole_files(photos: Path, tmp_path: Path) -> None:
+    class Cancelled(Exception):
+        pass
+
+    def stop(step: int, total: int, preview: Tensor | None) -> None:
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        restore_folder(photos, tmp_path / "out", fake_restorer(), PLAIN, callback=stop)
+    for path in (tmp_path / "out").rglob("*"):
+        assert path.is_dir() or not path.name.startswith(".")
+
+
+def test_aligned_faces_of_other_sizes(tmp_path: Path) -> None:
+    folder = tmp_path / "faces"
+    for name, shape in {
+        "small.png": (32, 32),
+        "same.png": (64, 64),
+        "large.png": (96, 96),
+        "wide.png": (64, 80),
+    }.items():
+        write_image(folder / name, smooth(*shape))
+    result = restore_folder(folder, tmp_path / "out", fake_restorer(), aligned=True)
+    assert {f.path.name: f.status for f in result.files}["wide.png"] == "failed"
+    assert "square" in next(f.reason for f in result.files if f.status == "failed")
+    sizes = {name: read_image(tmp_path / "out" / name).shape[-1] for name in ("small.png", "same.png", "large.png")}
+    assert sizes == {"small.png": 64, "same.png": 64, "large.png": 96}
+    change = read_image(tmp_path / "out" / "same.png") - read_image(folder / "same.png")
+    assert change.mean() == pytest.approx(0.1, abs=0.01)
+
+
+def test_the_network_hardly_waits(tmp_path: Path) -> None:
+    folder = tmp_path / "faces"
+    for i in range(200):
+        write_image(folder / f"{i:03}.png", torch.from_numpy(np.random.default_rng(i).random((3, 8, 8), np.float32)))
+    write_image(folder / "000.png", smooth(128, 128))
+    for i in range(1, 200):
+        (folder / f"{i:03}.png").write_bytes((folder / "000.png").read_bytes())
+    result = restore_folder(folder, tmp_path / "out", fake_restorer(size=128, seconds=0.02), aligned=True)
+    assert result.count("restored") == 200
+    assert result.network_seconds >= 0.85 * result.seconds
