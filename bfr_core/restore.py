@@ -102,7 +102,7 @@ def choose_faces(found: list[Face], size: int, config: RestoreConfig) -> tuple[l
     for face in faces:
         if face.width > LARGER * size:
             log.warning(
-                "a face is %.0f pixels wide, %.1f times the %d pixels of the restorer: it will be less sharp than that",
+                "a face is %.0f pixels wide, %.1f times the %d pixels of the restorer: no finer detail is made",
                 face.width, face.width / size, size,
             )  # fmt: skip
     return faces, skipped

@@ -198,7 +198,11 @@ def test_grey_with_rgb_profile_is_written_as_rgb_so_that_the_profile_fits(tmp_pa
 
 def test_lab_becomes_srgb(tmp_path: Path):
     lab = ImageCms.profileToProfile(
-        Image.new("RGB", (8, 8), (200, 40, 90)), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), 0, "LAB"
+        Image.new("RGB", (8, 8), (200, 40, 90)),
+        ImageCms.createProfile("sRGB"),
+        ImageCms.createProfile("LAB"),
+        ImageCms.Intent.PERCEPTUAL,
+        "LAB",
     )
     lab.save(tmp_path / "a.tif")
     np.testing.assert_allclose(as_uint8(read_image(tmp_path / "a.tif"))[4, 4], (200, 40, 90), atol=6)

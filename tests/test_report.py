@@ -154,7 +154,7 @@ def test_the_least_report_is_a_page_without_empty_sections():
 
 def points_of(text: str, kind: str) -> list[tuple[float, float]]:
     drawn = re.search(rf'<polyline class="{kind}" points="([^"]*)"', text)[1]
-    return [tuple(map(float, point.split(","))) for point in drawn.split()]
+    return [(float(x), float(y)) for x, y in (point.split(",") for point in drawn.split())]
 
 
 def test_curves_are_drawn_where_their_values_are():
