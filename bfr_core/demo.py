@@ -115,7 +115,7 @@ def demo(folder: Path, callback: StageCallback | None = None) -> Path:
 
 
 def report(folder: Path, clean: Path, result: Adapted, callback: StageCallback | None = None) -> Path:
-    """Restore everything with base and adapted restorer and write report.html."""
+    """Restore everything with base and adapted restorer; write report.html and before_after.png."""
     restorers = {"base": result.base, "adapted": result.restorer}
     photo_rows, photo_pictures, face_pictures = [], [], []
     photos = real_photos()
@@ -130,6 +130,8 @@ def report(folder: Path, clean: Path, result: Adapted, callback: StageCallback |
         face_pictures.append((name, list(crops.values())))
         if callback:
             callback("restore", step + 1, len(photos) + 1, None)
+    strip = torch.cat([torch.cat(crops, 2) for _, crops in face_pictures], 1)
+    write_image(folder / "before_after.png", F.interpolate(strip[None], scale_factor=2, mode="bicubic")[0].clamp(0, 1))
     names = sorted(p.stem for p in clean.glob("*.png"))
     hq = torch.stack([read_image(clean / f"{n}.png") for n in names])
     lq = torch.stack([read_image(result.run.faces / f"{n}.png") for n in names])

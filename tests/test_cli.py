@@ -1,5 +1,6 @@
 """The command line as its user meets it."""
 
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from bfr_core.cli import OPTIONS, build_parser, main, settings
-from bfr_core.images import write_image
+from bfr_core.images import read_image, write_image
 
 
 @pytest.fixture
@@ -146,7 +147,48 @@ def test_ctrl_c_exits_130_and_leaves_a_checkpoint(quick, tmp_path):
     assert (tmp_path / "checkpoints" / "last.pt").exists()
 
 
-def test_degrade_and_evaluate(photos, tmp_path, capsys):
+def test_restore_keeps_names_and_goes_on_after_a_bad_file(photos, tiny_restorer, tmp_path, capsys):
+    import shutil
+
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "text.jpg").write_text("not a picture")
+    command = ["restore", str(folder), "--aligned", "--restorer", str(tiny_restorer), "--out", str(tmp_path / "out")]
+    assert main([*command, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["restored"], summary["failed"]) == (10, 1) and summary["problems"][0]["photo"] == "text.jpg"
+    made = {p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*.png")}
+    assert made == {p.relative_to(photos) for p in photos.rglob("*.png")}
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_was_made(quick, tmp_path, capsys, monkeypatch):
+    assert main([*quick, "--run", str(tmp_path)]) == 0
+    before = (tmp_path / "restorer.safetensors").read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    assert main([*quick, "--run", str(tmp_path), "--iterations", "9"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bfr: ")]
+    assert len(lines) == 1 and "No space left on device" in lines[0]
+    assert (tmp_path / "restorer.safetensors").read_bytes() == before
+
+
+def test_evaluate_reads_what_degrade_wrote(photos, tmp_path, capsys):
+    flat = tmp_path / "clean"
+    for file in sorted(photos.glob("*.png")):
+        write_image(flat / f"{file.name}.png", read_image(file))
+    assert main(["degrade", str(photos), "--kind", "blind", "--out", str(tmp_path / "lq"), "--json"]) == 0
+    capsys.readouterr()
+    command = ["evaluate", str(tmp_path / "lq"), "--clean", str(flat), "--csv", str(tmp_path / "faces.csv"), "--json"]
+    assert main(command) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert len(summary["faces"]) == 5 and 5 < summary["rows"]["restored"]["psnr"]["mean"] < 60
+    assert len((tmp_path / "faces.csv").read_text().splitlines()) == 6
+
+
+def test_degrade_records_what_it_drew(photos, tmp_path, capsys):
     assert main(["degrade", str(photos), "--kind", "film_grain", "--out", str(tmp_path / "lq"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 10
     recorded = json.loads((tmp_path / "lq" / "degrade.json").read_text())
