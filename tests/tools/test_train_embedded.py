@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import train_embedded
 from torch import nn
 
 from bfr_core.images import write_image
-from tools import train_embedded
 
 ROOT = Path(__file__).resolve().parents[2]
 FACE = [[40.0, 50.0], [80.0, 50.0], [60.0, 72.0], [45.0, 95.0], [75.0, 95.0]]
