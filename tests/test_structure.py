@@ -46,7 +46,7 @@ KEPT_TO = {
     "gradio": ("bfr_core/ui.py", "bfr_core/gradio_compat.py"),
 }
 PACKAGE_OF = {"PIL": "pillow", "skimage": "scikit-image", "cv2": "opencv-python-headless"}
-OWN = {"bfr_core", "nodes", "installation", "install", "tools", "tests"}
+OWN = {"bfr_core", "nodes", "installation", "install", "tools", "tests", "train_embedded"}
 FOLDERS = (
     "bfr_core",
     "installation",
