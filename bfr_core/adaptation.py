@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .faces.align import crop_face
 from .finetuning import FinetuneConfig, Progress, finetune
@@ -20,6 +19,7 @@ from .images import list_images, photo_names, printable, read_image, write_image
 from .losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
 from .prior import Prior, load_prior
 from .pseudo_targets import TargetConfig, make_pseudo_targets
+from .restore import square
 from .restorers import Restorer, load_restorer, save_restorer
 from .runs import Run, fingerprint, read_json, stage_folder, write_json
 from .sampler import SamplerConfig
@@ -179,14 +179,10 @@ def _crops_of(
 
 def resize_square(image: Tensor, size: int, file: Path) -> Tensor:
     """An aligned crop at the restorer's size. Raises ValueError naming `file` if it is not square."""
-    height, width = image.shape[-2:]
-    if height != width:
-        raise ValueError(
-            f"{printable(file.name)}: is {width} x {height}; aligned faces are square (leave out --aligned?)"
-        )
-    if height == size:
-        return image
-    return F.interpolate(image[None], (size, size), mode="bicubic", antialias=True, align_corners=False)[0].clamp(0, 1)
+    try:
+        return square(image, size)
+    except ValueError as error:
+        raise ValueError(f"{printable(file.name)}: {error} (leave out --aligned?)") from None
 
 
 def draw_targets(

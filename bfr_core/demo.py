@@ -38,7 +38,7 @@ FLATTERY = (
 
 
 @torch.no_grad()
-def draw_faces(prior: Prior, names: Sequence[str], seed: int, callback: StageCallback | None = None) -> Tensor:
+def draw_faces(prior: Prior, names: Sequence[str], seed: int) -> Tensor:
     """Faces of people who do not exist, drawn by the prior from pure noise: (B, 3, S, S) RGB in [0, 1].
 
     Each face's draws are keyed by its name. DDIM with eta 1 in `STEPS` steps. Source: arXiv:2010.02502, eq. 12.

@@ -294,7 +294,7 @@ def _read(
     try:
         job.photo = photo = read_photo(job.source)
         if detector is None:
-            job.crops = [_square(photo.pixels, size)]
+            job.crops = [square(photo.pixels, size)]
             if photo.pixels.shape[-1] > LARGER * size:
                 width = photo.pixels.shape[-1]
                 log.warning(
@@ -344,11 +344,11 @@ def _aligned_photo(photo: Photo, restored: Tensor, crop: Tensor, config: Restore
     if photo.grey:
         pixels = luma(pixels).expand(3, -1, -1)
     size = max(pixels.shape[-1], photo.pixels.shape[-1])
-    alpha = None if photo.alpha is None else _square(photo.alpha, size)
-    return replace(photo, pixels=_square(pixels, size), alpha=alpha)
+    alpha = None if photo.alpha is None else square(photo.alpha, size)
+    return replace(photo, pixels=square(pixels, size), alpha=alpha)
 
 
-def _square(image: Tensor, size: int) -> Tensor:
+def square(image: Tensor, size: int) -> Tensor:
     """(C, N, N) at `size` x `size`. Raises ValueError if it is not square."""
     height, width = image.shape[-2:]
     if height != width:
