@@ -3,7 +3,9 @@
     python tools/train_embedded.py prior --portraits DIR --faces DIR --minutes 60
 
 Each folder holds images and a landmarks.json (file name -> {"landmarks": five points}). The work folder keeps the
-aligned faces, a checkpoint every ten minutes and a log; the same command run again goes on where it stopped.
+aligned faces, a checkpoint every ten minutes and a log; the same command run again goes on where it stopped. With no
+checkpoint it goes on from the shipped weights (their moving average; the optimizer starts anew), or with `--fresh`
+from nothing.
 """
 
 from __future__ import annotations
@@ -25,13 +27,19 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bfr_core.checkpoints import load_tensors
 from bfr_core.faces.align import Face, similarity, similarity_scale, template, warp
+from bfr_core.precision import autocast
 
 SIZE = 128
 PATCH = 2
 HELD_OUT_EVERY = 5  # every fifth portrait, by file name, is used in no training
 CHECKPOINT_SECONDS = 600
 EMBEDDED = Path(__file__).resolve().parents[1] / "bfr_core" / "embedded"
+SHIPPED = {
+    "prior": EMBEDDED / "prior128" / "diffusion_pytorch_model.safetensors",
+    "restorer": EMBEDDED / "restorer128.safetensors",
+}
 TEXTURE_WEIGHT = 0.3
 log = logging.getLogger("train_embedded")
 
@@ -110,6 +118,13 @@ def train(name: str, net: nn.Module, loss_of, args: argparse.Namespace, lr: floa
         optimizer.load_state_dict(state["optimizer"])
         ema, step, seconds = state["ema"], state["step"], state["seconds"]
         log.info("%s: resumed at step %d after %.0f minutes", name, step, seconds / 60)
+    elif not args.fresh:
+        tensors, record = load_tensors(SHIPPED[name])
+        net.load_state_dict(tensors)
+        ema = {k: v.detach().clone() for k, v in net.state_dict().items()}
+        step, seconds = int(record["steps"]), 60.0 * int(record["minutes"])
+        log.info("%s: went on from the shipped weights, step %d", name, step)
+    first = step
     if args.cooldown:
         path = args.work / f"{name}_cooled.pt"
 
@@ -133,7 +148,7 @@ def train(name: str, net: nn.Module, loss_of, args: argparse.Namespace, lr: floa
     sums: dict[str, list[float]] = {}
     try:
         while (elapsed := time.monotonic() - start) < args.minutes * 60:
-            rate = lr * min(1.0, (step + 1) / 200) * (1 - elapsed / (args.minutes * 60) if args.cooldown else 1)
+            rate = lr * min(1.0, (step - first + 1) / 200) * (1 - elapsed / (args.minutes * 60) if args.cooldown else 1)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             loss, entries = loss_of(step)
@@ -207,7 +222,7 @@ def train_prior(args: argparse.Namespace) -> None:
         a = alpha_bar[t].float().sqrt().view(-1, 1, 1, 1)
         s = (1 - alpha_bar[t]).float().sqrt().view(-1, 1, 1, 1)
         eps = torch.randn(x0.shape, generator=rng)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(torch.device("cpu"), "auto"):
             v = net(a * x0 + s * eps, t).sample.float()
         each = (v - (a * eps - s * x0)).square().mean((1, 2, 3))
         # logged as the error of the clean image itself, which is comparable between noise levels
@@ -243,7 +258,7 @@ def train_restorer(args: argparse.Namespace) -> None:
         grey = torch.rand(args.batch, 1, 1, 1, generator=rng) < 0.1
         hq = torch.where(grey, hq.mean(1, keepdim=True), hq)
         lq = degrade(hq, "blind", rng).lq.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(torch.device("cpu"), "auto"):
             restored = net(lq).float()
         l1, texture = pixel_loss(restored, hq), texture_loss(restored, hq)
         return l1 + TEXTURE_WEIGHT * texture, [
@@ -364,6 +379,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--fresh", action="store_true", help="start from nothing where there is no checkpoint")
     parser.add_argument("--cooldown", action="store_true", help="let the learning rate fall to zero over these minutes")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

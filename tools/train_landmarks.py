@@ -26,6 +26,7 @@ from train_embedded import held_out_names, save  # puts the repository on sys.pa
 
 from bfr_core.faces.align import similarity, template, warp
 from bfr_core.faces.landmarks import CROP, EMBEDDED, MARGIN, STRIDE, WINDOW, LandmarkNet, to_grey
+from bfr_core.precision import autocast
 
 CANVAS = 224  # a stored face: its standard crop is 112 wide and the picture goes on around it
 CANVAS_CROP = 112
@@ -167,7 +168,7 @@ def hard_windows(net: LandmarkNet, faces: Faces, pictures: list[Tensor], rng: to
     pool = torch.cat([background_bank(pictures, 3 * count, rng), stray_windows(faces, 5 * count, rng)])
     pool = torch.cat([pool, merged(pool, rng)])
     net.eval()
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), autocast(torch.device("cpu"), "auto"):
         scores = torch.cat([net(part)[0].float().amax((1, 2)) for part in pool.split(64)])
     net.train()
     return pool[scores.topk(count).indices].clone()
@@ -299,7 +300,7 @@ def loss_of(net: LandmarkNet, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Ten
     """Focal cross-entropy of the score + L1 of the landmarks in units of the face's eye distance."""
     window, points, has_face = batch
     label, where = targets(points, has_face)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(torch.device("cpu"), "auto"):
         logit, landmarks = net(window.contiguous(memory_format=torch.channels_last))
     logit, landmarks = logit.float(), landmarks.float()
     matters = label >= 0
