@@ -33,6 +33,7 @@ OPTIONS = {
     "--calls": ("targets.sampler.calls", "network calls of the fast sampler"),
     "--eta": ("targets.sampler.eta", "fresh noise per step of the fast sampler, 0 to 1"),
     "--reference": ("targets.reference", "low band from the 'restored' face or from the damaged one, 'lq'"),
+    "--clean-level": ("targets.t_clean", "level at which the prior cleans the face before it is restored; 0 = not"),
     "--iterations": ("finetune.iterations", "tuning steps"),
     "--minutes": ("finetune.minutes", "tune for so long at most; 0 = until the steps are done"),
     "--batch-size": ("finetune.batch_size", "faces per tuning step"),

@@ -15,7 +15,7 @@ from .images import to_signed, to_unit
 from .precision import Precision, autocast
 from .prior import Prior
 from .restorers import Restorer
-from .sampler import Callback, SamplerConfig, sample_constrained
+from .sampler import Callback, SamplerConfig, denoise_once, sample_constrained
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,24 @@ class TargetConfig:
     """How pseudo targets are made.
 
     sampler: see `SamplerConfig`. reference: what the low band is taken from, the restored face or the damaged one.
+    t_clean: before it is restored, the damaged face is taken for a clean one under noise of this level, counted like
+    t_start, and cleaned by one call of the prior: noise that the restorer never saw no longer reaches the reference.
+    0 = not, as in the paper.
     batch_size: faces per network call. seed: of the draws, which are keyed by face.
     """
 
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     reference: Literal["restored", "lq"] = "restored"
+    t_clean: int = 0
     batch_size: int = 8
     seed: int = 0
     precision: Precision = "auto"
+
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.t_clean < self.sampler.num_steps:
+            last = self.sampler.num_steps - 1
+            raise ValueError(f"t_clean is {self.t_clean}; it must be 0 (not) to num_steps - 1 = {last}")
 
 
 class Targets(NamedTuple):
@@ -57,12 +67,19 @@ def make_pseudo_targets(
     """
     device = restorer.device
     with autocast(device, config.precision):
+        if config.t_clean:
+            lq = _cleaned(lq.to(device), prior, config)
         restored = restorer.restore(lq)
         reference = to_signed(restored if config.reference == "restored" else lq.to(device))
         reference = _resized(reference, prior.size)
         noise = keyed_noise(config.seed, "targets", names, device)
         target = sample_constrained(prior, reference, config.sampler, noise, callback)
     return Targets(restored.cpu(), to_unit(_resized(target, lq.shape[-1])).cpu())
+
+
+def _cleaned(lq: Tensor, prior: Prior, config: TargetConfig) -> Tensor:
+    image = _resized(to_signed(lq), prior.size)
+    return to_unit(_resized(denoise_once(prior, image, config.sampler.num_steps, config.t_clean), lq.shape[-1]))
 
 
 def _resized(image: Tensor, size: int) -> Tensor:

@@ -161,6 +161,19 @@ def sample_fast(
     return x.clamp(-1, 1)
 
 
+@torch.no_grad()
+def denoise_once(prior: NoisePredictor, image: Tensor, num_steps: int, index: int) -> Tensor:
+    """The clean image that the prior sees in `image` when it takes its damage for noise of level `index`.
+
+    image: (B, 3, H, W) float32 RGB in [-1, 1]; returns the same. One network call. index: 0 ... num_steps - 1.
+    """
+    schedule = respace(prior.alpha_bar, num_steps)
+    alpha_bar = float(schedule.alpha_bar[index])
+    x = alpha_bar**0.5 * image
+    eps, _ = prior(x, schedule.timesteps[index].to(x.device).expand(len(x)))
+    return predict_x0(x, eps, alpha_bar).clamp(-1, 1)
+
+
 def predict_x0(x_t: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:
     """The clean image that x_t and its noise imply. Source: arXiv:2006.11239, eq. 4 solved for x_0."""
     return (x_t - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5

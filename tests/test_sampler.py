@@ -8,8 +8,8 @@ import torch
 
 from bfr_core.lowpass import low_pass
 from bfr_core.prior import load_prior
-from bfr_core.sampler import SamplerConfig, sample_constrained
-from bfr_core.schedule import linear_alpha_bar
+from bfr_core.sampler import SamplerConfig, denoise_once, sample_constrained
+from bfr_core.schedule import linear_alpha_bar, respace
 
 
 class GaussianPrior:
@@ -103,6 +103,16 @@ def test_network_calls_and_callbacks_are_as_announced():
         sample_constrained(prior, torch.zeros(1, 3, 16, 16), config, draws(), lambda *a, seen=seen: seen.append(a[:2]))
         assert prior.calls == config.network_calls == len(seen)
         assert seen[-1] == (config.network_calls, config.network_calls)
+
+
+def test_denoising_once_is_the_posterior_mean():
+    """Pixels N(0.1, 0.2^2) seen under noise of variance (1 - a) / a: Wiener's estimate, in closed form."""
+    prior, image = GaussianPrior(0.1, 0.2), torch.rand(2, 3, 8, 8) - 0.5
+    index = 12
+    alpha_bar = float(respace(prior.alpha_bar, 250).alpha_bar[index])
+    gain = 0.2**2 / (0.2**2 + (1 - alpha_bar) / alpha_bar)
+    assert torch.allclose(denoise_once(prior, image, 250, index), 0.1 + gain * (image - 0.1), atol=1e-5)
+    assert prior.calls == 1
 
 
 def test_cancelling_ends_within_one_network_call():

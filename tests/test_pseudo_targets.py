@@ -1,0 +1,51 @@
+"""Pseudo targets: what the restorer is shown, and what the low band is taken from."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bfr_core.prior import load_prior
+from bfr_core.pseudo_targets import TargetConfig, make_pseudo_targets
+from bfr_core.restorers import load_restorer
+from bfr_core.sampler import SamplerConfig, denoise_once
+
+SAMPLER = SamplerConfig(t_start=20, t_constrain_end=5, factor=2, calls=2)
+
+
+@pytest.fixture
+def networks(tiny_restorer, tiny_prior):
+    return load_restorer(tiny_restorer), load_prior(tiny_prior)
+
+
+def test_cleaned_faces_are_what_the_restorer_sees(networks):
+    restorer, prior = networks
+    lq = torch.rand(2, 3, 32, 32)
+    config = TargetConfig(SAMPLER, t_clean=12, precision="float32")
+    made = make_pseudo_targets(lq, ["a", "b"], restorer, prior, config)
+    cleaned = (denoise_once(prior, lq * 2 - 1, 250, 12) + 1) / 2
+    assert torch.allclose(made.restored, restorer.restore(cleaned), atol=1e-5)
+    plain = make_pseudo_targets(lq, ["a", "b"], restorer, prior, replace(config, t_clean=0))
+    assert torch.allclose(plain.restored, restorer.restore(lq), atol=1e-6)
+    assert not torch.allclose(plain.restored, made.restored, atol=1e-3)
+
+
+def test_the_damaged_faces_are_left_as_they_were(networks):
+    lq = torch.rand(1, 3, 32, 32)
+    before = lq.clone()
+    make_pseudo_targets(lq, ["a"], *networks, TargetConfig(SAMPLER, t_clean=12))
+    assert torch.equal(lq, before)
+
+
+def test_a_face_has_the_same_target_in_any_batch(networks):
+    lq = torch.rand(3, 3, 32, 32)
+    config = TargetConfig(SAMPLER, t_clean=12, precision="float32")
+    together = make_pseudo_targets(lq, ["a", "b", "c"], *networks, config).pseudo_target
+    alone = make_pseudo_targets(lq[1:2], ["b"], *networks, config).pseudo_target
+    assert torch.allclose(together[1:2], alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("level", [-1, 250])
+def test_a_level_outside_the_schedule_is_refused(level):
+    with pytest.raises(ValueError, match="t_clean"):
+        TargetConfig(SAMPLER, t_clean=level)
