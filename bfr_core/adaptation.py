@@ -20,7 +20,7 @@ from .losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
 from .prior import Prior, load_prior
 from .pseudo_targets import TargetConfig, make_pseudo_targets
 from .restore import square
-from .restorers import Restorer, load_restorer, save_restorer
+from .restorers import Restorer, load_restorer, save_change, save_restorer
 from .runs import Run, fingerprint, read_json, stage_folder, write_json
 from .sampler import SamplerConfig
 
@@ -271,7 +271,7 @@ def tune(
     prior: Prior | None = None,
     callback: StageCallback | None = None,
 ) -> tuple[Restorer, Progress]:
-    """Tune `restorer` on the run's faces and save it as restorer.safetensors.
+    """Tune `restorer` on the run's faces and save it as restorer.safetensors; low-rank changes also alone.
 
     made_from: fingerprint of the targets. prior: its encoder is the perceptual term where LPIPS is not at hand.
     """
@@ -298,6 +298,8 @@ def tune(
     teacher = {"prior": prior.name, "prior_sha256": prior.sha256, "prior_licence": prior.licence} if prior else {}
     made = {"finetune": asdict(config), "steps": progress.step, "best_step": progress.best_step, "faces": len(names)}
     save_restorer(run.restorer, tuned, base | teacher | made)
+    if config.trainable == "lora":
+        save_change(run.change, restorer, tuned, config.rank, teacher | made)
     return tuned, progress
 
 

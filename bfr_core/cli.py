@@ -275,6 +275,48 @@ def evaluate(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     return as_dict(result)
 
 
+def weights(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from .weights import TABLE, fetch, find_entry, locate, verify
+
+    if args.action in ("get", "convert") and not args.name:
+        raise ValueError(f"weights {args.action}: give a NAME; 'bfr weights list' shows them")
+    if args.action == "convert":
+        from .prior import convert_prior
+
+        if not args.out:
+            raise ValueError("weights convert: say with --out which folder the prior goes to")
+        print(f"prior: {convert_prior(args.name, args.out)}", file=sys.stderr)
+        return {"prior": str(args.out)}
+    chosen = [entry for entry in (find_entry(args.name) if args.name else None,) if entry] or list(TABLE)
+    if args.name and len(chosen) > 1:
+        raise ValueError(f"weights {args.name}: not in the table; 'bfr weights list' shows it")
+    if args.action == "get":
+        entry = chosen[0]
+        print(f"{entry.name}: {entry.what}\nlicence: {entry.licence}\nfrom {entry.url}", file=sys.stderr)
+        fetched = fetch(entry, callback=lambda have, total: bars("fetch", have, total or have + 1, None))
+        print(f"checked: {fetched}", file=sys.stderr)
+        return {"path": str(fetched)}
+    rows = []
+    for entry in chosen:
+        path = locate(entry.name)
+        state = "not here" if path is None else verify(entry, path) if args.action == "verify" else "here"
+        rows.append({"name": entry.name, "state": state, "path": str(path or ""), "licence": entry.licence})
+        print(
+            f"{entry.name:<32} {state:<10} {entry.what}; {entry.licence}{f'; {path}' if path else ''}", file=sys.stderr
+        )
+    return {"weights": rows}
+
+
+def inspect(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from .inspection import inspect as look
+
+    found = look(args.file)
+    print("\n".join(map(printable, found.lines())), file=sys.stderr if args.json else sys.stdout)
+    return asdict(found)
+
+
 # ---------------------------------------------------------------- settings and flags
 
 
@@ -348,6 +390,12 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--kind", required=True, help="blind, sensor, motion_jpeg, halftone or film_grain")
     sub.add_argument("--strength", type=float, default=1.0)
     sub.add_argument("--seed", type=int, default=0)
+    sub = command(weights, "Published weights: what there is, what is here; fetched only with 'get'.")
+    sub.add_argument("action", choices=("list", "get", "verify", "convert"))
+    sub.add_argument("name", nargs="?", metavar="NAME", help="one of the list; for convert also a file")
+    sub.add_argument("--out", type=Path, metavar="FOLDER", help="of convert: where the prior goes")
+    sub = command(inspect, "What a restorer says of itself, and whether it may be used commercially.")
+    sub.add_argument("file", metavar="FILE")
     sub = command(evaluate, "Compare restored faces with clean ones of the same names.")
     sub.add_argument("restored", type=Path, metavar="RESTORED")
     sub.add_argument("--clean", type=Path, required=True, metavar="DIR")

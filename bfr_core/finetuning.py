@@ -12,27 +12,26 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as checkpointed
 
 from .degradations import degrade
 from .draws import keyed_generator
 from .images import printable, replace_atomically
-from .losses import (
-    ImageLoss,
-    UNetDiscriminator,
-    discriminator_loss,
-    generator_loss,
-    pixel_loss,
-    texture_loss,
-)
+from .losses import ImageLoss, UNetDiscriminator, discriminator_loss, generator_loss
+from .lowrank import add_low_rank, merge_low_rank
+from .objectives import Batch, Objective, objective_of, weighted
 from .precision import Precision, autocast
 from .restorers import Restorer
 
 log = logging.getLogger(__name__)
+
+TERMS = ("l1", "perceptual", "adversarial", "texture", "feature", "code")
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,15 @@ class FinetuneConfig:
 
     iterations: optimizer steps. minutes: stop after so many minutes of tuning, over all sessions of the run; 0 = never.
     batch_size, micro_batch: faces per optimizer step and per pass through the network.
-    lr, lr_end: Adam's learning rate at the start and at the end of a cosine.
-    l1, perceptual, adversarial, texture: weights of the loss terms; a term of weight 0 is not computed. The authors
+    lr, lr_end: Adam's learning rate at the start and at the end of a cosine. halve_at: instead of the cosine, halve it
+    at these shares of the tuning, as CodeFormer does.
+    l1, perceptual, adversarial, texture: weights of the image losses; a term of weight 0 is not computed. The authors
     sum LPIPS over micro-batches of 4, which makes its weight 0.4 an image; here it is a mean, at the written weight.
+    feature, code: weights of the code losses, which take the place of the image losses for CodeFormer.
     anchor: faces a step, as a share of batch_size, on which the restorer is held to what the base makes of ordinary
     blind damage, so that it stays good at what the base could do.
+    trainable: "full", or "lora" for low-rank changes of `rank` only, which need less memory and make a small file.
+    recompute: keep only what passes between the network's blocks and compute the rest again; slower, less memory.
     discriminator_features: width of the discriminator. ema: decay of the moving average that becomes the result.
     held_out: share of the faces on which checkpoints are compared and which are never trained on.
     judge_every: steps between comparisons. checkpoint_seconds: time between saved states.
@@ -61,6 +64,12 @@ class FinetuneConfig:
     perceptual: float = 0.1
     adversarial: float = 0.1
     texture: float = 0.0
+    feature: float = 1.0
+    code: float = 0.5
+    halve_at: tuple[float, ...] = ()
+    trainable: Literal["full", "lora"] = "full"
+    rank: int = 8
+    recompute: bool = False
     anchor: float = 0.0
     discriminator_features: int = 64
     ema: float = 0.995
@@ -75,13 +84,20 @@ class FinetuneConfig:
             raise ValueError(f"iterations is {self.iterations}; it must be 1 or more")
         if self.minutes < 0:
             raise ValueError(f"minutes is {self.minutes}; it must be 0 (no limit) or more")
-        for name in ("batch_size", "micro_batch", "judge_every"):
+        if self.trainable not in ("full", "lora"):
+            raise ValueError(f"trainable is {self.trainable!r}; it must be 'full' or 'lora'")
+        for name in ("batch_size", "micro_batch", "judge_every", "rank"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
         if not 0 <= self.anchor <= 1:
             raise ValueError(f"anchor is {self.anchor}; it must be 0 to 1")
         if not 0 <= self.held_out < 1:
             raise ValueError(f"held_out is {self.held_out}; it must be 0 to less than 1")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of every loss term, by name."""
+        return {name: getattr(self, name) for name in TERMS}
 
 
 class Pairs(Protocol):
@@ -133,12 +149,16 @@ def finetune(
         raise ValueError("perceptual is above 0 but no network to measure it with was given")
     device = restorer.device
     train, held = split(len(pairs), config)
-    net = copy.deepcopy(restorer.module).train().requires_grad_(True)
-    ema = copy.deepcopy(net).eval().requires_grad_(False)
-    optimizer = torch.optim.Adam(net.parameters(), config.lr)
+    net, tuned = prepare(restorer, config)
+    ema = copy.deepcopy(net).requires_grad_(False)
+    student, average = replace(restorer, module=net), replace(restorer, module=ema)
+    if config.recompute:
+        recompute(restorer.blocks(net))
+    objective = objective_of(restorer, config.weights, perceptual)
+    optimizer = torch.optim.Adam(tuned, config.lr)
     critic: nn.Module | None = None
     critic_optimizer: torch.optim.Optimizer | None = None
-    if config.adversarial:
+    if config.adversarial and not restorer.tuned_by_codes:
         critic = _seeded(config.seed, lambda: UNetDiscriminator(config.discriminator_features)).to(device)
         critic_optimizer = torch.optim.Adam(critic.parameters(), config.lr, betas=(0.9, 0.99))
     progress = Progress()
@@ -173,7 +193,7 @@ def finetune(
     def judge() -> None:
         nonlocal best
         if held:
-            progress.held_out.append((progress.step, held_out_score(ema, pairs, held, config, device)))
+            progress.held_out.append((progress.step, held_out_score(average, objective, pairs, held, config)))
         if not held or progress.held_out[-1][1] <= min(value for _, value in progress.held_out):
             best, progress.best_step = _weights(ema), progress.step
 
@@ -185,40 +205,39 @@ def finetune(
     try:
         while (done := fraction_done(progress, config)) < 1:
             for group in optimizer.param_groups + (critic_optimizer.param_groups if critic_optimizer else []):
-                group["lr"] = cosine(config.lr, config.lr_end, done)
+                group["lr"] = learning_rate(config, done)
             sums: dict[str, float] = {}
             optimizer.zero_grad()
             if critic_optimizer:
                 critic_optimizer.zero_grad()
-            for lq, target in micro_batches(pairs, train, progress.step, config):
-                share = len(lq) / config.batch_size
-                lq, target = lq.to(device).contiguous(memory_format=torch.channels_last), target.to(device)
+            for batch in micro_batches(pairs, train, progress.step, config):
+                batch = batch.to(device)
+                share = len(batch.lq) / config.batch_size
                 with autocast(device, config.precision):
-                    restored = _forward(restorer, net, lq)
-                    terms = image_terms(restored.float(), target, config, perceptual)
-                    if critic is not None:
+                    terms, restored = objective.terms(student, batch)
+                    if critic is not None and restored is not None:
                         critic.requires_grad_(False)
                         terms["adversarial"] = generator_loss(critic(restored).float())
                         critic.requires_grad_(True)
-                    loss = torch.stack([getattr(config, name) * value for name, value in terms.items()]).sum()
+                    loss = weighted(terms, config.weights)
                 (loss * share).backward()
-                if critic is not None:
+                if critic is not None and restored is not None:
                     with autocast(device, config.precision):
-                        critic_loss = discriminator_loss(critic(target).float(), critic(restored.detach()).float())
+                        real, fake = critic(batch.target).float(), critic(restored.detach()).float()
+                        critic_loss = discriminator_loss(real, fake)
                     (critic_loss * share).backward()
                     terms["discriminator"] = critic_loss
                 for name, value in terms.items():
                     sums[name] = sums.get(name, 0.0) + float(value.detach()) * share
             if config.anchor:
-                lq, wanted = anchor_batch(restorer, pairs, train, progress.step, config)
+                lq = anchor_faces(pairs, train, progress.step, config).to(device)
                 with autocast(device, config.precision):
-                    terms = image_terms(_forward(restorer, net, lq).float(), wanted, config, None)
-                    loss = torch.stack([getattr(config, name) * value for name, value in terms.items()]).sum()
+                    loss = weighted(objective.anchor(student, lq), config.weights)
                 (loss * len(lq) / config.batch_size).backward()
                 sums["anchor"] = float(loss.detach())
             if not all(map(math.isfinite, sums.values())):
                 raise ValueError(f"the loss became NaN at step {progress.step}; try a lower lr or precision float32")
-            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(tuned, 1.0)
             between_steps = False  # from here to the end of the step the state is of two steps at once
             optimizer.step()
             if critic_optimizer:
@@ -240,7 +259,31 @@ def finetune(
         if between_steps:
             save()
     ema.load_state_dict(best)
-    return replace(restorer, module=ema), progress
+    merge_low_rank(ema)
+    return average, progress
+
+
+def prepare(restorer: Restorer, config: FinetuneConfig) -> tuple[nn.Module, list[nn.Parameter]]:
+    """A copy of the restorer's network, and those of its parameters that tuning moves.
+
+    The copy stays in eval mode: stochastic depth and dropout would make a resumed tuning differ from an unbroken one.
+    """
+    net = copy.deepcopy(restorer.module).eval().requires_grad_(False)
+    named = list(restorer.tuned_parameters(net))
+    if config.trainable == "lora":
+        return net, add_low_rank(net, [name for name, _ in named], config.rank, config.seed)
+    tuned = [parameter for _, parameter in named]
+    for parameter in tuned:
+        parameter.requires_grad_(True)
+    return net, tuned
+
+
+def recompute(blocks: list[nn.Module]) -> None:
+    """Keep only the inputs of `blocks` for the backward pass and compute what is inside again. arXiv:1604.06174."""
+    for block in blocks:
+        block.forward = partial(  # type: ignore[method-assign]
+            checkpointed, block.forward, use_reentrant=False, preserve_rng_state=False
+        )
 
 
 def split(count: int, config: FinetuneConfig) -> tuple[list[int], list[int]]:
@@ -250,63 +293,53 @@ def split(count: int, config: FinetuneConfig) -> tuple[list[int], list[int]]:
     return sorted(order[held:]), sorted(order[:held])
 
 
-def micro_batches(pairs: Pairs, train: list[int], step: int, config: FinetuneConfig) -> Iterator[tuple[Tensor, Tensor]]:
-    """The (lq, pseudo_target) batches of one optimizer step, mirrored at random; fixed by the seed and the step."""
+def micro_batches(pairs: Pairs, train: list[int], step: int, config: FinetuneConfig) -> Iterator[Batch]:
+    """The faces of one optimizer step, mirrored at random; fixed by the seed and the step."""
     first = step * config.batch_size
-    chosen, flips = [], []
+    chosen: list[tuple[int, bool]] = []
     for position in range(first, first + config.batch_size):
         epoch, place = divmod(position, len(train))
         generator = keyed_generator(config.seed, "epoch", epoch)
-        chosen.append(train[int(torch.randperm(len(train), generator=generator)[place])])
-        flips.append(bool(torch.rand(len(train), generator=generator)[place] < 0.5))
+        face = train[int(torch.randperm(len(train), generator=generator)[place])]
+        chosen.append((face, bool(torch.rand(len(train), generator=generator)[place] < 0.5)))
     for i in range(0, config.batch_size, config.micro_batch):
-        some = [pairs[j] for j in chosen[i : i + config.micro_batch]]
-        mirrored = flips[i : i + config.micro_batch]
-        lq, target = (
-            torch.stack([x.flip(-1) if flip else x for x, flip in zip(images, mirrored, strict=True)])
-            for images in zip(*some, strict=True)
-        )
-        yield lq, target
+        yield batch_of(pairs, chosen[i : i + config.micro_batch])
 
 
-@torch.no_grad()
-def anchor_batch(
-    restorer: Restorer, pairs: Pairs, train: list[int], step: int, config: FinetuneConfig
-) -> tuple[Tensor, Tensor]:
-    """Pseudo targets under ordinary blind damage, and what the base restorer makes of them."""
+def batch_of(pairs: Pairs, keys: list[tuple[int, bool]]) -> Batch:
+    """The pairs of these (face, mirrored)."""
+    lq, target = zip(*([x.flip(-1) if flip else x for x in pairs[face]] for face, flip in keys), strict=True)
+    return Batch(torch.stack(lq), torch.stack(target), keys)
+
+
+def anchor_faces(pairs: Pairs, train: list[int], step: int, config: FinetuneConfig) -> Tensor:
+    """Pseudo targets under ordinary blind damage: (B, 3, S, S), B the anchor's share of the batch."""
     generator = keyed_generator(config.seed, "anchor", step)
     count = max(1, round(config.anchor * config.batch_size))
     chosen = torch.randint(len(train), (count,), generator=generator).tolist()
     clean = torch.stack([pairs[train[i]][1] for i in chosen])
-    lq = degrade(clean, "blind", generator).lq.to(restorer.device)
-    with autocast(restorer.device, config.precision):
-        return lq, restorer(lq).float().clamp(0, 1)
-
-
-def image_terms(
-    restored: Tensor, target: Tensor, config: FinetuneConfig, perceptual: ImageLoss | None
-) -> dict[str, Tensor]:
-    """The terms of the loss that compare images, unweighted, by the name of their weight in the settings."""
-    terms = {"l1": pixel_loss(restored, target)}
-    if config.texture:
-        terms["texture"] = texture_loss(restored, target)
-    if config.perceptual and perceptual is not None:
-        terms["perceptual"] = perceptual(restored, target)
-    return terms
+    return degrade(clean, "blind", generator).lq
 
 
 @torch.no_grad()
 def held_out_score(
-    module: nn.Module, pairs: Pairs, held: list[int], config: FinetuneConfig, device: torch.device
+    average: Restorer, objective: Objective, pairs: Pairs, held: list[int], config: FinetuneConfig
 ) -> float:
-    """Mean pixel and texture loss on the held-out pairs, lower is better."""
+    """Mean weighted loss on the held-out pairs, lower is better."""
     scores = []
-    for index in held:
-        lq, target = (x[None].to(device) for x in pairs[index])
-        with autocast(device, config.precision):
-            restored = module(lq).float().clamp(0, 1)
-        scores.append(float(config.l1 * pixel_loss(restored, target) + config.texture * texture_loss(restored, target)))
+    for face in held:
+        batch = batch_of(pairs, [(face, False)]).to(average.device)
+        with autocast(average.device, config.precision):
+            terms = objective.terms(average, batch).losses
+        scores.append(float(weighted(terms, config.weights)))
     return sum(scores) / len(scores)
+
+
+def learning_rate(config: FinetuneConfig, done: float) -> float:
+    """The learning rate when `done`, 0 to 1, of the tuning is over."""
+    if config.halve_at:
+        return config.lr * 0.5 ** sum(done >= share for share in config.halve_at)
+    return cosine(config.lr, config.lr_end, done)
 
 
 def fraction_done(progress: Progress, config: FinetuneConfig) -> float:
@@ -328,10 +361,6 @@ def average_into(ema: nn.Module, net: nn.Module, decay: float) -> None:
             kept.lerp_(new, 1 - decay)
         else:
             kept.copy_(new)
-
-
-def _forward(restorer: Restorer, net: nn.Module, lq: Tensor) -> Tensor:
-    return replace(restorer, module=net)(lq)
 
 
 def _seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:

@@ -11,12 +11,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checkpoints import load_tensors, sha256_of
+from .checkpoints import load_tensors, save_tensors, sha256_of
 from .schedule import linear_alpha_bar
 from .unet import UNet
+from .weights import licence_of, resolve
 
 EMBEDDED = Path(__file__).parent / "embedded" / "prior128"
 MAX_CHANNELS = 8192
+CONVERTED = "prior.safetensors"  # the file in a folder that `convert_prior` wrote
+# What the shapes of a published U-Net do not tell, by the file's SHA-256, in guided-diffusion's argument names.
+KNOWN_SETTINGS: dict[str, dict[str, Any]] = {
+    "e16446b14cff4fedf1102ba67945fcced2074500a3fe8fd2bfad5d818928d1d0": {
+        "image_size": 512,
+        "num_head_channels": 64,
+        "resblock_updown": False,
+        "use_new_attention_order": False,
+    },
+}
 FEATURE_TIMESTEP = 20  # nearly clean: the level at which clean images are compared in the prior's encoder
 
 
@@ -76,39 +87,73 @@ class Prior(nn.Module):
 def load_prior(name_or_path: str | Path = "embedded") -> Prior:
     """The prior in a diffusers folder, or in a guided-diffusion .pth or .safetensors file, on the CPU.
 
-    "embedded" is the 128 x 128 prior that ships with this project. Raises FileNotFoundError, or ValueError when the
-    file is damaged or not a face prior.
+    "embedded" is the 128 x 128 prior that ships with this project; a name of `weights.TABLE` is looked for where such
+    files lie. Raises FileNotFoundError, or ValueError when the file is damaged or not a face prior.
     """
-    path = EMBEDDED if str(name_or_path) == "embedded" else Path(name_or_path)
-    if path.is_dir():
+    path = EMBEDDED if str(name_or_path) == "embedded" else resolve(name_or_path)
+    if path.is_dir() and not (path / CONVERTED).is_file():
         return _load_diffusers(path)
-    if path.is_file():
-        return _load_guided_diffusion(path)
-    raise FileNotFoundError(f"prior {name_or_path}: no such file or folder ('embedded' is the one that ships)")
+    return _load_guided_diffusion(path / CONVERTED if path.is_dir() else path)
 
 
-def _load_guided_diffusion(path: Path) -> Prior:
+def convert_prior(name_or_path: str | Path, folder: Path) -> Path:
+    """Write a guided-diffusion checkpoint as a folder that holds all that loading needs; returns the folder.
+
+    The tensors stay as they are; settings, licence and the SHA-256 of the source travel in the file. Raises as
+    `load_prior`.
+    """
+    path = resolve(name_or_path)
     state, metadata = load_tensors(path)
-    state = {k.removeprefix("unet."): v.float() for k, v in state.items() if _is_unet_key(k.removeprefix("unet."))}
+    digest = sha256_of(path)
+    settings = _settings_of(path, metadata, digest)
+    licence = metadata.get("licence") or licence_of(digest)
+    record = {"unet": json.dumps(settings), "licence": licence, "source": path.name, "source_sha256": digest}
+    whole = {name: value for name, value in state.items() if _is_unet_key(name.removeprefix("unet."))}
+    _build_unet(path, whole, settings)
+    save_tensors(folder / CONVERTED, whole, record)
+    return folder
+
+
+def _settings_of(path: Path, metadata: Mapping[str, str], digest: str) -> dict[str, Any]:
+    """What shapes cannot tell: from the file's metadata, the known files, or a .json beside it, in that order."""
     sidecar = path.with_suffix(".json")
-    settings = json.loads(metadata["unet"]) if "unet" in metadata else _read_json(sidecar) if sidecar.exists() else {}
+    if "unet" in metadata:
+        try:
+            return dict(json.loads(metadata["unet"]))
+        except (ValueError, TypeError):
+            raise ValueError(f"{path.name}: its metadata 'unet' is not a table of settings") from None
+    if digest in KNOWN_SETTINGS:
+        return KNOWN_SETTINGS[digest]
+    return _read_json(sidecar) if sidecar.exists() else {}
+
+
+def _build_unet(path: Path, state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> UNet:
+    state = {k.removeprefix("unet."): v.float() for k, v in state.items() if _is_unet_key(k.removeprefix("unet."))}
     if not {"input_blocks.0.0.weight", "time_embed.0.weight", "out.2.weight"} <= set(state):
         raise ValueError(f"{path.name}: no guided-diffusion U-Net in this file")
     if max(max(v.shape, default=0) for v in state.values()) > MAX_CHANNELS * 4:
         raise ValueError(f"{path.name}: layers of absurd size")
     try:
-        network = UNet(state, settings)
+        with torch.device("meta"):  # the layers take the file's tensors, so none is filled with random numbers first
+            return UNet(state, settings)
     except (RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path.name}: its U-Net cannot be rebuilt ({reason})") from None
+
+
+def _load_guided_diffusion(path: Path) -> Prior:
+    state, metadata = load_tensors(path)
+    digest = sha256_of(path)
+    settings = _settings_of(path, metadata, digest)
+    network = _build_unet(path, state, settings)
     return Prior(
         network,
         network.encode,
         linear_alpha_bar(),
         size=int(settings.get("image_size", 512)),
-        name=path.name,
-        sha256=sha256_of(path),
-        licence=metadata.get("licence", "unknown"),
+        name=metadata.get("source", path.name),
+        sha256=metadata.get("source_sha256", digest),
+        licence=metadata.get("licence") or licence_of(digest),
     )
 
 

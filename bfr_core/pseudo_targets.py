@@ -36,7 +36,6 @@ class TargetConfig:
     seed: int = 0
     precision: Precision = "auto"
 
-
     def __post_init__(self) -> None:
         if not 0 <= self.t_clean < self.sampler.num_steps:
             last = self.sampler.num_steps - 1

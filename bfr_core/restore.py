@@ -115,8 +115,8 @@ def restore_crops(crops: list[Tensor], restorer: Restorer, batch_size: int) -> l
         batch = crops[start : start + batch_size]
         try:
             results += restorer.restore(torch.stack(batch)).cpu().unbind()
-        except (ValueError, RuntimeError) as error:  # NaN, or too little memory: perhaps not for each face alone
-            results += [_first_line(error)] if len(batch) == 1 else restore_crops(batch, restorer, 1)
+        except (ValueError, RuntimeError) as error:  # NaN, or too little memory: perhaps not for fewer faces
+            results += [_first_line(error)] if len(batch) == 1 else restore_crops(batch, restorer, len(batch) // 2)
     return results
 
 

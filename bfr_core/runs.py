@@ -25,6 +25,7 @@ class Run:
     targets/          pseudo targets
     checkpoints/      training state
     restorer.safetensors, report.html, report.json, log.txt
+    change.safetensors    after low-rank tuning: what it changed, alone
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,6 +52,10 @@ class Run:
     @property
     def restorer(self) -> Path:
         return self.folder / "restorer.safetensors"
+
+    @property
+    def change(self) -> Path:
+        return self.folder / "change.safetensors"
 
     @property
     def report(self) -> Path:

@@ -39,7 +39,7 @@ class UNet(nn.Module):
         )
         out_channels, final = state["out.2.weight"].shape[:2]
         self.out = nn.Sequential(nn.GroupNorm(GROUPS, final), nn.SiLU(), nn.Conv2d(final, out_channels, 3, padding=1))
-        self.load_state_dict(state)
+        self.load_state_dict(state, assign=True)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         emb = self.time_embed(timestep_embedding(t, self.channels).to(x.dtype))

@@ -122,7 +122,7 @@ def test_few_faces_are_all_trained_on():
 
 def test_every_epoch_uses_each_face_once():
     pairs = [(torch.full((1, 1, 1), float(i)),) * 2 for i in range(8)]
-    seen = [float(x) for step in range(2) for lq, _ in micro_batches(pairs, list(range(8)), step, CONFIG) for x in lq]
+    seen = [float(x) for step in range(2) for b in micro_batches(pairs, list(range(8)), step, CONFIG) for x in b.lq]
     assert sorted(seen) == list(range(8))
 
 

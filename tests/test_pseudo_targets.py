@@ -33,15 +33,15 @@ def test_cleaned_faces_are_what_the_restorer_sees(networks):
 def test_the_damaged_faces_are_left_as_they_were(networks):
     lq = torch.rand(1, 3, 32, 32)
     before = lq.clone()
-    make_pseudo_targets(lq, ["a"], *networks, TargetConfig(SAMPLER, t_clean=12))
+    make_pseudo_targets(lq, ["a"], networks[0], networks[1], TargetConfig(SAMPLER, t_clean=12))
     assert torch.equal(lq, before)
 
 
 def test_a_face_has_the_same_target_in_any_batch(networks):
     lq = torch.rand(3, 3, 32, 32)
     config = TargetConfig(SAMPLER, t_clean=12, precision="float32")
-    together = make_pseudo_targets(lq, ["a", "b", "c"], *networks, config).pseudo_target
-    alone = make_pseudo_targets(lq[1:2], ["b"], *networks, config).pseudo_target
+    together = make_pseudo_targets(lq, ["a", "b", "c"], networks[0], networks[1], config).pseudo_target
+    alone = make_pseudo_targets(lq[1:2], ["b"], networks[0], networks[1], config).pseudo_target
     assert torch.allclose(together[1:2], alone, atol=1e-4)
 
 

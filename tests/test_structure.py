@@ -20,8 +20,19 @@ CORE = ROOT / "bfr_core"
 # A module may import from its own layer and from those above it in this list, never from below.
 LAYERS = (
     ("images", "lowpass", "schedule", "draws", "precision", "unet", "checkpoints", "weights", "runs"),
-    ("restorers", "prior", "sampler", "losses", "faces", "degradations", "metrics"),
-    ("restore", "pseudo_targets", "finetuning", "adaptation", "evaluate", "judge", "report", "summary"),
+    ("restorers", "lowrank", "prior", "sampler", "losses", "faces", "degradations", "metrics"),
+    (
+        "restore",
+        "pseudo_targets",
+        "objectives",
+        "finetuning",
+        "adaptation",
+        "evaluate",
+        "inspection",
+        "judge",
+        "report",
+        "summary",
+    ),
     ("cli", "ui", "gradio_compat", "demo", "__init__", "__main__"),
 )
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..checkpoints import load_tensors
+from ..weights import search_folders
 from .align import Face, invert, similarity, template, warp_region
 from .landmarks import CROP, STRIDE, WINDOW, LandmarkNet, load_landmark_net, to_grey
 
@@ -194,8 +195,7 @@ def distinct(faces: list[Face], distance: float) -> list[Face]:
 def retinaface_folders(weights: Path | None = None) -> list[Path]:
     """Where RetinaFace's file is looked for, in this order."""
     folders = [Path(weights)] if weights else []
-    if os.environ.get("BFR_WEIGHTS"):
-        folders.append(Path(os.environ["BFR_WEIGHTS"]))
+    folders += search_folders()
     spec = find_spec("facexlib")
     if spec and spec.origin:
         folders.append(Path(spec.origin).parent / "weights")
@@ -212,7 +212,7 @@ class RetinaFaceDetector:
         from facexlib.detection.retinaface import RetinaFace
 
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state, _ = load_tensors(path)
             self.net = RetinaFace("resnet50", device=torch.device(device))
             self.net.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
         except Exception as error:  # a truncated zip, a refused pickle, other shapes: one thing to the user

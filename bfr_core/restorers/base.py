@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +16,7 @@ class Restorer:
     module: the network, in eval mode unless it is being tuned. architecture: spandrel's name of it.
     size: side in pixels of the standard crops it was trained on.
     name, sha256, licence: of the file it came from, for the record. metadata: what that file says of itself.
+    file_keys: the file's name of a tensor where it differs from the module's.
     """
 
     module: nn.Module
@@ -25,6 +26,10 @@ class Restorer:
     sha256: str = ""
     licence: str = "unknown"
     metadata: Mapping[str, str] = field(default_factory=dict)
+    file_keys: Mapping[str, str] = field(default_factory=dict)
+
+    #: True if tuning teaches codes of a codebook instead of pixels; see `codeformer.CodeFormer`.
+    tuned_by_codes = False
 
     @property
     def device(self) -> torch.device:
@@ -39,6 +44,14 @@ class Restorer:
         """Restored faces: (B, 3, size, size) RGB in [0, 1] -> the same shape; differentiable, not clamped."""
         return self.module(lq)
 
+    def tuned_parameters(self, module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters of `module`, a copy of this one's, that tuning moves."""
+        return module.named_parameters()
+
+    def blocks(self, module: nn.Module) -> list[nn.Module]:
+        """Parts of `module`, a copy of this one's, whose inner values may be computed again instead of kept."""
+        return _outermost_listed(module)
+
     @torch.inference_mode()
     def restore(self, lq: Tensor) -> Tensor:
         """Restored faces for looking at: as `__call__`, clamped to [0, 1], without gradients.
@@ -49,3 +62,12 @@ class Restorer:
         if not torch.isfinite(restored).all():
             raise ValueError(f"restorer {self.name} gave NaN; its weights are damaged or its precision is too low")
         return restored.clamp(0, 1).contiguous()
+
+
+def _outermost_listed(module: nn.Module) -> list[nn.Module]:
+    """Members of the module's lists that can be called, none inside another."""
+    found: list[nn.Module] = []
+    for child in module.children():
+        listed = isinstance(module, nn.ModuleList) and type(child).forward is not nn.Module.forward
+        found += [child] if listed else _outermost_listed(child)
+    return found

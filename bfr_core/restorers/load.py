@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..checkpoints import load_tensors, save_tensors, sha256_of
+from ..images import printable, replace_atomically
+from ..lowrank import KIND, apply_change, factor_change
+from ..weights import licence_of, locate, resolve
 from .base import Restorer
+from .codeformer import CodeFormer
+from .gfpgan import GFPGAN
+from .restoreformer import RestoreFormer
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "restorer128.safetensors"
 
 # spandrel's architecture name -> adapter. `Restorer` itself serves networks that map [0, 1] RGB to [0, 1] RGB.
-ADAPTERS: dict[str, type[Restorer]] = {"NAFNet": Restorer, "SwinIR": Restorer}
+ADAPTERS: dict[str, type[Restorer]] = {
+    "CodeFormer": CodeFormer,
+    "GFPGAN": GFPGAN,
+    "NAFNet": Restorer,
+    "RestoreFormer": RestoreFormer,
+    "SwinIR": Restorer,
+}
 
 DEFAULT_SIZE = 512  # of published face restorers, whose files do not say it
 
@@ -22,18 +36,28 @@ DEFAULT_SIZE = 512  # of published face restorers, whose files do not say it
 def load_restorer(name_or_path: str | Path = "embedded") -> Restorer:
     """The restorer in a .safetensors or .pth file, on the CPU, in eval mode.
 
-    "embedded" is the 128 x 128 restorer that ships with this project. Raises FileNotFoundError, or ValueError when
-    the file is damaged or of a kind that is not known.
+    "embedded" is the 128 x 128 restorer that ships with this project; a name of `weights.TABLE` is looked for where
+    such files lie; a file of low-rank changes is applied to the base that it names. Raises FileNotFoundError, or
+    ValueError when the file is damaged or of a kind that is not known.
     """
+    path = EMBEDDED if str(name_or_path) == "embedded" else resolve(name_or_path)
+    if not path.is_file():
+        raise FileNotFoundError(f"restorer {printable(path)}: is not a file ('embedded' is the one that ships)")
+    state, metadata = load_tensors(path)
+    if metadata.get("kind") == KIND:
+        return _with_change(path, state, metadata)
     import spandrel
 
-    path = EMBEDDED if str(name_or_path) == "embedded" else Path(name_or_path)
-    if not path.is_file():
-        raise FileNotFoundError(f"restorer {name_or_path}: no such file ('embedded' is the one that ships)")
-    state, metadata = load_tensors(path)
+    state = {k: v.float() for k, v in state.items()}
+    names = {id(v): k for k, v in state.items()}
     try:
-        descriptor = spandrel.ModelLoader().load_from_state_dict({k: v.float() for k, v in state.items()})
+        descriptor = spandrel.ModelLoader(registry=_registry()).load_from_state_dict(state)
     except spandrel.UnsupportedModelError:
+        if {"position_emb", "idx_pred_layer.1.weight"} <= set(names.values()):
+            raise ValueError(
+                f"{path.name}: is a CodeFormer, whose network comes with an optional package that is under a "
+                "non-commercial licence: pip install spandrel_extra_arches"
+            ) from None
         raise ValueError(f"{path.name}: spandrel does not know this architecture; known here: {_known()}") from None
     except (RuntimeError, KeyError, ValueError, IndexError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -49,22 +73,84 @@ def load_restorer(name_or_path: str | Path = "embedded") -> Restorer:
         architecture=descriptor.architecture.id,
         size=int(metadata.get("size", DEFAULT_SIZE)),
         name=path.name,
-        sha256=sha256_of(path),
-        licence=metadata.get("licence", "unknown"),
+        sha256=(digest := sha256_of(path)),
+        licence=metadata.get("licence") or licence_of(digest),
         metadata=metadata,
+        # spandrel renames tensors in the dictionary it is given; the tensors themselves stay the same objects.
+        file_keys={k: names[id(v)] for k, v in state.items() if names.get(id(v), k) != k},
     )
 
 
 def save_restorer(path: Path, restorer: Restorer, metadata: Mapping[str, object], half: bool = False) -> None:
-    """Write the restorer as .safetensors that spandrel and `load_restorer` open; whole or not at all.
+    """Write the restorer as .safetensors under its base file's own keys; whole or not at all.
 
-    metadata: added to architecture, size and licence; values other than text are written as JSON.
+    spandrel, ComfyUI and `load_restorer` open it. metadata: added to architecture, size and licence; values other
+    than text are written as JSON.
     """
-    dtype = torch.float16 if half else torch.float32
-    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in restorer.module.state_dict().items()}
     text = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
     own = {"architecture": restorer.architecture, "size": str(restorer.size), "licence": restorer.licence}
-    save_tensors(path, state, own | text)
+    save_tensors(path, _file_state(restorer, torch.float16 if half else torch.float32), own | text)
+
+
+def export_pth(path: Path, restorer: Restorer) -> None:
+    """Write the restorer as {"params_ema": ...}, for programs that read only .pth; whole or not at all."""
+    state = {k: v.cpu().contiguous() for k, v in _file_state(restorer, torch.float32).items()}
+    replace_atomically(path, lambda part: torch.save({"params_ema": state}, part))
+
+
+def save_change(path: Path, base: Restorer, tuned: Restorer, rank: int, metadata: Mapping[str, object]) -> None:
+    """Write what tuning changed, alone, in low-rank factors (fp16); `load_restorer` applies it to the same base.
+
+    rank: at most this; exact after low-rank tuning of that rank, the nearest there is after full tuning.
+    """
+    text = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+    own = {
+        "kind": KIND,
+        "architecture": base.architecture,
+        "size": str(base.size),
+        "base": base.name,
+        "base_sha256": base.sha256,
+        "licence": base.licence,
+    }
+    factors = factor_change(base.module.state_dict(), tuned.module.state_dict(), rank)
+    save_tensors(path, {k: v.half() for k, v in factors.items()}, own | text)
+
+
+def _with_change(path: Path, factors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Restorer:
+    """The base that a file of changes names, found by its SHA-256, with the changes applied."""
+    name, wanted = metadata.get("base", ""), metadata.get("base_sha256", "")
+    name = Path(name).name  # a file from a stranger: never a path
+    places = [EMBEDDED, path.parent / name, locate(name)]
+    base = next((p for p in places if p is not None and p.is_file() and sha256_of(p) == wanted), None)
+    if base is None:
+        raise FileNotFoundError(
+            f"{path.name}: changes {printable(name)} (SHA-256 {printable(wanted[:12])}...), which is not on this "
+            "machine; put that file beside it"
+        )
+    restorer = load_restorer(base)
+    try:
+        restorer.module.load_state_dict(apply_change(restorer.module.state_dict(), factors))
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise ValueError(f"{path.name}: does not fit {base.name}: {str(error).splitlines()[0]}") from None
+    return replace(restorer, name=path.name, sha256=sha256_of(path), metadata=metadata)
+
+
+def _file_state(restorer: Restorer, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    state = restorer.module.state_dict()
+    return {restorer.file_keys.get(k, k): v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+
+
+def _registry() -> Any:
+    """spandrel's architectures, and those of spandrel_extra_arches where it is installed."""
+    import spandrel
+
+    registry = spandrel.MAIN_REGISTRY.copy()
+    try:
+        from spandrel_extra_arches import EXTRA_REGISTRY
+    except ImportError:
+        return registry
+    registry.add(*EXTRA_REGISTRY, ignore_duplicates=True)
+    return registry
 
 
 def _known() -> str:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bfr_core.restorers import load_restorer, save_restorer
+from bfr_core.restorers import load_restorer, save_change, save_restorer
 
 
 def test_the_restorer_keeps_shape_and_range(tiny_restorer):
@@ -38,6 +38,31 @@ def test_a_network_with_missing_parts_is_one_clear_line(tiny_restorer, tmp_path)
     with pytest.raises(ValueError, match=r"part.safetensors: its network cannot be rebuilt") as error:
         load_restorer(tmp_path / "part.safetensors")
     assert "\n" not in str(error.value)
+
+
+def test_a_file_of_changes_is_applied_to_its_base(tiny_restorer, tmp_path):
+    base = load_restorer(tiny_restorer)
+    tuned = load_restorer(tiny_restorer)
+    weight = tuned.module.get_parameter("intro.weight")
+    with torch.no_grad():
+        weight.add_(0.1 * torch.ones(len(weight), 1, 1, 1) * torch.rand(1, *weight.shape[1:]))  # of rank one
+    save_change(tmp_path / "change.safetensors", base, tuned, 4, {"prior": "p"})
+    copy = tmp_path / tiny_restorer.name
+    copy.write_bytes(tiny_restorer.read_bytes())
+    loaded = load_restorer(tmp_path / "change.safetensors")
+    lq = torch.rand(1, 3, 32, 32)
+    assert (loaded.restore(lq) - tuned.restore(lq)).abs().max() < 2e-3  # the file is fp16
+    assert not torch.allclose(loaded.restore(lq), base.restore(lq), atol=2e-3)
+    assert loaded.metadata["prior"] == "p"
+    assert (tmp_path / "change.safetensors").stat().st_size < copy.stat().st_size / 3
+
+
+def test_changes_of_another_base_are_refused(tiny_restorer, tmp_path):
+    base = load_restorer(tiny_restorer)
+    save_change(tmp_path / "change.safetensors", base, base, 4, {})
+    (tmp_path / tiny_restorer.name).write_bytes(b"another file of that name")
+    with pytest.raises(FileNotFoundError, match=r"change.safetensors: changes tiny.safetensors .*put that file beside"):
+        load_restorer(tmp_path / "change.safetensors")
 
 
 def test_missing_restorer_is_named():

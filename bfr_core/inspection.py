@@ -1,0 +1,70 @@
+"""What a file of weights says of itself, and whether it may be used commercially."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .checkpoints import load_tensors, sha256_of
+from .lowrank import KIND
+from .restorers import load_restorer
+from .weights import allows_commercial_use, licence_of, resolve
+
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """kind: "restorer" or "change of a restorer". parts: (what, name, licence) of the file and all it was made from.
+
+    commercial: may it be used commercially; None if a licence leaves that open. facts: whatever else the file records.
+    """
+
+    name: str
+    kind: str
+    architecture: str
+    size: str
+    parts: tuple[tuple[str, str, str], ...]
+    commercial: bool | None
+    facts: dict[str, str]
+
+    def lines(self) -> list[str]:
+        """The same in words, one fact a line."""
+        answer = {True: "yes", False: "no", None: "not clear"}[self.commercial]
+        return [
+            f"{self.name}: {self.kind}, {self.architecture}, {self.size} x {self.size} pixels",
+            *(f"{what}: {name}, licence: {licence}" for what, name, licence in self.parts),
+            f"may it be used commercially? {answer}{self._because()}",
+            *(f"{key}: {value}" for key, value in self.facts.items()),
+        ]
+
+    def _because(self) -> str:
+        open_ = [f"{what} ({licence})" for what, _, licence in self.parts if not allows_commercial_use(licence)]
+        return f", because of its {' and its '.join(open_)}" if open_ else ""
+
+
+def inspect(name_or_path: str | Path) -> Inspection:
+    """What is recorded in a restorer or a file of changes. Raises as `load_restorer`."""
+    if str(name_or_path) == EMBEDDED:
+        restorer = load_restorer(EMBEDDED)
+        metadata, kind = dict(restorer.metadata), "restorer"
+        name, own, architecture, size = EMBEDDED, restorer.licence, restorer.architecture, str(restorer.size)
+    else:
+        path = resolve(name_or_path)
+        _, metadata = load_tensors(path)
+        name, kind = path.name, "change of a restorer" if metadata.get("kind") == KIND else "restorer"
+        if metadata.get("kind") == KIND:  # its base need not be here to read what it says
+            own, architecture, size = metadata.get("licence", "unknown"), metadata["architecture"], metadata["size"]
+        else:
+            restorer = load_restorer(path)
+            own = metadata.get("licence") or licence_of(sha256_of(path))
+            architecture, size = restorer.architecture, str(restorer.size)
+    parts = [("restorer", name, own)]
+    for what in ("base", "prior"):
+        if what in metadata:
+            parts.append((what, metadata[what], metadata.get(f"{what}_licence", own if what == "base" else "unknown")))
+    answers = [allows_commercial_use(licence) for _, _, licence in parts]
+    commercial = False if False in answers else None if None in answers else True
+    told = {"licence", "architecture", "size", "kind", "base", "base_licence", "prior", "prior_licence"}
+    facts = {key: value for key, value in metadata.items() if key not in told}
+    return Inspection(name, kind, architecture, size, tuple(parts), commercial, facts)

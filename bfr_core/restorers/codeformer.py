@@ -1,0 +1,90 @@
+"""CodeFormer, tuned by predicting codes. Source: arXiv:2206.11253; the network is spandrel_extra_arches'.
+
+That network is under the S-Lab licence (non-commercial), which is why its package is an optional extra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .base import Restorer
+
+FROZEN = ("quantize.", "generator.", "fuse_convs_dict.")
+
+
+class Codes(NamedTuple):
+    """logits: (B, HW, codes), scores of each code at each place. feature: (B, C, H, W), the encoder's."""
+
+    logits: Tensor
+    feature: Tensor
+
+
+@dataclass(eq=False)
+class CodeFormer(Restorer):
+    """Wants [-1, 1] inside.
+
+    fidelity_weight: w in [0, 1]; 0 trusts the codebook, 1 the damaged face.
+    """
+
+    fidelity_weight: float = 0.5
+    tuned_by_codes = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.fidelity_weight <= 1:
+            raise ValueError(f"fidelity_weight is {self.fidelity_weight}; it must be 0 to 1")
+
+    def __call__(self, lq: Tensor) -> Tensor:
+        image, _ = self.module(lq * 2 - 1, weight=self.fidelity_weight)
+        return (image + 1) / 2
+
+    def tuned_parameters(self, module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+        """Encoder and transformer; quantizer, generator and fusion stay as they are."""
+        return ((name, p) for name, p in module.named_parameters() if not name.startswith(FROZEN))
+
+    def blocks(self, module: nn.Module) -> list[nn.Module]:
+        net: Any = module
+        return [*net.encoder.blocks, *net.ft_layers]
+
+    def codes(self, lq: Tensor) -> Codes:
+        """What the network predicts for damaged faces (B, 3, 512, 512) in [0, 1], as its own forward does."""
+        net: Any = self.module
+        feature = self._encoded(lq)
+        position = net.position_emb.unsqueeze(1)  # (HW, 1, D)
+        query = net.feat_emb(feature.flatten(2).permute(2, 0, 1))
+        for layer in net.ft_layers:
+            query = layer(query, query_pos=position.expand_as(query))
+        return Codes(net.idx_pred_layer(query).permute(1, 0, 2), feature)
+
+    @torch.no_grad()
+    def target_codes(self, hq: Tensor) -> Tensor:
+        """Indices of the codebook entries nearest to the encoding of clean faces: (B, HW) long."""
+        flat = self._encoded(hq).float().flatten(2).mT  # (B, HW, C)
+        return torch.cdist(flat, self.codebook.float().expand(len(flat), -1, -1)).argmin(2)
+
+    @property
+    def codebook(self) -> Tensor:
+        """(codes, C)."""
+        net: Any = self.module
+        return net.quantize.embedding.weight
+
+    def _encoded(self, image: Tensor) -> Tensor:
+        net: Any = self.module
+        return net.encoder(image * 2 - 1)
+
+
+def code_losses(predicted: Codes, codes: Tensor, codebook: Tensor) -> dict[str, Tensor]:
+    """Distance of the feature to the wanted code vectors, and cross-entropy of the logits; both unweighted.
+
+    codes: (B, HW) long, of the pseudo targets. Source: arXiv:2206.11253, training of its second stage.
+    """
+    wanted = codebook[codes].mT.reshape(predicted.feature.shape)
+    return {
+        "feature": F.mse_loss(predicted.feature.float(), wanted),
+        "code": F.cross_entropy(predicted.logits.float().mT, codes),
+    }

@@ -1,0 +1,169 @@
+"""The published 512 x 512 restorers: networks of exactly their shape, with random weights, against their own steps.
+
+The steps are those of the published inference scripts, written out here: image / 255, normalized with mean and
+deviation 0.5, through the network, clamped to [-1, 1], moved back to [0, 1].
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bfr_core.finetuning import FinetuneConfig, finetune, prepare
+from bfr_core.restorers import export_pth, load_restorer, save_restorer
+from bfr_core.restorers.codeformer import CodeFormer
+
+NAMES = ("GFPGAN", "RestoreFormer", "CodeFormer", "SwinIR")
+ONE_STEP = FinetuneConfig(iterations=1, batch_size=1, micro_batch=1, perceptual=0, adversarial=0, precision="float32")
+
+
+def network(name: str) -> torch.nn.Module:
+    """The published shape, with random weights."""
+    torch.manual_seed(0)
+    if name == "GFPGAN":
+        from spandrel.architectures.GFPGAN import GFPGAN
+
+        return GFPGAN()
+    if name == "RestoreFormer":
+        from spandrel.architectures.RestoreFormer import RestoreFormer
+
+        return RestoreFormer()
+    if name == "CodeFormer":
+        from spandrel_extra_arches.architectures.CodeFormer import CodeFormer as Network
+
+        net = Network()
+        torch.nn.init.normal_(net.position_emb, std=0.02)
+        return net
+    from spandrel.architectures.SwinIR import SwinIR
+
+    # Of DifFace and of arXiv:2410.04618: 8 x 8 pixels as channels, then enlarged by 8 again.
+    return SwinIR(
+        img_size=64, in_chans=3, embed_dim=180, depths=[6] * 8, num_heads=[6] * 8, window_size=8, mlp_ratio=2,
+        upscale=8, upsampler="nearest+conv", resi_connection="1conv", start_unshuffle=8,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """Files of the networks by name, made when first asked for, under the keys that the published files have."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            state = network(name).state_dict()
+            if name == "SwinIR":
+                state = {k.replace("conv_first.", "conv_first.1."): v for k, v in state.items()}
+            made[name] = tmp_path_factory.mktemp("published") / f"{name}.safetensors"
+            save_file({k: v.contiguous() for k, v in state.items()}, made[name])
+        return made[name]
+
+    return make
+
+
+def codeformer(files) -> Any:
+    """The adapter, and its network as untyped as spandrel leaves it."""
+    restorer = load_restorer(files("CodeFormer"))
+    assert isinstance(restorer, CodeFormer)
+    return restorer
+
+
+def published_steps(name: str, net: torch.nn.Module, lq: torch.Tensor) -> torch.Tensor:
+    if name == "SwinIR":
+        return net(lq).clamp(0, 1)
+    x = (lq - 0.5) / 0.5
+    if name == "GFPGAN":
+        out = net(x, return_rgb=False, randomize_noise=False)[0]
+    elif name == "RestoreFormer":
+        out = net(x)[0]
+    else:
+        out = net(x, weight=0.5)[0]
+    return (out.clamp(-1, 1) + 1) / 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_restoring_equals_the_published_steps(name, files):
+    restorer = load_restorer(files(name))
+    assert (restorer.architecture, restorer.size) == (name, 512)
+    lq = torch.rand(1, 3, 512, 512)
+    restored = restorer.restore(lq)
+    assert (restored - published_steps(name, restorer.module, lq)).abs().max() < 1e-5
+    assert torch.equal(restored, restorer.restore(lq)), "a face always gives one result"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_is_its_faces_one_by_one(name, files):
+    restorer, lq = load_restorer(files(name)), torch.rand(3, 3, 512, 512)
+    one_by_one = torch.cat([restorer.restore(face[None]) for face in lq])
+    assert (restorer.restore(lq) - one_by_one).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_saved_under_the_files_own_keys_and_read_by_spandrel(name, files, tmp_path):
+    import spandrel
+    import spandrel_extra_arches
+
+    registry = spandrel.MAIN_REGISTRY.copy()
+    registry.add(*spandrel_extra_arches.EXTRA_REGISTRY, ignore_duplicates=True)
+    base = load_restorer(files(name))
+    save_restorer(tmp_path / "saved.safetensors", base, {})
+    export_pth(tmp_path / "saved.pth", base)
+    original = load_file(files(name))
+    assert set(load_file(tmp_path / "saved.safetensors")) == set(original)
+    assert set(torch.load(tmp_path / "saved.pth", weights_only=True)["params_ema"]) == set(original)
+    for file in ("saved.safetensors", "saved.pth"):
+        descriptor = spandrel.ModelLoader(registry=registry).load_from_file(tmp_path / file)
+        assert descriptor.architecture.id == name
+        for key, value in base.module.state_dict().items():
+            assert torch.equal(descriptor.model.state_dict()[key], value)
+
+
+@torch.no_grad()
+def test_codeformers_logits_are_those_of_its_full_forward(files):
+    restorer, lq = codeformer(files), torch.rand(1, 3, 512, 512)
+    _, logits = restorer.module(lq * 2 - 1)
+    assert (restorer.codes(lq).logits - logits).abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_codeformers_target_codes_are_the_quantizers(files):
+    restorer, hq = codeformer(files), torch.rand(1, 3, 512, 512)
+    feature = restorer.module.encoder(hq * 2 - 1)
+    _, _, stats = restorer.module.quantize(feature)
+    assert torch.equal(restorer.target_codes(hq).flatten(), stats["min_encoding_indices"].flatten())
+
+
+def test_fidelity_weight_changes_the_result_and_is_checked(files):
+    restorer, lq = codeformer(files), torch.rand(1, 3, 512, 512)
+    faithful = replace(restorer, fidelity_weight=1.0).restore(lq)
+    assert not torch.equal(faithful, replace(restorer, fidelity_weight=0.0).restore(lq))
+    with pytest.raises(ValueError, match=r"fidelity_weight is 1.5"):
+        replace(restorer, fidelity_weight=1.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_that_should_move_moves_and_no_other(name, files):
+    restorer = load_restorer(files(name))
+    pairs = [(torch.rand(3, 512, 512), torch.rand(3, 512, 512))]
+    tuned, progress = finetune(restorer, pairs, replace(ONE_STEP, recompute=True, ema=0.0))
+    assert progress.step == 1
+    net, _ = prepare(restorer, ONE_STEP)
+    wanted = {key for key, _ in restorer.tuned_parameters(net)}
+    before, after = restorer.module.state_dict(), tuned.module.state_dict()
+    assert {key for key in after if not torch.equal(before[key], after[key])} == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_recomputing_gives_the_same_gradients(name, files):
+    restorer = load_restorer(files(name))
+    pairs = [(torch.rand(3, 512, 512), torch.rand(3, 512, 512))]
+    kept, again = (finetune(restorer, pairs, replace(ONE_STEP, recompute=r))[0].module for r in (False, True))
+    for a, b in zip(kept.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.allclose(a.float(), b.float(), atol=1e-6)
