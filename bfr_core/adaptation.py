@@ -58,18 +58,19 @@ class AdaptConfig:
 # Recipe for small networks at 128 x 128, where a step takes a third of a second on a CPU; the dataclasses' own
 # defaults are the paper's, for 512 x 512.
 SMALL = AdaptConfig(
-    targets=TargetConfig(sampler=SamplerConfig(t_start=60, t_constrain_end=15, factor=2, calls=6)),
+    targets=TargetConfig(sampler=SamplerConfig(t_start=16, t_constrain_end=2, factor=2, calls=3), t_clean=9),
     finetune=FinetuneConfig(
-        iterations=300,
-        batch_size=8,
-        micro_batch=8,
-        lr=2e-4,
+        iterations=400,
+        batch_size=4,
+        micro_batch=4,
+        lr=5e-4,
         lr_end=2e-5,
         perceptual=0.0,
         adversarial=0.0,
-        texture=0.5,
-        ema=0.98,
-        judge_every=25,
+        texture=0.8,
+        anchor=0.5,
+        ema=0.99,
+        judge_every=50,
         checkpoint_seconds=20,
     ),
 )
@@ -314,7 +315,7 @@ def perceptual_term(config: FinetuneConfig, prior: Prior | None, device: torch.d
     if prior is None:
         raise ValueError("the perceptual term needs LPIPS's VGG file or a prior; give --prior, or set perceptual to 0")
     log.info("perceptual term: features of the prior's encoder, since LPIPS's VGG file is not on this machine")
-    return perceptual_loss(prior.features)
+    return perceptual_loss(prior.to(device).features)
 
 
 @dataclass(frozen=True)
@@ -344,6 +345,7 @@ def adapt(
     with run.locked():
         faces = collect_faces(Path(folder), run, base.size, config.faces, callback)
         made_from = draw_targets(run, faces, base, prior, config.targets, callback)
+        prior.to("cpu")  # its memory is the tuning's now
         targets = targets_of(run, faces)
         restorer, progress = tune(run, faces, targets, made_from, base, config.finetune, prior, callback)
         return Adapted(run, restorer, base, prior, faces, targets, progress)

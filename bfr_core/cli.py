@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .images import printable
+from .precision import choose_device
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +155,9 @@ def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     run = Run(args.run)
     with run.locked():
         found = faces_of(run)
-        draw_targets(run, found, load_restorer(config.restorer), load_prior(config.prior), config.targets, bars)
+        device = choose_device(args.device)
+        restorer, prior = load_restorer(config.restorer).to(device), load_prior(config.prior).to(device)
+        draw_targets(run, found, restorer, prior, config.targets, bars)
     print(f"{len(found)} pseudo targets in {run.targets}", file=sys.stderr)
     return {"targets": len(found)}
 
@@ -168,8 +171,9 @@ def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
     config = settings(args)
     run = Run(args.run)
-    base = load_restorer(config.restorer)
-    prior = load_prior(config.prior) if config.finetune.perceptual else None
+    device = choose_device(args.device)
+    base = load_restorer(config.restorer).to(device)
+    prior = load_prior(config.prior).to(device) if config.finetune.perceptual else None
     with run.locked():
         found = collect_faces(args.photos, run, base.size, config.faces, bars) if args.photos else faces_of(run)
         if args.targets:
@@ -189,7 +193,7 @@ def adapt(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from .summary import report_adaptation
 
     config = settings(args)
-    result = run_adaptation(args.photos, args.run, config, bars)
+    result = run_adaptation(args.photos, args.run, config, bars, str(choose_device(args.device)))
     report_adaptation(result, config.finetune)
     return _tuned(result.run, result.progress)
 
@@ -213,7 +217,7 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     result = restore_folder(
         args.photos,
         args.out,
-        load_restorer(args.restorer),
+        load_restorer(args.restorer).to(choose_device(args.device)),
         config,
         aligned=args.aligned,
         skip_existing=args.skip_existing,
@@ -307,6 +311,15 @@ def weights(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     return {"weights": rows}
 
 
+def verify_real(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from .verification import verify_real as check
+
+    page, findings = check(args.out, str(choose_device(args.device)), bars.named("verify"))
+    failed = [f.name for f in findings if f.failed]
+    print(f"{len(findings)} checks, {len(failed)} failed; attach to an issue: {page}", file=sys.stderr)
+    return {"report": str(page), "failed": failed}
+
+
 def inspect(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from dataclasses import asdict
 
@@ -349,11 +362,15 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(function: Callable[..., dict[str, Any]], text: str, *flags: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(function.__name__.rstrip("_"), help=text, description=text)
+        sub = commands.add_parser(function.__name__.replace("_", "-"), help=text, description=text)
         sub.set_defaults(command=function)
         sub.add_argument("--json", action="store_true", help="print a summary for programs, last")
         for flag in flags:
             _add(sub, flag)
+        return sub
+
+    def on_device(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        sub.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, ...")
         return sub
 
     def with_run(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -362,18 +379,21 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     every = (*FACE_FLAGS, *SOURCES, *TARGET_FLAGS, *TUNE_FLAGS)
-    sub = with_run(command(adapt, "Photos in, adapted restorer out; run again, it goes on where it was.", *every))
+    sub = on_device(
+        with_run(command(adapt, "Photos in, adapted restorer out; run again, it goes on where it was.", *every))
+    )
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of damaged photos")
     sub = with_run(command(faces, "Find and align the faces of a folder.", *FACE_FLAGS, "--restorer"))
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of photos")
     sub.add_argument("--size", type=int, help="side of the crops (the restorer's)")
-    with_run(command(targets, "Draw pseudo targets for the faces of a run.", *SOURCES, *TARGET_FLAGS))
-    sub = with_run(command(finetune, "Tune the restorer on a run's faces.", *FACE_FLAGS, *SOURCES, *TUNE_FLAGS))
+    on_device(with_run(command(targets, "Draw pseudo targets for the faces of a run.", *SOURCES, *TARGET_FLAGS)))
+    tuning = command(finetune, "Tune the restorer on a run's faces.", *FACE_FLAGS, *SOURCES, *TUNE_FLAGS)
+    sub = on_device(with_run(tuning))
     sub.add_argument(
         "photos", type=Path, nargs="?", metavar="PHOTOS", help="folder of photos, if the run has no faces yet"
     )
     sub.add_argument("--targets", type=Path, metavar="DIR", help="targets made by anything else, named like the faces")
-    sub = command(restore, "Restore the faces of a folder of photos.")
+    sub = on_device(command(restore, "Restore the faces of a folder of photos."))
     sub.add_argument("photos", type=Path, metavar="PHOTOS")
     sub.add_argument("--restorer", default="embedded", metavar="FILE", help="an adapted restorer, or any other")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="results, under the photos' own names")
@@ -394,6 +414,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("action", choices=("list", "get", "verify", "convert"))
     sub.add_argument("name", nargs="?", metavar="NAME", help="one of the list; for convert also a file")
     sub.add_argument("--out", type=Path, metavar="FOLDER", help="of convert: where the prior goes")
+    sub = on_device(command(verify_real, "Check the published weights that are here, and write a report to share."))
+    sub.add_argument("--out", type=Path, default=Path("verify_real"), metavar="DIR", help="where the report goes")
     sub = command(inspect, "What a restorer says of itself, and whether it may be used commercially.")
     sub.add_argument("file", metavar="FILE")
     sub = command(evaluate, "Compare restored faces with clean ones of the same names.")

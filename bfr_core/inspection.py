@@ -54,7 +54,11 @@ def inspect(name_or_path: str | Path) -> Inspection:
         _, metadata = load_tensors(path)
         name, kind = path.name, "change of a restorer" if metadata.get("kind") == KIND else "restorer"
         if metadata.get("kind") == KIND:  # its base need not be here to read what it says
-            own, architecture, size = metadata.get("licence", "unknown"), metadata["architecture"], metadata["size"]
+            own, architecture, size = (
+                metadata.get("licence", "unknown"),
+                metadata.get("architecture", "unknown"),
+                metadata.get("size", "?"),
+            )
         else:
             restorer = load_restorer(path)
             own = metadata.get("licence") or licence_of(sha256_of(path))

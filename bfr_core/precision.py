@@ -1,4 +1,4 @@
-"""Which number format a device computes fast in."""
+"""Where networks run, and which number format is fast there."""
 
 from __future__ import annotations
 
@@ -20,6 +20,20 @@ def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractC
     if precision == "float32" or (precision == "auto" and not has_bfloat16(device)):
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device called `name`; "auto" is the first GPU if there is one that torch can use, else the CPU.
+
+    Raises ValueError for a device that is not here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device is {name!r}, which cannot be used here ({reason}); try auto or cpu") from None
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from bfr_core.prior import Prior, alpha_bar_of, load_prior
+from bfr_core.prior import Prior, alpha_bar_of, convert_prior, load_prior
 from bfr_core.schedule import linear_alpha_bar, q_sample
 
 X0, EPS = torch.rand(2, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -106,3 +106,125 @@ def test_a_file_without_a_unet(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="other.pth: no guided-diffusion U-Net"):
         load_prior(tmp_path / "other.pth")
+
+
+# ---------------------------------------------------------------- the published 512 x 512 prior
+
+
+def published_shapes() -> dict[str, tuple[int, ...]]:
+    """Tensor shapes of iddpm_ffhq512: guided-diffusion's U-Net, put down block by block in its order."""
+    base, multipliers, counts, attended = 32, (1, 2, 4, 8, 8, 16, 16), (1, 2, 2, 2, 2, 3, 4), (32, 16, 8)
+    width = 4 * base
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def layer(name: str, *shape: int) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, shape[:1]
+
+    def residual(name: str, inside: int, outside: int) -> None:
+        layer(f"{name}.in_layers.0", inside)
+        layer(f"{name}.in_layers.2", outside, inside, 3, 3)
+        layer(f"{name}.emb_layers.1", 2 * outside, width)
+        layer(f"{name}.out_layers.0", outside)
+        layer(f"{name}.out_layers.3", outside, outside, 3, 3)
+        if inside != outside:
+            layer(f"{name}.skip_connection", outside, inside, 1, 1)
+
+    def attention(name: str, channels: int) -> None:
+        layer(f"{name}.norm", channels)
+        layer(f"{name}.qkv", 3 * channels, channels, 1)
+        layer(f"{name}.proj_out", channels, channels, 1)
+
+    layer("time_embed.0", width, base)
+    layer("time_embed.2", width, width)
+    layer("input_blocks.0.0", base, 3, 3, 3)
+    skips, channels, counter, index = [base], base, 512, 1
+    for level, (multiplier, count) in enumerate(zip(multipliers, counts, strict=True)):
+        for _ in range(count):
+            residual(f"input_blocks.{index}.0", channels, multiplier * base)
+            channels = multiplier * base
+            if counter in attended:
+                attention(f"input_blocks.{index}.1", channels)
+            skips.append(channels)
+            index += 1
+        if level < len(multipliers) - 1:
+            layer(f"input_blocks.{index}.0.op", channels, channels, 3, 3)
+            skips.append(channels)
+            index, counter = index + 1, counter // 2
+    residual("middle_block.0", channels, channels)
+    attention("middle_block.1", channels)
+    residual("middle_block.2", channels, channels)
+    index = 0
+    for level in reversed(range(len(multipliers))):
+        for place in range(counts[level] + 1):
+            residual(f"output_blocks.{index}.0", channels + skips.pop(), multipliers[level] * base)
+            channels = multipliers[level] * base
+            inner = 1
+            if counter in attended:
+                attention(f"output_blocks.{index}.1", channels)
+                inner = 2
+            if level and place == counts[level]:
+                layer(f"output_blocks.{index}.{inner}.conv", channels, channels, 3, 3)
+                counter *= 2
+            index += 1
+    layer("out.0", channels)
+    layer("out.2", 6, channels, 3, 3)
+    return shapes
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A file of exactly that shape, with random weights."""
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        name: torch.randn(shape, generator=generator).mul(0.02).half() + (name.endswith(("norm.weight", "s.0.weight")))
+        for name, shape in published_shapes().items()
+    }
+    path = tmp_path_factory.mktemp("published") / "iddpm_ffhq512_ema500000.pth"
+    torch.save(state, path)
+    path.with_suffix(".json").write_text(json.dumps({"image_size": 512, "num_head_channels": 64}))
+    return path
+
+
+def test_the_published_prior_has_the_published_number_of_parameters():
+    count = sum(torch.Size(shape).numel() for shape in published_shapes().values())
+    assert round(count / 1e6, 1) == 159.8
+
+
+def test_the_published_prior_loads_from_its_shapes(published):
+    prior = load_prior(published)
+    assert prior.size == 512 and prior.patch == 1
+    heads = {m.heads for m in prior.network.modules() if type(m).__name__ == "Attention"}
+    assert heads == {4, 8}, "256 and 512 channels, 64 a head"
+    eps, variance = prior(torch.rand(1, 3, 64, 64), torch.tensor([500]))
+    assert eps.shape == (1, 3, 64, 64) and variance is not None and torch.isfinite(eps).all()
+
+
+def test_a_converted_prior_is_the_same_prior(published, tmp_path):
+    folder = convert_prior(published, tmp_path / "prior512")
+    published.with_suffix(".json").rename(tmp_path / "kept.json")  # the folder needs nothing beside it
+    try:
+        converted = load_prior(folder)
+    finally:
+        (tmp_path / "kept.json").rename(published.with_suffix(".json"))
+    original = load_prior(published)
+    x, t = torch.rand(1, 3, 64, 64), torch.tensor([100])
+    assert torch.equal(converted(x, t)[0], original(x, t)[0])
+    assert (converted.name, converted.sha256) == (original.name, original.sha256)
+
+
+def test_a_prior_with_a_layer_missing_is_one_clear_line(published, tmp_path):
+    state = torch.load(published, weights_only=True)
+    del state["middle_block.1.qkv.weight"]
+    torch.save(state, tmp_path / "part.pth")
+    with pytest.raises(ValueError, match="part.pth: its U-Net cannot be rebuilt") as error:
+        load_prior(tmp_path / "part.pth")
+    assert "\n" not in str(error.value)
+
+
+def test_settings_in_metadata_that_are_no_settings(tmp_path):
+    from safetensors.torch import save_file
+
+    state = {"input_blocks.0.0.weight": torch.zeros(1), "time_embed.0.weight": torch.zeros(1)}
+    save_file(state, tmp_path / "x.safetensors", {"unet": "[1"})
+    with pytest.raises(ValueError, match="x.safetensors: its metadata 'unet' is not"):
+        load_prior(tmp_path / "x.safetensors")

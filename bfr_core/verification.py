@@ -1,0 +1,186 @@
+"""Check the published weights that are on this machine, and write a report that can be attached to an issue.
+
+Nobody who built this program could hold these files; whoever has them proves the rest with `bfr verify-real`.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .adaptation import adapt, recipe
+from .degradations import degrade
+from .demo import real_photos
+from .draws import keyed_generator
+from .faces.align import crop_face
+from .faces.detect import load_detector
+from .images import write_image
+from .metrics import high_band_energy_ratio, psnr
+from .prior import load_prior
+from .report import Gallery, ReportData, Table, write_report
+from .restorers import load_restorer
+from .weights import TABLE, Weights, locate, verify
+
+log = logging.getLogger(__name__)
+PICTURES = "Two real faces under ordinary damage"
+STEPS = 4  # of the short adaptation
+Callback = Callable[[int, int, object], None]
+
+
+@dataclass
+class Finding:
+    """What was seen of one file. rows: (what, value). picture: damaged and restored faces, of a restorer."""
+
+    name: str
+    rows: list[tuple[str, str]] = field(default_factory=list)
+    pictures: list[Tensor] = field(default_factory=list)
+    failed: bool = False
+
+
+def verify_real(folder: Path, device: str = "cpu", callback: Callback | None = None) -> tuple[Path, list[Finding]]:
+    """Check every file of the table that is here; returns report.html in `folder` and the findings.
+
+    For each: SHA-256, whether it loads, what it makes of two real faces under ordinary damage, time and peak memory;
+    then an adaptation of a few steps. No statistics of the published networks are known to compare with: the report
+    says so, and keeps the numbers for whoever collects them. A file that fails is reported and does not stop the rest.
+    """
+    here = [(entry, path) for entry in TABLE if (path := locate(entry.name))]
+    findings = []
+    for step, (entry, path) in enumerate(here):
+        findings.append(_check(entry, path, device))
+        if callback:
+            callback(step + 1, len(here) + 1, None)
+    findings.append(_short_adaptation([entry.name for entry, _ in here], folder / "adaptation", device))
+    if callback:
+        callback(len(here) + 1, len(here) + 1, None)
+    pictures = [(found.name, found.pictures) for found in findings if found.pictures]
+    failed = sum(found.failed for found in findings)
+    missing = [entry.name for entry in TABLE if not locate(entry.name)]
+    data = ReportData(
+        title="Published weights, checked on this machine",
+        verdict="not_judged",
+        verdict_sentence=f"{len(here)} of {len(TABLE)} files are here; {failed} checks failed.",
+        galleries=[Gallery(PICTURES, "", ["damaged", "restored"] * 2, pictures)] if pictures else [],
+        tables=[Table(f.name, "", ["", ""], [list(row) for row in f.rows]) for f in findings],
+        notes=[
+            "No statistics of the published inference are known to this program; the numbers above are what was seen.",
+            f"{platform.platform()}, Python {platform.python_version()}, torch {torch.__version__}, device {device}",
+            *(f"not here: {name}" for name in missing),
+        ],
+        measurements={f.name: dict(f.rows) for f in findings},
+    )
+    return write_report(folder, data), findings
+
+
+def sample_faces(size: int) -> Tensor:
+    """Two real faces as standard crops: (2, 3, size, size) RGB in [0, 1]."""
+    detector = load_detector("embedded")
+    return torch.stack([crop_face(photo, detector(photo)[0], size) for photo in real_photos().values()]).clamp(0, 1)
+
+
+def _check(entry: Weights, path: Path, device: str) -> Finding:
+    found = Finding(entry.name, [("SHA-256", verify(entry, path)), ("licence", entry.licence)])
+    found.failed = found.rows[0][1].startswith("wrong")
+    try:
+        started = time.perf_counter()
+        if "restorer" in entry.what:
+            _check_restorer(found, path, device, started)
+        elif "prior" in entry.what:
+            _check_prior(found, path, device, started)
+        elif "detector" in entry.what:
+            detector = load_detector("retinaface", weights=path.parent)
+            counts = [len(detector(photo)) for photo in real_photos().values()]
+            found.rows.append(("faces found in two portraits", ", ".join(map(str, counts))))
+    except (ValueError, RuntimeError, OSError) as error:
+        found.failed = True
+        found.rows.append(("failed", str(error).splitlines()[0]))
+    found.rows.append(("peak memory of the process", peak_memory(device)))
+    return found
+
+
+def _check_restorer(found: Finding, path: Path, device: str, started: float) -> None:
+    restorer = load_restorer(path).to(device)
+    found.rows.append(("seconds to load", f"{time.perf_counter() - started:.2f}"))
+    hq = sample_faces(restorer.size)
+    lq = torch.cat([degrade(f[None], "blind", keyed_generator(0, "verify", i)).lq for i, f in enumerate(hq)])
+    restored = []
+    for face in lq:
+        started = time.perf_counter()
+        restored.append(restorer.restore(face[None]).cpu())
+        found.rows.append(("seconds for a face", f"{time.perf_counter() - started:.2f}"))
+    out = torch.cat(restored)
+    found.pictures = [image for pair in zip(lq, out, strict=True) for image in pair]
+    for what, values in (
+        ("PSNR of the damaged faces", psnr(lq, hq)),
+        ("PSNR of the restored faces", psnr(out, hq)),
+        ("detail energy of the restored faces", high_band_energy_ratio(out, hq)),
+        ("mean of the restored faces", out.mean((1, 2, 3))),
+        ("deviation of the restored faces", out.std((1, 2, 3))),
+    ):
+        found.rows.append((what, ", ".join(f"{v:.4f}" for v in values.tolist())))
+
+
+def _check_prior(found: Finding, path: Path, device: str, started: float) -> None:
+    prior = load_prior(path).to(device)
+    found.rows.append(("seconds to load", f"{time.perf_counter() - started:.2f}"))
+    hq = sample_faces(prior.size).to(device)
+    for t in (50, 300):
+        alpha_bar = float(prior.alpha_bar[t])
+        noise = torch.randn(hq.shape, generator=torch.Generator().manual_seed(t)).to(device)
+        x_t = alpha_bar**0.5 * (hq * 2 - 1) + (1 - alpha_bar) ** 0.5 * noise
+        started = time.perf_counter()
+        eps, _ = prior(x_t, torch.full((len(hq),), t, device=device))
+        seconds = (time.perf_counter() - started) / len(hq)
+        error = (eps - noise).square().mean().item()  # 1 would be a network that knows nothing
+        found.rows.append((f"squared error of the noise at t = {t}", f"{error:.4f}"))
+        found.rows.append((f"seconds for a face at t = {t}", f"{seconds:.2f}"))
+
+
+def _short_adaptation(names: list[str], folder: Path, device: str) -> Finding:
+    """A few steps of the whole method, with the first restorer and prior that are here, else the embedded ones."""
+    kinds = {entry.name: entry.what for entry in TABLE}
+    restorer = next((n for n in names if "restorer" in kinds[n]), "embedded")
+    prior = next((n for n in names if "prior" in kinds[n]), "embedded")
+    found = Finding(f"{STEPS} steps of adapting {restorer} with {prior}")
+    try:
+        size = load_restorer(restorer).size
+        for i, face in enumerate(sample_faces(size)):
+            lq = degrade(face[None], "sensor", keyed_generator(0, "verify", i)).lq[0]
+            write_image(folder / "photos" / f"{i}.png", lq)
+        config = recipe(size)
+        config = replace(
+            config,
+            restorer=restorer,
+            prior=prior,
+            faces=replace(config.faces, aligned=True),
+            targets=replace(config.targets, sampler=replace(config.targets.sampler, kind="fast")),
+            finetune=replace(config.finetune, iterations=STEPS, batch_size=2, micro_batch=1, recompute=True),
+        )
+        started = time.perf_counter()
+        result = adapt(folder / "photos", folder / "run", config, device=device)
+        found.rows.append(("seconds", f"{time.perf_counter() - started:.1f}"))
+        found.rows += [(f"loss: {name}", f"{points[-1][1]:.4f}") for name, points in result.progress.losses.items()]
+    except (ValueError, RuntimeError, OSError) as error:
+        found.failed = True
+        found.rows.append(("failed", str(error).splitlines()[0]))
+    found.rows.append(("peak memory of the process", peak_memory(device)))
+    return found
+
+
+def peak_memory(device: str) -> str:
+    """The most memory this process has held: on the GPU if `device` is one, else in main memory."""
+    if torch.device(device).type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 1e6:.0f} MB on the GPU"
+    try:
+        import resource
+    except ImportError:  # Windows
+        return "not measured on this system"
+    scale = 1e6 if platform.system() == "Darwin" else 1e3
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale:.0f} MB"

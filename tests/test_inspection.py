@@ -1,0 +1,54 @@
+"""What a file says of itself, and the answer to "may I use this commercially?"."""
+
+import pytest
+import torch
+
+from bfr_core.inspection import inspect
+from bfr_core.restorers import load_restorer, save_change, save_restorer
+from bfr_core.weights import allows_commercial_use
+
+
+def test_the_embedded_restorer_may_be_used():
+    found = inspect("embedded")
+    assert found.commercial is True and found.architecture == "NAFNet"
+    assert any("may it be used commercially? yes" in line for line in found.lines())
+
+
+@pytest.mark.parametrize(
+    ("base", "prior", "answer"),
+    [
+        ("Apache-2.0", "Apache-2.0", True),
+        ("Apache-2.0", "S-Lab License 1.0 (non-commercial)", False),
+        ("CC BY-NC-SA 4.0", "unknown", False),
+        ("Apache-2.0", "unknown", None),
+    ],
+)
+def test_an_adapted_restorer_is_as_free_as_all_it_came_from(tiny_restorer, tmp_path, base, prior, answer):
+    restorer = load_restorer(tiny_restorer)
+    restorer.licence = base
+    made = {"base": "b.pth", "base_licence": base, "prior": "p.pth", "prior_licence": prior, "steps": 3}
+    save_restorer(tmp_path / "r.safetensors", restorer, made)
+    found = inspect(tmp_path / "r.safetensors")
+    assert found.commercial is answer and found.facts["steps"] == "3"
+    assert [part[0] for part in found.parts] == ["restorer", "base", "prior"]
+    if answer is not True:
+        assert any("because of its" in line for line in found.lines())
+
+
+def test_a_change_is_inspected_without_its_base(tiny_restorer, tmp_path):
+    base, tuned = load_restorer(tiny_restorer), load_restorer(tiny_restorer)
+    with torch.no_grad():
+        tuned.module.get_parameter("intro.bias").add_(1)
+    base.licence = "CC BY-NC-SA 4.0"
+    save_change(tmp_path / "c.safetensors", base, tuned, 4, {"prior": "p", "prior_licence": "MIT"})
+    found = inspect(tmp_path / "c.safetensors")
+    assert found.kind == "change of a restorer" and found.commercial is False
+    assert ("base", "tiny.safetensors", "CC BY-NC-SA 4.0") in found.parts
+
+
+@pytest.mark.parametrize(
+    ("licence", "answer"),
+    [("MIT", True), ("Apache-2.0", True), ("cc-by-nc-4.0", False), ("Non-Commercial use only", False), ("mine", None)],
+)
+def test_licences_by_name(licence, answer):
+    assert allows_commercial_use(licence) is answer
