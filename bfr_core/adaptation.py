@@ -76,9 +76,20 @@ SMALL = AdaptConfig(
 )
 
 
-def recipe(size: int) -> AdaptConfig:
-    """Default settings for a restorer of `size` x `size` pixels."""
-    return SMALL if size <= 256 else AdaptConfig()
+# CodeFormer's own second stage, shortened as arXiv:2410.04618 does.
+CODES = FinetuneConfig(iterations=40_000, batch_size=8, lr=1e-4, halve_at=(0.875, 0.95), ema=0.995)
+
+
+def recipe(restorer: Restorer) -> AdaptConfig:
+    """Default settings for tuning `restorer`: the paper's, or `SMALL` for small networks."""
+    if restorer.size <= 256:
+        return SMALL
+    default = AdaptConfig()
+    if restorer.tuned_by_codes:
+        return replace(default, finetune=CODES)
+    if restorer.architecture == "SwinIR":
+        return replace(default, targets=TargetConfig(sampler=replace(default.targets.sampler, factor=16)))
+    return default
 
 
 @dataclass(frozen=True)

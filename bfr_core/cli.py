@@ -45,7 +45,20 @@ OPTIONS = {
     "--adversarial": ("finetune.adversarial", "weight of the adversarial term"),
     "--texture": ("finetune.texture", "weight of the texture term"),
     "--anchor": ("finetune.anchor", "share of each step spent on staying good at ordinary damage"),
+    "--feature": ("finetune.feature", "weight of the code feature term (CodeFormer)"),
+    "--code": ("finetune.code", "weight of the code prediction term (CodeFormer)"),
+    "--trainable": ("finetune.trainable", "full, or lora for low-rank changes only, saved alone as well"),
+    "--rank": ("finetune.rank", "of the low-rank changes"),
+    "--recompute": ("finetune.recompute", "compute inner values again instead of keeping them: slower, less memory"),
     "--precision": ("finetune.precision", "auto, float32 or bfloat16"),
+}
+# What --low-memory stands for; flags that are given win.
+LOW_MEMORY = {
+    "targets.batch_size": 1,
+    "finetune.micro_batch": 1,
+    "finetune.recompute": True,
+    "finetune.trainable": "lora",
+    "finetune.adversarial": 0.0,
 }
 FACE_FLAGS = ("--aligned", "--detector", "--min-face")
 TARGET_FLAGS = tuple(f for f, (path, _) in OPTIONS.items() if path.startswith("targets."))
@@ -60,6 +73,7 @@ RESTORE_TEXT = {
     "batch_size": "faces in the network at once",
     "blend": "0 keeps the photo, 1 the restored face",
     "faces": "all or largest",
+    "mask": "square, or face for face and hair only, which needs ParseNet's file",
 }
 
 
@@ -213,7 +227,7 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from .restore import RestoreConfig, restore_folder
     from .restorers import load_restorer
 
-    config = RestoreConfig(args.detector, args.threshold, args.min_face, args.batch_size, args.blend, faces=args.faces)
+    config = RestoreConfig(**{name: getattr(args, name) for name in RESTORE_TEXT})
     result = restore_folder(
         args.photos,
         args.out,
@@ -340,10 +354,10 @@ def settings(args: argparse.Namespace) -> Any:
 
     chosen = getattr(args, "restorer", None) or "embedded"
     given = {path: getattr(args, _dest(flag), None) for flag, (path, _) in OPTIONS.items()}
+    if getattr(args, "low_memory", False):
+        given |= {path: value for path, value in LOW_MEMORY.items() if given.get(path) is None}
     given |= dict.fromkeys(("targets.seed", "finetune.seed"), getattr(args, "seed", None))
-    return changed(
-        recipe(load_restorer(chosen).size), {path: value for path, value in given.items() if value is not None}
-    )
+    return changed(recipe(load_restorer(chosen)), {path: value for path, value in given.items() if value is not None})
 
 
 def changed(config: Any, values: dict[str, Any]) -> Any:
@@ -373,6 +387,11 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, ...")
         return sub
 
+    def tunes(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        text = "tune low-rank changes, one face a pass, without the adversarial term, computing inner values again"
+        sub.add_argument("--low-memory", action="store_true", help=text)
+        return on_device(sub)
+
     def with_run(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
         sub.add_argument("--run", type=Path, required=True, metavar="DIR", help="folder that holds the adaptation")
         sub.add_argument("--seed", type=int, metavar="N", help="of every random draw (0)")
@@ -388,7 +407,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--size", type=int, help="side of the crops (the restorer's)")
     on_device(with_run(command(targets, "Draw pseudo targets for the faces of a run.", *SOURCES, *TARGET_FLAGS)))
     tuning = command(finetune, "Tune the restorer on a run's faces.", *FACE_FLAGS, *SOURCES, *TUNE_FLAGS)
-    sub = on_device(with_run(tuning))
+    sub = tunes(with_run(tuning))
     sub.add_argument(
         "photos", type=Path, nargs="?", metavar="PHOTOS", help="folder of photos, if the run has no faces yet"
     )

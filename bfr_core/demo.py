@@ -108,7 +108,7 @@ def demo(folder: Path, callback: StageCallback | None = None) -> Path:
     """Run it all in `folder`; returns report.html. Stopped and run again it goes on."""
     prior, base = load_prior(), load_restorer()
     clean, damaged = prepare(folder, prior, callback)
-    config = recipe(base.size)
+    config = recipe(base)
     config = replace(config, faces=replace(config.faces, aligned=True))
     result = adapt(damaged, folder / "run", config, callback)
     return report(folder, clean, result, callback)

@@ -197,8 +197,43 @@ def finetune(
         if not held or progress.held_out[-1][1] <= min(value for _, value in progress.held_out):
             best, progress.best_step = _weights(ema), progress.step
 
+    def gradients(size: int) -> dict[str, float]:
+        """Gradients of one step, `size` faces a pass; returns the loss terms."""
+        sums: dict[str, float] = {}
+        optimizer.zero_grad()
+        if critic_optimizer:
+            critic_optimizer.zero_grad()
+        for batch in micro_batches(pairs, train, progress.step, replace(config, micro_batch=size)):
+            batch = batch.to(device)
+            share = len(batch.lq) / config.batch_size
+            with autocast(device, config.precision):
+                terms, restored = objective.terms(student, batch)
+                if critic is not None and restored is not None:
+                    critic.requires_grad_(False)
+                    terms["adversarial"] = generator_loss(critic(restored).float())
+                    critic.requires_grad_(True)
+                loss = weighted(terms, config.weights)
+            (loss * share).backward()
+            if critic is not None and restored is not None:
+                with autocast(device, config.precision):
+                    real, fake = critic(batch.target).float(), critic(restored.detach()).float()
+                    critic_loss = discriminator_loss(real, fake)
+                (critic_loss * share).backward()
+                terms["discriminator"] = critic_loss
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach()) * share
+        if config.anchor:
+            faces = anchor_faces(pairs, train, progress.step, config)
+            for lq in faces.split(size):
+                with autocast(device, config.precision):
+                    loss = weighted(objective.anchor(student, lq.to(device)), config.weights)
+                (loss * len(lq) / config.batch_size).backward()
+                sums["anchor"] = sums.get("anchor", 0.0) + float(loss.detach()) * len(lq) / len(faces)
+        return sums
+
     if progress.step == 0:
         judge()
+    micro_batch = config.micro_batch
     saved = started = time.monotonic()
     earlier = progress.seconds
     between_steps = True
@@ -206,35 +241,15 @@ def finetune(
         while (done := fraction_done(progress, config)) < 1:
             for group in optimizer.param_groups + (critic_optimizer.param_groups if critic_optimizer else []):
                 group["lr"] = learning_rate(config, done)
-            sums: dict[str, float] = {}
-            optimizer.zero_grad()
-            if critic_optimizer:
-                critic_optimizer.zero_grad()
-            for batch in micro_batches(pairs, train, progress.step, config):
-                batch = batch.to(device)
-                share = len(batch.lq) / config.batch_size
-                with autocast(device, config.precision):
-                    terms, restored = objective.terms(student, batch)
-                    if critic is not None and restored is not None:
-                        critic.requires_grad_(False)
-                        terms["adversarial"] = generator_loss(critic(restored).float())
-                        critic.requires_grad_(True)
-                    loss = weighted(terms, config.weights)
-                (loss * share).backward()
-                if critic is not None and restored is not None:
-                    with autocast(device, config.precision):
-                        real, fake = critic(batch.target).float(), critic(restored.detach()).float()
-                        critic_loss = discriminator_loss(real, fake)
-                    (critic_loss * share).backward()
-                    terms["discriminator"] = critic_loss
-                for name, value in terms.items():
-                    sums[name] = sums.get(name, 0.0) + float(value.detach()) * share
-            if config.anchor:
-                lq = anchor_faces(pairs, train, progress.step, config).to(device)
-                with autocast(device, config.precision):
-                    loss = weighted(objective.anchor(student, lq), config.weights)
-                (loss * len(lq) / config.batch_size).backward()
-                sums["anchor"] = float(loss.detach())
+            try:
+                sums = gradients(micro_batch)
+            except torch.cuda.OutOfMemoryError:
+                if micro_batch == 1:
+                    raise ValueError("too little memory to tune on one face at a time; try --low-memory") from None
+                micro_batch //= 2
+                log.warning("too little memory; going on with %d faces a pass", micro_batch)
+                torch.cuda.empty_cache()
+                continue
             if not all(map(math.isfinite, sums.values())):
                 raise ValueError(f"the loss became NaN at step {progress.step}; try a lower lr or precision float32")
             nn.utils.clip_grad_norm_(tuned, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -16,6 +17,8 @@ from .precision import Precision, autocast
 from .prior import Prior
 from .restorers import Restorer
 from .sampler import Callback, SamplerConfig, denoise_once, sample_constrained
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,11 @@ class TargetConfig:
             last = self.sampler.num_steps - 1
             raise ValueError(f"t_clean is {self.t_clean}; it must be 0 (not) to num_steps - 1 = {last}")
 
+    @property
+    def network_calls(self) -> int:
+        """Evaluations of the prior that one face takes."""
+        return self.sampler.network_calls + (self.t_clean > 0)
+
 
 class Targets(NamedTuple):
     """restored, pseudo_target: (B, 3, S, S) RGB in [0, 1], both on the CPU."""
@@ -62,8 +70,31 @@ def make_pseudo_targets(
 
     lq: (B, 3, S, S) RGB in [0, 1], S the restorer's size. names: one a face; each keys its face's draws.
     callback: (network call, network calls, preview in [-1, 1]); what it raises ends the sampling.
-    Faces are resized to the prior's size and back if it differs from S.
+    Faces are resized to the prior's size and back if it differs from S. Where the memory is too small for all at once,
+    halves are taken; the targets are the same.
     """
+    try:
+        return _make(lq, names, restorer, prior, config, callback)
+    except torch.cuda.OutOfMemoryError:
+        if len(lq) == 1:
+            raise
+    log.warning("too little memory for %d faces at once; going on with half as many", len(lq))
+    torch.cuda.empty_cache()
+    parts = [
+        make_pseudo_targets(lq[part], names[part], restorer, prior, config, callback)
+        for part in (slice(0, len(lq) // 2), slice(len(lq) // 2, None))
+    ]
+    return Targets(*(torch.cat(kind) for kind in zip(*parts, strict=True)))
+
+
+def _make(
+    lq: Tensor,
+    names: Sequence[str],
+    restorer: Restorer,
+    prior: Prior,
+    config: TargetConfig,
+    callback: Callback | None,
+) -> Targets:
     device = restorer.device
     with autocast(device, config.precision):
         if config.t_clean:

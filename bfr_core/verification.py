@@ -150,11 +150,11 @@ def _short_adaptation(names: list[str], folder: Path, device: str) -> Finding:
     prior = next((n for n in names if "prior" in kinds[n]), "embedded")
     found = Finding(f"{STEPS} steps of adapting {restorer} with {prior}")
     try:
-        size = load_restorer(restorer).size
-        for i, face in enumerate(sample_faces(size)):
+        base = load_restorer(restorer)
+        for i, face in enumerate(sample_faces(base.size)):
             lq = degrade(face[None], "sensor", keyed_generator(0, "verify", i)).lq[0]
             write_image(folder / "photos" / f"{i}.png", lq)
-        config = recipe(size)
+        config = recipe(base)
         config = replace(
             config,
             restorer=restorer,

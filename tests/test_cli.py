@@ -96,7 +96,12 @@ def test_every_option_names_a_setting_and_changes_it(tiny_restorer):
         default = settings(parser.parse_args(["adapt", "x", "--run", "y"]))
         for part in path.split("."):
             default = getattr(default, part)
-        other = {"targets.sampler.kind": "paper", "targets.reference": "lq", "restorer": str(tiny_restorer)}.get(path)
+        other = {
+            "targets.sampler.kind": "paper",
+            "targets.reference": "lq",
+            "restorer": str(tiny_restorer),
+            "finetune.trainable": "lora",
+        }.get(path)
         if other is None:
             other = {bool: "", str: "other", int: "101", float: "0.25"}[type(default)]
         if flag == "--calls":
@@ -193,3 +198,68 @@ def test_degrade_records_what_it_drew(photos, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["images"] == 10
     recorded = json.loads((tmp_path / "lq" / "degrade.json").read_text())
     assert recorded["kind"] == "film_grain" and len(recorded["images"]) == 10
+
+
+def test_low_memory_stands_for_settings_and_gives_way_to_flags():
+    parser = build_parser()
+    low = settings(parser.parse_args(["adapt", "x", "--run", "y", "--low-memory"])).finetune
+    assert (low.trainable, low.recompute, low.micro_batch) == ("lora", True, 1)
+    given = settings(parser.parse_args(["adapt", "x", "--run", "y", "--low-memory", "--micro-batch", "2"])).finetune
+    assert (given.trainable, given.micro_batch) == ("lora", 2)
+
+
+def test_low_memory_also_writes_the_change_alone(quick, photos, tiny_restorer, tmp_path):
+    run = tmp_path / "run"
+    assert main([*quick, "--low-memory", "--run", str(run)]) == 0
+    change, whole = run / "change.safetensors", run / "restorer.safetensors"
+    assert change.stat().st_size < whole.stat().st_size
+    (run / tiny_restorer.name).write_bytes(tiny_restorer.read_bytes())
+    for name, restorer in (("a", change), ("b", whole)):
+        command = ["restore", str(photos), "--aligned", "--restorer", str(restorer), "--out", str(tmp_path / name)]
+        assert main(command) == 0
+    a, b = (read_image(tmp_path / x / "face 0.png") for x in "ab")
+    assert (a - b).abs().max() < 3 / 255  # the change is fp16
+
+
+def test_an_unknown_device_is_one_line(quick, tmp_path, capsys):
+    assert main([*quick, "--run", str(tmp_path), "--device", "cuda:99"]) == 2
+    assert "device is 'cuda:99'" in capsys.readouterr().err
+
+
+def test_weights_are_listed_with_licence_and_nothing_is_fetched(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("BFR_WEIGHTS", str(tmp_path))
+    assert main(["weights", "list", "--json"]) == 0
+    text = capsys.readouterr()
+    rows = json.loads(text.out)["weights"]
+    assert {row["state"] for row in rows} == {"not here"} and "non-commercial" in text.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["get"], "give a NAME"),
+        (["get", "nothing"], "not in the table"),
+        (["get", "swinir_gan_v1"], "put it at"),
+        (["convert", "iddpm_ffhq512_ema500000"], "--out"),
+        (["convert", "iddpm_ffhq512_ema500000", "--out", "x"], "not on this machine"),
+    ],
+    ids=" ".join,
+)
+def test_weights_that_cannot_be_had_are_one_line(arguments, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("BFR_WEIGHTS", str(tmp_path))
+    assert main(["weights", *arguments]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bfr: ")]
+    assert len(lines) == 1 and says in lines[0]
+
+
+def test_weights_that_are_here_are_verified(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("BFR_WEIGHTS", str(tmp_path))
+    (tmp_path / "codeformer.pth").write_bytes(b"short")
+    assert main(["weights", "verify", "codeformer", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["weights"][0]["state"].startswith("wrong size")
+
+
+def test_inspect_answers_whether_it_may_be_used_commercially(capsys):
+    assert main(["inspect", "embedded"]) == 0
+    assert "may it be used commercially? yes" in capsys.readouterr().out

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from bfr_core.finetuning import FinetuneConfig, cosine, finetune, micro_batches, split
+from bfr_core.finetuning import FinetuneConfig, cosine, finetune, learning_rate, micro_batches, split
+from bfr_core.objectives import Pixels
 from bfr_core.restorers import Restorer
 
 CONFIG = FinetuneConfig(
@@ -109,6 +110,37 @@ def test_nan_is_refused_and_the_checkpoint_survives(pairs, tmp_path):
         finetune(toy(), broken, replace(CONFIG, held_out=0), checkpoint=checkpoint)
     state = torch.load(checkpoint, weights_only=True)
     assert all(torch.isfinite(v).all() for v in state["net"].values())
+
+
+def test_too_little_memory_halves_the_pass_and_goes_on(pairs, monkeypatch):
+    whole, _ = finetune(toy(), pairs, replace(CONFIG, micro_batch=1))
+    real, sizes = Pixels.terms, []
+
+    def small(self, student, batch):
+        sizes.append(len(batch.lq))
+        if len(batch.lq) > 1:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return real(self, student, batch)
+
+    monkeypatch.setattr(Pixels, "terms", small)
+    tuned, progress = finetune(toy(), pairs, replace(CONFIG, micro_batch=4, held_out=0.1))
+    assert progress.step == CONFIG.iterations and sizes[:4] == [1, 4, 2, 1]
+    assert same(tuned, whole)
+    monkeypatch.setattr(Pixels, "anchor", None)
+    monkeypatch.setattr(Pixels, "terms", lambda *_: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("no room")))
+    with pytest.raises(ValueError, match="--low-memory"):
+        finetune(toy(), pairs, replace(CONFIG, held_out=0))
+
+
+@pytest.mark.parametrize("change", [{"recompute": True}, {"halve_at": (0.5,)}, {"trainable": "lora"}], ids=str)
+def test_ways_of_tuning_all_learn(pairs, change):
+    _, progress = finetune(toy(), pairs, replace(CONFIG, iterations=30, **change))
+    assert progress.held_out[-1][1] < 0.9 * progress.held_out[0][1]
+
+
+def test_the_rate_is_halved_where_it_is_said():
+    config = replace(CONFIG, lr=1.0, halve_at=(0.5, 0.75))
+    assert [learning_rate(config, d) for d in (0.0, 0.49, 0.5, 0.8)] == [1.0, 1.0, 0.5, 0.25]
 
 
 def test_held_out_faces_are_never_trained_on():

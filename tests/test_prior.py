@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from published_shapes import PRIOR_SETTINGS, prior_shapes, prior_state
 from torch import nn
 
 from bfr_core.prior import Prior, alpha_bar_of, convert_prior, load_prior
@@ -111,82 +112,17 @@ def test_a_file_without_a_unet(tmp_path):
 # ---------------------------------------------------------------- the published 512 x 512 prior
 
 
-def published_shapes() -> dict[str, tuple[int, ...]]:
-    """Tensor shapes of iddpm_ffhq512: guided-diffusion's U-Net, put down block by block in its order."""
-    base, multipliers, counts, attended = 32, (1, 2, 4, 8, 8, 16, 16), (1, 2, 2, 2, 2, 3, 4), (32, 16, 8)
-    width = 4 * base
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def layer(name: str, *shape: int) -> None:
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, shape[:1]
-
-    def residual(name: str, inside: int, outside: int) -> None:
-        layer(f"{name}.in_layers.0", inside)
-        layer(f"{name}.in_layers.2", outside, inside, 3, 3)
-        layer(f"{name}.emb_layers.1", 2 * outside, width)
-        layer(f"{name}.out_layers.0", outside)
-        layer(f"{name}.out_layers.3", outside, outside, 3, 3)
-        if inside != outside:
-            layer(f"{name}.skip_connection", outside, inside, 1, 1)
-
-    def attention(name: str, channels: int) -> None:
-        layer(f"{name}.norm", channels)
-        layer(f"{name}.qkv", 3 * channels, channels, 1)
-        layer(f"{name}.proj_out", channels, channels, 1)
-
-    layer("time_embed.0", width, base)
-    layer("time_embed.2", width, width)
-    layer("input_blocks.0.0", base, 3, 3, 3)
-    skips, channels, counter, index = [base], base, 512, 1
-    for level, (multiplier, count) in enumerate(zip(multipliers, counts, strict=True)):
-        for _ in range(count):
-            residual(f"input_blocks.{index}.0", channels, multiplier * base)
-            channels = multiplier * base
-            if counter in attended:
-                attention(f"input_blocks.{index}.1", channels)
-            skips.append(channels)
-            index += 1
-        if level < len(multipliers) - 1:
-            layer(f"input_blocks.{index}.0.op", channels, channels, 3, 3)
-            skips.append(channels)
-            index, counter = index + 1, counter // 2
-    residual("middle_block.0", channels, channels)
-    attention("middle_block.1", channels)
-    residual("middle_block.2", channels, channels)
-    index = 0
-    for level in reversed(range(len(multipliers))):
-        for place in range(counts[level] + 1):
-            residual(f"output_blocks.{index}.0", channels + skips.pop(), multipliers[level] * base)
-            channels = multipliers[level] * base
-            inner = 1
-            if counter in attended:
-                attention(f"output_blocks.{index}.1", channels)
-                inner = 2
-            if level and place == counts[level]:
-                layer(f"output_blocks.{index}.{inner}.conv", channels, channels, 3, 3)
-                counter *= 2
-            index += 1
-    layer("out.0", channels)
-    layer("out.2", 6, channels, 3, 3)
-    return shapes
-
-
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """A file of exactly that shape, with random weights."""
-    generator = torch.Generator().manual_seed(0)
-    state = {
-        name: torch.randn(shape, generator=generator).mul(0.02).half() + (name.endswith(("norm.weight", "s.0.weight")))
-        for name, shape in published_shapes().items()
-    }
     path = tmp_path_factory.mktemp("published") / "iddpm_ffhq512_ema500000.pth"
-    torch.save(state, path)
-    path.with_suffix(".json").write_text(json.dumps({"image_size": 512, "num_head_channels": 64}))
+    torch.save({name: value.half() for name, value in prior_state().items()}, path)
+    path.with_suffix(".json").write_text(json.dumps(PRIOR_SETTINGS))
     return path
 
 
 def test_the_published_prior_has_the_published_number_of_parameters():
-    count = sum(torch.Size(shape).numel() for shape in published_shapes().values())
+    count = sum(torch.Size(shape).numel() for shape in prior_shapes().values())
     assert round(count / 1e6, 1) == 159.8
 
 

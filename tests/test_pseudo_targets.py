@@ -49,3 +49,23 @@ def test_a_face_has_the_same_target_in_any_batch(networks):
 def test_a_level_outside_the_schedule_is_refused(level):
     with pytest.raises(ValueError, match="t_clean"):
         TargetConfig(SAMPLER, t_clean=level)
+
+
+def test_too_little_memory_halves_the_batch_and_gives_the_same(networks, monkeypatch):
+    lq, names = torch.rand(3, 3, 32, 32), ["a", "b", "c"]
+    config = TargetConfig(SAMPLER, t_clean=12, precision="float32")
+    whole = make_pseudo_targets(lq, names, networks[0], networks[1], config)
+    real = networks[1].forward
+
+    def small(x_t, t):
+        if len(x_t) > 1:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return real(x_t, t)
+
+    monkeypatch.setattr(networks[1], "forward", small)
+    parts = make_pseudo_targets(lq, names, networks[0], networks[1], config)
+    assert torch.allclose(parts.pseudo_target, whole.pseudo_target, atol=1e-4)
+
+
+def test_network_calls_are_those_of_the_sampler_and_the_cleaning():
+    assert TargetConfig(SAMPLER).network_calls == 2 and TargetConfig(SAMPLER, t_clean=5).network_calls == 3

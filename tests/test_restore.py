@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bfr_core import restore as module
 from bfr_core.faces.align import Face, template
 from bfr_core.images import Photo, read_image, read_photo, write_image, write_photo
-from bfr_core.restore import RestoreConfig, restore_folder, restore_photo
+from bfr_core.restore import RestoreConfig, restore_folder, restore_photo, settle_precision
+from bfr_core.restorers import load_restorer
 from bfr_core.restorers.base import Restorer
 
 PLAIN = RestoreConfig(match_colour=False)  # a uniform change is a cast, and would be taken out again
@@ -229,3 +231,30 @@ def test_the_network_hardly_waits(tmp_path: Path) -> None:
     result = restore_folder(folder, tmp_path / "out", fake_restorer(size=128, seconds=0.02), aligned=True)
     assert result.count("restored") == 200
     assert result.network_seconds >= 0.85 * result.seconds
+
+
+@pytest.mark.parametrize(
+    ("native", "seconds", "error", "chosen"),
+    [
+        (True, 0.5, 0.001, "bfloat16"),
+        (True, 2.0, 0.001, "float32"),
+        (True, 0.5, 0.01, "float32"),
+        (False, 0.5, 0.0, "float32"),
+    ],
+    ids=["faster and alike", "slower", "changes the picture", "not native"],
+)
+def test_half_precision_only_where_it_pays_and_does_not_show(
+    tiny_restorer, monkeypatch, native, seconds, error, chosen
+):
+    """The clock and the networks are made up: bfloat16 takes `seconds` where float32 takes one, and errs by `error`."""
+    clock = [0.0]
+
+    def restore(self, lq):
+        clock[0] += len(lq) * (seconds if self.precision == "bfloat16" else 1.0)
+        return lq + (error if self.precision == "bfloat16" else 0.0)
+
+    monkeypatch.setattr(module, "has_bfloat16", lambda device: native)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(Restorer, "restore", restore)
+    tiny, crops = load_restorer(tiny_restorer), [torch.zeros(3, 32, 32)] * 4
+    assert settle_precision(tiny, crops).precision == chosen

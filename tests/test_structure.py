@@ -57,7 +57,7 @@ KEPT_TO = {
     "gradio": ("bfr_core/ui.py", "bfr_core/gradio_compat.py"),
 }
 PACKAGE_OF = {"PIL": "pillow", "skimage": "scikit-image", "cv2": "opencv-python-headless"}
-OWN = {"bfr_core", "nodes", "installation", "install", "tools", "tests", "train_embedded"}
+OWN = {"bfr_core", "nodes", "installation", "install", "tools", "tests", "train_embedded", "published_shapes"}
 FOLDERS = (
     "bfr_core",
     "installation",

@@ -34,22 +34,37 @@ class Patch:
 
 
 def paste_face(
-    photo: Tensor, crop: Tensor, face: Face, original_crop: Tensor, *, blend: float = 1.0, match_colour: bool = True
+    photo: Tensor,
+    crop: Tensor,
+    face: Face,
+    original_crop: Tensor,
+    *,
+    blend: float = 1.0,
+    match_colour: bool = True,
+    region: Tensor | None = None,
 ) -> Tensor:
     """A copy of `photo` (3, H, W) with the restored `crop` (3, S, S) in the place of `face`.
 
     original_crop: what was restored, as `crop_face` gave it; where the two agree the photo stays as it is, to the bit.
     blend: 0 keeps the photo, 1 the restored face. match_colour: take over slow changes of colour from the original, as
-    found around the face. All in [0, 1]; pixels outside the mask are untouched, and a grey photo stays grey.
+    found around the face. region: (1, S, S), the part of the crop that may be pasted; all of it if left out. All in
+    [0, 1]; pixels outside the mask are untouched, and a grey photo stays grey.
     """
     result = photo.clone()
-    for patch in face_patches(photo, crop, face, original_crop, blend=blend, match_colour=match_colour):
+    for patch in face_patches(photo, crop, face, original_crop, blend=blend, match_colour=match_colour, region=region):
         result[patch.place] = patch.pixels
     return result
 
 
 def face_patches(
-    photo: Tensor, crop: Tensor, face: Face, original_crop: Tensor, *, blend: float = 1.0, match_colour: bool = True
+    photo: Tensor,
+    crop: Tensor,
+    face: Face,
+    original_crop: Tensor,
+    *,
+    blend: float = 1.0,
+    match_colour: bool = True,
+    region: Tensor | None = None,
 ) -> list[Patch]:
     """What `paste_face` changes: horizontal strips that do not overlap; none if the face lies outside the photo.
 
@@ -68,8 +83,8 @@ def face_patches(
         return []
 
     crop, original_crop = crop.to(photo), original_crop.to(photo)
-    region = photo[:, y0:y1, x0:x1]
-    grey = bool((region[0] == region[1]).all() and (region[0] == region[2]).all())
+    around = photo[:, y0:y1, x0:x1]
+    grey = bool((around[0] == around[1]).all() and (around[0] == around[2]).all())
     if grey:  # one channel throughout, so that rounding cannot tint it
         crop, original_crop = luma(crop), luma(original_crop)
     if match_colour:
@@ -77,7 +92,8 @@ def face_patches(
     change = (crop - original_crop).abs().amax(0, keepdim=True)[None]
     reach = 2 * (size // 64) + 1
     kept = torch.exp(-F.avg_pool2d(change, reach, 1, reach // 2, count_include_pad=False)[0] / UNCHANGED)
-    layers = torch.cat([crop, original_crop, kept])[None]
+    part = torch.ones_like(kept) if region is None else region.to(kept)
+    layers = torch.cat([crop, original_crop, kept, part])[None]
 
     patches = []
     rows = max(1, STRIP_PIXELS // int(x1 - x0))
@@ -86,9 +102,12 @@ def face_patches(
         local = inverse.copy()
         local[:, 2] -= (x0, top)
         height, width = bottom - top, int(x1 - x0)
-        restored, original, keep = warp(layers, local, height, width, "border")[0].split((len(crop), len(crop), 1))
+        pieces = warp(layers, local, height, width, "border")[0].split((len(crop), len(crop), 1, 1))
+        restored, original, keep, pasted = pieces
         strip = photo[: len(crop), top:bottom, x0:x1]
         mask = crop_mask(local, size, height, width).to(photo)
+        if region is not None:
+            mask = mask * pasted.clamp(0, 1)
         too_fine = strip - original
         changed = strip + blend * mask * (restored - original - (1 - keep) * too_fine)
         pixels = torch.where(mask > 0, changed.clamp(0, 1), strip).expand(3, -1, -1)

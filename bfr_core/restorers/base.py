@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..precision import Precision, autocast
+
 
 @dataclass(eq=False)
 class Restorer:
@@ -16,7 +18,7 @@ class Restorer:
     module: the network, in eval mode unless it is being tuned. architecture: spandrel's name of it.
     size: side in pixels of the standard crops it was trained on.
     name, sha256, licence: of the file it came from, for the record. metadata: what that file says of itself.
-    file_keys: the file's name of a tensor where it differs from the module's.
+    file_keys: the file's name of a tensor where it differs from the module's. precision: that `restore` computes in.
     """
 
     module: nn.Module
@@ -27,6 +29,7 @@ class Restorer:
     licence: str = "unknown"
     metadata: Mapping[str, str] = field(default_factory=dict)
     file_keys: Mapping[str, str] = field(default_factory=dict)
+    precision: Precision = "float32"
 
     #: True if tuning teaches codes of a codebook instead of pixels; see `codeformer.CodeFormer`.
     tuned_by_codes = False
@@ -58,7 +61,8 @@ class Restorer:
 
         Raises ValueError if the network answers with NaN.
         """
-        restored = self(lq.to(self.device).contiguous(memory_format=torch.channels_last)).float()
+        with autocast(self.device, self.precision):
+            restored = self(lq.to(self.device).contiguous(memory_format=torch.channels_last)).float()
         if not torch.isfinite(restored).all():
             raise ValueError(f"restorer {self.name} gave NaN; its weights are damaged or its precision is too low")
         return restored.clamp(0, 1).contiguous()

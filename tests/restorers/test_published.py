@@ -11,40 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from published_shapes import RESTORERS, restorer_state
 from safetensors.torch import load_file, save_file
 
 from bfr_core.finetuning import FinetuneConfig, finetune, prepare
 from bfr_core.restorers import export_pth, load_restorer, save_restorer
 from bfr_core.restorers.codeformer import CodeFormer
 
-NAMES = ("GFPGAN", "RestoreFormer", "CodeFormer", "SwinIR")
 ONE_STEP = FinetuneConfig(iterations=1, batch_size=1, micro_batch=1, perceptual=0, adversarial=0, precision="float32")
-
-
-def network(name: str) -> torch.nn.Module:
-    """The published shape, with random weights."""
-    torch.manual_seed(0)
-    if name == "GFPGAN":
-        from spandrel.architectures.GFPGAN import GFPGAN
-
-        return GFPGAN()
-    if name == "RestoreFormer":
-        from spandrel.architectures.RestoreFormer import RestoreFormer
-
-        return RestoreFormer()
-    if name == "CodeFormer":
-        from spandrel_extra_arches.architectures.CodeFormer import CodeFormer as Network
-
-        net = Network()
-        torch.nn.init.normal_(net.position_emb, std=0.02)
-        return net
-    from spandrel.architectures.SwinIR import SwinIR
-
-    # Of DifFace and of arXiv:2410.04618: 8 x 8 pixels as channels, then enlarged by 8 again.
-    return SwinIR(
-        img_size=64, in_chans=3, embed_dim=180, depths=[6] * 8, num_heads=[6] * 8, window_size=8, mlp_ratio=2,
-        upscale=8, upsampler="nearest+conv", resi_connection="1conv", start_unshuffle=8,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -54,11 +28,8 @@ def files(tmp_path_factory):
 
     def make(name):
         if name not in made:
-            state = network(name).state_dict()
-            if name == "SwinIR":
-                state = {k.replace("conv_first.", "conv_first.1."): v for k, v in state.items()}
             made[name] = tmp_path_factory.mktemp("published") / f"{name}.safetensors"
-            save_file({k: v.contiguous() for k, v in state.items()}, made[name])
+            save_file(restorer_state(name), made[name])
         return made[name]
 
     return make
@@ -84,7 +55,7 @@ def published_steps(name: str, net: torch.nn.Module, lq: torch.Tensor) -> torch.
     return (out.clamp(-1, 1) + 1) / 2
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", RESTORERS)
 @torch.no_grad()
 def test_restoring_equals_the_published_steps(name, files):
     restorer = load_restorer(files(name))
@@ -96,14 +67,14 @@ def test_restoring_equals_the_published_steps(name, files):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", RESTORERS)
 def test_a_batch_is_its_faces_one_by_one(name, files):
     restorer, lq = load_restorer(files(name)), torch.rand(3, 3, 512, 512)
     one_by_one = torch.cat([restorer.restore(face[None]) for face in lq])
     assert (restorer.restore(lq) - one_by_one).abs().max() < 2e-3
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", RESTORERS)
 def test_saved_under_the_files_own_keys_and_read_by_spandrel(name, files, tmp_path):
     import spandrel
     import spandrel_extra_arches
@@ -147,7 +118,7 @@ def test_fidelity_weight_changes_the_result_and_is_checked(files):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", RESTORERS)
 def test_every_parameter_that_should_move_moves_and_no_other(name, files):
     restorer = load_restorer(files(name))
     pairs = [(torch.rand(3, 512, 512), torch.rand(3, 512, 512))]
@@ -160,7 +131,7 @@ def test_every_parameter_that_should_move_moves_and_no_other(name, files):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", RESTORERS)
 def test_recomputing_gives_the_same_gradients(name, files):
     restorer = load_restorer(files(name))
     pairs = [(torch.rand(3, 512, 512), torch.rand(3, 512, 512))]

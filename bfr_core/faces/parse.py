@@ -1,0 +1,45 @@
+"""Which pixels of a standard crop are the face: facexlib's ParseNet, built directly and loaded through our loader."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..checkpoints import load_tensors
+from ..weights import resolve
+
+FILE = "parsing_parsenet.pth"
+SIZE = 512  # of the crops it was trained on
+NOT_FACE = (0, 14, 16, 17, 18)  # background, hat, necklace, neck, cloth, among CelebAMask-HQ's 19 classes
+SOFT = 11  # deviation in pixels of 512 by which the mask's rim is blurred
+
+
+class FaceParser:
+    """Mask of a face, hair and ears included. Raises FileNotFoundError or ValueError if its file cannot be used."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        from facexlib.parsing.parsenet import ParseNet
+
+        path = resolve(FILE)
+        state, _ = load_tensors(path)
+        self.net = ParseNet(SIZE, SIZE, parsing_ch=19)
+        try:
+            self.net.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"{path.name}: not ParseNet weights ({str(error).splitlines()[0]})") from None
+        self.net = self.net.to(device).eval().requires_grad_(False)
+        self.device = torch.device(device)
+
+    @torch.inference_mode()
+    def __call__(self, crop: Tensor) -> Tensor:
+        """crop: (3, S, S) RGB in [0, 1]. Returns (1, S, S) in [0, 1], 1 on the face, soft at its rim."""
+        image = F.interpolate(crop[None].to(self.device), (SIZE, SIZE), mode="bilinear", align_corners=False)
+        classes = self.net(image * 2 - 1)[0].argmax(1, keepdim=True)
+        face = ~torch.isin(classes, torch.tensor(NOT_FACE, device=self.device))
+        radius = 3 * SOFT
+        taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=self.device) / SOFT) ** 2)
+        taps = (taps / taps.sum()).view(1, 1, 1, -1)
+        mask = F.conv2d(F.pad(face.float(), (radius,) * 4, mode="replicate"), taps)
+        mask = F.conv2d(mask, taps.transpose(2, 3))
+        return F.interpolate(mask, crop.shape[-2:], mode="area")[0].cpu()
