@@ -29,24 +29,27 @@ from bfr_core.draws import keyed_generator
 from bfr_core.evaluate import MEASURES, face_measures, format_interval
 from bfr_core.faces.align import Face, crop_face
 from bfr_core.finetuning import FinetuneConfig, finetune
-from bfr_core.images import read_image, replace_atomically
+from bfr_core.images import read_image, replace_atomically, to_signed, to_unit
 from bfr_core.lowpass import low_pass
 from bfr_core.prior import Prior, load_prior
 from bfr_core.pseudo_targets import TargetConfig, make_pseudo_targets
 from bfr_core.restorers import Restorer, load_restorer
+from bfr_core.sampler import denoise_once
 
 DAMAGES = ("sensor", "motion_jpeg", "halftone", "film_grain")
+TEACHER = "prior, then base"  # what the targets are drawn from; it would need the diffusion network at use time
 ROWS = (
     "damaged",
     "denoiser",
     "base",
     "denoiser, then base",
+    TEACHER,
     "tuned on own outputs",
     "tuned on low-pass targets",
     "adapted",
     "oracle",
 )
-CONTROLS = ROWS[:6]
+CONTROLS = tuple(row for row in ROWS if row not in (TEACHER, "adapted", "oracle"))
 COLUMNS = ("psnr", "ssim", "gmsd", "vif", "detail_energy", "detail_correlation")
 
 
@@ -109,6 +112,11 @@ def restored_by(restorer: Restorer, lq: Tensor) -> Tensor:
     return torch.cat([restorer.restore(some) for some in lq.split(16)])
 
 
+def cleaned(lq: Tensor, prior: Prior, config: TargetConfig) -> Tensor:
+    steps, index = config.sampler.num_steps, config.t_clean
+    return torch.cat([to_unit(denoise_once(prior, to_signed(some), steps, index)) for some in lq.split(16)])
+
+
 def tuned(restorer: Restorer, lq: Tensor, targets: Tensor, config: FinetuneConfig) -> Restorer:
     return finetune(restorer, list(zip(lq, targets, strict=True)), config)[0]
 
@@ -132,6 +140,7 @@ def run_cell(
     row: dict[str, Callable[[], Tensor]] = {
         "damaged": lambda: lq,
         "base": lambda: restored_by(restorer, lq),
+        TEACHER: lambda: restored_by(restorer, cleaned(lq, prior, target_config)),
         "tuned on own outputs": lambda: restored_by(tuned(restorer, adapt_lq, base_adapt, config), lq),
         "tuned on low-pass targets": lambda: restored_by(
             tuned(restorer, adapt_lq, low_pass(base_adapt, target_config.sampler.factor).clamp(0, 1), config), lq

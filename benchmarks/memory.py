@@ -77,7 +77,7 @@ def measure(name: str, what: str, precision: str, batch: int, device: torch.devi
 
 def bare(restorer: Restorer, images: torch.Tensor, device: torch.device) -> float:
     """Seconds of the network alone, face by face."""
-    faces = [face[None].to(device).contiguous(memory_format=torch.channels_last) for face in images]
+    faces = [restorer.placed(face[None]) for face in images]
 
     def loop() -> None:
         with torch.inference_mode(), autocast(device, restorer.precision):

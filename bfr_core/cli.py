@@ -398,7 +398,7 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     every = (*FACE_FLAGS, *SOURCES, *TARGET_FLAGS, *TUNE_FLAGS)
-    sub = on_device(
+    sub = tunes(
         with_run(command(adapt, "Photos in, adapted restorer out; run again, it goes on where it was.", *every))
     )
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of damaged photos")

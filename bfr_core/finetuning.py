@@ -204,7 +204,7 @@ def finetune(
         if critic_optimizer:
             critic_optimizer.zero_grad()
         for batch in micro_batches(pairs, train, progress.step, replace(config, micro_batch=size)):
-            batch = batch.to(device)
+            batch = batch.placed(student)
             share = len(batch.lq) / config.batch_size
             with autocast(device, config.precision):
                 terms, restored = objective.terms(student, batch)
@@ -226,7 +226,7 @@ def finetune(
             faces = anchor_faces(pairs, train, progress.step, config)
             for lq in faces.split(size):
                 with autocast(device, config.precision):
-                    loss = weighted(objective.anchor(student, lq.to(device)), config.weights)
+                    loss = weighted(objective.anchor(student, student.placed(lq)), config.weights)
                 (loss * len(lq) / config.batch_size).backward()
                 sums["anchor"] = sums.get("anchor", 0.0) + float(loss.detach()) * len(lq) / len(faces)
         return sums
@@ -343,7 +343,7 @@ def held_out_score(
     """Mean weighted loss on the held-out pairs, lower is better."""
     scores = []
     for face in held:
-        batch = batch_of(pairs, [(face, False)]).to(average.device)
+        batch = batch_of(pairs, [(face, False)]).placed(average)
         with autocast(average.device, config.precision):
             terms = objective.terms(average, batch).losses
         scores.append(float(weighted(terms, config.weights)))

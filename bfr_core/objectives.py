@@ -20,9 +20,9 @@ class Batch(NamedTuple):
     target: Tensor
     keys: list[tuple[int, bool]]
 
-    def to(self, device: torch.device) -> Batch:
-        lq = self.lq.to(device).contiguous(memory_format=torch.channels_last)
-        return Batch(lq, self.target.to(device), self.keys)
+    def placed(self, restorer: Restorer) -> Batch:
+        """This batch where and how `restorer` wants it."""
+        return Batch(restorer.placed(self.lq), self.target.to(restorer.device), self.keys)
 
 
 class Terms(NamedTuple):

@@ -136,7 +136,7 @@ def _build_unet(path: Path, state: Mapping[str, Tensor], settings: Mapping[str, 
     try:
         with torch.device("meta"):  # the layers take the file's tensors, so none is filled with random numbers first
             return UNet(state, settings)
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path.name}: its U-Net cannot be rebuilt ({reason})") from None
 

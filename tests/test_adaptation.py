@@ -1,7 +1,10 @@
 """The stages on a run folder, with networks of a few thousand parameters."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from bfr_core.restorers import load_restorer
 from bfr_core.runs import Run
 from bfr_core.sampler import SamplerConfig
 
+ROOT = Path(__file__).resolve().parents[1]
 ALIGNED = FaceConfig(aligned=True)
 
 
@@ -153,6 +157,36 @@ def test_targets_never_hold_more_than_a_batch(photos, config, tiny_restorer, tin
     faces = collect_faces(photos, run, 32, ALIGNED)
     draw_targets(run, faces, load_restorer(tiny_restorer), load_prior(tiny_prior), config.targets)
     assert sizes == [4, 4, 2]
+
+
+COUNTED = """
+import resource, sys
+from pathlib import Path
+from bfr_core.adaptation import SMALL, FaceConfig, FaceSet, draw_targets
+from bfr_core.prior import load_prior
+from bfr_core.restorers import load_restorer
+from bfr_core.runs import Run
+
+count, face, restorer, prior, folder = int(sys.argv[1]), *map(Path, sys.argv[2:])
+run = Run(folder)
+run.faces.mkdir(parents=True)
+for i in range(count):
+    (run.faces / f"{i}.png").symlink_to(face)
+faces = FaceSet(run.faces, [str(i) for i in range(count)], "test", [])
+draw_targets(run, faces, load_restorer(restorer), load_prior(prior), SMALL.targets)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_ten_thousand_faces_need_no_more_memory_than_a_hundred(photos, tiny_restorer, tiny_prior, tmp_path):
+    peaks = []
+    for count in (100, 10_000):
+        places = [photos / "face 0.png", tiny_restorer, tiny_prior, tmp_path / str(count)]
+        command = [sys.executable, "-c", COUNTED, str(count), *map(str, places)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+        peaks.append(int(done.stdout) / 1024)
+    assert peaks[1] - peaks[0] < 50, f"{peaks[0]:.0f} MB for 100 faces, {peaks[1]:.0f} MB for 10,000"
 
 
 def test_targets_from_elsewhere_are_matched_by_name(photos, tmp_path):

@@ -31,6 +31,8 @@ class Restorer:
     file_keys: Mapping[str, str] = field(default_factory=dict)
     precision: Precision = "float32"
 
+    #: False for a network that fails with its channels last in memory.
+    channels_last = True
     #: True if tuning teaches codes of a codebook instead of pixels; see `codeformer.CodeFormer`.
     tuned_by_codes = False
 
@@ -47,6 +49,11 @@ class Restorer:
         """Restored faces: (B, 3, size, size) RGB in [0, 1] -> the same shape; differentiable, not clamped."""
         return self.module(lq)
 
+    def placed(self, lq: Tensor) -> Tensor:
+        """`lq` on the network's device, in the memory layout that suits it: a third faster on a CPU."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return lq.to(self.device).contiguous(memory_format=layout)
+
     def tuned_parameters(self, module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters of `module`, a copy of this one's, that tuning moves."""
         return module.named_parameters()
@@ -62,7 +69,7 @@ class Restorer:
         Raises ValueError if the network answers with NaN.
         """
         with autocast(self.device, self.precision):
-            restored = self(lq.to(self.device).contiguous(memory_format=torch.channels_last)).float()
+            restored = self(self.placed(lq)).float()
         if not torch.isfinite(restored).all():
             raise ValueError(f"restorer {self.name} gave NaN; its weights are damaged or its precision is too low")
         return restored.clamp(0, 1).contiguous()

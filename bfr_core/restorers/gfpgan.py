@@ -12,6 +12,8 @@ from .base import Restorer
 class GFPGAN(Restorer):
     """Wants [-1, 1] inside. The noise that its StyleGAN2 adds is the stored one: a face always gives one result."""
 
+    channels_last = False
+
     def __call__(self, lq: Tensor) -> Tensor:
         image, _ = self.module(lq * 2 - 1, return_rgb=False, randomize_noise=False)
         return (image + 1) / 2
