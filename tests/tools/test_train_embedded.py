@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import train_embedded
+from safetensors.torch import save_file
 from torch import nn
 
 from bfr_core.images import write_image
@@ -42,7 +43,7 @@ def test_held_out_portraits_are_in_no_training_set(folders):
 
 
 def test_training_goes_on_where_it_stopped(tmp_path):
-    args = argparse.Namespace(work=tmp_path, minutes=0.02, cooldown=False)
+    args = argparse.Namespace(work=tmp_path, minutes=0.02, cooldown=False, fresh=True)
     net = nn.Linear(2, 1)
     seen = []
 
@@ -54,3 +55,21 @@ def test_training_goes_on_where_it_stopped(tmp_path):
     first = len(seen)
     train_embedded.train("toy", net, loss_of, args, lr=1e-3, ema_decay=0.9)
     assert first > 0 and seen == list(range(len(seen))) and len(seen) > first
+
+
+def test_without_a_checkpoint_it_goes_on_from_the_shipped_weights(tmp_path, monkeypatch):
+    shipped = tmp_path / "toy.safetensors"
+    weight = torch.tensor([[3.0, 4.0]])
+    save_file({"weight": weight, "bias": torch.zeros(1)}, shipped, {"steps": "70", "minutes": "5"})
+    monkeypatch.setitem(train_embedded.SHIPPED, "toy", shipped)
+    args = argparse.Namespace(work=tmp_path, minutes=0.01, cooldown=False, fresh=False)
+    net, seen = nn.Linear(2, 1), []
+
+    def loss_of(step):
+        seen.append((step, net.weight.detach().clone()))
+        return net(torch.ones(4, 2)).square().mean(), []
+
+    train_embedded.train("toy", net, loss_of, args, lr=1e-3, ema_decay=0.9)
+    assert seen[0][0] == 70 and torch.equal(seen[0][1], weight)
+    kept = torch.load(tmp_path / "toy.pt", weights_only=True)
+    assert kept["step"] == 70 + len(seen) and kept["seconds"] >= 300
