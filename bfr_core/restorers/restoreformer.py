@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from torch import Tensor, nn
@@ -10,11 +11,13 @@ from .base import Restorer
 
 
 class RestoreFormer(Restorer):
-    """Wants [-1, 1] inside. Its codebook is never tuned."""
+    """Wants [-1, 1] inside."""
 
     def __call__(self, lq: Tensor) -> Tensor:
         image, _ = self.module(lq * 2 - 1)
         return (image + 1) / 2
 
     def tuned_parameters(self, module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-        return ((name, p) for name, p in module.named_parameters() if not name.startswith("quantize."))
+        """All but the codebook, and the second norm of the encoder's attention, which restoring does not use."""
+        unused = re.compile(r"quantize\.|encoder\..*attn.*\.norm2\.")
+        return ((name, p) for name, p in module.named_parameters() if not unused.match(name))
