@@ -76,7 +76,7 @@ SMALL = AdaptConfig(
 )
 
 
-# CodeFormer's own second stage, shortened as arXiv:2410.04618 does.
+# CodeFormer is tuned by its codes; the figures are those of arXiv:2410.04618.
 CODES = FinetuneConfig(iterations=40_000, batch_size=8, lr=1e-4, halve_at=(0.875, 0.95), ema=0.995)
 
 

@@ -187,7 +187,7 @@ def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     run = Run(args.run)
     device = choose_device(args.device)
     base = load_restorer(config.restorer).to(device)
-    prior = load_prior(config.prior).to(device) if config.finetune.perceptual else None
+    prior = load_prior(config.prior) if config.finetune.perceptual else None
     with run.locked():
         found = collect_faces(args.photos, run, base.size, config.faces, bars) if args.photos else faces_of(run)
         if args.targets:
@@ -305,23 +305,20 @@ def weights(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
             raise ValueError("weights convert: say with --out which folder the prior goes to")
         print(f"prior: {convert_prior(args.name, args.out)}", file=sys.stderr)
         return {"prior": str(args.out)}
-    chosen = [entry for entry in (find_entry(args.name) if args.name else None,) if entry] or list(TABLE)
-    if args.name and len(chosen) > 1:
+    entry = find_entry(args.name) if args.name else None
+    if args.name and entry is None:
         raise ValueError(f"weights {args.name}: not in the table; 'bfr weights list' shows it")
-    if args.action == "get":
-        entry = chosen[0]
+    if args.action == "get" and entry:
         print(f"{entry.name}: {entry.what}\nlicence: {entry.licence}\nfrom {entry.url}", file=sys.stderr)
         fetched = fetch(entry, callback=lambda have, total: bars("fetch", have, total or have + 1, None))
         print(f"checked: {fetched}", file=sys.stderr)
         return {"path": str(fetched)}
     rows = []
-    for entry in chosen:
-        path = locate(entry.name)
-        state = "not here" if path is None else verify(entry, path) if args.action == "verify" else "here"
-        rows.append({"name": entry.name, "state": state, "path": str(path or ""), "licence": entry.licence})
-        print(
-            f"{entry.name:<32} {state:<10} {entry.what}; {entry.licence}{f'; {path}' if path else ''}", file=sys.stderr
-        )
+    for one in (entry,) if entry else TABLE:
+        path = locate(one.name)
+        state = "not here" if path is None else verify(one, path) if args.action == "verify" else "here"
+        rows.append({"name": one.name, "state": state, "path": str(path or ""), "licence": one.licence})
+        print(f"{one.name:<32} {state:<10} {one.what}; {one.licence}{f'; {path}' if path else ''}", file=sys.stderr)
     return {"weights": rows}
 
 

@@ -5,7 +5,6 @@ Nobody who built this program could hold these files; whoever has them proves th
 
 from __future__ import annotations
 
-import logging
 import platform
 import time
 from collections.abc import Callable
@@ -28,7 +27,6 @@ from .report import Gallery, ReportData, Table, write_report
 from .restorers import load_restorer
 from .weights import TABLE, Weights, locate, verify
 
-log = logging.getLogger(__name__)
 PICTURES = "Two real faces under ordinary damage"
 STEPS = 4  # of the short adaptation
 Callback = Callable[[int, int, object], None]

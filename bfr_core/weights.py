@@ -5,8 +5,6 @@ Nothing is fetched unasked. A file counts as the published one only if its SHA-2
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import os
 import time
 from collections.abc import Callable
@@ -16,10 +14,11 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-log = logging.getLogger(__name__)
+from .checkpoints import sha256_of
 
 CHUNK = 1 << 18
 TIMEOUT = 30.0  # seconds without a byte before a connection is given up
+RETRY_SECONDS = 0.5
 ATTEMPTS = 5  # connections that bring nothing new, in a row, before fetching fails
 
 
@@ -211,17 +210,13 @@ def _how_to_get(entry: Weights) -> str:
 
 
 def verify(entry: Weights, path: Path) -> str:
-    """ "ok", "not checkable" if the table has no SHA-256, or what is wrong with the file."""
+    """What is wrong with the file; "ok" if nothing is, "not checkable" if the table has no SHA-256."""
     if not entry.sha256:
         return "not checkable: its SHA-256 is not known"
     size = path.stat().st_size
     if entry.size and size != entry.size:
         return f"wrong size: {size} bytes, {entry.size} expected"
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return "ok" if digest.hexdigest() == entry.sha256 else "wrong SHA-256: not the published file; get it anew"
+    return "ok" if sha256_of(path) == entry.sha256 else "wrong SHA-256: not the published file; get it anew"
 
 
 def fetch(entry: Weights, folder: Path | None = None, callback: Callable[[int, int], None] | None = None) -> Path:
@@ -250,7 +245,9 @@ def fetch(entry: Weights, folder: Path | None = None, callback: Callable[[int, i
         except (OSError, HTTPException) as error:
             reason = str(error) or type(error).__name__
             failures += 1
-        if part.exists() and part.stat().st_size > before:
+            if isinstance(error, HTTPError) and 400 <= error.code < 500:  # asking again would not help
+                failures = ATTEMPTS
+        if failures < ATTEMPTS and part.exists() and part.stat().st_size > before:
             failures = 0
         if failures >= ATTEMPTS:
             raise OSError(
@@ -263,9 +260,6 @@ def fetch(entry: Weights, folder: Path | None = None, callback: Callable[[int, i
         raise ValueError(f"{entry.name}: what came from {entry.url} is not the published file ({problem})")
     part.replace(place)
     return place
-
-
-RETRY_SECONDS = 0.5
 
 
 def _fetch_rest(entry: Weights, part: Path, callback: Callable[[int, int], None] | None) -> bool:

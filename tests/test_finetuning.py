@@ -126,7 +126,6 @@ def test_too_little_memory_halves_the_pass_and_goes_on(pairs, monkeypatch):
     tuned, progress = finetune(toy(), pairs, replace(CONFIG, micro_batch=4, held_out=0.1))
     assert progress.step == CONFIG.iterations and sizes[:4] == [1, 4, 2, 1]
     assert same(tuned, whole)
-    monkeypatch.setattr(Pixels, "anchor", None)
     monkeypatch.setattr(Pixels, "terms", lambda *_: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("no room")))
     with pytest.raises(ValueError, match="--low-memory"):
         finetune(toy(), pairs, replace(CONFIG, held_out=0))
