@@ -343,23 +343,29 @@ class Adapted:
 
 
 def adapt(
-    folder: Path, run_dir: Path, config: AdaptConfig, callback: StageCallback | None = None, device: str = "cpu"
+    folder: Path,
+    run_dir: Path,
+    config: AdaptConfig,
+    callback: StageCallback | None = None,
+    device: str = "cpu",
+    restorer: Restorer | None = None,
 ) -> Adapted:
     """Tune a restorer to the damage of the photos in `folder`; everything is kept in `run_dir`, and resumed from it.
 
     callback: (stage, step, steps, detail); what it raises ends the adaptation, to be resumed later.
+    restorer: config.restorer, where it is loaded already.
     Raises FileNotFoundError or ValueError, in one line, for photos, weights or settings that cannot be used.
     """
     run = Run(run_dir)
-    base = load_restorer(config.restorer).to(device)
+    base = (restorer or load_restorer(config.restorer)).to(device)
     prior = load_prior(config.prior).to(device)
     with run.locked():
         faces = collect_faces(Path(folder), run, base.size, config.faces, callback)
         made_from = draw_targets(run, faces, base, prior, config.targets, callback)
         prior.to("cpu")  # its memory is the tuning's now
         targets = targets_of(run, faces)
-        restorer, progress = tune(run, faces, targets, made_from, base, config.finetune, prior, callback)
-        return Adapted(run, restorer, base, prior, faces, targets, progress)
+        tuned, progress = tune(run, faces, targets, made_from, base, config.finetune, prior, callback)
+        return Adapted(run, tuned, base, prior, faces, targets, progress)
 
 
 def targets_of(run: Run, faces: FaceSet) -> dict[str, Path]:

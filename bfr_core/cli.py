@@ -147,12 +147,12 @@ class Bars:
 
 def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from .adaptation import collect_faces
-    from .restorers import load_restorer
     from .runs import Run
 
-    config = settings(args)
+    base = base_restorer(args)
+    config = settings(args, base)
     run = Run(args.run)
-    size = args.size or load_restorer(config.restorer).size
+    size = args.size or base.size
     with run.locked():
         found = collect_faces(args.photos, run, size, config.faces, bars)
     print(f"{len(found)} faces in {run.faces}; {len(found.problems)} photos gave none", file=sys.stderr)
@@ -162,15 +162,14 @@ def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from .adaptation import draw_targets, faces_of
     from .prior import load_prior
-    from .restorers import load_restorer
     from .runs import Run
 
-    config = settings(args)
+    restorer = base_restorer(args)
+    config = settings(args, restorer)
     run = Run(args.run)
     with run.locked():
         found = faces_of(run)
-        device = choose_device(args.device)
-        restorer, prior = load_restorer(config.restorer).to(device), load_prior(config.prior).to(device)
+        prior = load_prior(config.prior).to(restorer.device)
         draw_targets(run, found, restorer, prior, config.targets, bars)
     print(f"{len(found)} pseudo targets in {run.targets}", file=sys.stderr)
     return {"targets": len(found)}
@@ -179,14 +178,12 @@ def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from .adaptation import Adapted, collect_faces, faces_of, match_targets, targets_of, tune
     from .prior import load_prior
-    from .restorers import load_restorer
     from .runs import Run, fingerprint, read_json
     from .summary import report_adaptation
 
-    config = settings(args)
+    base = base_restorer(args)
+    config = settings(args, base)
     run = Run(args.run)
-    device = choose_device(args.device)
-    base = load_restorer(config.restorer).to(device)
     prior = load_prior(config.prior) if config.finetune.perceptual else None
     with run.locked():
         found = collect_faces(args.photos, run, base.size, config.faces, bars) if args.photos else faces_of(run)
@@ -198,21 +195,28 @@ def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
             files = targets_of(run, found)
             made_from = read_json(run.targets / "stage.json", {}).get("fingerprint", "")
         tuned, progress = tune(run, found, files, made_from, base, config.finetune, prior, bars)
-        report_adaptation(Adapted(run, tuned, base, prior, found, files, progress), config.finetune)
-    return _tuned(run, progress)
+        result = Adapted(run, tuned, base, prior, found, files, progress)
+        report_adaptation(result, config.finetune)
+    return _tuned(result, args.export_pth)
 
 
 def adapt(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from .adaptation import adapt as run_adaptation
     from .summary import report_adaptation
 
-    config = settings(args)
-    result = run_adaptation(args.photos, args.run, config, bars, str(choose_device(args.device)))
+    base = base_restorer(args)
+    config = settings(args, base)
+    result = run_adaptation(args.photos, args.run, config, bars, str(base.device), base)
     report_adaptation(result, config.finetune)
-    return _tuned(result.run, result.progress)
+    return _tuned(result, args.export_pth)
 
 
-def _tuned(run: Any, progress: Any) -> dict[str, Any]:
+def _tuned(result: Any, pth: bool) -> dict[str, Any]:
+    from .restorers import export_pth
+
+    run, progress = result.run, result.progress
+    if pth:
+        export_pth(run.restorer.with_suffix(".pth"), result.restorer)
     print(f"restorer: {run.restorer}\nreport:   {run.report}", file=sys.stderr)
     return {
         "restorer": str(run.restorer),
@@ -344,17 +348,22 @@ def inspect(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 # ---------------------------------------------------------------- settings and flags
 
 
-def settings(args: argparse.Namespace) -> Any:
-    """The recipe for the chosen restorer's size, changed by the flags that were given."""
-    from .adaptation import recipe
+def base_restorer(args: argparse.Namespace) -> Any:
+    """The restorer that --restorer names, on --device."""
     from .restorers import load_restorer
 
-    chosen = getattr(args, "restorer", None) or "embedded"
+    return load_restorer(args.restorer or "embedded").to(choose_device(getattr(args, "device", "cpu")))
+
+
+def settings(args: argparse.Namespace, restorer: Any) -> Any:
+    """The recipe for `restorer`, changed by the flags that were given."""
+    from .adaptation import recipe
+
     given = {path: getattr(args, _dest(flag), None) for flag, (path, _) in OPTIONS.items()}
     if getattr(args, "low_memory", False):
         given |= {path: value for path, value in LOW_MEMORY.items() if given.get(path) is None}
     given |= dict.fromkeys(("targets.seed", "finetune.seed"), getattr(args, "seed", None))
-    return changed(recipe(load_restorer(chosen)), {path: value for path, value in given.items() if value is not None})
+    return changed(recipe(restorer), {path: value for path, value in given.items() if value is not None})
 
 
 def changed(config: Any, values: dict[str, Any]) -> Any:
@@ -387,6 +396,8 @@ def build_parser() -> argparse.ArgumentParser:
     def tunes(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
         text = "tune low-rank changes, one face a pass, without the adversarial term, computing inner values again"
         sub.add_argument("--low-memory", action="store_true", help=text)
+        text = "also write restorer.pth, for programs that read only .pth (ReActor, facerestore_cf)"
+        sub.add_argument("--export-pth", action="store_true", help=text)
         return on_device(sub)
 
     def with_run(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:

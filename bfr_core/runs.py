@@ -25,6 +25,7 @@ class Run:
     targets/          pseudo targets
     checkpoints/      training state
     restorer.safetensors, report.html, report.json, log.txt
+    restorer.pth          the same again, if asked for
     change.safetensors    after low-rank tuning: what it changed, alone
     """
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from bfr_core.cli import OPTIONS, build_parser, main, settings
 from bfr_core.images import read_image, write_image
+from bfr_core.restorers import load_restorer
 
 
 @pytest.fixture
@@ -41,6 +42,13 @@ def test_the_stages_one_by_one_give_what_adapt_gives(quick, photos, tiny_restore
     assert main(["finetune", *tuning, *networks, *run]) == 0
     a, b = (load_file(tmp_path / x / "restorer.safetensors") for x in "ab")
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_export_pth_writes_the_same_weights_again(quick, tmp_path):
+    assert main([*quick, "--run", str(tmp_path), "--export-pth"]) == 0
+    exported = torch.load(tmp_path / "restorer.pth", weights_only=True)["params_ema"]
+    saved = load_file(tmp_path / "restorer.safetensors")
+    assert exported.keys() == saved.keys() and all(torch.equal(exported[k], saved[k]) for k in saved)
 
 
 def test_finetune_takes_targets_made_elsewhere(photos, tiny_restorer, tmp_path):
@@ -91,9 +99,9 @@ def test_a_run_folder_that_is_a_file(tmp_path, photos, capsys):
 
 
 def test_every_option_names_a_setting_and_changes_it(tiny_restorer):
-    parser = build_parser()
+    parser, restorer = build_parser(), load_restorer()
     for flag, (path, _) in OPTIONS.items():
-        default = settings(parser.parse_args(["adapt", "x", "--run", "y"]))
+        default = settings(parser.parse_args(["adapt", "x", "--run", "y"]), restorer)
         for part in path.split("."):
             default = getattr(default, part)
         other = {
@@ -106,7 +114,7 @@ def test_every_option_names_a_setting_and_changes_it(tiny_restorer):
             other = {bool: "", str: "other", int: "101", float: "0.25"}[type(default)]
         if flag == "--calls":
             other = "5"
-        value = settings(parser.parse_args(["adapt", "x", "--run", "y", flag, *([other] if other else [])]))
+        value = settings(parser.parse_args(["adapt", "x", "--run", "y", flag, *([other] if other else [])]), restorer)
         for part in path.split("."):
             value = getattr(value, part)
         assert value != default, flag
@@ -201,10 +209,12 @@ def test_degrade_records_what_it_drew(photos, tmp_path, capsys):
 
 
 def test_low_memory_stands_for_settings_and_gives_way_to_flags():
-    parser = build_parser()
-    low = settings(parser.parse_args(["adapt", "x", "--run", "y", "--low-memory"])).finetune
+    parser, restorer = build_parser(), load_restorer()
+    low = settings(parser.parse_args(["adapt", "x", "--run", "y", "--low-memory"]), restorer).finetune
     assert (low.trainable, low.recompute, low.micro_batch) == ("lora", True, 1)
-    given = settings(parser.parse_args(["adapt", "x", "--run", "y", "--low-memory", "--micro-batch", "2"])).finetune
+    given = settings(
+        parser.parse_args(["adapt", "x", "--run", "y", "--low-memory", "--micro-batch", "2"]), restorer
+    ).finetune
     assert (given.trainable, given.micro_batch) == ("lora", 2)
 
 
