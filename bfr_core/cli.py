@@ -377,6 +377,7 @@ def changed(config: Any, values: dict[str, Any]) -> Any:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bfr", description="Tune a face restorer to your own damaged photos.")
+    from .degradations import DAMAGES
     from .restore import RestoreConfig
 
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -434,7 +435,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(degrade, "Damage clean photos, for trials.")
     sub.add_argument("photos", type=Path, metavar="PHOTOS")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR")
-    sub.add_argument("--kind", required=True, help="blind, sensor, motion_jpeg, halftone or film_grain")
+    sub.add_argument("--kind", required=True, help=f"one of {', '.join(DAMAGES)}")
     sub.add_argument("--strength", type=float, default=1.0)
     sub.add_argument("--seed", type=int, default=0)
     sub = command(weights, "Published weights: what there is, what is here; fetched only with 'get'.")

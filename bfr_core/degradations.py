@@ -1,4 +1,4 @@
-"""Make clean faces look damaged in five seeded ways: for training the embedded models, for tests and for evaluation.
+"""Make clean faces look damaged in seeded ways: for training the embedded models, for tests and for evaluation.
 
 Every length (blur, dot pitch, shrinking) is meant for a face 128 pixels wide and grows with the picture, so that a
 damage looks alike at 512; the grid of a sensor or of JPEG stays as fine as its pixels. At strength 1 the person is
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 
 import numpy as np
@@ -87,14 +88,81 @@ def sensor(image: Tensor, generator: torch.Generator, strength: float) -> tuple[
     read = _uniform(generator, 0.008, 0.02) * strength
     red_gain = _uniform(generator, 1.5, 2.3)
     blue_gain = _uniform(generator, 1.4, 2.2)
-    gains = torch.tensor([red_gain, 1.0, blue_gain])[:, None, None]
-
-    light = torch.einsum("ij,jhw->ihw", torch.linalg.inv(CAMERA_TO_SRGB), _to_linear(image)) / gains
-    mosaic = torch.stack([(light[i] * mask) for i, mask in enumerate(_bayer(image))])
-    noisy = mosaic + (shot * mosaic.clamp_min(0) + read**2).sqrt() * torch.randn(image.shape[-2:], generator=generator)
-    developed = _demosaic(noisy * _bayer(image)) * gains
-    lq = _to_display(torch.einsum("ij,jhw->ihw", CAMERA_TO_SRGB, developed))
+    lq = _to_display(_photographed(_to_linear(image), shot, read, (red_gain, 1.0, blue_gain), generator))
     return lq, {"shot": shot, "read": read, "red_gain": red_gain, "blue_gain": blue_gain}
+
+
+def camera(image: Tensor, generator: torch.Generator, strength: float, shrink: int) -> tuple[Tensor, Parameters]:
+    """A face small in the frame, at a high ISO: shrunk, back to raw light, noise, developed, enlarged.
+
+    Noise by ISO, tone curve and gains as in Brooks et al., "Unprocessing images", arXiv:1811.11127. `shrink` is meant
+    for 512 pixels and is the same at every size; strength above 1 adds noise only.
+    """
+    height, width = image.shape[-2:]
+    iso = 100 * math.exp(_uniform(generator, math.log(8), math.log(64))) * strength
+    shot = 1e-4 * iso / 100
+    read = math.sqrt(math.exp(2.18 * math.log(max(shot, 1e-9)) + 1.2 + 0.26 * _normal(generator)))
+    red_gain = _uniform(generator, 1.9, 2.4)
+    blue_gain = _uniform(generator, 1.5, 1.9)
+
+    factor = 1 + (shrink - 1) * min(1.0, strength)
+    small = (max(4, round(height / factor)), max(4, round(width / factor)))
+    lq = F.interpolate(image[None], small, mode="bicubic", antialias=True)[0].clamp(0, 1)
+    lq = 0.5 - torch.sin(torch.asin(1 - 2 * lq) / 3)  # undoes the tone curve below
+    lq = _to_display(_photographed(_to_linear(lq), shot, read, (red_gain, 1.0, blue_gain), generator))
+    lq = lq.square() * (3 - 2 * lq)
+    lq = F.interpolate(lq[None], (height, width), mode="bicubic")[0]
+    return lq, {"iso": iso, "shot": shot, "read": read, "red_gain": red_gain, "blue_gain": blue_gain, "factor": factor}
+
+
+def blind_twice(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
+    """Two rounds of the blind pipeline, the second milder, and a last JPEG: after Real-ESRGAN, arXiv:2107.10833."""
+    lq, first = blind(image, generator, strength)
+    lq, second = blind(lq.clamp(0, 1), generator, 0.5 * strength)
+    quality = _quality(_uniform(generator, 40, 95), strength)
+    drawn = {f"{name}_{i}": value for i, part in enumerate((first, second), 1) for name, value in part.items()}
+    return _jpeg(lq, quality), drawn | {"quality": quality}
+
+
+def shared_online(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
+    """Sent round the internet: three times made smaller by a little, moved by part of a block, and stored as JPEG."""
+    height, width = image.shape[-2:]
+    lq = image
+    drawn: Parameters = {}
+    for i in range(1, 4):
+        scale = 1 - _uniform(generator, 0.05, 0.45) * min(1.5, strength)
+        quality = _quality(_uniform(generator, 15, 50), strength)
+        shift = int(_uniform(generator, 0, 8))
+        lq = F.interpolate(lq[None], scale_factor=scale, mode="bilinear", antialias=True)[0]
+        lq = _jpeg(lq.roll((shift, shift), (1, 2)), quality).roll((-shift, -shift), (1, 2))
+        lq = F.interpolate(lq[None], (height, width), mode="bicubic")[0].clamp(0, 1)
+        drawn |= {f"scale_{i}": scale, f"quality_{i}": quality, f"shift_{i}": float(shift)}
+    return lq, drawn
+
+
+def video(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
+    """A frame of a small H.264 film in which the face moves. Raises ImportError without PyAV (`pip install av`)."""
+    try:
+        import av
+    except ImportError:
+        raise ImportError("damage 'video' needs the package av: pip install av") from None
+    crf = min(51.0, round(_uniform(generator, 30, 38) * max(0.1, strength) ** 0.3))
+    move = [int(_uniform(generator, -3, 4)) for _ in range(2)]
+    even = F.pad(image[None], (0, image.shape[-1] % 2, 0, image.shape[-2] % 2), mode="replicate")[0]
+    stream = BytesIO()
+    with av.open(stream, "w", format="mp4") as container:
+        encoder = container.add_stream("libx264", rate=25, options={"crf": str(int(crf)), "preset": "veryfast"})
+        encoder.height, encoder.width, encoder.pix_fmt = *even.shape[-2:], "yuv420p"
+        for frame in range(5):
+            moved = even.roll((move[0] * (frame - 4), move[1] * (frame - 4)), (1, 2))
+            pixels = moved.mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()
+            container.mux(encoder.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(encoder.encode())
+    stream.seek(0)
+    with av.open(stream, "r") as film:
+        last = list(film.decode(video=0))[-1].to_ndarray(format="rgb24")
+    lq = torch.from_numpy(last).permute(2, 0, 1).float() / 255
+    return lq[:, : image.shape[-2], : image.shape[-1]], {"crf": crf, "down": float(move[0]), "right": float(move[1])}
 
 
 def motion_jpeg(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
@@ -154,6 +222,11 @@ DAMAGES: dict[str, Callable[[Tensor, torch.Generator, float], tuple[Tensor, Para
     "motion_jpeg": motion_jpeg,
     "halftone": halftone,
     "film_grain": film_grain,
+    "camera_x4": partial(camera, shrink=4),
+    "camera_x8": partial(camera, shrink=8),
+    "blind_twice": blind_twice,
+    "shared_online": shared_online,
+    "video": video,
 }
 
 LUMA = torch.tensor([0.299, 0.587, 0.114])
@@ -221,6 +294,16 @@ def _to_display(light: Tensor) -> Tensor:
     return torch.where(light <= 0.0031308, light * 12.92, 1.055 * light.clamp_min(1e-8) ** (1 / 2.4) - 0.055)
 
 
+def _photographed(
+    light: Tensor, shot: float, read: float, gains: tuple[float, float, float], generator: torch.Generator
+) -> Tensor:
+    """Linear sRGB light (3, H, W) as a camera gives it back: noise of variance shot * signal + read^2 on its mosaic."""
+    gain = torch.tensor(gains)[:, None, None]
+    raw = torch.einsum("ij,jhw->ihw", torch.linalg.inv(CAMERA_TO_SRGB), light) / gain * _bayer(light)
+    noisy = raw + (shot * raw.clamp_min(0) + read**2).sqrt() * torch.randn(light.shape[-2:], generator=generator)
+    return torch.einsum("ij,jhw->ihw", CAMERA_TO_SRGB, _demosaic(noisy * _bayer(light)) * gain)
+
+
 def _bayer(image: Tensor) -> Tensor:
     """(3, H, W) ones where an RGGB sensor sees red, green, blue."""
     masks = torch.zeros_like(image)
@@ -259,6 +342,10 @@ def _scale(image: Tensor) -> float:
 
 def _uniform(generator: torch.Generator, low: float, high: float) -> float:
     return low + (high - low) * torch.rand((), generator=generator).item()
+
+
+def _normal(generator: torch.Generator) -> float:
+    return torch.randn((), generator=generator).item()
 
 
 def _quality(quality: float, strength: float) -> float:
