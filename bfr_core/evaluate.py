@@ -35,9 +35,11 @@ class Measure:
 
 MEASURES = {
     "psnr": Measure("PSNR (dB)", "higher is better", 2),
+    "psnr_affine": Measure("PSNR after affine colour fit (dB)", "higher is better", 2),
     "ssim": Measure("SSIM", "higher is better", 3),
     "gmsd": Measure("GMSD", "lower is better", 4),
     "vif": Measure("VIF", "higher is better", 3),
+    "fsim": Measure("FSIM", "higher is better", 3),
     "detail_energy": Measure("Detail energy", "best at 1", 3),
     "detail_correlation": Measure("Detail correlation", "higher is better", 3),
     "kid": Measure("KID, random convolutions", "lower is better", 3),
@@ -124,7 +126,7 @@ def evaluate(
     if lq is not None:
         rows.append(Row(DIFFERENCE, differences(values[RESTORED], values[DAMAGED], seed)))
     if not _has_piq():
-        notes.append("GMSD and VIF are left out: they need the package piq (pip install piq)")
+        notes.append("GMSD, VIF and FSIM are left out: they need the package piq (pip install piq)")
     for note in notes:
         log.info("%s", note)
     return Evaluation(rows, faces, values, notes)
@@ -133,11 +135,12 @@ def evaluate(
 def face_measures(restored: Tensor, hq: Tensor) -> dict[str, Tensor]:
     """Every per-image measure that this installation and image size allow: key of `MEASURES` -> (B,).
 
-    restored, hq: (B, 3, H, W) in [0, 1]. GMSD and VIF need piq and are absent without it; SSIM needs 11 x 11 pixels,
-    VIF 41 x 41. Raises ValueError if the shapes differ.
+    restored, hq: (B, 3, H, W) in [0, 1]. GMSD, VIF and FSIM need piq and are absent without it; SSIM needs 11 x 11
+    pixels, VIF and FSIM 41 x 41. Raises ValueError if the shapes differ.
     """
     measures = {
         "psnr": metrics.psnr,
+        "psnr_affine": metrics.psnr_after_affine_fit,
         "detail_energy": metrics.high_band_energy_ratio,
         "detail_correlation": metrics.high_band_correlation,
     }
@@ -147,7 +150,7 @@ def face_measures(restored: Tensor, hq: Tensor) -> dict[str, Tensor]:
     if _has_piq():
         measures["gmsd"] = metrics.gmsd
         if side >= 41:
-            measures["vif"] = metrics.vif
+            measures["vif"], measures["fsim"] = metrics.vif, metrics.fsim
     return {key: measures[key](restored, hq) for key in MEASURES if key in measures}
 
 

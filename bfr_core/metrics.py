@@ -33,6 +33,20 @@ def psnr(restored: Tensor, hq: Tensor) -> Tensor:
     return (-10 * torch.log10(error)).clamp(max=PSNR_CAP)
 
 
+def psnr_after_affine_fit(restored: Tensor, hq: Tensor) -> Tensor:
+    """PSNR after each channel's gain and offset were fitted to `hq` by least squares, in dB; never below `psnr`'s.
+
+    Tone and fading, which restoring leaves as they are, no longer count. 100 (the cap) for equal images.
+    """
+    restored, hq = _pair(restored, hq)
+    centred_r = restored - restored.mean((2, 3), keepdim=True)
+    mean_h = hq.mean((2, 3), keepdim=True)
+    spread = centred_r.square().sum((2, 3), keepdim=True)
+    gain = (centred_r * (hq - mean_h)).sum((2, 3), keepdim=True) / spread.clamp_min(1e-12)
+    error = (gain * centred_r + mean_h - hq).square().mean((1, 2, 3))
+    return (-10 * torch.log10(error)).clamp(max=PSNR_CAP)
+
+
 def ssim(restored: Tensor, hq: Tensor) -> Tensor:
     """Structural similarity, mean over pixels and the three channels, in [-1, 1]. Higher is better; 1 for equal images.
 
@@ -75,6 +89,18 @@ def vif(restored: Tensor, hq: Tensor) -> Tensor:
     restored, hq = _pair(restored, hq)
     _check_size(hq, 41, "VIF")
     return piq.vif_p(restored, hq, data_range=1.0, reduction="none").flatten()
+
+
+def fsim(restored: Tensor, hq: Tensor) -> Tensor:
+    """Feature similarity with colour (FSIMc), in [0, 1]. Higher is better; 1 for equal images.
+
+    Raises ImportError if piq (`pip install piq`) is missing, ValueError below 41 x 41 pixels.
+    Source: Zhang et al., "FSIM: a feature similarity index for image quality assessment", 2011, as implemented in piq.
+    """
+    piq = _piq()
+    restored, hq = _pair(restored, hq)
+    _check_size(hq, 41, "FSIM")
+    return piq.fsim(restored.float(), hq.float(), data_range=1.0, reduction="none").double().flatten()
 
 
 def high_band(image: Tensor, sigma: float = DETAIL_SIGMA) -> Tensor:
@@ -309,5 +335,5 @@ def _piq() -> ModuleType:
     try:
         import piq
     except ImportError as error:
-        raise ImportError("GMSD and VIF need the package piq: pip install piq") from error
+        raise ImportError("GMSD, VIF and FSIM need the package piq: pip install piq") from error
     return piq

@@ -66,6 +66,17 @@ def test_psnr_by_hand():
     assert metrics.psnr(restored, hq).tolist() == pytest.approx([20.0, metrics.PSNR_CAP], abs=1e-5)
 
 
+def test_psnr_after_affine_fit_forgives_tone_and_nothing_else():
+    hq = leaves(3, seed=6) * 0.5 + 0.2
+    faded = hq * torch.tensor([0.6, 0.7, 0.8]).view(3, 1, 1) + 0.1
+    assert (metrics.psnr_after_affine_fit(faded, hq) > 90).all() and (metrics.psnr(faded, hq) < 27).all()
+    rough = noisy(hq, 0.05)
+    gained = metrics.psnr_after_affine_fit(rough, hq) - metrics.psnr(rough, hq)
+    assert (gained >= 0).all() and (gained < 0.5).all()
+    flat = torch.full_like(hq, 0.5)
+    assert torch.isfinite(metrics.psnr_after_affine_fit(flat, hq)).all()
+
+
 def test_values_outside_the_range_count_as_a_file_would_hold_them():
     hq = torch.ones(1, 3, 16, 16)
     assert metrics.psnr(hq + 0.3, hq).item() == metrics.PSNR_CAP
@@ -128,10 +139,12 @@ def test_gmsd_and_vif_have_their_fixed_points_and_directions():
     hq = leaves(3, seed=5)
     assert metrics.gmsd(hq, hq).abs().max() < 1e-6
     assert metrics.vif(hq, hq).sub(1).abs().max() < 1e-4
+    assert metrics.fsim(hq, hq).sub(1).abs().max() < 1e-5
     for damage in (partial(blurred, sigma=1.0), partial(noisy, sigma=0.05)):
         little = damage(hq)
         much = damage(damage(little))
         assert (metrics.gmsd(much, hq) > metrics.gmsd(little, hq)).all()
+        assert (metrics.fsim(much, hq) < metrics.fsim(little, hq)).all()
     assert (metrics.vif(noisy(hq, 0.1), hq) < metrics.vif(noisy(hq, 0.03), hq)).all()
     assert (metrics.vif(noisy(hq, 0.03), hq) < 1).all()
 
