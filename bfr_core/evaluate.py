@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from . import metrics
+from .faces.landmarks import landmark_distance, load_landmark_net, read_aligned
 from .images import list_images, printable, read_image, replace_atomically
 from .metrics import Interval
 
@@ -42,9 +43,11 @@ MEASURES = {
     "fsim": Measure("FSIM", "higher is better", 3),
     "detail_energy": Measure("Detail energy", "best at 1", 3),
     "detail_correlation": Measure("Detail correlation", "higher is better", 3),
+    "landmarks": Measure("Landmark distance (% of eye distance)", "lower is better", 2),
     "kid": Measure("KID, random convolutions", "lower is better", 3),
     "low_band": Measure("Low band against damaged", "lower is better", 4),
 }
+FACE_SCORE = 0.2  # of a standard crop, from which its landmarks mean something
 DAMAGED, RESTORED, DIFFERENCE = "damaged", "restored", "restored - damaged"
 
 
@@ -151,7 +154,17 @@ def face_measures(restored: Tensor, hq: Tensor) -> dict[str, Tensor]:
         measures["gmsd"] = metrics.gmsd
         if side >= 41:
             measures["vif"], measures["fsim"] = metrics.vif, metrics.fsim
+    if hq.shape[-1] == hq.shape[-2] >= 64:
+        measures["landmarks"] = _landmark_distance
     return {key: measures[key](restored, hq) for key in MEASURES if key in measures}
+
+
+def _landmark_distance(restored: Tensor, hq: Tensor) -> Tensor:
+    """By the embedded face network, in % of the clean face's eye distance; not a number where it sees no face."""
+    net = load_landmark_net(device=hq.device)
+    ours, clean = (read_aligned(net, x) for x in (restored, hq))
+    seen = torch.minimum(ours.score, clean.score) >= FACE_SCORE
+    return torch.where(seen, 100 * landmark_distance(ours.points, clean.points), torch.nan).double()
 
 
 def summarise(values: Mapping[str, Sequence[float] | np.ndarray | Tensor], seed: int = 0) -> dict[str, Interval]:

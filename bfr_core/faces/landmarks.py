@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "embedded" / "landmarks.safetensors"
 CROP = 64  # width of the standard crop of a face the network is looking at
 MARGIN = 16  # what it sees around that crop on each side: a window is 96 x 96
 WINDOW = CROP + 2 * MARGIN
+MIRRORED = (1, 0, 2, 4, 3)  # landmark that each becomes in a mirror: eyes and mouth corners change places
 STRIDE = 16  # distance between neighbouring answers
 
 
@@ -39,6 +42,31 @@ class LandmarkNet(nn.Module):
         """
         out = self.answer(self.gather(self.features(4 * grey - 2))).permute(0, 2, 3, 1)
         return out[..., 0], out[..., 1:].unflatten(-1, (5, 2)) * CROP
+
+
+class AlignedFaces(NamedTuple):
+    """score: (B,) 0 to 1, how much of a face each is. points: (B, 5, 2) x, y in crop widths, 0 to 1."""
+
+    score: Tensor
+    points: Tensor
+
+
+@torch.no_grad()
+def read_aligned(net: LandmarkNet, faces: Tensor) -> AlignedFaces:
+    """Score and landmarks of standard crops, (B, 3, S, S) RGB in [0, 1]; the mean of each and its mirror image."""
+    device = next(net.parameters()).device
+    small = F.interpolate(to_grey(faces.to(device)), (CROP, CROP), mode="bilinear", antialias=True)
+    windows = F.pad(small, (MARGIN,) * 4, mode="replicate")
+    logit, points = (out[:, 1, 1] for out in net(torch.cat([windows, windows.flip(-1)])))
+    plain, mirrored = (points / CROP + 0.5).chunk(2)
+    mirrored = torch.stack([1 - mirrored[..., 0], mirrored[..., 1]], -1)[:, MIRRORED]
+    return AlignedFaces(torch.sigmoid(logit).view(2, -1).mean(0), (plain + mirrored) / 2)
+
+
+def landmark_distance(points: Tensor, others: Tensor) -> Tensor:
+    """Mean distance of corresponding landmarks, in distances between the eyes of `others`: (B, 5, 2) twice -> (B,)."""
+    eyes = (others[:, 0] - others[:, 1]).norm(dim=-1)
+    return (points - others).norm(dim=-1).mean(1) / eyes.clamp_min(1e-6)
 
 
 def to_grey(image: Tensor) -> Tensor:

@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from bfr_core.faces.landmarks import STRIDE, WINDOW, LandmarkNet, load_landmark_net, to_grey
+from bfr_core.faces.landmarks import (
+    STRIDE,
+    WINDOW,
+    LandmarkNet,
+    landmark_distance,
+    load_landmark_net,
+    read_aligned,
+    to_grey,
+)
 
 
 def test_a_window_has_nine_cells_and_a_photo_one_every_sixteen_pixels() -> None:
@@ -41,3 +49,28 @@ def test_a_missing_or_wrong_file_is_one_clear_line(tmp_path: Path) -> None:
 def test_grey_of_grey_is_itself() -> None:
     plane = torch.rand(1, 8, 8)
     assert torch.allclose(to_grey(plane.expand(3, -1, -1)), plane, atol=1e-6)
+
+
+def test_landmarks_of_aligned_crops_mirror_with_the_face_and_tell_people_apart(shared):
+    import json
+
+    import numpy as np
+
+    from bfr_core.faces.align import Face, crop_face
+    from bfr_core.images import read_image
+
+    landmarks = json.loads((shared / "portraits" / "landmarks.json").read_text())
+    names = sorted(landmarks)[:80:5]  # no training has seen them
+    faces = torch.stack(
+        [crop_face(read_image(shared / "portraits" / n), Face(np.array(landmarks[n]["landmarks"])), 128) for n in names]
+    )
+    net = load_landmark_net()
+    seen, mirrored = read_aligned(net, faces), read_aligned(net, faces.flip(-1))
+    assert seen.score.min() > 0.2
+    swapped = torch.stack([1 - mirrored.points[..., 0], mirrored.points[..., 1]], -1)[:, [1, 0, 2, 4, 3]]
+    assert (swapped - seen.points).abs().max() < 1e-4
+    softer = read_aligned(net, torch.nn.functional.avg_pool2d(faces, 2))
+    same = landmark_distance(softer.points, seen.points)
+    others = landmark_distance(seen.points.roll(1, 0), seen.points)
+    assert same.mean() < 0.02 < 0.03 < others.mean()
+    assert (read_aligned(net, torch.rand(4, 3, 128, 128)).score < 0.2).all()
