@@ -65,8 +65,9 @@ def held_out_faces(portraits: Path) -> tuple[Tensor, Tensor]:
     return faces[::2], faces[1::2]
 
 
-def damaged(faces: Tensor, kind: str, seed: int, part: str) -> Tensor:
-    return torch.cat([degrade(f[None], kind, keyed_generator(seed, kind, part, i)).lq for i, f in enumerate(faces)])
+def damaged(faces: Tensor, kind: str, seed: int, part: str, strength: float = 1.0) -> Tensor:
+    keys = [keyed_generator(seed, kind, part, i) for i in range(len(faces))]
+    return torch.cat([degrade(f[None], kind, key, strength).lq for f, key in zip(faces, keys, strict=True)])
 
 
 # ---------------------------------------------------------------- classical denoisers

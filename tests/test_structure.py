@@ -29,7 +29,7 @@ LAYERS = (
         "adaptation",
         "evaluate",
         "inspection",
-        "judge",
+        "verdict",
         "report",
         "summary",
     ),
@@ -47,6 +47,7 @@ HEAVY = {
     "skimage",
     "matplotlib",
     "cv2",
+    "av",
 }
 # Host and page packages -> the only places that may import them.
 KEPT_TO = {

@@ -274,32 +274,33 @@ def train_restorer(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Write the moving averages as fp16: bfr_core/embedded/prior128 and restorer128.safetensors."""
+    """Write the moving averages as fp16, of what was trained: embedded/prior128 and restorer128.safetensors."""
     from bfr_core.checkpoints import save_tensors
 
-    state, record = latest(args.work, "prior")
-    net = new_prior()
-    net.load_state_dict(state)
-    folder = EMBEDDED / "prior128"
-    net.save_config(folder)
-    scheduler = {
-        "_class_name": "DDPMScheduler",
-        "num_train_timesteps": 1000,
-        "beta_schedule": "linear",
-        "beta_start": 1e-4,
-        "beta_end": 0.02,
-        "prediction_type": "v_prediction",
-        "clip_sample": True,
-    }
-    (folder / "scheduler_config.json").write_text(json.dumps(scheduler, indent=1) + "\n")
-    half = {k: v.half() for k, v in state.items()}
-    save_tensors(
-        folder / "diffusion_pytorch_model.safetensors", half, {"format": "pt", "licence": "Apache-2.0"} | record
-    )
-
-    state, record = latest(args.work, "restorer")
-    own = {"architecture": "NAFNet", "size": str(SIZE), "licence": "Apache-2.0"}
-    save_tensors(EMBEDDED / "restorer128.safetensors", {k: v.half() for k, v in state.items()}, own | record)
+    if found := latest(args.work, "prior"):
+        state, record = found
+        net = new_prior()
+        net.load_state_dict(state)
+        folder = EMBEDDED / "prior128"
+        net.save_config(folder)
+        scheduler = {
+            "_class_name": "DDPMScheduler",
+            "num_train_timesteps": 1000,
+            "beta_schedule": "linear",
+            "beta_start": 1e-4,
+            "beta_end": 0.02,
+            "prediction_type": "v_prediction",
+            "clip_sample": True,
+        }
+        (folder / "scheduler_config.json").write_text(json.dumps(scheduler, indent=1) + "\n")
+        half = {k: v.half() for k, v in state.items()}
+        save_tensors(
+            folder / "diffusion_pytorch_model.safetensors", half, {"format": "pt", "licence": "Apache-2.0"} | record
+        )
+    if found := latest(args.work, "restorer"):
+        state, record = found
+        own = {"architecture": "NAFNet", "size": str(SIZE), "licence": "Apache-2.0"}
+        save_tensors(EMBEDDED / "restorer128.safetensors", {k: v.half() for k, v in state.items()}, own | record)
     (EMBEDDED / "held_out.txt").write_text("\n".join(held_out_names(args.portraits)) + "\n")
 
 
@@ -360,9 +361,11 @@ def _x0_error(prior: Any, faces: Tensor, t: int) -> float:
     return float((predict_x0(x_t, eps, alpha_bar).clamp(-1, 1) - x0).square().mean())
 
 
-def latest(work: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def latest(work: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     """The moving average of the cooled training if there is one, else of the running one, and its record."""
-    path = next(p for p in (work / f"{name}_cooled.pt", work / f"{name}.pt") if p.exists())
+    path = next((p for p in (work / f"{name}_cooled.pt", work / f"{name}.pt") if p.exists()), None)
+    if path is None:
+        return None
     state = torch.load(path, weights_only=True, map_location="cpu")
     return state["ema"], {"steps": str(state["step"]), "minutes": str(round(state["seconds"] / 60))}
 

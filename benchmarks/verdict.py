@@ -1,0 +1,209 @@
+"""Does the verdict know, without clean copies, whether adapting helped? Cheap runs, good and harmful, and the truth.
+
+    python benchmarks/verdict.py --portraits DIR [--runs 200] [--work DIR]
+
+Each run adapts the embedded restorer to a folder of held-out portraits under one damage, as a user would or in one of
+the ways in which it goes wrong, gathers the verdict's evidence from damaged faces alone, and measures the truth on
+other portraits. A line a run is kept in the work folder; stopped, the command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from adaptation import damaged, held_out_faces, restored_by, targets_of, tuned
+
+from bfr_core import load_prior, load_restorer
+from bfr_core.adaptation import SMALL
+from bfr_core.demo import draw_faces
+from bfr_core.draws import keyed_generator
+from bfr_core.evaluate import face_measures
+from bfr_core.faces.landmarks import load_landmark_net
+from bfr_core.finetuning import FinetuneConfig
+from bfr_core.verdict import gather, reference_of
+
+DAMAGES = ("sensor", "halftone", "film_grain", "motion_jpeg", "camera_x4", "shared_online", "blind_twice", "video")
+TRUTH = ("psnr", "detail_correlation", "landmarks", "gmsd", "vif")
+QUICK = replace(SMALL.finetune, iterations=150, held_out=0.0)
+JUDGED = 16  # faces of the folder that are kept from the tuning
+MEASURED = 40
+
+
+class Run(NamedTuple):
+    """damage of the folder, what is done with it, strength of the damage, seed."""
+
+    damage: str
+    way: str
+    strength: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.damage} {self.way} {self.strength} {self.seed}"
+
+
+class Case(NamedTuple):
+    """What a way makes of a folder: pairs to tune on, and how."""
+
+    lq: Tensor
+    targets: Tensor
+    config: FinetuneConfig
+
+
+class Lab:
+    """The folder's faces under one damage, the networks, and the pseudo targets that a right adaptation would use."""
+
+    def __init__(self, portraits: Path) -> None:
+        self.adapt_hq, hq = held_out_faces(portraits)
+        self.hq = hq[:MEASURED]
+        self.restorer, self.prior, self.net = load_restorer(), load_prior(), load_landmark_net()
+        self.reference = reference_of(draw_faces(self.prior, [f"reference {i}" for i in range(48)], 0))
+
+    def folder(self, run: Run, strength: float | None = None, damage: str = "") -> Tensor:
+        strength = run.strength if strength is None else strength
+        return damaged(self.adapt_hq, damage or run.damage, run.seed, f"folder {strength}", strength)
+
+    def targets(self, lq: Tensor, seed: int, prior: Callable | None = None) -> Tensor:
+        return targets_of(lq, self.restorer, prior or self.prior, replace(SMALL.targets, seed=seed))
+
+
+# ---------------------------------------------------------------- ways to adapt, right and wrong
+
+
+def right(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
+    return Case(lq, targets, QUICK)
+
+
+def few(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
+    return Case(lq[:12], targets[:12], QUICK)
+
+
+def three(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
+    return Case(lq[:3], targets[:3], replace(QUICK, iterations=300))
+
+
+def too_fast(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
+    return Case(lq, targets, replace(QUICK, lr=8e-3, anchor=0.0))
+
+
+def no_anchor(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
+    return Case(lq, targets, replace(QUICK, lr=2e-3, anchor=0.0, texture=0.0))
+
+
+def blurred(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
+    from bfr_core.metrics import high_band
+
+    soft = targets - high_band(targets, 1.0 + run.seed % 3)
+    return Case(lq, soft, QUICK)
+
+
+def noisy_targets(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
+    noise = torch.randn(targets.shape, generator=keyed_generator(run.seed, "noisy targets"))
+    return Case(lq, (targets + 0.05 * noise).clamp(0, 1), replace(QUICK, lr=1e-3))
+
+
+def mixed_up(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
+    return Case(lq, targets.roll(1 + run.seed % 3, 0), QUICK)
+
+
+def shifted(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
+    return Case(lq, targets.roll(2, -1), QUICK)
+
+
+def other_damage(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
+    other = DAMAGES[(DAMAGES.index(run.damage) + 3) % len(DAMAGES)]
+    unlike = lab.folder(run, damage=other)[: len(lq)]
+    return Case(unlike, lab.targets(unlike, run.seed), replace(QUICK, anchor=0.0))
+
+
+def wrong_prior(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
+    """Faces upside down to the prior: what it makes of them it knows nothing of."""
+    config = replace(SMALL.targets, seed=run.seed)
+    config = replace(config, sampler=replace(config.sampler, t_start=100, calls=6))
+    flipped = targets_of(lq.flip(-2), lab.restorer, lab.prior, config).flip(-2)
+    return Case(lq, flipped, QUICK)
+
+
+WAYS: dict[str, Callable[[Lab, Tensor, Tensor, Run], Case]] = {
+    "right": right,
+    "few": few,
+    "three": three,
+    "too fast": too_fast,
+    "no anchor": no_anchor,
+    "blurred targets": blurred,
+    "noisy targets": noisy_targets,
+    "mixed up": mixed_up,
+    "shifted targets": shifted,
+    "other damage": other_damage,
+    "wrong prior": wrong_prior,
+}
+
+
+def plan() -> Iterator[Run]:
+    """Runs in an order of which any beginning is a fair mixture: every second one is right."""
+    wrong = [way for way in WAYS if way != "right"]
+    number = 0
+    while True:
+        for damage in DAMAGES:
+            seed = number // len(DAMAGES)
+            yield Run(damage, "right", (1.0, 0.15, 0.5, 1.5)[seed % 4], seed)
+            yield Run(damage, wrong[number % len(wrong)], (1.0, 0.3, 1.5)[seed % 3], seed)
+            number += 1
+
+
+def run_one(lab: Lab, run: Run) -> dict:
+    """Evidence and truth of one run, ready for JSON."""
+    started = time.monotonic()
+    lq = lab.folder(run)
+    targets = lab.targets(lq, run.seed)
+    case = WAYS[run.way](lab, lq[JUDGED:], targets[JUDGED:], run)
+    adapted = tuned(lab.restorer, case.lq, case.targets, replace(case.config, seed=run.seed))
+    evidence = {}
+    for who, restorer in (("base", lab.restorer), ("tuned", adapted)):
+        cues = gather(lambda x, r=restorer: restored_by(r, x), lq[:JUDGED], targets[:JUDGED], lab.reference, lab.net)
+        evidence[who] = {name: [round(v, 5) for v in values.tolist()] for name, values in cues._asdict().items()}
+    measured = damaged(lab.hq, run.damage, run.seed, "measure", run.strength)
+    truth = {}
+    for who, restorer in (("base", lab.restorer), ("tuned", adapted)):
+        values = face_measures(restored_by(restorer, measured), lab.hq)
+        truth[who] = {name: [round(v, 5) for v in values[name].tolist()] for name in TRUTH}
+    seconds = round(time.monotonic() - started, 1)
+    return {"run": run._asdict(), "evidence": evidence, "truth": truth, "seconds": seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--portraits", type=Path, required=True)
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--work", type=Path, default=Path(".training/verdict"))
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    path = args.work / "runs.jsonl"
+    known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    done = {Run(**record["run"]).name for record in known}
+    lab = Lab(args.portraits)
+    for _, run in zip(range(args.runs), plan(), strict=False):
+        if run.name in done:
+            continue
+        record = run_one(lab, run)
+        with path.open("a") as stream:
+            stream.write(json.dumps(record) + "\n")
+        gain = {k: torch.tensor(record["truth"]["tuned"][k]) - torch.tensor(record["truth"]["base"][k]) for k in TRUTH}
+        shown = {k: round(v.nanmean().item(), 3) for k, v in gain.items()}
+        print(run.name, f"{record['seconds']} s", shown, flush=True)
+
+
+if __name__ == "__main__":
+    main()
