@@ -60,6 +60,13 @@ LOW_MEMORY = {
     "finetune.trainable": "lora",
     "finetune.adversarial": 0.0,
 }
+GRID_FLAGS = ("--factor", "--start", "--constrain-end", "--clean-level")
+GRID_TEXT = {
+    "--factors": "values of N: the low band is what survives shrinking by N",
+    "--starts": "values of K: level the face is noised to",
+    "--ends": "values of L: last level at which the low band is held",
+    "--clean-levels": "levels at which the prior cleans the face before it is restored (0: not)",
+}
 FACE_FLAGS = ("--aligned", "--detector", "--min-face")
 TARGET_FLAGS = tuple(f for f, (path, _) in OPTIONS.items() if path.startswith("targets."))
 TUNE_FLAGS = tuple(f for f, (path, _) in OPTIONS.items() if path.startswith("finetune."))
@@ -297,6 +304,21 @@ def evaluate(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     return as_dict(result)
 
 
+def ablate(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from .ablation import Grid, ablate, as_table
+    from .prior import load_prior
+
+    restorer = base_restorer(args)
+    config = settings(args, restorer)
+    prior = load_prior(config.prior).to(restorer.device)
+    grid = Grid(tuple(args.factors), tuple(args.starts), tuple(args.ends), tuple(args.clean_levels))
+    cells = ablate(
+        args.lq, args.clean, args.out, restorer, prior, config, grid, args.tune, args.limit, bars.named("ablate")
+    )
+    print(as_table(cells), file=sys.stderr if args.json else sys.stdout)
+    return {"cells": cells}
+
+
 def weights(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from .weights import TABLE, fetch, find_entry, locate, verify
 
@@ -438,6 +460,16 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--kind", required=True, help=f"one of {', '.join(DAMAGES)}")
     sub.add_argument("--strength", type=float, default=1.0)
     sub.add_argument("--seed", type=int, default=0)
+    text = "Every combination of low-pass factor, start and constraint end, measured against clean copies."
+    sub = on_device(command(ablate, text, *SOURCES, *(f for f in TARGET_FLAGS + TUNE_FLAGS if f not in GRID_FLAGS)))
+    sub.add_argument("lq", type=Path, metavar="LQ", help="folder of aligned damaged faces")
+    sub.add_argument("--clean", type=Path, required=True, metavar="DIR", help="the same faces, clean")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="ablation.json, which it goes on from")
+    for flag, text in GRID_TEXT.items():
+        sub.add_argument(flag, type=int, nargs="+", required=flag != "--clean-levels", default=[0], help=text)
+    sub.add_argument("--limit", type=int, default=64, help="faces used at most (64)")
+    sub.add_argument("--tune", action="store_true", help="also tune on half of the faces, measure on the other half")
+    sub.add_argument("--seed", type=int, metavar="N", help="of every random draw (0)")
     sub = command(weights, "Published weights: what there is, what is here; fetched only with 'get'.")
     sub.add_argument("action", choices=("list", "get", "verify", "convert"))
     sub.add_argument("name", nargs="?", metavar="NAME", help="one of the list; for convert also a file")

@@ -89,7 +89,7 @@ def evaluate(
     Raises FileNotFoundError or ValueError, in one line, for a folder without images or when nothing matches.
     """
     folders = {RESTORED: Path(restored), "clean": Path(clean)} | ({DAMAGED: Path(lq)} if lq is not None else {})
-    matches, notes = _match(folders)
+    matches, notes = match_files(folders)
     sets = [DAMAGED, RESTORED] if lq is not None else [RESTORED]
     per_face: dict[str, list[dict[str, float]]] = {name: [] for name in sets}
     features: dict[str, list[Tensor]] = {name: [] for name in [*sets, "clean"]}
@@ -245,8 +245,11 @@ def write_csv(path: Path, evaluation: Evaluation) -> None:
 # ---------------------------------------------------------------- parts
 
 
-def _match(folders: dict[str, Path]) -> tuple[dict[str, dict[str, Path]], list[str]]:
-    """Face -> folder's role -> path for the faces that every folder has, and a note on each folder's others."""
+def match_files(folders: dict[str, Path]) -> tuple[dict[str, dict[str, Path]], list[str]]:
+    """Face -> folder's role -> path for the faces that every folder has, and a note on each folder's others.
+
+    Raises FileNotFoundError or ValueError, in one line, for a folder without images or when nothing matches.
+    """
     found = {
         role: [(path.relative_to(folder), path) for path in list_images(folder)] for role, folder in folders.items()
     }
@@ -259,7 +262,7 @@ def _match(folders: dict[str, Path]) -> tuple[dict[str, dict[str, Path]], list[s
         return stem + relative.suffix if stem in doubled else stem
 
     keyed = {role: {key(relative): path for relative, path in paths} for role, paths in found.items()}
-    common = [face for face in keyed[RESTORED] if all(face in paths for paths in keyed.values())]
+    common = [face for face in next(iter(keyed.values())) if all(face in paths for paths in keyed.values())]
     notes = []
     for role, paths in keyed.items():
         others = [face for face in paths if face not in set(common)]

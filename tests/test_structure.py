@@ -27,6 +27,7 @@ LAYERS = (
         "objectives",
         "finetuning",
         "adaptation",
+        "ablation",
         "evaluate",
         "inspection",
         "verdict",
