@@ -26,6 +26,7 @@ LAYERS = (
         "pseudo_targets",
         "objectives",
         "finetuning",
+        "gate",
         "adaptation",
         "ablation",
         "evaluate",

@@ -1,0 +1,134 @@
+"""The gate: which pseudo targets are fit to learn from. Judged without clean copies, by what stands out in the folder.
+
+A target that agrees less with its damaged face than the folder's others do, whose features have moved, or that looks
+unlike the other targets is drawn again from other noise, and left out if that does not help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .faces.landmarks import LandmarkNet, landmark_distance, read_aligned
+from .lowpass import low_pass
+from .metrics import kid_features
+
+CHECKED_SIZE = 128  # faces are checked at this size, whatever the restorer's
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """When a target is refused.
+
+    tries: further draws, from other noise, before it is left out. limit: how far from the folder's median, in robust
+    standard deviations, it may stand out by any one check; 0 turns the gate off. least_score: of a face, by the
+    embedded face network, and most_moved: of its landmarks from the damaged face's, in distances between the eyes;
+    both count only where the damaged face itself is plainly one to that network.
+    """
+
+    tries: int = 2
+    limit: float = 4.0
+    least_score: float = 0.1
+    most_moved: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.tries < 0 or self.limit < 0:
+            raise ValueError(f"gate tries is {self.tries} and limit {self.limit}; both must be 0 or more")
+
+
+class Checks(NamedTuple):
+    """One number a face, (B,), higher is worse.
+
+    low_band: root mean square difference from the damaged face in the low band. moved: landmarks, in eye distances.
+    faceless: 1 - score of the face. unlike: distance from the folder's other targets in random-convolution features.
+    """
+
+    low_band: Tensor
+    moved: Tensor
+    faceless: Tensor
+    unlike: Tensor
+    readable: Tensor
+
+
+SAID = {
+    "low_band": "does not agree with the damaged face in its low band",
+    "moved": "eyes, nose or mouth have moved",
+    "faceless": "looks less like a face",
+    "unlike": "looks unlike the folder's other targets",
+}
+
+
+class Looks(NamedTuple):
+    """What `checks_of` needs of a pair: kept instead of the pictures, so that a folder of any size fits."""
+
+    low_band: Tensor
+    moved: Tensor
+    faceless: Tensor
+    features: Tensor
+    readable: Tensor  # bool: the damaged face is plainly a face to the embedded network
+
+
+@torch.no_grad()
+def look_at(lq: Tensor, targets: Tensor, net: LandmarkNet) -> Looks:
+    """lq, targets: (B, 3, S, S) RGB in [0, 1] -> what the checks need of them."""
+    lq, targets = (_at_checked_size(x) for x in (lq, targets))
+    error = (low_pass(targets, 8) - low_pass(lq, 8)).square().mean((1, 2, 3)).sqrt()
+    own, damaged = read_aligned(net, targets), read_aligned(net, lq)
+    moved = landmark_distance(own.points, damaged.points)
+    readable = damaged.score > 0.5
+    moved = torch.where(readable, moved, torch.zeros_like(moved))  # else its landmarks mean nothing
+    return Looks(error.cpu(), moved.cpu(), 1 - own.score.cpu(), kid_features(targets).cpu(), readable.cpu())
+
+
+def checks_of(looks: Looks, of: Looks | None = None) -> Checks:
+    """Checks of `looks`; of: the folder's looks that say what is usual, these themselves if left out."""
+    usual = (of or looks).features
+    middle, spread = usual.median(0).values, usual.std(0, correction=0).clamp_min(1e-6)
+    unlike = ((looks.features - middle) / spread).square().mean(1).sqrt()
+    return Checks(looks.low_band, looks.moved, looks.faceless, unlike, looks.readable)
+
+
+def refusals(checks: Checks, config: GateConfig, of: Checks | None = None) -> list[str]:
+    """Why each target is refused, or "" if it is not. of: checks of the whole folder, these if left out."""
+    of = of or checks
+    reasons = [""] * len(checks.low_band)
+    if not config.limit:
+        return reasons
+    worst = [config.limit] * len(reasons)
+    for name, said in SAID.items():
+        values, usual = getattr(checks, name), getattr(of, name)
+        middle = usual.median()
+        # Half of them lie within one median deviation; 1.48 of it is a standard deviation of a normal distribution.
+        deviation = 1.4826 * (usual - middle).abs().median().clamp_min(1e-3 * middle.abs() + 1e-9)
+        for i, value in enumerate(((values - middle) / deviation).tolist()):
+            if value > worst[i]:
+                worst[i] = value
+                reasons[i] = f"{said} ({value:.0f} deviations from the folder's median)"
+    for i, reason in enumerate(reasons):
+        if checks.readable[i] and not reason:
+            if checks.faceless[i] > 1 - config.least_score:
+                reasons[i] = SAID["faceless"]
+            elif checks.moved[i] > config.most_moved:
+                reasons[i] = SAID["moved"]
+    return reasons
+
+
+def joined(parts: list[Looks]) -> Looks:
+    """The looks of several batches as one."""
+    return Looks(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def as_record(checks: Checks, index: int) -> Mapping[str, float]:
+    """The figures of one face, ready for JSON."""
+    return {name: round(float(getattr(checks, name)[index]), 5) for name in SAID}
+
+
+def _at_checked_size(image: Tensor) -> Tensor:
+    if image.shape[-1] == CHECKED_SIZE:
+        return image
+    return F.interpolate(image, (CHECKED_SIZE, CHECKED_SIZE), mode="bilinear", antialias=True, align_corners=False)
