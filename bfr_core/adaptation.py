@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from .faces.align import crop_face
+from .faces.landmarks import load_landmark_net
 from .finetuning import FinetuneConfig, Progress, finetune
+from .gate import GateConfig, as_record, checks_of, joined, look_at, refusals
 from .images import list_images, photo_names, printable, read_image, write_image
 from .losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
 from .prior import Prior, load_prior
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 
 StageCallback = Callable[[str, int, int, Any], None]
 CACHED_BYTES = 1 << 30
+GATE_BATCH = 16
+REDRAWN_SEED = 7919  # apart, so that the draws of no try are those of a neighbouring seed
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class AdaptConfig:
     prior: str = "embedded"
     faces: FaceConfig = field(default_factory=FaceConfig)
     targets: TargetConfig = field(default_factory=TargetConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
 
 
@@ -234,6 +239,96 @@ def draw_targets(
     return print_
 
 
+Redraw = Callable[[Tensor, list[str], int], Tensor]
+
+
+def redraw_with(restorer: Restorer, prior: Prior, config: TargetConfig) -> Redraw:
+    """(damaged faces, their names, number of the try) -> targets from other noise than `config.seed` gives."""
+
+    def redraw(lq: Tensor, names: list[str], attempt: int) -> Tensor:
+        other = replace(config, seed=config.seed + REDRAWN_SEED * attempt)
+        return make_pseudo_targets(lq, names, restorer, prior, other).pseudo_target
+
+    return redraw
+
+
+def gate_targets(
+    run: Run,
+    faces: FaceSet,
+    files: dict[str, Path],
+    made_from: str,
+    config: GateConfig,
+    redraw: Redraw | None = None,
+    callback: StageCallback | None = None,
+) -> dict[str, Path]:
+    """The targets, by face name, that pass the gate; those refused are drawn again where `redraw` is given.
+
+    files: targets by face name. made_from: their fingerprint. What was found of every face is kept in gate.json, and
+    taken from there when nothing changed. Raises ValueError if none passes.
+    """
+    print_ = fingerprint(made_from, sorted(files), asdict(config), redraw is not None)
+    found = read_json(run.gate, {})
+    if found.get("fingerprint") != print_:
+        found = _gated(run, faces, files, config, redraw, callback)
+        write_json(run.gate, {"fingerprint": print_, "made_from": made_from} | found)
+    accepted = accepted_targets(run, files, made_from)
+    if len(accepted) < len(files):
+        log.warning("%d of %d targets are left out; the report says why", len(files) - len(accepted), len(files))
+    if not accepted:
+        raise ValueError(
+            f"{printable(run.folder)}: none of the {len(files)} targets is fit to learn from: see gate.json"
+        )
+    return accepted
+
+
+def accepted_targets(run: Run, files: dict[str, Path], made_from: str) -> dict[str, Path]:
+    """Those of `files` that passed the gate when it last saw them; all of them if it did not."""
+    found = read_json(run.gate, {})
+    if found.get("made_from") != made_from:
+        return files
+    redrawn = set(found["redrawn"])
+    return {
+        name: run.redrawn / f"{name}.png" if name in redrawn else path
+        for name, path in files.items()
+        if name not in found["refused"]
+    }
+
+
+def _gated(
+    run: Run,
+    faces: FaceSet,
+    files: dict[str, Path],
+    config: GateConfig,
+    redraw: Redraw | None,
+    callback: StageCallback | None,
+) -> dict[str, Any]:
+    net, names, parts = load_landmark_net(), list(files), []
+    for start in range(0, len(names), GATE_BATCH):
+        some = names[start : start + GATE_BATCH]
+        lq = torch.stack([read_image(faces.folder / f"{name}.png") for name in some])
+        targets = torch.stack([resize_square(read_image(files[name]), lq.shape[-1], files[name]) for name in some])
+        parts.append(look_at(lq, targets, net))
+        if callback:
+            callback("gate", start + len(some), len(names), None)
+    folder = joined(parts)
+    checks = checks_of(folder)
+    reasons = dict(zip(names, refusals(checks, config), strict=True))
+    records = {name: as_record(checks, i) for i, name in enumerate(names)}
+    redrawn = []
+    for name in [name for name in names if reasons[name] and redraw]:
+        lq = read_image(faces.folder / f"{name}.png")[None]
+        for attempt in range(1, config.tries + 1):
+            target = redraw(lq, [name], attempt) if redraw else lq
+            again = checks_of(look_at(lq, target, net), folder)
+            if not refusals(again, config, checks)[0]:
+                write_image(run.redrawn / f"{name}.png", target[0])
+                records[name], reasons[name] = as_record(again, 0), ""
+                redrawn.append(name)
+                break
+    refused = {name: reason for name, reason in reasons.items() if reason}
+    return {"refused": refused, "redrawn": redrawn, "checks": records}
+
+
 class FolderPairs:
     """(lq, pseudo_target) pairs read from disk, kept as bytes up to `CACHED_BYTES`."""
 
@@ -362,8 +457,9 @@ def adapt(
     with run.locked():
         faces = collect_faces(Path(folder), run, base.size, config.faces, callback)
         made_from = draw_targets(run, faces, base, prior, config.targets, callback)
+        redraw = redraw_with(base, prior, config.targets)
+        targets = gate_targets(run, faces, targets_of(run, faces), made_from, config.gate, redraw, callback)
         prior.to("cpu")  # its memory is the tuning's now
-        targets = targets_of(run, faces)
         tuned, progress = tune(run, faces, targets, made_from, base, config.finetune, prior, callback)
         return Adapted(run, tuned, base, prior, faces, targets, progress)
 

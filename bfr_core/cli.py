@@ -35,6 +35,8 @@ OPTIONS = {
     "--eta": ("targets.sampler.eta", "fresh noise per step of the fast sampler, 0 to 1"),
     "--reference": ("targets.reference", "low band from the 'restored' face or from the damaged one, 'lq'"),
     "--clean-level": ("targets.t_clean", "level at which the prior cleans the face before it is restored; 0 = not"),
+    "--gate": ("gate.limit", "deviations from the folder's median at which a target is refused; 0 = never"),
+    "--gate-tries": ("gate.tries", "further draws for a refused target before it is left out"),
     "--iterations": ("finetune.iterations", "tuning steps"),
     "--minutes": ("finetune.minutes", "tune for so long at most; 0 = until the steps are done"),
     "--batch-size": ("finetune.batch_size", "faces per tuning step"),
@@ -69,6 +71,7 @@ GRID_TEXT = {
 }
 FACE_FLAGS = ("--aligned", "--detector", "--min-face")
 TARGET_FLAGS = tuple(f for f, (path, _) in OPTIONS.items() if path.startswith("targets."))
+GATE_FLAGS = ("--gate", "--gate-tries")
 TUNE_FLAGS = tuple(f for f, (path, _) in OPTIONS.items() if path.startswith("finetune."))
 SOURCES = ("--restorer", "--prior")
 
@@ -167,7 +170,7 @@ def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 
 def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
-    from .adaptation import draw_targets, faces_of
+    from .adaptation import draw_targets, faces_of, gate_targets, redraw_with, targets_of
     from .prior import load_prior
     from .runs import Run
 
@@ -177,13 +180,24 @@ def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     with run.locked():
         found = faces_of(run)
         prior = load_prior(config.prior).to(restorer.device)
-        draw_targets(run, found, restorer, prior, config.targets, bars)
-    print(f"{len(found)} pseudo targets in {run.targets}", file=sys.stderr)
-    return {"targets": len(found)}
+        made_from = draw_targets(run, found, restorer, prior, config.targets, bars)
+        redraw = redraw_with(restorer, prior, config.targets)
+        files = gate_targets(run, found, targets_of(run, found), made_from, config.gate, redraw, bars)
+    print(f"{len(files)} pseudo targets in {run.targets}, {len(found) - len(files)} refused", file=sys.stderr)
+    return {"targets": len(files), "refused": len(found) - len(files)}
 
 
 def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
-    from .adaptation import Adapted, collect_faces, faces_of, match_targets, targets_of, tune
+    from .adaptation import (
+        Adapted,
+        accepted_targets,
+        collect_faces,
+        faces_of,
+        gate_targets,
+        match_targets,
+        targets_of,
+        tune,
+    )
     from .prior import load_prior
     from .runs import Run, fingerprint, read_json
     from .summary import report_adaptation
@@ -198,9 +212,10 @@ def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
             files = match_targets(found, args.targets)
             stamps = [(n, f.stat().st_size, f.stat().st_mtime_ns) for n, f in files.items()]
             made_from = fingerprint(found.fingerprint, stamps)
+            files = gate_targets(run, found, files, made_from, config.gate, None, bars)
         else:
-            files = targets_of(run, found)
             made_from = read_json(run.targets / "stage.json", {}).get("fingerprint", "")
+            files = accepted_targets(run, targets_of(run, found), made_from)
         tuned, progress = tune(run, found, files, made_from, base, config.finetune, prior, bars)
         result = Adapted(run, tuned, base, prior, found, files, progress)
         report_adaptation(result, config.finetune)
@@ -428,7 +443,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--seed", type=int, metavar="N", help="of every random draw (0)")
         return sub
 
-    every = (*FACE_FLAGS, *SOURCES, *TARGET_FLAGS, *TUNE_FLAGS)
+    every = (*FACE_FLAGS, *SOURCES, *TARGET_FLAGS, *GATE_FLAGS, *TUNE_FLAGS)
     sub = tunes(
         with_run(command(adapt, "Photos in, adapted restorer out; run again, it goes on where it was.", *every))
     )
@@ -436,8 +451,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub = with_run(command(faces, "Find and align the faces of a folder.", *FACE_FLAGS, "--restorer"))
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of photos")
     sub.add_argument("--size", type=int, help="side of the crops (the restorer's)")
-    on_device(with_run(command(targets, "Draw pseudo targets for the faces of a run.", *SOURCES, *TARGET_FLAGS)))
-    tuning = command(finetune, "Tune the restorer on a run's faces.", *FACE_FLAGS, *SOURCES, *TUNE_FLAGS)
+    text = "Draw pseudo targets for the faces of a run, and refuse those that are not fit."
+    on_device(with_run(command(targets, text, *SOURCES, *TARGET_FLAGS, *GATE_FLAGS)))
+    tuning = command(finetune, "Tune the restorer on a run's faces.", *FACE_FLAGS, *SOURCES, *GATE_FLAGS, *TUNE_FLAGS)
     sub = tunes(with_run(tuning))
     sub.add_argument(
         "photos", type=Path, nargs="?", metavar="PHOTOS", help="folder of photos, if the run has no faces yet"

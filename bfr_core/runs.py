@@ -22,7 +22,8 @@ class Run:
     config.json       settings of every stage, as last used
     faces/            aligned crops and faces.json
     restored/         what the base restorer makes of them
-    targets/          pseudo targets
+    targets/          pseudo targets; redrawn/ in it: those drawn again because the gate refused the first
+    gate.json         what the gate found of each
     checkpoints/      training state
     restorer.safetensors, report.html, report.json, log.txt
     restorer.pth          the same again, if asked for
@@ -45,6 +46,14 @@ class Run:
     @property
     def targets(self) -> Path:
         return self.folder / "targets"
+
+    @property
+    def redrawn(self) -> Path:
+        return self.targets / "redrawn"
+
+    @property
+    def gate(self) -> Path:
+        return self.folder / "gate.json"
 
     @property
     def checkpoint(self) -> Path:

@@ -10,6 +10,7 @@ from .adaptation import Adapted
 from .finetuning import FinetuneConfig, split
 from .images import read_image
 from .report import Gallery, ReportData, write_report
+from .runs import read_json
 
 ROWS = 12
 
@@ -37,10 +38,13 @@ def report_adaptation(result: Adapted, config: FinetuneConfig) -> Path:
         verdict="not_judged",
         verdict_sentence=NOT_JUDGED,
         galleries=[
-            Gallery("Faces of this folder", "", ["damaged", "base restorer", "pseudo target", "adapted restorer"], rows)
+            Gallery(
+                "Faces of this folder", "", ["damaged", "base restorer", "pseudo target", "adapted restorer"], rows
+            ),
+            *refused_faces(result),
         ],
         figures=[
-            ("faces", str(len(names))),
+            ("faces learned from", str(len(names))),
             ("tuning steps", str(progress.step)),
             ("step kept", str(progress.best_step)),
             ("minutes of tuning", f"{progress.seconds / 60:.1f}"),
@@ -52,6 +56,23 @@ def report_adaptation(result: Adapted, config: FinetuneConfig) -> Path:
         measurements={"steps": progress.step, "best_step": progress.best_step, "held_out": progress.held_out},
     )
     return write_report(result.run.folder, data)
+
+
+def refused_faces(result: Adapted) -> list[Gallery]:
+    """The faces whose target the gate refused, with the reason; nothing if there are none."""
+    refused = {
+        n: why for n, why in read_json(result.run.gate, {}).get("refused", {}).items() if n not in result.targets
+    }
+    rows = []
+    for name, why in list(refused.items())[:ROWS]:
+        lq = read_image(result.faces.folder / f"{name}.png")
+        target = result.run.targets / f"{name}.png"
+        shown = read_image(target) if target.exists() else torch.zeros_like(lq)
+        rows.append((f"{name}: {why}", [lq, shown]))
+    note = (
+        f"{len(refused)} faces were not learned from. The gate looks for targets that stand out; nobody looked at them."
+    )
+    return [Gallery("Left out", note, ["damaged", "refused target"], rows)] if rows else []
 
 
 def licences(result: Adapted) -> list[str]:

@@ -10,7 +10,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bfr_core.adaptation import SMALL, FaceConfig, adapt, collect_faces, draw_targets, faces_of, match_targets
+from bfr_core.adaptation import (
+    SMALL,
+    FaceConfig,
+    adapt,
+    collect_faces,
+    draw_targets,
+    faces_of,
+    gate_targets,
+    match_targets,
+    targets_of,
+)
+from bfr_core.gate import GateConfig
 from bfr_core.images import read_image, write_image
 from bfr_core.prior import load_prior
 from bfr_core.restorers import load_restorer
@@ -54,7 +65,7 @@ def weights(run_dir):
 def test_an_adaptation_leaves_what_the_run_folder_promises(photos, config, tmp_path):
     stages = []
     result = adapt(photos, tmp_path, config, lambda stage, *_: stages.append(stage))
-    assert list(dict.fromkeys(stages)) == ["faces", "targets", "finetune"]
+    assert list(dict.fromkeys(stages)) == ["faces", "targets", "gate", "finetune"]
     assert len(result.faces) == 10
     for folder in ("faces", "restored", "targets"):
         assert len(list((tmp_path / folder).glob("*.png"))) == 10
@@ -62,7 +73,7 @@ def test_an_adaptation_leaves_what_the_run_folder_promises(photos, config, tmp_p
     assert not list(tmp_path.rglob("*.part*"))
 
 
-@pytest.mark.parametrize("stop", [("faces", 4), ("targets", 16), ("finetune", 4)], ids=str)
+@pytest.mark.parametrize("stop", [("faces", 4), ("targets", 16), ("gate", 10), ("finetune", 4)], ids=str)
 def test_stopped_in_any_stage_and_run_again_gives_the_same_weights(photos, config, tmp_path, stop):
     adapt(photos, tmp_path / "whole", config)
     with pytest.raises(Stop):
@@ -70,6 +81,46 @@ def test_stopped_in_any_stage_and_run_again_gives_the_same_weights(photos, confi
     adapt(photos, tmp_path / "broken", config)
     whole, broken = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     assert all(torch.equal(whole[k], broken[k]) for k in whole)
+
+
+def spoiled_run(photos, config, folder):
+    """A run whose second target is of another tone; its faces, its targets, and the name of that face."""
+    run = Run(folder)
+    with run.locked():
+        faces = collect_faces(photos, run, 32, config.faces)
+    for i, name in enumerate(faces.names):
+        write_image(run.targets / f"{name}.png", (faces.batch(i, i + 1)[0] + (0.4 if i == 1 else 0.01)).clamp(0, 1))
+    return run, faces, targets_of(run, faces), faces.names[1]
+
+
+def test_the_gate_leaves_out_what_no_new_draw_mends(photos, config, tmp_path):
+    run, faces, files, spoiled = spoiled_run(photos, config, tmp_path)
+    tries = []
+
+    def redraw(lq, names, attempt):
+        tries.append((names, attempt))
+        return (lq + 0.4).clamp(0, 1)
+
+    accepted = gate_targets(run, faces, files, "made", GateConfig(limit=10), redraw)
+    assert set(files) - set(accepted) == {spoiled} and tries == [([spoiled], 1), ([spoiled], 2)]
+    found = json.loads(run.gate.read_text())
+    assert "low band" in found["refused"][spoiled] and set(found["checks"]) == set(files)
+    assert gate_targets(run, faces, files, "made", GateConfig(limit=10), redraw) == accepted and len(tries) == 2
+
+
+def test_the_gate_takes_a_new_draw_that_passes(photos, config, tmp_path):
+    run, faces, files, spoiled = spoiled_run(photos, config, tmp_path)
+    before = files[spoiled].read_bytes()
+    accepted = gate_targets(run, faces, files, "made", GateConfig(limit=10), lambda lq, names, attempt: lq + 0.01)
+    assert accepted[spoiled] == run.redrawn / f"{spoiled}.png" and accepted[spoiled].exists()
+    assert files[spoiled].read_bytes() == before  # so that a gate cut short finds what it found before
+
+
+def test_targets_that_are_all_unfit_are_an_error(photos, config, tmp_path, monkeypatch):
+    run, faces, files, _ = spoiled_run(photos, config, tmp_path)
+    monkeypatch.setattr("bfr_core.adaptation.refusals", lambda checks, *_: ["no"] * len(checks.low_band))
+    with pytest.raises(ValueError, match="none of the 10 targets is fit"):
+        gate_targets(run, faces, files, "made", GateConfig())
 
 
 def test_a_finished_run_does_nothing_again(photos, config, tmp_path):
