@@ -18,6 +18,7 @@ from ..weights import licence_of, locate, resolve
 from .base import Restorer
 from .codeformer import CodeFormer
 from .gfpgan import GFPGAN
+from .nafnet import NAFNet
 from .restoreformer import RestoreFormer
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "restorer128.safetensors"
@@ -26,7 +27,7 @@ EMBEDDED = Path(__file__).parents[1] / "embedded" / "restorer128.safetensors"
 ADAPTERS: dict[str, type[Restorer]] = {
     "CodeFormer": CodeFormer,
     "GFPGAN": GFPGAN,
-    "NAFNet": Restorer,
+    "NAFNet": NAFNet,
     "RestoreFormer": RestoreFormer,
     "SwinIR": Restorer,
 }

@@ -76,3 +76,19 @@ def test_nan_from_the_network_is_an_error(tiny_restorer):
         restorer.module.get_parameter("ending.bias").fill_(float("nan"))
     with pytest.raises(ValueError, match="gave NaN"):
         restorer.restore(torch.rand(1, 3, 32, 32))
+
+
+def test_nafnets_layer_norm_is_spandrels(tiny_restorer):
+    import spandrel
+
+    ours = load_restorer(tiny_restorer).module
+    theirs = spandrel.ModelLoader().load_from_file(tiny_restorer).model
+    x, gradients = torch.rand(2, 3, 32, 32), []
+    for net in (ours, theirs):
+        net.requires_grad_(True).zero_grad()
+        y = net(x)
+        y.square().mean().backward()
+        gradients.append([y.detach(), *(p.grad for p in net.parameters())])
+    for a, b in zip(*gradients, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
