@@ -32,7 +32,7 @@ from bfr_core.finetuning import FinetuneConfig, finetune
 from bfr_core.images import read_image, replace_atomically, to_signed, to_unit
 from bfr_core.lowpass import low_pass
 from bfr_core.prior import Prior, load_prior
-from bfr_core.pseudo_targets import TargetConfig, make_pseudo_targets
+from bfr_core.pseudo_targets import TargetConfig, make_pseudo_targets, settled
 from bfr_core.restorers import Restorer, load_restorer
 from bfr_core.sampler import denoise_once
 
@@ -115,6 +115,8 @@ def restored_by(restorer: Restorer, lq: Tensor) -> Tensor:
 
 def cleaned(lq: Tensor, prior: Prior, config: TargetConfig) -> Tensor:
     steps, index = config.sampler.num_steps, config.t_clean
+    if not index:
+        return lq
     return torch.cat([to_unit(denoise_once(prior, to_signed(some), steps, index)) for some in lq.split(16)])
 
 
@@ -136,7 +138,7 @@ def run_cell(
     """Restored measure faces of every row not yet in `done`, handed to `keep(row, faces)`."""
     lq, adapt_lq = damaged(hq, kind, seed, "measure"), damaged(adapt_hq, kind, seed, "adapt")
     config = replace(SMALL.finetune, seed=seed)
-    target_config = replace(SMALL.targets, seed=seed)
+    target_config = settled(replace(SMALL.targets, seed=seed), adapt_lq[::5], prior)
     base_adapt = restored_by(restorer, adapt_lq)
     row: dict[str, Callable[[], Tensor]] = {
         "damaged": lambda: lq,
@@ -162,7 +164,8 @@ def run_cell(
         blind = damaged(hq, "blind", seed, "measure")
         old = [metrics.psnr(restored_by(r, blind), hq).tolist() for r in (restorer, adapted)]
         teacher = {k: v.tolist() for k, v in face_measures(targets, adapt_hq).items()}
-        keep("adapted", restored_by(adapted, lq), {"old damage": old, "targets": teacher})
+        extra = {"old damage": old, "targets": teacher, "noise level": target_config.t_clean}
+        keep("adapted", restored_by(adapted, lq), extra)
 
 
 # ---------------------------------------------------------------- the table

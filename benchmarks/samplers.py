@@ -3,8 +3,8 @@
     python benchmarks/samplers.py --portraits DIR [--damages sensor film_grain] [--seeds 1]
 
 Both draw targets for the same damaged held-out portraits: the paper's sampler with the start, constraint and factor
-that suited it best on training portraits, the fast one as the recipe has it. The same recipe tunes a restorer on each;
-quality is measured on other held-out portraits. The last line is the paired difference in PSNR of the two restorers
+that suited it best on training portraits, the fast one as the recipe has it; all else is the recipe for both. It tunes
+a restorer on each; quality is measured on other held-out portraits. The last line is the paired difference in PSNR of the two restorers
 with its 95% interval over faces.
 """
 
@@ -25,10 +25,10 @@ from adaptation import DAMAGES, damaged, held_out_faces, restored_by, targets_of
 from bfr_core import load_prior, load_restorer, metrics
 from bfr_core.adaptation import SMALL
 from bfr_core.evaluate import face_measures, format_interval
-from bfr_core.pseudo_targets import TargetConfig
+from bfr_core.pseudo_targets import settled
 from bfr_core.sampler import SamplerConfig
 
-PAPER = TargetConfig(SamplerConfig("paper", t_start=60, t_constrain_end=15, factor=2))
+PAPER = replace(SMALL.targets, sampler=SamplerConfig("paper", t_start=60, t_constrain_end=15, factor=2))
 
 
 def main() -> None:
@@ -46,6 +46,7 @@ def main() -> None:
             lq, adapt_lq = damaged(hq, kind, seed, "measure"), damaged(adapt_hq, kind, seed, "adapt")
             for sampler in ("paper", "fast"):
                 config = replace(PAPER if sampler == "paper" else SMALL.targets, seed=seed)
+                config = settled(config, adapt_lq[::5], prior)
                 started = time.perf_counter()
                 targets = targets_of(adapt_lq, restorer, prior, config)
                 cost[sampler] += time.perf_counter() - started

@@ -20,7 +20,7 @@ from .gate import GateConfig, as_record, checks_of, joined, look_at, refusals
 from .images import list_images, photo_names, printable, read_image, write_image
 from .losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
 from .prior import Prior, load_prior
-from .pseudo_targets import TargetConfig, make_pseudo_targets
+from .pseudo_targets import TargetConfig, make_pseudo_targets, settled
 from .restore import square
 from .restorers import Restorer, load_restorer, save_change, save_restorer
 from .runs import Run, fingerprint, read_json, stage_folder, write_json
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 StageCallback = Callable[[str, int, int, Any], None]
 CACHED_BYTES = 1 << 30
 GATE_BATCH = 16
+NOISE_FACES = 16  # of a folder, from which its noise level is read
 REDRAWN_SEED = 7919  # apart, so that the draws of no try are those of a neighbouring seed
 
 
@@ -63,12 +64,15 @@ class AdaptConfig:
 # Recipe for small networks at 128 x 128, where a step takes a third of a second on a CPU; the dataclasses' own
 # defaults are the paper's, for 512 x 512.
 SMALL = AdaptConfig(
-    targets=TargetConfig(sampler=SamplerConfig(t_start=16, t_constrain_end=2, factor=2, calls=3), t_clean=9),
+    targets=TargetConfig(
+        sampler=SamplerConfig(t_start=16, t_constrain_end=2, factor=2, calls=3), t_clean="auto", detail=1.08
+    ),
     finetune=FinetuneConfig(
         iterations=400,
         batch_size=4,
         micro_batch=4,
-        lr=5e-4,
+        lr=1e-3,
+        warmup=0.05,
         lr_end=2e-5,
         perceptual=0.0,
         adversarial=0.0,
@@ -200,6 +204,30 @@ def resize_square(image: Tensor, size: int, file: Path) -> Tensor:
         return square(image, size)
     except ValueError as error:
         raise ValueError(f"{printable(file.name)}: {error} (leave out --aligned?)") from None
+
+
+def settled_targets(
+    run: Run, faces: FaceSet, prior: Prior, config: TargetConfig, callback: StageCallback | None = None
+) -> TargetConfig:
+    """`config` with "auto" replaced by what a sample of the run's faces says; found once, and kept in noise.json."""
+    if config.t_clean != "auto":
+        return config
+    num_steps = config.sampler.num_steps
+    print_ = fingerprint(faces.fingerprint, prior.sha256, num_steps)
+    found = read_json(run.noise, {})
+    if found.get("fingerprint") != print_:
+
+        def step(call: int, calls: int) -> None:
+            if callback:
+                callback("noise", call, calls, None)
+
+        some = min(NOISE_FACES, len(faces))
+        chosen = [i * len(faces) // some for i in range(some)]
+        lq = torch.cat([faces.batch(i, i + 1) for i in chosen])
+        found = {"fingerprint": print_, "t_clean": settled(config, lq, prior, step).t_clean}
+        write_json(run.noise, found | {"num_steps": num_steps, "faces": len(lq)})
+        log.info("noise level of the faces: %s of %s", found["t_clean"], num_steps)
+    return replace(config, t_clean=found["t_clean"])
 
 
 def draw_targets(
@@ -456,8 +484,9 @@ def adapt(
     prior = load_prior(config.prior).to(device)
     with run.locked():
         faces = collect_faces(Path(folder), run, base.size, config.faces, callback)
-        made_from = draw_targets(run, faces, base, prior, config.targets, callback)
-        redraw = redraw_with(base, prior, config.targets)
+        target_config = settled_targets(run, faces, prior, config.targets, callback)
+        made_from = draw_targets(run, faces, base, prior, target_config, callback)
+        redraw = redraw_with(base, prior, target_config)
         targets = gate_targets(run, faces, targets_of(run, faces), made_from, config.gate, redraw, callback)
         prior.to("cpu")  # its memory is the tuning's now
         tuned, progress = tune(run, faces, targets, made_from, base, config.finetune, prior, callback)

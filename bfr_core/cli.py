@@ -34,7 +34,8 @@ OPTIONS = {
     "--calls": ("targets.sampler.calls", "network calls of the fast sampler"),
     "--eta": ("targets.sampler.eta", "fresh noise per step of the fast sampler, 0 to 1"),
     "--reference": ("targets.reference", "low band from the 'restored' face or from the damaged one, 'lq'"),
-    "--clean-level": ("targets.t_clean", "level at which the prior cleans the face before it is restored; 0 = not"),
+    "--clean-level": ("targets.t_clean", "level at which the prior cleans the face first, or auto; 0 = not"),
+    "--target-detail": ("targets.detail", "what the targets' high band is multiplied by; 1 = as drawn"),
     "--gate": ("gate.limit", "deviations from the folder's median at which a target is refused; 0 = never"),
     "--gate-tries": ("gate.tries", "further draws for a refused target before it is left out"),
     "--iterations": ("finetune.iterations", "tuning steps"),
@@ -170,7 +171,7 @@ def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 
 def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
-    from .adaptation import draw_targets, faces_of, gate_targets, redraw_with, targets_of
+    from .adaptation import draw_targets, faces_of, gate_targets, redraw_with, settled_targets, targets_of
     from .prior import load_prior
     from .runs import Run
 
@@ -180,8 +181,9 @@ def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     with run.locked():
         found = faces_of(run)
         prior = load_prior(config.prior).to(restorer.device)
-        made_from = draw_targets(run, found, restorer, prior, config.targets, bars)
-        redraw = redraw_with(restorer, prior, config.targets)
+        target_config = settled_targets(run, found, prior, config.targets, bars)
+        made_from = draw_targets(run, found, restorer, prior, target_config, bars)
+        redraw = redraw_with(restorer, prior, target_config)
         files = gate_targets(run, found, targets_of(run, found), made_from, config.gate, redraw, bars)
     print(f"{len(files)} pseudo targets in {run.targets}, {len(found) - len(files)} refused", file=sys.stderr)
     return {"targets": len(files), "refused": len(found) - len(files)}
@@ -506,11 +508,19 @@ def build_parser() -> argparse.ArgumentParser:
 def _add(parser: argparse.ArgumentParser, flag: str) -> None:
     """A flag for a setting, with the type of the setting; left out means the recipe's value."""
     path, text = OPTIONS[flag]
-    kind = type(_default(path))
+    kind = PARSED.get(path, type(_default(path)))
     if kind is bool:
         parser.add_argument(flag, dest=_dest(flag), action="store_true", default=None, help=text)
     else:
         parser.add_argument(flag, dest=_dest(flag), type=kind, metavar=kind.__name__.upper(), help=text)
+
+
+def clean_level(text: str) -> int | str:
+    """A level, or "auto"."""
+    return text if text == "auto" else int(text)
+
+
+PARSED: dict[str, Callable[[str], Any]] = {"targets.t_clean": clean_level}
 
 
 def _default(path: str) -> Any:

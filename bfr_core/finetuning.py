@@ -40,7 +40,8 @@ class FinetuneConfig:
 
     iterations: optimizer steps. minutes: stop after so many minutes of tuning, over all sessions of the run; 0 = never.
     batch_size, micro_batch: faces per optimizer step and per pass through the network.
-    lr, lr_end: Adam's learning rate at the start and at the end of a cosine. halve_at: instead of the cosine, halve it
+    lr, lr_end: Adam's learning rate at the start and at the end of a cosine. warmup: share of the tuning in which it
+    rises from 0, so that the first, ill-informed steps of Adam undo little. halve_at: instead of the cosine, halve it
     at these shares of the tuning, as CodeFormer does.
     l1, perceptual, adversarial, texture: weights of the image losses; a term of weight 0 is not computed. The authors
     sum LPIPS over micro-batches of 4, which makes its weight 0.4 an image; here it is a mean, at the written weight.
@@ -60,6 +61,7 @@ class FinetuneConfig:
     micro_batch: int = 4
     lr: float = 2e-5
     lr_end: float = 5e-6
+    warmup: float = 0.0
     l1: float = 1.0
     perceptual: float = 0.1
     adversarial: float = 0.1
@@ -89,8 +91,9 @@ class FinetuneConfig:
         for name in ("batch_size", "micro_batch", "judge_every", "rank"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
-        if not 0 <= self.anchor <= 1:
-            raise ValueError(f"anchor is {self.anchor}; it must be 0 to 1")
+        for name in ("anchor", "warmup"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 to 1")
         if not 0 <= self.held_out < 1:
             raise ValueError(f"held_out is {self.held_out}; it must be 0 to less than 1")
 
@@ -352,9 +355,10 @@ def held_out_score(
 
 def learning_rate(config: FinetuneConfig, done: float) -> float:
     """The learning rate when `done`, 0 to 1, of the tuning is over."""
+    rise = min(1.0, (done + 1 / config.iterations) / config.warmup) if config.warmup else 1.0
     if config.halve_at:
-        return config.lr * 0.5 ** sum(done >= share for share in config.halve_at)
-    return cosine(config.lr, config.lr_end, done)
+        return rise * config.lr * 0.5 ** sum(done >= share for share in config.halve_at)
+    return rise * cosine(config.lr, config.lr_end, done)
 
 
 def fraction_done(progress: Progress, config: FinetuneConfig) -> float:

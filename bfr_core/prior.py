@@ -62,6 +62,10 @@ class Prior(nn.Module):
         self.prediction, self.patch, self.size = prediction, patch, size
         self.name, self.sha256, self.licence = name, sha256, licence
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
     def forward(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
         """Noise in `x_t`, and the variance channels in [-1, 1] or None.
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,10 +13,13 @@ from torch.nn import functional as F
 
 from .draws import keyed_noise
 from .images import to_signed, to_unit
+from .metrics import high_band
+from .noise_level import estimate_noise_level
 from .precision import Precision, autocast
 from .prior import Prior
 from .restorers import Restorer
-from .sampler import Callback, SamplerConfig, denoise_once, sample_constrained
+from .sampler import Callback as SamplerCallback
+from .sampler import SamplerConfig, denoise_once, sample_constrained
 
 log = logging.getLogger(__name__)
 
@@ -28,26 +31,31 @@ class TargetConfig:
     sampler: see `SamplerConfig`. reference: what the low band is taken from, the restored face or the damaged one.
     t_clean: before it is restored, the damaged face is taken for a clean one under noise of this level, counted like
     t_start, and cleaned by one call of the prior: noise that the restorer never saw no longer reaches the reference.
-    0 = not, as in the paper.
+    0 = not, as in the paper; "auto": the level of the noise that the faces have, see `noise_level`.
+    detail: what the target's high band is multiplied by. The prior's answer is a mean, and too smooth; above 1 makes up
+    for that. 1 = as drawn, as in the paper.
     batch_size: faces per network call. seed: of the draws, which are keyed by face.
     """
 
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     reference: Literal["restored", "lq"] = "restored"
-    t_clean: int = 0
+    t_clean: int | Literal["auto"] = 0
+    detail: float = 1.0
     batch_size: int = 8
     seed: int = 0
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.t_clean < self.sampler.num_steps:
-            last = self.sampler.num_steps - 1
-            raise ValueError(f"t_clean is {self.t_clean}; it must be 0 (not) to num_steps - 1 = {last}")
+        last = self.sampler.num_steps - 1
+        if self.t_clean != "auto" and not (isinstance(self.t_clean, int) and 0 <= self.t_clean <= last):
+            raise ValueError(f"t_clean is {self.t_clean}; it must be auto, or 0 (not) to num_steps - 1 = {last}")
+        if not 0 <= self.detail <= 2:
+            raise ValueError(f"detail is {self.detail}; it must be 0 to 2, 1 to leave targets as drawn")
 
     @property
     def network_calls(self) -> int:
-        """Evaluations of the prior that one face takes."""
-        return self.sampler.network_calls + (self.t_clean > 0)
+        """Evaluations of the prior that one face takes, at most."""
+        return self.sampler.network_calls + (self.t_clean != 0)
 
 
 class Targets(NamedTuple):
@@ -64,15 +72,17 @@ def make_pseudo_targets(
     restorer: Restorer,
     prior: Prior,
     config: TargetConfig,
-    callback: Callback | None = None,
+    callback: SamplerCallback | None = None,
 ) -> Targets:
     """Clean, consistent versions of damaged faces.
 
     lq: (B, 3, S, S) RGB in [0, 1], S the restorer's size. names: one a face; each keys its face's draws.
+    config: with t_clean "auto" these faces alone decide; `settled` lets a sample of the folder decide once for all.
     callback: (network call, network calls, preview in [-1, 1]); what it raises ends the sampling.
     Faces are resized to the prior's size and back if it differs from S. Where the memory is too small for all at once,
     halves are taken; the targets are the same.
     """
+    config = settled(config, lq, prior)
     try:
         return _make(lq, names, restorer, prior, config, callback)
     except torch.cuda.OutOfMemoryError:
@@ -93,23 +103,42 @@ def _make(
     restorer: Restorer,
     prior: Prior,
     config: TargetConfig,
-    callback: Callback | None,
+    callback: SamplerCallback | None,
 ) -> Targets:
     device = restorer.device
     with autocast(device, config.precision):
-        if config.t_clean:
-            lq = _cleaned(lq.to(device), prior, config)
+        if isinstance(config.t_clean, int) and config.t_clean:
+            lq = _cleaned(lq.to(device), prior, config.sampler.num_steps, config.t_clean)
         restored = restorer.restore(lq)
         reference = to_signed(restored if config.reference == "restored" else lq.to(device))
         reference = _resized(reference, prior.size)
         noise = keyed_noise(config.seed, "targets", names, device)
         target = sample_constrained(prior, reference, config.sampler, noise, callback)
-    return Targets(restored.cpu(), to_unit(_resized(target, lq.shape[-1])).cpu())
+    target = _resized(target, lq.shape[-1])
+    if config.detail != 1:
+        target = target + (config.detail - 1) * high_band(target)
+    return Targets(restored.cpu(), to_unit(target).clamp(0, 1).cpu())
 
 
-def _cleaned(lq: Tensor, prior: Prior, config: TargetConfig) -> Tensor:
+@torch.no_grad()
+def settled(
+    config: TargetConfig, lq: Tensor, prior: Prior, callback: Callable[[int, int], None] | None = None
+) -> TargetConfig:
+    """`config` with t_clean as a number: where it is "auto", the noise level of the faces `lq`.
+
+    lq: (B, 3, S, S) RGB in [0, 1]; a dozen faces of a folder are enough. callback: (network call, network calls).
+    """
+    if config.t_clean != "auto":
+        return config
+    image = _resized(to_signed(lq.to(prior.device)), prior.size)
+    with autocast(prior.device, config.precision):
+        level = estimate_noise_level(prior, image, config.sampler.num_steps, callback)
+    return replace(config, t_clean=level)
+
+
+def _cleaned(lq: Tensor, prior: Prior, num_steps: int, level: int) -> Tensor:
     image = _resized(to_signed(lq), prior.size)
-    return to_unit(_resized(denoise_once(prior, image, config.sampler.num_steps, config.t_clean), lq.shape[-1]))
+    return to_unit(_resized(denoise_once(prior, image, num_steps, level), lq.shape[-1]))
 
 
 def _resized(image: Tensor, size: int) -> Tensor:

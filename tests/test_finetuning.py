@@ -142,6 +142,13 @@ def test_the_rate_is_halved_where_it_is_said():
     assert [learning_rate(config, d) for d in (0.0, 0.49, 0.5, 0.8)] == [1.0, 1.0, 0.5, 0.25]
 
 
+def test_the_learning_rate_rises_during_the_warmup():
+    config = replace(CONFIG, iterations=100, lr=1.0, lr_end=1.0, warmup=0.1)
+    assert [round(learning_rate(config, d), 6) for d in (0.0, 0.04, 0.09, 0.5, 1.0)] == [0.1, 0.5, 1.0, 1.0, 1.0]
+    with pytest.raises(ValueError, match="warmup"):
+        replace(CONFIG, warmup=1.5)
+
+
 def test_held_out_faces_are_never_trained_on():
     train, held = split(30, CONFIG)
     assert len(held) == 3 and not set(train) & set(held) and sorted(train + held) == list(range(30))

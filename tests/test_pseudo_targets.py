@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bfr_core.metrics import high_band
+from bfr_core.noise_level import estimate_noise_level
 from bfr_core.prior import load_prior
-from bfr_core.pseudo_targets import TargetConfig, make_pseudo_targets
+from bfr_core.pseudo_targets import TargetConfig, make_pseudo_targets, settled
 from bfr_core.restorers import load_restorer
 from bfr_core.sampler import SamplerConfig, denoise_once
 
@@ -45,7 +47,7 @@ def test_a_face_has_the_same_target_in_any_batch(networks):
     assert torch.allclose(together[1:2], alone, atol=1e-4)
 
 
-@pytest.mark.parametrize("level", [-1, 250])
+@pytest.mark.parametrize("level", [-1, 250, "some"])
 def test_a_level_outside_the_schedule_is_refused(level):
     with pytest.raises(ValueError, match="t_clean"):
         TargetConfig(SAMPLER, t_clean=level)
@@ -69,3 +71,31 @@ def test_too_little_memory_halves_the_batch_and_gives_the_same(networks, monkeyp
 
 def test_network_calls_are_those_of_the_sampler_and_the_cleaning():
     assert TargetConfig(SAMPLER).network_calls == 2 and TargetConfig(SAMPLER, t_clean=5).network_calls == 3
+
+
+def test_auto_is_the_noise_level_of_the_faces_themselves(networks):
+    lq = torch.rand(2, 3, 32, 32)
+    auto = TargetConfig(SAMPLER, t_clean="auto", precision="float32")
+    level = estimate_noise_level(networks[1], lq * 2 - 1, SAMPLER.num_steps)
+    assert settled(auto, lq, networks[1]) == replace(auto, t_clean=level)
+    found = make_pseudo_targets(lq, ["a", "b"], *networks, auto)
+    same = make_pseudo_targets(lq, ["a", "b"], *networks, replace(auto, t_clean=level))
+    assert torch.equal(found.pseudo_target, same.pseudo_target)
+
+
+def test_a_level_that_is_given_is_not_looked_for(networks, monkeypatch):
+    monkeypatch.setattr(networks[1], "forward", None)
+    config = TargetConfig(SAMPLER, t_clean=3)
+    assert settled(config, torch.rand(1, 3, 32, 32), networks[1]) is config
+
+
+def test_detail_makes_the_high_band_stronger_and_nothing_else(networks):
+    lq = 0.4 + 0.2 * torch.rand(1, 3, 32, 32)
+    config = TargetConfig(SAMPLER, precision="float32")
+    plain = make_pseudo_targets(lq, ["a"], *networks, config).pseudo_target
+    more = make_pseudo_targets(lq, ["a"], *networks, replace(config, detail=1.5)).pseudo_target
+    inside = (more > 0) & (more < 1)
+    assert inside.float().mean() > 0.5
+    assert torch.allclose(more[inside], (plain + 0.5 * high_band(plain))[inside], atol=1e-5)
+    with pytest.raises(ValueError, match="detail"):
+        TargetConfig(SAMPLER, detail=3)

@@ -1,0 +1,66 @@
+"""How strong the noise of damaged faces is, said by the prior: without clean copies and without a model of the noise.
+
+A prior that is told "this is noise of standard deviation s" takes off what it holds for noise. If it takes off s, the
+face had that much. What it takes off is measured along grey and along colour, because film grain has no colour and a
+sensor's noise is mostly colour: averaged over both, either would look weaker than it is. Grain that clumps is looked
+for at half the size as well; colour is not, because the blotches of a sensor are better taken off gently (measured).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .sampler import NoisePredictor, denoise_once
+from .schedule import respace
+
+# Along with the noise the prior takes off a little of the face's own detail, so that 1 is too low a bar.
+LIKE_NOISE = 1.1
+
+
+@torch.no_grad()
+def noise_ratio(prior: NoisePredictor, image: Tensor, num_steps: int, index: int) -> Tensor:
+    """What the prior takes off `image` at level `index`, over the noise of that level: (B,), 1 if it has just that.
+
+    image: (B, 3, H, W) float32 RGB in [-1, 1]. index: 0 ... num_steps - 1. One network call.
+    Falls with the level: above 1 the image has stronger noise than that, below 1 weaker.
+    """
+    alpha_bar = float(respace(prior.alpha_bar, num_steps).alpha_bar[index])
+    removed = image - denoise_once(prior, image, num_steps, index)
+    grey = removed.mean(1, keepdim=True)
+    # Independent noise of variance s^2 has s^2 along grey, 2 s^2 in the two directions of colour, and s^2 / 4 where two
+    # by two pixels are averaged; grain that clumps has more there.
+    along_grey = 3 * grey.square().mean((1, 2, 3))
+    clumped = 3 * 4 * F.avg_pool2d(grey, 2).square().mean((1, 2, 3))
+    along_colour = 1.5 * (removed - grey).square().mean((1, 2, 3))
+    return (torch.stack([along_grey, clumped, along_colour]).amax(0) * alpha_bar / (1 - alpha_bar)).sqrt()
+
+
+def estimate_noise_level(
+    prior: NoisePredictor, image: Tensor, num_steps: int, callback: Callable[[int, int], None] | None = None
+) -> int:
+    """The highest level, counted like `SamplerConfig.t_start`, of which half of the faces have noise; 0 if none.
+
+    image: (B, 3, H, W) float32 RGB in [-1, 1], faces with one kind of damage. callback: (network call, calls at most).
+    Blur, JPEG and clean faces give 0: there is no noise to take off.
+    """
+    lowest, highest = max(1, num_steps // 125), max(2, num_steps // 4)
+    calls, most = 0, 1 + (highest - lowest).bit_length()
+
+    def noisy(index: int) -> bool:
+        nonlocal calls
+        found = float(noise_ratio(prior, image, num_steps, index).median()) >= LIKE_NOISE
+        calls += 1
+        if callback:
+            callback(calls, most)
+        return found
+
+    if not noisy(lowest):
+        return 0
+    while highest - lowest > 1:
+        middle = (lowest + highest) // 2
+        lowest, highest = (middle, highest) if noisy(middle) else (lowest, middle)
+    return lowest
