@@ -4,7 +4,8 @@
 
 150 portraits that no embedded model has seen: half to adapt on (damaged copies only), half to measure on. Every row of
 the table that is tuned is tuned with the same recipe and differs only in its targets. Results are kept per cell in the
-work folder, so the command can be stopped and goes on; without --portraits it prints the table of what is there.
+work folder, with a fingerprint of networks and recipe: the command can be stopped and goes on, and never mixes what
+does not belong together. Without --portraits it prints the table of what is there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from bfr_core.lowpass import low_pass
 from bfr_core.prior import Prior, load_prior
 from bfr_core.pseudo_targets import TargetConfig, make_pseudo_targets, settled
 from bfr_core.restorers import Restorer, load_restorer
+from bfr_core.runs import fingerprint
 from bfr_core.sampler import denoise_once
 
 DAMAGES = ("sensor", "motion_jpeg", "halftone", "film_grain")
@@ -144,7 +146,10 @@ def run_cell(
         "damaged": lambda: lq,
         "base": lambda: restored_by(restorer, lq),
         TEACHER: lambda: restored_by(restorer, cleaned(lq, prior, target_config)),
-        "tuned on own outputs": lambda: restored_by(tuned(restorer, adapt_lq, base_adapt, config), lq),
+        # Its loss starts at nothing, so the base is kept whatever follows: a few steps are enough to show it.
+        "tuned on own outputs": lambda: restored_by(
+            tuned(restorer, adapt_lq, base_adapt, replace(config, iterations=100)), lq
+        ),
         "tuned on low-pass targets": lambda: restored_by(
             tuned(restorer, adapt_lq, low_pass(base_adapt, target_config.sampler.factor).clamp(0, 1), config), lq
         ),
@@ -171,11 +176,17 @@ def run_cell(
 # ---------------------------------------------------------------- the table
 
 
-def table(work: Path) -> str:
-    cells: dict[str, dict[str, dict]] = {}
+def read_cell(path: Path, made_from: str) -> dict:
+    """Rows of a cell that is there and belongs to these networks and this recipe."""
+    cell = json.loads(path.read_text()) if path.exists() else {}
+    return cell.get("rows", {}) if cell.get("made_from") == made_from else {}
+
+
+def table(work: Path, made_from: str) -> str:
+    cells: dict[str, dict[str, list[dict]]] = {}
     for path in sorted(work.glob("*.json")):
         kind, _ = path.stem.rsplit("-", 1)
-        for name, record in json.loads(path.read_text()).items():
+        for name, record in read_cell(path, made_from).items():
             cells.setdefault(kind, {}).setdefault(name, []).append(record)
     lines = []
     for kind, rows in cells.items():
@@ -239,30 +250,34 @@ def main() -> None:
     parser.add_argument("--damages", nargs="+", default=DAMAGES, choices=DAMAGES)
     parser.add_argument("--work", type=Path, default=Path(".training/adaptation"))
     parser.add_argument("--pictures", action="store_true", help="also keep the first eight restored faces of each row")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    restorer, prior = load_restorer(), load_prior()
+    made_from = fingerprint(restorer.sha256, prior.sha256, asdict(SMALL))
     if args.portraits:
         adapt_hq, hq = held_out_faces(args.portraits)
-        restorer, prior = load_restorer(), load_prior()
         clean = metrics.kid_features(hq)
         for seed in range(args.seeds):
             for kind in args.damages:
                 path = args.work / f"{kind}-{seed}.json"
-                done = json.loads(path.read_text()) if path.exists() else {}
+                done = read_cell(path, made_from)
 
                 def keep(name: str, faces: Tensor, extra: dict, path: Path = path, done: dict = done) -> None:
-                    values = {k: v.tolist() for k, v in face_measures(faces, hq).items()}
+                    values = {k: v.double().numpy().round(5).tolist() for k, v in face_measures(faces, hq).items()}
                     done[name] = {
                         "faces": values,
                         "kid": metrics.paired_kid(metrics.kid_features(faces), clean),
                     } | extra
-                    replace_atomically(path, lambda part: part.write_text(json.dumps(done)))
+                    cell = {"made_from": made_from, "rows": done}
+                    replace_atomically(path, lambda part: part.write_text(json.dumps(cell)))
                     shown = {k: round(float(np.mean(v)), 4) for k, v in values.items()}
                     print(path.stem, name, shown, {k: v for k, v in extra.items() if k == "setting"}, flush=True)
                     if args.pictures:
                         torch.save(faces[:8], path.with_suffix(f".{name}.pt"))
 
                 run_cell(kind, seed, adapt_hq, hq, restorer, prior, done, keep)
-    print(table(args.work))
+    print(table(args.work, made_from))
 
 
 if __name__ == "__main__":

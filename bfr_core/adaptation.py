@@ -65,13 +65,13 @@ class AdaptConfig:
 # defaults are the paper's, for 512 x 512.
 SMALL = AdaptConfig(
     targets=TargetConfig(
-        sampler=SamplerConfig(t_start=16, t_constrain_end=2, factor=2, calls=3), t_clean="auto", detail=1.08
+        sampler=SamplerConfig(t_start=16, t_constrain_end=2, factor=2, calls=3), t_clean="auto", detail=1.1
     ),
     finetune=FinetuneConfig(
-        iterations=400,
+        iterations=1200,
         batch_size=4,
         micro_batch=4,
-        lr=1e-3,
+        lr=6e-4,
         warmup=0.05,
         lr_end=2e-5,
         perceptual=0.0,
@@ -79,7 +79,7 @@ SMALL = AdaptConfig(
         texture=0.8,
         anchor=0.5,
         ema=0.99,
-        judge_every=50,
+        judge_every=100,
         checkpoint_seconds=20,
     ),
 )

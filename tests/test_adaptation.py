@@ -39,7 +39,7 @@ def config(tiny_restorer, tiny_prior):
         restorer=str(tiny_restorer),
         prior=str(tiny_prior),
         faces=ALIGNED,
-        targets=replace(SMALL.targets, batch_size=4, sampler=SamplerConfig(t_start=50, factor=4, calls=3)),
+        targets=replace(SMALL.targets, t_clean=9, batch_size=4, sampler=SamplerConfig(t_start=50, factor=4, calls=3)),
         finetune=replace(
             SMALL.finetune, iterations=6, batch_size=4, micro_batch=4, judge_every=3, checkpoint_seconds=0
         ),
@@ -81,6 +81,26 @@ def test_stopped_in_any_stage_and_run_again_gives_the_same_weights(photos, confi
     adapt(photos, tmp_path / "broken", config)
     whole, broken = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     assert all(torch.equal(whole[k], broken[k]) for k in whole)
+
+
+def test_the_noise_level_is_read_from_the_faces_once(photos, config, tmp_path, monkeypatch):
+    looked = []
+
+    def level(config, lq, prior, callback):
+        looked.append(len(lq))
+        callback(1, 1)
+        return replace(config, t_clean=7)
+
+    monkeypatch.setattr("bfr_core.adaptation.settled", level)
+    auto = replace(config, targets=replace(config.targets, t_clean="auto"))
+    stages = []
+    for _ in range(2):
+        result = adapt(photos, tmp_path, auto, lambda stage, *_: stages.append(stage))
+    assert looked == [10] and stages.count("noise") == 1
+    assert result.run.config()["targets"]["t_clean"] == 7 and json.loads(result.run.noise.read_text())["t_clean"] == 7
+    write_image(tmp_path / "photos" / "new.png", torch.rand(3, 32, 32))
+    adapt(tmp_path / "photos", tmp_path, auto)
+    assert looked == [10, 1]
 
 
 def spoiled_run(photos, config, folder):

@@ -107,6 +107,7 @@ def test_every_option_names_a_setting_and_changes_it(tiny_restorer):
         other = {
             "targets.sampler.kind": "paper",
             "targets.reference": "lq",
+            "targets.t_clean": "5",
             "restorer": str(tiny_restorer),
             "finetune.trainable": "lora",
         }.get(path)
