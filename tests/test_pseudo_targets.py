@@ -78,8 +78,8 @@ def test_auto_is_the_noise_level_of_the_faces_themselves(networks):
     auto = TargetConfig(SAMPLER, t_clean="auto", precision="float32")
     level = estimate_noise_level(networks[1], lq * 2 - 1, SAMPLER.num_steps)
     assert settled(auto, lq, networks[1]) == replace(auto, t_clean=level)
-    found = make_pseudo_targets(lq, ["a", "b"], *networks, auto)
-    same = make_pseudo_targets(lq, ["a", "b"], *networks, replace(auto, t_clean=level))
+    found = make_pseudo_targets(lq, ["a", "b"], networks[0], networks[1], auto)
+    same = make_pseudo_targets(lq, ["a", "b"], networks[0], networks[1], replace(auto, t_clean=level))
     assert torch.equal(found.pseudo_target, same.pseudo_target)
 
 
@@ -92,8 +92,8 @@ def test_a_level_that_is_given_is_not_looked_for(networks, monkeypatch):
 def test_detail_makes_the_high_band_stronger_and_nothing_else(networks):
     lq = 0.4 + 0.2 * torch.rand(1, 3, 32, 32)
     config = TargetConfig(SAMPLER, precision="float32")
-    plain = make_pseudo_targets(lq, ["a"], *networks, config).pseudo_target
-    more = make_pseudo_targets(lq, ["a"], *networks, replace(config, detail=1.5)).pseudo_target
+    plain = make_pseudo_targets(lq, ["a"], networks[0], networks[1], config).pseudo_target
+    more = make_pseudo_targets(lq, ["a"], networks[0], networks[1], replace(config, detail=1.5)).pseudo_target
     inside = (more > 0) & (more < 1)
     assert inside.float().mean() > 0.5
     assert torch.allclose(more[inside], (plain + 0.5 * high_band(plain))[inside], atol=1e-5)
