@@ -34,7 +34,7 @@ from bfr_core.images import read_image, replace_atomically, to_signed, to_unit
 from bfr_core.lowpass import low_pass
 from bfr_core.prior import Prior, load_prior
 from bfr_core.pseudo_targets import TargetConfig, make_pseudo_targets, settled
-from bfr_core.restorers import Restorer, load_restorer
+from bfr_core.restorers import Restorer, load_restorer, save_restorer
 from bfr_core.runs import fingerprint
 from bfr_core.sampler import denoise_once
 
@@ -135,9 +135,17 @@ def targets_of(lq: Tensor, restorer: Restorer, prior: Prior, config: TargetConfi
 
 
 def run_cell(
-    kind: str, seed: int, adapt_hq: Tensor, hq: Tensor, restorer: Restorer, prior: Prior, done: dict, keep
+    kind: str,
+    seed: int,
+    adapt_hq: Tensor,
+    hq: Tensor,
+    restorer: Restorer,
+    prior: Prior,
+    done: dict,
+    keep,
+    weights: Path | None = None,
 ) -> None:
-    """Restored measure faces of every row not yet in `done`, handed to `keep(row, faces)`."""
+    """Restored measure faces of every row not yet in `done`, handed to `keep(row, faces)`; adapted weights kept."""
     lq, adapt_lq = damaged(hq, kind, seed, "measure"), damaged(adapt_hq, kind, seed, "adapt")
     config = replace(SMALL.finetune, seed=seed)
     target_config = settled(replace(SMALL.targets, seed=seed), adapt_lq[::5], prior)
@@ -155,6 +163,16 @@ def run_cell(
         ),
         "oracle": lambda: restored_by(tuned(restorer, adapt_lq, adapt_hq, config), lq),
     }
+    if "adapted" not in done:
+        targets = targets_of(adapt_lq, restorer, prior, target_config)
+        adapted = tuned(restorer, adapt_lq, targets, config)
+        if weights:
+            save_restorer(weights / f"{kind}-{seed}.safetensors", adapted, {}, half=True)
+        blind = damaged(hq, "blind", seed, "measure")
+        old = [metrics.psnr(restored_by(r, blind), hq).tolist() for r in (restorer, adapted)]
+        teacher = {k: v.tolist() for k, v in face_measures(targets, adapt_hq).items()}
+        extra = {"old damage": old, "targets": teacher, "noise level": target_config.t_clean}
+        keep("adapted", restored_by(adapted, lq), extra)
     for name, make in row.items():
         if name not in done:
             keep(name, make(), {})
@@ -163,14 +181,6 @@ def run_cell(
         clean = denoise(lq)
         keep("denoiser", clean, {"setting": setting})
         keep("denoiser, then base", restored_by(restorer, clean), {"setting": setting})
-    if "adapted" not in done:
-        targets = targets_of(adapt_lq, restorer, prior, target_config)
-        adapted = tuned(restorer, adapt_lq, targets, config)
-        blind = damaged(hq, "blind", seed, "measure")
-        old = [metrics.psnr(restored_by(r, blind), hq).tolist() for r in (restorer, adapted)]
-        teacher = {k: v.tolist() for k, v in face_measures(targets, adapt_hq).items()}
-        extra = {"old damage": old, "targets": teacher, "noise level": target_config.t_clean}
-        keep("adapted", restored_by(adapted, lq), extra)
 
 
 # ---------------------------------------------------------------- the table
@@ -249,7 +259,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--damages", nargs="+", default=DAMAGES, choices=DAMAGES)
     parser.add_argument("--work", type=Path, default=Path(".training/adaptation"))
-    parser.add_argument("--pictures", action="store_true", help="also keep the first eight restored faces of each row")
+    parser.add_argument(
+        "--pictures",
+        action="store_true",
+        help="also keep the first eight restored faces of each row, and the adapted restorers",
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -274,9 +288,9 @@ def main() -> None:
                     shown = {k: round(float(np.mean(v)), 4) for k, v in values.items()}
                     print(path.stem, name, shown, {k: v for k, v in extra.items() if k == "setting"}, flush=True)
                     if args.pictures:
-                        torch.save(faces[:8], path.with_suffix(f".{name}.pt"))
+                        torch.save(faces[:8].clone(), path.with_suffix(f".{name}.pt"))
 
-                run_cell(kind, seed, adapt_hq, hq, restorer, prior, done, keep)
+                run_cell(kind, seed, adapt_hq, hq, restorer, prior, done, keep, args.work if args.pictures else None)
     print(table(args.work, made_from))
 
 

@@ -48,6 +48,7 @@ OPTIONS = {
     "--adversarial": ("finetune.adversarial", "weight of the adversarial term"),
     "--texture": ("finetune.texture", "weight of the texture term"),
     "--anchor": ("finetune.anchor", "share of each step spent on staying good at ordinary damage"),
+    "--transplant": ("finetune.transplant", "share of the faces that get another face's damage"),
     "--feature": ("finetune.feature", "weight of the code feature term (CodeFormer)"),
     "--code": ("finetune.code", "weight of the code prediction term (CodeFormer)"),
     "--trainable": ("finetune.trainable", "full, or lora for low-rank changes only, saved alone as well"),

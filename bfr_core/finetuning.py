@@ -10,9 +10,10 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -28,6 +29,7 @@ from .lowrank import add_low_rank, merge_low_rank
 from .objectives import Batch, Objective, objective_of, weighted
 from .precision import Precision, autocast
 from .restorers import Restorer
+from .transplant import transplanted
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ class FinetuneConfig:
     feature, code: weights of the code losses, which take the place of the image losses for CodeFormer.
     anchor: faces a step, as a share of batch_size, on which the restorer is held to what the base makes of ordinary
     blind damage, so that it stays good at what the base could do.
+    transplant: share of the faces that get another face's damage, put on their own target, see `transplant`.
     trainable: "full", or "lora" for low-rank changes of `rank` only, which need less memory and make a small file.
     recompute: keep only what passes between the network's blocks and compute the rest again; slower, less memory.
     discriminator_features: width of the discriminator. ema: decay of the moving average that becomes the result.
@@ -73,6 +76,7 @@ class FinetuneConfig:
     rank: int = 8
     recompute: bool = False
     anchor: float = 0.0
+    transplant: float = 0.0
     discriminator_features: int = 64
     ema: float = 0.995
     held_out: float = 0.1
@@ -91,7 +95,7 @@ class FinetuneConfig:
         for name in ("batch_size", "micro_batch", "judge_every", "rank"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
-        for name in ("anchor", "warmup"):
+        for name in ("anchor", "warmup", "transplant"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 to 1")
         if not 0 <= self.held_out < 1:
@@ -312,22 +316,33 @@ def split(count: int, config: FinetuneConfig) -> tuple[list[int], list[int]]:
 
 
 def micro_batches(pairs: Pairs, train: list[int], step: int, config: FinetuneConfig) -> Iterator[Batch]:
-    """The faces of one optimizer step, mirrored at random; fixed by the seed and the step."""
+    """The faces of one step, mirrored at random, some with another's damage; fixed by the seed and the step."""
     first = step * config.batch_size
     chosen: list[tuple[int, bool]] = []
+    donors: list[int | None] = []
     for position in range(first, first + config.batch_size):
         epoch, place = divmod(position, len(train))
         generator = keyed_generator(config.seed, "epoch", epoch)
         face = train[int(torch.randperm(len(train), generator=generator)[place])]
         chosen.append((face, bool(torch.rand(len(train), generator=generator)[place] < 0.5)))
+        generator = keyed_generator(config.seed, "transplant", position)
+        chance, donor = torch.rand(2, generator=generator).tolist()
+        donors.append(train[int(donor * len(train))] if chance < config.transplant else None)
     for i in range(0, config.batch_size, config.micro_batch):
-        yield batch_of(pairs, chosen[i : i + config.micro_batch])
+        some = slice(i, i + config.micro_batch)
+        yield batch_of(pairs, chosen[some], donors[some])
 
 
-def batch_of(pairs: Pairs, keys: list[tuple[int, bool]]) -> Batch:
-    """The pairs of these (face, mirrored)."""
-    lq, target = zip(*([x.flip(-1) if flip else x for x in pairs[face]] for face, flip in keys), strict=True)
-    return Batch(torch.stack(lq), torch.stack(target), keys)
+def batch_of(pairs: Pairs, keys: list[tuple[int, bool]], donors: Sequence[int | None] = ()) -> Batch:
+    """The pairs of these (face, mirrored). donors: for each the face whose damage it gets, or None for its own."""
+    lqs, targets = [], []
+    for (face, mirrored), donor in zip_longest(keys, donors):
+        lq, target = pairs[face]
+        if donor is not None:
+            lq = transplanted(target, *pairs[donor])
+        lqs.append(lq.flip(-1) if mirrored else lq)
+        targets.append(target.flip(-1) if mirrored else target)
+    return Batch(torch.stack(lqs), torch.stack(targets), keys)
 
 
 def anchor_faces(pairs: Pairs, train: list[int], step: int, config: FinetuneConfig) -> Tensor:

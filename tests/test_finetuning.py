@@ -58,7 +58,7 @@ def test_the_base_is_left_as_it_was(pairs):
 
 @pytest.mark.parametrize("adversarial", [0.0, 0.1])
 def test_stopped_anywhere_and_resumed_gives_the_same_weights(pairs, tmp_path, adversarial):
-    config = replace(CONFIG, adversarial=adversarial, discriminator_features=8, anchor=0.25)
+    config = replace(CONFIG, adversarial=adversarial, discriminator_features=8, anchor=0.25, transplant=0.5)
     whole, _ = finetune(toy(), pairs, config)
 
     class Stop(Exception):
@@ -140,6 +140,15 @@ def test_ways_of_tuning_all_learn(pairs, change):
 def test_the_rate_is_halved_where_it_is_said():
     config = replace(CONFIG, lr=1.0, halve_at=(0.5, 0.75))
     assert [learning_rate(config, d) for d in (0.0, 0.49, 0.5, 0.8)] == [1.0, 1.0, 0.5, 0.25]
+
+
+def test_some_faces_get_the_damage_of_another(pairs):
+    config = replace(CONFIG, batch_size=12, micro_batch=12, transplant=0.5)
+    (mixed,) = micro_batches(pairs, list(range(12)), 0, config)
+    (plain,) = micro_batches(pairs, list(range(12)), 0, replace(config, transplant=0))
+    assert torch.equal(mixed.target, plain.target) and mixed.keys == plain.keys
+    other = [not torch.allclose(a, b, atol=1e-5) for a, b in zip(mixed.lq, plain.lq, strict=True)]
+    assert 2 <= sum(other) <= 10
 
 
 def test_the_learning_rate_rises_during_the_warmup():

@@ -20,7 +20,18 @@ CORE = ROOT / "bfr_core"
 # A module may import from its own layer and from those above it in this list, never from below.
 LAYERS = (
     ("images", "lowpass", "schedule", "draws", "precision", "unet", "checkpoints", "weights", "runs"),
-    ("restorers", "lowrank", "prior", "sampler", "noise_level", "losses", "faces", "degradations", "metrics"),
+    (
+        "restorers",
+        "lowrank",
+        "prior",
+        "sampler",
+        "noise_level",
+        "losses",
+        "faces",
+        "degradations",
+        "transplant",
+        "metrics",
+    ),
     (
         "restore",
         "pseudo_targets",

@@ -1,0 +1,56 @@
+"""The damage of one face put on the pseudo target of another.
+
+A pseudo target is never quite what lay under the damage, and a restorer tuned on (lq, pseudo target) learns that error,
+too. Put on another face's target, the same damage has an answer that is known exactly: the restorer learns to undo the
+damage, not to copy the teacher. Damage is taken apart as lq = filter * target + rest: the filter is what blurred the
+face, the rest is noise, dots, blocks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+SUPPORT = 15  # pixels, of a face 128 pixels wide; in proportion for larger ones, at most MOST
+MOST = 31
+RIDGE = 1e-3  # weight of "the filter changes nothing", relative to the target's own energy
+
+
+def transplanted(target: Tensor, donor_lq: Tensor, donor_target: Tensor) -> Tensor:
+    """`target` with the donor's damage: all (3, S, S) RGB in [0, 1]. Put on the donor's own target it is donor_lq."""
+    damage = damage_filter(donor_target, donor_lq)
+    rest = donor_lq - filtered(donor_target, damage)
+    return (filtered(target, damage) + rest).clamp(0, 1)
+
+
+def damage_filter(target: Tensor, lq: Tensor) -> Tensor:
+    """The filter (K, K), one for all colours, that makes of `target` the most of `lq` that a filter can.
+
+    target, lq: (3, S, S) in [0, 1]. Least squares with a ridge that pulls towards the filter that changes nothing, so
+    what cannot be told stays as it is. Solved through the correlations of the windowed pictures: K^2 unknowns.
+    """
+    side = target.shape[-1]
+    radius = min(MOST, SUPPORT * side // 128) // 2
+    window = torch.hann_window(side, periodic=False, dtype=torch.float64, device=target.device)
+    window = (window[:, None] * window).sqrt()
+    plain = (target - target.mean((1, 2), keepdim=True)).double()
+    change = (lq - lq.mean((1, 2), keepdim=True)).double() - plain
+    x, d = torch.fft.rfft2(plain * window), torch.fft.rfft2(change * window)
+    own = torch.fft.irfft2((x.abs() ** 2).sum(0), s=(side, side))
+    cross = torch.fft.irfft2((x.conj() * d).sum(0), s=(side, side))
+    offsets = torch.cartesian_prod(*[torch.arange(-radius, radius + 1, device=target.device)] * 2)
+    apart = (offsets[:, None] - offsets) % side
+    normal = own[apart[..., 0], apart[..., 1]]
+    ridge = RIDGE * own[0, 0].clamp_min(1e-12) * torch.eye(len(offsets), dtype=own.dtype, device=own.device)
+    wanted = cross[offsets[:, 0] % side, offsets[:, 1] % side]
+    found = torch.linalg.solve(normal + ridge, wanted).view(2 * radius + 1, -1).to(target.dtype)
+    found[radius, radius] += 1
+    return found
+
+
+def filtered(image: Tensor, kernel: Tensor) -> Tensor:
+    """Convolution of each channel of `image` (C, H, W) with `kernel` (K, K), K odd; edges are repeated outwards."""
+    radius = kernel.shape[-1] // 2
+    padded = F.pad(image[:, None], (radius,) * 4, mode="replicate")
+    return F.conv2d(padded, kernel.flip(0, 1)[None, None])[:, 0]

@@ -1,0 +1,59 @@
+"""Damage taken from one face and put on another."""
+
+import pytest
+import torch
+
+from bfr_core.transplant import damage_filter, filtered, transplanted
+
+
+def picture(seed, side=64):
+    """Something with content at every scale."""
+    generator = torch.Generator().manual_seed(seed)
+    scales = [torch.rand(1, 3, side // n, side // n, generator=generator) for n in (1, 2, 4, 16)]
+    return sum(torch.nn.functional.interpolate(x, (side, side), mode="bilinear")[0] for x in scales) / 4
+
+
+def blur(length):
+    kernel = torch.zeros(7, 7)
+    kernel[3, 3 - length // 2 : 3 + length // 2 + 1] = 1
+    return kernel / kernel.sum()
+
+
+def test_a_filter_is_found_again():
+    target = picture(0, 128)
+    found = damage_filter(target, filtered(target, blur(5)))
+    assert found.shape == (15, 15) and found.sum() == pytest.approx(1, abs=0.05)
+    assert (found[4:11, 4:11] - blur(5)).abs().max() < 0.05
+
+
+def test_a_filter_goes_one_way():
+    """Convolution, not correlation: a picture moved to the right is moved to the right again."""
+    target = picture(0, 128)
+    found = damage_filter(target, target.roll(2, 2))
+    moved = filtered(picture(1, 128), found)
+    assert (moved - picture(1, 128).roll(2, 2))[:, 10:-10, 10:-10].abs().mean() < 0.02
+
+
+def test_noise_leaves_the_filter_alone():
+    target = picture(0, 128)
+    noise = 0.1 * torch.randn(target.shape, generator=torch.Generator().manual_seed(1))
+    found = damage_filter(target, target + noise)
+    assert found[7, 7] == pytest.approx(1, abs=0.1)
+
+
+def test_put_back_on_its_own_target_the_damage_is_what_it_was():
+    lq, target = picture(1), picture(0)
+    assert torch.allclose(transplanted(target, lq, target), lq, atol=1e-5)
+
+
+def test_what_was_done_to_one_face_is_done_to_the_other():
+    target, other = picture(0, 128), picture(1, 128)
+    noise = 0.05 * torch.randn(target.shape, generator=torch.Generator().manual_seed(2))
+    wanted = (filtered(other, blur(5)) + noise).clamp(0, 1)
+    got = transplanted(other, filtered(target, blur(5)) + noise, target)
+    assert (got - wanted).abs().mean() < 0.01 < 0.3 * (other - wanted).abs().mean()
+
+
+def test_flat_pictures_are_no_error():
+    flat = torch.full((3, 64, 64), 0.5)
+    assert torch.isfinite(transplanted(picture(0), flat, flat)).all()
