@@ -148,13 +148,13 @@ def run_cell(
     """Restored measure faces of every row not yet in `done`, handed to `keep(row, faces)`; adapted weights kept."""
     lq, adapt_lq = damaged(hq, kind, seed, "measure"), damaged(adapt_hq, kind, seed, "adapt")
     config = replace(SMALL.finetune, seed=seed)
-    target_config = settled(replace(SMALL.targets, seed=seed), adapt_lq[::5], prior)
+    target_config = settled(replace(SMALL.targets, seed=seed), adapt_lq[::5], restorer, prior)
     base_adapt = restored_by(restorer, adapt_lq)
     row: dict[str, Callable[[], Tensor]] = {
         "damaged": lambda: lq,
         "base": lambda: restored_by(restorer, lq),
         TEACHER: lambda: restored_by(restorer, cleaned(lq, prior, target_config)),
-        # Its loss starts at nothing, so the base is kept whatever follows: a few steps are enough to show it.
+        # Its loss on held-out faces starts at nothing, so the base is kept whatever follows: a few steps show it.
         "tuned on own outputs": lambda: restored_by(
             tuned(restorer, adapt_lq, base_adapt, replace(config, iterations=100)), lq
         ),

@@ -46,7 +46,7 @@ def main() -> None:
             lq, adapt_lq = damaged(hq, kind, seed, "measure"), damaged(adapt_hq, kind, seed, "adapt")
             for sampler in ("paper", "fast"):
                 config = replace(PAPER if sampler == "paper" else SMALL.targets, seed=seed)
-                config = settled(config, adapt_lq[::5], prior)
+                config = settled(config, adapt_lq[::5], restorer, prior)
                 started = time.perf_counter()
                 targets = targets_of(adapt_lq, restorer, prior, config)
                 cost[sampler] += time.perf_counter() - started

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 StageCallback = Callable[[str, int, int, Any], None]
 CACHED_BYTES = 1 << 30
 GATE_BATCH = 16
-NOISE_FACES = 16  # of a folder, from which its noise level is read
+EXAMINED_FACES = 16  # of a folder, for the settings that are left to it
 REDRAWN_SEED = 7919  # apart, so that the draws of no try are those of a neighbouring seed
 
 
@@ -208,27 +208,32 @@ def resize_square(image: Tensor, size: int, file: Path) -> Tensor:
 
 
 def settled_targets(
-    run: Run, faces: FaceSet, prior: Prior, config: TargetConfig, callback: StageCallback | None = None
+    run: Run,
+    faces: FaceSet,
+    restorer: Restorer,
+    prior: Prior,
+    config: TargetConfig,
+    callback: StageCallback | None = None,
 ) -> TargetConfig:
-    """`config` with "auto" replaced by what a sample of the run's faces says; found once, and kept in noise.json."""
-    if config.t_clean != "auto":
+    """`config` with "auto" replaced by what a sample of the run's faces says; found once, and kept in settled.json."""
+    if "auto" not in (config.t_clean, config.detail):
         return config
-    num_steps = config.sampler.num_steps
-    print_ = fingerprint(faces.fingerprint, prior.sha256, num_steps)
-    found = read_json(run.noise, {})
+    print_ = fingerprint(faces.fingerprint, restorer.sha256, prior.sha256, asdict(config))
+    found = read_json(run.settled, {})
     if found.get("fingerprint") != print_:
 
         def step(call: int, calls: int) -> None:
             if callback:
-                callback("noise", call, calls, None)
+                callback("examine", call, calls, None)
 
-        some = min(NOISE_FACES, len(faces))
+        some = min(EXAMINED_FACES, len(faces))
         chosen = [i * len(faces) // some for i in range(some)]
         lq = torch.cat([faces.batch(i, i + 1) for i in chosen])
-        found = {"fingerprint": print_, "t_clean": settled(config, lq, prior, step).t_clean}
-        write_json(run.noise, found | {"num_steps": num_steps, "faces": len(lq)})
-        log.info("noise level of the faces: %s of %s", found["t_clean"], num_steps)
-    return replace(config, t_clean=found["t_clean"])
+        clear = settled(config, lq, restorer, prior, step)
+        found = {"fingerprint": print_, "t_clean": clear.t_clean, "detail": clear.detail, "faces": len(lq)}
+        write_json(run.settled, found)
+        log.info("noise level %s of %s, detail x %.2f", clear.t_clean, config.sampler.num_steps, clear.detail)
+    return replace(config, t_clean=found["t_clean"], detail=found["detail"])
 
 
 def draw_targets(
@@ -485,7 +490,7 @@ def adapt(
     prior = load_prior(config.prior).to(device)
     with run.locked():
         faces = collect_faces(Path(folder), run, base.size, config.faces, callback)
-        target_config = settled_targets(run, faces, prior, config.targets, callback)
+        target_config = settled_targets(run, faces, base, prior, config.targets, callback)
         made_from = draw_targets(run, faces, base, prior, target_config, callback)
         redraw = redraw_with(base, prior, target_config)
         targets = gate_targets(run, faces, targets_of(run, faces), made_from, config.gate, redraw, callback)

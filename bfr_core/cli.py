@@ -35,7 +35,7 @@ OPTIONS = {
     "--eta": ("targets.sampler.eta", "fresh noise per step of the fast sampler, 0 to 1"),
     "--reference": ("targets.reference", "low band from the 'restored' face or from the damaged one, 'lq'"),
     "--clean-level": ("targets.t_clean", "level at which the prior cleans the face first, or auto; 0 = not"),
-    "--target-detail": ("targets.detail", "what the targets' high band is multiplied by; 1 = as drawn"),
+    "--target-detail": ("targets.detail", "what the targets' high band is multiplied by, or auto; 1 = as drawn"),
     "--gate": ("gate.limit", "deviations from the folder's median at which a target is refused; 0 = never"),
     "--gate-tries": ("gate.tries", "further draws for a refused target before it is left out"),
     "--iterations": ("finetune.iterations", "tuning steps"),
@@ -182,7 +182,7 @@ def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     with run.locked():
         found = faces_of(run)
         prior = load_prior(config.prior).to(restorer.device)
-        target_config = settled_targets(run, found, prior, config.targets, bars)
+        target_config = settled_targets(run, found, restorer, prior, config.targets, bars)
         made_from = draw_targets(run, found, restorer, prior, target_config, bars)
         redraw = redraw_with(restorer, prior, target_config)
         files = gate_targets(run, found, targets_of(run, found), made_from, config.gate, redraw, bars)
@@ -516,12 +516,17 @@ def _add(parser: argparse.ArgumentParser, flag: str) -> None:
         parser.add_argument(flag, dest=_dest(flag), type=kind, metavar=kind.__name__.upper(), help=text)
 
 
-def clean_level(text: str) -> int | str:
-    """A level, or "auto"."""
-    return text if text == "auto" else int(text)
+def or_auto(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A reader of `kind` that also knows the word "auto"."""
+
+    def read(text: str) -> Any:
+        return text if text == "auto" else kind(text)
+
+    read.__name__ = f"{kind.__name__} or auto"
+    return read
 
 
-PARSED: dict[str, Callable[[str], Any]] = {"targets.t_clean": clean_level}
+PARSED = {"targets.t_clean": or_auto(int), "targets.detail": or_auto(float)}
 
 
 def _default(path: str) -> Any:

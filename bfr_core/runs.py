@@ -23,7 +23,7 @@ class Run:
     faces/            aligned crops and faces.json
     restored/         what the base restorer makes of them
     targets/          pseudo targets; redrawn/ in it: those drawn again because the gate refused the first
-    noise.json        noise level found in the faces, where it was looked for
+    settled.json      settings that were left to the faces ("auto")
     gate.json         what the gate found of each
     checkpoints/      training state
     restorer.safetensors, report.html, report.json, log.txt
@@ -53,8 +53,8 @@ class Run:
         return self.targets / "redrawn"
 
     @property
-    def noise(self) -> Path:
-        return self.folder / "noise.json"
+    def settled(self) -> Path:
+        return self.folder / "settled.json"
 
     @property
     def gate(self) -> Path:

@@ -83,10 +83,10 @@ def test_stopped_in_any_stage_and_run_again_gives_the_same_weights(photos, confi
     assert all(torch.equal(whole[k], broken[k]) for k in whole)
 
 
-def test_the_noise_level_is_read_from_the_faces_once(photos, config, tmp_path, monkeypatch):
+def test_what_is_left_to_the_faces_is_read_off_them_once(photos, config, tmp_path, monkeypatch):
     looked = []
 
-    def level(config, lq, prior, callback):
+    def level(config, lq, restorer, prior, callback):
         looked.append(len(lq))
         callback(1, 1)
         return replace(config, t_clean=7)
@@ -96,8 +96,8 @@ def test_the_noise_level_is_read_from_the_faces_once(photos, config, tmp_path, m
     stages = []
     for _ in range(2):
         result = adapt(photos, tmp_path, auto, lambda stage, *_: stages.append(stage))
-    assert looked == [10] and stages.count("noise") == 1
-    assert result.run.config()["targets"]["t_clean"] == 7 and json.loads(result.run.noise.read_text())["t_clean"] == 7
+    assert looked == [10] and stages.count("examine") == 1
+    assert result.run.config()["targets"]["t_clean"] == 7 and json.loads(result.run.settled.read_text())["t_clean"] == 7
     write_image(tmp_path / "photos" / "new.png", torch.rand(3, 32, 32))
     adapt(tmp_path / "photos", tmp_path, auto)
     assert looked == [10, 1]

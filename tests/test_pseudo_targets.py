@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from bfr_core.metrics import high_band
 from bfr_core.noise_level import estimate_noise_level
 from bfr_core.prior import load_prior
-from bfr_core.pseudo_targets import TargetConfig, make_pseudo_targets, settled
+from bfr_core.pseudo_targets import MOST_GAIN, TargetConfig, detail_gain, make_pseudo_targets, settled
 from bfr_core.restorers import load_restorer
 from bfr_core.sampler import SamplerConfig, denoise_once
 
@@ -77,7 +78,7 @@ def test_auto_is_the_noise_level_of_the_faces_themselves(networks):
     lq = torch.rand(2, 3, 32, 32)
     auto = TargetConfig(SAMPLER, t_clean="auto", precision="float32")
     level = estimate_noise_level(networks[1], lq * 2 - 1, SAMPLER.num_steps)
-    assert settled(auto, lq, networks[1]) == replace(auto, t_clean=level)
+    assert settled(auto, lq, networks[0], networks[1]) == replace(auto, t_clean=level)
     found = make_pseudo_targets(lq, ["a", "b"], networks[0], networks[1], auto)
     same = make_pseudo_targets(lq, ["a", "b"], networks[0], networks[1], replace(auto, t_clean=level))
     assert torch.equal(found.pseudo_target, same.pseudo_target)
@@ -86,7 +87,7 @@ def test_auto_is_the_noise_level_of_the_faces_themselves(networks):
 def test_a_level_that_is_given_is_not_looked_for(networks, monkeypatch):
     monkeypatch.setattr(networks[1], "forward", None)
     config = TargetConfig(SAMPLER, t_clean=3)
-    assert settled(config, torch.rand(1, 3, 32, 32), networks[1]) is config
+    assert settled(config, torch.rand(1, 3, 32, 32), networks[0], networks[1]) is config
 
 
 def test_detail_makes_the_high_band_stronger_and_nothing_else(networks):
@@ -96,6 +97,37 @@ def test_detail_makes_the_high_band_stronger_and_nothing_else(networks):
     more = make_pseudo_targets(lq, ["a"], networks[0], networks[1], replace(config, detail=1.5)).pseudo_target
     inside = (more > 0) & (more < 1)
     assert inside.float().mean() > 0.5
-    assert torch.allclose(more[inside], (plain + 0.5 * high_band(plain))[inside], atol=1e-5)
+    assert torch.allclose(more[inside], (plain + 0.5 * high_band(plain, 1.5 * 32 / 128))[inside], atol=1e-5)
     with pytest.raises(ValueError, match="detail"):
         TargetConfig(SAMPLER, detail=3)
+
+
+def natural(power):
+    """Something with as much at every scale as `power` says; at 0.75 about as much as in faces."""
+    generator = torch.Generator().manual_seed(0)
+    scales = [torch.rand(4, 3, 128 // n, 128 // n, generator=generator) * n**power for n in (1, 2, 4, 8, 16)]
+    made = torch.stack([F.interpolate(x, (128, 128), mode="bilinear") for x in scales]).sum(0)
+    return made / made.amax()
+
+
+def test_faces_that_were_made_soft_get_back_what_they_lost():
+    crisp = natural(0.75)
+    soft = crisp - 0.15 * high_band(crisp)
+    assert detail_gain(crisp) == 1
+    regained = soft + (detail_gain(soft) - 1) * high_band(soft)
+    assert high_band(regained).std() / high_band(crisp).std() == pytest.approx(1, abs=0.05)
+    assert high_band(soft).std() / high_band(crisp).std() < 0.9
+
+
+def test_the_gain_is_never_below_1_nor_without_bound():
+    assert detail_gain(torch.rand(2, 3, 64, 64)) == 1  # noise: more fine detail than a face has
+    assert detail_gain(natural(2.0)) == MOST_GAIN
+    assert 1 <= detail_gain(torch.full((2, 3, 64, 64), 0.5)) <= MOST_GAIN
+
+
+def test_detail_left_to_the_faces_is_a_number_in_the_end(networks):
+    lq = torch.rand(2, 3, 32, 32)
+    config = TargetConfig(SAMPLER, detail="auto", precision="float32")
+    found = settled(config, lq, networks[0], networks[1])
+    assert isinstance(found.detail, float) and 1 <= found.detail <= MOST_GAIN
+    assert replace(found, detail="auto") == config
