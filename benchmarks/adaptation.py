@@ -192,7 +192,8 @@ def read_cell(path: Path, made_from: str) -> dict:
     return cell.get("rows", {}) if cell.get("made_from") == made_from else {}
 
 
-def table(work: Path, made_from: str) -> str:
+def table(work: Path, made_from: str, brief: bool = False) -> str:
+    """Markdown. brief: intervals of PSNR and detail correlation only."""
     cells: dict[str, dict[str, list[dict]]] = {}
     for path in sorted(work.glob("*.json")):
         kind, _ = path.stem.rsplit("-", 1)
@@ -206,9 +207,12 @@ def table(work: Path, made_from: str) -> str:
         for name in ROWS:
             if name in rows:
                 records = rows[name]
+                intervals = {c: metrics.bootstrap_interval(_mean(records, c)) for c in COLUMNS}
                 shown = [
-                    format_interval(metrics.bootstrap_interval(_mean(records, c)), MEASURES[c].decimals)
-                    for c in COLUMNS
+                    f"{found.mean:.{MEASURES[c].decimals}f}"
+                    if brief and c not in ("psnr", "detail_correlation")
+                    else format_interval(found, MEASURES[c].decimals)
+                    for c, found in intervals.items()
                 ]
                 shown.append(f"{np.mean([r['kid'][0] for r in records]):.3f}")
                 lines.append(f"| {name} | " + " | ".join(shown) + " |")
@@ -264,6 +268,7 @@ def main() -> None:
         action="store_true",
         help="also keep the first eight restored faces of each row, and the adapted restorers",
     )
+    parser.add_argument("--brief", action="store_true", help="print fewer intervals")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -291,7 +296,7 @@ def main() -> None:
                         torch.save(faces[:8].clone(), path.with_suffix(f".{name}.pt"))
 
                 run_cell(kind, seed, adapt_hq, hq, restorer, prior, done, keep, args.work if args.pictures else None)
-    print(table(args.work, made_from))
+    print(table(args.work, made_from, args.brief))
 
 
 if __name__ == "__main__":

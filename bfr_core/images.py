@@ -411,7 +411,10 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.parent / f".{uuid.uuid4().hex[:12]}.part{path.suffix}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)  # safetensors makes files that only their owner can read
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         _replace(temporary, path)

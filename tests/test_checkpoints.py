@@ -13,6 +13,12 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert torch.equal(state["x"], torch.arange(3.0)) and metadata["licence"] == "test"
 
 
+def test_what_is_saved_can_be_read_by_whoever_may_read_other_new_files(tmp_path):
+    save_tensors(tmp_path / "a.safetensors", {"x": torch.ones(1)}, {})
+    (tmp_path / "plain").write_text("")
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 @pytest.mark.parametrize("wrapper", ["params_ema", "params", "state_dict", None])
 def test_wrapped_pytorch_files(tmp_path, wrapper):
     tensors = {"x": torch.ones(2)}
