@@ -3,9 +3,10 @@
     python benchmarks/adaptation.py --portraits DIR [--seeds 3] [--damages sensor halftone] [--work DIR]
 
 150 portraits that no embedded model has seen: half to adapt on (damaged copies only), half to measure on. Every row of
-the table that is tuned is tuned with the same recipe and differs only in its targets. Results are kept per cell in the
-work folder, with a fingerprint of networks and recipe: the command can be stopped and goes on, and never mixes what
-does not belong together. Without --portraits it prints the table of what is there.
+the table that is tuned is tuned with the same recipe and differs only in its targets; on its own outputs in fewer
+steps, because the base is kept there anyway. Results are kept per cell in the work folder, with a fingerprint of
+networks and recipe: the command can be stopped and goes on (after a change of the code: with another --work). Without
+--portraits it prints the table of what is there.
 """
 
 from __future__ import annotations

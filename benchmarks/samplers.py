@@ -3,9 +3,9 @@
     python benchmarks/samplers.py --portraits DIR [--damages sensor film_grain] [--seeds 1]
 
 Both draw targets for the same damaged held-out portraits: the paper's sampler with the start, constraint and factor
-that suited it best on training portraits, the fast one as the recipe has it; all else is the recipe for both. It tunes
-a restorer on each; quality is measured on other held-out portraits. The last line is the paired difference in PSNR of
-the two restorers with its 95% interval over faces.
+that suited it best on training portraits, then without the cleaning call; the fast one as the recipe has it; all else
+is the recipe for both. It tunes a restorer on each; quality is measured on other held-out portraits. The last line is
+the paired difference in PSNR of the two restorers with its 95% interval over faces.
 """
 
 from __future__ import annotations

@@ -7,18 +7,18 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .adaptation import AdaptConfig, perceptual_term, resize_square
+from .adaptation import EXAMINED_FACES, AdaptConfig, perceptual_term, resize_square
 from .evaluate import MEASURES, face_measures, format_interval, match_files, summarise
 from .finetuning import finetune
 from .images import printable, read_image
 from .metrics import Interval
 from .prior import Prior
-from .pseudo_targets import TargetConfig, make_pseudo_targets
+from .pseudo_targets import TargetConfig, make_pseudo_targets, settled
 from .restorers import Restorer
 from .runs import fingerprint, read_json, write_json
 
@@ -34,7 +34,7 @@ class Grid:
     factors: tuple[int, ...]
     starts: tuple[int, ...]
     ends: tuple[int, ...]
-    clean_levels: tuple[int, ...] = (0,)
+    clean_levels: tuple[int | Literal["auto"], ...] = (0,)
 
     def configs(self, base: TargetConfig) -> Iterator[TargetConfig]:
         """`base` with each combination that makes sense: the constraint must end below the start."""
@@ -106,8 +106,9 @@ def _cell(
     config: AdaptConfig,
     tune: bool,
 ) -> dict[str, Any]:
-    targets, size = config.targets, config.targets.batch_size
     lq, hq = faces["damaged"][:half], faces["clean"][:half]
+    targets = settled(config.targets, lq[:EXAMINED_FACES], restorer, prior)
+    size = targets.batch_size
     made = torch.cat(
         [
             make_pseudo_targets(
@@ -122,6 +123,7 @@ def _cell(
         "t_start": sampler.t_start,
         "t_constrain_end": sampler.t_constrain_end,
         "t_clean": targets.t_clean,
+        "detail": targets.detail,
         "targets": _measured(made, hq),
     }
     if tune:

@@ -42,13 +42,13 @@ OPTIONS = {
     "--minutes": ("finetune.minutes", "tune for so long at most; 0 = until the steps are done"),
     "--batch-size": ("finetune.batch_size", "faces per tuning step"),
     "--micro-batch": ("finetune.micro_batch", "faces per pass; less needs less memory"),
-    "--lr": ("finetune.lr", "learning rate at the start"),
+    "--lr": ("finetune.lr", "highest learning rate"),
     "--l1": ("finetune.l1", "weight of the pixel term"),
     "--perceptual": ("finetune.perceptual", "weight of the perceptual term"),
     "--adversarial": ("finetune.adversarial", "weight of the adversarial term"),
     "--texture": ("finetune.texture", "weight of the texture term"),
     "--anchor": ("finetune.anchor", "share of each step spent on staying good at ordinary damage"),
-    "--transplant": ("finetune.transplant", "share of the faces that get another face's damage"),
+    "--transplant": ("finetune.transplant", "share of the faces that get the damage of any other"),
     "--feature": ("finetune.feature", "weight of the code feature term (CodeFormer)"),
     "--code": ("finetune.code", "weight of the code prediction term (CodeFormer)"),
     "--trainable": ("finetune.trainable", "full, or lora for low-rank changes only, saved alone as well"),
@@ -69,7 +69,7 @@ GRID_TEXT = {
     "--factors": "values of N: the low band is what survives shrinking by N",
     "--starts": "values of K: level the face is noised to",
     "--ends": "values of L: last level at which the low band is held",
-    "--clean-levels": "levels at which the prior cleans the face before it is restored (0: not)",
+    "--clean-levels": "levels at which the prior cleans the face before it is restored (0: not, the default; auto)",
 }
 FACE_FLAGS = ("--aligned", "--detector", "--min-face")
 TARGET_FLAGS = tuple(f for f, (path, _) in OPTIONS.items() if path.startswith("targets."))
@@ -485,7 +485,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--clean", type=Path, required=True, metavar="DIR", help="the same faces, clean")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="ablation.json, which it goes on from")
     for flag, text in GRID_TEXT.items():
-        sub.add_argument(flag, type=int, nargs="+", required=flag != "--clean-levels", default=[0], help=text)
+        kind = or_auto(int) if flag == "--clean-levels" else int
+        sub.add_argument(flag, type=kind, nargs="+", required=flag != "--clean-levels", default=[0], help=text)
     sub.add_argument("--limit", type=int, default=64, help="faces used at most (64)")
     sub.add_argument("--tune", action="store_true", help="also tune on half of the faces, measure on the other half")
     sub.add_argument("--seed", type=int, metavar="N", help="of every random draw (0)")

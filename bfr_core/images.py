@@ -414,7 +414,8 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.touch()
         mode = temporary.stat().st_mode
         write(temporary)
-        temporary.chmod(mode)  # safetensors makes files that only their owner can read
+        if temporary.stat().st_mode != mode:  # safetensors makes files that only their owner can read
+            temporary.chmod(mode)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         _replace(temporary, path)

@@ -141,17 +141,17 @@ def settled(
     if config.t_clean == "auto":
         image = _resized(to_signed(lq.to(prior.device)), prior.size)
         with autocast(prior.device, config.precision):
-            level = estimate_noise_level(prior, image, config.sampler.num_steps, callback)
+            level = estimate_noise_level(prior, image, config.sampler.num_steps, callback, config.batch_size)
         config = replace(config, t_clean=level)
     if config.detail == "auto":
-        names = [f"settled {i}" for i in range(len(lq))]
-
-        def step(call: int, calls: int, preview: Tensor) -> None:
+        plain, drawn = replace(config, detail=1.0), []
+        for start in range(0, len(lq), config.batch_size):
+            some = lq[start : start + config.batch_size]
+            names = [f"settled {start + i}" for i in range(len(some))]
+            drawn.append(make_pseudo_targets(some, names, restorer, prior, plain).pseudo_target)
             if callback:
-                callback(call, calls)
-
-        drawn = make_pseudo_targets(lq, names, restorer, prior, replace(config, detail=1.0), step).pseudo_target
-        config = replace(config, detail=detail_gain(drawn))
+                callback(min(len(lq), start + config.batch_size), len(lq))
+        config = replace(config, detail=detail_gain(torch.cat(drawn)))
     return config
 
 
@@ -171,7 +171,7 @@ def detail_gain(faces: Tensor) -> float:
         return float((next(energy) / next(energy)).log10().mean())
 
     low, high = 1.0, MOST_GAIN
-    if ratio(low) >= FINE_OVER_COARSER:
+    if ratio(low) >= FINE_OVER_COARSER or float(fine.abs().max()) < 1e-4:
         return low
     for _ in range(8):  # the coarser band grows with it a little, so it is searched for, not computed
         middle = (low + high) / 2

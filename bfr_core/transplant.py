@@ -1,9 +1,10 @@
 """The damage of one face put on the pseudo target of another.
 
 A pseudo target is never quite what lay under the damage, and a restorer tuned on (lq, pseudo target) learns that error,
-too. Put on another face's target, the same damage has an answer that is known exactly: the restorer learns to undo the
-damage, not to copy the teacher. Damage is taken apart as lq = filter * target + rest: the filter is what blurred the
-face, the rest is noise, dots, blocks.
+too. Put on another face's target, the damage has an answer that is known: the restorer learns to undo it, not to copy
+the teacher. Damage is taken apart as lq = filter * target + rest: the filter is what blurred the face, the rest is
+noise, dots, blocks, and what the donor's target got wrong, which on another face is one more disturbance. The ridge
+makes the filter somewhat too sharp. Blur wider than the filter is not carried over.
 """
 
 from __future__ import annotations

@@ -121,6 +121,16 @@ def test_every_option_names_a_setting_and_changes_it(tiny_restorer):
         assert value != default, flag
 
 
+@pytest.mark.parametrize(("flag", "name"), [("--clean-level", "t_clean"), ("--target-detail", "detail")])
+def test_what_may_be_left_to_the_faces(tiny_restorer, flag, name, capsys):
+    parser, restorer = build_parser(), load_restorer(tiny_restorer)
+    read = settings(parser.parse_args(["adapt", "x", "--run", "y", flag, "auto"]), restorer)
+    assert getattr(read.targets, name) == "auto"
+    with pytest.raises(SystemExit):
+        parser.parse_args(["adapt", "x", "--run", "y", flag, "some"])
+    assert flag in capsys.readouterr().err
+
+
 def start(arguments):
     return subprocess.Popen(
         [sys.executable, "-m", "bfr_core", *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
