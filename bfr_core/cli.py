@@ -49,6 +49,7 @@ OPTIONS = {
     "--texture": ("finetune.texture", "weight of the texture term"),
     "--anchor": ("finetune.anchor", "share of each step spent on staying good at ordinary damage"),
     "--transplant": ("finetune.transplant", "share of the faces that get the damage of any other"),
+    "--judged-on": ("finetune.judged_on", "damage of the held-out faces: their own, or transplanted"),
     "--feature": ("finetune.feature", "weight of the code feature term (CodeFormer)"),
     "--code": ("finetune.code", "weight of the code prediction term (CodeFormer)"),
     "--trainable": ("finetune.trainable", "full, or lora for low-rank changes only, saved alone as well"),

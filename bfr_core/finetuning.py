@@ -56,6 +56,8 @@ class FinetuneConfig:
     recompute: keep only what passes between the network's blocks and compute the rest again; slower, less memory.
     discriminator_features: width of the discriminator. ema: decay of the moving average that becomes the result.
     held_out: share of the faces on which checkpoints are compared and which are never trained on.
+    judged_on: the damage that these have then: their "own", whose target is the base's work, which favours the base, or
+    "transplanted", each the damage of the next, see `transplant`.
     judge_every: steps between comparisons. checkpoint_seconds: time between saved states.
     """
 
@@ -81,6 +83,7 @@ class FinetuneConfig:
     discriminator_features: int = 64
     ema: float = 0.995
     held_out: float = 0.1
+    judged_on: Literal["own", "transplanted"] = "own"
     judge_every: int = 500
     checkpoint_seconds: float = 300.0
     seed: int = 0
@@ -99,6 +102,8 @@ class FinetuneConfig:
         for name in ("anchor", "warmup", "transplant"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 to 1")
+        if self.judged_on not in ("own", "transplanted"):
+            raise ValueError(f"judged_on is {self.judged_on!r}; it must be 'own' or 'transplanted'")
         if not 0 <= self.held_out < 1:
             raise ValueError(f"held_out is {self.held_out}; it must be 0 to less than 1")
 
@@ -361,8 +366,11 @@ def held_out_score(
 ) -> float:
     """Mean weighted loss on the held-out pairs, lower is better."""
     scores = []
-    for face in held:
-        batch = batch_of(pairs, [(face, False)]).placed(average)
+    donors: Sequence[int | None] = [None] * len(held)
+    if config.judged_on == "transplanted" and len(held) > 1:
+        donors = [*held[1:], held[0]]
+    for face, donor in zip(held, donors, strict=True):
+        batch = batch_of(pairs, [(face, False)], [donor]).placed(average)
         with autocast(average.device, config.precision):
             terms = objective.terms(average, batch).losses
         scores.append(float(weighted(terms, config.weights)))

@@ -6,8 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from bfr_core.finetuning import FinetuneConfig, cosine, finetune, learning_rate, micro_batches, split
-from bfr_core.objectives import Pixels
+from bfr_core.finetuning import (
+    FinetuneConfig,
+    batch_of,
+    cosine,
+    finetune,
+    held_out_score,
+    learning_rate,
+    micro_batches,
+    split,
+)
+from bfr_core.objectives import Pixels, weighted
 from bfr_core.restorers import Restorer
 from bfr_core.transplant import transplanted
 
@@ -155,6 +164,24 @@ def test_some_faces_get_the_damage_of_another(pairs):
             donors = [transplanted(pairs[face][1], *pairs[donor]) for donor in train]  # none of them held out
             changed.append(any(torch.equal(lq, d.flip(-1) if mirrored else d) for d in donors))
     assert 2 <= len(changed) <= 10 and all(changed)
+
+
+def test_held_out_faces_may_be_judged_on_damage_whose_answer_is_known(pairs):
+    """A base that gives just the targets is best on their own damage, whatever a tuning learns."""
+    base = toy()
+    own = [(lq, base(lq[None])[0]) for lq, _ in pairs]
+    config = replace(CONFIG, held_out=0.25, transplant=1.0)
+    assert finetune(base, own, config)[1].held_out[0][1] == pytest.approx(0, abs=1e-6)
+    seen = replace(config, judged_on="transplanted")
+    held = split(len(own), config)[1]
+    objective = Pixels(base, config.weights, None)
+    expected = [
+        float(weighted(objective.terms(base, batch_of(own, [(f, False)], [d])).losses, config.weights))
+        for f, d in zip(held, [*held[1:], held[0]], strict=True)
+    ]
+    assert held_out_score(base, objective, own, held, seen) == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+    with pytest.raises(ValueError, match="judged_on"):
+        replace(CONFIG, judged_on="all")  # type: ignore[arg-type]
 
 
 def test_the_learning_rate_rises_during_the_warmup():
