@@ -19,6 +19,7 @@ from .lowpass import low_pass
 from .metrics import kid_features
 
 CHECKED_SIZE = 128  # faces are checked at this size, whatever the restorer's
+FEWEST = 8  # faces from which a folder says what is usual in it
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class GateConfig:
     """When a target is refused.
 
     tries: further draws, from other noise, before it is left out. limit: how far from the folder's median, in robust
-    standard deviations, it may stand out by any one check; 0 turns the gate off. least_score: of a face, by the
+    standard deviations, it may stand out by any one check, in a folder of `FEWEST` faces or more; 0 turns the gate off.
+    least_score: of a face, by the
     embedded face network, and most_moved: of its landmarks from the damaged face's, in distances between the eyes;
     both count only where the damaged face itself is plainly one to that network.
     """
@@ -100,7 +102,8 @@ def refusals(checks: Checks, config: GateConfig, of: Checks | None = None) -> li
     if not config.limit:
         return reasons
     worst = [config.limit] * len(reasons)
-    for name, said in SAID.items():
+    usual_checks = SAID if len(of.low_band) >= FEWEST else {}  # of two faces, one always stands out
+    for name, said in usual_checks.items():
         values, usual = getattr(checks, name), getattr(of, name)
         middle = usual.median()
         # Half of them lie within one median deviation; 1.48 of it is a standard deviation of a normal distribution.

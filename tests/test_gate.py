@@ -45,6 +45,15 @@ def test_what_stands_out_is_refused_with_its_reason(net, spoil, said):
     assert reasons[5].startswith(said) and not any(reasons[:5] + reasons[6:])
 
 
+def test_a_few_faces_do_not_say_what_is_usual(net):
+    """Of two targets, one is always further from the median."""
+    clean = pictures(7)
+    lq = (clean + 0.02 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    targets = torch.cat([(clean[:1] + 0.3).clamp(0, 1), clean[1:]])
+    for count in (2, 7):
+        assert refusals(checks_of(look_at(lq[:count], targets[:count], net)), GateConfig()) == [""] * count
+
+
 def test_batches_give_what_all_at_once_give(net):
     clean = pictures(10)
     whole = look_at(clean, clean.flip(0), net)
