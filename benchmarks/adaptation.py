@@ -207,19 +207,34 @@ def table(work: Path, made_from: str, brief: bool = False) -> str:
         lines += ["| | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
         for name in ROWS:
             if name in rows:
-                records = rows[name]
-                intervals = {c: metrics.bootstrap_interval(_mean(records, c)) for c in COLUMNS}
-                shown = [
-                    f"{found.mean:.{MEASURES[c].decimals}f}"
-                    if brief and c not in ("psnr", "detail_correlation")
-                    else format_interval(found, MEASURES[c].decimals)
-                    for c, found in intervals.items()
-                ]
-                shown.append(f"{np.mean([r['kid'][0] for r in records]):.3f}")
-                lines.append(f"| {name} | " + " | ".join(shown) + " |")
+                lines.append(f"| {name} | {' | '.join(shown(rows[name], brief))} |")
         if {"adapted", "oracle", "base"} <= set(rows):
             lines += ["", *judgement(rows)]
     return "\n".join(lines)
+
+
+def summary(work: Path, made_from: str) -> str:
+    """The README's table: the rows that matter most, of the first seed."""
+    titles = [MEASURES[c].title for c in COLUMNS] + ["KID"]
+    lines = ["| | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+    for kind in ("motion_jpeg", "halftone", "film_grain", "sensor"):
+        rows = read_cell(work / f"{kind}-0.json", made_from)
+        for name in ("damaged", "base", "denoiser, then base", "adapted", "oracle"):
+            if name in rows:
+                lines.append(f"| {kind}: {name} | {' | '.join(shown([rows[name]], brief=True))} |")
+    return "\n".join(lines)
+
+
+def shown(records: list[dict], brief: bool) -> list[str]:
+    """The cells of a row. brief: intervals of PSNR and detail correlation only."""
+    intervals = {c: metrics.bootstrap_interval(_mean(records, c)) for c in COLUMNS}
+    cells = [
+        f"{found.mean:.{MEASURES[c].decimals}f}"
+        if brief and c not in ("psnr", "detail_correlation")
+        else format_interval(found, MEASURES[c].decimals)
+        for c, found in intervals.items()
+    ]
+    return [*cells, f"{np.mean([r['kid'][0] for r in records]):.3f}"]
 
 
 def judgement(rows: dict[str, list[dict]]) -> list[str]:
@@ -270,6 +285,7 @@ def main() -> None:
         help="also keep the first eight restored faces of each row, and the adapted restorers",
     )
     parser.add_argument("--brief", action="store_true", help="print fewer intervals")
+    parser.add_argument("--summary", action="store_true", help="print the README's table")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -297,7 +313,7 @@ def main() -> None:
                         torch.save(faces[:8].clone(), path.with_suffix(f".{name}.pt"))
 
                 run_cell(kind, seed, adapt_hq, hq, restorer, prior, done, keep, args.work if args.pictures else None)
-    print(table(args.work, made_from, args.brief))
+    print(summary(args.work, made_from) if args.summary else table(args.work, made_from, args.brief))
 
 
 if __name__ == "__main__":

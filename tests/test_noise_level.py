@@ -59,7 +59,7 @@ def test_faces_without_noise_have_level_0():
     assert estimate_noise_level(FlatFaces(), noisy(0.3 * sigma_of(2)), STEPS) == 0
 
 
-def test_half_of_the_faces_decide():
+def test_most_of_the_faces_decide():
     one_bad = noisy(sigma_of(20))
     one_bad[0] = noisy(sigma_of(60))[0]
     found = estimate_noise_level(FlatFaces(), one_bad, STEPS)
