@@ -44,20 +44,19 @@ def estimate_noise_level(
     image: Tensor,
     num_steps: int,
     callback: Callable[[int, int], None] | None = None,
-    batch_size: int = 8,
 ) -> int:
     """The highest level, counted like `SamplerConfig.t_start`, of which most faces have noise; 0 if there is none.
 
     At most a quarter of `num_steps`: a face under stronger noise is not seen any more. Blur, JPEG, clean faces: 0.
     image: (B, 3, H, W) float32 RGB in [-1, 1], faces with one kind of damage. callback: (round, rounds), the last when
-    the answer is found. batch_size: faces a network call.
+    the answer is found. One face a network call, so that it fits wherever one does.
     """
     lowest, highest = max(1, num_steps // 125), max(2, num_steps // 4)
     calls, most = 0, 1 + (highest - lowest).bit_length()
 
     def noisy(index: int) -> bool:
         nonlocal calls
-        ratios = torch.cat([noise_ratio(prior, some, num_steps, index) for some in image.split(batch_size)])
+        ratios = torch.cat([noise_ratio(prior, some, num_steps, index) for some in image.split(1)])
         found = float(ratios.median()) >= LIKE_NOISE
         calls += 1
         if callback:

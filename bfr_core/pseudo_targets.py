@@ -119,8 +119,7 @@ def _make(
         reference = _resized(reference, prior.size)
         noise = keyed_noise(config.seed, "targets", names, device)
         target = sample_constrained(prior, reference, config.sampler, noise, callback)
-    target = _resized(target, lq.shape[-1])
-    target = to_unit(target)
+    target = to_unit(_resized(target, lq.shape[-1]))
     if isinstance(config.detail, float | int) and config.detail != 1:
         target = (target + (config.detail - 1) * high_band(target, _sigma(target))).clamp(0, 1)
     return Targets(restored.cpu(), target.cpu())
@@ -141,7 +140,7 @@ def settled(
     if config.t_clean == "auto":
         image = _resized(to_signed(lq.to(prior.device)), prior.size)
         with autocast(prior.device, config.precision):
-            level = estimate_noise_level(prior, image, config.sampler.num_steps, callback, config.batch_size)
+            level = estimate_noise_level(prior, image, config.sampler.num_steps, callback)
         config = replace(config, t_clean=level)
     if config.detail == "auto":
         plain, drawn = replace(config, detail=1.0), []
