@@ -3,8 +3,7 @@
     python benchmarks/adaptation.py --portraits DIR [--seeds 3] [--damages sensor halftone] [--work DIR]
 
 150 portraits that no embedded model has seen: half to adapt on (damaged copies only), half to measure on. Every row of
-the table that is tuned is tuned with the same recipe and differs only in its targets; on its own outputs in fewer
-steps, because the base is kept there anyway. Results are kept per cell in the work folder, with a fingerprint of
+the table that is tuned is tuned with the same recipe and differs only in its targets. Results are kept per cell in the work folder, with a fingerprint of
 networks and recipe: the command can be stopped and goes on (after a change of the code: with another --work). Without
 --portraits it prints the table of what is there.
 """
@@ -155,10 +154,7 @@ def run_cell(
         "damaged": lambda: lq,
         "base": lambda: restored_by(restorer, lq),
         TEACHER: lambda: restored_by(restorer, cleaned(lq, prior, target_config)),
-        # Its loss on held-out faces starts at nothing, so the base is kept whatever follows: a few steps show it.
-        "tuned on own outputs": lambda: restored_by(
-            tuned(restorer, adapt_lq, base_adapt, replace(config, iterations=100)), lq
-        ),
+        "tuned on own outputs": lambda: restored_by(tuned(restorer, adapt_lq, base_adapt, config), lq),
         "tuned on low-pass targets": lambda: restored_by(
             tuned(restorer, adapt_lq, low_pass(base_adapt, target_config.sampler.factor).clamp(0, 1), config), lq
         ),

@@ -173,7 +173,7 @@ def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 
 def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
-    from .adaptation import draw_targets, faces_of, gate_targets, redraw_with, settled_targets, targets_of
+    from .adaptation import faces_of, make_targets
     from .prior import load_prior
     from .runs import Run
 
@@ -183,10 +183,7 @@ def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     with run.locked():
         found = faces_of(run)
         prior = load_prior(config.prior).to(restorer.device)
-        target_config = settled_targets(run, found, restorer, prior, config.targets, bars)
-        made_from = draw_targets(run, found, restorer, prior, target_config, bars)
-        redraw = redraw_with(restorer, prior, target_config)
-        files = gate_targets(run, found, targets_of(run, found), made_from, config.gate, redraw, bars)
+        files, _ = make_targets(run, found, restorer, prior, config, bars)
     print(f"{len(files)} pseudo targets in {run.targets}, {len(found) - len(files)} refused", file=sys.stderr)
     return {"targets": len(files), "refused": len(found) - len(files)}
 

@@ -30,7 +30,7 @@ from .schedule import respace
 log = logging.getLogger(__name__)
 
 FACES, STEPS, SEED, DAMAGE = 32, 40, 7, "sensor"
-ITERATIONS, RATE = 280, 1e-3  # of the tuning: fewer steps than the recipe's and longer ones, to end in five minutes
+ITERATIONS, RATE = 560, 1e-3  # of the tuning: fewer steps than the recipe's and longer ones, to end in five minutes
 MEASURED = ("psnr", "ssim", "detail_energy", "detail_correlation")
 FLATTERY = (
     "The drawn faces come from the very prior that made the pseudo targets, so they flatter it: "

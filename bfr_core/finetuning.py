@@ -333,7 +333,8 @@ def micro_batches(pairs: Pairs, train: list[int], step: int, config: FinetuneCon
         chosen.append((face, bool(torch.rand(len(train), generator=generator)[place] < 0.5)))
         generator = keyed_generator(config.seed, "transplant", position)
         chance, donor = torch.rand(2, generator=generator).tolist()
-        donors.append(train[int(donor * len(train))] if chance < config.transplant else None)
+        others = [other for other in train if other != face]
+        donors.append(others[int(donor * len(others))] if others and chance < config.transplant else None)
     for i in range(0, config.batch_size, config.micro_batch):
         some = slice(i, i + config.micro_batch)
         yield batch_of(pairs, chosen[some], donors[some])
