@@ -3,9 +3,9 @@
     python benchmarks/adaptation.py --portraits DIR [--seeds 3] [--damages sensor halftone] [--work DIR]
 
 150 portraits that no embedded model has seen: half to adapt on (damaged copies only), half to measure on. Every row of
-the table that is tuned is tuned with the same recipe and differs only in its targets. Results are kept per cell in the work folder, with a fingerprint of
-networks and recipe: the command can be stopped and goes on (after a change of the code: with another --work). Without
---portraits it prints the table of what is there.
+the table that is tuned is tuned with the same recipe and differs only in its targets. Results are kept per cell in the
+work folder, with a fingerprint of networks and recipe: the command can be stopped and goes on (after a change of the
+code: with another --work). Without --portraits it prints the table of what is there.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -183,6 +184,20 @@ def run_cell(
 # ---------------------------------------------------------------- the table
 
 
+def departures(config: Any) -> dict[str, Any]:
+    """The settings of a dataclass that are not its defaults: a setting added later changes nothing that was made."""
+    found = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        default = field.default if field.default is not MISSING else field.default_factory()  # type: ignore[misc]
+        if is_dataclass(value):
+            if inner := departures(value):
+                found[field.name] = inner
+        elif value != default:
+            found[field.name] = value
+    return found
+
+
 def read_cell(path: Path, made_from: str) -> dict:
     """Rows of a cell that is there and belongs to these networks and this recipe."""
     cell = json.loads(path.read_text()) if path.exists() else {}
@@ -286,7 +301,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     restorer, prior = load_restorer(), load_prior()
-    made_from = fingerprint(restorer.sha256, prior.sha256, asdict(SMALL))
+    made_from = fingerprint(restorer.sha256, prior.sha256, departures(SMALL))
     if args.portraits:
         adapt_hq, hq = held_out_faces(args.portraits)
         clean = metrics.kid_features(hq)

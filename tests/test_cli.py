@@ -110,7 +110,7 @@ def test_every_option_names_a_setting_and_changes_it(tiny_restorer):
             "targets.t_clean": "5",
             "restorer": str(tiny_restorer),
             "finetune.trainable": "lora",
-            "finetune.judged_on": "transplanted",
+            "finetune.judged_on": "own",
         }.get(path)
         if other is None:
             other = {bool: "", str: "other", int: "101", float: "0.25"}[type(default)]
