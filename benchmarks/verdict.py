@@ -15,8 +15,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,17 +28,18 @@ from adaptation import damaged, held_out_faces, restored_by, targets_of, tuned
 
 from bfr_core import load_prior, load_restorer
 from bfr_core.adaptation import SMALL
-from bfr_core.demo import draw_faces
 from bfr_core.draws import keyed_generator
 from bfr_core.evaluate import face_measures
 from bfr_core.faces.landmarks import load_landmark_net
 from bfr_core.finetuning import FinetuneConfig
-from bfr_core.verdict import gather, reference_of
+from bfr_core.pseudo_targets import settled
+from bfr_core.verdict import Cues, gather, load_usual, look_at
 
 DAMAGES = ("sensor", "halftone", "film_grain", "motion_jpeg", "camera_x4", "shared_online", "blind_twice", "video")
-TRUTH = ("psnr", "detail_correlation", "landmarks", "gmsd", "vif")
-QUICK = replace(SMALL.finetune, iterations=150, held_out=0.0)
-JUDGED = 16  # faces of the folder that are kept from the tuning
+TRUTH = ("psnr", "detail_correlation", "landmarks", "gmsd")
+QUICK = replace(SMALL.finetune, iterations=200, held_out=0.0)
+FOLDER = 48  # faces
+JUDGED = 12  # faces of the folder that are kept from the tuning
 MEASURED = 40
 
 
@@ -55,7 +57,7 @@ class Run(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What a way makes of a folder: pairs to tune on, and how."""
+    """What a way makes of a folder: pairs, of which the first `JUDGED` are not tuned on, and how it tunes."""
 
     lq: Tensor
     targets: Tensor
@@ -66,17 +68,18 @@ class Lab:
     """The folder's faces under one damage, the networks, and the pseudo targets that a right adaptation would use."""
 
     def __init__(self, portraits: Path) -> None:
-        self.adapt_hq, hq = held_out_faces(portraits)
-        self.hq = hq[:MEASURED]
+        adapt_hq, hq = held_out_faces(portraits)
+        self.adapt_hq, self.hq = adapt_hq[:FOLDER], hq[:MEASURED]
         self.restorer, self.prior, self.net = load_restorer(), load_prior(), load_landmark_net()
-        self.reference = reference_of(draw_faces(self.prior, [f"reference {i}" for i in range(48)], 0))
+        self.usual = load_usual()
 
     def folder(self, run: Run, strength: float | None = None, damage: str = "") -> Tensor:
         strength = run.strength if strength is None else strength
         return damaged(self.adapt_hq, damage or run.damage, run.seed, f"folder {strength}", strength)
 
-    def targets(self, lq: Tensor, seed: int, prior: Callable | None = None) -> Tensor:
-        return targets_of(lq, self.restorer, prior or self.prior, replace(SMALL.targets, seed=seed))
+    def targets(self, lq: Tensor, seed: int) -> Tensor:
+        config = settled(replace(SMALL.targets, seed=seed), lq[:8], self.restorer, self.prior)
+        return targets_of(lq, self.restorer, self.prior, config)
 
 
 # ---------------------------------------------------------------- ways to adapt, right and wrong
@@ -87,11 +90,11 @@ def right(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
 
 
 def few(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
-    return Case(lq[:12], targets[:12], QUICK)
+    return Case(lq[: JUDGED + 12], targets[: JUDGED + 12], QUICK)
 
 
 def three(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
-    return Case(lq[:3], targets[:3], replace(QUICK, iterations=300))
+    return Case(lq[: JUDGED + 3], targets[: JUDGED + 3], replace(QUICK, iterations=300))
 
 
 def too_fast(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
@@ -124,8 +127,10 @@ def shifted(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
 
 def other_damage(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
     other = DAMAGES[(DAMAGES.index(run.damage) + 3) % len(DAMAGES)]
-    unlike = lab.folder(run, damage=other)[: len(lq)]
-    return Case(unlike, lab.targets(unlike, run.seed), replace(QUICK, anchor=0.0))
+    unlike = lab.folder(run, damage=other)[JUDGED:]
+    found = lab.targets(unlike, run.seed)
+    tuned_on = torch.cat([lq[:JUDGED], unlike]), torch.cat([targets[:JUDGED], found])
+    return Case(*tuned_on, replace(QUICK, anchor=0.0))
 
 
 def wrong_prior(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
@@ -158,27 +163,35 @@ def plan() -> Iterator[Run]:
     while True:
         for damage in DAMAGES:
             seed = number // len(DAMAGES)
-            yield Run(damage, "right", (1.0, 0.15, 0.5, 1.5)[seed % 4], seed)
-            yield Run(damage, wrong[number % len(wrong)], (1.0, 0.3, 1.5)[seed % 3], seed)
+            strength = (1.0, 0.15, 0.5, 1.5)[seed % 4]
+            yield Run(damage, "right", strength, seed)
+            yield Run(damage, wrong[number % len(wrong)], strength, seed)
             number += 1
 
 
-def run_one(lab: Lab, run: Run) -> dict:
+def numbers(values: Any) -> Any:
+    """Named tuples of tensors as JSON: per face, rounded."""
+    if isinstance(values, Tensor):
+        return [round(v, 5) for v in values.tolist()]
+    return {name: numbers(value) for name, value in values._asdict().items()}
+
+
+def run_one(lab: Lab, run: Run, lq: Tensor, targets: Tensor) -> dict:
     """Evidence and truth of one run, ready for JSON."""
     started = time.monotonic()
-    lq = lab.folder(run)
-    targets = lab.targets(lq, run.seed)
-    case = WAYS[run.way](lab, lq[JUDGED:], targets[JUDGED:], run)
-    adapted = tuned(lab.restorer, case.lq, case.targets, replace(case.config, seed=run.seed))
-    evidence = {}
-    for who, restorer in (("base", lab.restorer), ("tuned", adapted)):
-        cues = gather(lambda x, r=restorer: restored_by(r, x), lq[:JUDGED], targets[:JUDGED], lab.reference, lab.net)
-        evidence[who] = {name: [round(v, 5) for v in values.tolist()] for name, values in cues._asdict().items()}
+    case = WAYS[run.way](lab, lq, targets, run)
+    judged = lq[:JUDGED], case.targets[:JUDGED]
+    config = replace(case.config, seed=run.seed)
+    adapted = tuned(lab.restorer, case.lq[JUDGED:], case.targets[JUDGED:], config)
     measured = damaged(lab.hq, run.damage, run.seed, "measure", run.strength)
+    evidence: dict[str, Any] = {"targets": numbers(look_at(judged[1], judged[0], lab.usual, lab.net))}
     truth = {}
     for who, restorer in (("base", lab.restorer), ("tuned", adapted)):
-        values = face_measures(restored_by(restorer, measured), lab.hq)
-        truth[who] = {name: [round(v, 5) for v in values[name].tolist()] for name in TRUTH}
+        restore = partial(restored_by, restorer)
+        cues: Cues = gather(restore, *judged, lab.usual, lab.net)
+        evidence[who] = numbers(cues)
+        values = face_measures(restore(measured), lab.hq, TRUTH)
+        truth[who] = {name: numbers(values[name]) for name in TRUTH}
     seconds = round(time.monotonic() - started, 1)
     return {"run": run._asdict(), "evidence": evidence, "truth": truth, "seconds": seconds}
 
@@ -194,10 +207,15 @@ def main() -> None:
     known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {Run(**record["run"]).name for record in known}
     lab = Lab(args.portraits)
+    folder: tuple[Any, ...] = ()
     for _, run in zip(range(args.runs), plan(), strict=False):
         if run.name in done:
             continue
-        record = run_one(lab, run)
+        same = (run.damage, run.strength, run.seed)
+        if not folder or folder[0] != same:  # two runs in a row share a folder and its right targets
+            lq = lab.folder(run)
+            folder = (same, lq, lab.targets(lq, run.seed))
+        record = run_one(lab, run, *folder[1:])
         with path.open("a") as stream:
             stream.write(json.dumps(record) + "\n")
         gain = {k: torch.tensor(record["truth"]["tuned"][k]) - torch.tensor(record["truth"]["base"][k]) for k in TRUTH}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .faces.align import crop_face
+from .faces.identity import find_recogniser, may_recognise
 from .faces.landmarks import load_landmark_net
 from .finetuning import FinetuneConfig, Progress, finetune
 from .gate import GateConfig, as_record, checks_of, joined, look_at, refusals
@@ -319,7 +320,7 @@ def gate_targets(
     files: targets by face name. made_from: their fingerprint. What was found of every face is kept in gate.json, and
     taken from there when nothing changed. Raises ValueError if none passes.
     """
-    print_ = fingerprint(made_from, sorted(files), asdict(config), redraw is not None)
+    print_ = fingerprint(made_from, sorted(files), asdict(config), redraw is not None, may_recognise())
     found = read_json(run.gate, {})
     if found.get("fingerprint") != print_:
         found = _gated(run, faces, files, config, redraw, callback)
@@ -355,12 +356,12 @@ def _gated(
     redraw: Redraw | None,
     callback: StageCallback | None,
 ) -> dict[str, Any]:
-    net, names, parts = load_landmark_net(), list(files), []
+    net, recogniser, names, parts = load_landmark_net(), find_recogniser(), list(files), []
     for start in range(0, len(names), GATE_BATCH):
         some = names[start : start + GATE_BATCH]
         lq = torch.stack([read_image(faces.folder / f"{name}.png") for name in some])
         targets = torch.stack([resize_square(read_image(files[name]), lq.shape[-1], files[name]) for name in some])
-        parts.append(look_at(lq, targets, net))
+        parts.append(look_at(lq, targets, net, recogniser))
         if callback:
             callback("gate", start + len(some), len(names), None)
     folder = joined(parts)
@@ -372,7 +373,7 @@ def _gated(
         lq = read_image(faces.folder / f"{name}.png")[None]
         for attempt in range(1, config.tries + 1):
             target = redraw(lq, [name], attempt) if redraw else lq
-            again = checks_of(look_at(lq, target, net), folder)
+            again = checks_of(look_at(lq, target, net, recogniser), folder)
             if not refusals(again, config, checks)[0]:
                 write_image(run.redrawn / f"{name}.png", target[0])
                 records[name], reasons[name] = as_record(again, 0), ""

@@ -135,11 +135,11 @@ def evaluate(
     return Evaluation(rows, faces, values, notes)
 
 
-def face_measures(restored: Tensor, hq: Tensor) -> dict[str, Tensor]:
+def face_measures(restored: Tensor, hq: Tensor, only: Sequence[str] = tuple(MEASURES)) -> dict[str, Tensor]:
     """Every per-image measure that this installation and image size allow: key of `MEASURES` -> (B,).
 
-    restored, hq: (B, 3, H, W) in [0, 1]. GMSD, VIF and FSIM need piq and are absent without it; SSIM needs 11 x 11
-    pixels, VIF and FSIM 41 x 41. Raises ValueError if the shapes differ.
+    restored, hq: (B, 3, H, W) in [0, 1]. only: those that are wanted. GMSD, VIF and FSIM need piq and are absent
+    without it; SSIM needs 11 x 11 pixels, VIF and FSIM 41 x 41. Raises ValueError if the shapes differ.
     """
     measures = {
         "psnr": metrics.psnr,
@@ -156,7 +156,7 @@ def face_measures(restored: Tensor, hq: Tensor) -> dict[str, Tensor]:
             measures["vif"], measures["fsim"] = metrics.vif, metrics.fsim
     if hq.shape[-1] == hq.shape[-2] >= 64:
         measures["landmarks"] = _landmark_distance
-    return {key: measures[key](restored, hq) for key in MEASURES if key in measures}
+    return {key: measures[key](restored, hq) for key in MEASURES if key in measures and key in only}
 
 
 def _landmark_distance(restored: Tensor, hq: Tensor) -> Tensor:

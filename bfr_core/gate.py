@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .faces.identity import Recogniser, likeness
 from .faces.landmarks import LandmarkNet, landmark_distance, read_aligned
 from .lowpass import low_pass
 from .metrics import kid_features
@@ -28,9 +29,8 @@ class GateConfig:
 
     tries: further draws, from other noise, before it is left out. limit: how far from the folder's median, in robust
     standard deviations, it may stand out by any one check, in a folder of `FEWEST` faces or more; 0 turns the gate off.
-    least_score: of a face, by the
-    embedded face network, and most_moved: of its landmarks from the damaged face's, in distances between the eyes;
-    both count only where the damaged face itself is plainly one to that network.
+    least_score: of a face, by the embedded face network, and most_moved: of its landmarks from the damaged face's, in
+    distances between the eyes; both count only where the damaged face itself is plainly one to that network.
     """
 
     tries: int = 2
@@ -48,12 +48,14 @@ class Checks(NamedTuple):
 
     low_band: root mean square difference from the damaged face in the low band. moved: landmarks, in eye distances.
     faceless: 1 - score of the face. unlike: distance from the folder's other targets in random-convolution features.
+    stranger: 1 - likeness to the damaged face, 0 where there is no face recogniser.
     """
 
     low_band: Tensor
     moved: Tensor
     faceless: Tensor
     unlike: Tensor
+    stranger: Tensor
     readable: Tensor
 
 
@@ -62,6 +64,7 @@ SAID = {
     "moved": "eyes, nose or mouth have moved",
     "faceless": "looks less like a face",
     "unlike": "looks unlike the folder's other targets",
+    "stranger": "is less like the same person",
 }
 
 
@@ -72,19 +75,21 @@ class Looks(NamedTuple):
     moved: Tensor
     faceless: Tensor
     features: Tensor
+    stranger: Tensor
     readable: Tensor  # bool: the damaged face is plainly a face to the embedded network
 
 
 @torch.no_grad()
-def look_at(lq: Tensor, targets: Tensor, net: LandmarkNet) -> Looks:
+def look_at(lq: Tensor, targets: Tensor, net: LandmarkNet, recogniser: Recogniser | None = None) -> Looks:
     """lq, targets: (B, 3, S, S) RGB in [0, 1] -> what the checks need of them."""
-    lq, targets = (_at_checked_size(x) for x in (lq, targets))
+    stranger = 1 - likeness(recogniser(targets), recogniser(lq)) if recogniser else torch.zeros(len(lq))
+    lq, targets = (at_checked_size(x) for x in (lq, targets))
     error = (low_pass(targets, 8) - low_pass(lq, 8)).square().mean((1, 2, 3)).sqrt()
     own, damaged = read_aligned(net, targets), read_aligned(net, lq)
     moved = landmark_distance(own.points, damaged.points)
     readable = damaged.score > 0.5
     moved = torch.where(readable, moved, torch.zeros_like(moved))  # else its landmarks mean nothing
-    return Looks(error.cpu(), moved.cpu(), 1 - own.score.cpu(), kid_features(targets).cpu(), readable.cpu())
+    return Looks(error.cpu(), moved.cpu(), 1 - own.score.cpu(), kid_features(targets).cpu(), stranger, readable.cpu())
 
 
 def checks_of(looks: Looks, of: Looks | None = None) -> Checks:
@@ -92,7 +97,7 @@ def checks_of(looks: Looks, of: Looks | None = None) -> Checks:
     usual = (of or looks).features
     middle, spread = usual.median(0).values, usual.std(0, correction=0).clamp_min(1e-6)
     unlike = ((looks.features - middle) / spread).square().mean(1).sqrt()
-    return Checks(looks.low_band, looks.moved, looks.faceless, unlike, looks.readable)
+    return Checks(looks.low_band, looks.moved, looks.faceless, unlike, looks.stranger, looks.readable)
 
 
 def refusals(checks: Checks, config: GateConfig, of: Checks | None = None) -> list[str]:
@@ -131,7 +136,8 @@ def as_record(checks: Checks, index: int) -> Mapping[str, float]:
     return {name: round(float(getattr(checks, name)[index]), 5) for name in SAID}
 
 
-def _at_checked_size(image: Tensor) -> Tensor:
+def at_checked_size(image: Tensor) -> Tensor:
+    """`image` (B, 3, S, S) resized to `CHECKED_SIZE`, where faces of all restorers are compared."""
     if image.shape[-1] == CHECKED_SIZE:
         return image
     return F.interpolate(image, (CHECKED_SIZE, CHECKED_SIZE), mode="bilinear", antialias=True, align_corners=False)

@@ -7,12 +7,17 @@ from pathlib import Path
 import torch
 
 from .adaptation import Adapted
+from .faces.identity import Recogniser, find_recogniser, likeness
 from .finetuning import FinetuneConfig, split
 from .images import read_image
-from .report import Gallery, ReportData, write_report
+from .metrics import bootstrap_difference
+from .report import Gallery, ReportData, Table, write_report
 from .runs import read_json
 
 ROWS = 12
+BATCH = 16
+LESS_LIKE = 0.01  # likeness that a face may lose before it is named: less is the recogniser's own noise
+NOT_MEASURED = "Identity was not measured: the face recogniser's file is not on this machine."
 
 NOT_JUDGED = (
     "The restorer was tuned. Whether it became better was not judged: look at the faces below, "
@@ -33,6 +38,7 @@ def report_adaptation(result: Adapted, config: FinetuneConfig) -> Path:
         target = torch.nn.functional.interpolate(read_image(result.targets[name])[None], lq.shape[-2:], mode="area")[0]
         rows.append((name if i in trained else f"{name} (not trained on)", [lq, base, target, tuned]))
     progress = result.progress
+    likenesses = measure_identity(result, find_recogniser(result.restorer.device))
     data = ReportData(
         title="Adapted restorer",
         verdict="not_judged",
@@ -49,13 +55,46 @@ def report_adaptation(result: Adapted, config: FinetuneConfig) -> Path:
             ("step kept", str(progress.best_step)),
             ("minutes of tuning", f"{progress.seconds / 60:.1f}"),
         ],
+        tables=identity_tables(likenesses),
         loss_curves=progress.losses | ({"held-out faces": progress.held_out} if progress.held_out else {}),
-        notes=[problem["problem"] for problem in result.faces.problems],
+        notes=[problem["problem"] for problem in result.faces.problems] + ([] if likenesses else [NOT_MEASURED]),
         settings=result.run.config(),
         licences=licences(result),
-        measurements={"steps": progress.step, "best_step": progress.best_step, "held_out": progress.held_out},
+        measurements={"steps": progress.step, "best_step": progress.best_step, "held_out": progress.held_out}
+        | {"likeness": likenesses or "not measured"},
     )
     return write_report(result.run.folder, data)
+
+
+def measure_identity(result: Adapted, recogniser: Recogniser | None) -> dict[str, tuple[float, float]]:
+    """Likeness of every restored face to its damaged photo, by base and by adapted restorer; empty if not measured."""
+    found: dict[str, tuple[float, float]] = {}
+    if recogniser is None:
+        return found
+    for start in range(0, len(result.faces), BATCH):
+        lq = result.faces.batch(start, start + BATCH)
+        damaged = recogniser(lq)
+        both = [likeness(recogniser(r.restore(lq)), damaged).tolist() for r in (result.base, result.restorer)]
+        for name, *values in zip(result.faces.names[start : start + BATCH], *both, strict=True):
+            found[name] = (round(values[0], 4), round(values[1], 4))
+    return found
+
+
+def identity_tables(likenesses: dict[str, tuple[float, float]]) -> list[Table]:
+    """The mean change of likeness, and every face that lost some, worst first; nothing if it was not measured."""
+    if not likenesses:
+        return []
+    base, tuned = zip(*likenesses.values(), strict=True)
+    change = bootstrap_difference(tuned, base)
+    dropped = sorted((after - before, name) for name, (before, after) in likenesses.items())
+    dropped = [(drop, name) for drop, name in dropped if drop < -LESS_LIKE]
+    note = (
+        f"Cosine of ArcFace directions, restored face to damaged photo; the adapted restorer changes it by "
+        f"{change.mean:+.3f} ({change.low:+.3f} to {change.high:+.3f}) on average. "
+        f"{len(dropped)} of {len(likenesses)} faces became less like the photo: look at them."
+    )
+    rows = [(name, f"{likenesses[name][0]:.3f}", f"{likenesses[name][1]:.3f}", f"{d:+.3f}") for d, name in dropped]
+    return [Table("Is it still the person?", note, ["face that lost likeness", "base", "adapted", "change"], rows)]
 
 
 def refused_faces(result: Adapted) -> list[Gallery]:

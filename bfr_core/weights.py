@@ -125,6 +125,15 @@ TABLE = (
         _FACEXLIB,
         None,
     ),
+    Weights(
+        "recognition_arcface_ir_se50.pth",
+        "ArcFace IR-SE50, face recogniser",
+        f"{_GITHUB}/xinntao/facexlib/releases/download/v0.1.0/recognition_arcface_ir_se50.pth",
+        0,
+        "",
+        _FACEXLIB,
+        None,
+    ),
 )
 
 # Where hosts keep such files, below their own folder.

@@ -98,3 +98,20 @@ def test_on_real_faces_another_persons_target_is_refused(shared, net):
     targets[[3, 17]] = faces[[17, 3]]
     reasons = refusals(checks_of(look_at(lq, targets, net)), GateConfig())
     assert reasons[3] and reasons[17] and sum(map(bool, reasons)) <= 5
+
+
+def test_a_stranger_is_refused_where_there_is_a_recogniser(net):
+    """It tells people apart by their mean colour here."""
+    clean = pictures(24)
+    lq = (clean + 0.02 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+
+    def recogniser(faces):
+        return F.normalize(torch.stack([faces.mean((1, 2, 3)), torch.full((len(faces),), 0.5)], 1))
+
+    targets = clean.clone()
+    targets[7] = targets[7] * 0.98
+    looks = look_at(lq, targets, net, recogniser)
+    worst = looks.stranger.argmax()
+    checks = checks_of(looks)
+    assert worst == 7 and not checks_of(look_at(lq, targets, net)).stranger.any()
+    assert refusals(checks, GateConfig(limit=8))[7].startswith(SAID["stranger"])

@@ -304,6 +304,16 @@ def export(args: argparse.Namespace) -> None:
     (EMBEDDED / "held_out.txt").write_text("\n".join(held_out_names(args.portraits)) + "\n")
 
 
+def usual(args: argparse.Namespace) -> None:
+    """Write embedded/usual.safetensors: what the training faces look like to the verdict, see `bfr_core.verdict`."""
+    from bfr_core.checkpoints import save_tensors
+    from bfr_core.verdict import USUAL_FILE, usual_of
+
+    faces = training_faces(args)[::4].float() / 255  # variant 0 of each face is the exact crop
+    tensors = {name: value.contiguous() for name, value in usual_of(faces)._asdict().items()}
+    save_tensors(USUAL_FILE, tensors, {"licence": "Apache-2.0", "faces": str(len(faces))})
+
+
 def card(args: argparse.Namespace) -> None:
     """Pictures and figures for the model card: unconditional samples, the nearest training face of each, losses."""
     from bfr_core.demo import draw_faces
@@ -375,7 +385,7 @@ def latest(work: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]] | 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["prior", "restorer", "export", "card"])
+    parser.add_argument("what", choices=["prior", "restorer", "export", "usual", "card"])
     parser.add_argument("--portraits", type=Path, required=True)
     parser.add_argument("--faces", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path(".training"))
@@ -388,7 +398,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
-    {"prior": train_prior, "restorer": train_restorer, "export": export, "card": card}[args.what](args)
+    does = {"prior": train_prior, "restorer": train_restorer, "export": export, "usual": usual, "card": card}
+    does[args.what](args)
 
 
 if __name__ == "__main__":
