@@ -16,7 +16,7 @@ from torch import Tensor
 from .faces.align import crop_face
 from .faces.identity import find_recogniser, may_recognise
 from .faces.landmarks import load_landmark_net
-from .finetuning import FinetuneConfig, Progress, finetune
+from .finetuning import FinetuneConfig, Progress, finetune, split
 from .gate import GateConfig, as_record, checks_of, joined, look_at, refusals
 from .images import list_images, photo_names, printable, read_image, write_image
 from .losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
@@ -26,12 +26,14 @@ from .restore import square
 from .restorers import Restorer, load_restorer, save_change, save_restorer
 from .runs import Run, fingerprint, read_json, stage_folder, write_json
 from .sampler import SamplerConfig
+from .verdict import Judgement, Restore, judge, load_usual
 
 log = logging.getLogger(__name__)
 
 StageCallback = Callable[[str, int, int, Any], None]
 CACHED_BYTES = 1 << 30
 GATE_BATCH = 16
+MOST_JUDGED = 64  # held-out faces that the verdict looks at
 EXAMINED_FACES = 16  # of a folder, for the settings that are left to it
 REDRAWN_SEED = 7919  # apart, so that the draws of no try are those of a neighbouring seed
 
@@ -431,8 +433,8 @@ def tune(
     config: FinetuneConfig,
     prior: Prior | None = None,
     callback: StageCallback | None = None,
-) -> tuple[Restorer, Progress]:
-    """Tune `restorer` on the run's faces and save it as restorer.safetensors; low-rank changes also alone.
+) -> tuple[Restorer, Progress, Judgement]:
+    """Tune `restorer` on the run's faces, judge it, and save it as restorer.safetensors; low-rank changes also alone.
 
     made_from: fingerprint of the targets. prior: its encoder is the perceptual term where LPIPS is not at hand.
     """
@@ -455,13 +457,27 @@ def tune(
         perceptual=perceptual_term(config, prior, restorer.device),
         callback=step,
     )
+    judged = [pairs[i] for i in split(len(pairs), config)[1][:MOST_JUDGED]]
+    judgement = judged_on_faces(restorer, tuned, judged)
+    log.info("verdict: %s: %s", judgement.verdict, judgement.sentence)
     base = {"base": restorer.name, "base_sha256": restorer.sha256, "base_licence": restorer.licence}
     teacher = {"prior": prior.name, "prior_sha256": prior.sha256, "prior_licence": prior.licence} if prior else {}
     made = {"finetune": asdict(config), "steps": progress.step, "best_step": progress.best_step, "faces": len(names)}
+    made |= {"verdict": judgement.verdict, "verdict_sentence": judgement.sentence}
     save_restorer(run.restorer, tuned, base | teacher | made)
     if config.trainable == "lora":
         save_change(run.change, restorer, tuned, config.rank, teacher | made)
-    return tuned, progress
+    return tuned, progress, judgement
+
+
+def judged_on_faces(base: Restorer, tuned: Restorer, pairs: list[tuple[Tensor, Tensor]]) -> Judgement:
+    """The verdict on (lq, pseudo target) pairs that were held out of the tuning."""
+    lq, targets = (torch.stack([pair[k] for pair in pairs]) if pairs else torch.empty(0) for k in (0, 1))
+
+    def by(restorer: Restorer) -> Restore:
+        return lambda faces: torch.cat([restorer.restore(some).cpu() for some in faces.split(GATE_BATCH)])
+
+    return judge(by(base), by(tuned), lq, targets, load_usual(), load_landmark_net())
 
 
 def perceptual_term(config: FinetuneConfig, prior: Prior | None, device: torch.device) -> ImageLoss | None:
@@ -489,6 +505,7 @@ class Adapted:
     faces: FaceSet
     targets: dict[str, Path]
     progress: Progress
+    judgement: Judgement
 
 
 def adapt(
@@ -512,8 +529,8 @@ def adapt(
         faces = collect_faces(Path(folder), run, base.size, config.faces, callback)
         targets, made_from = make_targets(run, faces, base, prior, config, callback)
         prior.to("cpu")  # its memory is the tuning's now
-        tuned, progress = tune(run, faces, targets, made_from, base, config.finetune, prior, callback)
-        return Adapted(run, tuned, base, prior, faces, targets, progress)
+        tuned = tune(run, faces, targets, made_from, base, config.finetune, prior, callback)
+        return Adapted(run, tuned[0], base, prior, faces, targets, *tuned[1:])
 
 
 def targets_of(run: Run, faces: FaceSet) -> dict[str, Path]:

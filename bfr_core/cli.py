@@ -217,8 +217,8 @@ def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         else:
             made_from = read_json(run.targets / "stage.json", {}).get("fingerprint", "")
             files = accepted_targets(run, targets_of(run, found), made_from)
-        tuned, progress = tune(run, found, files, made_from, base, config.finetune, prior, bars)
-        result = Adapted(run, tuned, base, prior, found, files, progress)
+        tuned = tune(run, found, files, made_from, base, config.finetune, prior, bars)
+        result = Adapted(run, tuned[0], base, prior, found, files, *tuned[1:])
         report_adaptation(result, config.finetune)
     return _tuned(result, args.export_pth)
 
@@ -235,18 +235,21 @@ def adapt(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 
 def _tuned(result: Any, pth: bool) -> dict[str, Any]:
+    from .report import VERDICTS
     from .restorers import export_pth
 
     run, progress = result.run, result.progress
     if pth:
         export_pth(run.restorer.with_suffix(".pth"), result.restorer)
     print(f"restorer: {run.restorer}\nreport:   {run.report}", file=sys.stderr)
+    print(f"{VERDICTS[result.judgement.verdict].lower()}: {result.judgement.sentence}", file=sys.stderr)
     return {
         "restorer": str(run.restorer),
         "report": str(run.report),
         "steps": progress.step,
         "best_step": progress.best_step,
-        "verdict": "not_judged",
+        "verdict": result.judgement.verdict,
+        "verdict_sentence": result.judgement.sentence,
     }
 
 

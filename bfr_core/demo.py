@@ -145,8 +145,9 @@ def report(folder: Path, clean: Path, result: Adapted, callback: StageCallback |
     columns = ["", *(f"{MEASURES[m].title}, {MEASURES[m].goal}" for m in MEASURED)]
     data = ReportData(
         title="BFR Adapt: a demonstration",
-        verdict="not_judged",
+        verdict=result.judgement.verdict,
         verdict_sentence=(
+            f"{result.judgement.sentence[:1].upper()}{result.judgement.sentence[1:]}. "
             f"{len(names)} damaged faces were all that the restorer was tuned on. "
             "Left to right: damaged, base restorer, adapted restorer, the truth it never saw."
         ),

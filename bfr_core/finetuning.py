@@ -315,9 +315,9 @@ def recompute(blocks: list[nn.Module]) -> None:
 
 
 def split(count: int, config: FinetuneConfig) -> tuple[list[int], list[int]]:
-    """Indices to train on and indices held out; fewer than 8 faces are all trained on."""
+    """Indices to train on and indices held out, at least two; fewer than 8 faces are all trained on."""
     order = torch.randperm(count, generator=keyed_generator(config.seed, "split")).tolist()
-    held = round(config.held_out * count) if count >= 8 else 0
+    held = max(2, round(config.held_out * count)) if config.held_out and count >= 8 else 0
     return sorted(order[held:]), sorted(order[:held])
 
 

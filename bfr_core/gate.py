@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .faces.identity import Recogniser, likeness
+from .faces.identity import Recognise, likeness
 from .faces.landmarks import LandmarkNet, landmark_distance, read_aligned
 from .lowpass import low_pass
 from .metrics import kid_features
@@ -80,7 +80,7 @@ class Looks(NamedTuple):
 
 
 @torch.no_grad()
-def look_at(lq: Tensor, targets: Tensor, net: LandmarkNet, recogniser: Recogniser | None = None) -> Looks:
+def look_at(lq: Tensor, targets: Tensor, net: LandmarkNet, recogniser: Recognise | None = None) -> Looks:
     """lq, targets: (B, 3, S, S) RGB in [0, 1] -> what the checks need of them."""
     stranger = 1 - likeness(recogniser(targets), recogniser(lq)) if recogniser else torch.zeros(len(lq))
     lq, targets = (at_checked_size(x) for x in (lq, targets))

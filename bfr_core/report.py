@@ -24,8 +24,13 @@ from torch import Tensor
 
 from .images import printable, replace_atomically
 
-Verdict = Literal["adopt", "keep_base", "not_judged"]
-VERDICTS: dict[str, str] = {"adopt": "Adopt", "keep_base": "Keep the base", "not_judged": "Not judged"}
+Verdict = Literal["adopt", "keep_base", "cannot_tell", "not_judged"]
+VERDICTS: dict[str, str] = {
+    "adopt": "Adopt",
+    "keep_base": "Keep the base",
+    "cannot_tell": "Cannot tell",
+    "not_judged": "Not judged",
+}
 
 
 @dataclass(frozen=True)
@@ -352,10 +357,10 @@ def _axis(low: float, high: float, whole: bool) -> tuple[tuple[float, float], li
 
 _STYLE = """
 :root { --paper: #fbfbf9; --raised: #f1f1ee; --ink: #1f2023; --quiet: #66676c; --line: #dededa;
-  --curve: #2c6a8f; --adopt: #1d7a4c; --keep_base: #9a5b00; --not_judged: #66676c; }
+  --curve: #2c6a8f; --adopt: #1d7a4c; --keep_base: #9a5b00; --cannot_tell: #66676c; --not_judged: #66676c; }
 @media (prefers-color-scheme: dark) {
   :root { --paper: #141517; --raised: #1f2124; --ink: #e9e8e4; --quiet: #a0a1a5; --line: #34363a;
-    --curve: #7db9dc; --adopt: #6fcf9b; --keep_base: #e5ad5c; --not_judged: #a0a1a5; }
+    --curve: #7db9dc; --adopt: #6fcf9b; --keep_base: #e5ad5c; --cannot_tell: #a0a1a5; --not_judged: #a0a1a5; }
 }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); overflow-wrap: break-word;
@@ -369,6 +374,7 @@ p, ul { max-width: 44rem; }
 .verdict { margin: 18px 0 0; padding-left: 18px; border-left: 4px solid var(--tone); font-size: 1.2rem; }
 .verdict strong { display: block; color: var(--tone); font-weight: 600; }
 .adopt { --tone: var(--adopt); } .keep_base { --tone: var(--keep_base); } .not_judged { --tone: var(--not_judged); }
+.cannot_tell { --tone: var(--cannot_tell); }
 header + section, .hint + section { margin-top: 40px; }
 .note { color: var(--quiet); margin: 6px 0 0; }
 .gallery { margin-top: 14px; }

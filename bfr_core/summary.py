@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from .adaptation import Adapted
-from .faces.identity import Recogniser, find_recogniser, likeness
+from .faces.identity import Recognise, find_recogniser, likeness
 from .finetuning import FinetuneConfig, split
 from .images import read_image
 from .metrics import bootstrap_difference
@@ -19,10 +19,7 @@ BATCH = 16
 LESS_LIKE = 0.01  # likeness that a face may lose before it is named: less is the recogniser's own noise
 NOT_MEASURED = "Identity was not measured: the face recogniser's file is not on this machine."
 
-NOT_JUDGED = (
-    "The restorer was tuned. Whether it became better was not judged: look at the faces below, "
-    "which it was not trained on where that is said, before you use it."
-)
+LOOK = "Look at the faces below, first at those that it was not trained on, before you use it."
 
 
 def report_adaptation(result: Adapted, config: FinetuneConfig) -> Path:
@@ -37,12 +34,12 @@ def report_adaptation(result: Adapted, config: FinetuneConfig) -> Path:
         base, tuned = (r.restore(lq[None])[0].cpu() for r in (result.base, result.restorer))
         target = torch.nn.functional.interpolate(read_image(result.targets[name])[None], lq.shape[-2:], mode="area")[0]
         rows.append((name if i in trained else f"{name} (not trained on)", [lq, base, target, tuned]))
-    progress = result.progress
+    progress, sentence = result.progress, result.judgement.sentence
     likenesses = measure_identity(result, find_recogniser(result.restorer.device))
     data = ReportData(
         title="Adapted restorer",
-        verdict="not_judged",
-        verdict_sentence=NOT_JUDGED,
+        verdict=result.judgement.verdict,
+        verdict_sentence=f"{sentence[:1].upper()}{sentence[1:]}. {LOOK}",
         galleries=[
             Gallery(
                 "Faces of this folder", "", ["damaged", "base restorer", "pseudo target", "adapted restorer"], rows
@@ -61,12 +58,12 @@ def report_adaptation(result: Adapted, config: FinetuneConfig) -> Path:
         settings=result.run.config(),
         licences=licences(result),
         measurements={"steps": progress.step, "best_step": progress.best_step, "held_out": progress.held_out}
-        | {"likeness": likenesses or "not measured"},
+        | {"likeness": likenesses or "not measured", "judgement": result.judgement},
     )
     return write_report(result.run.folder, data)
 
 
-def measure_identity(result: Adapted, recogniser: Recogniser | None) -> dict[str, tuple[float, float]]:
+def measure_identity(result: Adapted, recogniser: Recognise | None) -> dict[str, tuple[float, float]]:
     """Likeness of every restored face to its damaged photo, by base and by adapted restorer; empty if not measured."""
     found: dict[str, tuple[float, float]] = {}
     if recogniser is None:

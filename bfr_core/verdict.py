@@ -1,14 +1,16 @@
-"""Did tuning help? Evidence from damaged faces alone, no clean copies: cues per face, for the base and the tuned one.
+"""Did tuning help? Judged from damaged faces alone, no clean copies, on faces that neither restorer was tuned on.
 
-Every cue looks at faces of the folder that neither restorer was tuned on. None is proof by itself: a blur agrees with
-its damaged face, noise looks detailed, and the teacher may be wrong; so they are weighed together.
+The proof is a test with a known answer: the damage of each face, put on the pseudo target of another, is to be undone.
+It would be passed by a restorer that learned blurred, shifted or foreign targets, too; so what the restored faces and
+the targets look like has a veto.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,11 +19,12 @@ from .checkpoints import load_tensors
 from .faces.landmarks import LandmarkNet, landmark_distance, read_aligned
 from .gate import at_checked_size
 from .lowpass import low_pass
-from .metrics import high_band, high_band_correlation, kid_features, psnr
+from .metrics import Interval, bootstrap_difference, high_band, high_band_correlation, kid_features, psnr
 from .transplant import transplanted
 
 CONSISTENT_AT = 8  # shrinking by this leaves of a 128-pixel face what survives most damage
 USUAL_FILE = Path(__file__).parent / "embedded" / "usual.safetensors"
+FEWEST_JUDGED = 2  # faces; of one, damage cannot be put on another
 Restore = Callable[[Tensor], Tensor]
 
 
@@ -108,6 +111,92 @@ def agreement(restored: Tensor, wanted: Tensor) -> Agreement:
     """(B, 3, S, S) RGB in [0, 1] both."""
     restored, wanted = at_checked_size(restored), at_checked_size(wanted)
     return Agreement(psnr(restored, wanted), high_band_correlation(restored, wanted))
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """verdict, and why in a sentence. gain: PSNR (dB) won on the test with a known answer; None if nothing was judged.
+
+    measures: the figures that were weighed, by name. vetoes: what spoke against the tuned restorer, in words.
+    """
+
+    verdict: Literal["adopt", "keep_base", "cannot_tell"]
+    sentence: str
+    gain: Interval | None = None
+    measures: dict[str, float] = field(default_factory=dict)
+    vetoes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the tuned restorer and the targets may do worse than the base before they are refused; means over faces.
+
+    consistency: dB in the low band. landmarks: eye distances. realism: of `Appearance.realism`. energy: log10, how far
+    the detail may be from that of clean faces when the base's is nearer. The same for targets, next to the base's work.
+    """
+
+    consistency: float = 3.0
+    landmarks: float = 0.03
+    realism: float = 0.1
+    energy: float = 0.3
+
+
+def judge(
+    base: Restore,
+    tuned: Restore,
+    lq: Tensor,
+    targets: Tensor,
+    usual: Usual,
+    net: LandmarkNet,
+    limits: Limits | None = None,
+) -> Judgement:
+    """The verdict on damaged faces `lq` with their pseudo targets, (N, 3, S, S), which were not tuned on."""
+    if len(lq) < FEWEST_JUDGED:
+        return Judgement("keep_base", "too few faces to hold any out, so nothing shows that tuning helped")
+    before, after = (gather(restore, lq, targets, usual, net) for restore in (base, tuned))
+    return decide(before, after, look_at(targets, lq, usual, net), limits or Limits())
+
+
+def decide(base: Cues, tuned: Cues, targets: Appearance, limits: Limits) -> Judgement:
+    """The verdict on what was gathered of the base, the tuned restorer and the pseudo targets."""
+    gain = bootstrap_difference(tuned.transfer.fidelity, base.transfer.fidelity)
+    vetoes = [
+        f"{who} {said}"
+        for who, looks in (("its faces", tuned.looks), ("the pseudo targets", targets))
+        for said in worse(looks, base.looks, limits)
+    ]
+    measures = {
+        f"{who} {part} {name}": round(float(value.mean()), 5)
+        for who, cues in (("base", base), ("adapted", tuned))
+        for part, values in cues._asdict().items()
+        for name, value in values._asdict().items()
+    }
+    measures |= {f"targets {name}": round(float(value.mean()), 5) for name, value in targets._asdict().items()}
+    count = len(tuned.transfer.fidelity)
+    shown = f"{gain.mean:+.2f} dB ({gain.low:+.2f} to {gain.high:+.2f}) on {count} faces that were not trained on"
+    if vetoes:
+        return Judgement("keep_base", f"{shown}, but {'; '.join(vetoes)}", gain, measures, tuple(vetoes))
+    if gain.low > 0:
+        return Judgement("adopt", f"the adapted restorer undoes this damage better: {shown}", gain, measures)
+    if gain.high < 0:
+        return Judgement("keep_base", f"the adapted restorer undoes this damage worse: {shown}", gain, measures)
+    return Judgement("cannot_tell", f"no difference can be told from chance: {shown}", gain, measures)
+
+
+def worse(looks: Appearance, base: Appearance, limits: Limits) -> list[str]:
+    """What faces do worse than those of the base, in words."""
+    change = {name: float((getattr(looks, name) - getattr(base, name)).mean()) for name in Appearance._fields}
+    found = []
+    if change["consistency"] < -limits.consistency:
+        found.append(f"agree less with the damaged faces ({change['consistency']:+.1f} dB)")
+    if change["landmarks"] < -limits.landmarks:
+        found.append(f"move eyes, nose or mouth (by {-change['landmarks']:.2f} eye distances more)")
+    if change["realism"] < -limits.realism:
+        found.append("look less like clean faces")
+    energy, own = float(looks.energy.mean()), float(base.energy.mean())
+    if abs(energy) > max(limits.energy, abs(own)):
+        found.append("are too smooth" if energy < 0 else "have too much texture or noise")
+    return found
 
 
 def _energy(faces: Tensor) -> Tensor:

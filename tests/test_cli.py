@@ -27,8 +27,9 @@ def quick(photos, tiny_restorer, tiny_prior):
 def test_adapt_prints_a_summary_last(quick, tmp_path, capsys):
     assert main([*quick, "--run", str(tmp_path), "--json"]) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert summary["steps"] == 8 and summary["verdict"] == "not_judged"
-    assert json.loads((tmp_path / "report.json").read_text())["verdict"] == "not_judged"
+    assert summary["steps"] == 8 and summary["verdict"] == "keep_base"  # of too few faces
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["verdict"] == "keep_base" and "too few faces" in report["verdict_sentence"]
     assert "<html" in (tmp_path / "report.html").read_text()
 
 

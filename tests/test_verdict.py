@@ -11,7 +11,7 @@ from bfr_core.faces.align import Face, crop_face
 from bfr_core.faces.landmarks import load_landmark_net
 from bfr_core.images import read_image
 from bfr_core.metrics import high_band
-from bfr_core.verdict import USUAL_FILE, Cues, gather, load_usual, usual_of
+from bfr_core.verdict import USUAL_FILE, Cues, Limits, gather, judge, load_usual, usual_of
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +85,50 @@ def test_what_was_taken_from_the_training_faces(real_faces):
     clean, soft = (gather(lambda x: x, faces, faces, usual, net).looks for faces in (real_faces, blur(real_faces)))
     assert clean.energy.mean().abs() < 0.4 and soft.energy.mean() < -1
     assert clean.realism.mean() > soft.realism.mean() + 0.5
+
+
+# ---------------------------------------------------------------- the verdict
+
+
+def nothing(x):
+    return x
+
+
+def denoised(x):
+    return x - high_band(x, 0.7)
+
+
+def test_a_restorer_that_undoes_the_damage_is_adopted(scene):
+    clean, lq, usual, net = scene
+    found = judge(nothing, denoised, lq, clean, usual, net)
+    assert found.verdict == "adopt" and found.gain.low > 1 and not found.vetoes
+    assert judge(denoised, nothing, lq, clean, usual, net).verdict == "keep_base"
+
+
+def test_the_same_restorer_twice_cannot_be_told_apart(scene):
+    clean, lq, usual, net = scene
+    found = judge(denoised, denoised, lq, clean, usual, net)
+    assert found.verdict == "cannot_tell" and found.gain == (0, 0, 0)
+
+
+def test_of_too_few_faces_the_base_is_kept(scene):
+    clean, lq, usual, net = scene
+    for count in (0, 1):
+        found = judge(nothing, denoised, lq[:count], clean[:count], usual, net)
+        assert found.verdict == "keep_base" and "too few" in found.sentence and found.gain is None
+
+
+def test_learning_to_blur_from_blurred_targets_is_vetoed(scene):
+    """It undoes the damage better by the known answer, which is blurred itself."""
+    clean, lq, usual, net = scene
+    found = judge(denoised, blur, lq, blur(clean), usual, net)
+    assert found.gain.low > 0 and found.verdict == "keep_base"
+    assert any("too smooth" in veto for veto in found.vetoes)
+
+
+def test_targets_of_other_faces_are_vetoed(scene):
+    clean, lq, usual, net = scene
+    found = judge(nothing, denoised, lq, clean.roll(1, 0), usual, net)
+    assert found.verdict == "keep_base" and any("pseudo targets" in v and "agree less" in v for v in found.vetoes)
+    lax = judge(nothing, denoised, lq, clean.roll(1, 0), usual, net, Limits(100, 100, 100, 100))
+    assert not lax.vetoes

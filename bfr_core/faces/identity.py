@@ -6,6 +6,7 @@ Source: arXiv:1801.07698. Without its file identity is not measured, and nothing
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ TEMPLATE_112 = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
 BATCH = 16
+Recognise = Callable[[Tensor], Tensor]
 
 
 class Recogniser:

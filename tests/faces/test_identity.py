@@ -36,7 +36,12 @@ def test_a_picture_is_like_itself_and_its_mirror_image(folder):
 def test_landmarks_come_to_lie_where_arcface_was_trained_to_have_them(folder, monkeypatch):
     torch.save(weights(), folder / FILE)
     recogniser, seen = Recogniser(), []
-    monkeypatch.setattr(recogniser.net, "forward", lambda image: seen.append(image) or torch.rand(len(image), 512))
+
+    def forward(image):
+        seen.append(image)
+        return torch.rand(len(image), 512)
+
+    monkeypatch.setattr(recogniser.net, "forward", forward)
     dots = torch.zeros(1, 3, 512, 512)
     for x, y in template(512).round().astype(int):
         dots[..., y - 8 : y + 9, x - 8 : x + 9] = 1
