@@ -249,7 +249,7 @@ def _photo(image: Image.Image, name: str) -> Photo:
     text = getattr(image, "text", {}) if file_format == "PNG" else {}
     dpi = image.info.get("dpi")
     orientation, exif = _exif(image, name)
-    record = _record(image, name)
+    record = _record(image)
     if file_format == "TIFF":
         orientation = 1  # Pillow turns TIFF pictures itself as it decodes them
     icc = image.info.get("icc_profile") or None
@@ -353,7 +353,7 @@ def _exif(image: Image.Image, name: str) -> tuple[int, bytes | None]:
         return orientation, None
 
 
-def _record(image: Image.Image, name: str) -> Record:
+def _record(image: Image.Image) -> Record:
     """What the picture's XMP says; Pillow's versions differ in where they put it."""
     packet = image.info.get("xmp") or image.info.get(_XMP_IN_PNG)
     if isinstance(image, JpegImagePlugin.JpegImageFile):
@@ -366,10 +366,7 @@ def _record(image: Image.Image, name: str) -> Record:
         packet = packet.encode(errors="replace")
     if not packet or not isinstance(packet, bytes):
         return Record()
-    record = read_packet(packet)
-    if record.problem:
-        log.warning("%s: %s; left out", name, record.problem)
-    return record
+    return read_packet(packet)
 
 
 def _reason(error: Exception) -> str:
@@ -415,6 +412,8 @@ def write_photo(path: Path, photo: Photo) -> None:
         options["exif"] = photo.exif
     if photo.dpi and file_format != "WEBP":
         options["dpi"] = photo.dpi
+    if photo.record.problem:
+        log.warning("%s: %s; what it said is left out", name, photo.record.problem)
     packet = to_packet(photo.record)
     if file_format == "PNG" and (photo.text or packet):
         options["pnginfo"] = _png_text(photo.text, photo.record.words(), packet)

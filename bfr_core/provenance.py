@@ -78,7 +78,7 @@ class Record:
     """What a picture's metadata says of its making.
 
     steps: restorations, the latest last. earlier: how many more came before them. source_type: IPTC's term, a URI, or
-    "". problem: why nothing could be read.
+    "". problem: why nothing could be read of the file it came from.
     """
 
     steps: tuple[Step, ...] = ()
@@ -92,7 +92,8 @@ class Record:
             return self
         steps = (*self.steps, step)
         source_type = GENERATED if self.source_type == GENERATED else COMPOSITE
-        return Record(steps[-MAX_STEPS:], self.earlier + max(0, len(steps) - MAX_STEPS), source_type)
+        earlier = self.earlier + max(0, len(steps) - MAX_STEPS)
+        return replace(self, steps=steps[-MAX_STEPS:], earlier=earlier, source_type=source_type)
 
     def words(self) -> list[str]:
         """The same in words, one fact a line; nothing for a picture that says nothing."""
@@ -114,9 +115,8 @@ def to_packet(record: Record) -> bytes | None:
         last = record.steps[-1]
         values |= {"xmp:CreatorTool": last.software, "bfr:Notice": NOTICE, "bfr:Earlier": str(record.earlier)}
         values |= {"bfr:Restorer": last.restorer, "bfr:RestorerSHA256": last.sha256}
-        steps = (
-            f"<bfr:Steps>{escape(json.dumps([asdict(step) for step in record.steps], ensure_ascii=False))}</bfr:Steps>"
-        )
+        listed = json.dumps([asdict(step) for step in record.steps], ensure_ascii=False)
+        steps = f"<bfr:Steps>{escape(listed)}</bfr:Steps>"
     spaces = " ".join(f'xmlns:{prefix}="{uri}"' for prefix, uri in _SPACES.items())
     attributes = "".join(f"\n {key}={quoteattr(value)}" for key, value in values.items())
     packet = (
