@@ -206,8 +206,14 @@ def test_of_foreign_xmp_only_the_source_type_is_kept(tmp_path: Path, suffix: str
     tags, chunks = TiffImagePlugin.ImageFileDirectory_v2(), PngImagePlugin.PngInfo()
     tags[700] = xmp.encode()
     chunks.add_itxt("XML:com.adobe.xmp", xmp)
-    own: dict[str, Any] = {".png": {"pnginfo": chunks}, ".tif": {"tiffinfo": tags}}
-    smooth().save(path, **own.get(suffix, {"xmp": xmp.encode()}))
+    segment = b"http://ns.adobe.com/xap/1.0/\0" + xmp.encode()
+    own: dict[str, dict[str, Any]] = {
+        ".png": {"pnginfo": chunks},
+        ".tif": {"tiffinfo": tags},
+        ".jpg": {"extra": b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment},  # as old Pillows need it
+        ".webp": {"xmp": xmp.encode()},
+    }
+    smooth().save(path, **own[suffix])
     photo = read_photo(path)
     assert photo.record == Record(source_type=source_type)
     write_photo(tmp_path / f"b{suffix}", photo)
