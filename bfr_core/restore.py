@@ -87,7 +87,8 @@ def restore_photo(
 ) -> RestoredPhoto:
     """`photo` (3, H, W) RGB in [0, 1] with its faces restored; everything else is exactly as it was.
 
-    A face that fails does not stop the others: the reason is in `skipped`. A grey photo stays grey.
+    A face that fails does not stop the others: the reason is in `skipped`. A grey photo stays grey. Whoever writes the
+    result as a file says in it what it is: `replace(photo, pixels=..., record=photo.record.with_step(result.step))`.
     Raises ValueError or FileNotFoundError if the photo's shape or the detector is wrong.
     """
     config = config or RestoreConfig()
