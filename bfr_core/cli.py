@@ -265,6 +265,7 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         config,
         aligned=args.aligned,
         skip_existing=args.skip_existing,
+        strip_gps=args.strip_gps,
         callback=bars.named("restore"),
     )
     counts = {status: result.count(status) for status in ("restored", "no_face", "failed", "skipped")}
@@ -380,8 +381,9 @@ def inspect(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from dataclasses import asdict
 
     from .inspection import inspect as look
+    from .inspection import inspect_picture, is_picture
 
-    found = look(args.file)
+    found = inspect_picture(args.file) if is_picture(args.file) else look(args.file)
     print("\n".join(map(printable, found.lines())), file=sys.stderr if args.json else sys.stdout)
     return asdict(found)
 
@@ -469,6 +471,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="results, under the photos' own names")
     sub.add_argument("--aligned", action="store_true", help="the photos are aligned square faces already")
     sub.add_argument("--skip-existing", action="store_true", help="leave results alone that are there already")
+    text = "leave out where the photos were taken; those without faces are then written anew, not copied"
+    sub.add_argument("--strip-gps", action="store_true", help=text)
     for name, text in RESTORE_TEXT.items():
         default = RestoreConfig.__dataclass_fields__[name].default
         sub.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"{text} ({default})")
@@ -497,7 +501,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, metavar="FOLDER", help="of convert: where the prior goes")
     sub = on_device(command(verify_real, "Check the published weights that are here, and write a report to share."))
     sub.add_argument("--out", type=Path, default=Path("verify_real"), metavar="DIR", help="where the report goes")
-    sub = command(inspect, "What a restorer says of itself, and whether it may be used commercially.")
+    sub = command(
+        inspect, "What a restored picture, or a restorer, says of itself; may the restorer be used commercially?"
+    )
     sub.add_argument("file", metavar="FILE")
     sub = command(evaluate, "Compare restored faces with clean ones of the same names.")
     sub.add_argument("restored", type=Path, metavar="RESTORED")

@@ -13,7 +13,7 @@ import unicodedata
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO, FileIO
 from pathlib import Path
 
@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 from torch import Tensor
+
+from .provenance import TEXT_KEY, Record, read_packet, to_packet
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +49,15 @@ _UPRIGHT = {
 }
 # Tags that describe the photo and not how a file lays it out: description, camera, resolution, software, date, artist,
 # copyright, the Exif and GPS blocks, and the titles that Windows writes.
-_EXIF_BLOCKS = (0x8769, 0x8825)
+_GPS, _MAKER_NOTE = 0x8825, 0x927C
+_EXIF_BLOCKS = (0x8769, _GPS)
 _EXIF_KEPT = {0x010E, 0x010F, 0x0110, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x8298, *_EXIF_BLOCKS}
 _EXIF_KEPT |= set(range(0x9C9B, 0x9CA0))
 _JPEG_EXIF_BYTES = 65000  # one JPEG segment, less its header
+_XMP_TAG = 700
+_XMP_IN_JPEG = b"http://ns.adobe.com/xap/1.0/\0"
+_XMP_IN_PNG = "XML:com.adobe.xmp"
+_RAW_TEXTS = (_XMP_IN_PNG, "Raw profile type ")  # EXIF and XMP again, which speak of the file as it lay
 _NAME_BYTES = 180  # leaves room for a face number and a suffix in the 255 bytes that file systems allow
 _WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
@@ -63,6 +70,7 @@ class Photo:
     grey: R = G = B in every pixel of the source. mode: "L" if the file itself was grey, else "RGB".
     icc: the profile that `pixels` are in, None meaning sRGB. exif: without orientation and thumbnail.
     format: what the file was ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"). text: PNG key -> text. dpi: x, y.
+    record: what was done to the photo before; nothing else is kept of its XMP, which may repeat orientation and place.
     """
 
     pixels: Tensor
@@ -74,6 +82,7 @@ class Photo:
     mode: str = "RGB"
     text: dict[str, str] = field(default_factory=dict)
     dpi: tuple[float, float] | None = None
+    record: Record = field(default_factory=Record)
 
 
 def to_signed(x: Tensor) -> Tensor:
@@ -240,6 +249,7 @@ def _photo(image: Image.Image, name: str) -> Photo:
     text = getattr(image, "text", {}) if file_format == "PNG" else {}
     dpi = image.info.get("dpi")
     orientation, exif = _exif(image, name)
+    record = _record(image)
     if file_format == "TIFF":
         orientation = 1  # Pillow turns TIFF pictures itself as it decodes them
     icc = image.info.get("icc_profile") or None
@@ -271,8 +281,9 @@ def _photo(image: Image.Image, name: str) -> Photo:
         exif=exif,
         format=file_format,
         mode=mode,
-        text={str(key): str(value) for key, value in text.items() if key != "XML:com.adobe.xmp"},
+        text={str(key): str(value) for key, value in text.items() if not str(key).startswith(_RAW_TEXTS)},
         dpi=(float(dpi[0]), float(dpi[1])) if dpi and min(dpi) > 0 else None,
+        record=record,
     )
 
 
@@ -342,6 +353,22 @@ def _exif(image: Image.Image, name: str) -> tuple[int, bytes | None]:
         return orientation, None
 
 
+def _record(image: Image.Image) -> Record:
+    """What the picture's XMP says; Pillow's versions differ in where they put it."""
+    packet = image.info.get("xmp") or image.info.get(_XMP_IN_PNG)
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        segments = [content for marker, content in image.applist if marker == "APP1"]
+        packet = next((s[len(_XMP_IN_JPEG) :] for s in segments if s.startswith(_XMP_IN_JPEG)), None)
+    elif isinstance(image, TiffImagePlugin.TiffImageFile):
+        packet = image.tag_v2.get(_XMP_TAG)
+        packet = packet[0] if isinstance(packet, tuple) and packet else packet
+    if isinstance(packet, str):
+        packet = packet.encode(errors="replace")
+    if not packet or not isinstance(packet, bytes):
+        return Record()
+    return read_packet(packet)
+
+
 def _reason(error: Exception) -> str:
     """Why a file could not be read, on one line."""
     if isinstance(error, MemoryError):
@@ -357,7 +384,7 @@ def _reason(error: Exception) -> str:
 
 
 def write_photo(path: Path, photo: Photo) -> None:
-    """Write `photo` in the format of the suffix of `path`, keeping profile, EXIF, alpha and texts where it can.
+    """Write `photo` in the format of the suffix of `path`, keeping profile, EXIF, alpha, texts and record where it can.
 
     8 bits a channel; JPEG at quality 95 without chroma subsampling; grey only if the source file was grey and
     the pixels still are. Raises ValueError for a picture that the format cannot hold, OSError as `replace_atomically`.
@@ -385,8 +412,13 @@ def write_photo(path: Path, photo: Photo) -> None:
         options["exif"] = photo.exif
     if photo.dpi and file_format != "WEBP":
         options["dpi"] = photo.dpi
-    if photo.text and file_format == "PNG":
-        options["pnginfo"] = _png_text(photo.text)
+    if photo.record.problem:
+        log.warning("%s: %s; what it said is left out", name, photo.record.problem)
+    packet = to_packet(photo.record)
+    if file_format == "PNG" and (photo.text or packet):
+        options["pnginfo"] = _png_text(photo.text, photo.record.words(), packet)
+    elif packet:
+        options |= _with_packet(file_format, packet, photo.exif, name)
     encoded = BytesIO()  # so that the disk's errors come from one plain write, with their reason
     try:
         image.save(encoded, file_format, **options)
@@ -394,6 +426,20 @@ def write_photo(path: Path, photo: Photo) -> None:
         size = f"{image.width} x {image.height} pixels"
         raise ValueError(f"{name}: cannot be written as {file_format} with {size} ({printable(str(error))})") from error
     replace_atomically(path, lambda temporary: _write_bytes(temporary, encoded))
+
+
+def without_place(photo: Photo) -> Photo:
+    """`photo` without what may say where it was taken: GPS block, camera maker's notes, texts that repeat them."""
+    text = {key: value for key, value in photo.text.items() if not re.search("gps|location", key, re.IGNORECASE)}
+    if photo.exif is None:
+        return replace(photo, text=text)
+    exif, kept = Image.Exif(), Image.Exif()
+    exif.load(photo.exif)
+    for tag in set(exif) - {_GPS}:
+        kept[tag] = exif.get_ifd(tag) if tag in _EXIF_BLOCKS else exif[tag]
+        if tag in _EXIF_BLOCKS:
+            kept[tag].pop(_MAKER_NOTE, None)
+    return replace(photo, text=text, exif=kept.tobytes())
 
 
 def write_image(path: Path, pixels: Tensor) -> None:
@@ -467,8 +513,31 @@ def _to_uint8(plane: Tensor, name: str) -> np.ndarray:
     return plane.float().clamp(0, 1).mul(255).round_().to(torch.uint8).numpy()
 
 
-def _png_text(text: dict[str, str]) -> PngImagePlugin.PngInfo:
+def _with_packet(file_format: str, packet: bytes, exif: bytes | None, name: str) -> dict[str, object]:
+    """Options of Pillow, whatever its version, that write an XMP packet beside `exif`."""
+    if file_format == "WEBP":
+        return {"xmp": packet}
+    if file_format == "JPEG":
+        segment = _XMP_IN_JPEG + packet
+        return {"extra": b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment}
+    if file_format == "TIFF" and exif:
+        both = Image.Exif()
+        both.load(exif)
+        both[_XMP_TAG] = packet
+        return {"exif": both}
+    if file_format == "TIFF":
+        tags = TiffImagePlugin.ImageFileDirectory_v2()
+        tags[_XMP_TAG] = packet
+        return {"tiffinfo": tags}
+    log.warning("%s: %s has no place to say that details are generated; use another format", name, file_format)
+    return {}
+
+
+def _png_text(text: dict[str, str], words: list[str], packet: bytes | None) -> PngImagePlugin.PngInfo:
     chunks = PngImagePlugin.PngInfo()
+    if packet:
+        chunks.add_itxt(_XMP_IN_PNG, packet.decode())
+        text = text | {TEXT_KEY: "\n".join(words)}
     for key, value in text.items():
         try:
             value.encode("latin-1")

@@ -1,4 +1,4 @@
-"""What a file of weights says of itself, and whether it may be used commercially."""
+"""What a file says of itself: weights, whether they may be used commercially; a picture, how it was restored."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .checkpoints import load_tensors, sha256_of
+from .images import IMAGE_SUFFIXES, read_photo
 from .lowrank import KIND
+from .provenance import Record
 from .restorers import load_restorer
 from .weights import allows_commercial_use, licence_of, resolve
 
@@ -72,3 +74,37 @@ def inspect(name_or_path: str | Path) -> Inspection:
     told = {"licence", "architecture", "size", "kind", "base", "base_licence", "prior", "prior_licence"}
     facts = {key: value for key, value in metadata.items() if key not in told}
     return Inspection(name, kind, architecture, size, tuple(parts), commercial, facts)
+
+
+# ---------------------------------------------------------------- pictures
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a picture's metadata says of its making. generated: whether it says that details of it are."""
+
+    name: str
+    format: str
+    width: int
+    height: int
+    generated: bool
+    record: Record
+    kind: str = "picture"
+
+    def lines(self) -> list[str]:
+        """The same in words, one fact a line."""
+        words = self.record.words()
+        said = "" if words else f"; {self.record.problem or 'its metadata says nothing of a restoration'}"
+        return [f"{self.name}: {self.format} picture, {self.width} x {self.height} pixels{said}", *words]
+
+
+def is_picture(path: str | Path) -> bool:
+    """Whether a file is to be inspected as a picture, by its name."""
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES | {".gif"}
+
+
+def inspect_picture(path: str | Path) -> Picture:
+    """What is recorded in a picture. Raises ValueError, in one line, for a file that is none or is damaged."""
+    photo = read_photo(Path(path))
+    height, width = photo.pixels.shape[-2:]
+    return Picture(Path(path).name, photo.format, width, height, bool(photo.record.steps), photo.record)

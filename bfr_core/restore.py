@@ -9,7 +9,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from torch.nn import functional as F
 from .faces.align import Face, crop_face
 from .faces.detect import load_detector
 from .faces.paste import face_patches, luma
-from .images import Photo, list_images, printable, read_photo, replace_atomically, write_photo
+from .images import Photo, list_images, printable, read_photo, replace_atomically, without_place, write_photo
 from .precision import has_bfloat16
+from .provenance import Step
 from .restorers.base import Restorer
 
 log = logging.getLogger(__name__)
@@ -67,13 +69,14 @@ class RestoredPhoto:
     """A photo with its faces restored.
 
     pixels: (3, H, W) in [0, 1]. faces: those restored. skipped: why others were not.
-    mask: (1, H, W) in [0, 1], how new a pixel is.
+    mask: (1, H, W) in [0, 1], how new a pixel is. step: for the record of the picture; None if nothing was generated.
     """
 
     pixels: Tensor
     faces: list[Face]
     skipped: list[str]
     mask: Tensor
+    step: Step | None = None
 
 
 # ---------------------------------------------------------------- one photo
@@ -84,17 +87,52 @@ def restore_photo(
 ) -> RestoredPhoto:
     """`photo` (3, H, W) RGB in [0, 1] with its faces restored; everything else is exactly as it was.
 
-    A face that fails does not stop the others: the reason is in `skipped`. A grey photo stays grey.
+    A face that fails does not stop the others: the reason is in `skipped`. A grey photo stays grey. Whoever writes the
+    result as a file says in it what it is: `replace(photo, pixels=..., record=photo.record.with_step(result.step))`.
     Raises ValueError or FileNotFoundError if the photo's shape or the detector is wrong.
     """
     config = config or RestoreConfig()
     if photo.ndim != 3 or photo.shape[0] != 3:
         raise ValueError(f"photo has the shape {tuple(photo.shape)}; it must be (3, H, W)")
     detector = detector or load_detector(config.detector, config.threshold, restorer.device)
-    faces, skipped = choose_faces(detector(photo), restorer.size, config)
+    found = detector(photo)
+    faces, skipped = choose_faces(found, restorer.size, config)
     crops = [crop_face(photo, face, restorer.size) for face in faces]
     restored = restore_crops(crops, restorer, config.batch_size)
-    return paste_faces(photo, faces, crops, restored, skipped, config, load_parser(config, restorer))
+    result = paste_faces(photo, faces, crops, restored, skipped, config, load_parser(config, restorer))
+    return replace(result, step=restoration_step(restorer, config, detector, len(found), len(result.faces)))
+
+
+def restoration_step(
+    restorer: Restorer, config: RestoreConfig, detector: FindFaces | None, found: int, restored: int
+) -> Step | None:
+    """What a picture's record says of a restoration; None if nothing in the picture is generated.
+
+    detector: None for aligned faces. found, restored: numbers of faces.
+    """
+    from . import __version__  # not known yet while the package is loading
+
+    if not restored or not config.blend:
+        return None
+    settings: dict[str, Any] = {"size": restorer.size, "precision": restorer.precision}
+    if hasattr(restorer, "fidelity_weight"):
+        settings["fidelity_weight"] = restorer.fidelity_weight
+    if detector is None:
+        settings |= {"aligned": True, "blend": config.blend}
+    else:
+        settings |= asdict(config) | {"detector": getattr(detector, "name", "own")}
+        del settings["batch_size"]  # changes nothing
+    origin = ("base", "base_sha256", "base_licence", "prior", "prior_sha256", "prior_licence")
+    return Step(
+        software=f"BFR Adapt {__version__}",
+        restorer=restorer.name,
+        sha256=restorer.sha256,
+        licence=restorer.licence,
+        **{name: restorer.metadata[name] for name in origin if name in restorer.metadata},
+        faces_found=found,
+        faces_restored=restored,
+        settings=settings,
+    )
 
 
 def choose_faces(found: list[Face], size: int, config: RestoreConfig) -> tuple[list[Face], list[str]]:
@@ -223,6 +261,7 @@ class _Job:
     crops: list[Tensor] = field(default_factory=list)
     restored: list[Tensor | str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    found: int = 0
     problem: str = ""
 
 
@@ -234,6 +273,7 @@ def restore_folder(
     *,
     aligned: bool = False,
     skip_existing: bool = False,
+    strip_gps: bool = False,
     callback: RestoreCallback | None = None,
 ) -> FolderResult:
     """Restore every photo under `folder` into `out`, under the same relative path, name and format.
@@ -241,7 +281,9 @@ def restore_folder(
     aligned: the photos are standard crops; results are at least as large as the restorer and as the photo was.
     skip_existing: leave results alone that are there already. callback(step, total, preview): after every file, preview
     being a restored crop (3, S, S) or None; it may raise to stop.
-    A photo without faces is copied as it is; one that cannot be read or written is reported, and the others go on.
+    strip_gps: leave out where the photos were taken.
+    A photo without faces is copied as it is, or with `strip_gps` written anew, because a copy may hold the place in
+    ways nobody can list; one that cannot be read or written is reported, and the others go on.
     Raises FileNotFoundError or ValueError if there are no photos, or a result would replace one of them.
     """
     config, folder, out = config or RestoreConfig(), Path(folder), Path(out)
@@ -286,7 +328,8 @@ def restore_folder(
             network_seconds += time.monotonic() - before
             for job in group:
                 job.restored = [next(restored) for _ in job.crops]
-                writing.append((job, writers.submit(_write, job, config, aligned, parser)))
+                step_of = partial(restoration_step, restorer, config, detector)
+                writing.append((job, writers.submit(_write, job, config, aligned, parser, step_of, strip_gps)))
             collect(2 * group_size)
         collect(0)
     finally:
@@ -354,33 +397,48 @@ def _read(
             return
         with one_at_a_time:
             found = detector(photo.pixels)
+        job.found = len(found)
         job.faces, job.skipped = choose_faces(found, size, config)
         job.crops = [crop_face(photo.pixels, face, size) for face in job.faces]
     except (ValueError, RuntimeError, OSError) as error:
         job.problem, job.photo, job.crops = _first_line(error), None, []
 
 
-def _write(job: _Job, config: RestoreConfig, aligned: bool, parser: Parser | None) -> FileResult:
+def _write(
+    job: _Job,
+    config: RestoreConfig,
+    aligned: bool,
+    parser: Parser | None,
+    step_of: Callable[[int, int], Step | None],
+    strip_gps: bool,
+) -> FileResult:
     """Paste, write, and say how it went; the photo is let go."""
     photo, crops = job.photo, job.crops
     job.photo, job.crops = None, []
     if photo is None:
         return FileResult(job.relative, "failed", job.problem)
+    photo = without_place(photo) if strip_gps else photo
     try:
         if aligned:
             new = job.restored[0]
             if isinstance(new, str):
                 return FileResult(job.relative, "failed", new)
-            write_photo(job.target, _aligned_photo(photo, new, crops[0], config))
+            record = photo.record.with_step(step_of(1, 1))
+            write_photo(job.target, replace(_aligned_photo(photo, new, crops[0], config), record=record))
             return FileResult(job.relative, "restored", faces=1)
         result = paste_faces(photo.pixels, job.faces, crops, job.restored, job.skipped, config, parser)
         reason = "; ".join(result.skipped)
         if result.faces:
-            write_photo(job.target, replace(photo, pixels=result.pixels))
+            record = photo.record.with_step(step_of(job.found, len(result.faces)))
+            write_photo(job.target, replace(photo, pixels=result.pixels, record=record))
             return FileResult(job.relative, "restored", reason, len(result.faces))
-        replace_atomically(job.target, lambda temporary: shutil.copyfile(job.source, temporary))
+        if strip_gps:
+            write_photo(job.target, photo)
+        else:
+            replace_atomically(job.target, lambda temporary: shutil.copyfile(job.source, temporary))
         status = "failed" if job.faces else "no_face"
-        return FileResult(job.relative, status, (reason or "no face found") + "; copied as it is")
+        how = "written anew, without its place" if strip_gps else "copied as it is"
+        return FileResult(job.relative, status, f"{reason or 'no face found'}; {how}")
     except (ValueError, RuntimeError, OSError) as error:
         return FileResult(job.relative, "failed", _first_line(error))
 

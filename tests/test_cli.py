@@ -10,8 +10,10 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from bfr_core.checkpoints import sha256_of
 from bfr_core.cli import OPTIONS, build_parser, main, settings
 from bfr_core.images import read_image, write_image
 from bfr_core.restorers import load_restorer
@@ -286,3 +288,44 @@ def test_weights_that_are_here_are_verified(tmp_path, monkeypatch, capsys):
 def test_inspect_answers_whether_it_may_be_used_commercially(capsys):
     assert main(["inspect", "embedded"]) == 0
     assert "may it be used commercially? yes" in capsys.readouterr().out
+
+
+def test_inspect_reads_back_what_restore_wrote(photos, tiny_restorer, tmp_path, capsys):
+    strange = tmp_path / "r <&\x1b[31m>.safetensors"
+    strange.write_bytes(tiny_restorer.read_bytes())
+    out = tmp_path / "out"
+    assert main(["restore", str(photos), "--aligned", "--restorer", str(strange), "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(out / "face 0.png")]) == 0
+    said = capsys.readouterr().out
+    assert "details of the faces are generated" in said.lower() and "r <&?[31m>.safetensors" in said
+    assert str(tmp_path) not in said and all(line.isprintable() for line in said.splitlines())
+    assert main(["inspect", str(out / "face 0.png"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["generated"] and found["record"]["steps"][0]["sha256"] == sha256_of(strange)
+    assert found["record"]["steps"][0]["licence"] == "test" and found["record"]["steps"][0]["settings"]["aligned"]
+    assert main(["inspect", str(photos / "face 0.png"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["generated"] is False
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "says"),
+    [
+        (b"not a picture", 2, "is not a JPEG"),
+        (b"\xff\xd8\xff cut", 2, "is damaged"),
+        (None, 2, "No such file"),
+        (b"<a", 0, "its XMP is damaged"),
+        (b"<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>", 0, "its XMP is damaged"),
+        (b" " * (1 << 21), 0, "its XMP has 2,097,152 bytes"),
+    ],
+)
+def test_inspect_answers_strange_pictures_in_a_line(tmp_path, capsys, content, status, says):
+    path = tmp_path / "a\x1b[31m.webp"
+    if content and status:
+        path.write_bytes(content)
+    elif content:
+        Image.new("RGB", (8, 8)).save(path, xmp=content)
+    assert main(["inspect", str(path)]) == status
+    out, error = capsys.readouterr()
+    lines = (out + error).splitlines()
+    assert len(lines) == 1 and says in lines[0] and lines[0].isprintable() and "Traceback" not in error

@@ -3,13 +3,15 @@ import os
 import shutil
 import struct
 import zlib
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms, ImageFile, PngImagePlugin
+from PIL import Image, ImageCms, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from bfr_core import images
 from bfr_core.images import (
@@ -23,9 +25,11 @@ from bfr_core.images import (
     replace_atomically,
     to_signed,
     to_unit,
+    without_place,
     write_image,
     write_photo,
 )
+from bfr_core.provenance import Record, Step
 
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows allows no such names, links or pipes")
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -145,6 +149,99 @@ def test_exif_keeps_camera_and_place_and_drops_layout_tags(tmp_path: Path, sourc
         kept[0x010F] == "Maker" and kept.get_ifd(0x8769)[0x9003].startswith("2001") and kept.get_ifd(0x8825)[1] == "N"
     )
     assert 0x0201 not in kept and (target == "b.tif" or 0x0111 not in kept)
+
+
+WITH_RECORD = pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+MARK = Record().with_step(Step("BFR Adapt", "r <&> \U0001f600.pth", faces_found=1, faces_restored=1))
+
+
+def with_place(path: Path, **more: Any) -> Photo:
+    """A photo with camera, date, place and maker's note, read from `path`."""
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "Maker", 6
+    exif[0x8769], exif[0x8825] = {0x9003: "2001:02:03 04:05:06", 0x927C: b"near 52 N"}, {1: "N", 2: (52.0, 1.0, 2.0)}
+    smooth().save(path, exif=exif.tobytes(), **more)
+    return read_photo(path)
+
+
+@WITH_RECORD
+@pytest.mark.parametrize("with_exif", [True, False])
+def test_a_record_is_written_beside_the_exif_and_changes_no_pixel(tmp_path: Path, suffix: str, with_exif: bool):
+    photo = with_place(tmp_path / f"a{suffix}")
+    photo = photo if with_exif else replace(photo, exif=None)
+    write_photo(tmp_path / f"b{suffix}", photo)
+    write_photo(tmp_path / f"c{suffix}", replace(photo, record=MARK))
+    plain, marked = read_photo(tmp_path / f"b{suffix}"), read_photo(tmp_path / f"c{suffix}")
+    assert marked.record == MARK and plain.record == Record()
+    assert torch.equal(plain.pixels, marked.pixels) and plain.pixels.shape == photo.pixels.shape
+    exif = Image.open(tmp_path / f"c{suffix}").getexif()
+    assert exif.get(0x0112, 1) == 1 and (exif.get_ifd(0x8825).get(1) == "N") is with_exif
+    write_photo(tmp_path / f"d{suffix}", marked)  # whoever writes it again keeps what it says
+    assert read_photo(tmp_path / f"d{suffix}").record == MARK
+
+
+def test_a_png_says_it_in_words_too(tmp_path: Path):
+    write_photo(tmp_path / "a.png", Photo(read_pil(smooth()), record=MARK, text={"Comment": "mine"}))
+    text = Image.open(tmp_path / "a.png").info
+    assert "are generated" in text["BFR Adapt"] and "r <&> \U0001f600.pth" in text["BFR Adapt"]
+    assert text["Comment"] == "mine" and "XML:com.adobe.xmp" in text
+
+
+def test_a_format_without_metadata_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    write_photo(tmp_path / "a.bmp", Photo(read_pil(smooth()), record=MARK))
+    assert "a.bmp: BMP has no place to say" in caplog.text
+
+
+@WITH_RECORD
+def test_of_foreign_xmp_only_the_source_type_is_kept(tmp_path: Path, suffix: str):
+    source_type = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+    xmp = (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><r:RDF xmlns:r="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        '<r:Description xmlns:e="http://ns.adobe.com/exif/1.0/" e:GPSLatitude="52,1.0N" '
+        'xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6" '
+        f'xmlns:i="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" i:DigitalSourceType="{source_type}"/>'
+        "</r:RDF></x:xmpmeta>"
+    )
+    path = tmp_path / f"a{suffix}"
+    tags, chunks = TiffImagePlugin.ImageFileDirectory_v2(), PngImagePlugin.PngInfo()
+    tags[700] = xmp.encode()
+    chunks.add_itxt("XML:com.adobe.xmp", xmp)
+    segment = b"http://ns.adobe.com/xap/1.0/\0" + xmp.encode()
+    own: dict[str, dict[str, Any]] = {
+        ".png": {"pnginfo": chunks},
+        ".tif": {"tiffinfo": tags},
+        ".jpg": {"extra": b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment},  # as old Pillows need it
+        ".webp": {"xmp": xmp.encode()},
+    }
+    smooth().save(path, **own[suffix])
+    photo = read_photo(path)
+    assert photo.record == Record(source_type=source_type)
+    write_photo(tmp_path / f"b{suffix}", photo)
+    assert b"GPSLatitude" in path.read_bytes() and b"GPSLatitude" not in (tmp_path / f"b{suffix}").read_bytes()
+    assert read_photo(tmp_path / f"b{suffix}").pixels.shape == photo.pixels.shape  # not turned a second time
+
+
+def test_damaged_xmp_is_left_out_with_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    smooth().save(tmp_path / "a.webp", xmp=b"<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>")
+    photo = read_photo(tmp_path / "a.webp")
+    assert "document type" in photo.record.problem and not caplog.text  # so far nothing is lost
+    write_photo(tmp_path / "b.webp", replace(photo, record=photo.record.with_step(MARK.steps[0])))
+    assert "b.webp: its XMP is damaged" in caplog.text and read_photo(tmp_path / "b.webp").record == MARK
+
+
+@WITH_RECORD
+def test_the_place_can_be_left_out(tmp_path: Path, suffix: str):
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("exif:GPSLatitude", "52/1")
+    chunks.add_text("Raw profile type exif", "\nexif\n 6\n457869660000")
+    chunks.add_text("Comment", "mine")
+    photo = with_place(tmp_path / f"a{suffix}", **({"pnginfo": chunks} if suffix == ".png" else {}))
+    write_photo(tmp_path / f"b{suffix}", without_place(photo))
+    exif = Image.open(tmp_path / f"b{suffix}").getexif()
+    assert exif[0x010F] == "Maker" and exif.get_ifd(0x8769)[0x9003].startswith("2001") and exif[0x0112] == 1
+    assert 0x8825 not in exif and 0x927C not in exif.get_ifd(0x8769)
+    kept = without_place(replace(photo, exif=None))
+    assert kept.text == ({"Comment": "mine"} if suffix == ".png" else {}) and torch.equal(kept.pixels, photo.pixels)
 
 
 def test_damaged_exif_does_not_lose_the_photo(tmp_path: Path):

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from bfr_core.inspection import inspect
+from bfr_core.images import Photo, write_photo
+from bfr_core.inspection import inspect, inspect_picture
+from bfr_core.provenance import Record, Step
 from bfr_core.restorers import load_restorer, save_change, save_restorer
 from bfr_core.weights import allows_commercial_use
 
@@ -52,3 +54,16 @@ def test_a_change_is_inspected_without_its_base(tiny_restorer, tmp_path):
 )
 def test_licences_by_name(licence, answer):
     assert allows_commercial_use(licence) is answer
+
+
+def test_a_picture_says_how_it_was_restored_or_that_it_does_not_say(tmp_path):
+    photo = Photo(torch.rand(3, 20, 30))
+    write_photo(tmp_path / "plain.png", photo)
+    plain = inspect_picture(tmp_path / "plain.png")
+    assert not plain.generated
+    assert plain.lines() == ["plain.png: PNG picture, 30 x 20 pixels; its metadata says nothing of a restoration"]
+    step = Step("BFR Adapt 1", "r.pth", faces_found=2, faces_restored=1)
+    write_photo(tmp_path / "a.jpg", Photo(photo.pixels, record=Record().with_step(step)))
+    marked = inspect_picture(tmp_path / "a.jpg")
+    assert marked.generated and marked.record.steps == (step,)
+    assert any("are generated" in line for line in marked.lines()) and any("r.pth" in line for line in marked.lines())

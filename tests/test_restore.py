@@ -2,17 +2,20 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bfr_core import restore as module
 from bfr_core.faces.align import Face, template
 from bfr_core.images import Photo, read_image, read_photo, write_image, write_photo
+from bfr_core.provenance import Record
 from bfr_core.restore import RestoreConfig, restore_folder, restore_photo, settle_precision
 from bfr_core.restorers import load_restorer
 from bfr_core.restorers.base import Restorer
@@ -162,6 +165,69 @@ def test_every_photo_has_one_result_or_one_reason(
     assert not (tmp_path / "out" / "broken.jpg").exists()
     assert "broken.jpg" in caplog.text and "nobody.webp: no face found" in caplog.text
     assert result.count("restored") == 4
+
+
+def test_results_say_how_they_were_made_and_copies_say_nothing(photos: Path, tmp_path: Path) -> None:
+    restorer = fake_restorer()
+    restorer.name, restorer.sha256, restorer.licence = str(tmp_path / "r.pth"), "ab" * 32, "MIT"
+    restorer.metadata = {"base": "/srv/secret/b.pth", "base_licence": "CC0-1.0", "prior": "p", "steps": "9"}
+    out = tmp_path / "out"
+    restore_folder(photos, out, restorer, PLAIN)
+    for name in ("a.jpg", "a.png", "sub/a.jpg", "grey.png"):
+        (step,) = read_photo(out / name).record.steps
+        assert (step.restorer, step.sha256, step.licence) == ("r.pth", "ab" * 32, "MIT")
+        assert (step.base, step.base_licence, step.prior) == ("b.pth", "CC0-1.0", "p")
+        assert (step.faces_found, step.faces_restored) == (1, 1) and step.software.startswith("BFR Adapt 0.")
+        assert step.settings["threshold"] == 0.5 and step.settings["match_colour"] is False
+        content = (out / name).read_bytes()
+        assert str(tmp_path).encode() not in content and b"secret" not in content
+    assert read_photo(out / "nobody.webp").record == Record()
+
+
+def test_restoring_again_keeps_the_history(photos: Path, tmp_path: Path) -> None:
+    restore_folder(photos, tmp_path / "once", fake_restorer(), PLAIN)
+    again = replace(fake_restorer(), name="other.pth")
+    restore_folder(tmp_path / "once", tmp_path / "twice", again, PLAIN)
+    for name in ("a.jpg", "a.png"):
+        assert [s.restorer for s in read_photo(tmp_path / "twice" / name).record.steps] == ["fake", "other.pth"]
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_where_nothing_is_generated_nothing_is_claimed(tmp_path: Path, aligned: bool, monkeypatch) -> None:
+    monkeypatch.setattr("bfr_core.restore.load_detector", lambda *args: found(face_at(10, 10, 60)))
+    write_image(tmp_path / "in" / "a.png", smooth(100, 100))
+    write_image(tmp_path / "bright" / "a.png", torch.full((3, 100, 100), 0.95))  # the fake fails at it
+    for folder, config, claims in (("in", PLAIN, 1), ("in", replace(PLAIN, blend=0.0), 0), ("bright", PLAIN, 0)):
+        result = restore_folder(tmp_path / folder, tmp_path / "out", fake_restorer(), config, aligned=aligned)
+        if result.count("failed") and aligned:
+            continue  # no file
+        record = read_photo(tmp_path / "out" / "a.png").record
+        assert len(record.steps) == claims
+        assert not claims or record.steps[0].settings.get("aligned", False) is aligned
+
+
+def test_a_photo_in_memory_comes_with_its_step() -> None:
+    faces = [face_at(20, 20, 100), face_at(180, 60, 8)]
+    step = restore_photo(smooth(200, 300), fake_restorer(), PLAIN, found(*faces)).step
+    assert (step.faces_found, step.faces_restored) == (2, 1) and step.settings["detector"] == "own"
+    assert restore_photo(smooth(200, 300), fake_restorer(), PLAIN, found()).step is None
+    codeformer = fake_restorer()
+    codeformer.fidelity_weight = 0.7  # type: ignore[attr-defined]
+    settings = restore_photo(smooth(200, 300), codeformer, PLAIN, found(*faces)).step.settings
+    assert settings["fidelity_weight"] == 0.7 and settings["size"] == 64
+
+
+@pytest.mark.parametrize("strip", [True, False])
+def test_the_place_is_kept_or_left_out_as_asked_also_without_faces(photos: Path, tmp_path: Path, strip: bool) -> None:
+    exif = Image.Exif()
+    exif[0x010F], exif[0x8825] = "Maker", {1: "N"}
+    for name in ("a.jpg", "nobody.webp"):
+        write_photo(photos / name, replace(read_photo(photos / name), exif=exif.tobytes()))
+    restore_folder(photos, tmp_path / "out", fake_restorer(), PLAIN, strip_gps=strip)
+    for name in ("a.jpg", "nobody.webp"):
+        with Image.open(tmp_path / "out" / name) as written:
+            assert written.getexif()[0x010F] == "Maker" and (0x8825 in written.getexif()) is not strip
+    assert not read_photo(tmp_path / "out" / "nobody.webp").record.steps
 
 
 def test_a_second_run_overwrites_unless_told_otherwise(photos: Path, tmp_path: Path) -> None:
