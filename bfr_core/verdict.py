@@ -129,14 +129,14 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the tuned restorer and the targets may do worse than the base before they are refused; means over faces.
+    """What restored faces and targets must not fall short of, on average, where they do worse than the base's faces.
 
-    consistency: dB in the low band. landmarks: eye distances. realism: of `Appearance.realism`. energy: log10, how far
-    the detail may be from that of clean faces when the base's is nearer. The same for targets, next to the base's work.
+    consistency: dB, in the low band. landmarks: eye distances from the damaged face's. realism: how much further from
+    clean faces than the base's. energy: log10, how far the detail's energy may be from that of clean faces.
     """
 
-    consistency: float = 3.0
-    landmarks: float = 0.03
+    consistency: float = 24.0
+    landmarks: float = 0.1
     realism: float = 0.1
     energy: float = 0.3
 
@@ -184,18 +184,17 @@ def decide(base: Cues, tuned: Cues, targets: Appearance, limits: Limits) -> Judg
 
 
 def worse(looks: Appearance, base: Appearance, limits: Limits) -> list[str]:
-    """What faces do worse than those of the base, in words."""
-    change = {name: float((getattr(looks, name) - getattr(base, name)).mean()) for name in Appearance._fields}
+    """What faces do worse than those of the base, and worse than they may, in words."""
+    own, usual = ({name: float(value.mean()) for name, value in x._asdict().items()} for x in (looks, base))
     found = []
-    if change["consistency"] < -limits.consistency:
-        found.append(f"agree less with the damaged faces ({change['consistency']:+.1f} dB)")
-    if change["landmarks"] < -limits.landmarks:
-        found.append(f"move eyes, nose or mouth (by {-change['landmarks']:.2f} eye distances more)")
-    if change["realism"] < -limits.realism:
+    if own["consistency"] < min(limits.consistency, usual["consistency"]):
+        found.append(f"disagree with the damaged faces ({own['consistency']:.1f} dB in the low band)")
+    if own["landmarks"] < min(-limits.landmarks, usual["landmarks"]):
+        found.append(f"move eyes, nose or mouth (by {-own['landmarks']:.2f} eye distances)")
+    if own["realism"] < usual["realism"] - limits.realism:
         found.append("look less like clean faces")
-    energy, own = float(looks.energy.mean()), float(base.energy.mean())
-    if abs(energy) > max(limits.energy, abs(own)):
-        found.append("are too smooth" if energy < 0 else "have too much texture or noise")
+    if abs(own["energy"]) > max(limits.energy, abs(usual["energy"])):
+        found.append("are too smooth" if own["energy"] < 0 else "have too much texture or noise")
     return found
 
 
