@@ -388,6 +388,25 @@ def inspect(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     return asdict(found)
 
 
+def vote(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from .vote import make_ballot
+
+    page = make_ballot(args.photos, args.a, args.b, args.out, args.seed or 0, args.most)
+    key = page.with_name("key.json")
+    print(f"pass round: {page}\nkeep:       {key} (which side is A; count with 'bfr tally')", file=sys.stderr)
+    return {"page": str(page), "key": str(key)}
+
+
+def tally(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from .vote import tally as count
+
+    result = count(args.key, args.votes)
+    print(result.sentence(), file=sys.stderr if args.json else sys.stdout)
+    return asdict(result)
+
+
 # ---------------------------------------------------------------- settings and flags
 
 
@@ -505,6 +524,16 @@ def build_parser() -> argparse.ArgumentParser:
         inspect, "What a restored picture, or a restorer, says of itself; may the restorer be used commercially?"
     )
     sub.add_argument("file", metavar="FILE")
+    sub = command(vote, "Make a page on which people choose blindly between two sets of restored photos.")
+    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="the damaged photos")
+    sub.add_argument("--a", type=Path, required=True, metavar="DIR", help="one set of results, named like the photos")
+    sub.add_argument("--b", type=Path, required=True, metavar="DIR", help="the other set")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="vote.html and key.json")
+    sub.add_argument("--most", type=int, default=100, metavar="N", help="photos at most, drawn by lot (100)")
+    sub.add_argument("--seed", type=int, metavar="N", help="of order and sides (0)")
+    sub = command(tally, "Count the votes that people sent back.")
+    sub.add_argument("key", type=Path, metavar="KEY", help="the vote's key.json")
+    sub.add_argument("votes", type=Path, nargs="+", metavar="VOTES", help="files that voters saved")
     sub = command(evaluate, "Compare restored faces with clean ones of the same names.")
     sub.add_argument("restored", type=Path, metavar="RESTORED")
     sub.add_argument("--clean", type=Path, required=True, metavar="DIR")

@@ -256,6 +256,19 @@ def bootstrap_difference(
     return bootstrap_interval(a - b, seed, samples, level)
 
 
+def wilson_interval(successes: int, total: int) -> Interval:
+    """Share of `successes` among `total` and its 95 % interval. Source: E. B. Wilson, "Probable inference", 1927.
+
+    Raises ValueError unless 0 <= successes <= total and total is above 0.
+    """
+    if not 0 <= successes <= total or not total:
+        raise ValueError(f"{successes} of {total} is no share")
+    z, share = 1.959964, successes / total
+    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2)
+    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
+
+
 def _bootstrap(
     estimate: Callable[[np.ndarray], np.ndarray], faces: int, seed: int, samples: int, level: float
 ) -> Interval:

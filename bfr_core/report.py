@@ -244,7 +244,7 @@ def _gallery(gallery: Gallery, max_rows: int) -> str:
         cells = ""
         for column, picture in zip(gallery.columns, pictures, strict=True):
             cells += (
-                f'<figure><img src="{_data_uri(picture)}" alt="{_text(column)}: {_text(label)}" '
+                f'<figure><img src="{data_uri(picture)}" alt="{_text(column)}: {_text(label)}" '
                 f'data-column="{_text(column)}" width="{2 * picture.shape[-1]}" height="{2 * picture.shape[-2]}">'
                 f"<figcaption>{_text(column)}</figcaption></figure>"
             )
@@ -259,7 +259,7 @@ _LONGEST_SIDE = 1024
 _LOSSLESS_SIDE = 256
 
 
-def _data_uri(picture: Tensor) -> str:
+def data_uri(picture: Tensor) -> str:
     """(3, H, W) in [0, 1] as a data URI: PNG up to 256 pixels a side, JPEG 95 above, shrunk to 1024 pixels."""
     pixels = picture.detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
     image = Image.fromarray(pixels)

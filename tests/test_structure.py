@@ -45,6 +45,7 @@ LAYERS = (
         "verdict",
         "report",
         "summary",
+        "vote",
     ),
     ("cli", "ui", "gradio_compat", "demo", "verification", "__init__", "__main__"),
 )
