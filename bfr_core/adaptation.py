@@ -35,6 +35,7 @@ CACHED_BYTES = 1 << 30
 GATE_BATCH = 16
 MOST_JUDGED = 64  # held-out faces that the verdict looks at
 EXAMINED_FACES = 16  # of a folder, for the settings that are left to it
+SETTLED = ("t_start", "t_constrain_end", "factor", "calls")  # of the sampler
 REDRAWN_SEED = 7919  # apart, so that the draws of no try are those of a neighbouring seed
 
 
@@ -219,8 +220,8 @@ def settled_targets(
     config: TargetConfig,
     callback: StageCallback | None = None,
 ) -> TargetConfig:
-    """`config` with "auto" replaced by what a sample of the run's faces says; found once, and kept in settled.json."""
-    if "auto" not in (config.t_clean, config.detail):
+    """`config` with what is left to the faces settled by a sample of them; found once, and kept in settled.json."""
+    if config.is_settled:
         return config
     print_ = fingerprint(faces.fingerprint, restorer.sha256, prior.sha256, asdict(config))
     found = read_json(run.settled, {})
@@ -235,9 +236,11 @@ def settled_targets(
         lq = torch.cat([faces.batch(i, i + 1) for i in chosen])
         clear = settled(config, lq, restorer, prior, step)
         found = {"fingerprint": print_, "t_clean": clear.t_clean, "detail": clear.detail, "faces": len(lq)}
+        found |= {name: getattr(clear.sampler, name) for name in SETTLED}
         write_json(run.settled, found)
-        log.info("noise level %s of %s, detail x %.2f", clear.t_clean, config.sampler.num_steps, clear.detail)
-    return replace(config, t_clean=found["t_clean"], detail=found["detail"])
+        log.info("settled: %s", ", ".join(f"{name} {found[name]}" for name in ("t_clean", "detail", *SETTLED)))
+    sampler = replace(config.sampler, **{name: found[name] for name in SETTLED})
+    return replace(config, sampler=sampler, t_clean=found["t_clean"], detail=found["detail"], search=())
 
 
 def draw_targets(

@@ -28,9 +28,9 @@ OPTIONS = {
     "--prior": ("prior", "diffusion prior, file or folder, or 'embedded'"),
     "--sampler": ("targets.sampler.kind", "paper (every step) or fast (a few)"),
     "--num-steps": ("targets.sampler.num_steps", "noise levels kept of the prior's"),
-    "--start": ("targets.sampler.t_start", "K: level the face is noised to; higher invents more"),
+    "--start": ("targets.sampler.t_start", "K: level the face is noised to, or auto; higher invents more"),
     "--constrain-end": ("targets.sampler.t_constrain_end", "L: last level at which the low band is held"),
-    "--factor": ("targets.sampler.factor", "N: the low band is what survives shrinking by N"),
+    "--factor": ("targets.sampler.factor", "N: the low band is what survives shrinking by N, or auto"),
     "--calls": ("targets.sampler.calls", "network calls of the fast sampler"),
     "--eta": ("targets.sampler.eta", "fresh noise per step of the fast sampler, 0 to 1"),
     "--reference": ("targets.reference", "low band from the 'restored' face or from the damaged one, 'lq'"),
@@ -425,6 +425,10 @@ def settings(args: argparse.Namespace, restorer: Any) -> Any:
     if getattr(args, "low_memory", False):
         given |= {path: value for path, value in LOW_MEMORY.items() if given.get(path) is None}
     given |= dict.fromkeys(("targets.seed", "finetune.seed"), getattr(args, "seed", None))
+    left = [path for path in SEARCHED if given.get(path) == "auto"]
+    given |= dict.fromkeys(left)
+    if left:
+        given["targets.search"] = tuple(path.rsplit(".", 1)[1] for path in left)
     return changed(recipe(restorer), {path: value for path, value in given.items() if value is not None})
 
 
@@ -563,7 +567,8 @@ def or_auto(kind: Callable[[str], Any]) -> Callable[[str], Any]:
     return read
 
 
-PARSED = {"targets.t_clean": or_auto(int), "targets.detail": or_auto(float)}
+SEARCHED = ("targets.sampler.t_start", "targets.sampler.factor")  # may be left to the faces
+PARSED = {"targets.t_clean": or_auto(int), "targets.detail": or_auto(float)} | dict.fromkeys(SEARCHED, or_auto(int))
 
 
 def _default(path: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,13 +14,14 @@ from torch.nn import functional as F
 
 from .draws import keyed_noise
 from .images import to_signed, to_unit
-from .metrics import DETAIL_SIGMA, high_band
+from .metrics import DETAIL_SIGMA, high_band, psnr
 from .noise_level import estimate_noise_level
 from .precision import Precision, autocast
 from .prior import Prior
 from .restorers import Restorer
 from .sampler import Callback as SamplerCallback
 from .sampler import SamplerConfig, denoise_once, sample_constrained
+from .transplant import transplanted
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,9 @@ log = logging.getLogger(__name__)
 # mean over the 944 faces that the embedded models were trained on; 0.21 for the portraits, 0.11 for the made-up faces.
 FINE_OVER_COARSER = 0.173
 MOST_GAIN = 1.3
+# What is tried of a setting that is left to the faces, as multiples of the one given.
+SEARCHED = {"t_start": (0.25, 0.5, 1.0, 2.0), "factor": (1.0, 2.0, 4.0)}
+SEARCH_FACES = 8
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class TargetConfig:
     t_clean: before it is restored, the damaged face is taken for a clean one under noise of this level, counted like
     t_start, and cleaned by one call of the prior: noise that the restorer never saw no longer reaches the reference.
     0 = not, as in the paper; "auto": the level of the noise that the faces have, see `noise_level`.
+    search: which of the sampler's "t_start" and "factor" are left to the faces: the best of some values around those
+    given, by known answers, see `best_sampler`; t_constrain_end then follows t_start.
     detail: what the target's high band is multiplied by. The prior's answer is a mean, and too smooth; above 1 makes up
     for that. 1 = as drawn, as in the paper; "auto": until it is as strong as in clean faces, see `detail_gain`.
     batch_size: faces per network call. seed: of the draws, which are keyed by face.
@@ -45,6 +52,7 @@ class TargetConfig:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     reference: Literal["restored", "lq"] = "restored"
     t_clean: int | Literal["auto"] = 0
+    search: tuple[str, ...] = ()
     detail: float | Literal["auto"] = 1.0
     batch_size: int = 8
     seed: int = 0
@@ -54,8 +62,15 @@ class TargetConfig:
         last = self.sampler.num_steps - 1
         if self.t_clean != "auto" and not (isinstance(self.t_clean, int) and 0 <= self.t_clean <= last):
             raise ValueError(f"t_clean is {self.t_clean}; it must be auto, or 0 (not) to num_steps - 1 = {last}")
+        if unknown := set(self.search) - set(SEARCHED):
+            raise ValueError(f"search names {', '.join(sorted(unknown))}; it may name {', '.join(SEARCHED)}")
         if self.detail != "auto" and not (isinstance(self.detail, int | float) and 0 <= self.detail <= 2):
             raise ValueError(f"detail is {self.detail}; it must be auto, or 0 to 2, 1 to leave targets as drawn")
+
+    @property
+    def is_settled(self) -> bool:
+        """False where something is left to the faces."""
+        return "auto" not in (self.t_clean, self.detail) and not self.search
 
     @property
     def network_calls(self) -> int:
@@ -133,15 +148,18 @@ def settled(
     prior: Prior,
     callback: Callable[[int, int], None] | None = None,
 ) -> TargetConfig:
-    """`config` with numbers where it says "auto", read off the faces `lq`: t_clean, then detail.
+    """`config` with numbers for what is left to the faces `lq`: t_clean, then the sampler's settings, then detail.
 
-    lq: (B, 3, S, S) RGB in [0, 1]; a dozen faces of a folder are enough. callback: (step, steps) for each of the two.
+    lq: (B, 3, S, S) RGB in [0, 1]; a dozen faces of a folder are enough. callback: (step, steps) for each of these.
     """
     if config.t_clean == "auto":
         image = _resized(to_signed(lq.to(prior.device)), prior.size)
         with autocast(prior.device, config.precision):
             level = estimate_noise_level(prior, image, config.sampler.num_steps, callback)
         config = replace(config, t_clean=level)
+    if config.search:
+        sampler = best_sampler(lq[:SEARCH_FACES], restorer, prior, config, callback)
+        config = replace(config, sampler=sampler, search=())
     if config.detail == "auto":
         plain, drawn = replace(config, detail=1.0), []
         for start in range(0, len(lq), config.batch_size):
@@ -152,6 +170,49 @@ def settled(
                 callback(min(len(lq), start + config.batch_size), len(lq))
         config = replace(config, detail=detail_gain(torch.cat(drawn)))
     return config
+
+
+def best_sampler(
+    lq: Tensor,
+    restorer: Restorer,
+    prior: Prior,
+    config: TargetConfig,
+    callback: Callable[[int, int], None] | None = None,
+) -> SamplerConfig:
+    """The sampler, among those that `config.search` asks for, whose targets come nearest to known answers.
+
+    Each face's damage is put on the target of the next, made with the settings given; what is known of that one is what
+    lay under it. lq: (B, 3, S, S) RGB in [0, 1]. Of one face, or where no damage can be told, the first is as good as
+    any. callback: (sampler tried, samplers).
+    """
+    plain = replace(config, search=(), detail=1.0)
+    names = [f"settled {i}" for i in range(len(lq))]
+    targets = make_pseudo_targets(lq, names, restorer, prior, plain).pseudo_target
+    known = targets.roll(1, 0)
+    damaged = torch.stack([transplanted(*faces) for faces in zip(known, lq, targets, strict=True)])
+    tried = samplers_to_try(config.sampler, config.search, lq.shape[-1])
+    scores = []
+    for step, sampler in enumerate(tried):
+        made = make_pseudo_targets(damaged, names, restorer, prior, replace(plain, sampler=sampler)).pseudo_target
+        scores.append(float(psnr(made, known).mean()))
+        if callback:
+            callback(step + 1, len(tried))
+    return tried[scores.index(max(scores))]
+
+
+def samplers_to_try(sampler: SamplerConfig, search: Sequence[str], size: int) -> list[SamplerConfig]:
+    """`sampler` with each combination of the settings named in `search`; factors must divide `size`."""
+    starts = [sampler.t_start * x for x in SEARCHED["t_start"]] if "t_start" in search else [sampler.t_start]
+    factors = [sampler.factor * x for x in SEARCHED["factor"]] if "factor" in search else [sampler.factor]
+    found = []
+    for start, factor in product(starts, factors):
+        start, factor = max(1, min(round(start), sampler.num_steps - 1)), round(factor)
+        end = round(sampler.t_constrain_end * start / sampler.t_start)
+        if size % factor == 0:
+            found.append(
+                replace(sampler, t_start=start, t_constrain_end=end, factor=factor, calls=min(sampler.calls, start))
+            )
+    return found
 
 
 def detail_gain(faces: Tensor) -> float:

@@ -103,6 +103,14 @@ def test_what_is_left_to_the_faces_is_read_off_them_once(photos, config, tmp_pat
     assert looked == [10, 1]
 
 
+def test_a_sampler_left_to_the_faces_is_the_one_that_is_used(photos, config, tmp_path):
+    open_ = replace(config, targets=replace(config.targets, search=("t_start",)))
+    run = adapt(photos, tmp_path, open_).run
+    found, used = json.loads(run.settled.read_text()), run.config()["targets"]
+    assert found["t_start"] in (12, 25, 50, 100) and used["search"] == [] and found["factor"] == 4
+    assert all(used["sampler"][name] == found[name] for name in ("t_start", "t_constrain_end", "factor", "calls"))
+
+
 def spoiled_run(photos, config, folder):
     """A run whose second target is of another tone; its faces, its targets, and the name of that face."""
     run = Run(folder)

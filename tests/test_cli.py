@@ -29,9 +29,9 @@ def quick(photos, tiny_restorer, tiny_prior):
 def test_adapt_prints_a_summary_last(quick, tmp_path, capsys):
     assert main([*quick, "--run", str(tmp_path), "--json"]) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert summary["steps"] == 8 and summary["verdict"] == "keep_base"  # of too few faces
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["verdict"] == "keep_base" and "too few faces" in report["verdict_sentence"]
+    assert summary["steps"] == 8 and summary["verdict"] == report["verdict"] in ("adopt", "keep_base", "cannot_tell")
+    assert "on 2 faces that were not trained on" in report["verdict_sentence"]
     assert "<html" in (tmp_path / "report.html").read_text()
 
 
@@ -123,6 +123,15 @@ def test_every_option_names_a_setting_and_changes_it(tiny_restorer):
         for part in path.split("."):
             value = getattr(value, part)
         assert value != default, flag
+
+
+def test_the_sampler_may_be_left_to_the_faces(tiny_restorer, capsys):
+    parser, restorer = build_parser(), load_restorer(tiny_restorer)
+    read = settings(parser.parse_args(["adapt", "x", "--run", "y", "--start", "auto", "--factor", "4"]), restorer)
+    assert read.targets.search == ("t_start",) and read.targets.sampler.factor == 4
+    read = settings(parser.parse_args(["adapt", "x", "--run", "y", "--start", "auto", "--factor", "auto"]), restorer)
+    assert read.targets.search == ("t_start", "factor")
+    assert settings(parser.parse_args(["adapt", "x", "--run", "y"]), restorer).targets.search == ()
 
 
 @pytest.mark.parametrize(("flag", "name"), [("--clean-level", "t_clean"), ("--target-detail", "detail")])

@@ -9,7 +9,16 @@ from torch.nn import functional as F
 from bfr_core.metrics import high_band
 from bfr_core.noise_level import estimate_noise_level
 from bfr_core.prior import load_prior
-from bfr_core.pseudo_targets import MOST_GAIN, TargetConfig, detail_gain, make_pseudo_targets, settled
+from bfr_core.pseudo_targets import (
+    MOST_GAIN,
+    TargetConfig,
+    Targets,
+    best_sampler,
+    detail_gain,
+    make_pseudo_targets,
+    samplers_to_try,
+    settled,
+)
 from bfr_core.restorers import load_restorer
 from bfr_core.sampler import SamplerConfig, denoise_once
 
@@ -131,3 +140,42 @@ def test_detail_left_to_the_faces_is_a_number_in_the_end(networks):
     found = settled(config, lq, networks[0], networks[1])
     plain = make_pseudo_targets(lq, ["settled 0", "settled 1"], networks[0], networks[1], replace(config, detail=1.0))
     assert found == replace(config, detail=detail_gain(plain.pseudo_target))
+
+
+# ---------------------------------------------------------------- sampler settings left to the faces
+
+
+def test_samplers_lie_around_the_one_given():
+    tried = samplers_to_try(SAMPLER, ("t_start", "factor"), 32)
+    assert [(s.t_start, s.factor) for s in tried] == [(k, n) for k in (5, 10, 20, 40) for n in (2, 4, 8)]
+    assert [s.t_constrain_end for s in tried[::3]] == [1, 2, 5, 10]
+    assert {s.t_start for s in samplers_to_try(SAMPLER, ("factor",), 32)} == {20}
+    assert [s.factor for s in samplers_to_try(SAMPLER, ("factor",), 36)] == [2, 4]  # 8 does not divide 36
+    assert samplers_to_try(replace(SAMPLER, t_start=200), ("t_start",), 32)[-1].t_start == 249
+    with pytest.raises(ValueError, match="search names eta"):
+        TargetConfig(SAMPLER, search=("eta",))
+
+
+def test_the_sampler_whose_targets_come_nearest_to_known_answers_is_taken(networks, monkeypatch):
+    """Targets are clean pictures here, off by more the further t_start is from 40; damage is a change of tone."""
+    restorer, prior = networks
+    clean = F.interpolate(torch.rand(4, 3, 8, 8), (32, 32), mode="bicubic").clamp(0.2, 0.6)
+    seen = []
+
+    def made(lq, names, restorer, prior, config):
+        seen.append(lq)
+        target = clean if len(seen) == 1 else clean.roll(1, 0) + abs(config.sampler.t_start - 40) / 200
+        return Targets(lq, target)
+
+    monkeypatch.setattr("bfr_core.pseudo_targets.make_pseudo_targets", made)
+    config = TargetConfig(SAMPLER, search=("t_start",))
+    assert best_sampler(clean + 0.2, restorer, prior, config).t_start == 40
+    assert all(torch.allclose(lq, clean.roll(1, 0) + 0.2, atol=1e-3) for lq in seen[1:])  # the damage, on the next face
+
+
+def test_nothing_is_left_open_in_the_end(networks):
+    lq = torch.rand(3, 3, 32, 32)
+    config = TargetConfig(SAMPLER, t_clean="auto", search=("t_start", "factor"), detail="auto")
+    clear = settled(config, lq, *networks)
+    assert clear.is_settled and not config.is_settled
+    assert clear.sampler in samplers_to_try(SAMPLER, config.search, 32)
