@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from .faces.identity import Recognise, likeness
 from .faces.landmarks import LandmarkNet, landmark_distance, read_aligned
 from .lowpass import low_pass
-from .metrics import kid_features
+from .metrics import high_band, kid_features
 
 CHECKED_SIZE = 128  # faces are checked at this size, whatever the restorer's
+FINE_SIGMA = 0.7  # pixels; what is finer is noise or the finest detail
 FEWEST = 8  # faces from which a folder says what is usual in it
 
 
@@ -48,13 +49,15 @@ class Checks(NamedTuple):
 
     low_band: root mean square difference from the damaged face in the low band. moved: landmarks, in eye distances.
     faceless: 1 - score of the face. unlike: distance from the folder's other targets in random-convolution features.
-    stranger: 1 - likeness to the damaged face, 0 where there is no face recogniser.
+    noisy: log10 of the fine detail where there is least, in the flat parts. stranger: 1 - likeness to the damaged face,
+    0 where there is no face recogniser.
     """
 
     low_band: Tensor
     moved: Tensor
     faceless: Tensor
     unlike: Tensor
+    noisy: Tensor
     stranger: Tensor
     readable: Tensor
 
@@ -64,6 +67,7 @@ SAID = {
     "moved": "eyes, nose or mouth have moved",
     "faceless": "looks less like a face",
     "unlike": "looks unlike the folder's other targets",
+    "noisy": "has noise left in it",
     "stranger": "is less like the same person",
 }
 
@@ -75,6 +79,7 @@ class Looks(NamedTuple):
     moved: Tensor
     faceless: Tensor
     features: Tensor
+    noisy: Tensor
     stranger: Tensor
     readable: Tensor  # bool: the damaged face is plainly a face to the embedded network
 
@@ -89,7 +94,24 @@ def look_at(lq: Tensor, targets: Tensor, net: LandmarkNet, recogniser: Recognise
     moved = landmark_distance(own.points, damaged.points)
     readable = damaged.score > 0.5
     moved = torch.where(readable, moved, torch.zeros_like(moved))  # else its landmarks mean nothing
-    return Looks(error.cpu(), moved.cpu(), 1 - own.score.cpu(), kid_features(targets).cpu(), stranger, readable.cpu())
+    return Looks(
+        error.cpu(),
+        moved.cpu(),
+        1 - own.score.cpu(),
+        kid_features(targets).cpu(),
+        flat_noise(targets).cpu(),
+        stranger,
+        readable.cpu(),
+    )
+
+
+def flat_noise(faces: Tensor) -> Tensor:
+    """log10 of the absolute high band that a quarter of the pixels stay below: (B, 3, S, S) in [0, 1] -> (B,).
+
+    Edges and hair lie above; skin and background without noise lie far below.
+    """
+    fine = high_band(faces.mean(1, keepdim=True), FINE_SIGMA).abs().flatten(1)
+    return fine.quantile(0.25, dim=1).clamp_min(1e-5).log10()
 
 
 def checks_of(looks: Looks, of: Looks | None = None) -> Checks:
@@ -97,7 +119,7 @@ def checks_of(looks: Looks, of: Looks | None = None) -> Checks:
     usual = (of or looks).features
     middle, spread = usual.median(0).values, usual.std(0, correction=0).clamp_min(1e-6)
     unlike = ((looks.features - middle) / spread).square().mean(1).sqrt()
-    return Checks(looks.low_band, looks.moved, looks.faceless, unlike, looks.stranger, looks.readable)
+    return Checks(looks.low_band, looks.moved, looks.faceless, unlike, looks.noisy, looks.stranger, looks.readable)
 
 
 def refusals(checks: Checks, config: GateConfig, of: Checks | None = None) -> list[str]:

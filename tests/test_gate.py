@@ -6,8 +6,11 @@ from torch.nn import functional as F
 
 from bfr_core.faces.landmarks import load_landmark_net
 from bfr_core.gate import SAID, GateConfig, as_record, checks_of, joined, look_at, refusals
+from bfr_core.metrics import high_band
 
 CHECKERED = (torch.arange(64)[:, None] + torch.arange(64)) % 2.0  # nothing of it is left in the low band
+
+FINE_NOISE = high_band(torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(2)), 0.7)[0]
 
 
 def pictures(count, seed=0):
@@ -32,9 +35,10 @@ def test_like_targets_all_pass(net):
     ("spoil", "said"),
     [
         (lambda x: (x + 0.3).clamp(0, 1), SAID["low_band"]),
-        (lambda x: x + 0.2 * (CHECKERED - 0.5), SAID["unlike"]),
+        (lambda x: x + 0.2 * (CHECKERED - 0.5), (SAID["unlike"], SAID["noisy"])),
+        (lambda x: x + 0.05 * FINE_NOISE, SAID["noisy"]),
     ],
-    ids=["another tone", "a pattern"],
+    ids=["another tone", "a pattern", "noise"],
 )
 def test_what_stands_out_is_refused_with_its_reason(net, spoil, said):
     clean = pictures(24)
