@@ -314,12 +314,14 @@ def degrade(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 
 def evaluate(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
-    from .evaluate import as_dict, format_table, write_csv
+    from .evaluate import as_dict, format_table, write_csv, write_plot
     from .evaluate import evaluate as compare
 
     result = compare(args.restored, args.clean, args.lq, factor=args.factor, callback=bars.named("evaluate"))
     if args.csv:
         write_csv(args.csv, result)
+    if args.plot:
+        write_plot(args.plot, result)
     print(format_table(result), file=sys.stderr if args.json else sys.stdout)
     return as_dict(result)
 
@@ -544,6 +546,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--lq", type=Path, metavar="DIR", help="the damaged faces, for a row of their own")
     sub.add_argument("--factor", type=int, default=8, help="of the low band that is compared with the damaged faces")
     sub.add_argument("--csv", type=Path, metavar="FILE", help="write one line per face")
+    sub.add_argument("--plot", type=Path, metavar="FILE", help="draw means and intervals, as PNG")
     return parser
 
 

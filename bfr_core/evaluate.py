@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from . import metrics
+from .faces.identity import find_recogniser, likeness
 from .faces.landmarks import landmark_distance, load_landmark_net, read_aligned
 from .images import list_images, printable, read_image, replace_atomically
+from .losses import find_vgg, lpips_loss
 from .metrics import Interval
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,8 @@ MEASURES = {
     "detail_energy": Measure("Detail energy", "best at 1", 3),
     "detail_correlation": Measure("Detail correlation", "higher is better", 3),
     "landmarks": Measure("Landmark distance (% of eye distance)", "lower is better", 2),
+    "identity": Measure("Identity, ArcFace IR-SE50 (degrees)", "lower is better", 1),
+    "lpips": Measure("LPIPS, VGG", "lower is better", 3),
     "kid": Measure("KID, random convolutions", "lower is better", 3),
     "low_band": Measure("Low band against damaged", "lower is better", 4),
 }
@@ -91,6 +95,7 @@ def evaluate(
     folders = {RESTORED: Path(restored), "clean": Path(clean)} | ({DAMAGED: Path(lq)} if lq is not None else {})
     matches, notes = match_files(folders)
     sets = [DAMAGED, RESTORED] if lq is not None else [RESTORED]
+    networks = network_measures()
     per_face: dict[str, list[dict[str, float]]] = {name: [] for name in sets}
     features: dict[str, list[Tensor]] = {name: [] for name in [*sets, "clean"]}
     faces, sizes = [], set()
@@ -107,6 +112,7 @@ def evaluate(
         sizes.add(images["clean"].shape[-2:])
         for name in sets:
             numbers = {key: float(value[0]) for key, value in face_measures(images[name], images["clean"]).items()}
+            numbers |= {key: float(value(images[name], images["clean"])) for key, value in networks.items()}
             if lq is not None and not any(side % factor for side in images["clean"].shape[-2:]):
                 numbers["low_band"] = float(metrics.low_band_consistency(images[name], images[DAMAGED], factor)[0])
             per_face[name].append(numbers)
@@ -128,6 +134,8 @@ def evaluate(
             row.values["kid"] = metrics.paired_kid(torch.stack(features[row.name]), clean_features, seed)
     if lq is not None:
         rows.append(Row(DIFFERENCE, differences(values[RESTORED], values[DAMAGED], seed)))
+    if missing := [MEASURES[key].title for key in ("identity", "lpips") if key not in networks]:
+        notes.append(f"not measured, their files are not on this machine: {', '.join(missing)}")
     if not _has_piq():
         notes.append("GMSD, VIF and FSIM are left out: they need the package piq (pip install piq)")
     for note in notes:
@@ -157,6 +165,19 @@ def face_measures(restored: Tensor, hq: Tensor, only: Sequence[str] = tuple(MEAS
     if hq.shape[-1] == hq.shape[-2] >= 64:
         measures["landmarks"] = _landmark_distance
     return {key: measures[key](restored, hq) for key in MEASURES if key in measures and key in only}
+
+
+def network_measures() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Measures by networks whose files are on this machine: key of `MEASURES` -> (restored, hq), of one face, -> ().
+
+    identity: angle between ArcFace's directions; lpips: arXiv:1801.03924. Faces as in `face_measures`.
+    """
+    found: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
+    if recogniser := find_recogniser():
+        found["identity"] = lambda a, b: likeness(recogniser(a), recogniser(b)).arccos().rad2deg().mean()
+    if vgg := find_vgg():
+        found["lpips"] = lpips_loss(vgg)
+    return found
 
 
 def _landmark_distance(restored: Tensor, hq: Tensor) -> Tensor:
@@ -240,6 +261,35 @@ def write_csv(path: Path, evaluation: Evaluation) -> None:
         numbers = [float(evaluation.per_face[name][key][i]) for name, key in columns]
         writer.writerow([_cell(face), *(f"{n:.6g}" if math.isfinite(n) else "" for n in numbers)])
     replace_atomically(path, lambda temporary: temporary.write_text(text.getvalue(), encoding="utf-8"))
+
+
+def write_plot(path: Path, evaluation: Evaluation) -> None:
+    """A PNG with a panel per measure: mean and interval of each set of faces.
+
+    Raises ValueError where matplotlib is missing, OSError as `replace_atomically`.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError("a plot needs the package matplotlib: pip install matplotlib") from None
+    rows = [row for row in evaluation.rows if row.name != DIFFERENCE]
+    keys = [key for key in MEASURES if any(key in row.values for row in rows)]
+    columns = min(4, len(keys))
+    lines = math.ceil(len(keys) / columns)
+    figure = Figure(figsize=(3.2 * columns, 0.8 + lines * (0.9 + 0.35 * len(rows))), layout="constrained")
+    for number, key in enumerate(keys, 1):
+        axes = figure.add_subplot(lines, columns, number)
+        for place, row in enumerate(rows):
+            value = row.values.get(key)
+            if value is not None:
+                reach = [[max(0.0, value.mean - value.low)], [max(0.0, value.high - value.mean)]]
+                axes.errorbar(value.mean, place, xerr=None if math.isnan(value.low) else reach, fmt="o", capsize=3)
+        axes.set_title(f"{MEASURES[key].title}\n{MEASURES[key].goal}", fontsize=8)
+        axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.tick_params(axis="x", labelsize=8)
+    figure.supxlabel(f"{len(evaluation.faces)} faces; mean and 95% interval", fontsize=8)
+    replace_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
 
 
 # ---------------------------------------------------------------- parts

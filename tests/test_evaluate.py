@@ -35,6 +35,16 @@ def save(folder: Path, name: str, image: Tensor) -> None:
     write_image(folder / name, image)
 
 
+WITHOUT_FILES = "not measured, their files are not on this machine: Identity, ArcFace IR-SE50 (degrees), LPIPS, VGG"
+
+
+@pytest.fixture(autouse=True)
+def no_weights(tmp_path_factory, monkeypatch):
+    """Whatever this machine has: no file of a network is found, unless a test says so."""
+    monkeypatch.setenv("BFR_WEIGHTS", str(tmp_path_factory.mktemp("weights")))
+    monkeypatch.setattr(ev, "find_vgg", lambda: None)
+
+
 @pytest.fixture
 def folders(tmp_path) -> dict[str, Path]:
     """Six faces: damaged, half repaired, clean; in subfolders, and in different formats."""
@@ -49,7 +59,7 @@ def folders(tmp_path) -> dict[str, Path]:
 def test_figures_are_those_of_the_measures(folders):
     result = ev.evaluate(folders["restored"], folders["clean"], folders["lq"])
     assert [row.name for row in result.rows] == ["damaged", "restored", "restored - damaged"]
-    assert result.faces == [f"a/{i}" for i in range(6)] and result.notes == []
+    assert result.faces == [f"a/{i}" for i in range(6)] and result.notes == [WITHOUT_FILES]
     pairs = [[read_image(folders[name] / f"a/{i}.png")[None] for name in ("restored", "clean")] for i in range(6)]
     values = [metrics.psnr(*pair).item() for pair in pairs]
     before, after, gain = result.rows
@@ -176,3 +186,29 @@ def test_a_callback_follows_and_can_cancel(folders):
 
     with pytest.raises(KeyboardInterrupt):
         ev.evaluate(folders["restored"], folders["clean"], callback=cancel)
+
+
+def test_networks_are_used_where_their_files_are(folders, monkeypatch):
+    """Their places are taken by functions whose answer is known."""
+    monkeypatch.setattr(ev, "find_recogniser", lambda: lambda faces: torch.eye(2)[[0 if faces.std() > 0.25 else 1]])
+    monkeypatch.setattr(ev, "find_vgg", lambda: Path("vgg"))
+    monkeypatch.setattr(ev, "lpips_loss", lambda vgg: lambda a, b: (a - b).abs().mean())
+    result = ev.evaluate(folders["restored"], folders["clean"])
+    (row,) = result.rows
+    assert result.notes == [] and set(result.per_face["restored"]["identity"]) <= {0.0, 90.0}
+    wanted = [
+        (read_image(folders["restored"] / f"a/{i}.png") - read_image(folders["clean"] / f"a/{i}.png")) for i in range(6)
+    ]
+    assert row.values["lpips"].mean == pytest.approx(torch.stack(wanted).abs().mean().item(), abs=1e-6)
+
+
+def test_a_plot_is_a_picture_of_every_measure(folders, tmp_path, monkeypatch):
+    result = ev.evaluate(folders["restored"], folders["clean"], folders["lq"])
+    ev.write_plot(tmp_path / "plot.png", result)
+    picture = read_image(tmp_path / "plot.png")
+    assert picture.shape[-1] > 400 and picture.std() > 0.05
+    alone = ev.Evaluation([ev.Row("one", {"psnr": metrics.Interval(20.0, math.nan, math.nan)})], ["a"], {}, [])
+    ev.write_plot(tmp_path / "one.png", alone)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ValueError, match="pip install matplotlib"):
+        ev.write_plot(tmp_path / "none.png", result)
