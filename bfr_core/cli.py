@@ -390,6 +390,35 @@ def inspect(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     return asdict(found)
 
 
+def tone(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from dataclasses import replace as with_changes
+
+    from .images import list_images, read_photo, write_photo
+    from .runs import write_json
+    from .tone import read_tone, with_tone
+
+    files = list_images(args.photos)
+    lines: dict[str, Any] = {}
+    problems: list[str] = []
+    for step, file in enumerate(files):
+        relative = file.relative_to(args.photos)
+        try:
+            if (args.out / relative).resolve() == file.resolve():
+                raise ValueError(f"{printable(relative)}: the result would replace the photo; give another --out")
+            photo = read_photo(file)
+            found = read_tone(photo.pixels, args.strength)
+            write_photo(args.out / relative, with_changes(photo, pixels=with_tone(photo.pixels, found)))
+            lines[relative.as_posix()] = found._asdict()
+        except ValueError as error:
+            problems.append(str(error))
+            log.warning("%s", error)
+        bars("tone", step + 1, len(files), None)
+    if not lines:
+        raise ValueError(f"none of the {len(files)} photos could be done: {problems[0]}")
+    write_json(args.out / "tone.json", {"strength": args.strength, "photos": lines})
+    return {"photos": len(lines), "problems": problems}
+
+
 def vote(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from .vote import make_ballot
 
@@ -530,6 +559,10 @@ def build_parser() -> argparse.ArgumentParser:
         inspect, "What a restored picture, or a restorer, says of itself; may the restorer be used commercially?"
     )
     sub.add_argument("file", metavar="FILE")
+    sub = command(tone, "Undo fading and yellowing, before faces are restored; nothing else is changed.")
+    sub.add_argument("photos", type=Path, metavar="PHOTOS")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="results, and tone.json: what was done")
+    sub.add_argument("--strength", type=float, default=1.0, help="0 nothing to 1 all of it (1)")
     sub = command(vote, "Make a page on which people choose blindly between two sets of restored photos.")
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="the damaged photos")
     sub.add_argument("--a", type=Path, required=True, metavar="DIR", help="one set of results, named like the photos")

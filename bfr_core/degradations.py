@@ -216,6 +216,18 @@ def film_grain(image: Tensor, generator: torch.Generator, strength: float) -> tu
     return lq, {"softness": softness, "grain_size": grain_size, "amount": amount, "colour": colour}
 
 
+def faded(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
+    """A print that lay in the light: blacks lifted, whites dulled, blue most, so that it yellows. No detail is lost."""
+    drawn: Parameters = {}
+    lq = image.clone()
+    for channel, (name, share) in enumerate((("red", 0.6), ("green", 0.8), ("blue", 1.0))):
+        black = min(0.45, share * _uniform(generator, 0.08, 0.25) * strength)
+        white = max(0.55, 1 - share * _uniform(generator, 0.1, 0.3) * strength)
+        lq[channel] = black + (white - black) * image[channel]
+        drawn |= {f"{name}_black": black, f"{name}_white": white}
+    return lq, drawn
+
+
 DAMAGES: dict[str, Callable[[Tensor, torch.Generator, float], tuple[Tensor, Parameters]]] = {
     "blind": blind,
     "sensor": sensor,
@@ -227,6 +239,7 @@ DAMAGES: dict[str, Callable[[Tensor, torch.Generator, float], tuple[Tensor, Para
     "blind_twice": blind_twice,
     "shared_online": shared_online,
     "video": video,
+    "faded": faded,
 }
 
 LUMA = torch.tensor([0.299, 0.587, 0.114])

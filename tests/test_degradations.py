@@ -33,6 +33,7 @@ PSNR = {
     "blind_twice": (18, 34),
     "shared_online": (17, 32),
     "video": (22, 38),
+    "faded": (14, 33),
 }
 WHOLE = ("quality", "shift", "factor", "crf", "down", "right")  # drawn as whole numbers, or not drawn
 
@@ -134,7 +135,9 @@ def test_damage_of_real_faces(shared: Path, kind: str):
     values = psnr(lq, hq)
     low, high = PSNR[kind]
     assert low < values.min() and values.max() < high, values
-    assert (lq - hq).mean().abs() < 0.03  # no damage makes the faces lighter or darker as a whole
+    assert (
+        kind == "faded" or (lq - hq).mean().abs() < 0.03
+    )  # no other damage makes the faces lighter or darker as a whole
 
 
 @pytest.mark.parametrize("kind", KINDS)

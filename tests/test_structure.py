@@ -19,7 +19,19 @@ CORE = ROOT / "bfr_core"
 
 # A module may import from its own layer and from those above it in this list, never from below.
 LAYERS = (
-    ("images", "provenance", "lowpass", "schedule", "draws", "precision", "unet", "checkpoints", "weights", "runs"),
+    (
+        "images",
+        "provenance",
+        "tone",
+        "lowpass",
+        "schedule",
+        "draws",
+        "precision",
+        "unet",
+        "checkpoints",
+        "weights",
+        "runs",
+    ),
     (
         "restorers",
         "lowrank",
