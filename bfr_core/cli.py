@@ -85,7 +85,9 @@ RESTORE_TEXT = {
     "min_face": "narrowest face restored, pixels of the photo",
     "batch_size": "faces in the network at once",
     "blend": "0 keeps the photo, 1 the restored face",
-    "faces": "all or largest",
+    "faces": "all, numbered, or one: largest, leftmost, rightmost, topmost, bottommost",
+    "numbers": "for numbered: which faces, counted from the left, such as 1,3",
+    "skip_sharp": "leave faces alone that are this sharp already, 1 being a clean face; 0 = restore all",
     "mask": "square, or face for face and hair only, which needs ParseNet's file",
 }
 

@@ -31,6 +31,7 @@ LAYERS = (
         "degradations",
         "transplant",
         "metrics",
+        "pictures",
     ),
     (
         "restore",
@@ -66,6 +67,7 @@ HEAVY = {
 KEPT_TO = {
     "comfy": ("nodes",),
     "comfy_api": ("nodes",),
+    "server": ("nodes",),
     "folder_paths": ("nodes",),
     "modules": ("scripts",),
     "gradio": ("bfr_core/ui.py", "bfr_core/gradio_compat.py"),
