@@ -91,6 +91,16 @@ SMALL = AdaptConfig(
 CODES = FinetuneConfig(iterations=40_000, batch_size=8, lr=1e-4, halve_at=(0.875, 0.95), ema=0.995)
 
 
+# Settings, by dotted path, for a small graphics card; what the user sets by hand comes after them.
+LOW_MEMORY = {
+    "targets.batch_size": 1,
+    "finetune.micro_batch": 1,
+    "finetune.recompute": True,
+    "finetune.trainable": "lora",
+    "finetune.adversarial": 0.0,
+}
+
+
 def recipe(restorer: Restorer) -> AdaptConfig:
     """Default settings for tuning `restorer`: the paper's, or `SMALL` for small networks."""
     if restorer.size <= 256:
@@ -101,6 +111,15 @@ def recipe(restorer: Restorer) -> AdaptConfig:
     if restorer.architecture == "SwinIR":
         return replace(default, targets=TargetConfig(sampler=replace(default.targets.sampler, factor=16)))
     return default
+
+
+def changed(config: Any, values: dict[str, Any]) -> Any:
+    """A copy of nested settings dataclasses with `values`, by dotted path, in place of theirs."""
+    own = {path: value for path, value in values.items() if "." not in path}
+    for name in {path.split(".")[0] for path in values if "." in path}:
+        inner = {path.split(".", 1)[1]: value for path, value in values.items() if path.startswith(f"{name}.")}
+        own[name] = changed(getattr(config, name), inner)
+    return replace(config, **own)
 
 
 @dataclass(frozen=True)
