@@ -218,7 +218,7 @@ def stamp(path: Path) -> tuple[str, int, int]:
 # ---------------------------------------------------------------- models
 
 
-class _Held(nn.Module):
+class FaceNetwork(nn.Module):
     """Carries the attributes that ComfyUI's model management hangs on a model, so that the network stays clean."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -238,7 +238,7 @@ def managed(network: Restorer | Prior) -> Managed:
     """`network`, on the CPU, handed to ComfyUI's model management."""
     module = network.network if isinstance(network, Prior) else network.module
     load, rest = model_management.get_torch_device(), model_management.unet_offload_device()
-    return Managed(network, model_patcher.ModelPatcher(_Held(module), load_device=load, offload_device=rest))
+    return Managed(network, model_patcher.ModelPatcher(FaceNetwork(module), load_device=load, offload_device=rest))
 
 
 @contextmanager

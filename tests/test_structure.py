@@ -67,6 +67,7 @@ HEAVY = {
 KEPT_TO = {
     "comfy": ("nodes",),
     "comfy_api": ("nodes",),
+    "comfy_execution": ("nodes",),
     "server": ("nodes",),
     "folder_paths": ("nodes",),
     "modules": ("scripts",),
