@@ -126,17 +126,21 @@ class MakePseudoTargets(host.Node):
             accepted, made_from = make_targets(
                 run, found, restorer.network, prior.network, config, triplets(progress, run, found)
             )
-        return paired(cls, run, found, accepted, Pairs(faces, made_from, given=False))
+        return paired(cls, run, found, accepted, Pairs(faces, made_from, prior))
 
 
 def triplets(progress: host.Progress, run: Run, faces: FaceSet) -> Callable[[str, int, int, Any], None]:
     """A stage callback that shows the last face done as damaged, restored, target; until then, the sampling."""
+    done_last = ""
 
     def step(stage: str, done: int, total: int, detail: Any) -> None:
+        nonlocal done_last
+        if stage == "targets" and detail is None:  # a batch is on disk
+            done_last = faces.names[max(1, done * len(faces) // total) - 1]
+
         def picture() -> Tensor | None:
-            if stage == "targets" and detail is None:
-                name = faces.names[min(len(faces), max(1, done * len(faces) // total)) - 1]
-                return side_by_side(triplet(run, faces, name, run.targets / f"{name}.png"))
+            if done_last:
+                return side_by_side(triplet(run, faces, done_last, run.targets / f"{done_last}.png"))
             return to_unit(detail[0]) if isinstance(detail, Tensor) else None
 
         progress.show(done, total, picture)
@@ -159,7 +163,7 @@ class FinetuneRestorer(host.Node):
                 host.PriorType.Input(
                     "prior",
                     optional=True,
-                    tooltip="Only used for the perceptual loss, where LPIPS's file is not on this machine.",
+                    tooltip="Only for targets from images, where a perceptual loss is wanted and LPIPS's file is not here.",
                 ),
                 io.Float.Input(
                     "minutes_this_run", default=0.0, min=0.0, max=10_000.0, step=1.0,
@@ -213,11 +217,12 @@ class FinetuneRestorer(host.Node):
     ) -> io.NodeOutput:
         config = tuning_config(restorer.network, seed, low_memory, own if settings == OWN else {})
         needs_prior = bool(config.perceptual) and not restorer.network.tuned_by_codes and find_vgg() is None
-        if needs_prior and prior is None:
+        teacher = pairs.prior or (prior if needs_prior else None)
+        if needs_prior and teacher is None:
             raise ValueError("the perceptual loss needs a prior: connect one, or set perceptual to 0")
         run, faces, targets = pairs.opened()
         base = host.for_training(restorer, config.micro_batch)
-        features = host.for_training(prior, 1) if prior is not None and needs_prior else None
+        features = teacher and (host.for_training(teacher, 1) if needs_prior else teacher.network)
         progress = host.Progress()
         look = Look(run, faces, targets, base, config, progress)
         with run.locked(), torch.enable_grad():
@@ -225,7 +230,7 @@ class FinetuneRestorer(host.Node):
                 run, faces, targets, pairs.made_from, base, config, features,
                 progress, look, minutes_this_run,
             )  # fmt: skip
-            report_adaptation(Adapted(run, tuned, base, prior.network if prior else None, faces, targets, done), config)
+            report_adaptation(Adapted(run, tuned, base, features, faces, targets, done), config)
             finished = fraction_done(done, config) >= 1
             if not finished:
                 run.record("pauses", {"times": times_paused(run) + 1})
@@ -234,6 +239,8 @@ class FinetuneRestorer(host.Node):
         if not finished:
             text = f"Paused at step {done.step} of {config.iterations}; queue again to go on.\n{text}"
         curve, faces_shown = look.curve(done), look.faces(tuned.to("cpu"), base.to("cpu"))
+        del base, tuned, features, look
+        host.free()
         result = host.managed(load_restorer(run.restorer))
         values = (result, text, finished, convert.to_image(curve), convert.to_image(faces_shown), str(run.folder))
         return host.output(cls, *values, text=text, picture=sheet([[curve], [faces_shown]])[None])

@@ -54,11 +54,14 @@ class Faces:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Handle of faces and their targets. made_from: fingerprint of the targets. given: they came as pictures."""
+    """Handle of faces and their targets. made_from: fingerprint of the targets.
+
+    prior: what drew them, for the record of the restorer that learns from them; None if they came as pictures.
+    """
 
     faces: Faces
     made_from: str
-    given: bool
+    prior: host.Managed | None
 
     def opened(self) -> tuple[Run, FaceSet, dict[str, Path]]:
         """The run, its faces, and the accepted targets by face name. Raises ValueError if they were replaced since."""
@@ -68,7 +71,7 @@ class Pairs:
                 f"run {printable(run.folder.name)} got other targets since; give each graph its own run name, "
                 "and queue again"
             )
-        files = given_targets(run, faces) if self.given else targets_of(run, faces)
+        files = targets_of(run, faces) if self.prior else given_targets(run, faces)
         return run, faces, accepted_targets(run, files, self.made_from)
 
 
@@ -252,7 +255,7 @@ class TargetsFromImages(host.Node):
             made_from = fingerprint(found.fingerprint, stamps)
             config = GateConfig(limit=gate)
             accepted = gate_targets(run, found, files, made_from, config, None, host.Progress())
-        return paired(cls, run, found, accepted, Pairs(faces, made_from, given=True))
+        return paired(cls, run, found, accepted, Pairs(faces, made_from, None))
 
 
 def gate_widgets() -> list[Any]:

@@ -261,6 +261,11 @@ def for_training(model: Managed, faces: int) -> Any:
     return replace(model.network, module=copy.deepcopy(model.network.module)).to(device)
 
 
+def free() -> None:
+    """Give back to the device what is no longer used."""
+    model_management.soft_empty_cache()
+
+
 def enlarger(model: Any, check: Callable[[], None]) -> Callable[[Tensor], Tensor]:
     """(3, H, W) -> (3, nH, nW) by an UPSCALE_MODEL, in tiles, smaller ones where memory is short."""
 

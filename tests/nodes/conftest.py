@@ -145,6 +145,7 @@ def modules() -> dict[str, ModuleType]:
         load_models_gpu=lambda models, **_: HOST.asked.append(f"load {len(models)}"),
         free_memory=lambda needed, device: HOST.asked.append(f"free {needed > 0}"),
         module_size=lambda model: 1,
+        soft_empty_cache=lambda: HOST.asked.append("empty"),
         throw_exception_if_processing_interrupted=HOST.look,
         OOM_EXCEPTION=MemoryError,
     )

@@ -46,15 +46,33 @@ def test_everything_lies_below_the_output(run: Run, models: tuple[Any, Any], pai
     assert {p for p in host.root.rglob("*") if "output" not in p.parts} == before
     assert tuned.network.metadata["base"] == "tiny.safetensors"
     assert host.previews, "the loss and a face were shown as it went"
-    assert "free True" in host.asked, "memory was asked for before training"
+    assert tuned.network.metadata["prior"] == "prior", "the teacher is on record"
+    assert host.asked.index("free True") < host.asked.index("empty"), "memory was asked for, and given back"
 
 
-def test_targets_report_what_was_refused(run: Run, models: tuple[Any, Any], faces: Any, host: Any) -> None:
+def test_weights_that_the_host_moved_in_inference_mode_can_be_tuned(
+    run: Run, models: tuple[Any, Any], pairs: Any
+) -> None:
+    module = models[0].network.module
+    with torch.inference_mode():
+        module.to(torch.float64).to(torch.float32)
+    assert all(p.is_inference() for p in module.parameters())
+    before = [p.clone() for p in module.parameters()]
+    settings = TUNING | {"settings": "recommended"}
+    tuned = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **settings, minutes_this_run=0.05)[0]
+    assert any(not torch.equal(a, b) for a, b in zip(before, tuned.network.module.parameters(), strict=True))
+
+
+def test_targets_report_what_was_refused(
+    run: Run, models: tuple[Any, Any], faces: Any, host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["any-name.nodes.host"], "PREVIEW_SECONDS", -1)
     restorer, prior = models
     pairs, examples, accepted, refused, report = run(
         "BFR_MakePseudoTargets", faces=faces, restorer=restorer, prior=prior, settings="as set below", start=8,
-        calls=2, hold_until=0, factor=2, gate=1.5,
+        calls=2, hold_until=0, factor=2, gate=1.5, batch_size=4,
     )  # fmt: skip
+    assert any(picture.size == (96, 32) for _, picture, _ in host.previews), "triplets were shown as it went"
     assert accepted + refused == 10 and refused > 0 and len(report.splitlines()) == refused + 1
     assert examples.shape[-1] == 3 and pairs.faces == faces
 
@@ -155,7 +173,8 @@ def test_any_graph_can_be_the_teacher(run: Run, models: tuple[Any, Any], photos:
     assert run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)[2]
 
 
-def test_a_missing_prior_is_said(run: Run, models: tuple[Any, Any], pairs: Any) -> None:
+def test_a_missing_prior_is_said(run: Run, models: tuple[Any, Any], faces: Any) -> None:
+    pairs = run("BFR_TargetsFromImages", faces=faces, images=torch.rand(10, 32, 32, 3), gate=0.0)[0]
     with pytest.raises(ValueError, match="needs a prior: connect one"):
         run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING | {"perceptual": 0.1})
 
