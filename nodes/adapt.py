@@ -163,7 +163,7 @@ class FinetuneRestorer(host.Node):
                 host.PriorType.Input(
                     "prior",
                     optional=True,
-                    tooltip="Only for targets from images, where a perceptual loss is wanted and LPIPS's file is not here.",
+                    tooltip="Only for targets from images with a perceptual loss, where LPIPS's file is not here.",
                 ),
                 io.Float.Input(
                     "minutes_this_run", default=0.0, min=0.0, max=10_000.0, step=1.0,

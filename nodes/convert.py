@@ -40,4 +40,5 @@ def boxes_of(segs: tuple, height: int, width: int) -> Tensor:
     except (TypeError, ValueError, AttributeError):
         raise ValueError("segs is not what the Impact Pack's detectors give; connect a SEGS output") from None
     scale = torch.tensor([width / found_width, height / found_height] * 2)
-    return torch.tensor(boxes).reshape(-1, 4) * scale
+    moved = torch.tensor(boxes).reshape(-1, 4) * scale
+    return moved[moved.isfinite().all(1)]
