@@ -16,7 +16,7 @@ from torch import Tensor
 from .faces.align import crop_face
 from .faces.identity import find_recogniser, may_recognise
 from .faces.landmarks import load_landmark_net
-from .finetuning import FinetuneConfig, Progress, finetune, split
+from .finetuning import FinetuneConfig, Progress, Watch, finetune, split
 from .gate import GateConfig, as_record, checks_of, joined, look_at, refusals
 from .images import list_images, photo_names, printable, read_image, write_image
 from .losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
@@ -95,6 +95,16 @@ SMALL = AdaptConfig(
 CODES = FinetuneConfig(iterations=40_000, batch_size=8, lr=1e-4, halve_at=(0.875, 0.95), ema=0.995)
 
 
+# Settings, by dotted path, for a small graphics card; what the user sets by hand comes after them.
+LOW_MEMORY = {
+    "targets.batch_size": 1,
+    "finetune.micro_batch": 1,
+    "finetune.recompute": True,
+    "finetune.trainable": "lora",
+    "finetune.adversarial": 0.0,
+}
+
+
 def recipe(restorer: Restorer) -> AdaptConfig:
     """Default settings for tuning `restorer`: the paper's, or `SMALL` for small networks."""
     if restorer.size <= 256:
@@ -105,6 +115,15 @@ def recipe(restorer: Restorer) -> AdaptConfig:
     if restorer.architecture == "SwinIR":
         return replace(default, targets=TargetConfig(sampler=replace(default.targets.sampler, factor=16)))
     return default
+
+
+def changed(config: Any, values: dict[str, Any]) -> Any:
+    """A copy of nested settings dataclasses with `values`, by dotted path, in place of theirs."""
+    own = {path: value for path, value in values.items() if "." not in path}
+    for name in {path.split(".")[0] for path in values if "." in path}:
+        inner = {path.split(".", 1)[1]: value for path, value in values.items() if path.startswith(f"{name}.")}
+        own[name] = changed(getattr(config, name), inner)
+    return replace(config, **own)
 
 
 @dataclass(frozen=True)
@@ -294,19 +313,25 @@ def make_targets(
     """
     clear = settled_targets(run, faces, restorer, prior, config.targets, callback)
     made_from = draw_targets(run, faces, restorer, prior, clear, callback)
-    redraw = redraw_with(restorer, prior, clear)
+    redraw = redraw_with(restorer, prior, clear, callback)
     return gate_targets(run, faces, targets_of(run, faces), made_from, config.gate, redraw, callback), made_from
 
 
 Redraw = Callable[[Tensor, list[str], int], Tensor]
 
 
-def redraw_with(restorer: Restorer, prior: Prior, config: TargetConfig) -> Redraw:
+def redraw_with(
+    restorer: Restorer, prior: Prior, config: TargetConfig, callback: StageCallback | None = None
+) -> Redraw:
     """(damaged faces, their names, number of the try) -> targets from other noise than `config.seed` gives."""
+
+    def step(call: int, calls: int, preview: Tensor) -> None:
+        if callback:
+            callback("redraw", call, calls, preview)
 
     def redraw(lq: Tensor, names: list[str], attempt: int) -> Tensor:
         other = replace(config, seed=config.seed + REDRAWN_SEED * attempt)
-        return make_pseudo_targets(lq, names, restorer, prior, other).pseudo_target
+        return make_pseudo_targets(lq, names, restorer, prior, other, step).pseudo_target
 
     return redraw
 
@@ -436,10 +461,13 @@ def tune(
     config: FinetuneConfig,
     prior: Prior | None = None,
     callback: StageCallback | None = None,
+    watch: Watch | None = None,
+    pause_after: float = 0.0,
 ) -> tuple[Restorer, Progress, Judgement]:
     """Tune `restorer` on the run's faces, judge it, and save it as restorer.safetensors; low-rank changes also alone.
 
     made_from: fingerprint of the targets. prior: its encoder is the perceptual term where LPIPS is not at hand.
+    watch, pause_after: see `finetune`; a paused tuning saves the best so far.
     """
     names = [name for name in faces.names if name in targets]
     pairs = FolderPairs([faces.folder / f"{n}.png" for n in names], [targets[n] for n in names], restorer.size)
@@ -459,6 +487,8 @@ def tune(
         fingerprint=fingerprint(made_from, names, restorer.sha256, lasting),
         perceptual=perceptual_term(config, prior, restorer.device),
         callback=step,
+        watch=watch,
+        pause_after=pause_after,
     )
     judged = [pairs[i] for i in split(len(pairs), config)[1][:MOST_JUDGED]]
     judgement = judged_on_faces(restorer, tuned, judged)
@@ -534,6 +564,24 @@ def adapt(
         prior.to("cpu")  # its memory is the tuning's now
         tuned = tune(run, faces, targets, made_from, base, config.finetune, prior, callback)
         return Adapted(run, tuned[0], base, prior, faces, targets, *tuned[1:])
+
+
+def match_in_order(run: Run, faces: FaceSet, targets: Tensor, first: int = 0) -> dict[str, Path]:
+    """Pictures (B, 3, N, N) RGB in [0, 1] of the faces first ... first + B - 1 as targets, kept in run.given.
+
+    Returns all that the run holds by now, by face name. Raises ValueError for more pictures than faces from there on,
+    or for such that are not square.
+    """
+    if not 0 <= first <= len(faces) - len(targets):
+        raise ValueError(
+            f"{len(targets)} targets from face {first} on were given, but there are {len(faces)} faces; "
+            "give one picture for each face, in their order"
+        )
+    stage_folder(run.given, faces.fingerprint)
+    for name, target in zip(faces.names[first:], targets, strict=False):
+        path = run.given / f"{name}.png"
+        write_image(path, resize_square(target, targets.shape[-1], path))
+    return {name: path for name in faces.names if (path := run.given / f"{name}.png").exists()}
 
 
 def targets_of(run: Run, faces: FaceSet) -> dict[str, Path]:

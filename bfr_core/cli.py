@@ -8,7 +8,6 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +56,6 @@ OPTIONS = {
     "--recompute": ("finetune.recompute", "compute inner values again instead of keeping them: slower, less memory"),
     "--precision": ("finetune.precision", "auto, float32 or bfloat16"),
 }
-# What --low-memory stands for; flags that are given win.
-LOW_MEMORY = {
-    "targets.batch_size": 1,
-    "finetune.micro_batch": 1,
-    "finetune.recompute": True,
-    "finetune.trainable": "lora",
-    "finetune.adversarial": 0.0,
-}
 GRID_FLAGS = ("--factor", "--start", "--constrain-end", "--clean-level")
 GRID_TEXT = {
     "--factors": "values of N: the low band is what survives shrinking by N",
@@ -85,7 +76,9 @@ RESTORE_TEXT = {
     "min_face": "narrowest face restored, pixels of the photo",
     "batch_size": "faces in the network at once",
     "blend": "0 keeps the photo, 1 the restored face",
-    "faces": "all or largest",
+    "faces": "all, numbered, or one: largest, leftmost, rightmost, topmost, bottommost",
+    "numbers": "for numbered: which faces, counted from the left, such as 1,3",
+    "skip_sharp": "leave faces alone that are this sharp already, 1 being a clean face; 0 = restore all",
     "mask": "square, or face for face and hair only, which needs ParseNet's file",
 }
 
@@ -450,7 +443,7 @@ def base_restorer(args: argparse.Namespace) -> Any:
 
 def settings(args: argparse.Namespace, restorer: Any) -> Any:
     """The recipe for `restorer`, changed by the flags that were given."""
-    from .adaptation import recipe
+    from .adaptation import LOW_MEMORY, changed, recipe
 
     given = {path: getattr(args, _dest(flag), None) for flag, (path, _) in OPTIONS.items()}
     if getattr(args, "low_memory", False):
@@ -461,15 +454,6 @@ def settings(args: argparse.Namespace, restorer: Any) -> Any:
     if left:
         given["targets.search"] = tuple(path.rsplit(".", 1)[1] for path in left)
     return changed(recipe(restorer), {path: value for path, value in given.items() if value is not None})
-
-
-def changed(config: Any, values: dict[str, Any]) -> Any:
-    """A copy of nested settings dataclasses with `values`, by dotted path, in place of theirs."""
-    own = {path: value for path, value in values.items() if "." not in path}
-    for name in {path.split(".")[0] for path in values if "." in path}:
-        inner = {path.split(".", 1)[1]: value for path, value in values.items() if path.startswith(f"{name}.")}
-        own[name] = changed(getattr(config, name), inner)
-    return replace(config, **own)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -137,6 +137,7 @@ class Progress:
 
 
 TuneCallback = Callable[[int, int, Progress], None]
+Watch = Callable[[Restorer, Progress], None]
 
 
 def finetune(
@@ -148,12 +149,16 @@ def finetune(
     fingerprint: str = "",
     perceptual: ImageLoss | None = None,
     callback: TuneCallback | None = None,
+    watch: Watch | None = None,
+    pause_after: float = 0.0,
 ) -> tuple[Restorer, Progress]:
     """A copy of `restorer` tuned on `pairs`, and how it went; the weights are the best of the moving average.
 
     checkpoint: file that training resumes from, if its `fingerprint` (of everything the pairs depend on) is this one.
     perceptual: the term weighted by `config.perceptual`, required unless that is 0.
-    callback: (step, steps, progress) after every step; what it raises ends the tuning, after a checkpoint.
+    callback: (step, steps, progress) after every step and between the faces that checkpoints are compared on; what it
+    raises ends the tuning, after a checkpoint. watch: (moving average, progress) after every step, for looking only.
+    pause_after: minutes after which this session ends with the best so far, to be gone on with; 0 = never.
     Raises ValueError if there are no pairs or the loss becomes NaN.
     """
     if not len(pairs):
@@ -203,10 +208,21 @@ def finetune(
         state |= {"fingerprint": fingerprint, "progress": asdict(progress), "best": best}
         replace_atomically(checkpoint, lambda part: torch.save(state, part))
 
+    def tell() -> None:
+        if callback:
+            callback(progress.step, config.iterations, progress)
+
+    def unjudged() -> bool:
+        """Whether the weights of this step are to be compared, and were not: at the start, or where it was ended."""
+        judged = (progress.held_out[-1][0] if progress.held_out else -1) if held else progress.best_step
+        due = progress.step % config.judge_every == 0 or fraction_done(progress, config) >= 1
+        return due and judged != progress.step
+
     def judge() -> None:
         nonlocal best
         if held:
-            progress.held_out.append((progress.step, held_out_score(average, objective, pairs, held, config)))
+            score = held_out_score(average, objective, pairs, held, config, tell)
+            progress.held_out.append((progress.step, score))
         if not held or progress.held_out[-1][1] <= min(value for _, value in progress.held_out):
             best, progress.best_step = _weights(ema), progress.step
 
@@ -244,7 +260,7 @@ def finetune(
                 sums["anchor"] = sums.get("anchor", 0.0) + float(loss.detach()) * len(lq) / len(faces)
         return sums
 
-    if progress.step == 0:
+    if unjudged():
         judge()
     micro_batch = config.micro_batch
     saved = started = time.monotonic()
@@ -252,6 +268,9 @@ def finetune(
     between_steps = True
     try:
         while (done := fraction_done(progress, config)) < 1:
+            if pause_after and time.monotonic() - started > 60 * pause_after:
+                log.info("paused at step %d; started again, the tuning goes on", progress.step)
+                break
             for group in optimizer.param_groups + (critic_optimizer.param_groups if critic_optimizer else []):
                 group["lr"] = learning_rate(config, done)
             try:
@@ -275,17 +294,20 @@ def finetune(
             for name, total in sums.items():
                 progress.losses.setdefault(name, []).append((progress.step, total))
             progress.seconds = earlier + time.monotonic() - started
-            if progress.step % config.judge_every == 0 or fraction_done(progress, config) >= 1:
-                judge()
             between_steps = True
-            if callback:
-                callback(progress.step, config.iterations, progress)
+            if unjudged():
+                judge()
+            tell()
+            if watch:
+                watch(average, progress)
             if time.monotonic() - saved > config.checkpoint_seconds:
                 save()
                 saved = time.monotonic()
     finally:
         if between_steps:
             save()
+    if fraction_done(progress, config) < 1:  # paused: the checkpoint is of an unbroken tuning, the result may be better
+        judge()
     ema.load_state_dict(best)
     merge_low_rank(ema)
     return average, progress
@@ -363,14 +385,21 @@ def anchor_faces(pairs: Pairs, train: list[int], step: int, config: FinetuneConf
 
 @torch.no_grad()
 def held_out_score(
-    average: Restorer, objective: Objective, pairs: Pairs, held: list[int], config: FinetuneConfig
+    average: Restorer,
+    objective: Objective,
+    pairs: Pairs,
+    held: list[int],
+    config: FinetuneConfig,
+    tell: Callable[[], None] = lambda: None,
 ) -> float:
-    """Mean weighted loss on the held-out pairs, lower is better."""
-    scores = []
+    """Mean weighted loss on the held-out pairs, lower is better. tell: called between the faces; may raise."""
+    scores: list[float] = []
     donors: Sequence[int | None] = [None] * len(held)
     if config.judged_on == "transplanted" and len(held) > 1:
         donors = [*held[1:], held[0]]
     for face, donor in zip(held, donors, strict=True):
+        if scores:
+            tell()
         batch = batch_of(pairs, [(face, False)], [donor]).placed(average)
         with autocast(average.device, config.precision):
             terms = objective.terms(average, batch).losses

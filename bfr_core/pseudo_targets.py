@@ -165,9 +165,12 @@ def settled(
         for start in range(0, len(lq), config.batch_size):
             some = lq[start : start + config.batch_size]
             names = [f"settled {start + i}" for i in range(len(some))]
-            drawn.append(make_pseudo_targets(some, names, restorer, prior, plain).pseudo_target)
-            if callback:
-                callback(min(len(lq), start + config.batch_size), len(lq))
+
+            def step(call: int, calls: int, preview: Tensor, start: int = start, count: int = len(some)) -> None:
+                if callback:
+                    callback(start * calls + call * count, len(lq) * calls)
+
+            drawn.append(make_pseudo_targets(some, names, restorer, prior, plain, step).pseudo_target)
         config = replace(config, detail=detail_gain(torch.cat(drawn)))
     return config
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import threading
 import time
@@ -22,6 +23,7 @@ from .faces.align import Face, crop_face
 from .faces.detect import load_detector
 from .faces.paste import face_patches, luma
 from .images import Photo, list_images, printable, read_photo, replace_atomically, without_place, write_photo
+from .metrics import sharpness
 from .precision import has_bfloat16
 from .provenance import Step
 from .restorers.base import Restorer
@@ -31,6 +33,14 @@ RestoreCallback = Callable[[int, int, "Tensor | None"], None]
 FindFaces = Callable[[Tensor], list[Face]]  # a FaceDetector, or anything else that answers for a photo
 Parser = Callable[[Tensor], Tensor]  # a restored crop (3, S, S) -> the part of it that is pasted, (1, S, S)
 LARGER = 1.05  # of the restorer's size: from here on a face is said to be too large
+ONE_FACE: dict[str, Callable[[Face], float]] = {  # a choice of one face: the least by this
+    "largest": lambda face: -face.width,
+    "leftmost": lambda face: face.landmarks[:, 0].mean(),
+    "rightmost": lambda face: -face.landmarks[:, 0].mean(),
+    "topmost": lambda face: face.landmarks[:, 1].mean(),
+    "bottommost": lambda face: -face.landmarks[:, 1].mean(),
+}
+CHOICES = ("all", *ONE_FACE, "numbered")
 
 
 @dataclass(frozen=True)
@@ -40,8 +50,10 @@ class RestoreConfig:
     detector: "auto", "embedded" or "retinaface". threshold: least score of a face, in [0, 1].
     min_face: narrowest face, in photo pixels of its crop, that is restored. batch_size: faces in the network at once.
     blend: 0 keeps the photo, 1 the restored face. match_colour: let the restored face take the photo's colours.
-    faces: "all", or only the "largest". mask: "square" pastes the whole crop with a soft rim, "face" only what ParseNet
-    takes for face and hair, which needs its file.
+    faces: one of `CHOICES`; "numbered" are those of `numbers`, such as "1, 3", counted from the left of the photo.
+    skip_sharp: faces at least this sharp at the restorer's size are left alone, see `metrics.sharpness`; 0 = none.
+    mask: "square" pastes the whole crop with a soft rim, "face" only what ParseNet takes for face and hair, which needs
+    its file.
     """
 
     detector: str = "auto"
@@ -51,11 +63,19 @@ class RestoreConfig:
     blend: float = 1.0
     match_colour: bool = True
     faces: str = "all"
+    numbers: str = "1"
+    skip_sharp: float = 0.0
     mask: str = "square"
 
     def __post_init__(self) -> None:
-        if self.faces not in ("all", "largest"):
-            raise ValueError(f'faces is "{self.faces}"; choose "all" or "largest"')
+        if self.faces not in CHOICES:
+            raise ValueError(f'faces is "{self.faces}"; choose one of {", ".join(CHOICES)}')
+        if not re.fullmatch(r"\s*[1-9]\d*(\s*,\s*[1-9]\d*)*\s*", self.numbers):
+            raise ValueError(
+                f'numbers is "{printable(self.numbers)}"; give faces counted from the left, such as "1, 3"'
+            )
+        if self.skip_sharp < 0:
+            raise ValueError(f"skip_sharp is {self.skip_sharp}; it must be 0 (never) or more")
         if self.mask not in ("square", "face"):
             raise ValueError(f'mask is "{self.mask}"; choose "square" or "face"')
         if self.batch_size < 1:
@@ -68,14 +88,17 @@ class RestoreConfig:
 class RestoredPhoto:
     """A photo with its faces restored.
 
-    pixels: (3, H, W) in [0, 1]. faces: those restored. skipped: why others were not.
-    mask: (1, H, W) in [0, 1], how new a pixel is. step: for the record of the picture; None if nothing was generated.
+    pixels: (3, H, W) in [0, 1]. faces: those restored, where they are in it. skipped: why others were not.
+    mask: (1, H, W) in [0, 1], how new a pixel is. crops: the restored faces, (3, S, S) each. found: faces seen.
+    step: for the record of the picture; None if nothing was generated.
     """
 
     pixels: Tensor
     faces: list[Face]
     skipped: list[str]
     mask: Tensor
+    crops: list[Tensor] = field(default_factory=list)
+    found: int = 0
     step: Step | None = None
 
 
@@ -83,10 +106,18 @@ class RestoredPhoto:
 
 
 def restore_photo(
-    photo: Tensor, restorer: Restorer, config: RestoreConfig | None = None, detector: FindFaces | None = None
+    photo: Tensor,
+    restorer: Restorer,
+    config: RestoreConfig | None = None,
+    detector: FindFaces | None = None,
+    *,
+    check: Callable[[], None] | None = None,
+    enlarge: Callable[[Tensor], Tensor] | None = None,
 ) -> RestoredPhoto:
     """`photo` (3, H, W) RGB in [0, 1] with its faces restored; everything else is exactly as it was.
 
+    check: called after every call of the restorer; what it raises ends the work. enlarge: (3, H, W) -> (3, nH, nW), the
+    background that the faces, restored from `photo` itself, are pasted into.
     A face that fails does not stop the others: the reason is in `skipped`. A grey photo stays grey. Whoever writes the
     result as a file says in it what it is: `replace(photo, pixels=..., record=photo.record.with_step(result.step))`.
     Raises ValueError or FileNotFoundError if the photo's shape or the detector is wrong.
@@ -98,9 +129,16 @@ def restore_photo(
     found = detector(photo)
     faces, skipped = choose_faces(found, restorer.size, config)
     crops = [crop_face(photo, face, restorer.size) for face in faces]
-    restored = restore_crops(crops, restorer, config.batch_size)
+    faces, crops, skipped = leave_sharp(faces, crops, skipped, config)
+    restored = restore_crops(crops, restorer, config.batch_size, check)
+    if enlarge:
+        width = photo.shape[-1]
+        photo = enlarged(photo, enlarge)
+        faces = [moved(face, photo.shape[-1] / width) for face in faces]
+        crops = [crop_face(photo, face, restorer.size) for face in faces]
     result = paste_faces(photo, faces, crops, restored, skipped, config, load_parser(config, restorer))
-    return replace(result, step=restoration_step(restorer, config, detector, len(found), len(result.faces)))
+    step = restoration_step(restorer, config, detector, len(found), len(result.faces))
+    return replace(result, found=len(found), step=step)
 
 
 def restoration_step(
@@ -143,8 +181,15 @@ def choose_faces(found: list[Face], size: int, config: RestoreConfig) -> tuple[l
         for face in found
         if face.width < config.min_face
     ]
-    if config.faces == "largest":
-        faces = faces[:1]
+    if config.faces in ONE_FACE:
+        faces = sorted(faces, key=ONE_FACE[config.faces])[:1]
+    if config.faces == "numbered":
+        wanted = {int(number) for number in config.numbers.split(",")}
+        numbered = enumerate(sorted(faces, key=ONE_FACE["leftmost"]), 1)
+        chosen = [face for number, face in numbered if number in wanted]
+        missing = sorted(number for number in wanted if number > len(faces))
+        skipped += [f"there is no face {number}: {len(faces)} were found" for number in missing]
+        faces = sorted(chosen, key=ONE_FACE["largest"])
     for face in faces:
         if face.width > LARGER * size:
             log.warning(
@@ -152,6 +197,36 @@ def choose_faces(found: list[Face], size: int, config: RestoreConfig) -> tuple[l
                 face.width, face.width / size, size,
             )  # fmt: skip
     return faces, skipped
+
+
+def leave_sharp(
+    faces: list[Face], crops: list[Tensor], skipped: list[str], config: RestoreConfig
+) -> tuple[list[Face], list[Tensor], list[str]]:
+    """`faces`, their `crops` and `skipped` without the faces that are sharp already, see `RestoreConfig.skip_sharp`."""
+    if not config.skip_sharp or not crops:
+        return faces, crops, skipped
+    measured = sharpness(torch.stack(crops)).tolist()
+    blurred = [i for i, value in enumerate(measured) if value < config.skip_sharp]
+    sharp = [i for i in range(len(faces)) if i not in blurred]
+    skipped = skipped + [
+        f"a face {faces[i].width:.0f} pixels wide is left alone: already sharp ({measured[i]:.2f})" for i in sharp
+    ]
+    return [faces[i] for i in blurred], [crops[i] for i in blurred], skipped
+
+
+def enlarged(photo: Tensor, enlarge: Callable[[Tensor], Tensor]) -> Tensor:
+    """`enlarge(photo)` in [0, 1], grey if `photo` was. Raises ValueError if it has other proportions."""
+    larger = enlarge(photo).clamp(0, 1)
+    height, width = photo.shape[-2:]
+    if larger.shape[-2] * width != larger.shape[-1] * height:
+        raise ValueError(f"the enlarged background is {larger.shape[-1]} x {larger.shape[-2]} for {width} x {height}")
+    grey = torch.equal(photo[0], photo[1]) and torch.equal(photo[1], photo[2])
+    return luma(larger).expand(3, -1, -1) if grey else larger
+
+
+def moved(face: Face, scale: float) -> Face:
+    """`face` in the photo enlarged by `scale`."""
+    return replace(face, landmarks=(face.landmarks + 0.5) * scale - 0.5)
 
 
 def load_parser(config: RestoreConfig, restorer: Restorer) -> Parser | None:
@@ -185,15 +260,23 @@ def settle_precision(restorer: Restorer, crops: list[Tensor]) -> Restorer:
     return half if half_seconds < full_seconds and (full - less).abs().mean() < 1 / 255 else restorer
 
 
-def restore_crops(crops: list[Tensor], restorer: Restorer, batch_size: int) -> list[Tensor | str]:
-    """For each crop (3, S, S) the restored one, on the CPU, or the reason why there is none."""
+def restore_crops(
+    crops: list[Tensor], restorer: Restorer, batch_size: int, check: Callable[[], None] | None = None
+) -> list[Tensor | str]:
+    """For each crop (3, S, S) the restored one, on the CPU, or the reason why there is none.
+
+    check: called after every call of the restorer; what it raises ends the work.
+    """
     results: list[Tensor | str] = []
     for start in range(0, len(crops), batch_size):
         batch = crops[start : start + batch_size]
         try:
             results += restorer.restore(torch.stack(batch)).cpu().unbind()
         except (ValueError, RuntimeError) as error:  # NaN, or too little memory: perhaps not for fewer faces
-            results += [_first_line(error)] if len(batch) == 1 else restore_crops(batch, restorer, len(batch) // 2)
+            fewer = [_first_line(error)] if len(batch) == 1 else restore_crops(batch, restorer, len(batch) // 2, check)
+            results += fewer
+        if check:
+            check()
     return results
 
 
@@ -211,7 +294,7 @@ def paste_faces(
     parser: finds the part of a restored crop that is pasted; all of it if left out.
     """
     pixels, mask = photo.clone(), photo.new_zeros(1, *photo.shape[-2:])
-    done, skipped = [], list(skipped)
+    done, new_crops, skipped = [], [], list(skipped)
     for face, crop, new in zip(faces, crops, restored, strict=True):
         if isinstance(new, str):
             skipped.append(f"a face {face.width:.0f} pixels wide failed: {new}")
@@ -221,7 +304,8 @@ def paste_faces(
             pixels[patch.place] = patch.pixels
             mask[patch.place] = torch.maximum(mask[patch.place], patch.mask)
         done.append(face)
-    return RestoredPhoto(pixels, done, skipped, mask)
+        new_crops.append(new)
+    return RestoredPhoto(pixels, done, skipped, mask, new_crops)
 
 
 # ---------------------------------------------------------------- a folder
@@ -399,7 +483,8 @@ def _read(
             found = detector(photo.pixels)
         job.found = len(found)
         job.faces, job.skipped = choose_faces(found, size, config)
-        job.crops = [crop_face(photo.pixels, face, size) for face in job.faces]
+        crops = [crop_face(photo.pixels, face, size) for face in job.faces]
+        job.faces, job.crops, job.skipped = leave_sharp(job.faces, crops, job.skipped, config)
     except (ValueError, RuntimeError, OSError) as error:
         job.problem, job.photo, job.crops = _first_line(error), None, []
 

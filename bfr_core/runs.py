@@ -23,6 +23,7 @@ class Run:
     faces/            aligned crops and faces.json
     restored/         what the base restorer makes of them
     targets/          pseudo targets; redrawn/ in it: those drawn again because the gate refused the first
+    photos/, given/   photos and targets that came as pictures, not as files
     settled.json      settings that were left to the faces ("auto")
     gate.json         what the gate found of each
     checkpoints/      training state
@@ -51,6 +52,14 @@ class Run:
     @property
     def redrawn(self) -> Path:
         return self.targets / "redrawn"
+
+    @property
+    def photos(self) -> Path:
+        return self.folder / "photos"
+
+    @property
+    def given(self) -> Path:
+        return self.folder / "given"
 
     @property
     def settled(self) -> Path:

@@ -18,6 +18,7 @@ from bfr_core.adaptation import (
     draw_targets,
     faces_of,
     gate_targets,
+    match_in_order,
     match_targets,
     targets_of,
 )
@@ -65,7 +66,8 @@ def weights(run_dir):
 def test_an_adaptation_leaves_what_the_run_folder_promises(photos, config, tmp_path):
     stages = []
     result = adapt(photos, tmp_path, config, lambda stage, *_: stages.append(stage))
-    assert list(dict.fromkeys(stages)) == ["faces", "targets", "gate", "finetune"]
+    always = [stage for stage in dict.fromkeys(stages) if stage != "redraw"]  # where a target was refused
+    assert always == ["faces", "targets", "gate", "finetune"]
     assert len(result.faces) == 10
     for folder in ("faces", "restored", "targets"):
         assert len(list((tmp_path / folder).glob("*.png"))) == 10
@@ -294,3 +296,15 @@ def test_two_processes_never_share_a_run(tmp_path):
 def test_a_run_without_faces_says_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="bfr faces"):
         faces_of(Run(tmp_path))
+
+
+def test_pictures_in_order_become_targets(photos, tmp_path):
+    run = Run(tmp_path / "run")
+    faces = collect_faces(photos, run, 32, ALIGNED)
+    match_in_order(run, faces, torch.rand(4, 3, 64, 64))
+    files = match_in_order(run, faces, torch.rand(6, 3, 32, 32), first=4)
+    assert list(files) == faces.names
+    with pytest.raises(ValueError, match="2 targets from face 9 on were given, but there are 10 faces"):
+        match_in_order(run, faces, torch.rand(2, 3, 32, 32), first=9)
+    with pytest.raises(ValueError, match="square"):
+        match_in_order(run, faces, torch.rand(1, 3, 32, 40))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bfr_core import metrics
 from bfr_core.images import list_images, read_image
@@ -288,3 +289,19 @@ def test_values_without_a_mean_are_refused(values, message):
         metrics.bootstrap_interval(values)
     with pytest.raises(ValueError, match="pair up"):
         metrics.bootstrap_difference([1.0], [1.0, 2.0])
+
+
+@pytest.mark.parametrize("size", [128, 256])
+def test_sharpness_tells_clean_faces_from_blurred_and_from_noisy_ones(shared, size):
+    files = sorted((shared / "portraits").glob("*.jpg"))[:20]
+    clean = torch.stack([F.interpolate(read_image(f)[None, :, :225], (size, size), mode="bicubic")[0] for f in files])
+    half = F.interpolate(clean, (size // 3, size // 3), mode="bicubic", antialias=True)
+    blurred = F.interpolate(half, (size, size), mode="bicubic")
+    noisy = blurred + 0.08 * torch.randn(blurred.shape, generator=torch.Generator().manual_seed(0))
+    scores = [float(metrics.sharpness(images.clamp(0, 1)).median()) for images in (clean, blurred, noisy)]
+    assert scores[0] > 1.5 * scores[1], scores
+    assert scores[2] < 0.5, scores
+
+
+def test_a_flat_picture_is_not_sharp():
+    assert metrics.sharpness(torch.full((2, 3, 33, 33), 0.5)).tolist() == [0, 0]

@@ -324,3 +324,83 @@ def test_half_precision_only_where_it_pays_and_does_not_show(
     monkeypatch.setattr(Restorer, "restore", restore)
     tiny, crops = load_restorer(tiny_restorer), [torch.zeros(3, 32, 32)] * 4
     assert settle_precision(tiny, crops).precision == chosen
+
+
+# ---------------------------------------------------------------- which faces, and onto what
+
+
+@pytest.mark.parametrize(
+    ("choice", "numbers", "expected"),
+    [
+        ("all", "1", [0, 1, 2]),
+        ("largest", "1", [0]),
+        ("leftmost", "1", [2]),
+        ("rightmost", "1", [1]),
+        ("topmost", "1", [1]),
+        ("bottommost", "1", [0]),
+        ("numbered", "1, 3", [1, 2]),
+    ],
+)
+def test_faces_are_chosen_by_size_place_or_number(choice: str, numbers: str, expected: list[int]) -> None:
+    faces = [face_at(100, 200, 90), face_at(250, 10, 60), face_at(10, 100, 40)]
+    chosen, skipped = module.choose_faces(faces, 64, RestoreConfig(faces=choice, numbers=numbers))
+    assert chosen == [faces[i] for i in expected] and not skipped
+
+
+def test_a_number_that_is_no_face_is_said() -> None:
+    chosen, skipped = module.choose_faces([face_at(0, 0, 40)], 64, RestoreConfig(faces="numbered", numbers="1,4"))
+    assert len(chosen) == 1 and skipped == ["there is no face 4: 1 were found"]
+    with pytest.raises(ValueError, match="numbers is"):
+        RestoreConfig(numbers="one")
+    with pytest.raises(ValueError, match="skip_sharp is -1"):
+        RestoreConfig(skip_sharp=-1)
+
+
+def test_sharp_faces_are_left_alone(shared: Path) -> None:
+    photo = read_image(shared / "faces256/0000.jpg")
+    blurred = F.interpolate(photo[None], 64, mode="bicubic", antialias=True)
+    photo = torch.cat([photo, F.interpolate(blurred, 256, mode="bicubic")[0].clamp(0, 1)], -1)
+    faces = found(face_at(0, 0, 256), face_at(256, 0, 256))
+    result = restore_photo(photo, fake_restorer(size=128), RestoreConfig(skip_sharp=0.8), faces)
+    assert result.found == 2 and [face.landmarks[2, 0] > 256 for face in result.faces] == [True]
+    assert "already sharp" in result.skipped[0]
+    assert torch.equal(result.pixels[..., :256], photo[..., :256])
+
+
+def test_faces_are_put_on_an_enlarged_background() -> None:
+    photo = smooth(100, 160)
+
+    def twice(photo: Tensor) -> Tensor:
+        return F.interpolate(photo[None], scale_factor=2, mode="bilinear")[0]
+
+    face = face_at(20, 20, 64)
+    result = restore_photo(photo, fake_restorer(), PLAIN, found(face), enlarge=twice)
+    assert result.pixels.shape == (3, 200, 320) and result.mask.shape == (1, 200, 320)
+    assert result.faces[0].width == pytest.approx(2 * face.width)
+    assert torch.equal(result.pixels[:, result.mask[0] == 0], twice(photo)[:, result.mask[0] == 0])
+    middle = (slice(None), slice(80, 120), slice(80, 120))
+    assert torch.allclose(result.pixels[middle], twice(photo)[middle] + 0.1, atol=0.02)
+    grey = photo.mean(0, keepdim=True).expand(3, -1, -1)
+    tinted = restore_photo(grey, fake_restorer(), PLAIN, found(face), enlarge=lambda x: twice(x) * torch.rand(3, 1, 1))
+    assert torch.equal(tinted.pixels[0], tinted.pixels[2])
+    with pytest.raises(ValueError, match="the enlarged background is 320 x 100"):
+        restore_photo(photo, fake_restorer(), PLAIN, found(face), enlarge=lambda x: x.repeat_interleave(2, -1))
+
+
+def test_check_is_called_after_every_call_of_the_restorer() -> None:
+    faces = [face_at(20 + 10 * i, 20, 64) for i in range(5)]
+    calls: list[int] = []
+
+    def stop() -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        restore_photo(smooth(100, 160), fake_restorer(), RestoreConfig(batch_size=2), found(*faces), check=stop)
+    assert len(calls) == 2
+
+
+def test_restored_crops_come_with_the_photo() -> None:
+    result = restore_photo(smooth(100, 160), fake_restorer(), PLAIN, found(face_at(20, 20, 64)))
+    assert [crop.shape for crop in result.crops] == [(3, 64, 64)]

@@ -43,6 +43,7 @@ LAYERS = (
         "degradations",
         "transplant",
         "metrics",
+        "pictures",
     ),
     (
         "restore",
@@ -79,6 +80,8 @@ HEAVY = {
 KEPT_TO = {
     "comfy": ("nodes",),
     "comfy_api": ("nodes",),
+    "comfy_execution": ("nodes",),
+    "server": ("nodes",),
     "folder_paths": ("nodes",),
     "modules": ("scripts",),
     "gradio": ("bfr_core/ui.py", "bfr_core/gradio_compat.py"),

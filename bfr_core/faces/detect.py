@@ -29,6 +29,9 @@ WIDE, WIDE_CROP = 144, 80  # window that all views of a face are taken from, and
 # one in a hundred badly damaged portraits that no training has seen scores below 0.5.
 SPREAD, DISAGREEMENT = 0.07, 30.0
 MIRRORED = [1, 0, 2, 4, 3]
+# Of a box from hair line to chin: width of the standard crop in box heights, and where in it the box's middle lies.
+CROP_OVER_BOX, BOX_CENTRE = 1.65, 0.56
+BOX_SCORE = 0.2  # the other detector has vouched for the face; what is asked here is whether it can be aligned
 log = logging.getLogger(__name__)
 
 
@@ -153,6 +156,22 @@ def refine(net: LandmarkNet, photo: Tensor, faces: list[Face], views: Tensor, ba
             inverse = invert(matrix)
             refined.append(Face(found @ inverse[:, :2].T + inverse[:, 2], score))
     return refined
+
+
+def faces_in_boxes(net: LandmarkNet, photo: Tensor, boxes: Tensor, threshold: float = BOX_SCORE) -> list[Face]:
+    """The face in each box that another detector drew, aligned by the embedded network; largest first.
+
+    photo: (3, H, W) in [0, 1]. boxes: (N, 4) left, top, right, bottom in photo pixels, from hair line to chin.
+    A box in which no face of this score can be aligned gives none.
+    """
+    guesses = []
+    for left, top, right, bottom in boxes.double().tolist():
+        if right > left and bottom > top:
+            side = CROP_OVER_BOX * (bottom - top)
+            x, y = (left + right) / 2 - side / 2, (top + bottom) / 2 - side * BOX_CENTRE
+            guesses.append(Face(template(1000) * (side / 1000) + (x, y)))
+    aligned = refine(net, photo, refine(net, photo, guesses, ONE_VIEW), VIEWS)
+    return sorted((face for face in aligned if face.score >= threshold), key=lambda face: -face.width)
 
 
 def view(zoom: float = 1.0, degrees: float = 0.0, shift: float = 0.0, mirror: bool = False) -> list[list[float]]:

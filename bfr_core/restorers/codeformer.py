@@ -6,7 +6,7 @@ That network is under the S-Lab licence (non-commercial), which is why its packa
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -76,6 +76,11 @@ class CodeFormer(Restorer):
     def _encoded(self, image: Tensor) -> Tensor:
         net: Any = self.module
         return net.encoder(image * 2 - 1)
+
+
+def with_fidelity(restorer: Restorer, fidelity_weight: float) -> Restorer:
+    """`restorer` with this fidelity_weight if it is a CodeFormer, else itself. Raises ValueError outside [0, 1]."""
+    return replace(restorer, fidelity_weight=fidelity_weight) if isinstance(restorer, CodeFormer) else restorer
 
 
 def code_losses(predicted: Codes, codes: Tensor, codebook: Tensor) -> dict[str, Tensor]:

@@ -96,6 +96,17 @@ def save_restorer(path: Path, restorer: Restorer, metadata: Mapping[str, object]
     save_tensors(path, _file_state(restorer, torch.float16 if half else torch.float32), own | text)
 
 
+def is_tuned(path: Path) -> bool:
+    """Whether `path` is a restorer that was tuned by this program, by what the file says of itself."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "base_sha256" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
 def export_pth(path: Path, restorer: Restorer) -> None:
     """Write the restorer as {"params_ema": ...}, for programs that read only .pth; whole or not at all."""
     state = {k: v.cpu().contiguous() for k, v in _file_state(restorer, torch.float32).items()}

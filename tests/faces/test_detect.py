@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bfr_core.faces.align import Face, template
-from bfr_core.faces.detect import EmbeddedDetector, distinct, load_detector
+from bfr_core.faces.detect import EmbeddedDetector, distinct, faces_in_boxes, load_detector
 from bfr_core.faces.landmarks import load_landmark_net
 from bfr_core.images import read_image
 
@@ -188,3 +188,20 @@ def test_facexlib_is_imported_only_when_used(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "facexlib.detection.retinaface", None)  # an import of it would fail
     monkeypatch.setattr("bfr_core.faces.detect.retinaface_folders", lambda weights=None: [tmp_path])
     assert load_detector("auto").name == "embedded"
+
+
+def test_boxes_of_another_detector_become_aligned_faces(detector: EmbeddedDetector, shared: Path) -> None:
+    photo = read_image(shared / "photos/eight_synthetic_faces.jpg")
+    faces = detector(photo)
+    eyes_to_mouth = [face.landmarks[3:].mean(0) - face.landmarks[:2].mean(0) for face in faces]
+    boxes = []
+    for face, down in zip(faces, eyes_to_mouth, strict=True):  # from hair line to chin, roughly
+        top, bottom = face.landmarks[:2, 1].mean() - down[1], face.landmarks[3:, 1].mean() + 0.6 * down[1]
+        x, half = face.landmarks[:, 0].mean(), 0.9 * down[1]
+        boxes.append([x - half, top, x + half, bottom])
+    empty = [[0.0, 0.0, 50.0, 70.0], [9.0, 9.0, 9.0, 5.0]]
+    found = faces_in_boxes(detector.net, photo, torch.tensor([*boxes, *empty]))
+    assert len(found) == len(faces)
+    for a in faces:
+        errors = [np.linalg.norm(a.landmarks - b.landmarks, axis=1).mean() for b in found]
+        assert min(errors) < 0.03 * a.width

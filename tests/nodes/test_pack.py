@@ -2,41 +2,95 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+from dataclasses import field, make_dataclass
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+IDS = {
+    "BFR_LoadRestorer",
+    "BFR_LoadPrior",
+    "BFR_FacesFromFolder",
+    "BFR_FacesFromImages",
+    "BFR_MakePseudoTargets",
+    "BFR_TargetsFromImages",
+    "BFR_FinetuneRestorer",
+    "BFR_SaveRestorer",
+    "BFR_RestoreFaces",
+    "BFR_Compare",
+    "BFR_Degrade",
+}
 LOAD = """
-import sys, types
-from importlib.util import module_from_spec, spec_from_file_location
-
-class Absent:  # a host in which nothing of ours could be installed
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "numpy", "PIL", "diffusers", "spandrel", "safetensors", "skimage"}:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
-root, in_comfy = sys.argv[1], sys.argv[2] == "comfy"
-if in_comfy:
-    sys.modules["folder_paths"] = types.ModuleType("folder_paths")
-sys.modules["nodes"] = types.ModuleType("nodes")  # ComfyUI has a module of this name
-spec = spec_from_file_location("any-name", root + "/__init__.py", submodule_search_locations=[root])
-pack = module_from_spec(spec)
-sys.modules["any-name"] = pack
-spec.loader.exec_module(pack)
-print(sorted(name for name in vars(pack) if name.startswith("NODE_")))
+import asyncio, logging, runpy, sys
+sys.path.insert(0, sys.argv[1] + "/tests/nodes")
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+for name in sys.argv[2].split():
+    sys.modules[name] = None  # importing it fails
+import conftest
+sys.modules.update(conftest.modules())
+before = set(sys.path)
+pack = conftest.load_pack()
+from pathlib import Path
+import tempfile
+conftest.HOST.begin(Path(tempfile.mkdtemp()) / "ComfyUI")
+nodes = asyncio.run(asyncio.run(pack.comfy_entrypoint()).get_node_list())
+print(len(nodes), "nodes,", sys.modules["nodes"].__dict__.get("NODES"), before == set(sys.path))
 """
 
 
-def load(host: str) -> str:
-    command = [sys.executable, "-I", "-c", LOAD, str(ROOT), host]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+def load(*blocked: str) -> str:
+    command = [sys.executable, "-c", LOAD, str(ROOT), " ".join(blocked)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
-def test_pack_loads_in_a_bare_host() -> None:
-    assert load("comfy") == "['NODE_CLASS_MAPPINGS', 'NODE_DISPLAY_NAME_MAPPINGS']"
+@pytest.mark.parametrize("blocked", ["facexlib", "diffusers", "spandrel"])
+def test_pack_loads_without_a_package_and_says_so_in_one_line(blocked: str) -> None:
+    first, *_, last = load(blocked, "skimage", "cv2", "matplotlib", "piq").splitlines()
+    assert blocked in first and first.startswith("BFR Adapt: not installed: ")
+    assert last == "11 nodes, None True", "ComfyUI's own module 'nodes' and sys.path are left alone"
 
 
 def test_pack_is_nothing_outside_comfyui() -> None:
-    assert load("no host") == "[]"
+    code = "import runpy, sys; print('comfy_entrypoint' in runpy.run_path(sys.argv[1]))"
+    command = [sys.executable, "-I", "-c", code, str(ROOT / "__init__.py")]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() == "False"
+
+
+def test_ids_are_stable(nodes: dict[str, Any], pack: Any) -> None:
+    assert set(nodes) == IDS, "a workflow finds its nodes by these"
+    extension = asyncio.run(pack.comfy_entrypoint())
+    assert {n.define_schema().node_id for n in asyncio.run(extension.get_node_list())} == IDS
+
+
+@pytest.mark.parametrize("node_id", sorted(IDS))
+def test_every_socket_is_explained(nodes: dict[str, Any], node_id: str) -> None:
+    schema = nodes[node_id].define_schema()
+    assert schema.display_name.endswith("(BFR)") and schema.description and nodes[node_id].__doc__
+    for socket in [*schema.inputs, *schema.outputs]:
+        assert socket.options.get("tooltip", "").endswith("."), f"{node_id}: {socket.id or socket.options}"
+    for widget in schema.inputs:
+        if "options" in widget.options:
+            assert widget.options["default"] in widget.options["options"]
+
+
+def test_search_aliases_only_where_the_host_knows_them(nodes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    node = nodes["BFR_RestoreFaces"]
+    assert not hasattr(node.define_schema(), "search_aliases")
+    io = sys.modules[node.__module__].io  # type: ignore[attr-defined]
+    newer = make_dataclass("Schema", [("search_aliases", list, field(default_factory=list))], bases=(io.Schema,))
+    monkeypatch.setattr(io, "Schema", newer)
+    assert "codeformer" in node.define_schema().search_aliases
+
+
+def test_the_menu_opens_no_file(nodes: dict[str, Any], host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (host.root / "models/facerestore_models/broken.pth").write_bytes(b"not a checkpoint")
+    monkeypatch.setattr("torch.load", lambda *_, **__: pytest.fail("a checkpoint was opened"))
+    options = nodes["BFR_LoadRestorer"].define_schema().inputs[0].options["options"]
+    assert options == ["embedded", "broken.pth"]

@@ -1,0 +1,343 @@
+"""The adaptation: make targets, tune the restorer, save it. Each goes on where it was stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..bfr_core.adaptation import (
+    LOW_MEMORY,
+    AdaptConfig,
+    Adapted,
+    FaceSet,
+    changed,
+    make_targets,
+    recipe,
+    tune,
+)
+from ..bfr_core.finetuning import FinetuneConfig, Progress, fraction_done, split
+from ..bfr_core.images import printable, read_image, to_unit
+from ..bfr_core.losses import find_vgg
+from ..bfr_core.pictures import draw_curve, sheet, side_by_side
+from ..bfr_core.report import VERDICTS
+from ..bfr_core.restorers import Restorer, export_pth, load_restorer, save_restorer
+from ..bfr_core.restorers.load import is_tuned
+from ..bfr_core.runs import Run, read_json
+from ..bfr_core.sampler import SamplerConfig
+from ..bfr_core.summary import report_adaptation
+from . import convert, host, paths
+from .faces import ROWS, Faces, Pairs, gate_widgets, paired, target_outputs, times_paused, triplet
+
+SAMPLER, TUNING = SamplerConfig(), FinetuneConfig()
+RECOMMENDED, OWN = "recommended", "as set below"
+SETTINGS = "recommended: what suits the restorer's size and kind, whatever is set below. Else: as set below."
+
+
+class MakePseudoTargets(host.Node):
+    """Stage 1: a clean version of every face."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            "BFR_MakePseudoTargets",
+            "Make Pseudo Targets (BFR)",
+            "Turns each damaged face into a clean one that agrees with it, by the diffusion prior: what the restorer "
+            "then learns. Poor ones are drawn again or refused.",
+            [
+                host.FacesType.Input("faces", tooltip="The damaged faces."),
+                host.RestorerType.Input("restorer", tooltip="The restorer that is to be tuned."),
+                host.PriorType.Input("prior", tooltip="The diffusion prior that knows what faces look like."),
+                host.seed_widget(),
+                *gate_widgets(),
+                io.Combo.Input("settings", options=[RECOMMENDED, OWN], default=RECOMMENDED, tooltip=SETTINGS),
+                host.widget(
+                    SAMPLER,
+                    "kind",
+                    "fast: a few network calls a face. paper: one for every noise level.",
+                    id="sampler",
+                    options=["fast", "paper"],
+                ),
+                host.widget(
+                    SAMPLER, "calls", "Network calls a face of the fast sampler.", min=1, max=100
+                ),
+                host.widget(
+                    SAMPLER,
+                    "t_start",
+                    "How much noise the face is started from, of 250. More invents more.",
+                    id="start",
+                    min=1,
+                    max=SAMPLER.num_steps - 1,
+                ),
+                host.widget(
+                    SAMPLER,
+                    "t_constrain_end",
+                    "Down to which noise level the coarse content is held to the damaged face's.",
+                    id="hold_until",
+                    min=0,
+                    max=SAMPLER.num_steps - 1,
+                ),
+                host.widget(
+                    SAMPLER,
+                    "factor",
+                    "What counts as coarse content: what is left after shrinking by this. More trusts the photo less.",
+                    min=1,
+                    max=64,
+                ),
+                io.Int.Input(
+                    "batch_size", default=AdaptConfig().targets.batch_size, min=1, max=64,
+                    tooltip="Faces in the network at once; fewer need less memory.",
+                ),
+            ],
+            target_outputs(),
+            ("diffusion restore", "teacher", "training pairs"),
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def work(
+        cls,
+        faces: Faces,
+        restorer: host.Managed,
+        prior: host.Managed,
+        seed: int,
+        gate: float,
+        settings: str,
+        **own: Any,
+    ) -> io.NodeOutput:
+        config = changed(recipe(restorer.network), {"targets.seed": seed, "gate.limit": gate})
+        if settings == OWN:
+            sampler = SamplerConfig(
+                kind=own["sampler"],
+                calls=min(own["calls"], own["start"]),
+                t_start=own["start"],
+                t_constrain_end=own["hold_until"],
+                factor=own["factor"],
+            )
+            config = changed(config, {"targets.sampler": sampler, "targets.batch_size": own["batch_size"]})
+        run, found = faces.opened()
+        progress = host.Progress()
+        with run.locked(), host.on_device(restorer, prior, faces=config.targets.batch_size):
+            accepted, made_from = make_targets(
+                run, found, restorer.network, prior.network, config, triplets(progress, run, found)
+            )
+        return paired(cls, run, found, accepted, Pairs(faces, made_from, prior))
+
+
+def triplets(progress: host.Progress, run: Run, faces: FaceSet) -> Callable[[str, int, int, Any], None]:
+    """A stage callback that shows the last face done as damaged, restored, target; until then, the sampling."""
+    done_last = ""
+
+    def step(stage: str, done: int, total: int, detail: Any) -> None:
+        nonlocal done_last
+        if stage == "targets" and detail is None:  # a batch is on disk
+            done_last = faces.names[max(1, done * len(faces) // total) - 1]
+
+        def picture() -> Tensor | None:
+            if done_last:
+                return side_by_side(triplet(run, faces, done_last, run.targets / f"{done_last}.png"))
+            return to_unit(detail[0]) if isinstance(detail, Tensor) else None
+
+        progress.show(done, total, picture)
+
+    return step
+
+
+class FinetuneRestorer(host.Node):
+    """Stage 2: the restorer learns from the pairs."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            "BFR_FinetuneRestorer",
+            "Fine-tune Restorer (BFR)",
+            "Tunes the restorer to the damage of the faces. Stopped in any way, it goes on when queued again.",
+            [
+                host.PairsType.Input("pairs", tooltip="Damaged faces and their targets."),
+                host.RestorerType.Input("restorer", tooltip="The restorer to tune; it stays as it is."),
+                host.PriorType.Input(
+                    "prior",
+                    optional=True,
+                    tooltip="Only for targets from images with a perceptual loss, where LPIPS's file is not here.",
+                ),
+                io.Float.Input(
+                    "minutes_this_run", default=0.0, min=0.0, max=10_000.0, step=1.0,
+                    tooltip="Pauses after so many minutes, gives the best so far, and goes on when queued again. "
+                    "0: until it is done.",
+                ),
+                host.seed_widget(),
+                io.Boolean.Input(
+                    "low_memory", default=False,
+                    tooltip="Tunes small changes, one face at a time: slower, for a small graphics card.",
+                ),
+                io.Combo.Input("settings", options=[RECOMMENDED, OWN], default=RECOMMENDED, tooltip=SETTINGS),
+                host.widget(TUNING, "iterations", "Tuning steps.", min=1, max=1_000_000),
+                host.widget(TUNING, "batch_size", "Faces a step.", min=1, max=256),
+                host.widget(TUNING, "micro_batch", "Faces in the network at once; less memory.", min=1, max=64),
+                host.widget(TUNING, "lr", "Learning rate at the start.", min=1e-7, max=1e-2, step=1e-7, round=1e-8),
+                host.widget(TUNING, "perceptual", "Weight of the perceptual loss.", min=0.0, max=10.0, step=0.05),
+                host.widget(TUNING, "adversarial", "Weight of the adversarial loss.", min=0.0, max=10.0, step=0.05),
+                host.widget(
+                    TUNING, "anchor", "Share of each step spent on staying good at ordinary damage.",
+                    min=0.0, max=1.0, step=0.05,
+                ),
+                host.widget(
+                    TUNING, "transplant", "Share of the faces that get the damage of another face.",
+                    min=0.0, max=1.0, step=0.05,
+                ),
+            ],
+            [
+                host.RestorerType.Output(display_name="restorer", tooltip="The tuned restorer: the best found so far."),
+                io.String.Output(display_name="verdict", tooltip="Whether tuning helped, as far as that was judged."),
+                io.Boolean.Output(display_name="finished", tooltip="False after a pause: queue again to go on."),
+                io.Image.Output(display_name="curve", tooltip="The loss over the steps."),
+                io.Image.Output(display_name="before_after", tooltip="Faces: damaged, base, target, tuned."),
+                io.String.Output(display_name="run_folder", tooltip="Where report.html and the rest of the run lies."),
+            ],
+            ("train", "finetune", "adapt"),
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def work(
+        cls,
+        pairs: Pairs,
+        restorer: host.Managed,
+        minutes_this_run: float,
+        seed: int,
+        low_memory: bool,
+        settings: str,
+        prior: host.Managed | None = None,
+        **own: Any,
+    ) -> io.NodeOutput:
+        config = tuning_config(restorer.network, seed, low_memory, own if settings == OWN else {})
+        needs_prior = bool(config.perceptual) and not restorer.network.tuned_by_codes and find_vgg() is None
+        teacher = pairs.prior or (prior if needs_prior else None)
+        if needs_prior and teacher is None:
+            raise ValueError("the perceptual loss needs a prior: connect one, or set perceptual to 0")
+        run, faces, targets = pairs.opened()
+        base = host.for_training(restorer, config.micro_batch)
+        features = teacher and (host.for_training(teacher, 1) if needs_prior else teacher.network)
+        progress = host.Progress()
+        look = Look(run, faces, targets, base, config, progress)
+        with run.locked(), torch.enable_grad():
+            tuned, done, judgement = tune(
+                run, faces, targets, pairs.made_from, base, config, features,
+                progress, look, minutes_this_run,
+            )  # fmt: skip
+            report_adaptation(Adapted(run, tuned, base, features, faces, targets, done, judgement), config)
+            finished = fraction_done(done, config) >= 1
+            if not finished:
+                run.record("pauses", {"times": times_paused(run) + 1})
+        report = read_json(run.folder / "report.json", {})
+        text = f"{VERDICTS.get(report['verdict'], 'Not judged')}. {report['verdict_sentence']}"
+        if not finished:
+            text = f"Paused at step {done.step} of {config.iterations}; queue again to go on.\n{text}"
+        curve, faces_shown = look.curve(done), look.faces(tuned.to("cpu"), base.to("cpu"))
+        del base, tuned, features, look
+        host.free()
+        result = host.managed(load_restorer(run.restorer))
+        values = (result, text, finished, convert.to_image(curve), convert.to_image(faces_shown), str(run.folder))
+        return host.output(cls, *values, text=text, picture=sheet([[curve], [faces_shown]])[None])
+
+
+def tuning_config(restorer: Restorer, seed: int, low_memory: bool, own: dict[str, Any]) -> FinetuneConfig:
+    """The recipe for `restorer`, changed for a small card if asked, then by the `own` settings."""
+    config = recipe(restorer)
+    if low_memory:
+        config = changed(config, LOW_MEMORY)
+    return replace(config.finetune, seed=seed, **own)
+
+
+class Look:
+    """What is seen of a tuning as it goes: its loss, and some faces before and after."""
+
+    def __init__(
+        self,
+        run: Run,
+        faces: FaceSet,
+        targets: dict[str, Path],
+        base: Restorer,
+        config: FinetuneConfig,
+        progress: host.Progress,
+    ) -> None:
+        names = [name for name in faces.names if name in targets]
+        trained, held = split(len(names), config)
+        self.shown = [names[i] for i in (held + trained)[:ROWS]]  # those not trained on first
+        self.lq = [read_image(faces.folder / f"{name}.png") for name in self.shown]
+        self.target = [read_image(targets[name]) for name in self.shown]
+        self.before = base.restore(self.lq[0][None])[0].clone()
+        self.progress, self.config = progress, config
+
+    def __call__(self, average: Restorer, state: Progress) -> None:
+        """Shows the first face and the loss; called after every step."""
+
+        def picture() -> Tensor:
+            after = average.restore(self.lq[0][None])[0]
+            row = side_by_side([self.lq[0], self.before, self.target[0], after])
+            return sheet([[row], [self.curve(state)]])
+
+        self.progress.show(state.step, self.config.iterations, picture)
+
+    def curve(self, state: Progress) -> Tensor:
+        """The loss: of held-out faces where there are such, else the first term; (3, H, W)."""
+        if len(state.held_out) > 1:
+            return draw_curve(state.held_out, "loss on faces not trained on")
+        name, points = next(iter(state.losses.items()), ("loss", []))
+        return draw_curve(points, f"loss: {name}")
+
+    def faces(self, tuned: Restorer, base: Restorer) -> Tensor:
+        """Rows of damaged, base, target, tuned; (3, H, W)."""
+        rows = []
+        for lq, target in zip(self.lq, self.target, strict=True):
+            before, after = (restorer.restore(lq[None])[0] for restorer in (base, tuned))
+            rows.append([lq, before, target, after])
+        return sheet(rows)
+
+
+class SaveRestorer(host.Node):
+    """Write a restorer where ComfyUI looks for restorers."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            "BFR_SaveRestorer",
+            "Save Restorer (BFR)",
+            f"Writes the restorer into models/{host.RESTORERS}, for Load Restorer and for other programs.",
+            [
+                host.RestorerType.Input("restorer", tooltip="The restorer to save."),
+                io.String.Input("name", default="my_restorer", tooltip="Name of the file, without suffix."),
+                io.Boolean.Input(
+                    "half", default=False, tooltip="Half precision: a file half as large, next to no loss."
+                ),
+                io.Boolean.Input(
+                    "also_pth", default=False, tooltip="Write a .pth, too, for packs that read only that (ReActor)."
+                ),
+            ],
+            [io.String.Output(display_name="path", tooltip="The file that was written.")],
+            ("export", "checkpoint"),
+            is_output_node=True,
+        )
+
+    @classmethod
+    def work(cls, restorer: host.Managed, name: str, half: bool, also_pth: bool) -> io.NodeOutput:
+        if not name.strip("./ "):
+            raise ValueError("name is empty; give the file a name")
+        root = host.save_folder()
+        path = paths.inside(root, f"{name.removesuffix('.safetensors')}.safetensors")
+        pth = paths.inside(root, f"{name.removesuffix('.safetensors')}.pth")
+        if (path.exists() and not is_tuned(path)) or (also_pth and pth.exists()):
+            raise ValueError(
+                f"{printable(name)}: there is a file of this name that this pack did not write; choose another"
+            )
+        network = restorer.network
+        save_restorer(path, network, {k: v for k, v in network.metadata.items() if k != "licence"}, half)
+        if also_pth:
+            export_pth(pth, network)
+        text = f"saved: {printable(path.relative_to(root).as_posix())}"
+        return host.output(cls, str(path), text=text)

@@ -1,0 +1,44 @@
+"""ComfyUI's pictures and ours: IMAGE is (B, H, W, C), MASK is (B, H, W), ours are (B, 3, H, W); all in [0, 1]."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def to_photos(image: Tensor) -> Tensor:
+    """IMAGE with 1, 3 or 4 channels -> a copy (B, 3, H, W) float32 RGB on the CPU, usable in training."""
+    photos = image.detach().to("cpu", torch.float32, copy=True).movedim(-1, 1)[:, :3]
+    return photos.expand(-1, 3, -1, -1).clamp(0, 1).contiguous()
+
+
+def to_image(photos: Tensor) -> Tensor:
+    """(B, 3, H, W) or one (3, H, W) -> IMAGE."""
+    photos = photos if photos.ndim == 4 else photos[None]
+    return photos.detach().float().cpu().movedim(1, -1).contiguous()
+
+
+def to_mask(mask: Tensor) -> Tensor:
+    """(B, 1, H, W) -> MASK."""
+    return mask.detach().float().cpu()[:, 0].contiguous()
+
+
+def to_pillow(picture: Tensor) -> Image.Image:
+    """(3, H, W) in [0, 1] -> an 8-bit RGB picture."""
+    return Image.fromarray(picture.detach().cpu().clamp(0, 1).mul(255).byte().permute(1, 2, 0).contiguous().numpy())
+
+
+def boxes_of(segs: tuple, height: int, width: int) -> Tensor:
+    """Boxes (N, 4), left, top, right, bottom, of the Impact Pack's SEGS, moved to a photo of this size.
+
+    segs: (shape of the picture they were found in, list of objects with a `bbox`). Raises ValueError if it is not that.
+    """
+    try:
+        (found_height, found_width, *_), found = segs
+        boxes = [tuple(float(value) for value in seg.bbox) for seg in found]
+    except (TypeError, ValueError, AttributeError):
+        raise ValueError("segs is not what the Impact Pack's detectors give; connect a SEGS output") from None
+    scale = torch.tensor([width / found_width, height / found_height] * 2)
+    moved = torch.tensor(boxes).reshape(-1, 4) * scale
+    return moved[moved.isfinite().all(1)]

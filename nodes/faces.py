@@ -1,0 +1,313 @@
+"""Faces into a run: from a folder or from pictures; and targets for them that any other graph has made.
+
+What travels between the nodes is a handle: the run's folder, and a fingerprint of what it held at that time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..bfr_core.adaptation import (
+    FaceConfig,
+    FaceSet,
+    accepted_targets,
+    collect_faces,
+    faces_of,
+    gate_targets,
+    match_in_order,
+    targets_of,
+)
+from ..bfr_core.gate import GateConfig
+from ..bfr_core.images import printable, read_image, write_image
+from ..bfr_core.pictures import sheet
+from ..bfr_core.runs import Run, fingerprint, read_json, stage_folder
+from . import convert, host, paths
+
+LISTED = 20  # lines of a report before it says how many more there are
+ROWS = 8  # of a picture that shows examples
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Handle of the faces in a run. fingerprint: of their making, `FaceSet.fingerprint`."""
+
+    folder: Path
+    fingerprint: str
+
+    def opened(self) -> tuple[Run, FaceSet]:
+        """The run and its faces. Raises ValueError if it has been filled with others since."""
+        run = Run(self.folder)
+        faces = faces_of(run)
+        if faces.fingerprint != self.fingerprint:
+            raise ValueError(
+                f"run {printable(self.folder.name)} was filled with other faces since; give each graph its own run "
+                "name, and queue again"
+            )
+        return run, faces
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Handle of faces and their targets. made_from: fingerprint of the targets.
+
+    prior: what drew them, for the record of the restorer that learns from them; None if they came as pictures.
+    """
+
+    faces: Faces
+    made_from: str
+    prior: host.Managed | None
+
+    def opened(self) -> tuple[Run, FaceSet, dict[str, Path]]:
+        """The run, its faces, and the accepted targets by face name. Raises ValueError if they were replaced since."""
+        run, faces = self.faces.opened()
+        if read_json(run.gate, {}).get("made_from") != self.made_from:
+            raise ValueError(
+                f"run {printable(run.folder.name)} got other targets since; give each graph its own run name, "
+                "and queue again"
+            )
+        files = targets_of(run, faces) if self.prior else given_targets(run, faces)
+        return run, faces, accepted_targets(run, files, self.made_from)
+
+
+FACES = FaceConfig()
+RUN = (
+    "Name of the run: a folder under output/bfr_runs in which the faces, targets and the restorer are kept, and from "
+    "which work goes on after a stop."
+)
+
+
+def face_widgets() -> list[Any]:
+    """Widgets of `FaceConfig`, and of what is shown."""
+    return [
+        host.widget(FACES, "aligned", "The pictures are aligned square faces already; none are looked for."),
+        host.widget(
+            FACES,
+            "detector",
+            "Finds the faces. auto: RetinaFace if facexlib and its file are here, else the embedded one.",
+            options=["auto", "embedded", "retinaface"],
+        ),
+        host.widget(FACES, "threshold", "How sure the detector must be of a face.", min=0.0, max=1.0, step=0.05),
+        host.widget(FACES, "min_face", "Narrowest face used, in pixels of the photo.", min=8, max=4096),
+        io.Int.Input(
+            "first", default=0, min=0, max=10**6, tooltip="First face of the output 'images', counted from 0."
+        ),
+        io.Int.Input("count", default=8, min=1, max=256, tooltip="How many faces the output 'images' holds at most."),
+    ]
+
+
+def face_outputs() -> list[Any]:
+    """Outputs of the nodes that make faces."""
+    return [
+        host.FacesType.Output(
+            display_name="faces", tooltip="The faces of the run, as many as there are; for Make Pseudo Targets."
+        ),
+        io.Image.Output(
+            display_name="images", tooltip="Some of the faces as pictures: to look at, or for another graph as teacher."
+        ),
+        io.Int.Output(display_name="number", tooltip="How many faces there are."),
+        io.String.Output(display_name="report", tooltip="What was found, and what could not be used."),
+    ]
+
+
+class FacesFromFolder(host.Node):
+    """Faces of every photo of a folder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            "BFR_FacesFromFolder",
+            "Faces from Folder (BFR)",
+            "Finds and aligns the faces of a folder of damaged photos. Any number: they stay on disk.",
+            [
+                host.RestorerType.Input("restorer", tooltip="The faces are cut out at the size that it works at."),
+                io.Combo.Input(
+                    "place", options=["input", "output"], default="input", tooltip="Which of ComfyUI's folders."
+                ),
+                io.String.Input("folder", default="", tooltip="Folder of photos inside it; those below it count, too."),
+                io.String.Input("run", default="my_run", tooltip=RUN),
+                *face_widgets(),
+            ],
+            face_outputs(),
+            ("face crop", "detect faces", "dataset"),
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, place: str, folder: str, run: str, **_: Any) -> str:
+        """Changes when a photo does, and when the run's tuning has paused, so that queuing again goes on with it."""
+        root = host.folder(place)
+        source = paths.inside(root, folder)
+        stamps = [(f.relative_to(source).as_posix(), *host.stamp(f)[1:]) for f in paths.images_inside(source, root)]
+        return fingerprint(stamps, times_paused(host.open_run(run)))
+
+    @classmethod
+    def work(
+        cls, restorer: host.Managed, place: str, folder: str, run: str, first: int, count: int, **settings: Any
+    ) -> io.NodeOutput:
+        root = host.folder(place)
+        source = paths.inside(root, folder)
+        if paths.is_inside(host.folder("output") / host.RUNS, source):
+            raise ValueError(
+                f"folder {printable(folder)!r} holds the runs themselves; choose the folder of photos in it"
+            )
+        paths.images_inside(source, root)
+        return collected(cls, source, host.open_run(run), restorer, FaceConfig(**settings), first, count)
+
+
+class FacesFromImages(host.Node):
+    """Faces of pictures that come from other nodes."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            "BFR_FacesFromImages",
+            "Faces from Images (BFR)",
+            "Finds and aligns the faces of pictures from other nodes and keeps them in a run.",
+            [
+                host.RestorerType.Input("restorer", tooltip="The faces are cut out at the size that it works at."),
+                io.Image.Input("images", tooltip="The damaged photos."),
+                io.String.Input("run", default="my_run", tooltip=RUN),
+                *face_widgets(),
+            ],
+            face_outputs(),
+            ("face crop", "detect faces", "dataset"),
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, run: str, **_: Any) -> int:
+        """Changes when the run's tuning has paused, so that queuing again goes on with it."""
+        return times_paused(host.open_run(run))
+
+    @classmethod
+    def work(
+        cls, restorer: host.Managed, images: Tensor, run: str, first: int, count: int, **settings: Any
+    ) -> io.NodeOutput:
+        opened = host.open_run(run)
+        photos = convert.to_photos(images)
+        digest = hashlib.sha256(photos.mul(255).round().byte().numpy().tobytes()).hexdigest()
+        progress = host.Progress()
+        with opened.locked():
+            stage_folder(opened.photos, fingerprint(digest, photos.shape))
+            for i, photo in enumerate(photos):
+                path = opened.photos / f"image_{i:05}.png"
+                if not path.exists():
+                    write_image(path, photo)
+                progress.show(i + 1, len(photos))
+        return collected(cls, opened.photos, opened, restorer, FaceConfig(**settings), first, count)
+
+
+def collected(
+    cls: type[host.Node], photos: Path, run: Run, restorer: host.Managed, config: FaceConfig, first: int, count: int
+) -> io.NodeOutput:
+    """Collect the faces of `photos` in `run`; the node's outputs."""
+    with run.locked():
+        faces = collect_faces(photos, run, restorer.network.size, config, host.Progress())
+    shown = faces.batch(min(first, len(faces) - 1), first + count)
+    problems = [problem["problem"] for problem in faces.problems]
+    text = lines([f"{len(faces)} faces", *([f"{len(problems)} photos gave none:"] if problems else []), *problems])
+    handle = Faces(run.folder, faces.fingerprint)
+    picture = sheet([[face] for face in shown[:ROWS]]) if len(shown) == 1 else sheet([list(shown[:ROWS])])
+    return host.output(cls, handle, convert.to_image(shown), len(faces), text, text=text, picture=picture[None])
+
+
+# ---------------------------------------------------------------- targets made elsewhere
+
+
+class TargetsFromImages(host.Node):
+    """Any other graph as the teacher."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            "BFR_TargetsFromImages",
+            "Targets from Images (BFR)",
+            "Takes clean faces that any other graph made of 'images' of the faces node as what the restorer learns.",
+            [
+                host.FacesType.Input("faces", tooltip="The faces that the pictures belong to."),
+                io.Image.Input("images", tooltip="A clean version of each face, in the order of the faces."),
+                io.Int.Input(
+                    "first",
+                    default=0,
+                    min=0,
+                    max=10**6,
+                    tooltip="The face that the first picture belongs to, from 0; the same as at the faces node.",
+                ),
+                *gate_widgets(),
+            ],
+            target_outputs(),
+            ("teacher", "pseudo targets", "training pairs"),
+            is_output_node=True,
+        )
+
+    @classmethod
+    def work(cls, faces: Faces, images: Tensor, first: int, gate: float) -> io.NodeOutput:
+        run, found = faces.opened()
+        with run.locked():
+            files = match_in_order(run, found, convert.to_photos(images), first)
+            stamps = [(name, host.stamp(path)[1:]) for name, path in files.items()]
+            made_from = fingerprint(found.fingerprint, stamps)
+            config = GateConfig(limit=gate)
+            accepted = gate_targets(run, found, files, made_from, config, None, host.Progress())
+        return paired(cls, run, found, accepted, Pairs(faces, made_from, None))
+
+
+def gate_widgets() -> list[Any]:
+    """The widget that says which targets are refused."""
+    tooltip = (
+        "A target that stands out from the others by more than this many deviations is refused: the face has moved, is "
+        "no face, or does not agree with the damaged one. 0 refuses none."
+    )
+    return [host.widget(GateConfig(), "limit", tooltip, id="gate", min=0.0, max=20.0, step=0.5)]
+
+
+def target_outputs() -> list[Any]:
+    """Outputs of the nodes that make pairs."""
+    return [
+        host.PairsType.Output(display_name="pairs", tooltip="Damaged faces and their targets; for Fine-tune Restorer."),
+        io.Image.Output(
+            display_name="examples", tooltip="Some faces: damaged, restored by the base if it was, target."
+        ),
+        io.Int.Output(display_name="accepted", tooltip="How many targets are fit to learn from."),
+        io.Int.Output(display_name="refused", tooltip="How many the gate refused."),
+        io.String.Output(display_name="report", tooltip="Which targets were refused, and why."),
+    ]
+
+
+def paired(cls: type[host.Node], run: Run, faces: FaceSet, accepted: dict[str, Path], pairs: Pairs) -> io.NodeOutput:
+    """Outputs of a node that has made targets."""
+    refused = read_json(run.gate, {}).get("refused", {})
+    reasons = [f"{printable(name)}: {reason}" for name, reason in refused.items()]
+    said = [f"{len(accepted)} targets are fit to learn from, {len(refused)} are refused"]
+    text = lines([*said, *reasons])
+    examples = sheet([triplet(run, faces, name, path) for name, path in list(accepted.items())[:ROWS]])[None]
+    values = (pairs, convert.to_image(examples), len(accepted), len(refused), text)
+    return host.output(cls, *values, text=text, picture=examples)
+
+
+def triplet(run: Run, faces: FaceSet, name: str, target: Path) -> list[Tensor]:
+    """Damaged face, what the base makes of it where that is known, target: (3, S, S) each."""
+    places = [faces.folder / f"{name}.png", run.restored / f"{name}.png", target]
+    return [read_image(path) for path in places if path.exists()]
+
+
+def given_targets(run: Run, faces: FaceSet) -> dict[str, Path]:
+    """Targets that came as pictures, by face name."""
+    return {name: path for name in faces.names if (path := run.given / f"{name}.png").exists()}
+
+
+def times_paused(run: Run) -> int:
+    """How often the run's tuning has been paused by its time limit."""
+    return int(run.config().get("pauses", {}).get("times", 0))
+
+
+def lines(texts: list[str]) -> str:
+    """The texts, a line each, the first `LISTED` of them, and how many more there are."""
+    more = [f"... and {len(texts) - LISTED} more"] if len(texts) > LISTED else []
+    return "\n".join([*texts[:LISTED], *more])

@@ -1,0 +1,331 @@
+"""Everything the nodes need of ComfyUI: its folders, model management, progress and cancelling, and texts on nodes."""
+
+from __future__ import annotations
+
+import copy
+import html
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+from comfy import model_management, model_patcher, utils
+from comfy_api.latest import io, ui
+from comfy_execution.graph import ExecutionBlocker
+from server import PromptServer
+from torch import Tensor, nn
+
+from ..bfr_core.images import printable
+from ..bfr_core.prior import Prior
+from ..bfr_core.restorers import Restorer
+from ..bfr_core.runs import Run
+from . import convert, paths
+
+log = logging.getLogger(__name__)
+
+CATEGORY = "BFR Adapt"
+RUNS = "bfr_runs"  # folder of the runs, below ComfyUI's output
+RESTORERS, PRIORS = "facerestore_models", "bfr_priors"  # folders below ComfyUI's models; other packs use the first, too
+WEIGHT_SUFFIXES = (".safetensors", ".pth")
+PREVIEW_SECONDS, PREVIEW_PIXELS = 0.5, 512
+# Memory asked for, in bytes per pixel of a face: to run a restorer or prior, and to tune one. Generous.
+RUNNING, TUNING = 1_500, 12_000
+TUNED_COPIES = 8  # of the weights: base, tuned, average, best, Adam's two moments, gradients, and room
+NEEDED_FOR = {
+    "spandrel": "restorers cannot be loaded",
+    "diffusers": "priors in diffusers folders, the embedded one too, cannot be loaded",
+    "facexlib": "faces are found with the embedded detector only",
+}
+
+RestorerType = io.Custom("BFR_RESTORER")
+PriorType = io.Custom("BFR_PRIOR")
+FacesType = io.Custom("BFR_FACES")
+PairsType = io.Custom("BFR_PAIRS")
+
+
+def register_folders() -> None:
+    """Tell ComfyUI where restorers and priors lie; no folder is made."""
+    for name in (RESTORERS, PRIORS):
+        folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / name))
+
+
+def missing_packages() -> str:
+    """What is not installed and what does not work without it, in one line; "" if nothing is missing."""
+    missing = [f"{name} ({what})" for name, what in NEEDED_FOR.items() if not _installed(name)]
+    return f"BFR Adapt: not installed: {'; '.join(missing)}" if missing else ""
+
+
+def _installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+# ---------------------------------------------------------------- nodes
+
+
+class Node(io.ComfyNode):
+    """A node that works outside ComfyUI's inference mode, whose tensors cannot be trained on or with."""
+
+    @classmethod
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        with torch.inference_mode(False), torch.no_grad():
+            try:
+                return cls.work(**inputs)
+            except ModuleNotFoundError as error:
+                raise ValueError(
+                    f"the package {error.name} is missing: run this pack's install.py with ComfyUI's Python"
+                ) from error
+
+    @classmethod
+    def work(cls, *args: Any, **inputs: Any) -> io.NodeOutput:
+        """What the node does."""
+        raise NotImplementedError
+
+
+def schema(
+    node_id: str, name: str, about: str, inputs: list, outputs: list, aliases: tuple[str, ...] = (), **more: Any
+) -> io.Schema:
+    """A node's schema; what this ComfyUI's schema has no field for is left out."""
+    optional = {"search_aliases": list(aliases)}
+    known = {f.name for f in fields(io.Schema)}
+    return io.Schema(
+        node_id=node_id,
+        display_name=name,
+        category=CATEGORY,
+        description=about,
+        inputs=inputs,
+        outputs=outputs,
+        hidden=[io.Hidden.unique_id],
+        **{key: value for key, value in optional.items() if key in known},
+        **more,
+    )
+
+
+def widget(config: Any, field: str, tooltip: str, **options: Any) -> Any:
+    """A widget for a field of a settings dataclass: its kind and its default are the field's."""
+    default = getattr(config, field)
+    name = options.pop("id", field)
+    if "options" in options:
+        kind = io.Combo
+    else:
+        kind = {bool: io.Boolean, int: io.Int, float: io.Float, str: io.String}[type(default)]
+    return kind.Input(name, default=default, tooltip=tooltip, **options)
+
+
+def seed_widget() -> Any:
+    """The seed, which behaves as every other one in ComfyUI."""
+    tooltip = "Of every random draw. The same seed gives the same result."
+    return io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=True, tooltip=tooltip)
+
+
+def output(cls: type[Node], *values: Any, text: str = "", picture: Tensor | None = None) -> io.NodeOutput:
+    """The node's outputs, with `text` and `picture` (B, 3, H, W) shown on the node."""
+    shown: dict[str, Any] = {}
+    if text:
+        say(cls, text)
+        shown["text"] = [escaped(text)]
+    if picture is not None:
+        shown |= ui.PreviewImage(convert.to_image(picture), cls=cls).as_dict()
+    return io.NodeOutput(*values, ui=shown)
+
+
+def say(cls: type[Node], text: str) -> None:
+    """Show `text` on the node, where this ComfyUI can."""
+    send = getattr(PromptServer.instance, "send_progress_text", None)
+    if send and cls.hidden and cls.hidden.unique_id:
+        send(escaped(text), cls.hidden.unique_id)
+
+
+def escaped(text: str) -> str:
+    """`text` as a page shows it, markup and all."""
+    return html.escape(text, quote=False)
+
+
+def nothing() -> Any:
+    """Stands for an output that there is nothing to put on; the nodes behind it do not run."""
+    return ExecutionBlocker(None)
+
+
+# ---------------------------------------------------------------- folders
+
+
+def folder(place: str) -> Path:
+    """ComfyUI's folder "input" or "output"."""
+    return Path(folder_paths.get_input_directory() if place == "input" else folder_paths.get_output_directory())
+
+
+def open_run(name: str) -> Run:
+    """The run of this name. Raises ValueError for a name that leads elsewhere or is empty."""
+    if not name.strip("./ "):
+        raise ValueError("run is empty; give the run a name, such as old_photos")
+    root = folder("output") / RUNS
+    paths.inside(folder("output"), RUNS)
+    return Run(paths.inside(root, name))
+
+
+def weight_files(kind: str) -> list[str]:
+    """Files of weights in ComfyUI's folders of this kind, by relative path; nothing is opened."""
+    return [name for name in folder_paths.get_filename_list(kind) if name.lower().endswith(WEIGHT_SUFFIXES)]
+
+
+def prior_folders() -> list[str]:
+    """diffusers folders directly below ComfyUI's folders of priors."""
+    found = [path for root in folder_paths.get_folder_paths(PRIORS) for path in sorted(Path(root).glob("*/"))]
+    return [p.name for p in found if any((p / f).is_file() for f in ("config.json", "model_index.json"))]
+
+
+def weight_path(kind: str, name: str) -> str | Path:
+    """Where the chosen file or folder is; "embedded" stays as it is.
+
+    Raises ValueError for a name that leads out of ComfyUI's folders, FileNotFoundError if there is none.
+    """
+    if name == "embedded":
+        return name
+    for root in map(Path, folder_paths.get_folder_paths(kind)):
+        path = paths.inside(root, name.replace("\\", "/"))  # ComfyUI lists folders of Windows with backslashes
+        if path.exists():
+            return path
+    raise FileNotFoundError(f"{printable(name)}: is not in ComfyUI's folder {kind}; refresh the list (R)")
+
+
+def save_folder() -> Path:
+    """Where restorers are saved."""
+    return Path(folder_paths.get_folder_paths(RESTORERS)[0])
+
+
+def detector_folder() -> Path:
+    """Where ComfyUI packs keep face detectors."""
+    return Path(folder_paths.models_dir) / "facedetection"
+
+
+def stamp(path: Path) -> tuple[str, int, int]:
+    """Name, size and time of a file, for fingerprints; of a folder, those of its files as one."""
+    if path.is_dir():
+        inner = [stamp(p) for p in sorted(path.rglob("*")) if p.is_file()]
+        return path.name, sum(size for _, size, _ in inner), max((time for *_, time in inner), default=0)
+    status = path.stat()
+    return path.name, status.st_size, status.st_mtime_ns
+
+
+# ---------------------------------------------------------------- models
+
+
+class FaceNetwork(nn.Module):
+    """Carries the attributes that ComfyUI's model management hangs on a model, so that the network stays clean."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+
+@dataclass(frozen=True, eq=False)
+class Managed:
+    """A restorer or prior whose memory ComfyUI manages. network: use it inside `on_device` only."""
+
+    network: Any
+    patcher: Any
+
+
+def managed(network: Restorer | Prior) -> Managed:
+    """`network`, on the CPU, handed to ComfyUI's model management."""
+    module = network.network if isinstance(network, Prior) else network.module
+    load, rest = model_management.get_torch_device(), model_management.unet_offload_device()
+    return Managed(network, model_patcher.ModelPatcher(FaceNetwork(module), load_device=load, offload_device=rest))
+
+
+@contextmanager
+def on_device(*models: Managed, faces: int = 1) -> Iterator[None]:
+    """The models, whole, on ComfyUI's device, with room for `faces` at once; ComfyUI may move them away afterwards."""
+    pixels = max(model.network.size for model in models) ** 2
+    patchers = [model.patcher for model in models]
+    model_management.load_models_gpu(patchers, memory_required=RUNNING * pixels * faces, force_full_load=True)
+    yield
+
+
+def for_training(model: Managed, faces: int) -> Any:
+    """A copy of the network on ComfyUI's device, of ordinary tensors; asks for room to tune it on `faces` at once."""
+    device = model_management.get_torch_device()
+    pixels = model.network.size**2
+    needed = TUNED_COPIES * model.patcher.model_size() + TUNING * pixels * faces
+    model_management.free_memory(needed, device)
+    if isinstance(model.network, Prior):
+        return copy.deepcopy(model.network).to(device)
+    return replace(model.network, module=copy.deepcopy(model.network.module)).to(device)
+
+
+def free() -> None:
+    """Give back to the device what is no longer used."""
+    model_management.soft_empty_cache()
+
+
+def enlarger(model: Any, check: Callable[[], None]) -> Callable[[Tensor], Tensor]:
+    """(3, H, W) -> (3, nH, nW) by an UPSCALE_MODEL, in tiles, smaller ones where memory is short."""
+
+    def enlarge(photo: Tensor) -> Tensor:
+        device = model_management.get_torch_device()
+        tile = 512
+        needed = model_management.module_size(model.model) + tile * tile * 3 * 4 * 384 * max(model.scale, 1)
+        model_management.free_memory(needed, device)
+        model.to(device)
+
+        def network(part: Tensor) -> Tensor:
+            check()
+            return model(part)
+
+        try:
+            while True:
+                try:
+                    return utils.tiled_scale(
+                        photo[None].to(device),
+                        network,
+                        tile_x=tile,
+                        tile_y=tile,
+                        overlap=32,
+                        upscale_amount=model.scale,
+                    )[0].cpu()
+                except model_management.OOM_EXCEPTION:
+                    tile //= 2
+                    if tile < 128:
+                        raise
+        finally:
+            model.to("cpu")
+
+    return enlarge
+
+
+# ---------------------------------------------------------------- progress
+
+
+class Progress:
+    """Progress bar, preview and cancel of a node: the callback that every long stage takes."""
+
+    def __init__(self) -> None:
+        self.bar = utils.ProgressBar(1)
+        self.shown_at = 0.0
+
+    def check(self) -> None:
+        """Raises ComfyUI's own exception if the user has cancelled."""
+        model_management.throw_exception_if_processing_interrupted()
+
+    def __call__(self, stage: str, step: int, total: int, detail: Any = None) -> None:
+        """Moves the bar; what `detail` is depends on the stage and is not shown. Raises if cancelled."""
+        self.show(step, total)
+
+    def show(self, step: int, total: int, picture: Callable[[], Tensor | None] | None = None) -> None:
+        """Moves the bar and, at most twice a second, shows `picture()`, (3, H, W) in [0, 1]. Raises if cancelled."""
+        self.check()
+        preview = None
+        if picture and time.monotonic() - self.shown_at > PREVIEW_SECONDS:
+            found = picture()
+            if found is not None:
+                preview = ("JPEG", convert.to_pillow(found), PREVIEW_PIXELS)
+                self.shown_at = time.monotonic()
+        self.bar.update_absolute(step, max(1, total), preview)

@@ -1,0 +1,235 @@
+"""The fast path: load a restorer or a prior, and restore the faces of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..bfr_core.faces.align import Face
+from ..bfr_core.faces.detect import faces_in_boxes, load_detector
+from ..bfr_core.faces.landmarks import load_landmark_net
+from ..bfr_core.images import printable
+from ..bfr_core.prior import load_prior
+from ..bfr_core.restore import CHOICES, RestoreConfig, RestoredPhoto, restore_photo
+from ..bfr_core.restorers import load_restorer
+from ..bfr_core.restorers.codeformer import CodeFormer, with_fidelity
+from . import convert, host
+from .faces import lines
+
+CONFIG = RestoreConfig()
+SegsType = io.Custom("SEGS")
+DetectorType = io.Custom("BBOX_DETECTOR")
+
+
+class LoadRestorer(host.Node):
+    """A restorer from ComfyUI's model folders, or the embedded one."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            "BFR_LoadRestorer",
+            "Load Restorer (BFR)",
+            "Opens a face restorer: GFPGAN, RestoreFormer, SwinIR, CodeFormer, one tuned here, or the embedded one.",
+            [
+                io.Combo.Input(
+                    "restorer",
+                    options=["embedded", *host.weight_files(host.RESTORERS)],
+                    default="embedded",
+                    tooltip=f"A file of models/{host.RESTORERS}; 'embedded' is small and comes with this pack.",
+                )
+            ],
+            [
+                host.RestorerType.Output(display_name="restorer", tooltip="The restorer."),
+                io.String.Output(display_name="about", tooltip="Its kind, size and licence."),
+            ],
+            ("face restore", "codeformer", "gfpgan", "face restoration model"),
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, restorer: str) -> Any:
+        """Name, size and time of the file."""
+        path = host.weight_path(host.RESTORERS, restorer)
+        return path if isinstance(path, str) else host.stamp(path)
+
+    @classmethod
+    def work(cls, restorer: str) -> io.NodeOutput:
+        loaded = load_restorer(host.weight_path(host.RESTORERS, restorer))
+        about = f"{loaded.name}: {loaded.architecture}, {loaded.size} x {loaded.size} pixels, licence: {loaded.licence}"
+        return host.output(cls, host.managed(loaded), printable(about), text=printable(about))
+
+
+class LoadPrior(host.Node):
+    """A diffusion prior from ComfyUI's model folders, or the embedded one."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            "BFR_LoadPrior",
+            "Load Diffusion Prior (BFR)",
+            "Opens a diffusion network of faces, which makes clean targets of damaged faces.",
+            [
+                io.Combo.Input(
+                    "prior",
+                    options=["embedded", *host.prior_folders(), *host.weight_files(host.PRIORS)],
+                    default="embedded",
+                    tooltip=f"A file or diffusers folder of models/{host.PRIORS}; 'embedded' comes with this pack.",
+                )
+            ],
+            [
+                host.PriorType.Output(display_name="prior", tooltip="The prior."),
+                io.String.Output(display_name="about", tooltip="Its size and licence."),
+            ],
+            ("diffusion face prior",),
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, prior: str) -> Any:
+        """Name, size and time of the file, or of the folder's files."""
+        path = host.weight_path(host.PRIORS, prior)
+        return path if isinstance(path, str) else host.stamp(path)
+
+    @classmethod
+    def work(cls, prior: str) -> io.NodeOutput:
+        loaded = load_prior(host.weight_path(host.PRIORS, prior))
+        about = printable(f"{loaded.name}: {loaded.size} x {loaded.size} pixels, licence: {loaded.licence}")
+        return host.output(cls, host.managed(loaded), about, text=about)
+
+
+class RestoreFaces(host.Node):
+    """Restore the faces of pictures, each on its own."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            "BFR_RestoreFaces",
+            "Restore Faces (BFR)",
+            "Restores the faces of pictures and leaves the rest as it is. A grey picture stays grey.",
+            [
+                host.RestorerType.Input("restorer", tooltip="The restorer: a tuned one, or any other."),
+                io.Image.Input("images", tooltip="The photos, any number."),
+                host.widget(
+                    CONFIG,
+                    "detector",
+                    "Finds the faces. auto: RetinaFace if facexlib and its file are here, else the embedded one.",
+                    options=["auto", "embedded", "retinaface"],
+                ),
+                host.widget(
+                    CONFIG, "threshold", "How sure the detector must be of a face.", min=0.0, max=1.0, step=0.05
+                ),
+                host.widget(CONFIG, "faces", "Which faces of each photo are restored.", options=list(CHOICES)),
+                host.widget(CONFIG, "numbers", "With faces = numbered: which, counted from the left, such as 1, 3."),
+                host.widget(CONFIG, "min_face", "Narrowest face restored, in pixels of the photo.", min=8, max=4096),
+                host.widget(
+                    CONFIG,
+                    "skip_sharp",
+                    "Leaves a face alone that is this sharp already at the restorer's size; 0.8 suits clean photos, "
+                    "0 restores every face.",
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                ),
+                io.Float.Input(
+                    "fidelity",
+                    default=CodeFormer.fidelity_weight,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="CodeFormer only. 0: cleaner, 1: closer to the photo.",
+                ),
+                host.widget(
+                    CONFIG, "blend", "0 keeps the photo, 1 takes the restored face.", min=0.0, max=1.0, step=0.05
+                ),
+                host.widget(
+                    CONFIG,
+                    "mask",
+                    "square: the face and what is around it. face: face and hair only, which needs ParseNet's file.",
+                    options=["square", "face"],
+                ),
+                host.widget(
+                    CONFIG, "batch_size", "Faces in the network at once; fewer need less memory.", min=1, max=64
+                ),
+                io.UpscaleModel.Input(
+                    "upscale_model", optional=True, tooltip="Enlarges the rest of the picture; the faces are put on it."
+                ),
+                SegsType.Input(
+                    "segs",
+                    optional=True,
+                    tooltip="Face boxes of the Impact Pack, for one picture; no others are sought.",
+                ),
+                DetectorType.Input(
+                    "bbox_detector", optional=True, tooltip="A face detector of the Impact Pack; used in place of ours."
+                ),
+            ],
+            [
+                io.Image.Output(display_name="images", tooltip="The photos with their faces restored."),
+                io.Mask.Output(display_name="mask", tooltip="Where they were changed, and how much."),
+                io.Image.Output(display_name="crops", tooltip="The restored faces alone, aligned."),
+                io.String.Output(display_name="report", tooltip="Faces found, restored and skipped, and why."),
+                io.Int.Output(display_name="found", tooltip="Faces found."),
+                io.Int.Output(display_name="restored", tooltip="Faces restored."),
+                io.Int.Output(display_name="skipped", tooltip="Faces found and not restored."),
+            ],
+            ("face restore", "face enhance", "codeformer", "gfpgan", "deblur face"),
+        )
+
+    @classmethod
+    def work(
+        cls,
+        restorer: host.Managed,
+        images: Tensor,
+        fidelity: float,
+        upscale_model: Any = None,
+        segs: Any = None,
+        bbox_detector: Any = None,
+        **settings: Any,
+    ) -> io.NodeOutput:
+        config = RestoreConfig(**settings)
+        photos = convert.to_photos(images)
+        progress = host.Progress()
+        enlarge = host.enlarger(upscale_model, progress.check) if upscale_model is not None else None
+        results: list[RestoredPhoto] = []
+        with host.on_device(restorer, faces=config.batch_size):
+            network = with_fidelity(restorer.network, fidelity)
+            detector = detector_for(photos, config, network.device, segs, bbox_detector)
+            for i, photo in enumerate(photos):
+                result = restore_photo(photo, network, config, detector, check=progress.check, enlarge=enlarge)
+                results.append(result)
+                progress.show(i + 1, len(photos), partial(getattr, result, "pixels"))
+        found, restored = (sum(counts) for counts in zip(*((r.found, len(r.faces)) for r in results), strict=True))
+        text = lines(
+            [
+                f"{found} faces found, {restored} restored, {found - restored} skipped",
+                *(f"photo {i}: {reason}" for i, result in enumerate(results, 1) for reason in result.skipped),
+            ]
+        )
+        made = torch.stack([result.pixels for result in results])
+        masks = torch.stack([result.mask for result in results])
+        crops = [crop for result in results for crop in result.crops]
+        faces = convert.to_image(torch.stack(crops)) if crops else host.nothing()
+        values = (convert.to_image(made), convert.to_mask(masks), faces, text, found, restored, found - restored)
+        return host.output(cls, *values, text=text, picture=made)
+
+
+def detector_for(
+    photos: Tensor, config: RestoreConfig, device: torch.device, segs: Any, bbox_detector: Any
+) -> Callable[[Tensor], list[Face]]:
+    """What finds the faces: the boxes given, the Impact Pack's detector, or ours, in this order.
+
+    Raises ValueError for boxes with several photos, FileNotFoundError if the chosen detector is not here.
+    """
+    if segs is None and bbox_detector is None:
+        return load_detector(config.detector, config.threshold, device, host.detector_folder())
+    if segs is not None and len(photos) > 1:
+        raise ValueError(f"segs are the boxes of one picture, but {len(photos)} came; connect bbox_detector instead")
+    net = load_landmark_net(device=device)
+
+    def find(photo: Tensor) -> list[Face]:
+        boxes = segs if segs is not None else bbox_detector.detect(convert.to_image(photo), config.threshold, 0, 1.0, 1)
+        return faces_in_boxes(net, photo, convert.boxes_of(boxes, *photo.shape[-2:]))
+
+    return find

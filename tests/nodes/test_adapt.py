@@ -1,0 +1,210 @@
+"""From a folder to a tuned restorer through the nodes; stopped, paused and gone on with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bfr_core.images import write_image
+from bfr_core.restorers import load_restorer
+
+TUNING = {
+    "settings": "as set below", "iterations": 6, "batch_size": 2, "micro_batch": 2, "perceptual": 0.0,
+    "adversarial": 0.0, "lr": 1e-3,
+}  # fmt: skip
+Run = Callable[..., tuple]
+
+
+@pytest.fixture
+def faces(run: Run, models: tuple[Any, Any], host: Any, photos: Path) -> Any:
+    shutil.copytree(photos, host.root / "input/photos")
+    return run("BFR_FacesFromFolder", restorer=models[0], folder="photos", aligned=True)[0]
+
+
+@pytest.fixture
+def pairs(run: Run, models: tuple[Any, Any], faces: Any) -> Any:
+    restorer, prior = models
+    return run("BFR_MakePseudoTargets", faces=faces, restorer=restorer, prior=prior, gate=0.0)[0]
+
+
+def test_everything_lies_below_the_output(run: Run, models: tuple[Any, Any], pairs: Any, host: Any) -> None:
+    before = {p for p in host.root.rglob("*") if "output" not in p.parts}
+    tuned, verdict, finished, curve, shown, folder = run(
+        "BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING
+    )
+    assert finished and verdict.startswith(("Adopt", "Keep the base", "Cannot tell"))
+    assert curve.shape == (1, 256, 512, 3) and shown.shape == (1, 8 * 32, 4 * 32, 3)
+    assert Path(folder) == host.root / "output/bfr_runs/my_run"
+    assert json.loads((Path(folder) / "report.json").read_text())["verdict"] != "not_judged"
+    assert {p for p in host.root.rglob("*") if "output" not in p.parts} == before
+    assert tuned.network.metadata["base"] == "tiny.safetensors"
+    assert host.previews, "the loss and a face were shown as it went"
+    assert tuned.network.metadata["prior"] == "prior", "the teacher is on record"
+    assert host.asked.index("free True") < host.asked.index("empty"), "memory was asked for, and given back"
+
+
+def test_weights_that_the_host_moved_in_inference_mode_can_be_tuned(
+    run: Run, models: tuple[Any, Any], pairs: Any
+) -> None:
+    module = models[0].network.module
+    with torch.inference_mode():
+        module.to(torch.float64).to(torch.float32)
+    assert all(p.is_inference() for p in module.parameters())
+    before = [p.clone() for p in module.parameters()]
+    settings = TUNING | {"settings": "recommended"}
+    tuned = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **settings, minutes_this_run=0.05)[0]
+    assert any(not torch.equal(a, b) for a, b in zip(before, tuned.network.module.parameters(), strict=True))
+
+
+def test_targets_report_what_was_refused(
+    run: Run, models: tuple[Any, Any], faces: Any, host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["any-name.nodes.host"], "PREVIEW_SECONDS", -1)
+    restorer, prior = models
+    pairs, examples, accepted, refused, report = run(
+        "BFR_MakePseudoTargets", faces=faces, restorer=restorer, prior=prior, settings="as set below", start=8,
+        calls=2, hold_until=0, factor=2, gate=1.5, batch_size=4,
+    )  # fmt: skip
+    assert any(picture.size == (96, 32) for _, picture, _ in host.previews), "triplets were shown as it went"
+    assert accepted + refused == 10 and refused > 0 and len(report.splitlines()) == refused + 1
+    assert examples.shape[-1] == 3 and pairs.faces == faces
+
+
+def test_names_are_escaped(run: Run, models: tuple[Any, Any], host: Any) -> None:
+    (host.root / "input/odd").mkdir()
+    write_image(host.root / "input/odd/good.png", torch.rand(3, 32, 32))
+    (host.root / "input/odd" / "<img src=x>\n.png").write_bytes(b"no picture")
+    *_, report = run("BFR_FacesFromFolder", restorer=models[0], folder="odd", aligned=True)
+    assert "<img src=x>\\n.png" in report and len(report.splitlines()) == 3
+    run("BFR_SaveRestorer", restorer=models[0], name="a & b")
+    assert host.texts[-1] == "saved: a &amp; b.safetensors"
+
+
+def test_cancelled_at_any_look_the_same_graph_finishes(
+    run: Run, models: tuple[Any, Any], pairs: Any, host: Any
+) -> None:
+    unbroken = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)[0]
+    folder = host.root / "output/bfr_runs/my_run"
+    (folder / "checkpoints/last.pt").unlink()
+    host.looks, host.cancel_at = 0, 3
+    with pytest.raises(Exception, match="^$") as caught:
+        run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)
+    assert type(caught.value).__name__ == "Cancelled"
+    assert (folder / "checkpoints/last.pt").exists()
+    resumed = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)[0]
+    for a, b in zip(*(r.network.module.state_dict().values() for r in (unbroken, resumed)), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_targets_are_cancelled_within_one_network_call(
+    run: Run, models: tuple[Any, Any], faces: Any, host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restorer, prior = models
+    network, calls = prior.network, []
+    forward = type(network).forward
+
+    def counted(self: Any, *inputs: Any) -> Any:
+        calls.append(1)
+        return forward(self, *inputs)
+
+    monkeypatch.setattr(type(network), "forward", counted)
+    host.looks, host.cancel_at = 0, 4
+    with pytest.raises(Exception, match="^$"):
+        run(
+            "BFR_MakePseudoTargets", faces=faces, restorer=restorer, prior=prior, settings="as set below",
+            sampler="paper", start=40, hold_until=0, factor=2, batch_size=2,
+        )  # fmt: skip
+    assert len(calls) < 60, "not all the calls of a batch were made"
+
+
+def test_pause_gives_the_best_so_far_and_queues_again(
+    run: Run, models: tuple[Any, Any], pairs: Any, nodes: dict[str, Any], host: Any
+) -> None:
+    faces_node = nodes["BFR_FacesFromFolder"]
+    where = {"place": "input", "folder": "photos", "run": "my_run"}
+    before = faces_node.fingerprint_inputs(**where)
+    assert before == faces_node.fingerprint_inputs(**where), "an unchanged graph runs nothing again"
+    longer = TUNING | {"iterations": 10**6, "minutes_this_run": 0.02}
+    _, verdict, finished, *_ = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **longer)
+    assert not finished and verdict.startswith("Paused at step ")
+    assert (host.root / "output/bfr_runs/my_run/restorer.safetensors").exists()
+    paused = faces_node.fingerprint_inputs(**where)
+    assert paused != before, "so that queuing the same graph again goes on"
+    first = int(verdict.split()[3])
+    _, verdict, *_ = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **longer)
+    assert int(verdict.split()[3]) > first
+    assert faces_node.fingerprint_inputs(**where) != paused
+
+
+def test_a_changed_photo_changes_the_fingerprint(faces: Any, nodes: dict[str, Any], host: Any) -> None:
+    node, where = nodes["BFR_FacesFromFolder"], {"place": "input", "folder": "photos", "run": "my_run"}
+    before = node.fingerprint_inputs(**where)
+    write_image(host.root / "input/photos/face 0.png", torch.zeros(3, 32, 32))
+    assert node.fingerprint_inputs(**where) != before
+
+
+def test_a_handle_of_replaced_faces_is_refused(
+    run: Run, models: tuple[Any, Any], pairs: Any, faces: Any, host: Any
+) -> None:
+    write_image(host.root / "input/other/face.png", torch.rand(3, 32, 32))
+    run("BFR_FacesFromFolder", restorer=models[0], folder="other", aligned=True)
+    with pytest.raises(ValueError, match="was filled with other faces since"):
+        run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)
+
+
+def test_any_graph_can_be_the_teacher(run: Run, models: tuple[Any, Any], photos: Path, host: Any) -> None:
+    images = torch.rand(10, 32, 32, 3)
+    faces, shown, number, _ = run("BFR_FacesFromImages", restorer=models[0], images=images, aligned=True, count=10)
+    assert number == 10 and torch.allclose(shown, images, atol=1 / 255)
+    again = run("BFR_FacesFromImages", restorer=models[0], images=images, aligned=True)[0]
+    assert again == faces, "the same pictures are the same faces"
+    with pytest.raises(ValueError, match="one picture for each face"):
+        run("BFR_TargetsFromImages", faces=faces, images=images, first=1)
+    run("BFR_TargetsFromImages", faces=faces, images=shown[:5].repeat(1, 2, 2, 1), gate=0.0)
+    pairs, _, accepted, refused, _ = run("BFR_TargetsFromImages", faces=faces, images=shown[5:], first=5, gate=0.0)
+    assert (accepted, refused) == (10, 0)
+    assert run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)[2]
+
+
+def test_a_missing_prior_is_said(run: Run, models: tuple[Any, Any], faces: Any) -> None:
+    pairs = run("BFR_TargetsFromImages", faces=faces, images=torch.rand(10, 32, 32, 3), gate=0.0)[0]
+    with pytest.raises(ValueError, match="needs a prior: connect one"):
+        run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING | {"perceptual": 0.1})
+
+
+def test_perceptual_loss_takes_the_prior(run: Run, models: tuple[Any, Any], pairs: Any) -> None:
+    restorer, prior = models
+    settings = TUNING | {"perceptual": 0.1, "iterations": 2}
+    assert run("BFR_FinetuneRestorer", pairs=pairs, restorer=restorer, prior=prior, **settings)[2]
+
+
+def test_saved_restorer_loads_and_foreign_files_are_kept(
+    run: Run, models: tuple[Any, Any], pairs: Any, host: Any
+) -> None:
+    tuned = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], low_memory=True, **TUNING)[0]
+    path = Path(run("BFR_SaveRestorer", restorer=tuned, name="below/mine", half=False)[0])
+    assert path == host.root / "models/facerestore_models/below/mine.safetensors"
+    loaded = load_restorer(path)
+    for a, b in zip(loaded.module.state_dict().values(), tuned.network.module.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    run("BFR_SaveRestorer", restorer=tuned, name="below/mine", half=True)
+    with pytest.raises(ValueError, match="this pack did not write"):
+        run("BFR_SaveRestorer", restorer=tuned, name="tiny")
+    (host.root / "models/facerestore_models/codeformer.pth").write_bytes(b"precious")
+    with pytest.raises(ValueError, match="this pack did not write"):
+        run("BFR_SaveRestorer", restorer=tuned, name="codeformer", also_pth=True)
+
+
+def test_a_missing_package_is_named(
+    run: Run, host: Any, models: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "spandrel", None)
+    with pytest.raises(ValueError, match=r"the package spandrel is missing: run this pack's install.py"):
+        run("BFR_LoadRestorer", restorer="tiny.safetensors")

@@ -1,0 +1,121 @@
+"""Restore Faces, Compare and Degrade on pictures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bfr_core.faces.align import Face, template
+
+Run = Callable[..., tuple]
+FACES = [Face(template(32) + 8), Face(template(24) + np.array([60, 20]), 0.9)]  # the larger one on the left
+
+
+@pytest.fixture
+def found(pack: Any, monkeypatch: pytest.MonkeyPatch) -> list[Face]:
+    """The faces that every photo has."""
+    module = sys.modules["any-name.nodes.restore"]
+    monkeypatch.setattr(module, "load_detector", lambda *_: lambda photo: list(FACES))
+    return FACES
+
+
+def photo(batch: int = 1) -> torch.Tensor:
+    return torch.rand(batch, 64, 96, 3, generator=torch.Generator().manual_seed(0)) * 0.5
+
+
+def test_a_batch_comes_back_with_its_mask_and_crops(run: Run, models: tuple[Any, Any], found: list[Face]) -> None:
+    images = photo(2)
+    made, mask, crops, report, seen, restored, skipped = run("BFR_RestoreFaces", restorer=models[0], images=images)
+    assert made.shape == images.shape and mask.shape == (2, 64, 96) and crops.shape == (4, 32, 32, 3)
+    assert (seen, restored, skipped) == (4, 4, 0) and report == "4 faces found, 4 restored, 0 skipped"
+    outside = mask == 0
+    assert torch.equal(made[outside], images[outside]) and 0 < mask.mean() < 1 and not made.is_inference()
+
+
+@pytest.mark.parametrize(("faces", "restored"), [("all", 2), ("largest", 1), ("rightmost", 1), ("numbered", 1)])
+def test_which_faces(run: Run, models: tuple[Any, Any], found: list[Face], faces: str, restored: int) -> None:
+    _, mask, *_, done, _ = run("BFR_RestoreFaces", restorer=models[0], images=photo(), faces=faces, numbers="2")
+    assert done == restored
+    assert (mask[0, 24, 24] > 0) == (faces in ("all", "largest"))
+
+
+def test_no_face_blocks_the_crops(run: Run, models: tuple[Any, Any], found: list[Face]) -> None:
+    made, mask, crops, report, *_ = run("BFR_RestoreFaces", restorer=models[0], images=photo(), min_face=40)
+    assert type(crops).__name__ == "Blocker" and not mask.any() and torch.equal(made, photo())
+    assert "narrower than min_face" in report
+
+
+def test_grey_stays_grey(run: Run, models: tuple[Any, Any], found: list[Face]) -> None:
+    grey = photo()[..., :1].expand(-1, -1, -1, 3)
+    made, mask, *_ = run("BFR_RestoreFaces", restorer=models[0], images=grey)
+    assert mask.any() and torch.equal(made[..., 0], made[..., 1]) and torch.equal(made[..., 0], made[..., 2])
+
+
+def test_background_is_enlarged(run: Run, models: tuple[Any, Any], found: list[Face], host: Any) -> None:
+    class Twice:
+        scale, model = 2, None
+
+        def to(self, device: Any) -> None: ...
+
+        def __call__(self, part: torch.Tensor) -> torch.Tensor:
+            return part.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+    images = photo()
+    made, mask, *_ = run("BFR_RestoreFaces", restorer=models[0], images=images, upscale_model=Twice())
+    assert made.shape == (1, 128, 192, 3) and mask.shape == (1, 128, 192)
+    expected = images.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    assert torch.equal(made[mask == 0], expected[mask == 0]) and mask[0, 48, 48] > 0
+
+
+def test_boxes_of_the_impact_pack(
+    run: Run, models: tuple[Any, Any], pack: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["any-name.nodes.restore"]
+    boxes = []
+
+    def look(net: Any, picture: torch.Tensor, found: torch.Tensor) -> list[Face]:
+        boxes.append(found.tolist())
+        return FACES[:1]
+
+    monkeypatch.setattr(module, "faces_in_boxes", look)
+    segs = ((128, 192), [SimpleNamespace(bbox=np.array([10, 20, 50, 60]), confidence=0.9)])
+    assert run("BFR_RestoreFaces", restorer=models[0], images=photo(), segs=segs)[5] == 1
+    assert boxes == [[[5.0, 10.0, 25.0, 30.0]]], "boxes of a picture of another size are moved"
+    detector = SimpleNamespace(detect=lambda image, *_: (image.shape[1:3], []))
+    assert run("BFR_RestoreFaces", restorer=models[0], images=photo(2), bbox_detector=detector)[5] == 2
+    with pytest.raises(ValueError, match="boxes of one picture, but 2 came"):
+        run("BFR_RestoreFaces", restorer=models[0], images=photo(2), segs=segs)
+    with pytest.raises(ValueError, match="connect a SEGS output"):
+        run("BFR_RestoreFaces", restorer=models[0], images=photo(), segs="nonsense")
+
+
+def test_cancelled_between_photos(run: Run, models: tuple[Any, Any], found: list[Face], host: Any) -> None:
+    host.looks, host.cancel_at = 0, 3
+    with pytest.raises(Exception, match="^$"):
+        run("BFR_RestoreFaces", restorer=models[0], images=photo(8))
+    assert host.looks == 3
+
+
+def test_compare_and_degrade(run: Run, host: Any) -> None:
+    clean = photo(3)
+    (lq,) = run("BFR_Degrade", images=clean, kind="sensor", seed=5)
+    assert torch.equal(lq, run("BFR_Degrade", images=clean, kind="sensor", seed=5)[0])
+    assert not torch.equal(lq, run("BFR_Degrade", images=clean, kind="sensor", seed=6)[0])
+    grid, figures = run("BFR_Compare", restored=lq, damaged=lq, clean=clean, rows=2)
+    assert grid.shape == (1, 2 * 64, 3 * 96, 3) and "PSNR (dB)" in figures
+    _, figures = run("BFR_Compare", restored=lq)
+    assert "no clean pictures" in figures
+    with pytest.raises(ValueError, match="differ in number"):
+        run("BFR_Compare", restored=lq, clean=clean[:2])
+
+
+def test_a_restorer_that_is_gone(run: Run, host: Any, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="refresh the list"):
+        run("BFR_LoadRestorer", restorer="gone.pth")
