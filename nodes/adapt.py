@@ -247,11 +247,10 @@ class FinetuneRestorer(host.Node):
 
 
 def tuning_config(restorer: Restorer, seed: int, low_memory: bool, own: dict[str, Any]) -> FinetuneConfig:
-    """The recipe for `restorer`, changed for a small card if asked, then by the `own` settings."""
+    """The recipe for `restorer`, changed by the `own` settings, then for a small card if asked."""
     config = recipe(restorer)
-    if low_memory:
-        config = changed(config, LOW_MEMORY)
-    return replace(config.finetune, seed=seed, **own)
+    config = replace(config, finetune=replace(config.finetune, seed=seed, **own))
+    return (changed(config, LOW_MEMORY) if low_memory else config).finetune
 
 
 class Look:

@@ -189,6 +189,7 @@ def test_saved_restorer_loads_and_foreign_files_are_kept(
     run: Run, models: tuple[Any, Any], pairs: Any, host: Any
 ) -> None:
     tuned = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], low_memory=True, **TUNING)[0]
+    assert '"trainable": "lora"' in tuned.network.metadata["finetune"], "low_memory comes after what is set"
     path = Path(run("BFR_SaveRestorer", restorer=tuned, name="below/mine", half=False)[0])
     assert path == host.root / "models/facerestore_models/below/mine.safetensors"
     loaded = load_restorer(path)
