@@ -72,6 +72,17 @@ SAID = {
 }
 
 
+# Deviations are taken for at least this: faces that are all alike must not make a trifle stand out.
+LEAST_DEVIATION = {
+    "low_band": 0.003,
+    "moved": 0.01,
+    "faceless": 0.06,
+    "unlike": 0.2,
+    "noisy": 0.15,
+    "stranger": 0.05,
+}
+
+
 class Looks(NamedTuple):
     """What `checks_of` needs of a pair: kept instead of the pictures, so that a folder of any size fits."""
 
@@ -134,7 +145,7 @@ def refusals(checks: Checks, config: GateConfig, of: Checks | None = None) -> li
         values, usual = getattr(checks, name), getattr(of, name)
         middle = usual.median()
         # Half of them lie within one median deviation; 1.48 of it is a standard deviation of a normal distribution.
-        deviation = 1.4826 * (usual - middle).abs().median().clamp_min(1e-3 * middle.abs() + 1e-9)
+        deviation = (1.4826 * (usual - middle).abs().median()).clamp_min(LEAST_DEVIATION[name])
         for i, value in enumerate(((values - middle) / deviation).tolist()):
             if value > worst[i]:
                 worst[i] = value

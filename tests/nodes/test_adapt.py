@@ -70,7 +70,7 @@ def test_targets_report_what_was_refused(
     restorer, prior = models
     pairs, examples, accepted, refused, report = run(
         "BFR_MakePseudoTargets", faces=faces, restorer=restorer, prior=prior, settings="as set below", start=8,
-        calls=2, hold_until=0, factor=2, gate=1.5, batch_size=4,
+        calls=2, hold_until=0, factor=2, gate=0.2, batch_size=4,
     )  # fmt: skip
     assert any(picture.size == (96, 32) for _, picture, _ in host.previews), "triplets were shown as it went"
     assert accepted + refused == 10 and refused > 0 and len(report.splitlines()) == refused + 1
