@@ -8,7 +8,6 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +55,6 @@ OPTIONS = {
     "--rank": ("finetune.rank", "of the low-rank changes"),
     "--recompute": ("finetune.recompute", "compute inner values again instead of keeping them: slower, less memory"),
     "--precision": ("finetune.precision", "auto, float32 or bfloat16"),
-}
-# What --low-memory stands for; flags that are given win.
-LOW_MEMORY = {
-    "targets.batch_size": 1,
-    "finetune.micro_batch": 1,
-    "finetune.recompute": True,
-    "finetune.trainable": "lora",
-    "finetune.adversarial": 0.0,
 }
 GRID_FLAGS = ("--factor", "--start", "--constrain-end", "--clean-level")
 GRID_TEXT = {
@@ -400,22 +391,13 @@ def base_restorer(args: argparse.Namespace) -> Any:
 
 def settings(args: argparse.Namespace, restorer: Any) -> Any:
     """The recipe for `restorer`, changed by the flags that were given."""
-    from .adaptation import recipe
+    from .adaptation import LOW_MEMORY, changed, recipe
 
     given = {path: getattr(args, _dest(flag), None) for flag, (path, _) in OPTIONS.items()}
     if getattr(args, "low_memory", False):
         given |= {path: value for path, value in LOW_MEMORY.items() if given.get(path) is None}
     given |= dict.fromkeys(("targets.seed", "finetune.seed"), getattr(args, "seed", None))
     return changed(recipe(restorer), {path: value for path, value in given.items() if value is not None})
-
-
-def changed(config: Any, values: dict[str, Any]) -> Any:
-    """A copy of nested settings dataclasses with `values`, by dotted path, in place of theirs."""
-    own = {path: value for path, value in values.items() if "." not in path}
-    for name in {path.split(".")[0] for path in values if "." in path}:
-        inner = {path.split(".", 1)[1]: value for path, value in values.items() if path.startswith(f"{name}.")}
-        own[name] = changed(getattr(config, name), inner)
-    return replace(config, **own)
 
 
 def build_parser() -> argparse.ArgumentParser:

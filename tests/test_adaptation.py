@@ -18,6 +18,8 @@ from bfr_core.adaptation import (
     draw_targets,
     faces_of,
     gate_targets,
+    leave_out,
+    left_out_of,
     match_targets,
     targets_of,
 )
@@ -286,3 +288,28 @@ def test_two_processes_never_share_a_run(tmp_path):
 def test_a_run_without_faces_says_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="bfr faces"):
         faces_of(Run(tmp_path))
+
+
+def test_faces_left_out_stay_out_when_the_run_goes_on(photos, config, tmp_path):
+    run = Run(tmp_path)
+    with pytest.raises(ValueError, match="holds no faces yet"):
+        leave_out(run, [])
+    with run.locked():
+        collect_faces(photos, run, 32, ALIGNED)
+    whole = faces_of(run)
+    leave_out(run, ["face 4", "below__face 1", "no such face"])
+    assert left_out_of(run) == ["below__face 1", "face 4"]
+    result = adapt(photos, tmp_path, config)
+    assert len(result.faces) == 8 and set(result.targets) == set(whole.names) - {"face 4", "below__face 1"}
+    assert result.faces.fingerprint != whole.fingerprint
+    with run.locked():
+        assert len(collect_faces(photos, run, 64, ALIGNED)) == 8  # the same faces, larger
+    leave_out(run, whole.names)
+    with pytest.raises(ValueError, match="all of its 10 faces are left out"):
+        faces_of(run)
+    leave_out(run, [])
+    assert faces_of(run).names == whole.names
+    leave_out(run, ["face 4"])
+    write_image(tmp_path / "photos" / "face 4.png", torch.rand(3, 32, 32))
+    with run.locked():
+        assert len(collect_faces(tmp_path / "photos", run, 32, ALIGNED)) == 1  # other faces
