@@ -115,6 +115,15 @@ class Jobs:
         if job:
             job.told_to_stop.set()
 
+    def stop_all(self, seconds: float = 60.0) -> None:
+        """Tell every job to stop, and give them so long to keep what they have."""
+        jobs = list(self._jobs.values())
+        for job in jobs:
+            job.told_to_stop.set()
+        end = time.monotonic() + seconds
+        for job in jobs:
+            job.thread.join(max(0.0, end - time.monotonic()))
+
     def wait(self, run: Run, seconds: float = 60.0) -> Status:
         """The status once the run's job is over, or after so many seconds."""
         job = self._jobs.get(_key(run))
