@@ -86,7 +86,7 @@ def comparison(label: str) -> tuple[list[Any], Callable[[Sequence[Path]], list[A
     """Components for a picture before and after, and what turns two files into their values."""
     gr = load()
     if hasattr(gr, "ImageSlider"):
-        slider = gr.ImageSlider(label=label, type="filepath", interactive=False, max_height=1000)
+        slider = gr.ImageSlider(label=label, type="filepath", interactive=False, max_height=800)
         return [slider], lambda files: [tuple(map(str, files))]
     with gr.Row():
         pair = [gr.Image(label=f"{label}: {when}", type="filepath", interactive=False) for when in ("before", "after")]
@@ -102,7 +102,10 @@ def uploads(label: str) -> Any:
 
 def gallery(label: str) -> Any:
     """Pictures to click on, which do not grow when clicked."""
-    return load().Gallery(label=label, columns=8, height="auto", allow_preview=False, object_fit="contain")
+    gr = load()
+    plain = {"buttons": [], "show_share_button": False, "show_download_button": False, "interactive": False}
+    fixed = {"columns": 8, "height": "auto", "allow_preview": False, "object_fit": "contain", "show_label": False}
+    return gr.Gallery(label=label, **fixed, **_known(gr.Gallery.__init__, plain))
 
 
 def launch(demo: Any, port: int, listen: bool, auth: Sequence[tuple[str, str]], max_bytes: int) -> str:

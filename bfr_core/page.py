@@ -72,12 +72,16 @@ STAGES = {
 }
 STATES = {
     "waiting": "Waiting for another run to finish",
-    "done": "Done",
     "cancelled": "Stopped by you; it goes on where it was",
     "failed": "Failed",
     "stopped": "Interrupted; it goes on where it was",
 }
 KINDS = {"faces": "finding faces", "adapt": "adapting", "repair": "repairing photos"}
+NEXT = {
+    "faces": "Faces found. Look through them below, then go to Adapt.",
+    "adapt": "Adapted. The verdict is under Result.",
+    "repair": "Repaired. The photos are under Repair photos.",
+}
 STYLE = """<style>
 .bfr { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 .bfr p { margin: 0 0 8px; } .bfr .quiet { opacity: .7; font-size: .9em; }
@@ -89,9 +93,10 @@ STYLE = """<style>
 .bfr .steps { display: flex; flex-wrap: wrap; gap: 4px 18px; list-style: none; padding: 0; margin: 0 0 8px; }
 .bfr .steps li { opacity: .55; margin: 0; } .bfr .steps li.now { opacity: 1; font-weight: 600; }
 .bfr .steps li.over::before { content: "\\2713\\00a0"; }
-.bfr .faces { display: grid; gap: 10px; margin: 12px 0; align-items: end; }
-.bfr .faces img { display: block; width: 100%; max-width: 176px; margin: 0; border-radius: 6px; }
-.bfr .faces b, .bfr .faces span { font-size: .85em; }
+.bfr .rows { display: grid; gap: 18px 30px; margin: 12px 0; max-width: 1200px;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 420px), 1fr)); }
+.bfr .faces { display: flex; gap: 8px; } .bfr .faces figure { flex: 0 1 176px; min-width: 0; }
+.bfr .faces img { display: block; width: 100%; margin: 0; border-radius: 6px; }
 .bfr .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); gap: 16px; }
 .bfr figure { margin: 0; } .bfr figcaption { font-size: .85em; }
 .bfr svg { width: 100%; height: auto; font-size: 11px; }
@@ -293,7 +298,9 @@ class Page:
         run = self.run(name)
         names = self._face_names(run)[:MAX_FACES_SHOWN]
         left_out = left_out_of(run) if names else []
-        return [(_face_picture(run.faces / f"{n}.png", n in left_out), _caption(n, n in left_out)) for n in names]
+        return [
+            (_face_picture(run.faces / f"{n}.png", n in left_out), "left out" if n in left_out else "") for n in names
+        ]
 
     def toggle(self, name: str | None, index: int) -> None:
         """Leave out the face at this place in `faces`, or use it again."""
@@ -352,7 +359,7 @@ class Page:
             files = [folder / f"{n}.png" for folder in (run.faces, run.restored, run.targets)]
             if all(file.is_file() for file in files):
                 rows.append((n, [read_image(file) for file in files]))
-        return _grid(("damaged", "restored so far", "clean face to learn from"), rows)
+        return _grid(("damaged", "base restorer", "clean face to learn from"), rows)
 
     def stamp(self, name: str | None) -> str:
         """Changes whenever something about the run changes that is not shown by `progress`."""
@@ -372,14 +379,15 @@ class Page:
             return ""
         verdict = report.get("verdict", "not_judged")
         kind = verdict if verdict in VERDICTS else "not_judged"
-        said = f'<p class="verdict {kind}"><b>{VERDICTS[kind]}.</b> {text(report.get("verdict_sentence", ""))}</p>'
+        sentence = text(report.get("verdict_sentence", ""))
+        line = f'<p class="verdict {kind}"><b>{VERDICTS[kind]}.</b> {sentence}</p>'
         figures = "".join(
             f"<tr><td>{text(f.get('label', ''))}</td><td>{text(f.get('value', ''))}</td></tr>"
             for f in report.get("figures", [])
         )
         notes = "".join(quiet(str(note)) for note in report.get("notes", []))
         faces = self._adapted_faces(run)
-        return block(f"{said}{faces}<table>{figures}</table>{notes}")
+        return block(f"{line}{faces}<table>{figures}</table>{notes}")
 
     def _adapted_faces(self, run: Run) -> str:
         """A few faces: damaged, base, adapted."""
@@ -391,7 +399,7 @@ class Page:
         for n in names:
             lq = read_image(run.faces / f"{n}.png")
             rows.append((n, [lq, read_image(run.restored / f"{n}.png"), self._restored(tuned, lq)]))
-        return _grid(("damaged", "before: base restorer", "after: adapted restorer"), rows)
+        return _grid(("damaged", "base restorer", "adapted restorer"), rows)
 
     def _restored(self, restorer: Restorer, face: Tensor) -> Tensor:
         return restorer.restore(square(face, restorer.size)[None])[0].cpu()
@@ -524,11 +532,11 @@ class Page:
         for n in self._face_names(runs[0])[:COMPARED_FACES]:
             lq = read_image(runs[0].faces / f"{n}.png")
             rows.append((n, [lq, *(self._restored(net, lq) for net in nets)]))
-        said = []
+        verdicts = []
         for run in runs:
             sentence = read_json(run.folder / "report.json", {}).get("verdict_sentence", "")
-            said.append(f"<p><b>{text(run.folder.name)}: {text(_verdict_of(run))}.</b> {text(sentence)}</p>")
-        return block("".join(said) + _grid(("damaged", *names), rows))
+            verdicts.append(f"<p><b>{text(run.folder.name)}: {text(_verdict_of(run))}.</b> {text(sentence)}</p>")
+        return block("".join(verdicts) + _grid(("damaged", *names), rows))
 
     # ------------------------------------------------------------ networks
 
@@ -610,6 +618,8 @@ def _headline(status: Status) -> str:
     if status.state == "failed":
         what = KINDS.get(status.kind, "the job").capitalize()
         return f'<p class="error" role="alert">{text(what)} failed: {text(status.error)}</p>'
+    if status.state == "done":
+        return f"<p><b>{text(NEXT.get(status.kind, 'Done'))}</b></p>"
     if status.state != "running":
         where = f" ({KINDS[status.kind]})" if status.kind in KINDS else ""
         return f"<p><b>{text(STATES.get(status.state, status.state))}</b>{text(where)}</p>"
@@ -632,22 +642,18 @@ def _stages(now: str) -> str:
 
 
 def _grid(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Tensor]]]) -> str:
-    """Pictures in columns with headings; "" without rows."""
-    if not rows:
-        return ""
-    heads = "".join(f"<b>{text(column)}</b>" for column in columns)
-    cells = "".join(
-        _picture(picture, f"{column}: {name}")
-        for name, pictures in rows
-        for column, picture in zip(columns, pictures, strict=True)
-    )
-    return (
-        f'<div class="faces" style="grid-template-columns:repeat({len(columns)},minmax(0,176px))">{heads}{cells}</div>'
-    )
+    """Rows of pictures, each with its column's name below; "" without rows."""
+    groups = ""
+    for name, pictures in rows:
+        cells = "".join(_picture(picture, column, name) for column, picture in zip(columns, pictures, strict=True))
+        groups += f'<div class="faces">{cells}</div>'
+    return f'<div class="rows">{groups}</div>' if groups else ""
 
 
-def _picture(picture: Tensor, alt: str) -> str:
-    return f'<img src="{data_uri(picture, THUMBNAIL)}" alt="{text(alt)}">'
+def _picture(picture: Tensor, caption: str, name: str = "") -> str:
+    alt = f"{caption}: {name}" if name else caption
+    image = f'<img src="{data_uri(picture, THUMBNAIL)}" alt="{text(alt)}">'
+    return f"<figure>{image}<figcaption>{text(caption)}</figcaption></figure>"
 
 
 def _face_picture(file: Path, left_out: bool) -> np.ndarray:
@@ -670,10 +676,6 @@ def _verdict_of(run: Run) -> str:
         return VERDICTS.get(read_json(run.folder / "report.json", {}).get("verdict", ""), "")
     except ValueError:
         return "report damaged"
-
-
-def _caption(name: str, left_out: bool) -> str:
-    return f"left out: {printable(name)}" if left_out else printable(name)
 
 
 def _plain_name(name: str) -> bool:

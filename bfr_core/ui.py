@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -53,7 +52,7 @@ def build(page: Page) -> Any:
     with compat.blocks("BFR Adapt") as demo:
         gr.HTML(f"{STYLE}<h2>BFR Adapt</h2><p>Teach a face restorer the damage of your own photos.</p>")
         name = gr.Dropdown([], label="Run", info="Past runs open here.", allow_custom_value=True, interactive=True)
-        message, state = gr.HTML(), gr.HTML()
+        message, state = gr.HTML(visible=False), gr.HTML()
         seen = gr.State("")
         with gr.Tab("1. Photos"):
             with gr.Row():
@@ -70,14 +69,19 @@ def build(page: Page) -> Any:
             with gr.Row():
                 restorer = gr.Dropdown(restorers(), value=default.restorer, label="Restorer to teach", interactive=True)
                 minutes = gr.Number(default.minutes, label="Minutes of teaching at most", info="0: until it is done")
-            with gr.Accordion("Advanced", open=False):
-                low_memory = gr.Checkbox(default.low_memory, label="Low memory: slower, for small graphics cards")
-                min_face = gr.Number(default.min_face, label="Smallest face", info="Pixels of the photo.", precision=0)
-                with gr.Row():
-                    advanced = [_number(gr, path, default.changes[path]) for path in ADVANCED]  # type: ignore[index]
             with gr.Row():
                 start = gr.Button("Adapt", variant="primary")
                 stop = gr.Button("Stop", interactive=False)
+            with gr.Accordion("Advanced", open=False):
+                advanced = []
+                for paths in _in_threes(list(ADVANCED)):
+                    with gr.Row():
+                        advanced += [_number(gr, path, (default.changes or {})[path]) for path in paths]
+                with gr.Row():
+                    min_face = gr.Number(
+                        default.min_face, label="Smallest face", info="Pixels of the photo.", precision=0
+                    )
+                    low_memory = gr.Checkbox(default.low_memory, label="Low memory: slower, for small graphics cards")
             progress = gr.HTML()
         with gr.Tab("3. Result"):
             verdict = gr.HTML()
@@ -185,8 +189,16 @@ def build(page: Page) -> Any:
             return ["", *page.defaults(net).values()]
 
         def told(act: Callable[..., list[Any]], outputs: list[Any]) -> Callable[..., Any]:
-            """`act`, whose first output is the message: what cannot be done is said there, the rest stays."""
-            return functools.partial(say_errors, act, [gr.update()] * (len(outputs) - 1))
+            """`act`, whose first result is the message: what cannot be done is said there, and the rest stays."""
+
+            def answer(*values: Any) -> Any:
+                line, *rest = or_error(act, *values)
+                rest = rest or [gr.update()] * len(outputs)
+                return (
+                    [gr.update(value=line, visible=bool(line)), *rest] if rest else gr.update(value=line, visible=True)
+                )
+
+            return answer
 
         def wire(event: Any, act: Callable[..., list[Any]], inputs: list[Any], outputs: list[Any]) -> None:
             on(event, told(act, [message, *outputs]), inputs, [message, *outputs])
@@ -202,25 +214,28 @@ def build(page: Page) -> Any:
         wire(compare_runs.click, side_by_side, [name, other], [compared])
         wire(delete.click, remove, [name, sure], [name, sure])
         wire(restorer.input, recipe_of, [restorer], advanced)
-        compat.on_select(gallery, told(toggle, [message, faces_said, gallery, seen]), [name],
-                         [message, faces_said, gallery, seen])  # fmt: skip
+        marked = [faces_said, gallery, seen]
+        compat.on_select(gallery, told(toggle, marked), [name], [message, *marked])
         compat.every(LOOK_SECONDS, look, [name, seen], shown)
         on(demo.load, reopened, [], [name, table], quiet=True)
     return demo
 
 
-def say_errors(act: Callable[..., list[Any]], unchanged: list[Any], *values: Any) -> Any:
-    """What `act` returns; if it says that something cannot be done, that as the message and `unchanged`."""
+def or_error(act: Callable[..., list[Any]], *values: Any) -> list[Any]:
+    """What `act` returns, or one line of HTML that says why it cannot be done."""
     try:
-        result = act(*values)
+        return act(*values)
     except (ValueError, OSError) as error:
-        result = [failed(error), *unchanged]
-    return result if len(result) > 1 else result[0]
+        return [failed(error)]
 
 
 def _number(gr: Any, path: str, value: Any) -> Any:
     label, hint = ADVANCED[path]
     return gr.Number(value, label=label, info=hint or None, precision=0 if isinstance(value, int) else None)
+
+
+def _in_threes(values: list[str]) -> list[list[str]]:
+    return [values[i : i + 3] for i in range(0, len(values), 3)]
 
 
 def _folders(page: Page) -> str:
