@@ -31,7 +31,7 @@ from .images import (
     replace_atomically,
     write_photo,
 )
-from .jobs import Jobs, Status, adapt_restorer, find_faces, repair_photos
+from .jobs import Jobs, Status, adapt_restorer, find_faces, repair_photos, thinned
 from .precision import choose_device
 from .report import VERDICTS, chart, data_uri
 from .restore import RestoreConfig, restore_photo, square
@@ -347,8 +347,8 @@ class Page:
         if adapting and preview is not None and status.stage == "targets":
             parts.append(f'<div class="faces">{_picture(preview, "a clean face taking shape")}</div>')
         parts.append(self.triplets(run))
-        if adapting:
-            parts.append(f'<div class="charts">{"".join(chart(n, c) for n, c in status.curves.items() if c)}</div>')
+        curves = status.curves if adapting else _kept_curves(run)
+        parts.append(f'<div class="charts">{"".join(chart(n, c) for n, c in curves.items() if c)}</div>')
         return block("".join(parts))
 
     def triplets(self, run: Run) -> str:
@@ -668,6 +668,15 @@ def _face_picture(file: Path, left_out: bool) -> np.ndarray:
         wide = torch.nn.functional.max_pool2d(line[None].float(), 2 * (size // 48) + 1, 1, size // 48)[0] > 0
         face = face.masked_fill(wide | wide.flip(-1), 0.8)
     return face.mul(255).round().byte().permute(1, 2, 0).numpy()
+
+
+def _kept_curves(run: Run) -> dict[str, list[tuple[int, float]]]:
+    """The curves of the run's report; {} if it has none, or they are not numbers."""
+    kept = read_json(run.folder / "report.json", {}).get("loss_curves", {})
+    try:
+        return {str(n): thinned([(int(x), float(y)) for x, y in points if y is not None]) for n, points in kept.items()}
+    except (AttributeError, TypeError, ValueError):
+        return {}
 
 
 def _verdict_of(run: Run) -> str:

@@ -145,7 +145,7 @@ def build(page: Page) -> Any:
             choices = page.choices_of(run if run in page.names() else None)
             values = [choices.restorer, choices.minutes, choices.aligned, choices.min_face, choices.low_memory]
             own = dict(choices.changes or {})
-            return ["", *values, *(own[path] for path in ADVANCED), *look(run, "another")]
+            return [None, *values, *(own[path] for path in ADVANCED), *look(run, "another")]
 
         def begin(files: Any, path: str, called: str, *values: Any) -> list[Any]:
             run, problems = page.new_run(called or "", _paths(files), path or "", as_choices(*values))
@@ -189,19 +189,18 @@ def build(page: Page) -> Any:
             return ["", *page.defaults(net).values()]
 
         def told(act: Callable[..., list[Any]], outputs: list[Any]) -> Callable[..., Any]:
-            """`act`, whose first result is the message: what cannot be done is said there, and the rest stays."""
+            """`act`, whose first result is the message (None leaves it as it is): errors are said there as well."""
 
             def answer(*values: Any) -> Any:
                 line, *rest = or_error(act, *values)
                 rest = rest or [gr.update()] * len(outputs)
-                return (
-                    [gr.update(value=line, visible=bool(line)), *rest] if rest else gr.update(value=line, visible=True)
-                )
+                shown = gr.update() if line is None else gr.update(value=line, visible=bool(line))
+                return [shown, *rest] if rest else shown
 
             return answer
 
         def wire(event: Any, act: Callable[..., list[Any]], inputs: list[Any], outputs: list[Any]) -> None:
-            on(event, told(act, [message, *outputs]), inputs, [message, *outputs])
+            on(event, told(act, outputs), inputs, [message, *outputs])
 
         wire(find.click, begin, [dropped, folder, title, *chosen], [name, dropped])
         wire(name.change, opened, [name], [*chosen, *shown])
