@@ -6,10 +6,11 @@ Everything that came from outside (names, paths, numbers, what a run folder says
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -91,7 +92,7 @@ STYLE = """<style>
   margin: 6px 0 10px; }
 .bfr .bar i { display: block; height: 100%; background: #2c6a8f; }
 .bfr .steps { display: flex; flex-wrap: wrap; gap: 4px 18px; list-style: none; padding: 0; margin: 0 0 8px; }
-.bfr .steps li { opacity: .55; margin: 0; } .bfr .steps li.now { opacity: 1; font-weight: 600; }
+.bfr .steps li { display: block; opacity: .55; margin: 0; } .bfr .steps li.now { opacity: 1; font-weight: 600; }
 .bfr .steps li.over::before { content: "\\2713\\00a0"; }
 .bfr .rows { display: grid; gap: 18px 30px; margin: 12px 0; max-width: 1200px;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 420px), 1fr)); }
@@ -105,7 +106,7 @@ STYLE = """<style>
 .bfr .verdict { font-size: 1.15em; border-left: 4px solid #66676c; padding-left: 14px; }
 .bfr .adopt { border-color: #1d7a4c; } .bfr .keep_base { border-color: #b36a00; }
 .bfr table { border-collapse: collapse; width: 100%; } .bfr th, .bfr td { text-align: left; padding: 6px 10px;
-  border-bottom: 1px solid rgb(128 128 128 / .3); vertical-align: top; }
+  border: 0; border-bottom: 1px solid rgb(128 128 128 / .3); vertical-align: top; }
 </style>"""
 
 
@@ -118,13 +119,13 @@ class Choices:
     aligned: bool = False
     min_face: int = AdaptConfig().faces.min_face
     low_memory: bool = False
-    changes: Mapping[str, Any] | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
         """Changes to the restorer's recipe, by dotted path."""
         lean = dict(LOW_MEMORY) if self.low_memory else {}
         own = {"finetune.minutes": float(self.minutes), "faces.aligned": self.aligned, "faces.min_face": self.min_face}
-        return lean | own | dict(self.changes or {})
+        return lean | own | dict(self.changes)
 
 
 class Page:
@@ -216,7 +217,7 @@ class Page:
         """Keep what was chosen, so that the run can be gone on with after the page or the server was closed."""
         kept = read_json(run.folder / "request.json", {"photos": ""})
         chosen = {name: getattr(choices, name) for name in Choices.__dataclass_fields__} | {
-            "changes": dict(choices.changes or {})
+            "changes": dict(choices.changes)
         }
         write_json(run.folder / "request.json", {"photos": kept.get("photos", "")} | chosen)
 
@@ -227,7 +228,7 @@ class Page:
         if known.get("restorer", "embedded") not in restorers():
             known["restorer"] = "embedded"
         choices = Choices(**known)
-        own = {path: value for path, value in (choices.changes or {}).items() if path in ADVANCED}
+        own = {path: value for path, value in choices.changes.items() if path in ADVANCED}
         return replace(choices, changes=self.defaults(choices.restorer) | own)
 
     def defaults(self, restorer: str) -> dict[str, Any]:
@@ -286,7 +287,7 @@ class Page:
 
     def _free(self, title: str) -> Path:
         """A folder for a new run, named after `title`, that does not exist yet."""
-        stem = photo_name(Path(f"{title[:80]}.run")).strip()
+        stem = photo_name(Path(re.sub(r"[^\w .()-]+", "-", f"{title[:80]}.run").replace("__", "_"))).strip()
         names = {path.name.casefold() for path in self.runs.iterdir()}
         number = next(n for n in range(1, 10_000) if _numbered(stem, n).casefold() not in names)
         return self.runs / _numbered(stem, number)
@@ -372,22 +373,24 @@ class Page:
     # ------------------------------------------------------------ results
 
     def verdict(self, name: str | None) -> str:
-        """The run's verdict on itself and its figures, as HTML; "" if it has none yet."""
-        run = self.run(name)
-        report = read_json(run.folder / "report.json")
+        """The run's verdict on itself, as HTML; "" if it has none yet."""
+        report = read_json(self.run(name).folder / "report.json")
         if report is None:
             return ""
-        verdict = report.get("verdict", "not_judged")
-        kind = verdict if verdict in VERDICTS else "not_judged"
+        kind = report.get("verdict") if report.get("verdict") in VERDICTS else "not_judged"
         sentence = text(report.get("verdict_sentence", ""))
-        line = f'<p class="verdict {kind}"><b>{VERDICTS[kind]}.</b> {sentence}</p>'
+        return block(f'<p class="verdict {kind}"><b>{VERDICTS[kind]}.</b> {sentence}</p>')
+
+    def details(self, name: str | None) -> str:
+        """Faces before and after, figures and notes of the run's report, as HTML."""
+        run = self.run(name)
+        report = read_json(run.folder / "report.json", {})
         figures = "".join(
             f"<tr><td>{text(f.get('label', ''))}</td><td>{text(f.get('value', ''))}</td></tr>"
             for f in report.get("figures", [])
         )
         notes = "".join(quiet(str(note)) for note in report.get("notes", []))
-        faces = self._adapted_faces(run)
-        return block(f"{line}{faces}<table>{figures}</table>{notes}")
+        return block(f"{self._adapted_faces(run)}<table>{figures}</table>{notes}")
 
     def _adapted_faces(self, run: Run) -> str:
         """A few faces: damaged, base, adapted."""
@@ -593,9 +596,11 @@ def quiet(line: str) -> str:
 
 
 def said(line: str, problems: Sequence[str] = ()) -> str:
-    """Something that went well, and what did not, as HTML."""
-    more = "".join(f"<br>{text(problem)}" for problem in problems[:10])
-    return block(f'<p class="said" role="status">{text(line)}{more}</p>') if line or problems else ""
+    """Something that went well, and what did not, as HTML; "" if there is nothing to say."""
+    count = len(problems)
+    left_out = [f"{count} {'file is' if count == 1 else 'files are'} of no use:", *problems[:10]] if problems else []
+    lines = [text(shown) for shown in (line, *left_out) if shown]
+    return block(f'<p class="said" role="status">{"<br>".join(lines)}</p>') if lines else ""
 
 
 def failed(error: Exception) -> str:

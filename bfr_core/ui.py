@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0
 AUTH_VARIABLE = "BFR_UI_AUTH"
+ANOTHER = "another"  # run than any that was looked at, so that all is shown
+Shown = dict[Any, Any]  # component -> its new value; what is not in it stays as it is
 BEFORE = {"the damaged photo": "damaged", "the base restorer": "base"}
 
 
@@ -76,7 +78,7 @@ def build(page: Page) -> Any:
                 advanced = []
                 for paths in _in_threes(list(ADVANCED)):
                     with gr.Row():
-                        advanced += [_number(gr, path, (default.changes or {})[path]) for path in paths]
+                        advanced += [_number(gr, path, default.changes[path]) for path in paths]
                 with gr.Row():
                     min_face = gr.Number(
                         default.min_face, label="Smallest face", info="Pixels of the photo.", precision=0
@@ -91,7 +93,8 @@ def build(page: Page) -> Any:
             compare = gr.Button("Show before and after")
             pictures, as_pictures = compat.comparison("Before | after")
             save = gr.Button("Save the restorer", variant="primary")
-            saved = gr.File(label="To take away", interactive=False)
+            saved = gr.File(label="To take away", interactive=False, visible=False)
+            details = gr.HTML()
         with gr.Tab("4. Repair photos"):
             with gr.Row():
                 with gr.Column():
@@ -102,7 +105,7 @@ def build(page: Page) -> Any:
                     crops = gr.Checkbox(False, label="The pictures are cut-out, square faces already")
                     strip_gps = gr.Checkbox(False, label="Leave out where the photos were taken")
             repair = gr.Button("Repair", variant="primary")
-            archive = gr.File(label="Repaired photos", interactive=False)
+            archive = gr.File(label="Repaired photos", interactive=False, visible=False)
         with gr.Tab("All runs"):
             table = gr.HTML()
             with gr.Row():
@@ -114,93 +117,123 @@ def build(page: Page) -> Any:
                 delete = gr.Button("Delete", variant="stop")
 
         chosen = [restorer, minutes, aligned, min_face, low_memory, *advanced]
-        shown = [state, progress, faces_said, gallery, verdict, photo, archive, start, stop, table, other, seen]
+        shown = [
+            state,
+            progress,
+            faces_said,
+            gallery,
+            verdict,
+            details,
+            saved,
+            photo,
+            archive,
+            start,
+            stop,
+            table,
+            other,
+            seen,
+        ]
 
         def as_choices(*values: Any) -> Choices:
             net, limit, square, smallest, lean, *rest = values
             defaults = page.defaults(net)
             return Choices(net, limit or 0.0, square, int(smallest or 0), lean, changes_of(rest, defaults))
 
-        def look(run: str | None, last: str) -> list[Any]:
-            """All that is shown of a run; only what moves if nothing else changed since `last`."""
+        def look(run: str | None, last: str) -> Shown:
+            """What of the run has to be shown anew: all of it if anything changed since `last`, else what moves."""
             stamp = page.stamp(run)
-            unchanged = [gr.update()] * len(shown)
-            if not stamp:
-                return unchanged if last == "" else ["", "", "", [], "", gr.update(choices=[], value=None), None,
-                    gr.update(value="Adapt"), gr.update(interactive=False), page.table(), gr.update(), ""]  # fmt: skip
-            status = page.jobs.status(page.run(run))
             if stamp == last:
-                return [page.state(run), page.progress(run), *unchanged[2:]] if status.active else unchanged
-            photos, archived = page.photos(run), page.repaired(run)
+                active = stamp and page.jobs.status(page.run(run)).active
+                return {state: page.state(run), progress: page.progress(run)} if active else {seen: stamp}
+            nothing = gr.update(value=None, visible=False)
+            if not stamp:
+                words = dict.fromkeys((state, progress, faces_said, verdict, details), "")
+                files = {gallery: [], photo: gr.update(choices=[], value=None), archive: nothing, saved: nothing}
+                return words | files | {table: page.table(), seen: stamp}
+            status, photos, repaired = page.jobs.status(page.run(run)), page.photos(run), page.repaired(run)
             goes_on = status.kind == "adapt" and status.state in ("cancelled", "stopped", "failed")
-            return [
-                page.state(run), page.progress(run), page.faces_said(run), page.faces(run), page.verdict(run),
-                gr.update(choices=photos, value=photos[0] if photos else None), archived and str(archived),
-                gr.update(value="Go on" if goes_on else "Adapt", interactive=not status.active),
-                gr.update(interactive=status.active), page.table(),
-                gr.update(choices=[n for n in page.names() if n != run]), stamp,
-            ]  # fmt: skip
+            return {
+                state: page.state(run),
+                progress: page.progress(run),
+                faces_said: page.faces_said(run),
+                gallery: page.faces(run),
+                verdict: page.verdict(run),
+                details: page.details(run),
+                photo: gr.update(choices=photos, value=photos[0] if photos else None),
+                saved: nothing,
+                archive: gr.update(value=str(repaired), visible=True) if repaired else nothing,
+                start: gr.update(value="Go on" if goes_on else "Adapt", interactive=not status.active),
+                stop: gr.update(interactive=status.active),
+                table: page.table(),
+                other: gr.update(choices=[name for name in page.names() if name != run]),
+                seen: stamp,
+            }
 
-        def opened(run: str | None) -> list[Any]:
-            choices = page.choices_of(run if run in page.names() else None)
-            values = [choices.restorer, choices.minutes, choices.aligned, choices.min_face, choices.low_memory]
-            own = dict(choices.changes or {})
-            return [None, *values, *(own[path] for path in ADVANCED), *look(run, "another")]
+        def opened(run: str | None) -> Shown:
+            own = page.choices_of(run if run in page.names() else None)
+            values = [own.restorer, own.minutes, own.aligned, own.min_face, own.low_memory, *own.changes.values()]
+            return dict(zip(chosen, values, strict=True)) | look(run, ANOTHER)
 
-        def begin(files: Any, path: str, called: str, *values: Any) -> list[Any]:
+        def begin(files: Any, path: str, called: str, *values: Any) -> Shown:
             run, problems = page.new_run(called or "", _paths(files), path or "", as_choices(*values))
-            return [said("", problems), gr.update(choices=page.names(), value=run), None]
+            return {name: gr.update(choices=page.names(), value=run), dropped: None} | tell(said("", problems))
 
-        def adapt(run: str | None, *values: Any) -> list[Any]:
+        def adapt(run: str | None, *values: Any) -> Shown:
             page.adapt(run, as_choices(*values))
-            return ["", *look(run, "another")]
+            return look(run, ANOTHER) | tell("")
 
-        def halt(run: str | None) -> list[Any]:
+        def halt(run: str | None) -> Shown:
             page.stop(run)
-            return [said("It stops after the step it is at; what it has is kept.")]
+            return tell(said("It stops after the step it is at; what it has is kept."))
 
-        def toggle(index: int, run: str | None) -> list[Any]:
+        def toggle(index: int, run: str | None) -> Shown:
             page.toggle(run, index)
-            return ["", page.faces_said(run), page.faces(run), page.stamp(run)]
+            return {faces_said: page.faces_said(run), gallery: page.faces(run), seen: page.stamp(run)} | tell("")
 
-        def show(run: str | None, which: str | None, against: str) -> list[Any]:
-            return ["", *as_pictures(page.before_after(run, which, BEFORE[against]))]
+        def show(run: str | None, which: str | None, against: str) -> Shown:
+            files = page.before_after(run, which, BEFORE[against])
+            return dict(zip(pictures, as_pictures(files), strict=True)) | tell("")
 
-        def keep(run: str | None) -> list[Any]:
-            return ["", [str(path) for path in page.save(run)]]
+        def keep(run: str | None) -> Shown:
+            return {saved: gr.update(value=[str(path) for path in page.save(run)], visible=True)} | tell("")
 
-        def mend(run: str | None, files: Any, path: str, base: bool, no_gps: bool, square: bool) -> list[Any]:
+        def mend(run: str | None, files: Any, path: str, base: bool, no_gps: bool, square: bool) -> Shown:
             problems = page.repair(run, _paths(files), path or "", base, no_gps, square)
-            return [said("", problems), None, *look(run, "another")]
+            return look(run, ANOTHER) | {to_repair: None} | tell(said("", problems))
 
-        def side_by_side(run: str | None, second: str | None) -> list[Any]:
-            return ["", page.compare(run, second)]
+        def side_by_side(run: str | None, second: str | None) -> Shown:
+            return {compared: page.compare(run, second)} | tell("")
 
-        def remove(run: str | None, really: bool) -> list[Any]:
+        def remove(run: str | None, really: bool) -> Shown:
             if not really:
                 raise ValueError("tick the box beside the button first: what is deleted is gone")
             page.delete(run)
-            return [said(f"{run} is deleted."), gr.update(choices=page.names(), value=page.latest()), False]
+            return {name: gr.update(choices=page.names(), value=page.latest()), sure: False} | tell(
+                said(f"{run} is deleted.")
+            )
 
-        def reopened() -> list[Any]:
-            return [gr.update(choices=page.names(), value=page.latest()), page.table()]
+        def reopened() -> Shown:
+            return {name: gr.update(choices=page.names(), value=page.latest()), table: page.table()}
 
-        def recipe_of(net: str) -> list[Any]:
-            return ["", *page.defaults(net).values()]
+        def recipe_of(net: str) -> Shown:
+            return dict(zip(advanced, page.defaults(net).values(), strict=True))
 
-        def told(act: Callable[..., list[Any]], outputs: list[Any]) -> Callable[..., Any]:
-            """`act`, whose first result is the message (None leaves it as it is): errors are said there as well."""
+        def tell(line: str) -> Shown:
+            return {message: gr.update(value=line, visible=bool(line))}
 
-            def answer(*values: Any) -> Any:
-                line, *rest = or_error(act, *values)
-                rest = rest or [gr.update()] * len(outputs)
-                shown = gr.update() if line is None else gr.update(value=line, visible=bool(line))
-                return [shown, *rest] if rest else shown
+        def safe(act: Callable[..., Shown]) -> Callable[..., Shown]:
+            """`act`; what cannot be done is said in one line on the page, and all else stays as it is."""
+
+            def answer(*values: Any) -> Shown:
+                try:
+                    return act(*values)
+                except (ValueError, OSError) as error:
+                    return tell(failed(error))
 
             return answer
 
-        def wire(event: Any, act: Callable[..., list[Any]], inputs: list[Any], outputs: list[Any]) -> None:
-            on(event, told(act, outputs), inputs, [message, *outputs])
+        def wire(event: Any, act: Callable[..., Shown], inputs: list[Any], outputs: list[Any]) -> None:
+            on(event, safe(act), inputs, [message, *outputs])
 
         wire(find.click, begin, [dropped, folder, title, *chosen], [name, dropped])
         wire(name.change, opened, [name], [*chosen, *shown])
@@ -208,24 +241,14 @@ def build(page: Page) -> Any:
         wire(stop.click, halt, [name], [])
         wire(compare.click, show, [name, photo, before], pictures)
         wire(save.click, keep, [name], [saved])
-        repaired = [name, to_repair, repair_folder, with_base, strip_gps, crops]
-        wire(repair.click, mend, repaired, [to_repair, *shown])
+        wire(repair.click, mend, [name, to_repair, repair_folder, with_base, strip_gps, crops], [to_repair, *shown])
         wire(compare_runs.click, side_by_side, [name, other], [compared])
         wire(delete.click, remove, [name, sure], [name, sure])
         wire(restorer.input, recipe_of, [restorer], advanced)
-        marked = [faces_said, gallery, seen]
-        compat.on_select(gallery, told(toggle, marked), [name], [message, *marked])
-        compat.every(LOOK_SECONDS, look, [name, seen], shown)
+        compat.on_select(gallery, safe(toggle), [name], [message, faces_said, gallery, seen])
+        compat.every(LOOK_SECONDS, safe(look), [name, seen], [message, *shown])
         on(demo.load, reopened, [], [name, table], quiet=True)
     return demo
-
-
-def or_error(act: Callable[..., list[Any]], *values: Any) -> list[Any]:
-    """What `act` returns, or one line of HTML that says why it cannot be done."""
-    try:
-        return act(*values)
-    except (ValueError, OSError) as error:
-        return [failed(error)]
 
 
 def _number(gr: Any, path: str, value: Any) -> Any:

@@ -61,7 +61,7 @@ def test_a_second_start_of_a_run_gives_the_job_that_is_under_way(tmp_path):
     until(lambda: jobs.status(run).step > 1)
     again = Held()
     status = jobs.start(Run(tmp_path / "x" / ".." / "run"), "faces", again)
-    assert status.kind == "adapt" and status.state == "running" and status.seconds_left > 0
+    assert status.kind == "adapt" and status.state == "running" and (status.seconds_left or 0) > 0
     assert jobs.preview(run).shape == (3, 4, 4) and float(jobs.preview(run).mean()) == 0.5
     assert Jobs().start(run, "faces", again).kind == "adapt"  # as another server would, whose memory is its own
     work.go.set()
@@ -141,7 +141,7 @@ def test_the_time_left_knows_the_limit_of_the_tuning(tmp_path):
     jobs = Jobs()
     jobs.start(run, "adapt", work, tuning_seconds=60)
     jobs.wait(run)
-    assert [round(status.seconds_left) for status in seen] == [10, 10, 10]
+    assert [round(status.seconds_left or 0) for status in seen] == [10, 10, 10]
     assert len(seen[-1].curves["l1"]) < 300 and seen[-1].curves["held-out faces"] == [(0, 2.0)]
     assert jobs.status(run).seconds_left is None and Jobs().status(run).curves == seen[-1].curves
 

@@ -58,6 +58,7 @@ def test_from_photos_to_a_zip(page, adapted, photos, tmp_path):
     assert "Adapted" in page.state(adapted) and page.progress(adapted).count("<img") == 12
     assert "polyline" in page.progress(adapted) and "Cannot tell" in page.verdict(adapted)
     assert page.photos(adapted)[0] == "below/face 1.png"
+    assert page.details(adapted).count("<img") == 18 and "tuning steps" in page.details(adapted)
     before, after = page.before_after(adapted, "face 0.png")
     assert Image.open(before).size == Image.open(after).size == (32, 32)
     assert page.cache in before.parents and before != after
@@ -103,7 +104,7 @@ def test_a_run_goes_on_with_its_own_choices_after_a_restart(page, photos):
     again = Page(page.runs, page.allowed, "cpu")
     choices = again.choices_of(name)
     assert (choices.minutes, choices.aligned, choices.changes["finetune.iterations"]) == (5, True, 5000)
-    again.adapt(name, replace(choices, changes=choices.changes | {"finetune.iterations": 4}))
+    again.adapt(name, replace(choices, changes=dict(choices.changes) | {"finetune.iterations": 4}))
     finished(again, name)
 
 
@@ -111,10 +112,10 @@ def test_uploads_become_a_run(page):
     files = [upload(page, f"p{i}.png") for i in range(2)] + [upload(page, "p.svg")]
     Path(upload(page, "broken.jpg")).write_bytes(b"\xff\xd8\xff no")
     name, problems = page.new_run("a/../b", [*files, str(page.cache / "abc" / "broken.jpg")], "", FEW)
-    assert name == "a__..__b" and len(problems) == 2
+    assert name == "a-..-b" and len(problems) == 2
     finished(page, name)
     assert sorted(p.name for p in (page.run(name).folder / "photos").iterdir()) == ["p0.png", "p1.png"]
-    assert page.new_run("A/../b", files[:1], "", FEW)[0] == "A__..__b 2"
+    assert page.new_run("A-<..>/b", files[:1], "", FEW)[0] == "A-..-b 2"
 
 
 def test_uploads_that_are_refused(page, tmp_path, monkeypatch):
@@ -160,7 +161,14 @@ def test_what_a_run_folder_says_is_not_trusted(page, adapted, photos, tmp_path):
     report = {"verdict": HOSTILE, "verdict_sentence": HOSTILE, "figures": [{"label": HOSTILE}], "notes": [HOSTILE]}
     write_json(run / "report.json", report)
     write_json(run / "job.json", {"kind": HOSTILE, "state": "failed", "error": HOSTILE, "notes": [HOSTILE]})
-    for shown in (page.verdict(adapted), page.state(adapted), page.table(), said(HOSTILE), failed(OSError(HOSTILE))):
+    for shown in (
+        page.verdict(adapted),
+        page.details(adapted),
+        page.state(adapted),
+        page.table(),
+        said(HOSTILE),
+        failed(OSError(HOSTILE)),
+    ):
         assert "<img src=x" not in shown
     (run / "report.json").write_text("{")
     assert "report damaged" in page.table()
@@ -211,9 +219,14 @@ def test_bad_choices_are_said_at_once(page, photos):
         page.new_run("x", [], " ", FEW)
 
 
+def test_what_is_said():
+    assert said("") == "" and "2 files are of no use:<br>a&lt;<br>b" in said("", ["a<", "b"])
+    assert said("done") == '<div class="bfr"><p class="said" role="status">done</p></div>'
+
+
 def test_settings_are_read_in_their_own_types():
     defaults = dict.fromkeys(ADVANCED, 0.5) | {"finetune.iterations": 100}
-    values = [None] * len(ADVANCED)
+    values: list[float | None] = [None] * len(ADVANCED)
     assert changes_of(values, defaults) == {}
     values[list(ADVANCED).index("finetune.iterations")] = 7.0
     assert changes_of(values, defaults) == {"finetune.iterations": 7}

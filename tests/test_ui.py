@@ -22,7 +22,7 @@ from bfr_core.cli import main
 from bfr_core.gradio_compat import at_home
 from bfr_core.images import write_image
 from bfr_core.page import Choices, Page
-from bfr_core.ui import build, or_error, read_logins, serve
+from bfr_core.ui import build, read_logins, serve
 
 FEW = Choices(aligned=True, changes={"finetune.iterations": 4})
 
@@ -103,14 +103,6 @@ def test_logins_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
 )
 def test_only_requests_of_this_machine_are_answered(host, origin, answered):
     assert at_home(host, origin) is answered
-
-
-def test_what_cannot_be_done_is_one_line_on_the_page():
-    def act(value):
-        raise ValueError(f"{value}: <b>no\nsecond line")
-
-    assert or_error(act, "x") == ['<div class="bfr"><p class="error" role="alert">x: &lt;b&gt;no</p></div>']
-    assert or_error(lambda: ["", 1]) == ["", 1]
 
 
 def test_every_event_stays_out_of_the_queue_and_of_the_public_interface(gradio, small, tmp_path):
@@ -196,7 +188,6 @@ def until(look, seconds=60):
         time.sleep(0.2)
 
 
-@pytest.mark.slow
 def test_the_way_through_the_page(gradio, small, browser, photos, tmp_path):
     def button(text):
         found = browser.find_elements("css selector", "button")
@@ -230,7 +221,7 @@ def test_the_way_through_the_page(gradio, small, browser, photos, tmp_path):
         until(lambda: button("2. Adapt")).click()
         until(lambda: button("Adapt")).click()
         until(lambda: says("Teaching the restorer"))
-        assert browser.find_elements("css selector", ".bfr .faces img")
+        until(lambda: len(browser.find_elements("css selector", ".bfr .faces img")) == 12)
         browser.refresh()  # the run does not mind
         until(lambda: says("Teaching the restorer"))
         button("2. Adapt").click()
@@ -248,7 +239,7 @@ def test_the_way_through_the_page(gradio, small, browser, photos, tmp_path):
         until(lambda: field("or name a folder")).send_keys(str(photos))
         browser.find_elements("xpath", "//label[contains(., 'cut-out')]//input")[1].click()
         button("Repair").click()
-        until(lambda: says("repaired 1.zip"))
+        until(lambda: says("repaired 1"))
         button("All runs").click()
         until(lambda: button("Delete")).click()
         until(lambda: says("tick the box beside the button first"))
