@@ -212,7 +212,7 @@ def test_the_way_through_the_page(gradio, small, browser, photos, tmp_path):
         button("Find the faces").click()
         until(lambda: says("10 faces found, 0 left out"))
         name = page.names()[0]
-        until(lambda: browser.find_elements("css selector", ".gallery-item button, button.gallery-item"))[1].click()
+        until(lambda: browser.find_elements("css selector", "button.thumbnail-item, .gallery-item button"))[1].click()
         until(lambda: says("10 faces found, 1 left out"))
         button("2. Adapt").click()
         until(lambda: button("Adapt"))
