@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,10 @@ def changed(config: Any, values: dict[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class FaceSet:
-    """Aligned crops on disk. names: one a face, the crop's file name without suffix. fingerprint: of their making."""
+    """Aligned crops on disk. names: one a face, the crop's file name without suffix. fingerprint: of their making.
+
+    Faces that the user left out are in none of these.
+    """
 
     folder: Path
     names: list[str]
@@ -155,9 +158,8 @@ def collect_faces(
     """
     files = list_images(photos)
     relatives = [f.relative_to(photos) for f in files]
-    print_ = fingerprint(
-        size, asdict(config), [(r.as_posix(), *_stamp(f)) for r, f in zip(relatives, files, strict=True)]
-    )
+    stamps = [(r.as_posix(), *_stamp(f)) for r, f in zip(relatives, files, strict=True)]
+    print_ = fingerprint(size, asdict(config), stamps)
     stage_folder(run.faces, print_)
     journal = run.faces / "photos.jsonl"
     done = _read_journal(journal)
@@ -188,18 +190,41 @@ def collect_faces(
     problems = [{"photo": r["photo"], "problem": r["problem"]} for r in records if r["problem"]]
     if not faces:
         raise ValueError(f"{printable(photos)}: no face could be taken from its {len(files)} images")
-    write_json(run.faces / "faces.json", {"size": size, "fingerprint": print_, "faces": faces, "problems": problems})
+    made = {"size": size, "fingerprint": print_, "found_by": fingerprint(asdict(config), stamps)}
+    write_json(run.faces / "faces.json", made | {"faces": faces, "problems": problems})
     run.record("faces", {"photos": str(photos.name), "size": size} | asdict(config))
     return faces_of(run)
 
 
 def faces_of(run: Run) -> FaceSet:
-    """The faces that a run holds. Raises ValueError if it has none yet."""
+    """The faces that a run holds, less those left out. Raises ValueError if it has none yet, or none is in use."""
+    index = _face_index(run)
+    left_out = left_out_of(run)
+    names = [face["name"] for face in index["faces"] if face["name"] not in left_out]
+    if not names:
+        raise ValueError(f"{printable(run.folder)}: all of its {len(left_out)} faces are left out")
+    print_ = fingerprint(index["fingerprint"], left_out) if left_out else index["fingerprint"]
+    return FaceSet(run.faces, names, print_, index["problems"])
+
+
+def leave_out(run: Run, names: Iterable[str]) -> None:
+    """Use all faces of the run but these from now on; forgotten when other faces are found in the photos."""
+    index = _face_index(run)
+    known = {face["name"] for face in index["faces"]}
+    write_json(run.left_out, {"found_by": index.get("found_by"), "names": sorted(known & set(names))})
+
+
+def left_out_of(run: Run) -> list[str]:
+    """Names of the run's faces that the user left out, sorted; they stay so at another size of the crops."""
+    marked = read_json(run.left_out, {"names": []})
+    return marked["names"] if marked.get("found_by") == _face_index(run).get("found_by") else []
+
+
+def _face_index(run: Run) -> dict[str, Any]:
     index = read_json(run.faces / "faces.json")
     if index is None:
         raise ValueError(f"{printable(run.folder)}: holds no faces yet; start with 'bfr faces PHOTOS --run ...'")
-    names = [face["name"] for face in index["faces"]]
-    return FaceSet(run.faces, names, index["fingerprint"], index["problems"])
+    return index
 
 
 def _crops_of(

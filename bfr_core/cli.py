@@ -7,6 +7,7 @@ import json
 import logging
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -372,6 +373,20 @@ def verify_real(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     return {"report": str(page), "failed": failed}
 
 
+def ui(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from .ui import serve
+
+    page, server, address = serve(args.runs, args.allow, args.port, args.listen, args.auth)
+    try:
+        print(f"the page is at {address} (Ctrl-C ends it; runs go on from there next time)", file=sys.stderr)
+        while True:
+            time.sleep(0.2)
+            bars.cancel.check()
+    finally:
+        page.jobs.stop_all()
+        server.close()
+
+
 def inspect(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from dataclasses import asdict
 
@@ -539,6 +554,16 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, metavar="FOLDER", help="of convert: where the prior goes")
     sub = on_device(command(verify_real, "Check the published weights that are here, and write a report to share."))
     sub.add_argument("--out", type=Path, default=Path("verify_real"), metavar="DIR", help="where the report goes")
+    sub = command(ui, "The web page, for this machine only unless told otherwise.")
+    sub.add_argument(
+        "--runs", type=Path, default=Path("bfr_runs"), metavar="DIR", help="where runs are kept (bfr_runs)"
+    )
+    text = "folder that may be named on the page, with all below it; may be given several times"
+    sub.add_argument("--allow", type=Path, action="append", default=[], metavar="DIR", help=text)
+    sub.add_argument("--port", type=int, default=7860, help="(7860)")
+    sub.add_argument("--listen", action="store_true", help="answer other machines, too")
+    text = "file with lines user:password who may use it; or set BFR_UI_AUTH to one such line"
+    sub.add_argument("--auth", type=Path, metavar="FILE", help=text)
     sub = command(
         inspect, "What a restored picture, or a restorer, says of itself; may the restorer be used commercially?"
     )

@@ -259,11 +259,11 @@ _LONGEST_SIDE = 1024
 _LOSSLESS_SIDE = 256
 
 
-def data_uri(picture: Tensor) -> str:
-    """(3, H, W) in [0, 1] as a data URI: PNG up to 256 pixels a side, JPEG 95 above, shrunk to 1024 pixels."""
+def data_uri(picture: Tensor, longest: int = _LONGEST_SIDE) -> str:
+    """(3, H, W) in [0, 1] as a data URI, shrunk to `longest`: PNG up to 256 pixels a side, JPEG 95 above."""
     pixels = picture.detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
     image = Image.fromarray(pixels)
-    image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     encoded = BytesIO()
     if max(image.size) <= _LOSSLESS_SIDE:
         image.save(encoded, "PNG", optimize=True)
@@ -282,11 +282,11 @@ _MOST_POINTS = 1000
 
 
 def _curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
-    charts = "".join(_chart(name, points) for name, points in curves.items() if points)
+    charts = "".join(chart(name, points) for name, points in curves.items() if points)
     return _section("While tuning", "", f'<div class="charts">{charts}</div>', "curves") if charts else ""
 
 
-def _chart(name: str, points: Sequence[tuple[int, float]]) -> str:
+def chart(name: str, points: Sequence[tuple[int, float]]) -> str:
     """One curve as SVG, a long one with its running mean; points that are not finite are left out and counted."""
     finite = [(step, value) for step, value in points if math.isfinite(value)]
     said = [] if len(finite) == len(points) else [f"{len(points) - len(finite)} of {len(points)} points are not finite"]

@@ -21,6 +21,7 @@ class Run:
 
     config.json       settings of every stage, as last used
     faces/            aligned crops and faces.json
+    left_out.json     faces that the user does not want used
     restored/         what the base restorer makes of them
     targets/          pseudo targets; redrawn/ in it: those drawn again because the gate refused the first
     photos/, given/   photos and targets that came as pictures, not as files
@@ -28,6 +29,7 @@ class Run:
     gate.json         what the gate found of each
     checkpoints/      training state
     restorer.safetensors, report.html, report.json, log.txt
+    job.json          how far the last job in the background is, see `jobs`
     restorer.pth          the same again, if asked for
     change.safetensors    after low-rank tuning: what it changed, alone
     """
@@ -40,6 +42,10 @@ class Run:
     @property
     def faces(self) -> Path:
         return self.folder / "faces"
+
+    @property
+    def left_out(self) -> Path:
+        return self.folder / "left_out.json"
 
     @property
     def restored(self) -> Path:

@@ -18,6 +18,8 @@ from bfr_core.adaptation import (
     draw_targets,
     faces_of,
     gate_targets,
+    leave_out,
+    left_out_of,
     match_in_order,
     match_targets,
     targets_of,
@@ -308,3 +310,28 @@ def test_pictures_in_order_become_targets(photos, tmp_path):
         match_in_order(run, faces, torch.rand(2, 3, 32, 32), first=9)
     with pytest.raises(ValueError, match="square"):
         match_in_order(run, faces, torch.rand(1, 3, 32, 40))
+
+
+def test_faces_left_out_stay_out_when_the_run_goes_on(photos, config, tmp_path):
+    run = Run(tmp_path)
+    with pytest.raises(ValueError, match="holds no faces yet"):
+        leave_out(run, [])
+    with run.locked():
+        collect_faces(photos, run, 32, ALIGNED)
+    whole = faces_of(run)
+    leave_out(run, ["face 4", "below__face 1", "no such face"])
+    assert left_out_of(run) == ["below__face 1", "face 4"]
+    result = adapt(photos, tmp_path, config)
+    assert set(result.faces.names) == set(whole.names) - {"face 4", "below__face 1"}
+    assert result.faces.fingerprint != whole.fingerprint
+    with run.locked():
+        assert len(collect_faces(photos, run, 64, ALIGNED)) == 8  # the same faces, larger
+    leave_out(run, whole.names)
+    with pytest.raises(ValueError, match="all of its 10 faces are left out"):
+        faces_of(run)
+    leave_out(run, [])
+    assert faces_of(run).names == whole.names
+    leave_out(run, ["face 4"])
+    write_image(tmp_path / "photos" / "face 4.png", torch.rand(3, 32, 32))
+    with run.locked():
+        assert len(collect_faces(tmp_path / "photos", run, 32, ALIGNED)) == 1  # other faces

@@ -59,8 +59,9 @@ LAYERS = (
         "report",
         "summary",
         "vote",
+        "jobs",
     ),
-    ("cli", "ui", "gradio_compat", "demo", "verification", "__init__", "__main__"),
+    ("cli", "page", "ui", "gradio_compat", "demo", "verification", "__init__", "__main__"),
 )
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 # Slow to import, or absent in some hosts: imported inside the function that uses them.

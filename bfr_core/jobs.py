@@ -1,0 +1,341 @@
+"""Jobs in the background, one per run folder: they outlive whoever started them, and anyone may ask how far they are.
+
+Nothing here knows a page: a job is a thread that calls a function and writes down what its callback hears.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from .adaptation import StageCallback, adapt, changed, collect_faces, recipe
+from .finetuning import Progress
+from .images import printable, replace_atomically, to_unit
+from .precision import choose_device
+from .restore import RestoreConfig, restore_folder
+from .restorers import load_restorer
+from .runs import Run, read_json, write_json
+from .summary import report_adaptation
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["faces", "adapt", "repair"]
+State = Literal["new", "waiting", "running", "done", "cancelled", "failed", "stopped"]
+WRITE_SECONDS = 2.0
+TURN_SECONDS = 0.2  # between two looks whether a waiting job's turn has come
+MOST_POINTS = 200  # of a curve
+MOST_NOTES = 100
+
+
+class Cancelled(Exception):
+    """Raised inside a job that was told to stop."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job made: a file, by its path in the run folder, and what there is to say of it, in lines."""
+
+    file: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far the last job of a run is.
+
+    state: "new" if it never had one, "stopped" if the job's process ended before the job did.
+    stage, step, steps: as in `adaptation.StageCallback`. seconds_left: of this stage; None if that is not known yet.
+    error: why it failed, in one line. file, notes: see `Outcome`. curves: (step, value) by name, while tuning.
+    """
+
+    kind: str = ""
+    state: State = "new"
+    stage: str = ""
+    step: int = 0
+    steps: int = 0
+    seconds_left: float | None = None
+    error: str = ""
+    file: str = ""
+    notes: tuple[str, ...] = ()
+    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+
+    @property
+    def active(self) -> bool:
+        return self.state in ("waiting", "running")
+
+
+Work = Callable[[StageCallback], Outcome]
+
+
+class Jobs:
+    """The jobs of this process. They take turns: a second one waits until the first is over."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[Path, _Job] = {}
+        self._guard = threading.Lock()
+        self._turn = threading.Lock()
+
+    def start(self, run: Run, kind: Kind, work: Work, tuning_seconds: float = 0.0) -> Status:
+        """Start `work` on the run; if a job of the run is under way already, in any process, that one goes on alone.
+
+        tuning_seconds: the tuning ends after so long, for the time left; 0 = no limit.
+        Raises OSError if the run's folder cannot be made.
+        """
+        with self._guard:
+            status = self.status(run)
+            if status.active:
+                return status
+            run.folder.mkdir(parents=True, exist_ok=True)
+            job = self._jobs[_key(run)] = _Job(run, kind, work, self._turn, tuning_seconds)
+            job.thread.start()
+            return job.status
+
+    def status(self, run: Run) -> Status:
+        """Of the run's last job, whichever process it ran in."""
+        job = self._jobs.get(_key(run))
+        return read_status(run) if job is None or job.on_disk else job.status
+
+    def preview(self, run: Run) -> Tensor | None:
+        """The last picture that the job drew, (3, S, S) in [0, 1]."""
+        job = self._jobs.get(_key(run))
+        return job.preview if job and job.status.active else None
+
+    def cancel(self, run: Run) -> None:
+        """Tell the run's job to stop after the step it is at; what it has is kept."""
+        job = self._jobs.get(_key(run))
+        if job:
+            job.told_to_stop.set()
+
+    def stop_all(self, seconds: float = 60.0) -> None:
+        """Tell every job to stop, and give them so long to keep what they have."""
+        jobs = list(self._jobs.values())
+        for job in jobs:
+            job.told_to_stop.set()
+        end = time.monotonic() + seconds
+        for job in jobs:
+            job.thread.join(max(0.0, end - time.monotonic()))
+
+    def wait(self, run: Run, seconds: float = 60.0) -> Status:
+        """The status once the run's job is over, or after so many seconds."""
+        job = self._jobs.get(_key(run))
+        if job:
+            job.thread.join(seconds)
+        return self.status(run)
+
+
+def read_status(run: Run) -> Status:
+    """What the run folder says of its last job."""
+    kept = read_json(_record(run), {})
+    known = {name: kept[name] for name in Status.__dataclass_fields__ if name in kept}
+    known["notes"] = tuple(kept.get("notes", ()))
+    known["curves"] = {name: [(step, value) for step, value in c] for name, c in kept.get("curves", {}).items()}
+    status = Status(**known)
+    if status.active and not _held(run):
+        return replace(status, state="stopped", seconds_left=None)
+    return status
+
+
+class _Job:
+    """A thread, and what is known of it. on_disk: the run folder knows all that there is to know."""
+
+    def __init__(self, run: Run, kind: Kind, work: Work, turn: threading.Lock, tuning_seconds: float) -> None:
+        self.run, self.work, self.turn, self.tuning_seconds = run, work, turn, tuning_seconds
+        self.status = Status(kind, "waiting")
+        self.preview: Tensor | None = None
+        self.on_disk = False
+        self.told_to_stop = threading.Event()
+        self._written = self._first_time = 0.0
+        self._first_step = 0
+        self.thread = threading.Thread(target=self._run, name=f"bfr-{kind}", daemon=True)
+
+    def _run(self) -> None:
+        from filelock import FileLock, Timeout
+
+        try:
+            with FileLock(_lock(self.run), timeout=1):
+                self._work()
+            self.on_disk = True
+        except Timeout:  # another process was faster and has the job
+            self.on_disk = True
+        except OSError as error:
+            self.status = replace(self.status, state="failed", error=_line(error))
+
+    def _work(self) -> None:
+        try:
+            self._write()
+            while not self.turn.acquire(timeout=TURN_SECONDS):
+                self._check()
+            try:
+                self.status = replace(self.status, state="running")
+                self._write()
+                made = self.work(self._step)
+            finally:
+                self.turn.release()
+            self.status = replace(self.status, state="done", file=made.file, notes=made.notes[:MOST_NOTES])
+        except Cancelled:
+            self.status = replace(self.status, state="cancelled")
+        except Exception as error:  # nobody is above a thread to hear of it: the status is where it is seen
+            if not isinstance(error, (ValueError, OSError)):
+                log.exception("the job failed")
+            self.status = replace(self.status, state="failed", error=_line(error))
+        self.preview = None
+        self.status = replace(self.status, seconds_left=None)
+        self._write()
+
+    def _step(self, stage: str, step: int, steps: int, detail: Any) -> None:
+        now = time.monotonic()
+        if stage != self.status.stage:
+            self._first_time, self._first_step = now, step
+        left = None
+        if step > self._first_step:
+            left = (now - self._first_time) / (step - self._first_step) * (steps - step)
+        curves = self.status.curves
+        if isinstance(detail, Progress):
+            curves = {name: thinned(points) for name, points in detail.losses.items()}
+            if detail.held_out:
+                curves["held-out faces"] = thinned(detail.held_out)
+            if self.tuning_seconds:
+                left = min(left or self.tuning_seconds, max(0.0, self.tuning_seconds - detail.seconds))
+        elif isinstance(detail, Tensor):
+            self.preview = to_unit(detail[0].cpu()) if detail.ndim == 4 else detail.cpu()
+        self.status = replace(
+            self.status, stage=stage, step=step, steps=steps, seconds_left=left, curves=curves
+        )  # one assignment: readers in other threads see the old status or the new one
+        if now - self._written > WRITE_SECONDS:
+            self._write()
+        self._check()
+
+    def _check(self) -> None:
+        if self.told_to_stop.is_set():
+            raise Cancelled
+
+    def _write(self) -> None:
+        write_json(_record(self.run), asdict(self.status))
+        self._written = time.monotonic()
+
+
+def thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Evenly chosen points, about `MOST_POINTS`, and the last one."""
+    every = max(1, len(points) // MOST_POINTS)
+    return [*points[:-1:every], *points[-1:]]
+
+
+# ---------------------------------------------------------------- what jobs do
+
+
+def find_faces(run: Run, photos: Path, restorer: str, changes: Mapping[str, Any]) -> Work:
+    """Take the faces from the photos, at the size that the restorer wants."""
+
+    def work(callback: StageCallback) -> Outcome:
+        base = load_restorer(restorer)
+        config = changed(recipe(base), dict(changes))
+        with run.locked():
+            faces = collect_faces(photos, run, base.size, config.faces, callback)
+        return Outcome(notes=tuple(problem["problem"] for problem in faces.problems))
+
+    return work
+
+
+def adapt_restorer(run: Run, photos: Path, restorer: str, changes: Mapping[str, Any], device: str = "auto") -> Work:
+    """The whole adaptation, with its report; `changes` are made to the restorer's recipe, by dotted path."""
+
+    def work(callback: StageCallback) -> Outcome:
+        base = load_restorer(restorer).to(choose_device(device))
+        config = changed(recipe(base), dict(changes) | {"restorer": restorer})
+        result = adapt(photos, run.folder, config, callback, str(base.device), base)
+        report_adaptation(result, config.finetune)
+        return Outcome(run.restorer.name)
+
+    return work
+
+
+def repair_photos(
+    run: Run,
+    photos: Path,
+    restorer: str | Path,
+    config: RestoreConfig,
+    aligned: bool = False,
+    strip_gps: bool = False,
+    device: str = "auto",
+) -> Work:
+    """Restore the photos into a zip in the run's folder `repaired`, under their own names."""
+
+    def work(callback: StageCallback) -> Outcome:
+        out = run.folder / "repaired" / "under way"
+        shutil.rmtree(out, ignore_errors=True)
+        net = load_restorer(restorer).to(choose_device(device))
+        try:
+            result = restore_folder(
+                photos,
+                out,
+                net,
+                config,
+                aligned=aligned,
+                strip_gps=strip_gps,
+                callback=lambda step, steps, preview: callback("repair", step, steps, preview),
+            )
+            if not result.count("restored"):
+                said = "; ".join(printable(f"{f.path.as_posix()}: {f.reason}") for f in result.files[:3])
+                raise ValueError(f"none of the {len(result.files)} photos was restored: {said}")
+            number = 1 + sum(1 for _ in out.parent.glob("*.zip"))
+            archive = out.parent / f"repaired {number}.zip"
+            replace_atomically(archive, lambda part: _zip(out, part))
+        finally:
+            shutil.rmtree(out, ignore_errors=True)
+        counts = ", ".join(f"{result.count(s)} {word}" for s, word in REPAIRED.items() if result.count(s))
+        notes = [counts, *(f"{f.path.as_posix()}: {f.reason}" for f in result.files if f.reason)]
+        return Outcome(archive.relative_to(run.folder).as_posix(), tuple(printable(note) for note in notes))
+
+    return work
+
+
+REPAIRED = {"restored": "restored", "no_face": "without a face, unchanged", "failed": "failed"}
+
+
+def _zip(folder: Path, archive: Path) -> None:
+    """Every file below `folder`, as it is: pictures hardly shrink."""
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                file.write(path, path.relative_to(folder).as_posix())
+
+
+# ---------------------------------------------------------------- on disk
+
+
+def _key(run: Run) -> Path:
+    return run.folder.resolve()
+
+
+def _record(run: Run) -> Path:
+    return run.folder / "job.json"
+
+
+def _lock(run: Run) -> Path:
+    return run.folder / ".job.lock"
+
+
+def _held(run: Run) -> bool:
+    """Whether any process, this one included, is at a job of this run."""
+    from filelock import FileLock, Timeout
+
+    if not _lock(run).exists():
+        return False
+    try:
+        with FileLock(_lock(run), timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _line(error: Exception) -> str:
+    return printable((str(error) or type(error).__name__).splitlines()[0])

@@ -1,0 +1,708 @@
+"""What the web page does and says, without any web: plain methods that a button calls, and pieces of HTML.
+
+Everything that came from outside (names, paths, numbers, what a run folder says) is checked or escaped here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .adaptation import LOW_MEMORY, AdaptConfig, changed, leave_out, left_out_of, recipe
+from .images import (
+    FORMATS,
+    list_images,
+    photo_name,
+    photo_names,
+    printable,
+    read_image,
+    read_photo,
+    replace_atomically,
+    write_photo,
+)
+from .jobs import Jobs, Status, adapt_restorer, find_faces, repair_photos, thinned
+from .precision import choose_device
+from .report import VERDICTS, chart, data_uri
+from .restore import RestoreConfig, restore_photo, square
+from .restorers import Restorer, load_restorer
+from .runs import Run, read_json, write_json
+from .weights import TABLE, locate
+
+MAX_UPLOAD_BYTES = 200 << 20  # of one file
+MAX_UPLOAD_PIXELS = 100_000_000
+MAX_UPLOADS = 2000
+MAX_FACES_SHOWN = 300
+MAX_NOTES_SHOWN = 20
+TRIPLETS = 4
+COMPARED_FACES = 6
+THUMBNAIL = 176  # pixels
+LOSSLESS_PIXELS = 2_000_000  # a comparison of larger photos is shown as JPEG
+CACHE = "_page"  # below the runs: all that the page serves, and nothing else is served
+
+# Settings behind "Advanced": dotted path of `AdaptConfig` -> label and hint. Types and defaults are the recipe's.
+ADVANCED = {
+    "finetune.iterations": ("Tuning steps", "More learn more, and take longer."),
+    "finetune.transplant": ("Mix damages", "Share of the faces that get another face's damage, 0 to 1."),
+    "finetune.anchor": ("Keep old skills", "Share of each step that holds on to what the restorer could do, 0 to 1."),
+    "finetune.texture": ("Texture", "Weight against plastic skin; 0 is off."),
+    "finetune.batch_size": ("Faces per step", ""),
+    "targets.sampler.t_start": ("Freedom", "How far clean faces may move away from yours; higher invents more."),
+    "targets.sampler.factor": ("Coarseness", "What survives shrinking by this is kept; higher invents more."),
+    "gate.limit": ("Strictness", "Clean faces that stand out by this are refused; 0 refuses none."),
+    "finetune.seed": ("Seed", "Another number, another draw."),
+}
+STAGES = {
+    "faces": "Finding faces",
+    "examine": "Looking at the damage",
+    "targets": "Imagining clean faces",
+    "gate": "Checking the clean faces",
+    "finetune": "Teaching the restorer",
+    "repair": "Repairing photos",
+}
+STATES = {
+    "waiting": "Waiting for another run to finish",
+    "cancelled": "Stopped by you; it goes on where it was",
+    "failed": "Failed",
+    "stopped": "Interrupted; it goes on where it was",
+}
+KINDS = {"faces": "finding faces", "adapt": "adapting", "repair": "repairing photos"}
+NEXT = {
+    "faces": "Faces found. Look through them below, then go to Adapt.",
+    "adapt": "Adapted. The verdict is under Result.",
+    "repair": "Repaired. The photos are under Repair photos.",
+}
+STYLE = """<style>
+.bfr { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+.bfr p { margin: 0 0 8px; } .bfr .quiet { opacity: .7; font-size: .9em; }
+.bfr .error { border-left: 4px solid #c0392b; padding: 6px 12px; background: rgb(192 57 43 / .1); }
+.bfr .said { border-left: 4px solid #2c6a8f; padding: 6px 12px; background: rgb(44 106 143 / .1); }
+.bfr .bar { height: 10px; border-radius: 5px; background: rgb(128 128 128 / .25); overflow: hidden;
+  margin: 6px 0 10px; }
+.bfr .bar i { display: block; height: 100%; background: #2c6a8f; }
+.bfr .steps { display: flex; flex-wrap: wrap; gap: 4px 18px; list-style: none; padding: 0; margin: 0 0 8px; }
+.bfr .steps li { display: block; opacity: .55; margin: 0; } .bfr .steps li.now { opacity: 1; font-weight: 600; }
+.bfr .steps li.over::before { content: "\\2713\\00a0"; }
+.bfr .rows { display: grid; gap: 18px 30px; margin: 12px 0; max-width: 1200px;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 420px), 1fr)); }
+.bfr .faces { display: flex; gap: 8px; } .bfr .faces figure { flex: 0 1 176px; min-width: 0; }
+.bfr .faces img { display: block; width: 100%; margin: 0; border-radius: 6px; }
+.bfr .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); gap: 16px; }
+.bfr figure { margin: 0; } .bfr figcaption { font-size: .85em; }
+.bfr svg { width: 100%; height: auto; font-size: 11px; }
+.bfr svg text { fill: currentColor; opacity: .7; } .bfr svg line { stroke: rgb(128 128 128 / .3); }
+.bfr svg polyline { fill: none; stroke: #2c6a8f; stroke-width: 2; } .bfr svg .raw { stroke-width: 1; opacity: .4; }
+.bfr .verdict { font-size: 1.15em; border-left: 4px solid #66676c; padding-left: 14px; }
+.bfr .adopt { border-color: #1d7a4c; } .bfr .keep_base { border-color: #b36a00; }
+.bfr table { border-collapse: collapse; width: 100%; } .bfr th, .bfr td { text-align: left; padding: 6px 10px;
+  border: 0; border-bottom: 1px solid rgb(128 128 128 / .3); vertical-align: top; }
+</style>"""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a person chose for a run. minutes: of tuning at most, 0 = until done. changes: see `ADVANCED`."""
+
+    restorer: str = "embedded"
+    minutes: float = 0.0
+    aligned: bool = False
+    min_face: int = AdaptConfig().faces.min_face
+    low_memory: bool = False
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    def settings(self) -> dict[str, Any]:
+        """Changes to the restorer's recipe, by dotted path."""
+        lean = dict(LOW_MEMORY) if self.low_memory else {}
+        own = {"finetune.minutes": float(self.minutes), "faces.aligned": self.aligned, "faces.min_face": self.min_face}
+        return lean | own | dict(self.changes)
+
+
+class Page:
+    """The runs below one folder, and what may be done with them.
+
+    allowed: folders that paths typed into the page must lie in. Methods raise ValueError, FileNotFoundError or OSError
+    in one line for what cannot be done.
+    """
+
+    def __init__(self, runs: Path, allowed: Sequence[Path] = (), device: str = "auto") -> None:
+        self.runs = Path(runs).resolve()
+        self.allowed = [Path(folder).resolve(strict=True) for folder in allowed]
+        self.device = device
+        self.cache = self.runs / CACHE
+        self.cache.mkdir(parents=True, exist_ok=True)
+        self.jobs = Jobs()
+        self._loaded: dict[tuple[Any, ...], Restorer] = {}
+
+    # ------------------------------------------------------------ runs
+
+    def names(self) -> list[str]:
+        """The runs, the one touched last first."""
+        marks = ("request.json", "config.json", "job.json")
+        runs = [path for path in self.runs.iterdir() if any((path / mark).is_file() for mark in marks)]
+        return [path.name for path in sorted(runs, key=_touched, reverse=True)]
+
+    def run(self, name: str | None) -> Run:
+        """The run of this name, which must be one of `names`."""
+        if not name:
+            raise ValueError("choose a run first, or start a new one from photos")
+        if name not in self.names():
+            raise ValueError(f"{printable(str(name))}: there is no such run")
+        return Run(self.runs / name)
+
+    def latest(self) -> str | None:
+        """The run to show when the page is opened: the one that is at work, else the newest."""
+        names = self.names()
+        active = (name for name in names if self.jobs.status(self.run(name)).active)
+        return next(active, names[0] if names else None)
+
+    def new_run(self, title: str, uploads: Sequence[str], folder: str, choices: Choices) -> tuple[str, list[str]]:
+        """Make a run from uploaded photos, or from a folder, and look for faces; its name, and what was not usable."""
+        photos = self.typed_folder(folder) if folder.strip() else None
+        if photos is None and not uploads:
+            raise ValueError("drop some photos first, or name a folder")
+        self.restorer_named(choices.restorer)
+        fallback = photos.name if photos else f"run {time.strftime('%Y-%m-%d %H.%M')}"
+        run = Run(self._free(title.strip() or fallback))
+        problems = []
+        try:
+            if photos is None:
+                problems = self.keep_uploads(uploads, run.folder / "photos")
+            else:
+                list_images(photos)
+            write_json(run.folder / "request.json", {"photos": str(photos or ""), "restorer": choices.restorer})
+        except (ValueError, OSError):
+            shutil.rmtree(run.folder, ignore_errors=True)
+            raise
+        self.look_for_faces(run.folder.name, choices)
+        return run.folder.name, problems
+
+    def look_for_faces(self, name: str, choices: Choices) -> None:
+        run = self.run(name)
+        self.remember(run, choices)
+        self.jobs.start(run, "faces", find_faces(run, self.photos_of(run), choices.restorer, choices.settings()))
+
+    def adapt(self, name: str | None, choices: Choices) -> Status:
+        """Start the adaptation, or go on with it; a run that is at work already is left alone."""
+        run = self.run(name)
+        if (status := self.jobs.status(run)).active:
+            return status
+        changed(recipe(self.restorer_named(choices.restorer)), choices.settings())  # raises for a bad setting, now
+        photos = self.photos_of(run)
+        self.remember(run, choices)
+        work = adapt_restorer(run, photos, choices.restorer, choices.settings(), self.device)
+        return self.jobs.start(run, "adapt", work, 60 * choices.minutes)
+
+    def stop(self, name: str | None) -> None:
+        self.jobs.cancel(self.run(name))
+
+    def delete(self, name: str | None) -> None:
+        """Remove the run with all that it holds."""
+        run = self.run(name)
+        if self.jobs.status(run).active:
+            raise ValueError(f"{printable(str(name))}: is at work; stop it first")
+        shutil.rmtree(run.folder)
+
+    def remember(self, run: Run, choices: Choices) -> None:
+        """Keep what was chosen, so that the run can be gone on with after the page or the server was closed."""
+        kept = read_json(run.folder / "request.json", {"photos": ""})
+        chosen = {name: getattr(choices, name) for name in Choices.__dataclass_fields__} | {
+            "changes": dict(choices.changes)
+        }
+        write_json(run.folder / "request.json", {"photos": kept.get("photos", "")} | chosen)
+
+    def choices_of(self, name: str | None) -> Choices:
+        """What was chosen for the run last, with the recipe's values for the rest."""
+        kept = read_json(self.run(name).folder / "request.json", {}) if name else {}
+        known = {key: kept[key] for key in Choices.__dataclass_fields__ if key in kept}
+        if known.get("restorer", "embedded") not in restorers():
+            known["restorer"] = "embedded"
+        choices = Choices(**known)
+        own = {path: value for path, value in choices.changes.items() if path in ADVANCED}
+        return replace(choices, changes=self.defaults(choices.restorer) | own)
+
+    def defaults(self, restorer: str) -> dict[str, Any]:
+        """Values of the `ADVANCED` settings in the recipe for `restorer`."""
+        config = recipe(self.restorer_named(restorer))
+        return {path: value_at(config, path) for path in ADVANCED}
+
+    def photos_of(self, run: Run) -> Path:
+        """The folder of the run's photos, checked anew: what a run folder says is not trusted."""
+        kept = read_json(run.folder / "request.json", {}).get("photos")
+        if kept:
+            return self.typed_folder(kept)
+        if not (run.folder / "photos").is_dir():
+            raise ValueError(f"{printable(run.folder.name)}: was made elsewhere; its photos are not known here")
+        return run.folder / "photos"
+
+    # ------------------------------------------------------------ what comes in
+
+    def typed_folder(self, text: str) -> Path:
+        """The folder that was typed. Raises ValueError if it lies outside the allowed ones."""
+        path = Path(text.strip()).resolve()
+        if not any(path == folder or folder in path.parents for folder in self.allowed):
+            which = ", ".join(printable(folder) for folder in self.allowed) or "none yet"
+            raise ValueError(
+                f"{printable(text.strip())}: may not be read; allowed folders: {which} (start with --allow DIR)"
+            )
+        return path
+
+    def keep_uploads(self, uploads: Sequence[str], folder: Path) -> list[str]:
+        """Copy uploaded photos into `folder`, under their own names; a line for each that is not a usable picture.
+
+        Raises ValueError if none is usable, or if there are too many.
+        """
+        if len(uploads) > MAX_UPLOADS:
+            raise ValueError(f"{len(uploads)} photos are too many; drop {MAX_UPLOADS} at most, or name a folder")
+        files = [Path(upload).resolve() for upload in uploads]
+        problems, kept = [], 0
+        relatives = [Path(str(i) if len(set(files)) < len(files) else "", file.name) for i, file in enumerate(files)]
+        for file, stem in zip(files, photo_names(relatives), strict=True):
+            try:
+                if self.cache not in file.parents:
+                    raise ValueError(f"{printable(file.name)}: was not uploaded here")
+                if file.suffix.lower() not in FORMATS:
+                    raise ValueError(f"{printable(file.name)}: is not a picture ({', '.join(sorted(FORMATS))})")
+                if file.stat().st_size > MAX_UPLOAD_BYTES:
+                    raise ValueError(f"{printable(file.name)}: is larger than {MAX_UPLOAD_BYTES >> 20} MB")
+                read_photo(file, MAX_UPLOAD_PIXELS)
+            except (ValueError, OSError) as error:
+                problems.append(printable(str(error)))
+                continue
+            replace_atomically(folder / f"{stem}{file.suffix.lower()}", partial(shutil.copyfile, file))
+            kept += 1
+        if not kept:
+            raise ValueError(f"none of the files can be used: {'; '.join(problems[:3])}")
+        return problems
+
+    def _free(self, title: str) -> Path:
+        """A folder for a new run, named after `title`, that does not exist yet."""
+        stem = photo_name(Path(re.sub(r"[^\w .()-]+", "-", f"{title[:80]}.run").replace("__", "_"))).strip()
+        names = {path.name.casefold() for path in self.runs.iterdir()}
+        number = next(n for n in range(1, 10_000) if _numbered(stem, n).casefold() not in names)
+        return self.runs / _numbered(stem, number)
+
+    # ------------------------------------------------------------ faces
+
+    def faces(self, name: str | None) -> list[tuple[np.ndarray, str]]:
+        """Every face of the run, (S, S, 3) uint8, with what to say below it; those left out are dark and crossed."""
+        run = self.run(name)
+        names = self._face_names(run)[:MAX_FACES_SHOWN]
+        left_out = left_out_of(run) if names else []
+        return [
+            (_face_picture(run.faces / f"{n}.png", n in left_out), "left out" if n in left_out else "") for n in names
+        ]
+
+    def toggle(self, name: str | None, index: int) -> None:
+        """Leave out the face at this place in `faces`, or use it again."""
+        run = self.run(name)
+        if self.jobs.status(run).active:
+            raise ValueError("stop the run before you change its faces")
+        face = self._face_names(run)[index]
+        leave_out(run, set(left_out_of(run)) ^ {face})
+
+    def faces_said(self, name: str | None) -> str:
+        run = self.run(name)
+        names = self._face_names(run)
+        if not names:
+            return ""
+        out = len(left_out_of(run))
+        shown = f" The first {MAX_FACES_SHOWN} are shown." if len(names) > MAX_FACES_SHOWN else ""
+        few = " Eight or more are needed for a verdict." if len(names) - out < 8 else ""
+        return quiet(
+            f"{len(names)} faces found, {out} left out. Click a face to leave it out or take it back.{shown}{few}"
+        )
+
+    def _face_names(self, run: Run) -> list[str]:
+        index = read_json(run.faces / "faces.json", {"faces": []})
+        return [name for face in index["faces"] if _plain_name(name := str(face["name"]))]
+
+    # ------------------------------------------------------------ how it goes
+
+    def state(self, name: str | None) -> str:
+        """What the run is at, with a bar and the time left, and what its last job had to say, as HTML."""
+        status = self.jobs.status(self.run(name))
+        parts = [_headline(status)]
+        if status.active and status.steps:
+            parts.append(
+                f'<div class="bar"><i style="width:{100 * min(1, status.step / status.steps):.1f}%"></i></div>'
+            )
+        return block("".join([*parts, *map(quiet, status.notes[:MAX_NOTES_SHOWN])]))
+
+    def progress(self, name: str | None) -> str:
+        """Stages, triplets and curves of the adaptation, as HTML."""
+        run = self.run(name)
+        status, preview = self.jobs.status(run), self.jobs.preview(run)
+        adapting = status.kind == "adapt"
+        parts = [_stages(status.stage)] if adapting and status.active else []
+        if adapting and preview is not None and status.stage == "targets":
+            parts.append(f'<div class="faces">{_picture(preview, "a clean face taking shape")}</div>')
+        parts.append(self.triplets(run))
+        curves = status.curves if adapting else _kept_curves(run)
+        parts.append(f'<div class="charts">{"".join(chart(n, c) for n, c in curves.items() if c)}</div>')
+        return block("".join(parts))
+
+    def triplets(self, run: Run) -> str:
+        """The first faces that have a target: damaged, restored by the base, target."""
+        names = [n for n in self._face_names(run) if (run.targets / f"{n}.png").is_file()][:TRIPLETS]
+        rows = []
+        for n in names:
+            files = [folder / f"{n}.png" for folder in (run.faces, run.restored, run.targets)]
+            if all(file.is_file() for file in files):
+                rows.append((n, [read_image(file) for file in files]))
+        return _grid(("damaged", "base restorer", "clean face to learn from"), rows)
+
+    def stamp(self, name: str | None) -> str:
+        """Changes whenever something about the run changes that is not shown by `progress`."""
+        if not name or name not in self.names():
+            return ""
+        run, status = self.run(name), self.jobs.status(self.run(name))
+        times = [_touched(path) for path in (run.faces / "faces.json", run.left_out, run.report, run.restorer)]
+        return f"{name} {status.kind} {status.state} {status.file} {times}"
+
+    # ------------------------------------------------------------ results
+
+    def verdict(self, name: str | None) -> str:
+        """The run's verdict on itself, as HTML; "" if it has none yet."""
+        report = read_json(self.run(name).folder / "report.json")
+        if report is None:
+            return ""
+        kind = report.get("verdict") if report.get("verdict") in VERDICTS else "not_judged"
+        sentence = text(report.get("verdict_sentence", ""))
+        return block(f'<p class="verdict {kind}"><b>{VERDICTS[kind]}.</b> {sentence}</p>')
+
+    def details(self, name: str | None) -> str:
+        """Faces before and after, figures and notes of the run's report, as HTML."""
+        run = self.run(name)
+        report = read_json(run.folder / "report.json", {})
+        figures = "".join(
+            f"<tr><td>{text(f.get('label', ''))}</td><td>{text(f.get('value', ''))}</td></tr>"
+            for f in report.get("figures", [])
+        )
+        notes = "".join(quiet(str(note)) for note in report.get("notes", []))
+        return block(f"{self._adapted_faces(run)}<table>{figures}</table>{notes}")
+
+    def _adapted_faces(self, run: Run) -> str:
+        """A few faces: damaged, base, adapted."""
+        if not run.restorer.is_file():
+            return ""
+        names = [n for n in self._face_names(run) if (run.restored / f"{n}.png").is_file()][:COMPARED_FACES]
+        tuned = self.loaded(run.restorer)
+        rows = []
+        for n in names:
+            lq = read_image(run.faces / f"{n}.png")
+            rows.append((n, [lq, read_image(run.restored / f"{n}.png"), self._restored(tuned, lq)]))
+        return _grid(("damaged", "base restorer", "adapted restorer"), rows)
+
+    def _restored(self, restorer: Restorer, face: Tensor) -> Tensor:
+        return restorer.restore(square(face, restorer.size)[None])[0].cpu()
+
+    def photos(self, name: str | None) -> list[str]:
+        """The run's photos that have faces, by relative path."""
+        index = read_json(self.run(name).faces / "faces.json", {"faces": []})
+        return list(dict.fromkeys(str(face["photo"]) for face in index["faces"] if "photo" in face))
+
+    def before_after(self, name: str | None, photo: str | None, before: str = "damaged") -> tuple[Path, Path]:
+        """Two pictures of the whole photo at full size, in the page's cache: before and after.
+
+        before: "damaged", or "base" for what the base restorer makes of the photo.
+        """
+        run = self.run(name)
+        if not run.restorer.is_file():
+            raise ValueError("this run has no adapted restorer yet: adapt first")
+        folder = self.photos_of(run)
+        files = {path.relative_to(folder).as_posix(): path for path in list_images(folder)}
+        if photo not in files:
+            raise ValueError(f"{printable(str(photo))}: is not one of the run's photos")
+        base = read_json(run.folder / "request.json", {}).get("restorer", "embedded")
+        source = read_photo(files[photo], MAX_UPLOAD_PIXELS)
+        versions: list[Restorer | None] = [None, self.loaded(run.restorer)]
+        if before == "base":
+            versions[0] = self.restorer_named(base)
+        aligned = self.choices_of(name).aligned
+        suffix = ".png" if source.pixels[0].numel() <= LOSSLESS_PIXELS else ".jpg"
+        shown = []
+        for restorer in versions:
+            key = restorer.sha256[:12] if restorer else "damaged"
+            path = self.cache / "compare" / f"{photo_name(Path(run.folder.name, photo))} {key}{suffix}"
+            pixels = source.pixels if restorer is None else self._repaired(source.pixels, restorer, aligned)
+            if aligned and restorer is None:
+                pixels = square(pixels, versions[1].size if versions[1] else pixels.shape[-1])
+            write_photo(path, replace(source, pixels=pixels, alpha=None, exif=None, text={}))
+            shown.append(path)
+        return shown[0], shown[1]
+
+    def _repaired(self, photo: Tensor, restorer: Restorer, aligned: bool) -> Tensor:
+        if aligned:
+            return self._restored(restorer, photo)
+        return restore_photo(photo, restorer, RestoreConfig()).pixels
+
+    def save(self, name: str | None) -> list[Path]:
+        """Files to take away, in the page's cache: the adapted restorer and the report."""
+        run = self.run(name)
+        if not run.restorer.is_file():
+            raise ValueError("this run has no adapted restorer yet: adapt first")
+        stem = photo_name(Path(f"{name}.run"))
+        kept = {run.restorer: f"{stem}.safetensors", run.report: f"{stem} report.html"}
+        return [self._offer(run, source, shown) for source, shown in kept.items() if source.is_file()]
+
+    def _offer(self, run: Run, source: Path, shown: str) -> Path:
+        """A copy in the page's cache, which is all that is served."""
+        target = self.cache / "save" / photo_name(Path(f"{run.folder.name}.run")) / shown
+        replace_atomically(target, partial(shutil.copyfile, source))
+        return target
+
+    # ------------------------------------------------------------ repairing
+
+    def repair(
+        self,
+        name: str | None,
+        uploads: Sequence[str],
+        folder: str,
+        with_base: bool = False,
+        strip_gps: bool = False,
+        aligned: bool = False,
+    ) -> list[str]:
+        """Start repairing uploaded photos, or a folder, with the run's restorer; lines for uploads of no use."""
+        run = self.run(name)
+        if self.jobs.status(run).active:
+            raise ValueError("the run is at work; wait for it, or stop it")
+        restorer: str | Path = run.restorer
+        if with_base:
+            restorer = self.choices_of(name).restorer
+        elif not run.restorer.is_file():
+            raise ValueError("this run has no adapted restorer yet: adapt first, or repair with the base")
+        photos, problems = run.folder / "to_repair", []
+        if folder.strip():
+            photos = self.typed_folder(folder)
+            list_images(photos)
+        elif uploads:
+            shutil.rmtree(photos, ignore_errors=True)
+            problems = self.keep_uploads(uploads, photos)
+        else:
+            raise ValueError("drop the photos to repair first, or name a folder")
+        work = repair_photos(run, photos, restorer, RestoreConfig(), aligned, strip_gps, self.device)
+        self.jobs.start(run, "repair", work)
+        return problems
+
+    def repaired(self, name: str | None) -> Path | None:
+        """The last zip of repaired photos, in the page's cache."""
+        run = self.run(name)
+        status = self.jobs.status(run)
+        archives = list((run.folder / "repaired").glob("*.zip"))
+        if not archives or (status.kind == "repair" and status.active):
+            return None
+        newest = max(archives, key=_touched)
+        return self._offer(run, newest, newest.name)
+
+    # ------------------------------------------------------------ past runs
+
+    def table(self) -> str:
+        """All runs, a line each, as HTML."""
+        rows = []
+        for name in self.names():
+            run = self.run(name)
+            status = self.jobs.status(run)
+            verdict = _verdict_of(run)
+            state = f"{KINDS.get(status.kind, '')}: {status.state}" if status.kind else ""
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(_touched(run.folder / "job.json")))
+            cells = (name, len(self._face_names(run)) or "", verdict, state, when)
+            rows.append("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in cells) + "</tr>")
+        if not rows:
+            return block(quiet("There are no runs yet."))
+        head = "".join(f"<th>{word}</th>" for word in ("run", "faces", "verdict", "last job", "when"))
+        return block(f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>")
+
+    def compare(self, name: str | None, other: str | None) -> str:
+        """Faces of the first run, repaired by the restorers of both, and what both say of themselves."""
+        runs = [self.run(name), self.run(other)]
+        for run in runs:
+            if not run.restorer.is_file():
+                raise ValueError(f"{printable(run.folder.name)}: has no adapted restorer yet")
+        nets = [self.loaded(run.restorer) for run in runs]
+        names = [run.folder.name for run in runs]
+        rows = []
+        for n in self._face_names(runs[0])[:COMPARED_FACES]:
+            lq = read_image(runs[0].faces / f"{n}.png")
+            rows.append((n, [lq, *(self._restored(net, lq) for net in nets)]))
+        verdicts = []
+        for run in runs:
+            sentence = read_json(run.folder / "report.json", {}).get("verdict_sentence", "")
+            verdicts.append(f"<p><b>{text(run.folder.name)}: {text(_verdict_of(run))}.</b> {text(sentence)}</p>")
+        return block("".join(verdicts) + _grid(("damaged", *names), rows))
+
+    # ------------------------------------------------------------ networks
+
+    def restorer_named(self, name: str) -> Restorer:
+        """A restorer that the page offers."""
+        if name not in restorers():
+            raise ValueError(f"{printable(name)}: is not one of {', '.join(restorers())}")
+        return self.loaded("embedded" if name == "embedded" else locate(name) or Path(name))
+
+    def loaded(self, source: str | Path) -> Restorer:
+        """The restorer in a file, kept while the file stays as it is; the last few are."""
+        status = Path(source).stat() if isinstance(source, Path) else None
+        key = (str(source), status and (status.st_size, status.st_mtime_ns))
+        if key not in self._loaded:
+            while len(self._loaded) > 2:
+                self._loaded.pop(next(iter(self._loaded)))
+            self._loaded[key] = load_restorer(source).to(choose_device(self.device))
+        return self._loaded[key]
+
+
+def restorers() -> list[str]:
+    """Restorers that are on this machine, by the name the table knows them under."""
+    return ["embedded", *(w.name for w in TABLE if ", restorer," in w.what and locate(w.name))]
+
+
+def value_at(config: Any, path: str) -> Any:
+    """The setting at a dotted path."""
+    for part in path.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def changes_of(values: Sequence[Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What was changed among the `ADVANCED` settings, in the settings' own types; an empty field is the default."""
+    given = dict(zip(ADVANCED, values, strict=True))
+    typed = {path: type(defaults[path])(value) for path, value in given.items() if value is not None}
+    return {path: value for path, value in typed.items() if value != defaults[path]}
+
+
+# ---------------------------------------------------------------- words and pictures
+
+
+def text(value: object) -> str:
+    """Safe between tags and in quoted attributes."""
+    return escape(printable(str(value)), quote=True)
+
+
+def block(body: str) -> str:
+    return f'<div class="bfr">{body}</div>'
+
+
+def quiet(line: str) -> str:
+    return f'<p class="quiet">{text(line)}</p>'
+
+
+def said(line: str, problems: Sequence[str] = ()) -> str:
+    """Something that went well, and what did not, as HTML; "" if there is nothing to say."""
+    count = len(problems)
+    left_out = [f"{count} {'file is' if count == 1 else 'files are'} of no use:", *problems[:10]] if problems else []
+    lines = [text(shown) for shown in (line, *left_out) if shown]
+    return block(f'<p class="said" role="status">{"<br>".join(lines)}</p>') if lines else ""
+
+
+def failed(error: Exception) -> str:
+    return block(f'<p class="error" role="alert">{text((str(error) or type(error).__name__).splitlines()[0])}</p>')
+
+
+def duration(seconds: float) -> str:
+    """In words: "less than a minute", "about 5 min", "about 2 h 10 min"."""
+    if not math.isfinite(seconds) or seconds < 0:
+        return "unknown"
+    minutes = math.ceil(seconds / 60)
+    if minutes <= 1:
+        return "less than a minute"
+    return f"about {minutes} min" if minutes < 60 else f"about {minutes // 60} h {minutes % 60} min"
+
+
+def _headline(status: Status) -> str:
+    if status.state == "new":
+        return quiet("Nothing was started yet.")
+    if status.state == "failed":
+        what = KINDS.get(status.kind, "the job").capitalize()
+        return f'<p class="error" role="alert">{text(what)} failed: {text(status.error)}</p>'
+    if status.state == "done":
+        return f"<p><b>{text(NEXT.get(status.kind, 'Done'))}</b></p>"
+    if status.state != "running":
+        where = f" ({KINDS[status.kind]})" if status.kind in KINDS else ""
+        return f"<p><b>{text(STATES.get(status.state, status.state))}</b>{text(where)}</p>"
+    if not status.stage:
+        return "<p><b>Starting</b></p>"
+    left = f", {duration(status.seconds_left)} left in this stage" if status.seconds_left is not None else ""
+    return (
+        f"<p><b>{text(STAGES.get(status.stage, status.stage))}</b>: {status.step:,} of {status.steps:,}{text(left)}</p>"
+    )
+
+
+def _stages(now: str) -> str:
+    order = [stage for stage in STAGES if stage != "repair"]
+    place = order.index(now) if now in order else 0
+    items = ""
+    for i, stage in enumerate(order):
+        kind = "over" if i < place else "now" if i == place else ""
+        items += f'<li class="{kind}">{STAGES[stage]}</li>'
+    return f'<ul class="steps">{items}</ul>'
+
+
+def _grid(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Tensor]]]) -> str:
+    """Rows of pictures, each with its column's name below; "" without rows."""
+    groups = ""
+    for name, pictures in rows:
+        cells = "".join(_picture(picture, column, name) for column, picture in zip(columns, pictures, strict=True))
+        groups += f'<div class="faces">{cells}</div>'
+    return f'<div class="rows">{groups}</div>' if groups else ""
+
+
+def _picture(picture: Tensor, caption: str, name: str = "") -> str:
+    alt = f"{caption}: {name}" if name else caption
+    image = f'<img src="{data_uri(picture, THUMBNAIL)}" alt="{text(alt)}">'
+    return f"<figure>{image}<figcaption>{text(caption)}</figcaption></figure>"
+
+
+def _face_picture(file: Path, left_out: bool) -> np.ndarray:
+    """(S, S, 3) uint8; a face left out is dark, with a cross over it."""
+    if not file.is_file():
+        return np.zeros((THUMBNAIL, THUMBNAIL, 3), np.uint8)
+    face = read_image(file)
+    if left_out:
+        size = face.shape[-1]
+        face = face.mean(0, keepdim=True).expand(3, -1, -1) * 0.35
+        line = torch.eye(size).bool()
+        wide = torch.nn.functional.max_pool2d(line[None].float(), 2 * (size // 48) + 1, 1, size // 48)[0] > 0
+        face = face.masked_fill(wide | wide.flip(-1), 0.8)
+    return face.mul(255).round().byte().permute(1, 2, 0).numpy()
+
+
+def _kept_curves(run: Run) -> dict[str, list[tuple[int, float]]]:
+    """The curves of the run's report; {} if it has none, or they are not numbers."""
+    kept = read_json(run.folder / "report.json", {}).get("loss_curves", {})
+    try:
+        return {str(n): thinned([(int(x), float(y)) for x, y in points if y is not None]) for n, points in kept.items()}
+    except (AttributeError, TypeError, ValueError):
+        return {}
+
+
+def _verdict_of(run: Run) -> str:
+    """The run's verdict in a word; a damaged report hides no other run."""
+    try:
+        return VERDICTS.get(read_json(run.folder / "report.json", {}).get("verdict", ""), "")
+    except ValueError:
+        return "report damaged"
+
+
+def _plain_name(name: str) -> bool:
+    """Whether a face's name is a file name and not a path: it was read from a run folder."""
+    return bool(name) and Path(name).name == name and "\\" not in name and name not in (".", "..")
+
+
+def _numbered(stem: str, number: int) -> str:
+    return stem if number == 1 else f"{stem} {number}"
+
+
+def _touched(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -1,0 +1,251 @@
+"""What the web page does and says, called directly; "embedded" are networks of a few thousand parameters here."""
+
+import json
+import shutil
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from bfr_core import page as page_module
+from bfr_core.adaptation import left_out_of
+from bfr_core.images import write_image
+from bfr_core.page import ADVANCED, Choices, Page, changes_of, duration, failed, restorers, said
+from bfr_core.report import VERDICTS
+from bfr_core.runs import write_json
+
+FEW = Choices(aligned=True, changes={"finetune.iterations": 4})
+HOSTILE = '<img src=x onerror=alert(1)>"'
+
+
+@pytest.fixture
+def page(tmp_path, photos, tiny_restorer, tiny_prior, monkeypatch):
+    monkeypatch.setattr("bfr_core.restorers.load.EMBEDDED", tiny_restorer)
+    monkeypatch.setattr("bfr_core.prior.EMBEDDED", tiny_prior)
+    page = Page(tmp_path / "runs", [photos], "cpu")
+    yield page
+    page.jobs.stop_all()
+
+
+def upload(page, name, size=(32, 32)):
+    """A file as gradio leaves it in its cache."""
+    path = page.cache / "abc" / name
+    path.parent.mkdir(exist_ok=True)
+    Image.effect_noise(size, 60).convert("RGB").save(path, "PNG")
+    return str(path)
+
+
+def finished(page, name, seconds=120):
+    status = page.jobs.wait(page.run(name), seconds)
+    assert status.state == "done", status.error
+    return status
+
+
+@pytest.fixture
+def adapted(page, photos):
+    """A finished run of the page."""
+    name, _ = page.new_run("old album", [], str(photos), FEW)
+    finished(page, name)
+    page.adapt(name, FEW)
+    finished(page, name)
+    return name
+
+
+def judged(shown):
+    return any(verdict in shown for verdict in VERDICTS.values())
+
+
+def test_from_photos_to_a_zip(page, adapted, photos, tmp_path):
+    assert adapted == "old album" and page.names() == ["old album"] and page.latest() == "old album"
+    assert "Adapted" in page.state(adapted) and page.progress(adapted).count("<img") == 12
+    assert "polyline" in page.progress(adapted) and judged(page.verdict(adapted))
+    assert page.photos(adapted)[0] == "below/face 1.png"
+    assert page.details(adapted).count("<img") == 18 and "tuning steps" in page.details(adapted)
+    before, after = page.before_after(adapted, "face 0.png")
+    assert Image.open(before).size == Image.open(after).size == (32, 32)
+    assert page.cache in before.parents and before != after
+    assert page.before_after(adapted, "face 0.png", "base")[0] not in (before, after)
+    assert [path.name for path in page.save(adapted)] == ["old album.safetensors", "old album report.html"]
+    assert page.repaired(adapted) is None
+    page.repair(adapted, [], str(photos), aligned=True)
+    finished(page, adapted)
+    assert len(zipfile.ZipFile(page.repaired(adapted)).namelist()) == 10
+    assert "polyline" in page.progress(adapted)  # still there, although the last job was another
+    problems = page.repair(adapted, [upload(page, "a.png"), upload(page, "b.txt")], "", with_base=True, aligned=True)
+    assert len(problems) == 1 and "b.txt: is not a picture" in problems[0]
+    finished(page, adapted)
+    assert zipfile.ZipFile(page.repaired(adapted)).namelist() == ["a.png"]
+    assert "old album" in page.table() and judged(page.table())
+
+
+def test_a_face_is_left_out_and_taken_back(page, photos):
+    name, _ = page.new_run("", [], str(photos), FEW)
+    assert name == photos.name
+    finished(page, name)
+    pictures = [picture for picture, _ in page.faces(name)]
+    stamp = page.stamp(name)
+    page.toggle(name, 2)
+    assert left_out_of(page.run(name)) == ["below__face 5"] and page.stamp(name) != stamp
+    assert "10 faces found, 1 left out" in page.faces_said(name)
+    assert [caption for _, caption in page.faces(name)].count("left out") == 1
+    assert page.faces(name)[2][0].mean() < pictures[2].mean()
+    page.toggle(name, 2)
+    assert left_out_of(page.run(name)) == [] and all(
+        (a == b[0]).all() for a, b in zip(pictures, page.faces(name), strict=True)
+    )
+
+
+def test_a_run_goes_on_with_its_own_choices_after_a_restart(page, photos):
+    name, _ = page.new_run("x", [], str(photos), FEW)
+    finished(page, name)
+    many = replace(FEW, minutes=5, changes={"finetune.iterations": 5000})
+    page.adapt(name, many)
+    assert page.adapt(name, FEW).active  # the other tab
+    page.jobs.stop_all()
+    assert page.jobs.status(page.run(name)).state == "cancelled" and "it goes on" in page.state(name)
+    again = Page(page.runs, page.allowed, "cpu")
+    choices = again.choices_of(name)
+    assert (choices.minutes, choices.aligned, choices.changes["finetune.iterations"]) == (5, True, 5000)
+    again.adapt(name, replace(choices, changes=dict(choices.changes) | {"finetune.iterations": 4}))
+    finished(again, name)
+
+
+def test_uploads_become_a_run(page):
+    files = [upload(page, f"p{i}.png") for i in range(2)] + [upload(page, "p.svg")]
+    Path(upload(page, "broken.jpg")).write_bytes(b"\xff\xd8\xff no")
+    name, problems = page.new_run("a/../b", [*files, str(page.cache / "abc" / "broken.jpg")], "", FEW)
+    assert name == "a-..-b" and len(problems) == 2
+    finished(page, name)
+    assert sorted(p.name for p in (page.run(name).folder / "photos").iterdir()) == ["p0.png", "p1.png"]
+    assert page.new_run("A<..>/b", files[:1], "", FEW)[0] == "A-..-b 2"
+
+
+def test_uploads_that_are_refused(page, tmp_path, monkeypatch):
+    outside = tmp_path / "outside.png"
+    write_image(outside, torch.rand(3, 8, 8))
+    with pytest.raises(ValueError, match="was not uploaded here"):
+        page.new_run("x", [str(outside)], "", FEW)
+    monkeypatch.setattr(page_module, "MAX_UPLOAD_BYTES", 10)
+    with pytest.raises(ValueError, match="is larger than"):
+        page.new_run("x", [upload(page, "a.png")], "", FEW)
+    monkeypatch.setattr(page_module, "MAX_UPLOADS", 0)
+    with pytest.raises(ValueError, match="too many"):
+        page.new_run("x", [upload(page, "a.png")], "", FEW)
+    assert page.names() == [] and [p.name for p in page.runs.iterdir()] == [page.cache.name]
+
+
+@pytest.mark.parametrize("typed", ["/", "..", "{photos}/..", "{photos}/../other", "\0", "{link}", ""])
+def test_folders_outside_the_allowed_ones_are_refused(page, photos, tmp_path, typed):
+    (tmp_path / "link").symlink_to("/", target_is_directory=True)
+    with pytest.raises(ValueError) as error:
+        page.typed_folder(typed.format(photos=photos, link=tmp_path / "link"))
+    assert "\n" not in str(error.value)
+
+
+def test_what_a_run_folder_says_is_not_trusted(page, adapted, photos, tmp_path):
+    run = page.run(adapted).folder
+    kept = json.loads((run / "request.json").read_text())
+    changes = {"finetune.iterations": 3, "__class__": 1, "prior": "/etc"}
+    write_json(run / "request.json", kept | {"photos": "/etc", "restorer": "/etc/passwd", "changes": changes})
+    assert page.choices_of(adapted).restorer == "embedded"
+    assert page.choices_of(adapted).changes.keys() == ADVANCED.keys()
+    for act in (lambda: page.adapt(adapted, FEW), lambda: page.before_after(adapted, "passwd")):
+        with pytest.raises(ValueError, match="may not be read"):
+            act()
+    write_json(run / "request.json", kept)
+    for photo in ("../../x.png", "/etc/passwd", None):
+        with pytest.raises(ValueError, match="is not one of the run's photos"):
+            page.before_after(adapted, photo)
+    index = json.loads((run / "faces" / "faces.json").read_text())
+    names = ["../../../secret", "..", str(tmp_path / "secret"), "a\\b", index["faces"][0]["name"]]
+    write_json(run / "faces" / "faces.json", index | {"faces": [{"name": n, "photo": HOSTILE} for n in names]})
+    assert len(page.faces(adapted)) == 1 and page.photos(adapted) == [HOSTILE]
+    report = {"verdict": HOSTILE, "verdict_sentence": HOSTILE, "figures": [{"label": HOSTILE}], "notes": [HOSTILE]}
+    write_json(run / "report.json", report)
+    write_json(run / "job.json", {"kind": HOSTILE, "state": "failed", "error": HOSTILE, "notes": [HOSTILE]})
+    for shown in (
+        page.verdict(adapted),
+        page.details(adapted),
+        page.state(adapted),
+        page.table(),
+        said(HOSTILE),
+        failed(OSError(HOSTILE)),
+    ):
+        assert "<img src=x" not in shown
+    (run / "report.json").write_text("{")
+    assert "report damaged" in page.table()
+
+
+@pytest.mark.parametrize("name", ["..", "../runs", "_page", "", None, "/", "none", "old album/faces"])
+def test_only_runs_are_opened(page, photos, name):
+    (page.cache / "x").write_text("")
+    for act in (page.run, page.delete, page.verdict, page.stop, page.save):
+        with pytest.raises(ValueError):
+            act(name)
+    assert page.cache.exists() and page.stamp(name) == ""
+
+
+def test_a_run_is_deleted_but_not_while_it_is_at_work(page, photos):
+    name, _ = page.new_run("x", [], str(photos), FEW)
+    finished(page, name)
+    page.adapt(name, replace(FEW, changes={"finetune.iterations": 5000}))
+    for act in (lambda: page.delete(name), lambda: page.toggle(name, 0), lambda: page.repair(name, [], str(photos))):
+        with pytest.raises(ValueError, match="stop"):
+            act()
+    page.stop(name)
+    page.jobs.wait(page.run(name))
+    page.delete(name)
+    assert page.names() == [] and page.latest() is None and photos.exists()
+
+
+def test_two_runs_are_compared(page, adapted):
+    other = page.runs / HOSTILE.replace("/", "")
+    shutil.copytree(page.run(adapted).folder, other)
+    shown = page.compare(adapted, other.name)
+    assert shown.count("data:image") == 3 * page_module.COMPARED_FACES and "<img src=x" not in shown
+    (other / "restorer.safetensors").unlink()
+    with pytest.raises(ValueError, match="no adapted restorer yet"):
+        page.compare(adapted, other.name)
+
+
+def test_bad_choices_are_said_at_once(page, photos):
+    name, _ = page.new_run("x", [], str(photos), FEW)
+    finished(page, name)
+    with pytest.raises(ValueError, match="iterations is 0"):
+        page.adapt(name, replace(FEW, changes={"finetune.iterations": 0}))
+    with pytest.raises(ValueError, match="is not one of"):
+        page.adapt(name, replace(FEW, restorer="/etc/passwd"))
+    with pytest.raises(ValueError, match="no adapted restorer yet"):
+        page.save(name)
+    with pytest.raises(ValueError, match="drop some photos first"):
+        page.new_run("x", [], " ", FEW)
+
+
+def test_what_is_said():
+    assert said("") == "" and "2 files are of no use:<br>a&lt;<br>b" in said("", ["a<", "b"])
+    assert said("done") == '<div class="bfr"><p class="said" role="status">done</p></div>'
+
+
+def test_settings_are_read_in_their_own_types():
+    defaults = dict.fromkeys(ADVANCED, 0.5) | {"finetune.iterations": 100}
+    values: list[float | None] = [None] * len(ADVANCED)
+    assert changes_of(values, defaults) == {}
+    values[list(ADVANCED).index("finetune.iterations")] = 7.0
+    assert changes_of(values, defaults) == {"finetune.iterations": 7}
+
+
+def test_restorers_are_those_at_hand(tmp_path, monkeypatch):
+    monkeypatch.setenv("BFR_WEIGHTS", str(tmp_path))
+    (tmp_path / "GFPGANv1.4.pth").write_text("")
+    (tmp_path / "parsing_parsenet.pth").write_text("")
+    assert restorers() == ["embedded", "GFPGANv1.4.pth"]
+
+
+def test_time_left_in_words():
+    seconds = (0, 61, 3599, 7300, float("inf"))
+    assert [duration(s) for s in seconds] == [
+        "less than a minute", "about 2 min", "about 1 h 0 min", "about 2 h 2 min", "unknown"
+    ]  # fmt: skip
