@@ -272,6 +272,10 @@ def judgement(rows: dict[str, list[dict]]) -> list[str]:
         lines.append(
             f"- share of the oracle's gain in {MEASURES[column].title}: {gain / best:.0%} ({gain:+.3f} of {best:+.3f})"
         )
+    fitted = {who: np.mean(_mean(rows[who], "psnr_affine")) for who in ("base", "adapted", "oracle")}
+    lines.append(
+        f"- PSNR after an affine colour fit: {', '.join(f'{who} {value:.2f}' for who, value in fitted.items())}"
+    )
     energy = np.mean(_mean(rows["adapted"], "detail_energy"))
     lines.append(f"- detail energy of adapted: {energy:.2f} (goal 0.85 to 1.15)")
     old = [np.subtract(r["old damage"][1], r["old damage"][0]).mean() for r in rows["adapted"]]

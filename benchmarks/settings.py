@@ -39,7 +39,7 @@ def line(kind: str, strength: float, hq: Tensor, restorer: Restorer, prior: Prio
     names = [str(i) for i in range(len(lq))]
     base = psnr(restored_by(restorer, lq), hq).mean().item()
     gains = {}
-    for sampler in samplers_to_try(config.sampler, SEARCH, lq.shape[-1]):
+    for sampler in samplers_to_try(config.sampler, SEARCH, prior.size):
         plain = replace(config, search=(), sampler=sampler)
         gains[sampler] = (
             psnr(make_pseudo_targets(lq, names, restorer, prior, plain).pseudo_target, hq).mean().item() - base

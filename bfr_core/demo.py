@@ -147,7 +147,7 @@ def report(folder: Path, clean: Path, result: Adapted, callback: StageCallback |
         title="BFR Adapt: a demonstration",
         verdict=result.judgement.verdict,
         verdict_sentence=(
-            f"{result.judgement.sentence[:1].upper()}{result.judgement.sentence[1:]}. "
+            f"{result.judgement.said} "
             f"{len(names)} damaged faces were all that the restorer was tuned on. "
             "Left to right: damaged, base restorer, adapted restorer, the truth it never saw."
         ),

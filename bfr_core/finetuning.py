@@ -351,12 +351,13 @@ def micro_batches(pairs: Pairs, train: list[int], step: int, config: FinetuneCon
     for position in range(first, first + config.batch_size):
         epoch, place = divmod(position, len(train))
         generator = keyed_generator(config.seed, "epoch", epoch)
-        face = train[int(torch.randperm(len(train), generator=generator)[place])]
-        chosen.append((face, bool(torch.rand(len(train), generator=generator)[place] < 0.5)))
+        at = int(torch.randperm(len(train), generator=generator)[place])
+        chosen.append((train[at], bool(torch.rand(len(train), generator=generator)[place] < 0.5)))
         generator = keyed_generator(config.seed, "transplant", position)
         chance, donor = torch.rand(2, generator=generator).tolist()
-        others = [other for other in train if other != face]
-        donors.append(others[int(donor * len(others))] if others and chance < config.transplant else None)
+        other = int(donor * (len(train) - 1))  # any but the face itself
+        other += other >= at
+        donors.append(train[other] if len(train) > 1 and chance < config.transplant else None)
     for i in range(0, config.batch_size, config.micro_batch):
         some = slice(i, i + config.micro_batch)
         yield batch_of(pairs, chosen[some], donors[some])

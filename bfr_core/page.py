@@ -34,8 +34,9 @@ from .images import (
 )
 from .jobs import Jobs, Status, adapt_restorer, find_faces, repair_photos, thinned
 from .precision import choose_device
+from .provenance import Step
 from .report import VERDICTS, chart, data_uri
-from .restore import RestoreConfig, restore_photo, square
+from .restore import RestoreConfig, restoration_step, restore_photo, square
 from .restorers import Restorer, load_restorer
 from .runs import Run, read_json, write_json
 from .weights import TABLE, locate
@@ -68,6 +69,7 @@ STAGES = {
     "examine": "Looking at the damage",
     "targets": "Imagining clean faces",
     "gate": "Checking the clean faces",
+    "redraw": "Imagining refused ones anew",
     "finetune": "Teaching the restorer",
     "repair": "Repairing photos",
 }
@@ -435,17 +437,23 @@ class Page:
         for restorer in versions:
             key = restorer.sha256[:12] if restorer else "damaged"
             path = self.cache / "compare" / f"{photo_name(Path(run.folder.name, photo))} {key}{suffix}"
-            pixels = source.pixels if restorer is None else self._repaired(source.pixels, restorer, aligned)
+            pixels, step = (
+                (source.pixels, None) if restorer is None else self._repaired(source.pixels, restorer, aligned)
+            )
             if aligned and restorer is None:
                 pixels = square(pixels, versions[1].size if versions[1] else pixels.shape[-1])
-            write_photo(path, replace(source, pixels=pixels, alpha=None, exif=None, text={}))
+            record = source.record.with_step(step)
+            write_photo(path, replace(source, pixels=pixels, alpha=None, exif=None, text={}, record=record))
             shown.append(path)
         return shown[0], shown[1]
 
-    def _repaired(self, photo: Tensor, restorer: Restorer, aligned: bool) -> Tensor:
+    def _repaired(self, photo: Tensor, restorer: Restorer, aligned: bool) -> tuple[Tensor, Step | None]:
+        """The photo's faces restored, and what its record says of that."""
+        config = RestoreConfig()
         if aligned:
-            return self._restored(restorer, photo)
-        return restore_photo(photo, restorer, RestoreConfig()).pixels
+            return self._restored(restorer, photo), restoration_step(restorer, config, None, 1, 1)
+        result = restore_photo(photo, restorer, config)
+        return result.pixels, result.step
 
     def save(self, name: str | None) -> list[Path]:
         """Files to take away, in the page's cache: the adapted restorer and the report."""

@@ -161,18 +161,31 @@ def settled(
         sampler = best_sampler(lq[:SEARCH_FACES], restorer, prior, config, callback)
         config = replace(config, sampler=sampler, search=())
     if config.detail == "auto":
-        plain, drawn = replace(config, detail=1.0), []
-        for start in range(0, len(lq), config.batch_size):
-            some = lq[start : start + config.batch_size]
-            names = [f"settled {start + i}" for i in range(len(some))]
-
-            def step(call: int, calls: int, preview: Tensor, start: int = start, count: int = len(some)) -> None:
-                if callback:
-                    callback(start * calls + call * count, len(lq) * calls)
-
-            drawn.append(make_pseudo_targets(some, names, restorer, prior, plain, step).pseudo_target)
-        config = replace(config, detail=detail_gain(torch.cat(drawn)))
+        config = replace(
+            config, detail=detail_gain(_sample(lq, restorer, prior, replace(config, detail=1.0), callback))
+        )
     return config
+
+
+def _sample(
+    lq: Tensor,
+    restorer: Restorer,
+    prior: Prior,
+    config: TargetConfig,
+    callback: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Pseudo targets of some faces, to settle the settings by. callback: (faces x calls done, in all)."""
+    drawn = []
+    for start in range(0, len(lq), config.batch_size):
+        some = lq[start : start + config.batch_size]
+        names = [f"settled {start + i}" for i in range(len(some))]
+
+        def step(call: int, calls: int, preview: Tensor, start: int = start, count: int = len(some)) -> None:
+            if callback:
+                callback(start * calls + call * count, len(lq) * calls)
+
+        drawn.append(make_pseudo_targets(some, names, restorer, prior, config, step).pseudo_target)
+    return torch.cat(drawn)
 
 
 def best_sampler(
@@ -186,25 +199,22 @@ def best_sampler(
 
     Each face's damage is put on the target of the next, made with the settings given; what is known of that one is what
     lay under it. lq: (B, 3, S, S) RGB in [0, 1]. Of one face, or where no damage can be told, the first is as good as
-    any. callback: (sampler tried, samplers).
+    any. callback: as `settled`, anew for each sampler.
     """
     plain = replace(config, search=(), detail=1.0)
-    names = [f"settled {i}" for i in range(len(lq))]
-    targets = make_pseudo_targets(lq, names, restorer, prior, plain).pseudo_target
+    targets = _sample(lq, restorer, prior, plain, callback)
     known = targets.roll(1, 0)
     damaged = torch.stack([transplanted(*faces) for faces in zip(known, lq, targets, strict=True)])
-    tried = samplers_to_try(config.sampler, config.search, lq.shape[-1])
-    scores = []
-    for step, sampler in enumerate(tried):
-        made = make_pseudo_targets(damaged, names, restorer, prior, replace(plain, sampler=sampler)).pseudo_target
-        scores.append(float(psnr(made, known).mean()))
-        if callback:
-            callback(step + 1, len(tried))
-    return tried[scores.index(max(scores))]
+
+    def score(sampler: SamplerConfig) -> float:
+        made = _sample(damaged, restorer, prior, replace(plain, sampler=sampler), callback)
+        return float(psnr(made, known).mean())
+
+    return max(samplers_to_try(config.sampler, config.search, prior.size), key=score)
 
 
 def samplers_to_try(sampler: SamplerConfig, search: Sequence[str], size: int) -> list[SamplerConfig]:
-    """`sampler` with each combination of the settings named in `search`; factors must divide `size`."""
+    """`sampler` with each combination of the settings named in `search`; factors divide `size`, the prior's."""
     starts = [sampler.t_start * x for x in SEARCHED["t_start"]] if "t_start" in search else [sampler.t_start]
     factors = [sampler.factor * x for x in SEARCHED["factor"]] if "factor" in search else [sampler.factor]
     found = []

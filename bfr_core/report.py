@@ -151,8 +151,23 @@ def render_html(data: ReportData, max_rows: int = 12) -> str:
     sections += [_curves(data.loss_curves), _list("Notes", data.notes)]
     sections += [_settings(data.settings), _folded("Licences", _items(data.licences) if data.licences else "")]
     pictures = any(gallery.rows[:max_rows] for gallery in data.galleries)
-    script_hash = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script_hash}'"
+    body = f"""<main>
+<header>
+<h1>{_text(data.title)}</h1>
+<p class="verdict {data.verdict}"><strong>{VERDICTS[data.verdict]}</strong> {_text(data.verdict_sentence)}</p>
+</header>
+{_HINT if pictures else ""}{"".join(section + chr(10) for section in sections if section)}</main>
+{_DIALOG if pictures else ""}"""
+    return html_document(data.title, _STYLE, body, _SCRIPT)
+
+
+def html_document(title: str, style: str, body: str, script: str) -> str:
+    """A self-contained page: it runs `script` alone, shows pictures given as data alone, and asks the network for none.
+
+    title is escaped here; style, body and script are the caller's own.
+    """
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -160,18 +175,12 @@ def render_html(data: ReportData, max_rows: int = 12) -> str:
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{_text(data.title)}</title>
-<style>{_STYLE}</style>
+<title>{_text(title)}</title>
+<style>{style}</style>
 </head>
 <body>
-<main>
-<header>
-<h1>{_text(data.title)}</h1>
-<p class="verdict {data.verdict}"><strong>{VERDICTS[data.verdict]}</strong> {_text(data.verdict_sentence)}</p>
-</header>
-{_HINT if pictures else ""}{"".join(section + chr(10) for section in sections if section)}</main>
-{_DIALOG if pictures else ""}
-<script>{_SCRIPT}</script>
+{body}
+<script>{script}</script>
 </body>
 </html>
 """

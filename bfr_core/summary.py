@@ -34,12 +34,12 @@ def report_adaptation(result: Adapted, config: FinetuneConfig) -> Path:
         base, tuned = (r.restore(lq[None])[0].cpu() for r in (result.base, result.restorer))
         target = torch.nn.functional.interpolate(read_image(result.targets[name])[None], lq.shape[-2:], mode="area")[0]
         rows.append((name if i in trained else f"{name} (not trained on)", [lq, base, target, tuned]))
-    progress, sentence = result.progress, result.judgement.sentence
+    progress = result.progress
     likenesses = measure_identity(result, find_recogniser(result.restorer.device))
     data = ReportData(
         title="Adapted restorer",
         verdict=result.judgement.verdict,
-        verdict_sentence=f"{sentence[:1].upper()}{sentence[1:]}. {LOOK}",
+        verdict_sentence=f"{result.judgement.said} {LOOK}",
         galleries=[
             Gallery(
                 "Faces of this folder", "", ["damaged", "base restorer", "pseudo target", "adapted restorer"], rows
@@ -71,7 +71,7 @@ def measure_identity(result: Adapted, recogniser: Recognise | None) -> dict[str,
     for start in range(0, len(result.faces), BATCH):
         lq = result.faces.batch(start, start + BATCH)
         damaged = recogniser(lq)
-        both = [likeness(recogniser(r.restore(lq)), damaged).tolist() for r in (result.base, result.restorer)]
+        both = [likeness(recogniser(r.restore_each(lq)), damaged).tolist() for r in (result.base, result.restorer)]
         for name, *values in zip(result.faces.names[start : start + BATCH], *both, strict=True):
             found[name] = (round(values[0], 4), round(values[1], 4))
     return found

@@ -126,6 +126,11 @@ class Judgement:
     measures: dict[str, float] = field(default_factory=dict)
     vetoes: tuple[str, ...] = ()
 
+    @property
+    def said(self) -> str:
+        """The sentence, with a capital and a full stop."""
+        return f"{self.sentence[:1].upper()}{self.sentence[1:]}."
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -162,7 +167,7 @@ def decide(base: Cues, tuned: Cues, targets: Appearance, limits: Limits) -> Judg
     gain = bootstrap_difference(tuned.transfer.fidelity, base.transfer.fidelity)
     vetoes = [
         f"{who} {said}"
-        for who, looks in (("its faces", tuned.looks), ("the pseudo targets", targets))
+        for who, looks in (("the faces it restores", tuned.looks), ("the pseudo targets", targets))
         for said in worse(looks, base.looks, limits)
     ]
     measures = {

@@ -6,8 +6,6 @@ holds no word of which is which: sides are drawn by lot for each photo, and only
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import logging
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from .draws import keyed_generator
 from .evaluate import match_files
 from .images import printable, read_image, replace_atomically
 from .metrics import Interval, wilson_interval
-from .report import data_uri
+from .report import data_uri, html_document
 from .runs import fingerprint, write_json
 
 log = logging.getLogger(__name__)
@@ -43,7 +41,8 @@ class Tally:
     def sentence(self) -> str:
         """The same in words."""
         total = self.a + self.b + self.same
-        said = f"{total} votes by {self.voters} voters: {self.a} for A, {self.b} for B, {self.same} see no difference"
+        who = "1 voter" if self.voters == 1 else f"{self.voters} voters"
+        said = f"{total} votes by {who}: {self.a} for A, {self.b} for B, {self.same} see no difference"
         if self.share is None:
             return said
         low, high = self.share.low, self.share.high
@@ -132,20 +131,10 @@ def _read_json(path: Path) -> Any:
 def render_page(ballot: str, photos: list[list[str]]) -> str:
     """The page: data URIs of damaged photo, left and right result for each photo; no names, no links, no network."""
     content = json.dumps({"ballot": ballot, "photos": photos})
-    script = f"const DATA = {content};\n{_SCRIPT}"
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Which would you keep?</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<main>
+    return html_document("Which would you keep?", _STYLE, _BODY, f"const DATA = {content};\n{_SCRIPT}")
+
+
+_BODY = """<main>
 <h1>Which restored photo would you keep?</h1>
 <p>The one that looks like a good photo <em>of the same person</em>. Keys: 1 left, 2 right, 3 no difference.</p>
 <p id="place" role="status"></p>
@@ -158,15 +147,10 @@ def render_page(ballot: str, photos: list[list[str]]) -> str:
 </div>
 <p><button data-vote="same">3 &middot; no difference</button> <button id="back">back</button></p>
 <p id="end" hidden>Thank you. <a id="save">Save your votes</a> and send the file to whoever asked you.</p>
-</main>
-<script>{script}</script>
-</body>
-</html>
-"""
+</main>"""
 
 
 _STYLE = """
-:root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0; }
 main { max-width: 1200px; margin: 0 auto; padding: 24px; }
 #pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 16px; }

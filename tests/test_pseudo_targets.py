@@ -162,7 +162,7 @@ def test_the_sampler_whose_targets_come_nearest_to_known_answers_is_taken(networ
     clean = F.interpolate(torch.rand(4, 3, 8, 8), (32, 32), mode="bicubic").clamp(0.2, 0.6)
     seen = []
 
-    def made(lq, names, restorer, prior, config):
+    def made(lq, names, restorer, prior, config, callback):
         seen.append(lq)
         target = clean if len(seen) == 1 else clean.roll(1, 0) + abs(config.sampler.t_start - 40) / 200
         return Targets(lq, target)

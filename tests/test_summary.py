@@ -22,8 +22,8 @@ def result_of(faces, base, tuned):
     names = [f"face_{i}" for i in range(len(faces))]
     return SimpleNamespace(
         faces=Faces(names=names, batch=lambda start, stop: faces[start:stop]),
-        base=SimpleNamespace(restore=base),
-        restorer=SimpleNamespace(restore=tuned),
+        base=SimpleNamespace(restore_each=base),
+        restorer=SimpleNamespace(restore_each=tuned),
     )
 
 

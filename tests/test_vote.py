@@ -87,7 +87,7 @@ def test_the_commands(folders, capsys):
     key = json.loads((folders / "out" / "key.json").read_text())
     votes = votes_file(folders, key["ballot"], ["same"] * 8)
     assert main(["tally", f"{out}/key.json", str(votes)]) == 0
-    assert "8 votes by 1 voters" in capsys.readouterr().out
+    assert "8 votes by 1 voter:" in capsys.readouterr().out
     assert main(["tally", str(votes), str(votes)]) == 2
     assert "is no key" in capsys.readouterr().err
 

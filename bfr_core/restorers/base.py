@@ -74,6 +74,10 @@ class Restorer:
             raise ValueError(f"restorer {self.name} gave NaN; its weights are damaged or its precision is too low")
         return restored.clamp(0, 1).contiguous()
 
+    def restore_each(self, faces: Tensor) -> Tensor:
+        """`restore`, one face a call, so that any number fits wherever one does; on the CPU."""
+        return torch.cat([self.restore(face).cpu() for face in faces.split(1)])
+
 
 def _outermost_listed(module: nn.Module) -> list[nn.Module]:
     """Members of the module's lists that can be called, none inside another."""
