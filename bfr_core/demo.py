@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,10 +39,13 @@ FLATTERY = (
 
 
 @torch.no_grad()
-def draw_faces(prior: Prior, names: Sequence[str], seed: int) -> Tensor:
+def draw_faces(
+    prior: Prior, names: Sequence[str], seed: int, callback: Callable[[int, int, Tensor], None] | None = None
+) -> Tensor:
     """Faces of people who do not exist, drawn by the prior from pure noise: (B, 3, S, S) RGB in [0, 1].
 
-    Each face's draws are keyed by its name. DDIM with eta 1 in `STEPS` steps. Source: arXiv:2010.02502, eq. 12.
+    Each face's draws are keyed by its name. callback: step, steps and what the faces look like so far, after every
+    network call; what it raises ends the work. DDIM with eta 1 in `STEPS` steps. Source: arXiv:2010.02502, eq. 12.
     """
     schedule = respace(prior.alpha_bar, STEPS)
     noise = keyed_noise(seed, "demo", names, "cpu")
@@ -58,6 +61,8 @@ def draw_faces(prior: Prior, names: Sequence[str], seed: int) -> Tensor:
         x = alpha_bar_prev**0.5 * x0_hat + max(0.0, 1 - alpha_bar_prev - sigma**2) ** 0.5 * eps
         if i:
             x = x + sigma * noise(shape)
+        if callback:
+            callback(STEPS - i, STEPS, to_unit(x0_hat))
     return to_unit(x)
 
 

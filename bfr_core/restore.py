@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .faces.align import Face, crop_face
+from .faces.align import Face, crop_face, template
 from .faces.detect import load_detector
 from .faces.paste import face_patches, luma
 from .images import Photo, list_images, printable, read_photo, replace_atomically, without_place, write_photo
@@ -139,6 +139,27 @@ def restore_photo(
     result = paste_faces(photo, faces, crops, restored, skipped, config, load_parser(config, restorer))
     step = restoration_step(restorer, config, detector, len(found), len(result.faces))
     return replace(result, found=len(found), step=step)
+
+
+def restore_aligned(
+    photo: Tensor, restorer: Restorer, config: RestoreConfig | None = None, *, check: Callable[[], None] | None = None
+) -> RestoredPhoto:
+    """An aligned face (3, N, N), RGB in [0, 1], restored from edge to edge: no smaller than it was or the restorer is.
+
+    Of `config` only `blend` counts. check: as in `restore_photo`. A grey face stays grey. If the restorer fails, the
+    reason is in `skipped`. Raises ValueError if the picture is not square.
+    """
+    config = config or RestoreConfig()
+    size = max(restorer.size, photo.shape[-1])
+    crop, large = square(photo, restorer.size), square(photo, size)
+    restored = restore_crops([crop], restorer, 1, check)[0]
+    if isinstance(restored, str):
+        return RestoredPhoto(large, [], [f"the face failed: {restored}"], large.new_zeros(1, size, size), [], 1)
+    grey = torch.equal(photo[0], photo[1]) and torch.equal(photo[1], photo[2])
+    pixels = _whole(restored, crop, size, grey, config)
+    mask = large.new_full((1, size, size), config.blend)
+    step = restoration_step(restorer, config, None, 1, 1)
+    return RestoredPhoto(pixels, [Face(template(size))], [], mask, [restored], 1, step)
 
 
 def restoration_step(
@@ -530,12 +551,15 @@ def _write(
 
 def _aligned_photo(photo: Photo, restored: Tensor, crop: Tensor, config: RestoreConfig) -> Photo:
     """The restored crop as a photo, no smaller than `photo`, grey if that was."""
-    pixels = torch.lerp(crop, restored, config.blend)
-    if photo.grey:
-        pixels = luma(pixels).expand(3, -1, -1)
-    size = max(pixels.shape[-1], photo.pixels.shape[-1])
+    size = max(crop.shape[-1], photo.pixels.shape[-1])
     alpha = None if photo.alpha is None else square(photo.alpha, size)
-    return replace(photo, pixels=square(pixels, size), alpha=alpha)
+    return replace(photo, pixels=_whole(restored, crop, size, photo.grey, config), alpha=alpha)
+
+
+def _whole(restored: Tensor, crop: Tensor, size: int, grey: bool, config: RestoreConfig) -> Tensor:
+    """The restored crop blended with the crop, at `size`: (3, size, size)."""
+    pixels = torch.lerp(crop, restored, config.blend)
+    return square(luma(pixels).expand(3, -1, -1) if grey else pixels, size)
 
 
 def square(image: Tensor, size: int) -> Tensor:

@@ -8,7 +8,7 @@ from comfy_api.latest import ComfyExtension
 
 from . import host
 from .adapt import FinetuneRestorer, MakePseudoTargets, SaveRestorer
-from .compare import Compare, Degrade
+from .compare import Compare, Degrade, DrawFaces
 from .faces import FacesFromFolder, FacesFromImages, TargetsFromImages
 from .restore import LoadPrior, LoadRestorer, RestoreFaces
 
@@ -24,6 +24,7 @@ NODES: list[type[host.Node]] = [
     RestoreFaces,
     Compare,
     Degrade,
+    DrawFaces,
 ]
 
 

@@ -1,6 +1,8 @@
-"""For trials: measure and show results side by side, and damage clean pictures."""
+"""For trials: faces of nobody, damage for them, and results measured and shown side by side."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from comfy_api.latest import io
@@ -8,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..bfr_core.degradations import DAMAGES, degrade
+from ..bfr_core.demo import draw_faces
 from ..bfr_core.draws import keyed_generator
 from ..bfr_core.evaluate import MEASURES, face_measures, format_interval, summarise
-from ..bfr_core.pictures import sheet
+from ..bfr_core.pictures import sheet, side_by_side
 from . import convert, host
 from .faces import ROWS
 
@@ -114,3 +117,41 @@ class Degrade(host.Node):
             damaged.append(degrade(photo[None], kind, keyed_generator(seed, kind, i), strength).lq[0])
             progress.show(i + 1, len(photos))
         return host.output(cls, convert.to_image(torch.stack(damaged)), picture=torch.stack(damaged))
+
+
+class DrawFaces(host.Node):
+    """Faces to try things out on where there are no photos yet."""
+
+    AT_ONCE = 4
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            "BFR_DrawFaces",
+            "Draw Faces (BFR)",
+            "Draws aligned faces of people who do not exist, from noise, by the diffusion prior: something to try "
+            "things out on without a photo. They flatter the prior that drew them: judge by photos of your own.",
+            [
+                host.PriorType.Input("prior", tooltip="The diffusion prior that draws."),
+                io.Int.Input("count", default=8, min=1, max=256, tooltip="How many faces."),
+                host.seed_widget(),
+            ],
+            [io.Image.Output(display_name="images", tooltip="Clean faces at the prior's size, aligned.")],
+            ("synthetic faces", "sample faces", "demo"),
+        )
+
+    @classmethod
+    def work(cls, prior: host.Managed, count: int, seed: int) -> io.NodeOutput:
+        progress, drawn = host.Progress(), []
+        names = [f"drawn_{i}" for i in range(count)]
+        with host.on_device(prior, faces=cls.AT_ONCE):
+            for start in range(0, count, cls.AT_ONCE):
+                some = names[start : start + cls.AT_ONCE]
+
+                def show(step: int, steps: int, so_far: Tensor, done: int = start, faces: int = len(some)) -> None:
+                    now = done * steps + step * faces
+                    progress.show(now, count * steps, partial(side_by_side, list(so_far)))
+
+                drawn.append(draw_faces(prior.network, some, seed, show).cpu())
+        faces = torch.cat(drawn)
+        return host.output(cls, convert.to_image(faces), picture=faces)

@@ -15,7 +15,7 @@ from ..bfr_core.faces.detect import faces_in_boxes, load_detector
 from ..bfr_core.faces.landmarks import load_landmark_net
 from ..bfr_core.images import printable
 from ..bfr_core.prior import load_prior
-from ..bfr_core.restore import CHOICES, RestoreConfig, RestoredPhoto, restore_photo
+from ..bfr_core.restore import CHOICES, RestoreConfig, RestoredPhoto, restore_aligned, restore_photo
 from ..bfr_core.restorers import load_restorer
 from ..bfr_core.restorers.codeformer import CodeFormer, with_fidelity
 from . import convert, host
@@ -112,6 +112,12 @@ class RestoreFaces(host.Node):
             [
                 host.RestorerType.Input("restorer", tooltip="The restorer: a tuned one, or any other."),
                 io.Image.Input("images", tooltip="The photos, any number."),
+                io.Boolean.Input(
+                    "aligned",
+                    default=False,
+                    tooltip="The pictures are aligned square faces already and are restored from edge to edge; none "
+                    "are looked for, and of the widgets below only fidelity and blend count.",
+                ),
                 host.widget(
                     CONFIG,
                     "detector",
@@ -182,6 +188,7 @@ class RestoreFaces(host.Node):
         cls,
         restorer: host.Managed,
         images: Tensor,
+        aligned: bool,
         fidelity: float,
         upscale_model: Any = None,
         segs: Any = None,
@@ -195,9 +202,12 @@ class RestoreFaces(host.Node):
         results: list[RestoredPhoto] = []
         with host.on_device(restorer, faces=config.batch_size):
             network = with_fidelity(restorer.network, fidelity)
-            detector = detector_for(photos, config, network.device, segs, bbox_detector)
+            detector = None if aligned else detector_for(photos, config, network.device, segs, bbox_detector)
             for i, photo in enumerate(photos):
-                result = restore_photo(photo, network, config, detector, check=progress.check, enlarge=enlarge)
+                if detector is None:
+                    result = restore_aligned(photo, network, config, check=progress.check)
+                else:
+                    result = restore_photo(photo, network, config, detector, check=progress.check, enlarge=enlarge)
                 results.append(result)
                 progress.show(i + 1, len(photos), partial(getattr, result, "pixels"))
         found, restored = (sum(counts) for counts in zip(*((r.found, len(r.faces)) for r in results), strict=True))

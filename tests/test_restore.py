@@ -16,7 +16,7 @@ from bfr_core import restore as module
 from bfr_core.faces.align import Face, template
 from bfr_core.images import Photo, read_image, read_photo, write_image, write_photo
 from bfr_core.provenance import Record
-from bfr_core.restore import RestoreConfig, restore_folder, restore_photo, settle_precision
+from bfr_core.restore import RestoreConfig, restore_aligned, restore_folder, restore_photo, settle_precision
 from bfr_core.restorers import load_restorer
 from bfr_core.restorers.base import Restorer
 
@@ -404,3 +404,22 @@ def test_check_is_called_after_every_call_of_the_restorer() -> None:
 def test_restored_crops_come_with_the_photo() -> None:
     result = restore_photo(smooth(100, 160), fake_restorer(), PLAIN, found(face_at(20, 20, 64)))
     assert [crop.shape for crop in result.crops] == [(3, 64, 64)]
+
+
+@pytest.mark.parametrize(("given", "made"), [(32, 64), (64, 64), (96, 96)])
+def test_an_aligned_face_is_restored_from_edge_to_edge(given: int, made: int) -> None:
+    face = smooth(given, given)
+    result = restore_aligned(face, fake_restorer(), RestoreConfig(blend=0.5))
+    assert result.pixels.shape == (3, made, made) and result.crops[0].shape == (3, 64, 64) and result.found == 1
+    assert torch.equal(result.mask, torch.full((1, made, made), 0.5)) and result.step.settings["aligned"]
+    if given == made == 64:
+        assert torch.allclose(result.pixels, face + 0.05, atol=1e-6)
+    grey = restore_aligned(face[:1].expand(3, -1, -1), fake_restorer()).pixels
+    assert torch.equal(grey[0], grey[1]) and torch.equal(grey[0], grey[2])
+
+
+def test_an_aligned_face_that_fails_or_is_none_is_said() -> None:
+    result = restore_aligned(torch.full((3, 64, 64), 0.95), fake_restorer())
+    assert not result.faces and not result.mask.any() and result.skipped[0].startswith("the face failed:")
+    with pytest.raises(ValueError, match="is 64 x 32 pixels; an aligned face is square"):
+        restore_aligned(smooth(32, 64), fake_restorer())

@@ -143,7 +143,7 @@ def graph(run: str, iterations: int = 6, **tuning: Any) -> dict[str, Any]:
 
 def test_every_node_is_there(comfy: ComfyUI) -> None:
     found = {name: info for name, info in comfy.get("/object_info").items() if name.startswith("BFR_")}
-    assert len(found) == 11
+    assert len(found) == 12
     for info in found.values():
         sockets = [*info["input"].get("required", {}).values(), *info["input"].get("optional", {}).values()]
         assert all(options["tooltip"] for _, options in sockets)

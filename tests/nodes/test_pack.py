@@ -24,6 +24,7 @@ IDS = {
     "BFR_RestoreFaces",
     "BFR_Compare",
     "BFR_Degrade",
+    "BFR_DrawFaces",
 }
 LOAD = """
 import asyncio, logging, runpy, sys
@@ -54,7 +55,7 @@ def load(*blocked: str) -> str:
 def test_pack_loads_without_a_package_and_says_so_in_one_line(blocked: str) -> None:
     first, *_, last = load(blocked, "skimage", "cv2", "matplotlib", "piq").splitlines()
     assert blocked in first and first.startswith("BFR Adapt: not installed: ")
-    assert last == "11 nodes, None True", "ComfyUI's own module 'nodes' and sys.path are left alone"
+    assert last == "12 nodes, None True", "ComfyUI's own module 'nodes' and sys.path are left alone"
 
 
 def test_pack_is_nothing_outside_comfyui() -> None:

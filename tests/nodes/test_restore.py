@@ -119,3 +119,28 @@ def test_compare_and_degrade(run: Run, host: Any) -> None:
 def test_a_restorer_that_is_gone(run: Run, host: Any, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="refresh the list"):
         run("BFR_LoadRestorer", restorer="gone.pth")
+
+
+def test_aligned_pictures_are_restored_whole_and_no_face_is_sought(
+    run: Run, models: tuple[Any, Any], pack: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["any-name.nodes.restore"]
+    monkeypatch.setattr(module, "load_detector", lambda *_: pytest.fail("a detector was loaded"))
+    images = photo(2)[:, :32, :32]
+    made, mask, crops, _, *counts = run("BFR_RestoreFaces", restorer=models[0], images=images, aligned=True)
+    assert made.shape == images.shape and mask.min() == 1 and crops.shape == (2, 32, 32, 3)
+    assert counts == [2, 2, 0] and torch.equal(made, crops) and not torch.equal(made, images)
+    with pytest.raises(ValueError, match="an aligned face is square"):
+        run("BFR_RestoreFaces", restorer=models[0], images=photo(), aligned=True)
+
+
+def test_drawn_faces(run: Run, models: tuple[Any, Any], host: Any) -> None:
+    (drawn,) = run("BFR_DrawFaces", prior=models[1], count=5, seed=3)
+    assert drawn.shape == (5, 32, 32, 3) and host.previews
+    (fewer,) = run("BFR_DrawFaces", prior=models[1], count=2, seed=3)
+    assert (drawn[:2] - fewer).abs().max() < 0.02 < (drawn[0] - drawn[1]).abs().mean()
+    assert not torch.equal(fewer, run("BFR_DrawFaces", prior=models[1], count=2, seed=4)[0])
+    host.looks, host.cancel_at = 0, 3
+    with pytest.raises(Exception, match="^$"):
+        run("BFR_DrawFaces", prior=models[1], count=5)
+    assert host.looks == 3, "answered after one network call"
