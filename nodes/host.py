@@ -61,6 +61,13 @@ def missing_packages() -> str:
     return f"BFR Adapt: not installed: {'; '.join(missing)}" if missing else ""
 
 
+def how_to_install() -> str:
+    """What to do about a missing package; ComfyUI's registry delivers the pack without install.py."""
+    if (Path(__file__).resolve().parents[1] / "install.py").is_file():
+        return "run this pack's install.py with ComfyUI's Python"
+    return "install this pack's requirements.txt with ComfyUI's Python"
+
+
 def _installed(name: str) -> bool:
     try:
         return find_spec(name) is not None
@@ -80,9 +87,7 @@ class Node(io.ComfyNode):
             try:
                 return cls.work(**inputs)
             except ModuleNotFoundError as error:
-                raise ValueError(
-                    f"the package {error.name} is missing: run this pack's install.py with ComfyUI's Python"
-                ) from error
+                raise ValueError(f"the package {error.name} is missing: {how_to_install()}") from error
 
     @classmethod
     def work(cls, *args: Any, **inputs: Any) -> io.NodeOutput:

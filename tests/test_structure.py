@@ -88,7 +88,8 @@ KEPT_TO = {
     "gradio": ("bfr_core/ui.py", "bfr_core/gradio_compat.py"),
 }
 PACKAGE_OF = {"PIL": "pillow", "skimage": "scikit-image", "cv2": "opencv-python-headless"}
-OWN = {"bfr_core", "nodes", "installation", "install", "tools", "tests", "train_embedded", "published_shapes"}
+OWN = {"bfr_core", "nodes", "installation", "install", "tools", "tests"}
+OWN |= {"train_embedded", "published_shapes", "api_graph", "node_help"}  # in tools/, which the tests can import
 FOLDERS = (
     "bfr_core",
     "installation",

@@ -1,21 +1,40 @@
-"""ComfyUI as thin as can be: enough of its modules to load the pack under another name and to run its nodes."""
+"""ComfyUI as thin as can be: enough of its modules to load the pack under another name and to run its nodes.
+
+At the end, the real one, for the tests marked `host`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import shutil
+import socket
+import struct
+import subprocess
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 import pytest
 import torch
+from torch.nn import functional as F
+
+from bfr_core.images import write_image
 
 ROOT = Path(__file__).resolve().parents[2]
 ALIAS = "any-name"
+PACK = "a pack-of.any name"  # the pack's folder in the real ComfyUI
+START_SECONDS, RUN_SECONDS = 240.0, 600.0
+ENDS = ("execution_success", "execution_error", "execution_interrupted")
 
 
 class Cancelled(Exception):
@@ -244,3 +263,120 @@ def models(host: Host, tiny_restorer: Path, tiny_prior: Path, run: Callable[...,
     shutil.copy(tiny_restorer, host.root / "models/facerestore_models/tiny.safetensors")
     shutil.copytree(tiny_prior, host.root / "models/bfr_priors/prior")
     return run("BFR_LoadRestorer", restorer="tiny.safetensors")[0], run("BFR_LoadPrior", prior="prior")[0]
+
+
+# ---------------------------------------------------------------- the real one
+
+
+class ComfyUI:
+    """A running server. base: its own folder of inputs, outputs, models and nodes. pid: of its process."""
+
+    def __init__(self, url: str, base: Path, log: Path, pid: int) -> None:
+        self.url, self.base, self.log, self.pid = url, base, log, pid
+
+    def get(self, path: str) -> Any:
+        with urlopen(self.url + path, timeout=30) as answer:
+            return json.load(answer)
+
+    def post(self, path: str, content: Any) -> Any:
+        request = Request(self.url + path, json.dumps(content).encode(), {"Content-Type": "application/json"})
+        with urlopen(request, timeout=30) as answer:
+            return json.loads(answer.read() or b"null")
+
+    def queue(self, graph: dict[str, Any], client: str = "test") -> str:
+        return self.post("/prompt", {"prompt": graph, "client_id": client})["prompt_id"]
+
+    def wait(self, prompt: str, seconds: float = RUN_SECONDS) -> dict[str, Any]:
+        """What became of a prompt; its messages by kind under "messages"."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            found = self.get(f"/history/{prompt}").get(prompt)
+            if found:
+                return found | {"messages": dict(found["status"]["messages"])}
+            time.sleep(0.1)
+        pytest.fail(f"ComfyUI did not finish in {seconds} s:\n{self.log.read_text()[-3000:]}")
+
+    def run(self, graph: dict[str, Any]) -> dict[str, Any]:
+        return self.wait(self.queue(graph))
+
+    def watch(self, graph: dict[str, Any]) -> list[Any]:
+        """What the server says over /ws while it runs `graph`, to the end: dicts, and bytes for previews and texts."""
+        client = uuid.uuid4().hex
+        said: list[Any] = []
+        with socket.create_connection(
+            (urlsplit(self.url).hostname, urlsplit(self.url).port), RUN_SECONDS
+        ) as connection:
+            for message in messages(connection, f"/ws?clientId={client}"):
+                if not said:
+                    prompt = self.queue(graph, client)
+                said.append(message)
+                if isinstance(message, dict) and message["type"] in ENDS and message["data"]["prompt_id"] == prompt:
+                    break
+        return said
+
+
+def messages(connection: socket.socket, path: str) -> Iterator[Any]:
+    """Texts (JSON, decoded) and binary messages (bytes) of a web socket that only listens. Source: RFC 6455, 5.2."""
+    asked = ("Host: localhost", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13")
+    key = "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="
+    connection.sendall("\r\n".join([f"GET {path} HTTP/1.1", *asked, key, "", ""]).encode())
+    stream = connection.makefile("rb")
+    while stream.readline().strip():
+        pass
+    while True:
+        kind, length = stream.read(2)
+        if length > 125:
+            (length,) = struct.unpack(*((">H", stream.read(2)) if length == 126 else (">Q", stream.read(8))))
+        content = stream.read(length)
+        if kind & 15 in (1, 2):
+            yield json.loads(content) if kind & 15 == 1 else content
+
+
+@pytest.fixture(scope="session")
+def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI]:
+    """A real ComfyUI: that of $BFR_COMFYUI, or ~/.cache/bfr-hosts/ComfyUI, with the Python of its .venv or that of
+    $BFR_COMFYUI_PYTHON. Everything it reads and writes lies in a folder of the tests' own."""
+    home = Path(os.environ.get("BFR_COMFYUI", Path.home() / ".cache/bfr-hosts/ComfyUI"))
+    python = os.environ.get("BFR_COMFYUI_PYTHON", str(home / ".venv/bin/python"))
+    if not (home / "main.py").is_file():
+        pytest.skip(f"no ComfyUI in {home}; set BFR_COMFYUI to one")
+    if not Path(python).is_file():
+        pytest.skip(f"no Python for ComfyUI at {python}; set BFR_COMFYUI_PYTHON to its Python")
+    base = tmp_path_factory.mktemp("comfy")
+    for name in ("custom_nodes", "input/faces", "input/old_photos", "output", "models"):
+        (base / name).mkdir(parents=True)
+    (base / f"custom_nodes/{PACK}").symlink_to(ROOT)
+    generator = torch.Generator().manual_seed(0)
+    for i in range(10):
+        coarse = torch.rand(1, 3, 8, 8, generator=generator)
+        write_image(base / f"input/faces/{i}.png", F.interpolate(coarse, (128, 128), mode="bicubic")[0].clamp(0, 1))
+    from skimage import data
+
+    portrait = torch.from_numpy(data.astronaut()).permute(2, 0, 1).float() / 255
+    for name in ("portrait", "example"):
+        write_image(base / f"input/{name}.png", portrait)
+    for i in range(8):  # one face in eight photos, each with noise of its own
+        noisy = portrait + 0.1 * torch.randn(portrait.shape, generator=generator)
+        write_image(base / f"input/old_photos/{i}.png", (noisy.flip(-1) if i % 2 else noisy).clamp(0, 1))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [python, "main.py", "--cpu", "--port", str(port), "--base-directory", str(base), "--disable-auto-launch"]
+    log = base / "log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(command, cwd=home, stdout=stream, stderr=subprocess.STDOUT)
+    server = ComfyUI(f"http://127.0.0.1:{port}", base, log, process.pid)
+    try:
+        end = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                server.get("/queue")
+                break
+            except (URLError, OSError):
+                if process.poll() is not None or time.monotonic() > end:
+                    pytest.fail(f"ComfyUI did not start:\n{log.read_text()[-3000:]}")
+                time.sleep(0.5)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(30)

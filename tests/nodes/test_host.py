@@ -1,109 +1,19 @@
 """The pack in a real ComfyUI: started, asked what there is, given a graph, cancelled, gone on with.
 
-ComfyUI is looked for in $BFR_COMFYUI, or in ~/.cache/bfr-hosts/ComfyUI; its Python in .venv there, or it is
-$BFR_COMFYUI_PYTHON.
-Everything it reads and writes lies in a folder of the test's own.
+Where it is looked for, see the fixture `comfy`.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.request import Request, urlopen
 
 import pytest
-import torch
-from torch.nn import functional as F
-
-from bfr_core.images import write_image
 
 pytestmark = pytest.mark.host
-ROOT = Path(__file__).resolve().parents[2]
-START_SECONDS, RUN_SECONDS = 240.0, 400.0
+RUN_SECONDS = 400.0
 CANCEL_SECONDS = 20.0  # one network call on a busy machine is well below it
-
-
-class ComfyUI:
-    """A running server. base: its own folder of inputs, outputs, models and nodes."""
-
-    def __init__(self, url: str, base: Path, log: Path) -> None:
-        self.url, self.base, self.log = url, base, log
-
-    def get(self, path: str) -> Any:
-        with urlopen(self.url + path, timeout=30) as answer:
-            return json.load(answer)
-
-    def post(self, path: str, content: Any) -> Any:
-        request = Request(self.url + path, json.dumps(content).encode(), {"Content-Type": "application/json"})
-        with urlopen(request, timeout=30) as answer:
-            return json.loads(answer.read() or b"null")
-
-    def queue(self, graph: dict[str, Any]) -> str:
-        return self.post("/prompt", {"prompt": graph, "client_id": "test"})["prompt_id"]
-
-    def wait(self, prompt: str, seconds: float = RUN_SECONDS) -> dict[str, Any]:
-        """What became of a prompt; its messages by kind under "messages"."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            found = self.get(f"/history/{prompt}").get(prompt)
-            if found:
-                return found | {"messages": dict(found["status"]["messages"])}
-            time.sleep(0.1)
-        pytest.fail(f"ComfyUI did not finish in {seconds} s:\n{self.log.read_text()[-3000:]}")
-
-    def run(self, graph: dict[str, Any]) -> dict[str, Any]:
-        return self.wait(self.queue(graph))
-
-
-@pytest.fixture(scope="module")
-def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI]:
-    home = Path(os.environ.get("BFR_COMFYUI", Path.home() / ".cache/bfr-hosts/ComfyUI"))
-    python = os.environ.get("BFR_COMFYUI_PYTHON", str(home / ".venv/bin/python"))
-    if not (home / "main.py").is_file():
-        pytest.skip(f"no ComfyUI in {home}; set BFR_COMFYUI to one")
-    if not Path(python).is_file():
-        pytest.skip(f"no Python for ComfyUI at {python}; set BFR_COMFYUI_PYTHON to its Python")
-    base = tmp_path_factory.mktemp("comfy")
-    for name in ("custom_nodes", "input/faces", "output", "models"):
-        (base / name).mkdir(parents=True)
-    (base / "custom_nodes/a pack-of.any name").symlink_to(ROOT)
-    generator = torch.Generator().manual_seed(0)
-    for i in range(10):
-        coarse = torch.rand(1, 3, 8, 8, generator=generator)
-        write_image(base / f"input/faces/{i}.png", F.interpolate(coarse, (128, 128), mode="bicubic")[0].clamp(0, 1))
-    from skimage import data
-
-    portrait = torch.from_numpy(data.astronaut()).permute(2, 0, 1).float() / 255
-    write_image(base / "input/portrait.png", portrait)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [python, "main.py", "--cpu", "--port", str(port), "--base-directory", str(base), "--disable-auto-launch"]
-    log = base / "log"
-    with log.open("wb") as stream:
-        process = subprocess.Popen(command, cwd=home, stdout=stream, stderr=subprocess.STDOUT)
-    server = ComfyUI(f"http://127.0.0.1:{port}", base, log)
-    try:
-        end = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                server.get("/queue")
-                break
-            except (URLError, OSError):
-                if process.poll() is not None or time.monotonic() > end:
-                    pytest.fail(f"ComfyUI did not start:\n{log.read_text()[-3000:]}")
-                time.sleep(0.5)
-        yield server
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 def graph(run: str, iterations: int = 6, **tuning: Any) -> dict[str, Any]:
@@ -141,7 +51,7 @@ def graph(run: str, iterations: int = 6, **tuning: Any) -> dict[str, Any]:
     return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
 
 
-def test_every_node_is_there(comfy: ComfyUI) -> None:
+def test_every_node_is_there(comfy: Any) -> None:
     found = {name: info for name, info in comfy.get("/object_info").items() if name.startswith("BFR_")}
     assert len(found) == 12
     for info in found.values():
@@ -151,7 +61,7 @@ def test_every_node_is_there(comfy: ComfyUI) -> None:
     assert "IMPORT FAILED" not in comfy.log.read_text()
 
 
-def test_a_graph_runs_and_an_unchanged_one_runs_nothing_again(comfy: ComfyUI) -> None:
+def test_a_graph_runs_and_an_unchanged_one_runs_nothing_again(comfy: Any) -> None:
     result = comfy.run(graph("whole"))
     assert result["status"]["status_str"] == "success", result["messages"]
     outputs = result["outputs"]
@@ -167,7 +77,7 @@ def test_a_graph_runs_and_an_unchanged_one_runs_nothing_again(comfy: ComfyUI) ->
     assert "whole.safetensors" in json.dumps(listed), "the saved restorer can be chosen"
 
 
-def test_cancelled_midway_the_same_graph_goes_on(comfy: ComfyUI) -> None:
+def test_cancelled_midway_the_same_graph_goes_on(comfy: Any) -> None:
     folder = comfy.base / "output/bfr_runs/cancelled"
     prompt = comfy.queue(graph("cancelled", iterations=30))
     end = time.monotonic() + RUN_SECONDS
@@ -184,7 +94,7 @@ def test_cancelled_midway_the_same_graph_goes_on(comfy: ComfyUI) -> None:
     assert "resumed at step" in (folder / "log.txt").read_text()
 
 
-def test_a_pause_goes_on_when_queued_again(comfy: ComfyUI) -> None:
+def test_a_pause_goes_on_when_queued_again(comfy: Any) -> None:
     paused = graph("paused", iterations=24, minutes_this_run=0.03)
     steps = []
     for _ in range(30):
@@ -198,7 +108,7 @@ def test_a_pause_goes_on_when_queued_again(comfy: ComfyUI) -> None:
     assert text.startswith(("Adopt", "Keep the base", "Cannot tell"))
 
 
-def test_a_strangers_workflow_reads_nothing_outside(comfy: ComfyUI) -> None:
+def test_a_strangers_workflow_reads_nothing_outside(comfy: Any) -> None:
     for folder in ("/etc", "../..", "C:\\Windows"):
         bad = graph("stranger")
         bad["faces"]["inputs"]["folder"] = folder

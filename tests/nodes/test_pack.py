@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
 import sys
 from dataclasses import field, make_dataclass
@@ -33,6 +34,7 @@ logging.basicConfig(format="%(message)s", stream=sys.stdout)
 for name in sys.argv[2].split():
     sys.modules[name] = None  # importing it fails
 import conftest
+conftest.ROOT = conftest.Path(sys.argv[3])
 sys.modules.update(conftest.modules())
 before = set(sys.path)
 pack = conftest.load_pack()
@@ -44,8 +46,8 @@ print(len(nodes), "nodes,", sys.modules["nodes"].__dict__.get("NODES"), before =
 """
 
 
-def load(*blocked: str) -> str:
-    command = [sys.executable, "-c", LOAD, str(ROOT), " ".join(blocked)]
+def load(*blocked: str, pack: Path = ROOT) -> str:
+    command = [sys.executable, "-c", LOAD, str(ROOT), " ".join(blocked), str(pack)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -56,6 +58,41 @@ def test_pack_loads_without_a_package_and_says_so_in_one_line(blocked: str) -> N
     first, *_, last = load(blocked, "skimage", "cv2", "matplotlib", "piq").splitlines()
     assert blocked in first and first.startswith("BFR Adapt: not installed: ")
     assert last == "12 nodes, None True", "ComfyUI's own module 'nodes' and sys.path are left alone"
+
+
+def packed() -> list[Path]:
+    """The files of the package for ComfyUI's registry: what git has, less what .comfyignore names."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("the files of the package are those that git has, and this is no git checkout")
+    lines = (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()
+    left_out = [line for line in lines if line and not line.startswith("#")]
+    for entry in left_out:
+        assert (ROOT / entry).exists(), f".comfyignore names {entry}, which is not here"
+    inside = tuple(entry for entry in left_out if entry.endswith("/"))
+    return [Path(name) for name in listed.stdout.splitlines() if name not in left_out and not name.startswith(inside)]
+
+
+def test_the_package_for_the_registry_loads_and_runs_no_pip(tmp_path: Path) -> None:
+    for file in packed():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / file, tmp_path / file)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "__init__.py", "bfr_core", "nodes", "workflows", "web", "locales", "requirements.txt", "pyproject.toml",
+        "README.md", "CHANGELOG.md", "LICENSE",
+    }  # fmt: skip
+    assert load(pack=tmp_path).splitlines()[-1] == "12 nodes, None True"
+    for file in tmp_path.rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        assert "subprocess" not in text and '"pip"' not in text, f"{file.relative_to(tmp_path)} may run pip"
+
+
+def test_the_registry_reads_its_section() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    section = text.split("[tool.comfy]")[1].split("\n[")[0]
+    keys = {line.split(" =")[0] for line in section.splitlines() if " = " in line}
+    assert keys == {"PublisherId", "DisplayName", "Icon", "requires-comfyui"}
+    assert "0.3.48" in section and "0.3.48" in (ROOT / "nodes/__init__.py").read_text(encoding="utf-8")
 
 
 def test_pack_is_nothing_outside_comfyui() -> None:

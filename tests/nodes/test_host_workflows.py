@@ -1,0 +1,240 @@
+"""The workflow files, help and texts in a real ComfyUI, and in its page in a headless Chromium.
+
+$BFR_SCREENSHOTS names a folder for the pictures of the page; without it they go where pytest's temporary files go.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from urllib.request import urlopen
+
+import pytest
+from api_graph import WORKFLOWS, read, twin
+
+pytestmark = pytest.mark.host
+FILES = sorted(WORKFLOWS.glob("*.json"))
+each = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+PACK = "a pack-of.any name"
+FEW_STEPS = {
+    "settings": "as set below", "iterations": 4, "batch_size": 2, "micro_batch": 2, "perceptual": 0.0,
+    "adversarial": 0.0, "anchor": 0.0, "transplant": 0.0,
+}  # fmt: skip
+SHORT = {"BFR_FinetuneRestorer": FEW_STEPS, "BFR_DrawFaces": {"count": 4}}
+CHECKPOINT = ("CheckpointLoaderSimple", "CLIPTextEncode", "EmptyLatentImage", "KSampler", "VAEEncode", "VAEDecode")
+TAKES_LONG = {"BFR_FinetuneRestorer", "BFR_DrawFaces", "BFR_MakePseudoTargets", "BFR_RestoreFaces"}
+IDLE_SECONDS = 12.0  # ComfyUI collects garbage ten seconds after a run
+MEMORY = 50 * 2**20
+
+
+def short(path: Path, **tuning: Any) -> dict[str, Any]:
+    """The twin of a workflow with few faces and steps; pictures stand in for what a checkpoint would make."""
+    graph = read(twin(path))
+    ids = {node["class_type"]: name for name, node in graph.items()}
+    for node in graph.values():
+        node["inputs"] |= SHORT.get(node["class_type"], {})
+        node["inputs"] |= tuning if node["class_type"] == "BFR_FinetuneRestorer" else {}
+    if "VAEDecode" in ids:
+        if "BFR_FacesFromFolder" in ids:
+            inputs = {"image": [ids["BFR_FacesFromFolder"], 1], "sharpen_radius": 1, "sigma": 1.0, "alpha": 0.5}
+            stands_in = {"class_type": "ImageSharpen", "inputs": inputs}
+        else:
+            stands_in = {"class_type": "LoadImage", "inputs": {"image": "example.png"}}
+        made = ids["VAEDecode"]
+        graph = {name: node for name, node in graph.items() if node["class_type"] not in CHECKPOINT}
+        graph[made] = stands_in
+    return graph
+
+
+def fetch(comfy: Any, path: str) -> tuple[str, bytes]:
+    """Media type and content of a file that the server serves."""
+    with urlopen(comfy.url + quote(path), timeout=30) as answer:
+        return answer.headers.get_content_type(), answer.read()
+
+
+# ---------------------------------------------------------------- what is served
+
+
+def test_templates_are_listed_and_served(comfy: Any) -> None:
+    assert sorted(comfy.get("/workflow_templates")[PACK]) == [path.stem for path in FILES]
+    for path in FILES:
+        kind, content = fetch(comfy, f"/api/workflow_templates/{PACK}/{path.name}")
+        assert kind == "application/json" and content == path.read_bytes()
+        kind, content = fetch(comfy, f"/api/workflow_templates/{PACK}/{path.stem}.jpg")
+        assert kind == "image/jpeg" and content == path.with_suffix(".jpg").read_bytes()
+
+
+def test_help_and_texts_are_served(comfy: Any) -> None:
+    nodes = [name for name in comfy.get("/object_info") if name.startswith("BFR_")]
+    texts = comfy.get("/i18n")
+    for name in nodes:
+        assert texts["en"]["nodeDefs"][name]["display_name"] != texts["zh"]["nodeDefs"][name]["display_name"]
+        for page in (f"{name}.md", f"{name}/zh.md"):
+            text = fetch(comfy, f"/extensions/{PACK}/docs/{page}")[1].decode()
+            assert text.startswith("# ")
+            for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
+                assert fetch(comfy, f"/extensions/{PACK}/docs/{picture}")[0] == "image/jpeg"
+
+
+# ---------------------------------------------------------------- run
+
+
+@each
+def test_every_workflow_runs_and_says_how_far_it_is(comfy: Any, path: Path) -> None:
+    graph = short(path)
+    said = comfy.watch(graph)
+    assert said[-1]["type"] == "execution_success", said[-1]
+    events = [message for message in said if isinstance(message, dict)]
+    done = {m["data"]["node"] for m in events if m["type"] == "progress" and m["data"]["value"] == m["data"]["max"]}
+    for name, node in graph.items():
+        if node["class_type"] in TAKES_LONG:
+            assert name in done, f"{node['class_type']} did not say that it was done"
+    shown = {m["data"]["node"] for m in events if m["type"] == "executed"}
+    assert {n for n, node in graph.items() if node["class_type"] in ("SaveImage", "BFR_FinetuneRestorer")} <= shown
+    if any(node["class_type"] == "BFR_FinetuneRestorer" for node in graph.values()):
+        previews = [m for m in said if isinstance(m, bytes) and int.from_bytes(m[:4], "big") in (1, 4)]
+        assert previews, "nothing was seen of the work"
+
+
+def test_a_workflow_cancelled_midway_goes_on(comfy: Any) -> None:
+    graph = short(WORKFLOWS / "adapt_step_by_step.json", iterations=40)
+    for node in graph.values():
+        node["inputs"] |= {"run": "stopped"} if "run" in node["inputs"] else {}
+    folder = comfy.base / "output/bfr_runs/stopped"
+    prompt = comfy.queue(graph)
+    end = time.monotonic() + 300
+    while not (folder / "gate.json").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    time.sleep(3)  # some steps of tuning
+    comfy.post("/interrupt", {})
+    assert "execution_interrupted" in comfy.wait(prompt)["messages"]
+    assert (folder / "checkpoints/last.pt").is_file() and not (folder / "report.json").exists()
+    assert comfy.run(graph)["status"]["status_str"] == "success"
+    assert "resumed at step" in (folder / "log.txt").read_text()
+
+
+def test_memory_after_ten_runs_is_that_after_one(comfy: Any) -> None:
+    status = Path(f"/proc/{comfy.pid}/status")
+    if not status.is_file():
+        pytest.skip("the memory of a process is read from /proc")
+    after = []
+    for i in range(10):
+        graph = short(WORKFLOWS / "adapt_step_by_step.json", seed=i)
+        for node in graph.values():
+            node["inputs"] |= {"run": f"memory_{i}"} if "run" in node["inputs"] else {}
+        result = comfy.run(graph)
+        assert result["status"]["status_str"] == "success", result["messages"]
+        if i in (0, 9):
+            time.sleep(IDLE_SECONDS)
+            after.append(int(re.search(r"VmRSS:\s+(\d+) kB", status.read_text())[1]) * 1024)
+    assert after[1] - after[0] < MEMORY, f"{after[0] / 2**20:.0f} MB became {after[1] / 2**20:.0f} MB"
+
+
+# ---------------------------------------------------------------- in the page
+
+READY = "return !!(window.app && app.graph && app.canvas && LiteGraph.registered_node_types.BFR_RestoreFaces)"
+SETTINGS = """
+const set = app.extensionManager?.setting?.set ?? ((k, v) => app.ui.settings.setSettingValue(k, v));
+set('Comfy.Minimap.Visible', false); set('Comfy.Graph.CanvasInfo', false); set('Comfy.TutorialCompleted', true);
+"""
+OPEN = """
+const [url, name, done] = arguments;
+fetch(url).then((r) => r.json()).then((w) => app.loadGraphData(w, true, true, name))
+  .then(() => done(''), (e) => done(String(e)));
+"""
+FIT = """
+const items = [...app.graph._nodes, ...app.graph._groups], canvas = app.canvas;
+const left = Math.min(...items.map((i) => i.pos[0])), top = Math.min(...items.map((i) => i.pos[1])) - 40;
+const right = Math.max(...items.map((i) => i.pos[0] + i.size[0]));
+const bottom = Math.max(...items.map((i) => i.pos[1] + i.size[1]));
+const scale = Math.min(
+  (canvas.canvas.clientWidth - 120) / (right - left), (canvas.canvas.clientHeight - 120) / (bottom - top), 1);
+canvas.ds.scale = scale;
+canvas.ds.offset[0] = -left + 90 / scale;
+canvas.ds.offset[1] = -top + 60 / scale;
+canvas.setDirty(true, true);
+"""
+BOXES = """
+return app.graph._nodes.map((n) => ({
+  type: n.type, known: !!LiteGraph.registered_node_types[n.type] && !n.has_errors,
+  box: [n.pos[0], n.pos[1] - LiteGraph.NODE_TITLE_HEIGHT, n.pos[0] + n.size[0], n.pos[1] + n.size[1]],
+  least: n.computeSize()[1], height: n.size[1]}));
+"""
+PROMPT = "const done = arguments[0]; app.graphToPrompt().then((p) => done(p.output), (e) => done(String(e)));"
+
+
+@pytest.fixture
+def page(comfy: Any, browser: Any) -> Any:
+    """ComfyUI's page, loaded, in a large window."""
+    browser.set_window_size(3400, 1900)
+    browser.set_script_timeout(120)
+    browser.get(comfy.url)
+    until(lambda: browser.execute_script(READY))
+    time.sleep(2)  # it opens a graph of its own
+    browser.execute_script(SETTINGS)
+    return browser
+
+
+@pytest.fixture(scope="session")
+def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(os.environ.get("BFR_SCREENSHOTS", tmp_path_factory.mktemp("screenshots")))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def until(look: Any, seconds: float = 120) -> Any:
+    """What `look` gives, once that is something."""
+    end = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < end, "did not come in time"
+        time.sleep(0.3)
+    return found
+
+
+def plain(graph: dict[str, Any]) -> dict[str, Any]:
+    """What runs of a graph: Preview Any has, in some versions, its own display among its inputs."""
+    return {
+        name: (node["class_type"], {k: v for k, v in node["inputs"].items() if k != "preview"})
+        for name, node in graph.items()
+    }
+
+
+@each
+def test_a_workflow_opens_whole_and_is_its_twin(comfy: Any, page: Any, screenshots: Path, path: Path) -> None:
+    url = f"/api/workflow_templates/{quote(PACK)}/{path.name}"
+    assert page.execute_async_script(OPEN, url, path.stem) == ""
+    time.sleep(2)
+    page.execute_script(FIT)
+    time.sleep(1)
+    page.save_screenshot(str(screenshots / f"{path.stem}.png"))
+    nodes = page.execute_script(BOXES)
+    assert len(nodes) == len(read(path)["nodes"])
+    assert [node["type"] for node in nodes if not node["known"]] == []
+    assert [node for node in nodes if node["height"] < node["least"]] == [], "a node grew, and may cover another"
+    for a, b in combinations(nodes, 2):
+        apart = any(a["box"][i + 2] <= b["box"][i] or b["box"][i + 2] <= a["box"][i] for i in (0, 1))
+        assert apart, f"{a['type']} and {b['type']} overlap"
+    assert plain(page.execute_async_script(PROMPT)) == plain(read(twin(path)))
+
+
+def test_the_template_browser_shows_them_with_their_pictures(comfy: Any, page: Any, screenshots: Path) -> None:
+    page.set_window_size(1600, 1000)
+    page.execute_script("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    until(lambda: page.find_elements("xpath", f"//*[normalize-space(text())='{PACK}']"))[0].click()
+    sources = "return [...document.querySelectorAll('img')].filter((i) => i.naturalWidth).map((i) => decodeURI(i.src))"
+    wanted = {f"/workflow_templates/{PACK}/{path.stem}.jpg" for path in FILES}
+
+    def loaded() -> bool:
+        shown = page.execute_script(sources)
+        return all(any(source.endswith(end) for source in shown) for end in wanted)
+
+    until(loaded)
+    time.sleep(1)
+    page.save_screenshot(str(screenshots / "templates.png"))
+    assert json.dumps(page.execute_script("return document.body.innerText")).count("adapt") >= 2
