@@ -121,12 +121,12 @@ class MakePseudoTargets(host.Node):
             )
             config = changed(config, {"targets.sampler": sampler, "targets.batch_size": own["batch_size"]})
         run, found = faces.opened()
-        progress = host.Progress()
+        progress = host.Progress(cls, "making targets ...")
         with run.locked(), host.on_device(restorer, prior, faces=config.targets.batch_size):
             accepted, made_from = make_targets(
                 run, found, restorer.network, prior.network, config, triplets(progress, run, found)
             )
-        return paired(cls, run, found, accepted, Pairs(faces, made_from, prior))
+        return paired(cls, run, found, accepted, Pairs(faces, made_from, prior), progress)
 
 
 def triplets(progress: host.Progress, run: Run, faces: FaceSet) -> Callable[[str, int, int, Any], None]:
@@ -223,7 +223,7 @@ class FinetuneRestorer(host.Node):
         run, faces, targets = pairs.opened()
         base = host.for_training(restorer, config.micro_batch)
         features = teacher and (host.for_training(teacher, 1) if needs_prior else teacher.network)
-        progress = host.Progress()
+        progress = host.Progress(cls, "tuning ...")
         look = Look(run, faces, targets, base, config, progress)
         with run.locked(), torch.enable_grad():
             tuned, done, judgement = tune(
@@ -243,7 +243,9 @@ class FinetuneRestorer(host.Node):
         host.free()
         result = host.managed(load_restorer(run.restorer))
         values = (result, text, finished, convert.to_image(curve), convert.to_image(faces_shown), str(run.folder))
-        return host.output(cls, *values, text=text, picture=sheet([[curve], [faces_shown]])[None])
+        picture = sheet([[curve], [faces_shown]])[None]
+        progress.end(picture)
+        return host.output(cls, *values, text=text, picture=picture)
 
 
 def tuning_config(restorer: Restorer, seed: int, low_memory: bool, own: dict[str, Any]) -> FinetuneConfig:

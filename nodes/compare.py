@@ -154,4 +154,5 @@ class DrawFaces(host.Node):
 
                 drawn.append(draw_faces(prior.network, some, seed, show).cpu())
         faces = torch.cat(drawn)
+        progress.end(faces)
         return host.output(cls, convert.to_image(faces), picture=faces)

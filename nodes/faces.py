@@ -249,13 +249,14 @@ class TargetsFromImages(host.Node):
     @classmethod
     def work(cls, faces: Faces, images: Tensor, first: int, gate: float) -> io.NodeOutput:
         run, found = faces.opened()
+        progress = host.Progress()
         with run.locked():
             files = match_in_order(run, found, convert.to_photos(images), first)
             stamps = [(name, host.stamp(path)[1:]) for name, path in files.items()]
             made_from = fingerprint(found.fingerprint, stamps)
             config = GateConfig(limit=gate)
-            accepted = gate_targets(run, found, files, made_from, config, None, host.Progress())
-        return paired(cls, run, found, accepted, Pairs(faces, made_from, None))
+            accepted = gate_targets(run, found, files, made_from, config, None, progress)
+        return paired(cls, run, found, accepted, Pairs(faces, made_from, None), progress)
 
 
 def gate_widgets() -> list[Any]:
@@ -280,13 +281,21 @@ def target_outputs() -> list[Any]:
     ]
 
 
-def paired(cls: type[host.Node], run: Run, faces: FaceSet, accepted: dict[str, Path], pairs: Pairs) -> io.NodeOutput:
+def paired(
+    cls: type[host.Node],
+    run: Run,
+    faces: FaceSet,
+    accepted: dict[str, Path],
+    pairs: Pairs,
+    progress: host.Progress,
+) -> io.NodeOutput:
     """Outputs of a node that has made targets."""
     refused = read_json(run.gate, {}).get("refused", {})
     reasons = [f"{printable(name)}: {reason}" for name, reason in refused.items()]
     said = [f"{len(accepted)} targets are fit to learn from, {len(refused)} are refused"]
     text = lines([*said, *reasons])
     examples = sheet([triplet(run, faces, name, path) for name, path in list(accepted.items())[:ROWS]])[None]
+    progress.end(examples)
     values = (pairs, convert.to_image(examples), len(accepted), len(refused), text)
     return host.output(cls, *values, text=text, picture=examples)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import html
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,8 +21,10 @@ from comfy_api.latest import io, ui
 from comfy_execution.graph import ExecutionBlocker
 from server import PromptServer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..bfr_core.images import printable
+from ..bfr_core.pictures import sheet
 from ..bfr_core.prior import Prior
 from ..bfr_core.restorers import Restorer
 from ..bfr_core.runs import Run
@@ -34,6 +37,7 @@ RUNS = "bfr_runs"  # folder of the runs, below ComfyUI's output
 RESTORERS, PRIORS = "facerestore_models", "bfr_priors"  # folders below ComfyUI's models; other packs use the first, too
 WEIGHT_SUFFIXES = (".safetensors", ".pth")
 PREVIEW_SECONDS, PREVIEW_PIXELS = 0.5, 512
+RESULT_PICTURES, RESULT_PIXELS = 9, 1024
 # Memory asked for, in bytes per pixel of a face: to run a restorer or prior, and to tune one. Generous.
 RUNNING, TUNING = 1_500, 12_000
 TUNED_COPIES = 8  # of the weights: base, tuned, average, best, Adam's two moments, gradients, and room
@@ -310,11 +314,16 @@ def enlarger(model: Any, check: Callable[[], None]) -> Callable[[Tensor], Tensor
 
 
 class Progress:
-    """Progress bar, preview and cancel of a node: the callback that every long stage takes."""
+    """Progress bar, preview and cancel of a node: the callback that every long stage takes.
 
-    def __init__(self) -> None:
+    cls, doing: the node, and what it says until it is done. A page puts a text that comes after a picture on top of it.
+    """
+
+    def __init__(self, cls: type[Node] | None = None, doing: str = "") -> None:
         self.bar = utils.ProgressBar(1)
         self.shown_at = 0.0
+        if cls:
+            say(cls, doing)
 
     def check(self) -> None:
         """Raises ComfyUI's own exception if the user has cancelled."""
@@ -334,3 +343,13 @@ class Progress:
                 preview = ("JPEG", convert.to_pillow(found), PREVIEW_PIXELS)
                 self.shown_at = time.monotonic()
         self.bar.update_absolute(step, max(1, total), preview)
+
+    def end(self, picture: Tensor) -> None:
+        """Shows the result, (B, 3, H, W): some pages leave the last live picture in its place."""
+        if self.shown_at:
+            some = picture[:RESULT_PICTURES].float().cpu()
+            columns = math.ceil(len(some) ** 0.5)
+            if (shrink := RESULT_PIXELS / columns / max(some.shape[-2:])) < 1:
+                some = F.interpolate(some, scale_factor=shrink, mode="area")
+            rows = [list(some[i : i + columns]) for i in range(0, len(some), columns)]
+            self.bar.update_absolute(1, 1, ("JPEG", convert.to_pillow(sheet(rows)), RESULT_PIXELS))

@@ -197,7 +197,7 @@ class RestoreFaces(host.Node):
     ) -> io.NodeOutput:
         config = RestoreConfig(**settings)
         photos = convert.to_photos(images)
-        progress = host.Progress()
+        progress = host.Progress(cls, "restoring ...")
         enlarge = host.enlarger(upscale_model, progress.check) if upscale_model is not None else None
         results: list[RestoredPhoto] = []
         with host.on_device(restorer, faces=config.batch_size):
@@ -221,6 +221,7 @@ class RestoreFaces(host.Node):
         masks = torch.stack([result.mask for result in results])
         crops = [crop for result in results for crop in result.crops]
         faces = convert.to_image(torch.stack(crops)) if crops else host.nothing()
+        progress.end(made)
         values = (convert.to_image(made), convert.to_mask(masks), faces, text, found, restored, found - restored)
         return host.output(cls, *values, text=text, picture=made)
 

@@ -32,7 +32,7 @@ from bfr_core.images import write_image
 
 ROOT = Path(__file__).resolve().parents[2]
 ALIAS = "any-name"
-PACK = "a pack-of.any name"  # the pack's folder in the real ComfyUI
+PACK = "bfr-adapt"  # the pack's folder in the real ComfyUI
 START_SECONDS, RUN_SECONDS = 240.0, 600.0
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
 

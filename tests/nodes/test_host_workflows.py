@@ -21,7 +21,7 @@ from api_graph import WORKFLOWS, read, twin
 pytestmark = pytest.mark.host
 FILES = sorted(WORKFLOWS.glob("*.json"))
 each = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-PACK = "a pack-of.any name"
+PACK = "bfr-adapt"
 FEW_STEPS = {
     "settings": "as set below", "iterations": 4, "batch_size": 2, "micro_batch": 2, "perceptual": 0.0,
     "adversarial": 0.0, "anchor": 0.0, "transplant": 0.0,

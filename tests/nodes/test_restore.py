@@ -144,3 +144,19 @@ def test_drawn_faces(run: Run, models: tuple[Any, Any], host: Any) -> None:
     with pytest.raises(Exception, match="^$"):
         run("BFR_DrawFaces", prior=models[1], count=5)
     assert host.looks == 3, "answered after one network call"
+
+
+def test_the_last_live_picture_is_the_result_and_texts_come_before_pictures(
+    run: Run, models: tuple[Any, Any], found: list[Face], host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.texts.clear()
+    made, *_, report, _, _, _ = run("BFR_RestoreFaces", restorer=models[0], images=photo(3))
+    assert host.texts == ["restoring ...", report]
+    kind, picture, pixels = host.previews[-1]
+    assert (kind, picture.size, pixels) == ("JPEG", (2 * 96, 2 * 64), 1024)
+    corner = torch.from_numpy(np.array(picture.crop((0, 0, 96, 64)))) / 255
+    assert (corner - made[0]).abs().max() < 1.01 / 255
+    host.previews.clear()
+    monkeypatch.setattr(sys.modules["any-name.nodes.host"], "RESULT_PIXELS", 48)
+    run("BFR_RestoreFaces", restorer=models[0], images=photo())
+    assert host.previews[-1][1].size == (48, 32)
