@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -74,6 +75,19 @@ def test_background_is_enlarged(run: Run, models: tuple[Any, Any], found: list[F
     assert torch.equal(made[mask == 0], expected[mask == 0]) and mask[0, 48, 48] > 0
 
 
+# What the Impact Pack passes: SEGS is (height and width, list of these); its detectors have `detect` as below.
+SEG = namedtuple(
+    "SEG",
+    ["cropped_image", "cropped_mask", "confidence", "crop_region", "bbox", "label", "control_net_wrapper"],
+    defaults=[None],
+)
+
+
+def detect_nothing(image: Any, threshold: Any, dilation: Any, crop_factor: Any, drop_size: int = 1, hook: Any = None):
+    assert image.shape[0] == 1 and image.shape[-1] == 3, "one picture at a time, as an IMAGE"
+    return (image.shape[1], image.shape[2]), []
+
+
 def test_boxes_of_the_impact_pack(
     run: Run, models: tuple[Any, Any], pack: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,10 +99,12 @@ def test_boxes_of_the_impact_pack(
         return FACES[:1]
 
     monkeypatch.setattr(module, "faces_in_boxes", look)
-    segs = ((128, 192), [SimpleNamespace(bbox=np.array([10, 20, 50, 60]), confidence=0.9)])
+    box = np.array([10, 20, 50, 60], dtype=np.float32)  # left, top, right, bottom, as its detectors have them
+    seg = SEG(torch.rand(1, 40, 40, 3), np.ones((40, 40)), np.float32(0.9), [10, 20, 50, 60], box, "face")
+    segs = ((128, 192), [seg])
     assert run("BFR_RestoreFaces", restorer=models[0], images=photo(), segs=segs)[5] == 1
     assert boxes == [[[5.0, 10.0, 25.0, 30.0]]], "boxes of a picture of another size are moved"
-    detector = SimpleNamespace(detect=lambda image, *_: (image.shape[1:3], []))
+    detector = SimpleNamespace(detect=detect_nothing)
     assert run("BFR_RestoreFaces", restorer=models[0], images=photo(2), bbox_detector=detector)[5] == 2
     with pytest.raises(ValueError, match="boxes of one picture, but 2 came"):
         run("BFR_RestoreFaces", restorer=models[0], images=photo(2), segs=segs)
