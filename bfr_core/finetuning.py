@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpointed
 
+from .checkpoints import read_pickle, reason_of
 from .degradations import degrade
 from .draws import keyed_generator
 from .images import printable, replace_atomically
@@ -193,11 +194,15 @@ def finetune(
     if checkpoint and checkpoint.exists():
         state = _read_checkpoint(checkpoint)
         if state["fingerprint"] == fingerprint:
-            for name, part in modules.items():
-                if part is not None:
-                    part.load_state_dict(state[name])
-            progress = _progress(state["progress"])
-            best = state["best"]
+            try:
+                for name, part in modules.items():
+                    if part is not None:
+                        part.load_state_dict(state[name])
+                progress, best = _progress(state["progress"]), dict(state["best"])
+            except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+                raise ValueError(
+                    f"{printable(checkpoint)}: does not fit this tuning ({reason_of(error)}); delete it to tune anew"
+                ) from None
             log.info("resumed at step %d after %.1f minutes of tuning", progress.step, progress.seconds / 60)
         else:
             log.info("faces, targets or settings changed since the checkpoint; tuning starts anew")
@@ -477,6 +482,9 @@ def _progress(state: dict[str, Any]) -> Progress:
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds; all mean that the file is not a checkpoint of ours
+        state = copy.deepcopy(read_pickle(path))  # apart from the file, which is about to be replaced
+    except ValueError as error:
         raise ValueError(f"{printable(path)}: not a readable checkpoint; delete it to tune anew") from error
+    if not isinstance(state, dict) or "fingerprint" not in state:
+        raise ValueError(f"{printable(path)}: not a checkpoint of a tuning; delete it to tune anew")
+    return state

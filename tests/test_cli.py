@@ -93,8 +93,13 @@ def test_adapt_opens_its_networks_once(quick, tmp_path, monkeypatch):
     from bfr_core.restorers import load as loading
 
     opened = []
+
+    def open_(path):
+        opened.append(path)
+        return checkpoints.load_tensors(path)
+
     for module in (loading, prior):
-        monkeypatch.setattr(module, "load_tensors", lambda path: opened.append(path) or checkpoints.load_tensors(path))
+        monkeypatch.setattr(module, "load_tensors", open_)
     assert main([*quick, "--run", str(tmp_path)]) == 0
     assert len(opened) == len(set(opened)) == 2
 

@@ -170,7 +170,12 @@ def test_some_faces_get_the_damage_of_another(pairs):
 
 def test_a_donors_filter_is_found_once(pairs, monkeypatch):
     sought = []
-    monkeypatch.setattr(finetuning, "damage_filter", lambda *faces: sought.append(faces[0]) or damage_filter(*faces))
+
+    def find(*faces):
+        sought.append(faces)
+        return damage_filter(*faces)
+
+    monkeypatch.setattr(finetuning, "damage_filter", find)
     config = replace(CONFIG, transplant=1.0, judged_on="transplanted", held_out=0.25)
     tuned, _ = finetune(toy(), pairs, config)
     assert len(sought) == len(pairs), "48 faces were drawn, each of the 12 a donor several times"

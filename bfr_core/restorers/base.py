@@ -82,8 +82,11 @@ class Restorer:
 
         Raises ValueError if the network answers with NaN.
         """
-        with autocast(self.device, self.precision):
-            restored = self(self.placed(lq)).float()
+        try:
+            with autocast(self.device, self.precision):
+                restored = self(self.placed(lq)).float()
+        except IndexError:
+            raise ValueError(f"restorer {self.name} looks outside its own tables; the file is damaged") from None
         if not torch.isfinite(restored).all():
             raise ValueError(f"restorer {self.name} gave NaN; its weights are damaged or its precision is too low")
         return restored.clamp(0, 1).contiguous()
