@@ -3,70 +3,167 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .images import printable, replace_atomically
 
 MAX_TENSORS = 20_000
+MAX_BYTES = 1 << 33  # of a file; published face networks have less than a tenth
+MAX_AXIS = 1 << 20  # entries of a tensor along one axis
+MAX_HEADER = 1 << 24  # bytes of a safetensors file's table of contents
+MAX_JSON = 1 << 20  # bytes of a side-car or config
+NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+NUMBERS |= {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+MAX_REASON = 160  # characters of another library's words
+SPARE_BYTES = 1 << 26  # that building a network may take beyond what its file holds
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors of a .safetensors or PyTorch file by name, on the CPU, and the metadata (safetensors only).
 
     PyTorch files may wrap the tensors as {"params_ema": ...}, {"params": ...} or {"state_dict": ...}.
-    Raises FileNotFoundError, or ValueError when the file is damaged, holds code, or holds NaN.
+    Raises FileNotFoundError, or ValueError when the file is damaged, holds code or NaN, or claims absurd sizes.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path.name}: has {path.stat().st_size} bytes; that is no network this program knows")
     if path.suffix == ".safetensors":
         state, metadata = _read_safetensors(path)
     else:
-        state, metadata = _read_pickle(path), {}
+        state, metadata = _read_tensors(path), {}
+    _refuse_absurd(path, state)
+    for name, value in state.items():
+        if value.is_floating_point() and value.numel() and not torch.stack(torch.aminmax(value)).isfinite().all():
+            raise ValueError(f"{path.name}: {name} holds NaN or infinite numbers; the file is damaged, get it anew")
+    return state, metadata
+
+
+def _refuse_absurd(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless these are plain tensors of plain numbers, no more of them than the file has room for."""
     if len(state) > MAX_TENSORS:
         raise ValueError(f"{path.name}: holds {len(state)} tensors; that is no network this program knows")
     for name, value in state.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise ValueError(f"{path.name}: {name} holds NaN or infinite numbers; the file is damaged, get it anew")
-    return state, metadata
+        if value.layout != torch.strided or value.dtype not in NUMBERS or value.device.type != "cpu":
+            raise ValueError(f"{path.name}: {name} is no plain tensor ({value.dtype}, {value.layout}, {value.device})")
+        if max(value.shape, default=0) > MAX_AXIS or value.ndim > 8:
+            raise ValueError(f"{path.name}: {name} has the absurd shape {tuple(value.shape)}")
+    # Tensors of a PyTorch file may show the same bytes again and again, which costs room once they are used.
+    shown, there = sum(value.numel() * value.element_size() for value in state.values()), path.stat().st_size
+    if shown > 2 * there + (1 << 20):
+        raise ValueError(f"{path.name}: its tensors would take {shown} bytes, but the file has {there}")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if MAX_HEADER < header <= path.stat().st_size:
+        raise ValueError(
+            f"{path.name}: its table of contents has {header} bytes; that is no network this program knows"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path.name}: not a readable safetensors file ({error}); it may be cut short") from None
+    except (SafetensorError, OverflowError, RuntimeError, AttributeError) as error:
+        raise ValueError(
+            f"{path.name}: not a readable safetensors file ({reason_of(error)}); it may be cut short"
+        ) from None
 
 
-def _read_pickle(path: Path) -> dict[str, Tensor]:
+def read_pickle(path: Path) -> Any:
+    """What `torch.save` wrote, tensors on the CPU and mapped to the file. Raises ValueError; nothing is executed."""
+    zipped = _is_honest_zip(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped into memory: older PyTorch would otherwise read past a record that claims more bytes than it has.
+        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError:
         raise ValueError(f"{path.name}: holds more than tensors; such a file can run code and is refused") from None
-    except (RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path.name}: not a readable PyTorch file ({reason}); it may be cut short") from None
+    except Exception as error:  # torch.load raises many kinds on a damaged file
+        raise ValueError(
+            f"{path.name}: not a readable PyTorch file ({reason_of(error)}); it may be cut short"
+        ) from None
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    content = read_pickle(path)
     for key in ("params_ema", "params", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
+    ):
         raise ValueError(f"{path.name}: holds no table of tensors")
     return dict(content)
+
+
+def _is_honest_zip(path: Path) -> bool:
+    """Whether a PyTorch file is a zip, as all newer ones are; what is in it may not unfold to more than the file."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+        raise ValueError(
+            f"{path.name}: not a readable PyTorch file ({reason_of(error)}); it may be cut short"
+        ) from None
+    unfolded = sum(record.file_size for record in records)
+    if unfolded > path.stat().st_size or any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        raise ValueError(f"{path.name}: unfolds to {unfolded} bytes; no network is packed like that")
+    return True
+
+
+class LimitedBuilding(TorchDispatchMode):
+    """A context in which building a network may take about as much memory as its tensors in the file, and no more.
+
+    Raises ValueError where it would take more, before it does: the shapes in a small file may add up to a huge network.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.left = 2 * sum(value.nbytes for value in state.values()) + SPARE_BYTES
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if args and isinstance(args[0], list | tuple) and all(type(n) is int for n in args[0]):  # a new tensor's shape
+            self.left -= 4 * math.prod(args[0])
+            if self.left < 0:
+                raise ValueError("it would take much more memory than its file has bytes")
+        return func(*args, **(kwargs or {}))
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, on one line and not long; of PyTorch's lists of what does not fit the first entry."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    line = lines[1] if lines[0].startswith("Error(s) in loading") and len(lines) > 1 else lines[0]
+    return printable(line if len(line) <= MAX_REASON else f"{line[:MAX_REASON]}...")
+
+
+def whole_number(text: Any, least: int, most: int) -> int:
+    """`text` as a whole number within limits. Raises ValueError."""
+    if isinstance(text, str) and text.strip().isdecimal() and len(text) < 12:
+        text = int(text)
+    if type(text) is not int or not least <= text <= most:
+        raise ValueError(f"is {text!r:.40}; it must be a whole number from {least} to {most}")
+    return text
 
 
 def save_tensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a .safetensors file; an older one stays until the new one is complete."""
     from safetensors.torch import save_file
-
-    from .images import replace_atomically
 
     whole = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     replace_atomically(path, lambda part: save_file(whole, part, dict(metadata)))

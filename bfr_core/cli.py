@@ -270,6 +270,20 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     return counts | times | {"problems": problems}
 
 
+def export(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from .restorers import export_pth, load_restorer, save_restorer
+
+    restorer = load_restorer(args.file)
+    if args.out.suffix not in (".pth", ".safetensors"):
+        raise ValueError(f"--out {printable(args.out)}: must end in .pth or .safetensors")
+    if args.out.suffix == ".pth":
+        export_pth(args.out, restorer)
+    else:
+        save_restorer(args.out, restorer, {k: v for k, v in restorer.metadata.items() if k != "kind"})
+    print(f"restorer: {printable(args.out)}, licence: {printable(restorer.licence)}", file=sys.stderr)
+    return {"restorer": str(args.out), "licence": restorer.licence}
+
+
 def demo(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from .demo import demo as run_demo
     from .demo import read_table
@@ -529,6 +543,10 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in RESTORE_TEXT.items():
         default = RestoreConfig.__dataclass_fields__[name].default
         sub.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"{text} ({default})")
+    sub = command(export, "Write a restorer whole, under its base's own names, for other programs.")
+    sub.add_argument("file", metavar="FILE", help="a restorer, or a file of low-rank changes whose base is here")
+    text = "NAME.pth for ReActor and facerestore_cf, which read only that, or NAME.safetensors"
+    sub.add_argument("--out", type=Path, required=True, metavar="NAME", help=text)
     sub = command(demo, "See it work on embedded models: faces that were drawn, and two real photographs.")
     sub.add_argument("--run", type=Path, default=Path("demo_run"), metavar="DIR", help="where it works (demo_run)")
     sub = command(degrade, "Damage clean photos, for trials.")

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpointed
 
+from .checkpoints import read_pickle, reason_of
 from .degradations import degrade
 from .draws import keyed_generator
 from .images import printable, replace_atomically
@@ -29,7 +30,7 @@ from .lowrank import add_low_rank, merge_low_rank
 from .objectives import Batch, Objective, objective_of, weighted
 from .precision import Precision, autocast
 from .restorers import Restorer
-from .transplant import transplanted
+from .transplant import damage_filter, transplanted
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class FinetuneConfig:
     anchor: faces a step, as a share of batch_size, on which the restorer is held to what the base makes of ordinary
     blind damage, so that it stays good at what the base could do.
     transplant: share of the faces that get the damage of any face of the folder, put on their own target, see
-    `transplant`. On the CPU, half a second a face at 512 x 512.
+    `transplant`.
     trainable: "full", or "lora" for low-rank changes of `rank` only, which need less memory and make a small file.
     recompute: keep only what passes between the network's blocks and compute the rest again; slower, less memory.
     discriminator_features: width of the discriminator. ema: decay of the moving average that becomes the result.
@@ -180,6 +181,7 @@ def finetune(
         critic = _seeded(config.seed, lambda: UNetDiscriminator(config.discriminator_features)).to(device)
         critic_optimizer = torch.optim.Adam(critic.parameters(), config.lr, betas=(0.9, 0.99))
     progress = Progress()
+    filters: dict[int, Tensor] = {}
     best = _weights(ema)
     modules: dict[str, Any] = {
         "net": net,
@@ -192,11 +194,15 @@ def finetune(
     if checkpoint and checkpoint.exists():
         state = _read_checkpoint(checkpoint)
         if state["fingerprint"] == fingerprint:
-            for name, part in modules.items():
-                if part is not None:
-                    part.load_state_dict(state[name])
-            progress = _progress(state["progress"])
-            best = state["best"]
+            try:
+                for name, part in modules.items():
+                    if part is not None:
+                        part.load_state_dict(state[name])
+                progress, best = _progress(state["progress"]), dict(state["best"])
+            except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+                raise ValueError(
+                    f"{printable(checkpoint)}: does not fit this tuning ({reason_of(error)}); delete it to tune anew"
+                ) from None
             log.info("resumed at step %d after %.1f minutes of tuning", progress.step, progress.seconds / 60)
         else:
             log.info("faces, targets or settings changed since the checkpoint; tuning starts anew")
@@ -221,7 +227,7 @@ def finetune(
     def judge() -> None:
         nonlocal best
         if held:
-            score = held_out_score(average, objective, pairs, held, config, tell)
+            score = held_out_score(average, objective, pairs, held, config, tell, filters)
             progress.held_out.append((progress.step, score))
         if not held or progress.held_out[-1][1] <= min(value for _, value in progress.held_out):
             best, progress.best_step = _weights(ema), progress.step
@@ -232,7 +238,7 @@ def finetune(
         optimizer.zero_grad()
         if critic_optimizer:
             critic_optimizer.zero_grad()
-        for batch in micro_batches(pairs, train, progress.step, replace(config, micro_batch=size)):
+        for batch in micro_batches(pairs, train, progress.step, replace(config, micro_batch=size), filters):
             batch = batch.placed(student)
             share = len(batch.lq) / config.batch_size
             with autocast(device, config.precision):
@@ -343,8 +349,13 @@ def split(count: int, config: FinetuneConfig) -> tuple[list[int], list[int]]:
     return sorted(order[held:]), sorted(order[:held])
 
 
-def micro_batches(pairs: Pairs, train: list[int], step: int, config: FinetuneConfig) -> Iterator[Batch]:
-    """The faces of one step, mirrored at random, some with another's damage; fixed by the seed and the step."""
+def micro_batches(
+    pairs: Pairs, train: list[int], step: int, config: FinetuneConfig, filters: dict[int, Tensor] | None = None
+) -> Iterator[Batch]:
+    """The faces of one step, mirrored at random, some with another's damage; fixed by the seed and the step.
+
+    filters: see `batch_of`.
+    """
     first = step * config.batch_size
     chosen: list[tuple[int, bool]] = []
     donors: list[int | None] = []
@@ -360,16 +371,28 @@ def micro_batches(pairs: Pairs, train: list[int], step: int, config: FinetuneCon
         donors.append(train[other] if len(train) > 1 and chance < config.transplant else None)
     for i in range(0, config.batch_size, config.micro_batch):
         some = slice(i, i + config.micro_batch)
-        yield batch_of(pairs, chosen[some], donors[some])
+        yield batch_of(pairs, chosen[some], donors[some], filters)
 
 
-def batch_of(pairs: Pairs, keys: list[tuple[int, bool]], donors: Sequence[int | None] = ()) -> Batch:
-    """The pairs of these (face, mirrored). donors: for each the face whose damage it gets, or None for its own."""
+def batch_of(
+    pairs: Pairs,
+    keys: list[tuple[int, bool]],
+    donors: Sequence[int | None] = (),
+    filters: dict[int, Tensor] | None = None,
+) -> Batch:
+    """The pairs of these (face, mirrored). donors: for each the face whose damage it gets, or None for its own.
+
+    filters: the donors' damage filters found so far, by face; those that are missing are added.
+    """
+    filters = {} if filters is None else filters
     lqs, targets = [], []
     for (face, mirrored), donor in zip_longest(keys, donors):
         lq, target = pairs[face]
         if donor is not None:
-            lq = transplanted(target, *pairs[donor])
+            damaged, clean = pairs[donor]
+            if donor not in filters:
+                filters[donor] = damage_filter(clean, damaged)
+            lq = transplanted(target, damaged, clean, filters[donor])
         lqs.append(lq.flip(-1) if mirrored else lq)
         targets.append(target.flip(-1) if mirrored else target)
     return Batch(torch.stack(lqs), torch.stack(targets), keys)
@@ -392,8 +415,12 @@ def held_out_score(
     held: list[int],
     config: FinetuneConfig,
     tell: Callable[[], None] = lambda: None,
+    filters: dict[int, Tensor] | None = None,
 ) -> float:
-    """Mean weighted loss on the held-out pairs, lower is better. tell: called between the faces; may raise."""
+    """Mean weighted loss on the held-out pairs, lower is better. tell: called between the faces; may raise.
+
+    filters: see `batch_of`.
+    """
     scores: list[float] = []
     donors: Sequence[int | None] = [None] * len(held)
     if config.judged_on == "transplanted" and len(held) > 1:
@@ -401,7 +428,7 @@ def held_out_score(
     for face, donor in zip(held, donors, strict=True):
         if scores:
             tell()
-        batch = batch_of(pairs, [(face, False)], [donor]).placed(average)
+        batch = batch_of(pairs, [(face, False)], [donor], filters).placed(average)
         with autocast(average.device, config.precision):
             terms = objective.terms(average, batch).losses
         scores.append(float(weighted(terms, config.weights)))
@@ -455,6 +482,9 @@ def _progress(state: dict[str, Any]) -> Progress:
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds; all mean that the file is not a checkpoint of ours
+        state = copy.deepcopy(read_pickle(path))  # apart from the file, which is about to be replaced
+    except ValueError as error:
         raise ValueError(f"{printable(path)}: not a readable checkpoint; delete it to tune anew") from error
+    if not isinstance(state, dict) or "fingerprint" not in state:
+        raise ValueError(f"{printable(path)}: not a checkpoint of a tuning; delete it to tune anew")
+    return state

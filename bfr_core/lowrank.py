@@ -93,10 +93,18 @@ def apply_change(state: Mapping[str, Tensor], factors: Mapping[str, Tensor]) -> 
         name, _, kind = key.rpartition(".")
         if name not in state or kind not in ("change", "up", "down"):
             raise ValueError(f"it changes {name}, which its base does not have")
+        if not state[name].is_floating_point():
+            raise ValueError(f"it changes {name}, which holds no weights")
         if kind == "down":
             continue
-        change = value.float() if kind == "change" else value.float() @ factors[f"{name}.down"].float()
-        if change.numel() != state[name].numel():
+        if kind == "up":
+            down = factors.get(f"{name}.down")
+            if down is None or value.ndim != 2 or down.ndim != 2 or value.shape[1] != down.shape[0]:
+                raise ValueError(f"its change of {name} is not a product of two matrices")
+            if len(value) * down.shape[1] != state[name].numel():  # before it is multiplied out, whatever its size
+                raise ValueError(f"its change of {name} has another size than the base's")
+            value = value.float() @ down.float()
+        if value.numel() != state[name].numel():
             raise ValueError(f"its change of {name} has another size than the base's")
-        changed[name] = state[name] + change.reshape(state[name].shape)
+        changed[name] = state[name] + value.float().reshape(state[name].shape)
     return changed

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checkpoints import load_tensors, save_tensors, sha256_of
+from .checkpoints import MAX_JSON, load_tensors, reason_of, save_tensors, sha256_of, whole_number
 from .schedule import linear_alpha_bar
 from .unet import UNet
 from .weights import licence_of, resolve
 
 EMBEDDED = Path(__file__).parent / "embedded" / "prior128"
 MAX_CHANNELS = 8192
+MAX_LAYERS = 64  # of a level, and levels
+MAX_STEPS = 100_000  # of a schedule
+SIZES = (16, 2048)  # smallest and largest side of images that a file may say
 CONVERTED = "prior.safetensors"  # the file in a folder that `convert_prior` wrote
 # What the shapes of a published U-Net do not tell, by the file's SHA-256, in guided-diffusion's argument names.
 KNOWN_SETTINGS: dict[str, dict[str, Any]] = {
@@ -140,23 +143,23 @@ def _build_unet(path: Path, state: Mapping[str, Tensor], settings: Mapping[str, 
     try:
         with torch.device("meta"):  # the layers take the file's tensors, so none is filled with random numbers first
             return UNet(state, settings)
-    except (RuntimeError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path.name}: its U-Net cannot be rebuilt ({reason})") from None
+    except (RuntimeError, KeyError, ValueError, IndexError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{path.name}: its U-Net cannot be rebuilt ({reason_of(error)})") from None
 
 
 def _load_guided_diffusion(path: Path) -> Prior:
     state, metadata = load_tensors(path)
-    digest = sha256_of(path)
+    # A converted file says of which file it is; it is not read once more to be named.
+    digest = metadata.get("source_sha256") or sha256_of(path)
     settings = _settings_of(path, metadata, digest)
     network = _build_unet(path, state, settings)
     return Prior(
         network,
         network.encode,
         linear_alpha_bar(),
-        size=int(settings.get("image_size", 512)),
+        size=_size(path, "image_size", settings.get("image_size", 512)),
         name=metadata.get("source", path.name),
-        sha256=metadata.get("source_sha256", digest),
+        sha256=digest,
         licence=metadata.get("licence") or licence_of(digest),
     )
 
@@ -183,24 +186,24 @@ def _load_diffusers(folder: Path) -> Prior:
     if weights is None:
         raise FileNotFoundError(f"{folder}: no diffusion_pytorch_model.safetensors in it")
     state, metadata = load_tensors(weights)
-    if max(config.get("block_out_channels") or [0]) > MAX_CHANNELS:
-        raise ValueError(f"{folder.name}: layers of absurd size")
+    _refuse_absurd(folder, config)
     try:
-        network = UNet2DModel.from_config({k: v for k, v in config.items() if not k.startswith("_")})
-        network.load_state_dict({k: v.float() for k, v in state.items()})
-    except (RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{folder.name}: weights do not fit its config.json ({reason})") from None
-    patch = round((config["in_channels"] / 3) ** 0.5)
-    if 3 * patch**2 != config["in_channels"]:
-        raise ValueError(f"{folder.name}: in_channels is {config['in_channels']}; a prior of RGB patches has 3 p^2")
+        with torch.device("meta"):  # no memory is taken, whatever the config asks for; the tensors are the file's
+            network = UNet2DModel.from_config({k: v for k, v in config.items() if not k.startswith("_")})
+        network.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
+    except Exception as error:  # whatever a strange config makes diffusers stumble on
+        raise ValueError(f"{folder.name}: weights do not fit its config.json ({reason_of(error)})") from None
+    channels = network.config.in_channels
+    patch = round((channels / 3) ** 0.5)
+    if 3 * patch**2 != channels:
+        raise ValueError(f"{folder.name}: in_channels is {channels}; a prior of RGB patches has 3 p^2")
     return Prior(
         _Sample(network),
         lambda x, t: _encode_diffusers(network, x, t),
-        alpha_bar_of(scheduler),
+        _schedule_of(folder, scheduler),
         prediction=scheduler.get("prediction_type", "epsilon"),
         patch=patch,
-        size=int(config.get("sample_size") or 64) * patch,
+        size=patch * _size(folder, "sample_size", config.get("sample_size") or 64),
         name=folder.name,
         sha256=sha256_of(weights),
         licence=metadata.get("licence", "unknown"),
@@ -248,12 +251,43 @@ def alpha_bar_of(scheduler: Mapping[str, Any]) -> Tensor:
     raise ValueError(f"beta_schedule is {kind!r}; known are linear, scaled_linear and squaredcos_cap_v2")
 
 
+def _schedule_of(folder: Path, scheduler: Mapping[str, Any]) -> Tensor:
+    try:
+        whole_number(scheduler.get("num_train_timesteps", 1000), 2, MAX_STEPS)
+        alpha_bar = alpha_bar_of(scheduler)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder.name}: its scheduler's settings cannot be used ({error})") from None
+    if alpha_bar.ndim != 1 or len(alpha_bar) < 2 or not ((alpha_bar > 0) & (alpha_bar < 1)).all():
+        raise ValueError(f"{folder.name}: its scheduler's settings give noise levels outside 0 to 1")
+    return alpha_bar
+
+
+def _size(path: Path, name: str, value: Any) -> int:
+    try:
+        return whole_number(value, *SIZES)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {name} {error}") from None
+
+
+def _refuse_absurd(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise ValueError for a diffusers config that asks for a network which no file can hold."""
+    widths, layers = config.get("block_out_channels") or [], config.get("layers_per_block", 2)
+    for most, values in ((MAX_CHANNELS, widths), (MAX_LAYERS, [layers, len(widths)])):
+        try:
+            for value in values:
+                whole_number(value, 1, most)
+        except (ValueError, TypeError):
+            raise ValueError(f"{folder.name}: layers of absurd size or number in its config.json") from None
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size > MAX_JSON:
+            raise ValueError(f"{path.name}: has {path.stat().st_size} bytes; that is no table of settings")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
-    except ValueError:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
         raise ValueError(f"{path.name}: not valid JSON") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path.name}: not a table of settings")

@@ -395,6 +395,8 @@ def restore_folder(
     started = time.monotonic()
     jobs = _plan(folder, out)
     todo = [job for job in jobs if not (skip_existing and job.target.exists())]
+    if restorer.caution:
+        log.warning("%s", restorer.caution)
     results = {job.relative: FileResult(job.relative, "skipped", "its result is there already") for job in jobs}
     detector = None if aligned or not todo else load_detector(config.detector, config.threshold, restorer.device)
     parser = None if aligned else load_parser(config, restorer)

@@ -15,12 +15,16 @@ from torch.nn import functional as F
 
 SUPPORT = 15  # pixels, of a face 128 pixels wide; in proportion for larger ones, at most MOST
 MOST = 31
+DIRECT = 15  # widest filter that is applied pixel by pixel; wider ones through spectra, ten times as fast at 512 x 512
 RIDGE = 1e-3  # weight of "the filter changes nothing", relative to the target's own energy
 
 
-def transplanted(target: Tensor, donor_lq: Tensor, donor_target: Tensor) -> Tensor:
-    """`target` with the donor's damage: all (3, S, S) RGB in [0, 1]. Put on the donor's own target it is donor_lq."""
-    damage = damage_filter(donor_target, donor_lq)
+def transplanted(target: Tensor, donor_lq: Tensor, donor_target: Tensor, damage: Tensor | None = None) -> Tensor:
+    """`target` with the donor's damage: all (3, S, S) RGB in [0, 1]. Put on the donor's own target it is donor_lq.
+
+    damage: the donor's `damage_filter`, where it is known already.
+    """
+    damage = damage_filter(donor_target, donor_lq) if damage is None else damage
     rest = donor_lq - filtered(donor_target, damage)
     return (filtered(target, damage) + rest).clamp(0, 1)
 
@@ -54,4 +58,15 @@ def filtered(image: Tensor, kernel: Tensor) -> Tensor:
     """Convolution of each channel of `image` (C, H, W) with `kernel` (K, K), K odd; edges are repeated outwards."""
     radius = kernel.shape[-1] // 2
     padded = F.pad(image[:, None], (radius,) * 4, mode="replicate")
+    if kernel.shape[-1] > DIRECT:
+        return _by_spectrum(padded[:, 0], kernel)
     return F.conv2d(padded, kernel.flip(0, 1)[None, None])[:, 0]
+
+
+def _by_spectrum(padded: Tensor, kernel: Tensor) -> Tensor:
+    """The same, of an image that its edges are put around already; what wraps around falls on them."""
+    height, width = padded.shape[-2:]
+    size = [-(-n // 32) * 32 for n in (height, width)]  # a prime number of pixels would take several times as long
+    product = torch.fft.rfft2(padded, s=size) * torch.fft.rfft2(kernel, s=size)
+    around = kernel.shape[-1] - 1
+    return torch.fft.irfft2(product, s=size)[..., around:height, around:width].contiguous()

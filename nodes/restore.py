@@ -60,7 +60,8 @@ class LoadRestorer(host.Node):
     def work(cls, restorer: str) -> io.NodeOutput:
         loaded = load_restorer(host.weight_path(host.RESTORERS, restorer))
         about = f"{loaded.name}: {loaded.architecture}, {loaded.size} x {loaded.size} pixels, licence: {loaded.licence}"
-        return host.output(cls, host.managed(loaded), printable(about), text=printable(about))
+        about = lines([printable(about), *([loaded.caution] if loaded.caution else [])])
+        return host.output(cls, host.managed(loaded), about, text=about)
 
 
 class LoadPrior(host.Node):
@@ -213,6 +214,7 @@ class RestoreFaces(host.Node):
         found, restored = (sum(counts) for counts in zip(*((r.found, len(r.faces)) for r in results), strict=True))
         text = lines(
             [
+                *([network.caution] if network.caution else []),
                 f"{found} faces found, {restored} restored, {found - restored} skipped",
                 *(f"photo {i}: {reason}" for i, result in enumerate(results, 1) for reason in result.skipped),
             ]

@@ -1,9 +1,20 @@
+import json
 import pickle
+import random
+import zipfile
 
 import pytest
 import torch
 
-from bfr_core.checkpoints import load_tensors, save_tensors, sha256_of
+from bfr_core.checkpoints import (
+    MAX_HEADER,
+    MAX_TENSORS,
+    LimitedBuilding,
+    load_tensors,
+    save_tensors,
+    sha256_of,
+    whole_number,
+)
 
 
 def test_what_is_saved_is_loaded(tmp_path):
@@ -75,3 +86,159 @@ def test_missing_file(tmp_path):
 def test_sha256_by_hand(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_of(tmp_path / "a").startswith("ba7816bf8f01cfea")
+
+
+# ---------------------------------------------------------------- files that mean harm
+
+
+def refused(path, says):
+    with pytest.raises(ValueError, match=says) as error:
+        load_tensors(path)
+    assert str(error.value).startswith(path.name) and "\n" not in str(error.value)
+
+
+def repacked(path, to, change):
+    """The zip at `path` written anew: change(name, bytes) -> (bytes, compression)."""
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(to, "w") as new:
+        for name in old.namelist():
+            content, how = change(name, old.read(name))
+            new.writestr(name, content, how)
+    return to
+
+
+def test_a_zip_that_unfolds_is_refused(tmp_path):
+    torch.save({"x": torch.zeros(1 << 20)}, tmp_path / "plain.pth")
+    bomb = repacked(tmp_path / "plain.pth", tmp_path / "bomb.pth", lambda _, data: (data, zipfile.ZIP_DEFLATED))
+    assert bomb.stat().st_size < 20_000
+    refused(bomb, "unfolds to 4[0-9]{6} bytes")
+    assert load_tensors(repacked(bomb, tmp_path / "again.pth", lambda _, data: (data, zipfile.ZIP_STORED)))
+
+
+def test_a_zip_that_is_none_is_refused(tmp_path):
+    (tmp_path / "a.pth").write_bytes(b"PK\x03\x04" + bytes(100))
+    refused(tmp_path / "a.pth", "not a readable PyTorch file")
+
+
+@pytest.mark.parametrize("newer", [True, False], ids=["zip", "legacy"])
+def test_one_number_shown_as_millions_is_refused(tmp_path, newer):
+    torch.save({"x": torch.zeros(1).expand(1 << 20, 1 << 19)}, tmp_path / "a.pth", _use_new_zipfile_serialization=newer)
+    refused(tmp_path / "a.pth", "would take 2199023255552 bytes, but the file has")
+    many = torch.zeros(1 << 16)
+    torch.save({str(i): many for i in range(1000)}, tmp_path / "b.pth", _use_new_zipfile_serialization=newer)
+    refused(tmp_path / "b.pth", "would take 262144000 bytes")
+
+
+def test_a_tensor_that_reaches_past_its_bytes_is_refused(tmp_path):
+    """The pickle claims more numbers than its record has; read as they are, they would come from foreign memory."""
+    torch.save({"x": torch.zeros(1000)}, tmp_path / "a.pth")
+    claimed, there = b"M\xe8\x03", b"J" + (10**9).to_bytes(4, "little")
+
+    def lie(name, data):
+        assert not name.endswith("data.pkl") or data.count(claimed) >= 2
+        return (data.replace(claimed, there) if name.endswith("data.pkl") else data), zipfile.ZIP_STORED
+
+    refused(repacked(tmp_path / "a.pth", tmp_path / "b.pth", lie), "not a readable PyTorch file")
+
+
+def safetensors_file(path, header, content=b"", length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + content)
+    return path
+
+
+def test_headers_of_absurd_length_are_refused(tmp_path):
+    big = safetensors_file(tmp_path / "big.safetensors", b"{" + b" " * (MAX_HEADER + 1) + b"}")
+    refused(big, "table of contents has 16777219 bytes")
+    for length in (100 << 20, 1 << 62, (1 << 64) - 1):
+        refused(safetensors_file(tmp_path / "a.safetensors", b"{}", length=length), "not a readable safetensors file")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [1 << 40, 1 << 40], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [10**9], "data_offsets": [0, 4 * 10**9]},
+        {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]},
+        {"dtype": "X1", "shape": [1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": "x", "data_offsets": [0, 4]},
+        [],
+    ],
+    ids=str,
+)
+def test_tables_of_contents_that_lie_are_refused(tmp_path, entry):
+    refused(safetensors_file(tmp_path / "a.safetensors", {"x": entry}, bytes(4)), "not a readable safetensors file")
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ({"dtype": "F32", "shape": [0, 1 << 40], "data_offsets": [0, 0]}, "x has the absurd shape"),
+        ({"dtype": "F32", "shape": [1] * 9, "data_offsets": [0, 4]}, "x has the absurd shape"),
+        ({"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}, "x is no plain tensor"),
+        ({"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "x holds NaN"),
+    ],
+    ids=["empty", "axes", "float8", "nan"],
+)
+def test_tensors_that_no_network_has_are_refused(tmp_path, entry, says):
+    content = b"\xff\xff\xff\xff"[: entry["data_offsets"][1]]
+    refused(safetensors_file(tmp_path / "a.safetensors", {"x": entry}, content), says)
+
+
+def test_more_tensors_than_any_network_has(tmp_path):
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = {str(i): entry for i in range(MAX_TENSORS + 1)}
+    refused(safetensors_file(tmp_path / "a.safetensors", header), "holds 20001 tensors")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [torch.zeros(2, 2).to_sparse(), torch.zeros(2, device="meta"), torch.zeros(2, dtype=torch.cfloat)],
+    ids=["sparse", "meta", "complex"],
+)
+def test_tensors_that_are_none_of_a_network(tmp_path, content):
+    torch.save({"x": content}, tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", "x is no plain tensor")
+
+
+def test_a_table_by_number_is_no_table(tmp_path):
+    torch.save({1: torch.zeros(1)}, tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", "no table of tensors")
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_damage_anywhere_is_one_clear_line_or_none(tmp_path, kind):
+    """100 files with some bytes changed: each is read, or refused with one line; no other error, nothing run."""
+    state = {"conv.weight": torch.zeros(4, 3, 3, 3), "count": torch.tensor(3)}
+    path = tmp_path / ("a.safetensors" if kind == "safetensors" else "a.pth")
+    if kind == "safetensors":
+        save_tensors(path, state, {"licence": "test"})
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+    whole, generator, read = path.read_bytes(), random.Random(0), 0
+    for _ in range(100):
+        changed = bytearray(whole)
+        for _ in range(generator.choice((1, 3, 30))):
+            changed[generator.randrange(len(changed))] = generator.randrange(256)
+        path.write_bytes(changed[: generator.choice((len(changed), generator.randrange(len(changed))))])
+        try:
+            load_tensors(path)
+            read += 1
+        except ValueError as error:
+            assert str(error).startswith(path.name) and str(error).isprintable()
+    assert read < 70
+
+
+def test_a_small_file_cannot_name_a_huge_network():
+    with pytest.raises(ValueError, match="more memory than its file"), LimitedBuilding({"x": torch.zeros(10)}):
+        torch.nn.Linear(20_000, 20_000)
+    with LimitedBuilding({"x": torch.zeros(10)}):
+        torch.nn.Linear(2_000, 2_000)
+
+
+@pytest.mark.parametrize("value", [0, 11, "12", "1e1", "-1", 2.0, True, None, [], "9" * 30])
+def test_numbers_that_files_give(value):
+    if value in (0, "9" * 30):
+        assert whole_number(5, 1, 10) == whole_number("5", 1, 10) == 5
+    with pytest.raises(ValueError, match="must be a whole number from 1 to 10"):
+        whole_number(value, 1, 10)

@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from bfr_core import prior
 from bfr_core.checkpoints import sha256_of
 from bfr_core.cli import OPTIONS, build_parser, main, settings
 from bfr_core.images import read_image, write_image
-from bfr_core.restorers import load_restorer
+from bfr_core.restorers import load_restorer, save_restorer
 
 
 @pytest.fixture
@@ -52,6 +53,55 @@ def test_export_pth_writes_the_same_weights_again(quick, tmp_path):
     exported = torch.load(tmp_path / "restorer.pth", weights_only=True)["params_ema"]
     saved = load_file(tmp_path / "restorer.safetensors")
     assert exported.keys() == saved.keys() and all(torch.equal(exported[k], saved[k]) for k in saved)
+
+
+def test_export_writes_what_spandrel_reads_whole_or_from_a_change(quick, photos, tiny_restorer, tmp_path, capsys):
+    import spandrel
+
+    run = tmp_path / "run"
+    assert main([*quick, "--low-memory", "--run", str(run)]) == 0
+    (run / tiny_restorer.name).write_bytes(tiny_restorer.read_bytes())
+    lq = read_image(photos / "face 0.png")[None]
+    for source in ("restorer.safetensors", "change.safetensors"):
+        wanted = load_restorer(run / source).restore(lq)
+        for suffix in (".pth", ".safetensors"):
+            out = (tmp_path / source).with_suffix(f".out{suffix}")
+            assert main(["export", str(run / source), "--out", str(out)]) == 0
+            assert (spandrel.ModelLoader().load_from_file(out)(lq) - wanted).abs().max() < 1e-6
+            if suffix == ".pth":
+                assert list(torch.load(out, weights_only=True)) == ["params_ema"]
+            assert (load_restorer(out).restore(lq) - wanted).abs().max() < 1e-6
+        assert load_restorer(out).metadata["base_sha256"] == sha256_of(tiny_restorer), "what it was made from travels"
+        assert load_restorer(out).licence == "test"
+    capsys.readouterr()
+    assert main(["export", str(run / "restorer.safetensors"), "--out", str(tmp_path / "x.zip")]) == 2
+    assert capsys.readouterr().err.startswith("bfr: --out ")
+
+
+@pytest.mark.parametrize(("verdict", "says"), [("keep_base", 1), ("cannot_tell", 1), ("adopt", 0), ("", 0)])
+def test_restore_warns_of_a_restorer_that_was_judged_no_better(photos, tiny_restorer, tmp_path, capsys, verdict, says):
+    judged = tmp_path / "judged.safetensors"
+    save_restorer(judged, load_restorer(tiny_restorer), {"base": "b\x1b[31m", "verdict": verdict} if verdict else {})
+    assert main(["restore", str(photos), "--aligned", "--restorer", str(judged), "--out", str(tmp_path / "out")]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "verdict" in line]
+    assert len(lines) == says and all(line.startswith("judged.safetensors: ") for line in lines)
+    assert all(line.isprintable() and "base" in line for line in lines)
+
+
+def test_adapt_opens_its_networks_once(quick, tmp_path, monkeypatch):
+    from bfr_core import checkpoints
+    from bfr_core.restorers import load as loading
+
+    opened = []
+
+    def open_(path):
+        opened.append(path)
+        return checkpoints.load_tensors(path)
+
+    for module in (loading, prior):
+        monkeypatch.setattr(module, "load_tensors", open_)
+    assert main([*quick, "--run", str(tmp_path)]) == 0
+    assert len(opened) == len(set(opened)) == 2
 
 
 def test_finetune_takes_targets_made_elsewhere(photos, tiny_restorer, tmp_path):

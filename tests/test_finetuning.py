@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from bfr_core import finetuning
 from bfr_core.finetuning import (
     FinetuneConfig,
     batch_of,
@@ -18,7 +19,7 @@ from bfr_core.finetuning import (
 )
 from bfr_core.objectives import Pixels, weighted
 from bfr_core.restorers import Restorer
-from bfr_core.transplant import transplanted
+from bfr_core.transplant import damage_filter, transplanted
 
 CONFIG = FinetuneConfig(
     iterations=12, batch_size=4, micro_batch=2, lr=1e-2, lr_end=1e-3, perceptual=0, adversarial=0, texture=0.1,
@@ -165,6 +166,21 @@ def test_some_faces_get_the_damage_of_another(pairs):
             donors = [transplanted(pairs[face][1], *pairs[donor]) for donor in others]
             changed.append(any(torch.equal(lq, d.flip(-1) if mirrored else d) for d in donors))
     assert 2 <= len(changed) <= 10 and all(changed)
+
+
+def test_a_donors_filter_is_found_once(pairs, monkeypatch):
+    sought = []
+
+    def find(*faces):
+        sought.append(faces)
+        return damage_filter(*faces)
+
+    monkeypatch.setattr(finetuning, "damage_filter", find)
+    config = replace(CONFIG, transplant=1.0, judged_on="transplanted", held_out=0.25)
+    tuned, _ = finetune(toy(), pairs, config)
+    assert len(sought) == len(pairs), "48 faces were drawn, each of the 12 a donor several times"
+    monkeypatch.setattr(finetuning, "transplanted", lambda target, lq, clean, _: transplanted(target, lq, clean))
+    assert same(tuned, finetune(toy(), pairs, config)[0])
 
 
 def test_held_out_faces_may_be_judged_on_damage_whose_answer_is_known(pairs):

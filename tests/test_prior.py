@@ -164,3 +164,109 @@ def test_settings_in_metadata_that_are_no_settings(tmp_path):
     save_file(state, tmp_path / "x.safetensors", {"unet": "[1"})
     with pytest.raises(ValueError, match="x.safetensors: its metadata 'unet' is not"):
         load_prior(tmp_path / "x.safetensors")
+
+
+# ---------------------------------------------------------------- files that are not what they say
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"layers_per_block": 10**9}, "layers of absurd size or number"),
+        ({"block_out_channels": [8] * 1000}, "layers of absurd size or number"),
+        ({"block_out_channels": "88"}, "layers of absurd size|do not fit"),
+        ({"norm_num_groups": 0}, "do not fit"),
+        ({"in_channels": 10**9, "out_channels": 10**9}, "do not fit"),
+        ({"down_block_types": ["Evil", "DownBlock2D"]}, "do not fit"),
+        ({"sample_size": 10**12}, "sample_size is 1000000000000"),
+        ({"sample_size": [16, 16]}, "sample_size is \\[16, 16\\]"),
+    ],
+    ids=lambda x: str(x)[:40],
+)
+def test_absurd_configs_are_one_clear_line(tiny_prior, tmp_path, change, says):
+    folder = tmp_path / "prior"
+    shutil.copytree(tiny_prior, folder)
+    config = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"^prior: .*({says})") as error:
+        load_prior(folder)
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "says"),
+    [
+        ('{"num_train_timesteps": 1e12}', "whole number from 2"),
+        ('{"num_train_timesteps": 1000000000000}', "whole number from 2"),
+        ('{"beta_start": "x"}', "cannot be used"),
+        ('{"beta_start": NaN}', "noise levels outside"),
+        ('{"beta_end": 7}', "noise levels outside"),
+        ('{"trained_betas": [[]]}', "noise levels outside|cannot be used"),
+        ('{"beta_schedule": "sigmoid"}', "beta_schedule is 'sigmoid'"),
+        ("[" * 100_000, "not valid JSON"),
+        ("[]", "not a table of settings"),
+        ("\xff\xfe", "not valid JSON"),
+        (" " * (1 << 20) + "{}", "has 1048578 bytes"),
+    ],
+    ids=lambda x: str(x)[:30],
+)
+def test_absurd_schedules_are_one_clear_line(tiny_prior, tmp_path, scheduler, says):
+    folder = tmp_path / "prior"
+    shutil.copytree(tiny_prior, folder)
+    (folder / "scheduler_config.json").write_text(scheduler, encoding="latin-1")
+    with pytest.raises(ValueError, match=says) as error:
+        load_prior(folder)
+    assert str(error.value).isprintable() and len(str(error.value)) < 400
+
+
+SMALL_UNET = {
+    "input_blocks.0.0.weight": torch.zeros(32, 3, 3, 3),
+    "time_embed.0.weight": torch.zeros(128, 32),
+    "out.2.weight": torch.zeros(6, 32, 3, 3),
+}
+
+
+@pytest.mark.parametrize(
+    ("more", "metadata", "says"),
+    [
+        ({"input_blocks.999999999.0.weight": torch.zeros(1)}, {}, "numbers its layers up to 999999999"),
+        ({"output_blocks.1." + "9" * 5000 + ".weight": torch.zeros(1)}, {}, "numbers its layers up to"),
+        ({"input_blocks.1.0.weight": torch.zeros(1 << 17, 1)}, {}, "layers of absurd size"),
+        ({"input_blocks.1.0.weight": torch.zeros(())}, {}, "cannot be rebuilt"),
+        ({"time_embed.0.weight": torch.zeros(1)}, {}, "cannot be rebuilt"),
+        ({}, {"unet": '{"image_size": "all"}'}, "image_size is 'all'|cannot be rebuilt"),
+        ({}, {"unet": '{"image_size": 1000000}'}, "image_size is 1000000|cannot be rebuilt"),
+        ({}, {"unet": "3"}, "not a table of settings"),
+    ],
+    ids=lambda x: str(x)[:40],
+)
+def test_absurd_unets_are_one_clear_line(tmp_path, more, metadata, says):
+    from safetensors.torch import save_file
+
+    save_file(SMALL_UNET | more, tmp_path / "x.safetensors", metadata)
+    with pytest.raises(ValueError, match=f"^x.safetensors: .*({says})") as error:
+        load_prior(tmp_path / "x.safetensors")
+    assert str(error.value).isprintable() and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("settings", [{"num_head_channels": "x"}, {"num_head_channels": [64]}, {"num_heads": 7},
+                                      {"image_size": 10**6}, {"image_size": None}], ids=str)  # fmt: skip
+def test_settings_beside_the_published_prior_that_cannot_be(published, tmp_path, settings):
+    path = tmp_path / "beside.pth"
+    path.symlink_to(published)
+    path.with_suffix(".json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"^beside.pth: ") as error:
+        load_prior(path)
+    assert str(error.value).isprintable()
+
+
+def test_a_restorer_is_no_prior(tiny_restorer):
+    with pytest.raises(ValueError, match="tiny.safetensors: no guided-diffusion U-Net"):
+        load_prior(tiny_restorer)
+
+
+def test_a_converted_prior_is_not_read_twice(published, tmp_path, monkeypatch):
+    """Its name and SHA-256 stand in the file; a hash of 640 MB would take as long as all the rest of loading."""
+    folder = convert_prior(published, tmp_path / "prior512")
+    monkeypatch.setattr("bfr_core.prior.sha256_of", lambda path: pytest.fail("it was hashed"))
+    assert load_prior(folder).name == published.name

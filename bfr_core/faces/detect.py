@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checkpoints import load_tensors
+from ..checkpoints import load_tensors, reason_of
+from ..images import printable
 from ..weights import search_folders
 from .align import Face, invert, similarity, template, warp_region
 from .landmarks import CROP, STRIDE, WINDOW, LandmarkNet, load_landmark_net, to_grey
@@ -234,10 +235,10 @@ class RetinaFaceDetector:
             state, _ = load_tensors(path)
             self.net = RetinaFace("resnet50", device=torch.device(device))
             self.net.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
-        except Exception as error:  # a truncated zip, a refused pickle, other shapes: one thing to the user
+        except (ValueError, RuntimeError) as error:  # damaged, refused, or of other shapes: one thing to the user
             raise ValueError(
-                f"{path}: not RetinaFace weights ({str(error).splitlines()[0]}); get the file again"
-            ) from error
+                f"{printable(path)}: not RetinaFace weights ({reason_of(error)}); get the file again"
+            ) from None
         self.net.requires_grad_(False)
         self.threshold = threshold
 

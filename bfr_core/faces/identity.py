@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checkpoints import load_tensors
+from ..checkpoints import load_tensors, reason_of
 from ..weights import locate, resolve
 from .align import similarity, template, warp
 
@@ -41,7 +41,7 @@ class Recogniser:
         try:
             self.net.load_state_dict(state)
         except RuntimeError as error:
-            raise ValueError(f"{path.name}: not ArcFace IR-SE50 weights ({str(error).splitlines()[0]})") from None
+            raise ValueError(f"{path.name}: not ArcFace IR-SE50 weights ({reason_of(error)})") from None
         self.net = self.net.to(device).eval().requires_grad_(False)
         self.device = torch.device(device)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checkpoints import load_tensors
+from ..checkpoints import load_tensors, reason_of
 from ..weights import resolve
 
 FILE = "parsing_parsenet.pth"
@@ -27,7 +27,7 @@ class FaceParser:
         try:
             self.net.load_state_dict(state)
         except RuntimeError as error:
-            raise ValueError(f"{path.name}: not ParseNet weights ({str(error).splitlines()[0]})") from None
+            raise ValueError(f"{path.name}: not ParseNet weights ({reason_of(error)})") from None
         self.net = self.net.to(device).eval().requires_grad_(False)
         self.device = torch.device(device)
 

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..images import printable
 from ..precision import Precision, autocast
+
+# The verdict on its tuning in a restorer's file -> what is said to whoever uses it.
+CAUTIONS = {
+    "keep_base": "keep the base, which does better on this damage",
+    "cannot_tell": "cannot tell; compare its results with those of the base",
+}
 
 
 @dataclass(eq=False)
@@ -40,6 +47,13 @@ class Restorer:
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
 
+    @property
+    def caution(self) -> str:
+        """A line of warning if the verdict in its file is not to use it, or that nobody can tell; else ""."""
+        said = CAUTIONS.get(self.metadata.get("verdict", ""))
+        base = self.metadata.get("base", "")[:80]
+        return printable(f"{self.name}: the verdict on its tuning was: {said} ({base})") if said else ""
+
     def to(self, device: torch.device | str) -> Restorer:
         """This restorer, its network moved to `device`."""
         self.module.to(device)
@@ -68,8 +82,11 @@ class Restorer:
 
         Raises ValueError if the network answers with NaN.
         """
-        with autocast(self.device, self.precision):
-            restored = self(self.placed(lq)).float()
+        try:
+            with autocast(self.device, self.precision):
+                restored = self(self.placed(lq)).float()
+        except IndexError:
+            raise ValueError(f"restorer {self.name} looks outside its own tables; the file is damaged") from None
         if not torch.isfinite(restored).all():
             raise ValueError(f"restorer {self.name} gave NaN; its weights are damaged or its precision is too low")
         return restored.clamp(0, 1).contiguous()

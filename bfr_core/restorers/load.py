@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoints import load_tensors, save_tensors, sha256_of
+from ..checkpoints import LimitedBuilding, load_tensors, reason_of, save_tensors, sha256_of, whole_number
 from ..images import printable, replace_atomically
 from ..lowrank import KIND, apply_change, factor_change
 from ..weights import licence_of, locate, resolve
@@ -33,6 +33,7 @@ ADAPTERS: dict[str, type[Restorer]] = {
 }
 
 DEFAULT_SIZE = 512  # of published face restorers, whose files do not say it
+SIZES = (16, 2048)  # smallest and largest that a file may say
 
 
 def load_restorer(name_or_path: str | Path = "embedded") -> Restorer:
@@ -55,7 +56,8 @@ def load_restorer(name_or_path: str | Path = "embedded") -> Restorer:
     is_codeformer = {"position_emb", "idx_pred_layer.1.weight"} <= set(state)
     try:
         registry = _with_extras() if is_codeformer else spandrel.MAIN_REGISTRY
-        descriptor = spandrel.ModelLoader(registry=registry).load_from_state_dict(state)
+        with LimitedBuilding(state):
+            descriptor = spandrel.ModelLoader(registry=registry).load_from_state_dict(state)
     except spandrel.UnsupportedModelError:
         if is_codeformer:
             raise ValueError(
@@ -63,19 +65,20 @@ def load_restorer(name_or_path: str | Path = "embedded") -> Restorer:
                 "non-commercial licence: pip install spandrel_extra_arches"
             ) from None
         raise ValueError(f"{path.name}: spandrel does not know this architecture; known here: {_known()}") from None
-    except (RuntimeError, KeyError, ValueError, IndexError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path.name}: its network cannot be rebuilt ({reason})") from None
+    except Exception as error:  # whatever a strange table of tensors makes the reader of an architecture stumble on
+        raise ValueError(f"{path.name}: its network cannot be rebuilt ({reason_of(error)})") from None
     adapter = ADAPTERS.get(descriptor.architecture.id)
     if adapter is None:
         raise ValueError(f"{path.name}: is a {descriptor.architecture.id}; known restorers are {_known()}")
     if not isinstance(descriptor, spandrel.ImageModelDescriptor) or descriptor.scale != 1:
         raise ValueError(f"{path.name}: enlarges its input; a face restorer keeps the size")
+    if (descriptor.input_channels, descriptor.output_channels) != (3, 3):
+        raise ValueError(f"{path.name}: is no network for colour pictures; a face restorer takes and gives RGB")
     module = descriptor.model.eval().requires_grad_(False)
     return adapter(
         module=module.to(memory_format=torch.channels_last) if adapter.channels_last else module,
         architecture=descriptor.architecture.id,
-        size=int(metadata.get("size", DEFAULT_SIZE)),
+        size=_size_of(path, metadata),
         name=path.name,
         sha256=(digest := sha256_of(path)),
         licence=metadata.get("licence") or licence_of(digest),
@@ -134,6 +137,8 @@ def save_change(path: Path, base: Restorer, tuned: Restorer, rank: int, metadata
 def _with_change(path: Path, factors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Restorer:
     """The base that a file of changes names, found by its SHA-256, with the changes applied."""
     name, wanted = metadata.get("base", ""), metadata.get("base_sha256", "")
+    if not name or not wanted:
+        raise ValueError(f"{path.name}: is a change of a restorer, but does not say of which one")
     name = Path(name).name  # a file from a stranger: never a path
     places = [EMBEDDED, path.parent / name, locate(name)]
     base = next((p for p in places if p is not None and p.is_file() and sha256_of(p) == wanted), None)
@@ -145,9 +150,16 @@ def _with_change(path: Path, factors: Mapping[str, torch.Tensor], metadata: Mapp
     restorer = load_restorer(base)
     try:
         restorer.module.load_state_dict(apply_change(restorer.module.state_dict(), factors))
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise ValueError(f"{path.name}: does not fit {base.name}: {str(error).splitlines()[0]}") from None
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{path.name}: does not fit {base.name}: {reason_of(error)}") from None
     return replace(restorer, name=path.name, sha256=sha256_of(path), metadata=metadata)
+
+
+def _size_of(path: Path, metadata: Mapping[str, str]) -> int:
+    try:
+        return whole_number(metadata.get("size", DEFAULT_SIZE), *SIZES)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: its metadata 'size' {error}") from None
 
 
 def _file_state(restorer: Restorer, dtype: torch.dtype) -> dict[str, torch.Tensor]:

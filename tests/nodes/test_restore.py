@@ -119,6 +119,15 @@ def test_cancelled_between_photos(run: Run, models: tuple[Any, Any], found: list
     assert host.looks == 3
 
 
+def test_a_restorer_judged_no_better_than_its_base_is_named(
+    run: Run, models: tuple[Any, Any], found: list[Face], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = models[0].network
+    monkeypatch.setattr(network, "metadata", {**network.metadata, "verdict": "keep_base", "base": "b.pth"})
+    report = run("BFR_RestoreFaces", restorer=models[0], images=photo())[3].splitlines()
+    assert len(report) == 2 and "keep the base" in report[0] and "b.pth" in report[0]
+
+
 def test_compare_and_degrade(run: Run, host: Any) -> None:
     clean = photo(3)
     (lq,) = run("BFR_Degrade", images=clean, kind="sensor", seed=5)

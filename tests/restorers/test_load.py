@@ -92,3 +92,120 @@ def test_nafnets_layer_norm_is_spandrels(tiny_restorer):
     for a, b in zip(*gradients, strict=True):
         assert torch.allclose(a, b, atol=1e-6)
     assert ours.state_dict().keys() == theirs.state_dict().keys()
+
+
+# ---------------------------------------------------------------- files that are not what they say
+
+
+def refused(path, says, error=ValueError):
+    with pytest.raises(error, match=says) as raised:
+        load_restorer(path)
+    assert str(raised.value).startswith(path.name) and str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize("size", ["huge", "-4", "1e9", "99999", "", "512\n"])
+def test_a_size_that_is_none_is_one_clear_line(tiny_restorer, tmp_path, size):
+    save_file(load_file(tiny_restorer), tmp_path / "a.safetensors", {"size": size})
+    if size == "512\n":
+        assert load_restorer(tmp_path / "a.safetensors").size == 512
+    else:
+        refused(tmp_path / "a.safetensors", "its metadata 'size' is")
+
+
+def test_other_architectures_are_named(tmp_path):
+    from spandrel.architectures.Compact import Compact
+
+    save_file(Compact(num_feat=8, num_conv=2, upscale=2).state_dict(), tmp_path / "compact.safetensors")
+    refused(tmp_path / "compact.safetensors", "is a Compact; known restorers are CodeFormer, GFPGAN")
+
+
+def test_a_restorer_that_enlarges_or_is_grey_is_refused(tmp_path):
+    from spandrel.architectures.NAFNet import NAFNet
+    from spandrel.architectures.SwinIR import SwinIR
+
+    small: dict = {"embed_dim": 12, "depths": [2], "num_heads": [2], "window_size": 8, "img_size": 16}
+    larger = SwinIR(**small, upscale=2, upsampler="pixelshuffledirect")
+    save_file(larger.state_dict(), tmp_path / "larger.safetensors")
+    refused(tmp_path / "larger.safetensors", "enlarges its input")
+    grey = NAFNet(img_channel=1, width=4, middle_blk_num=1, enc_blk_nums=[1], dec_blk_nums=[1])
+    save_file(grey.state_dict(), tmp_path / "grey.safetensors")
+    refused(tmp_path / "grey.safetensors", "takes and gives RGB")
+
+
+def test_shapes_that_add_up_to_a_huge_network_are_refused_before_it_is_built(tiny_restorer, tmp_path):
+    """Two long vectors say how wide a layer is; the layer between them would take 40 GB."""
+    state = load_file(tiny_restorer)
+    state["intro.weight"] = torch.zeros(100_000, 3, 1, 1)
+    save_file(state, tmp_path / "wide.safetensors")
+    refused(tmp_path / "wide.safetensors", "its network cannot be rebuilt .*more memory than its file")
+
+
+def test_a_prior_is_no_restorer(tiny_prior):
+    refused(tiny_prior / "diffusion_pytorch_model.safetensors", "spandrel does not know")
+
+
+def test_weights_of_the_wrong_shape_are_one_clear_line(tiny_restorer, tmp_path):
+    state = load_file(tiny_restorer)
+    state["ending.bias"] = torch.zeros(5)
+    save_file(state, tmp_path / "shape.safetensors")
+    refused(tmp_path / "shape.safetensors", "cannot be rebuilt .*size mismatch for ending.bias")
+
+
+@pytest.mark.parametrize("name", ["\x1b[31m evil", "a\nb"])
+def test_names_inside_a_file_cannot_write_on_the_screen(tiny_restorer, tmp_path, name):
+    save_file(load_file(tiny_restorer) | {name: torch.zeros(1)}, tmp_path / "a.safetensors")
+    refused(tmp_path / "a.safetensors", "cannot be rebuilt .*Unexpected key")
+
+
+def test_code_behind_a_restorers_name_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    class Bomb:
+        def __reduce__(self):
+            return (open, ("exploded", "w"))
+
+    torch.save({"params_ema": {"x": Bomb()}}, "GFPGANv1.4.pth")
+    refused(tmp_path / "GFPGANv1.4.pth", "can run code and is refused")
+    assert not (tmp_path / "exploded").exists()
+
+
+def change_file(path, tensors, **metadata):
+    save_file(tensors, path, {"kind": "bfr_lowrank"} | metadata)
+    return path
+
+
+def test_a_change_that_does_not_say_of_what(tmp_path):
+    refused(change_file(tmp_path / "c.safetensors", {"x": torch.zeros(1)}), "does not say of which")
+    named = change_file(tmp_path / "d.safetensors", {"x": torch.zeros(1)}, base="../../e\x1b.pth", base_sha256="0" * 64)
+    refused(named, r"changes e\\x1b.pth .*put that file beside it", FileNotFoundError)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        ({"intro.weight.up": torch.zeros(1 << 17, 1), "intro.weight.down": torch.zeros(1, 1 << 17)}, "another size"),
+        ({"intro.weight.up": torch.zeros(4, 2)}, "not a product of two matrices"),
+        ({"intro.weight.up": torch.zeros(4, 2), "intro.weight.down": torch.zeros(3, 27)}, "not a product"),
+        ({"intro.weight.up": torch.zeros(4), "intro.weight.down": torch.zeros(27)}, "not a product"),
+        ({"intro.weight.change": torch.zeros(5)}, "another size"),
+        ({"elsewhere.weight.change": torch.zeros(5)}, "its base does not have"),
+        ({"intro.weight": torch.zeros(5)}, "its base does not have"),
+    ],
+    ids=["huge", "half", "ranks", "vectors", "size", "name", "kind"],
+)
+def test_changes_that_do_not_fit_are_one_clear_line(tiny_restorer, tmp_path, tensors, says):
+    (tmp_path / tiny_restorer.name).write_bytes(tiny_restorer.read_bytes())
+    base = {"base": tiny_restorer.name, "base_sha256": load_restorer(tiny_restorer).sha256}
+    refused(change_file(tmp_path / "c.safetensors", tensors, **base), f"does not fit {tiny_restorer.name}: .*{says}")
+
+
+def test_tables_that_point_outside_themselves_are_one_clear_line(tmp_path):
+    from spandrel.architectures.SwinIR import SwinIR
+
+    net = SwinIR(embed_dim=12, depths=[2], num_heads=[2], window_size=8, img_size=16, upscale=1, upsampler="")
+    state = net.state_dict()
+    key = next(key for key in state if key.endswith("relative_position_index"))
+    state[key][0, 0] = 10**6
+    save_file(state, tmp_path / "a.safetensors", {"size": "16"})
+    with pytest.raises(ValueError, match="restorer a.safetensors looks outside its own tables"):
+        load_restorer(tmp_path / "a.safetensors").restore(torch.rand(1, 3, 16, 16))
