@@ -53,6 +53,7 @@ LAYERS = (
         "gate",
         "adaptation",
         "ablation",
+        "benchmark",
         "evaluate",
         "inspection",
         "verdict",
