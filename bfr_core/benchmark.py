@@ -44,6 +44,7 @@ ROWS = (
 )
 EXAMINED = 15  # faces that settle the settings left to them
 Keep = Callable[[str, Tensor, dict[str, Any]], None]
+Denoise = Callable[[np.ndarray], np.ndarray]
 
 
 class Trial(NamedTuple):
@@ -74,27 +75,29 @@ def damaged(faces: Tensor, kind: str, seed: int, part: str, strength: float = 1.
 # ---------------------------------------------------------------- classical denoisers
 
 
-def denoisers() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+def denoisers() -> dict[str, Denoise]:
     """Every setting that is tried, by name; each maps (H, W, 3) to (H, W, 3)."""
     from scipy.ndimage import gaussian_filter
     from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
 
-    found: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
-    for sigma in (0.5, 0.8, 1.2, 1.6):
-        found[f"Gaussian {sigma}"] = lambda x, s=sigma: gaussian_filter(x, (s, s, 0))
-    for weight in (0.04, 0.08, 0.12, 0.2):
-        found[f"total variation {weight}"] = lambda x, w=weight: denoise_tv_chambolle(x, w, channel_axis=-1)
-    for h in (0.04, 0.07, 0.1, 0.15):
-        found[f"non-local means {h}"] = lambda x, h=h: denoise_nl_means(
-            x, patch_size=5, patch_distance=6, h=h, sigma=h, channel_axis=-1
-        )
-    return found
+    def gaussian(sigma: float) -> Denoise:
+        return lambda x: gaussian_filter(x, (sigma, sigma, 0))
+
+    def total_variation(weight: float) -> Denoise:
+        return lambda x: denoise_tv_chambolle(x, weight, channel_axis=-1)
+
+    def non_local_means(h: float) -> Denoise:
+        return lambda x: denoise_nl_means(x, patch_size=5, patch_distance=6, h=h, sigma=h, channel_axis=-1)
+
+    found = {f"Gaussian {sigma}": gaussian(sigma) for sigma in (0.5, 0.8, 1.2, 1.6)}
+    found |= {f"total variation {weight}": total_variation(weight) for weight in (0.04, 0.08, 0.12, 0.2)}
+    return found | {f"non-local means {h}": non_local_means(h) for h in (0.04, 0.07, 0.1, 0.15)}
 
 
 def best_denoiser(lq: Tensor, hq: Tensor) -> tuple[str, Callable[[Tensor], Tensor]]:
     """The setting with the highest mean PSNR on a fifth of the measured faces: chosen in the control's favour."""
 
-    def batch(function: Callable[[np.ndarray], np.ndarray]) -> Callable[[Tensor], Tensor]:
+    def batch(function: Denoise) -> Callable[[Tensor], Tensor]:
         def apply(images: Tensor) -> Tensor:
             results = [function(x.permute(1, 2, 0).numpy().astype(np.float64)) for x in images]
             return torch.from_numpy(np.stack(results)).permute(0, 3, 1, 2).float().clamp(0, 1)
@@ -198,7 +201,7 @@ def departures(config: Any) -> dict[str, Any]:
     found = {}
     for field in fields(config):
         value = getattr(config, field.name)
-        default = field.default if field.default is not MISSING else field.default_factory()  # type: ignore[misc]
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
         if is_dataclass(value):
             if inner := departures(value):
                 found[field.name] = inner
