@@ -28,7 +28,7 @@ from bfr_core import load_prior, load_restorer, metrics
 from bfr_core.adaptation import SMALL
 from bfr_core.album import AlbumConfig, clarity, is_good
 from bfr_core.benchmark import damaged, restored_by, targets_of
-from bfr_core.degradations import _jpeg
+from bfr_core.degradations import stored_as_jpeg
 from bfr_core.evaluate import format_interval
 from bfr_core.faces.align import Face, crop_face
 from bfr_core.finetuning import finetune
@@ -72,7 +72,7 @@ def recognition(faces: Tensor, restorer: Restorer, prior: Prior) -> None:
     """Print who is taken for good."""
     count = len(faces)
     clean = {"clean": faces} | {
-        f"JPEG, quality {q}": torch.stack([_jpeg(face, q) for face in faces]) for q in (95, 90, 80)
+        f"JPEG, quality {q}": torch.stack([stored_as_jpeg(face, q) for face in faces]) for q in (95, 90, 80)
     }
     print("| faces | taken for good |\n|---|---|")
     right = 0

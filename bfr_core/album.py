@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .images import to_signed
-from .metrics import high_band_correlation, psnr, sharpness
+from .metrics import psnr, sharpness
 from .noise_level import noise_ratio
 from .precision import autocast
 from .prior import Prior
@@ -34,7 +34,6 @@ class AlbumConfig:
     for none; their faces are examples, too, whatever they are like.
     least_sharpness: by `metrics.sharpness`, 1 for an average clean face. most_noise: what the prior takes off, over the
     weakest noise that it is asked for. least_kept: agreement of the face with what the base makes of it, PSNR in dB.
-    least_detail: correlation of their detail.
     """
 
     find: bool = False
@@ -42,7 +41,6 @@ class AlbumConfig:
     least_sharpness: float = 0.9
     most_noise: float = 0.6
     least_kept: float = 35.0
-    least_detail: float = 0.9
 
 
 class Clarity(NamedTuple):
@@ -51,7 +49,6 @@ class Clarity(NamedTuple):
     sharpness: float
     noise: float
     kept: float
-    detail: float
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ def clarity(faces: Tensor, base: Restorer, prior: Prior) -> list[Clarity]:
         image = F.interpolate(image, (prior.size, prior.size), mode="bicubic", antialias=True, align_corners=False)
     with autocast(prior.device, "auto"):
         noise = noise_ratio(prior, image, NUM_STEPS, NOISE_INDEX).float()
-    columns = sharpness(faces), noise, psnr(restored, faces), high_band_correlation(restored, faces)
+    columns = sharpness(faces), noise, psnr(restored, faces)
     return [Clarity(*(round(float(v), 4) for v in values)) for values in zip(*columns, strict=True)]
 
 
@@ -85,5 +82,4 @@ def is_good(found: Clarity, config: AlbumConfig) -> bool:
         found.sharpness >= config.least_sharpness
         and found.noise <= config.most_noise
         and found.kept >= config.least_kept
-        and found.detail >= config.least_detail
     )

@@ -122,7 +122,8 @@ def measure_against_good(result: Adapted, recogniser: Recognise | None) -> dict[
         both = [likeness(recogniser(r.restore_each(lq)), good[nearest.indices]) for r in (result.base, result.restorer)]
         for i, name in enumerate(result.faces.names[start : start + BATCH]):
             if nearest.values[i] >= SAME_PERSON:
-                found[name] = (files[nearest.indices[i]].stem, *(round(float(of[i]), 4) for of in both))
+                base, tuned = (round(float(of[i]), 4) for of in both)
+                found[name] = (files[nearest.indices[i]].stem, base, tuned)
     return found
 
 

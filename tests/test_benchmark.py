@@ -32,8 +32,8 @@ def lab(tiny_restorer, tiny_prior):
 
 def test_every_method_is_run_and_those_done_are_not(lab):
     restorer, prior, config, trial = lab
-    made = {}
-    run_trial(trial, restorer, prior, config, (), lambda name, faces, more: made.setdefault(name, (faces, more)))
+    made: dict[str, tuple[torch.Tensor, dict]] = {}
+    run_trial(trial, restorer, prior, config, (), lambda name, faces, more: made.update({name: (faces, more)}))
     assert set(made) == set(ROWS)
     assert torch.equal(made["damaged"][0], trial.lq)
     assert torch.equal(made["base"][0], torch.cat([restorer.restore(trial.lq)]))
