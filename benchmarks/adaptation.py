@@ -13,10 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,33 +22,16 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bfr_core import metrics
-from bfr_core.adaptation import SMALL
-from bfr_core.degradations import degrade
-from bfr_core.draws import keyed_generator
+from bfr_core.adaptation import SMALL, changed
+from bfr_core.benchmark import ROWS, TEACHER, departures, make_trial, read_cell, run_trial
 from bfr_core.evaluate import MEASURES, face_measures, format_interval
 from bfr_core.faces.align import Face, crop_face
-from bfr_core.finetuning import FinetuneConfig, finetune
-from bfr_core.images import read_image, replace_atomically, to_signed, to_unit
-from bfr_core.lowpass import low_pass
-from bfr_core.prior import Prior, load_prior
-from bfr_core.pseudo_targets import TargetConfig, make_pseudo_targets, settled
+from bfr_core.images import read_image, replace_atomically
+from bfr_core.prior import load_prior
 from bfr_core.restorers import Restorer, load_restorer, save_restorer
 from bfr_core.runs import fingerprint
-from bfr_core.sampler import denoise_once
 
 DAMAGES = ("sensor", "motion_jpeg", "halftone", "film_grain")
-TEACHER = "prior, then base"  # what the targets are drawn from; it would need the diffusion network at use time
-ROWS = (
-    "damaged",
-    "denoiser",
-    "base",
-    "denoiser, then base",
-    TEACHER,
-    "tuned on own outputs",
-    "tuned on low-pass targets",
-    "adapted",
-    "oracle",
-)
 CONTROLS = tuple(row for row in ROWS if row not in (TEACHER, "adapted", "oracle"))
 COLUMNS = ("psnr", "ssim", "gmsd", "vif", "detail_energy", "detail_correlation")
 
@@ -68,140 +48,7 @@ def held_out_faces(portraits: Path) -> tuple[Tensor, Tensor]:
     return faces[::2], faces[1::2]
 
 
-def damaged(faces: Tensor, kind: str, seed: int, part: str, strength: float = 1.0) -> Tensor:
-    keys = [keyed_generator(seed, kind, part, i) for i in range(len(faces))]
-    return torch.cat([degrade(f[None], kind, key, strength).lq for f, key in zip(faces, keys, strict=True)])
-
-
-# ---------------------------------------------------------------- classical denoisers
-
-
-def denoisers() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """Every setting that is tried, by name; each maps (H, W, 3) to (H, W, 3)."""
-    from scipy.ndimage import gaussian_filter
-    from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
-
-    found: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
-    for sigma in (0.5, 0.8, 1.2, 1.6):
-        found[f"Gaussian {sigma}"] = lambda x, s=sigma: gaussian_filter(x, (s, s, 0))
-    for weight in (0.04, 0.08, 0.12, 0.2):
-        found[f"total variation {weight}"] = lambda x, w=weight: denoise_tv_chambolle(x, w, channel_axis=-1)
-    for h in (0.04, 0.07, 0.1, 0.15):
-        found[f"non-local means {h}"] = lambda x, h=h: denoise_nl_means(
-            x, patch_size=5, patch_distance=6, h=h, sigma=h, channel_axis=-1
-        )
-    return found
-
-
-def best_denoiser(lq: Tensor, hq: Tensor) -> tuple[str, Callable[[Tensor], Tensor]]:
-    """The setting with the highest mean PSNR on a fifth of the measured faces: chosen in the control's favour."""
-
-    def batch(function: Callable[[np.ndarray], np.ndarray]) -> Callable[[Tensor], Tensor]:
-        def apply(images: Tensor) -> Tensor:
-            results = [function(x.permute(1, 2, 0).numpy().astype(np.float64)) for x in images]
-            return torch.from_numpy(np.stack(results)).permute(0, 3, 1, 2).float().clamp(0, 1)
-
-        return apply
-
-    tried = {name: batch(function) for name, function in denoisers().items()}
-    score = {name: metrics.psnr(function(lq[::5]), hq[::5]).mean().item() for name, function in tried.items()}
-    best = max(score, key=score.__getitem__)
-    return best, tried[best]
-
-
-# ---------------------------------------------------------------- one cell: a damage and a seed
-
-
-def restored_by(restorer: Restorer, lq: Tensor) -> Tensor:
-    return torch.cat([restorer.restore(some) for some in lq.split(16)])
-
-
-def cleaned(lq: Tensor, prior: Prior, config: TargetConfig) -> Tensor:
-    steps, index = config.sampler.num_steps, config.t_clean
-    if not index:
-        return lq
-    return torch.cat([to_unit(denoise_once(prior, to_signed(some), steps, index)) for some in lq.split(16)])
-
-
-def tuned(restorer: Restorer, lq: Tensor, targets: Tensor, config: FinetuneConfig) -> Restorer:
-    return finetune(restorer, list(zip(lq, targets, strict=True)), config)[0]
-
-
-def targets_of(lq: Tensor, restorer: Restorer, prior: Prior, config: TargetConfig) -> Tensor:
-    parts = []
-    for start in range(0, len(lq), config.batch_size):
-        names = [str(i) for i in range(start, min(start + config.batch_size, len(lq)))]
-        parts.append(make_pseudo_targets(lq[start : start + config.batch_size], names, restorer, prior, config)[1])
-    return torch.cat(parts)
-
-
-def run_cell(
-    kind: str,
-    seed: int,
-    adapt_hq: Tensor,
-    hq: Tensor,
-    restorer: Restorer,
-    prior: Prior,
-    done: dict,
-    keep,
-    weights: Path | None = None,
-) -> None:
-    """Restored measure faces of every row not yet in `done`, handed to `keep(row, faces)`; adapted weights kept."""
-    lq, adapt_lq = damaged(hq, kind, seed, "measure"), damaged(adapt_hq, kind, seed, "adapt")
-    config = replace(SMALL.finetune, seed=seed)
-    target_config = settled(replace(SMALL.targets, seed=seed), adapt_lq[::5], restorer, prior)
-    base_adapt = restored_by(restorer, adapt_lq)
-    row: dict[str, Callable[[], Tensor]] = {
-        "damaged": lambda: lq,
-        "base": lambda: restored_by(restorer, lq),
-        TEACHER: lambda: restored_by(restorer, cleaned(lq, prior, target_config)),
-        "tuned on own outputs": lambda: restored_by(tuned(restorer, adapt_lq, base_adapt, config), lq),
-        "tuned on low-pass targets": lambda: restored_by(
-            tuned(restorer, adapt_lq, low_pass(base_adapt, target_config.sampler.factor).clamp(0, 1), config), lq
-        ),
-        "oracle": lambda: restored_by(tuned(restorer, adapt_lq, adapt_hq, config), lq),
-    }
-    if "adapted" not in done:
-        targets = targets_of(adapt_lq, restorer, prior, target_config)
-        adapted = tuned(restorer, adapt_lq, targets, config)
-        if weights:
-            save_restorer(weights / f"{kind}-{seed}.safetensors", adapted, {}, half=True)
-        blind = damaged(hq, "blind", seed, "measure")
-        old = [metrics.psnr(restored_by(r, blind), hq).tolist() for r in (restorer, adapted)]
-        teacher = {k: v.tolist() for k, v in face_measures(targets, adapt_hq).items()}
-        extra = {"old damage": old, "targets": teacher, "noise level": target_config.t_clean}
-        keep("adapted", restored_by(adapted, lq), extra)
-    for name, make in row.items():
-        if name not in done:
-            keep(name, make(), {})
-    if not {"denoiser", "denoiser, then base"} <= set(done):
-        setting, denoise = best_denoiser(lq, hq)
-        clean = denoise(lq)
-        keep("denoiser", clean, {"setting": setting})
-        keep("denoiser, then base", restored_by(restorer, clean), {"setting": setting})
-
-
 # ---------------------------------------------------------------- the table
-
-
-def departures(config: Any) -> dict[str, Any]:
-    """The settings of a dataclass that are not its defaults: a setting added later changes nothing that was made."""
-    found = {}
-    for field in fields(config):
-        value = getattr(config, field.name)
-        default = field.default if field.default is not MISSING else field.default_factory()  # type: ignore[misc]
-        if is_dataclass(value):
-            if inner := departures(value):
-                found[field.name] = inner
-        elif value != default:
-            found[field.name] = value
-    return found
-
-
-def read_cell(path: Path, made_from: str) -> dict:
-    """Rows of a cell that is there and belongs to these networks and this recipe."""
-    cell = json.loads(path.read_text()) if path.exists() else {}
-    return cell.get("rows", {}) if cell.get("made_from") == made_from else {}
 
 
 def table(work: Path, made_from: str, brief: bool = False) -> str:
@@ -327,7 +174,12 @@ def main() -> None:
                     if args.pictures:
                         torch.save(faces[:8].clone(), path.with_suffix(f".{name}.pt"))
 
-                run_cell(kind, seed, adapt_hq, hq, restorer, prior, done, keep, args.work if args.pictures else None)
+                def save(adapted: Restorer, path: Path = path) -> None:
+                    save_restorer(path.with_suffix(".safetensors"), adapted, {}, half=True)
+
+                config = changed(SMALL, {"targets.seed": seed, "finetune.seed": seed})
+                trial = make_trial(adapt_hq, hq, kind, seed)
+                run_trial(trial, restorer, prior, config, done, keep, adapted_to=save if args.pictures else None)
     print(summary(args.work, made_from) if args.summary else table(args.work, made_from, args.brief))
 
 

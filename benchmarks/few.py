@@ -20,10 +20,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from adaptation import DAMAGES, damaged, held_out_faces, restored_by, targets_of
+from adaptation import DAMAGES, held_out_faces
 
 from bfr_core import load_prior, load_restorer, metrics
 from bfr_core.adaptation import SMALL, judged_on_faces
+from bfr_core.benchmark import damaged, restored_by, targets_of
 from bfr_core.evaluate import format_interval
 from bfr_core.finetuning import finetune, split
 from bfr_core.pseudo_targets import settled

@@ -20,10 +20,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from adaptation import DAMAGES, damaged, held_out_faces, restored_by, targets_of, tuned
+from adaptation import DAMAGES, held_out_faces
 
 from bfr_core import load_prior, load_restorer, metrics
 from bfr_core.adaptation import SMALL
+from bfr_core.benchmark import damaged, restored_by, targets_of, tuned
 from bfr_core.evaluate import format_interval
 from bfr_core.faces.landmarks import load_landmark_net
 from bfr_core.gate import checks_of, look_at, refusals

@@ -19,10 +19,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from adaptation import damaged, held_out_faces, restored_by
+from adaptation import held_out_faces
 
 from bfr_core import load_prior, load_restorer
 from bfr_core.adaptation import SMALL
+from bfr_core.benchmark import damaged, restored_by
 from bfr_core.degradations import DAMAGES
 from bfr_core.metrics import psnr
 from bfr_core.prior import Prior

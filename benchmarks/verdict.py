@@ -28,10 +28,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from adaptation import damaged, held_out_faces, restored_by, targets_of, tuned
+from adaptation import held_out_faces
 
 from bfr_core import load_prior, load_restorer
 from bfr_core.adaptation import SMALL
+from bfr_core.benchmark import damaged, restored_by, targets_of, tuned
 from bfr_core.draws import keyed_generator
 from bfr_core.evaluate import face_measures
 from bfr_core.faces.landmarks import load_landmark_net

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .album import MOST_EXAMPLES, AlbumConfig, Clarity, Examples, clarity, is_good
 from .faces.align import crop_face
 from .faces.identity import find_recogniser, may_recognise
 from .faces.landmarks import load_landmark_net
@@ -63,6 +64,7 @@ class AdaptConfig:
     targets: TargetConfig = field(default_factory=TargetConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    album: AlbumConfig = field(default_factory=AlbumConfig)
 
 
 # Recipe for small networks at 128 x 128, where a step takes a quarter of a second on a CPU; the dataclasses' own
@@ -254,6 +256,65 @@ def resize_square(image: Tensor, size: int, file: Path) -> Tensor:
         return square(image, size)
     except ValueError as error:
         raise ValueError(f"{printable(file.name)}: {error} (leave out --aligned?)") from None
+
+
+def take_good_faces(
+    run: Run,
+    faces: FaceSet,
+    base: Restorer,
+    prior: Prior,
+    config: AdaptConfig,
+    callback: StageCallback | None = None,
+) -> tuple[FaceSet, Examples]:
+    """The faces to adapt to, and the good ones: found among `faces`, as config.album says, or in its folder.
+
+    What was found is kept in run.album. Where none is good, or none would be left to adapt to, `faces` are returned as
+    they are. Raises as `collect_faces` for a folder of good photos that gives no face.
+    """
+    found = find_good_faces(run, faces, base, prior, config.album, callback) if config.album.find else {}
+    if len(found) == len(faces):
+        log.warning("all %d faces look good already; they are adapted to as they are", len(faces))
+        found = {}
+    files, made_from = [faces.folder / f"{name}.png" for name in found], [faces.fingerprint, sorted(found)]
+    if config.album.good:
+        given = collect_faces(Path(config.album.good), Run(run.good), base.size, config.faces, callback)
+        files += [given.path(i) for i in range(len(given))]
+        made_from += [given.fingerprint]
+    if not files:
+        return faces, Examples()
+    print_ = fingerprint(*made_from)
+    log.info("good faces: %d of the folder, %d given", len(found), len(files) - len(found))
+    if found:
+        left = [name for name in faces.names if name not in found]
+        faces = replace(faces, names=left, fingerprint=fingerprint(faces.fingerprint, sorted(found)))
+    return faces, Examples(tuple(files), print_, found)
+
+
+def find_good_faces(
+    run: Run,
+    faces: FaceSet,
+    base: Restorer,
+    prior: Prior,
+    config: AlbumConfig,
+    callback: StageCallback | None = None,
+) -> dict[str, Clarity]:
+    """Those of `faces` that are good, by name: see `album`. A face that was enlarged to its crop is not."""
+    print_ = fingerprint(faces.fingerprint, base.sha256, prior.sha256)
+    kept = read_json(run.album, {})
+    if kept.get("fingerprint") != print_:
+        widths = {face["name"]: face["width"] for face in _face_index(run)["faces"]}
+        seen: dict[str, Clarity] = {}
+        for start in range(0, len(faces), GATE_BATCH):
+            lq = faces.batch(start, start + GATE_BATCH)
+            parts = [clarity(face, base, prior)[0] for face in lq.split(1)]
+            seen |= dict(zip(faces.names[start : start + GATE_BATCH], parts, strict=True))
+            if callback:
+                callback("album", start + len(lq), len(faces), None)
+        whole = {name: values for name, values in seen.items() if widths[name] >= base.size}
+        kept = {"fingerprint": print_, "clarity": {name: values._asdict() for name, values in whole.items()}}
+        write_json(run.album, kept)
+    known = {name: Clarity(**values) for name, values in kept["clarity"].items()}
+    return {name: known[name] for name in faces.names if name in known and is_good(known[name], config)}
 
 
 def settled_targets(
@@ -488,11 +549,12 @@ def tune(
     callback: StageCallback | None = None,
     watch: Watch | None = None,
     pause_after: float = 0.0,
+    good: Examples | None = None,
 ) -> tuple[Restorer, Progress, Judgement]:
     """Tune `restorer` on the run's faces, judge it, and save it as restorer.safetensors; low-rank changes also alone.
 
     made_from: fingerprint of the targets. prior: its encoder is the perceptual term where LPIPS is not at hand.
-    watch, pause_after: see `finetune`; a paused tuning saves the best so far.
+    watch, pause_after: see `finetune`; a paused tuning saves the best so far. good: see `take_good_faces`.
     """
     names = [name for name in faces.names if name in targets]
     pairs = FolderPairs([faces.folder / f"{n}.png" for n in names], [targets[n] for n in names], restorer.size)
@@ -504,12 +566,17 @@ def tune(
         if callback:
             callback("finetune", done, total, progress)
 
+    files = good.files[:MOST_EXAMPLES] if good else ()
+    examples = [resize_square(read_image(file), restorer.size, file) for file in files]
     tuned, progress = finetune(
         restorer,
         pairs,
         config,
         checkpoint=run.checkpoint,
-        fingerprint=fingerprint(made_from, names, restorer.sha256, lasting),
+        fingerprint=fingerprint(
+            made_from, names, restorer.sha256, lasting, *([good.fingerprint] if good and examples else [])
+        ),
+        examples=torch.stack(examples) if examples else None,
         perceptual=perceptual_term(config, prior, restorer.device),
         callback=step,
         watch=watch,
@@ -550,7 +617,10 @@ def perceptual_term(config: FinetuneConfig, prior: Prior | None, device: torch.d
 
 @dataclass(frozen=True)
 class Adapted:
-    """Result of `adapt`. targets: file by face name. prior: None if the targets were made elsewhere."""
+    """Result of `adapt`. targets: file by face name. prior: None if the targets were made elsewhere.
+
+    faces: those that were adapted to. good: see `take_good_faces`.
+    """
 
     run: Run
     restorer: Restorer
@@ -560,6 +630,7 @@ class Adapted:
     targets: dict[str, Path]
     progress: Progress
     judgement: Judgement
+    good: Examples = field(default_factory=Examples)
 
 
 def adapt(
@@ -581,10 +652,11 @@ def adapt(
     prior = load_prior(config.prior).to(device)
     with run.locked():
         faces = collect_faces(Path(folder), run, base.size, config.faces, callback)
+        faces, good = take_good_faces(run, faces, base, prior, config, callback)
         targets, made_from = make_targets(run, faces, base, prior, config, callback)
         prior.to("cpu")  # its memory is the tuning's now
-        tuned = tune(run, faces, targets, made_from, base, config.finetune, prior, callback)
-        return Adapted(run, tuned[0], base, prior, faces, targets, *tuned[1:])
+        tuned = tune(run, faces, targets, made_from, base, config.finetune, prior, callback, good=good)
+        return Adapted(run, tuned[0], base, prior, faces, targets, *tuned[1:], good)
 
 
 def match_in_order(run: Run, faces: FaceSet, targets: Tensor, first: int = 0) -> dict[str, Path]:

@@ -38,6 +38,8 @@ OPTIONS = {
     "--target-detail": ("targets.detail", "what the targets' high band is multiplied by, or auto; 1 = as drawn"),
     "--gate": ("gate.limit", "deviations from the folder's median at which a target is refused; 0 = never"),
     "--gate-tries": ("gate.tries", "further draws for a refused target before it is left out"),
+    "--album": ("album.find", "use the folder's own sharp faces as examples of what a good face is"),
+    "--good": ("album.good", "folder of good photos of the people, used likewise"),
     "--iterations": ("finetune.iterations", "tuning steps"),
     "--minutes": ("finetune.minutes", "tune for so long at most; 0 = until the steps are done"),
     "--batch-size": ("finetune.batch_size", "faces per tuning step"),
@@ -67,6 +69,7 @@ GRID_TEXT = {
 FACE_FLAGS = ("--aligned", "--detector", "--min-face")
 TARGET_FLAGS = tuple(f for f, (path, _) in OPTIONS.items() if path.startswith("targets."))
 GATE_FLAGS = ("--gate", "--gate-tries")
+ALBUM_FLAGS = ("--album", "--good")
 TUNE_FLAGS = tuple(f for f, (path, _) in OPTIONS.items() if path.startswith("finetune."))
 SOURCES = ("--restorer", "--prior")
 
@@ -349,6 +352,19 @@ def ablate(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     return {"cells": cells}
 
 
+def bench(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from .paper_table import SETS, as_dict, bench_paper, format_table
+    from .prior import load_prior
+
+    names = [name for name, kind in SETS.items() if kind in args.sets]
+    restorer = base_restorer(args)
+    config = settings(args, restorer)
+    prior = load_prior(config.prior).to(restorer.device)
+    table = bench_paper(args.hq, args.out, restorer, prior, config, names, args.faces, args.groups, bars)
+    print(format_table(table), file=sys.stderr if args.json else sys.stdout)
+    return as_dict(table)
+
+
 def weights(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from .weights import TABLE, fetch, find_entry, locate, verify
 
@@ -488,6 +504,7 @@ def settings(args: argparse.Namespace, restorer: Any) -> Any:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bfr", description="Tune a face restorer to your own damaged photos.")
     from .degradations import DAMAGES
+    from .paper_table import SETS
     from .restore import RestoreConfig
 
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -516,7 +533,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--seed", type=int, metavar="N", help="of every random draw (0)")
         return sub
 
-    every = (*FACE_FLAGS, *SOURCES, *TARGET_FLAGS, *GATE_FLAGS, *TUNE_FLAGS)
+    every = (*FACE_FLAGS, *SOURCES, *TARGET_FLAGS, *GATE_FLAGS, *ALBUM_FLAGS, *TUNE_FLAGS)
     sub = tunes(
         with_run(command(adapt, "Photos in, adapted restorer out; run again, it goes on where it was.", *every))
     )
@@ -565,6 +582,20 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument(flag, type=kind, nargs="+", required=flag != "--clean-levels", default=[0], help=text)
     sub.add_argument("--limit", type=int, default=64, help="faces used at most (64)")
     sub.add_argument("--tune", action="store_true", help="also tune on half of the faces, measure on the other half")
+    sub.add_argument("--seed", type=int, metavar="N", help="of every random draw (0)")
+    text = "Make the paper's synthetic sets from clean faces, run base, controls, adapted and oracle, print its table."
+    sub = on_device(command(bench, text, *FACE_FLAGS, *SOURCES, *TARGET_FLAGS, *TUNE_FLAGS))
+    sub.add_argument("table", choices=("paper",), help="arXiv:2410.04618")
+    sub.add_argument("--hq", type=Path, required=True, metavar="DIR", help="clean photos; with --aligned, faces")
+    sub.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="tables, pictures, and what it goes on from"
+    )
+    kinds = list(SETS.values())
+    text = f"some of {', '.join(kinds)} (all)"
+    sub.add_argument("--sets", nargs="+", choices=kinds, default=kinds, metavar="SET", help=text)
+    sub.add_argument("--faces", type=int, default=200, metavar="N", help="faces used at most, drawn by lot (200)")
+    text = "CSV file with the columns name (of a photo or face) and group, for gains by group of people"
+    sub.add_argument("--groups", type=Path, metavar="FILE", help=text)
     sub.add_argument("--seed", type=int, metavar="N", help="of every random draw (0)")
     sub = command(weights, "Published weights: what there is, what is here; fetched only with 'get'.")
     sub.add_argument("action", choices=("list", "get", "verify", "convert"))

@@ -23,6 +23,7 @@ from .faces.landmarks import landmark_distance, load_landmark_net, read_aligned
 from .images import list_images, printable, read_image, replace_atomically
 from .losses import find_vgg, lpips_loss
 from .metrics import Interval
+from .optional_metrics import find_inception, find_quality
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +49,13 @@ MEASURES = {
     "landmarks": Measure("Landmark distance (% of eye distance)", "lower is better", 2),
     "identity": Measure("Identity, ArcFace IR-SE50 (degrees)", "lower is better", 1),
     "lpips": Measure("LPIPS, VGG", "lower is better", 3),
-    "kid": Measure("KID, random convolutions", "lower is better", 3),
+    "niqe": Measure("NIQE, against its authors' natural images", "lower is better", 2),
+    "musiq": Measure("MUSIQ, trained on KonIQ-10k", "higher is better", 1),
+    "kid": Measure("KID, random convolutions, against the clean faces", "lower is better", 3),
+    "fid": Measure("FID, Inception 2015-12-05, against the clean faces", "lower is better", 2),
     "low_band": Measure("Low band against damaged", "lower is better", 4),
 }
+BY_NETWORKS = ("identity", "lpips", "niqe", "musiq")  # there where package and file are
 FACE_SCORE = 0.2  # of a standard crop, from which its landmarks mean something
 DAMAGED, RESTORED, DIFFERENCE = "damaged", "restored", "restored - damaged"
 
@@ -97,7 +102,9 @@ def evaluate(
     sets = [DAMAGED, RESTORED] if lq is not None else [RESTORED]
     networks = network_measures()
     per_face: dict[str, list[dict[str, float]]] = {name: [] for name in sets}
+    inception = find_inception() if len(matches) >= metrics.FID_LEAST else None
     features: dict[str, list[Tensor]] = {name: [] for name in [*sets, "clean"]}
+    seen: dict[str, list[Tensor]] = {name: [] for name in [*sets, "clean"]}
     faces, sizes = [], set()
     for step, (face, paths) in enumerate(matches.items()):
         if callback:
@@ -111,14 +118,17 @@ def evaluate(
         faces.append(face)
         sizes.add(images["clean"].shape[-2:])
         for name in sets:
-            numbers = {key: float(value[0]) for key, value in face_measures(images[name], images["clean"]).items()}
-            numbers |= {key: float(value(images[name], images["clean"])) for key, value in networks.items()}
+            found = all_measures(images[name], images["clean"], networks)
+            numbers = {key: float(value[0]) for key, value in found.items()}
             if lq is not None and not any(side % factor for side in images["clean"].shape[-2:]):
                 numbers["low_band"] = float(metrics.low_band_consistency(images[name], images[DAMAGED], factor)[0])
             per_face[name].append(numbers)
         if min(images["clean"].shape[-2:]) >= metrics.KID_LEAST:
             for name, collected in features.items():
                 collected.append(metrics.kid_features(images[name])[0])
+        if inception:
+            for name, collected in seen.items():
+                collected.append(inception(images[name])[0])
     if callback:
         callback(len(matches), len(matches), None)
     if not faces:
@@ -132,10 +142,13 @@ def evaluate(
         clean_features = torch.stack(features["clean"])
         for row in rows:
             row.values["kid"] = metrics.paired_kid(torch.stack(features[row.name]), clean_features, seed)
+    if len(seen["clean"]) >= metrics.FID_LEAST:
+        for row in rows:
+            distance = metrics.fid(torch.stack(seen[row.name]), torch.stack(seen["clean"]))
+            row.values["fid"] = Interval(distance, math.nan, math.nan)
     if lq is not None:
         rows.append(Row(DIFFERENCE, differences(values[RESTORED], values[DAMAGED], seed)))
-    if missing := [MEASURES[key].title for key in ("identity", "lpips") if key not in networks]:
-        notes.append(f"not measured, their files are not on this machine: {', '.join(missing)}")
+    notes += notes_on_networks(networks, len(faces), bool(seen["clean"]))
     if not _has_piq():
         notes.append("GMSD, VIF and FSIM are left out: they need the package piq (pip install piq)")
     for note in notes:
@@ -167,17 +180,44 @@ def face_measures(restored: Tensor, hq: Tensor, only: Sequence[str] = tuple(MEAS
     return {key: measures[key](restored, hq) for key in MEASURES if key in measures and key in only}
 
 
-def network_measures() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """Measures by networks whose files are on this machine: key of `MEASURES` -> (restored, hq), of one face, -> ().
+NetworkMeasure = Callable[[Tensor, Tensor], Tensor]
 
-    identity: angle between ArcFace's directions; lpips: arXiv:1801.03924. Faces as in `face_measures`.
+
+def network_measures() -> dict[str, NetworkMeasure]:
+    """Measures by networks whose package and file are here: key of `MEASURES` -> (restored, hq), (B, 3, H, W), -> (B,).
+
+    identity: angle between ArcFace's directions; lpips: arXiv:1801.03924; niqe, musiq: see `find_quality`.
     """
-    found: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
+    found: dict[str, NetworkMeasure] = {}
     if recogniser := find_recogniser():
-        found["identity"] = lambda a, b: likeness(recogniser(a), recogniser(b)).arccos().rad2deg().mean()
+        found["identity"] = lambda a, b: likeness(recogniser(a), recogniser(b)).arccos().rad2deg()
     if vgg := find_vgg():
-        found["lpips"] = lpips_loss(vgg)
+        found["lpips"] = _one_by_one(lpips_loss(vgg))
+    for key, scores in find_quality().items():
+        found[key] = lambda a, b, scores=scores: scores(a)  # type: ignore[misc]
     return found
+
+
+def all_measures(restored: Tensor, hq: Tensor, networks: Mapping[str, NetworkMeasure]) -> dict[str, Tensor]:
+    """`face_measures` and those of `networks`: key of `MEASURES` -> (B,)."""
+    return face_measures(restored, hq) | {key: measure(restored, hq).double() for key, measure in networks.items()}
+
+
+def notes_on_networks(networks: Mapping[str, NetworkMeasure], faces: int, has_fid: bool) -> list[str]:
+    """What is not measured, and why, a line each."""
+    notes = []
+    if missing := [MEASURES[key].title for key in BY_NETWORKS if key not in networks]:
+        notes.append(f"not measured, their packages or files are not on this machine: {'; '.join(missing)}")
+    if faces < metrics.FID_LEAST:
+        notes.append(f"FID is left out: it needs {metrics.FID_LEAST} faces or more")
+    elif not has_fid:
+        notes.append("FID is left out: its network's file is not on this machine")
+    return notes
+
+
+def _one_by_one(mean: NetworkMeasure) -> NetworkMeasure:
+    """A measure that takes the mean over its batch, as one that answers for every face."""
+    return lambda a, b: torch.stack([mean(*pair) for pair in zip(a.split(1), b.split(1), strict=True)])
 
 
 def _landmark_distance(restored: Tensor, hq: Tensor) -> Tensor:

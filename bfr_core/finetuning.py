@@ -34,6 +34,7 @@ from .transplant import damage_filter, transplanted
 
 log = logging.getLogger(__name__)
 
+MOST_EXAMPLES_SHARE, EXAMPLES_FOR_ALL = 0.5, 8  # at most half of the clean faces, reached with four
 TERMS = ("l1", "perceptual", "adversarial", "texture", "feature", "code")
 
 
@@ -149,6 +150,7 @@ def finetune(
     checkpoint: Path | None = None,
     fingerprint: str = "",
     perceptual: ImageLoss | None = None,
+    examples: Tensor | None = None,
     callback: TuneCallback | None = None,
     watch: Watch | None = None,
     pause_after: float = 0.0,
@@ -157,6 +159,9 @@ def finetune(
 
     checkpoint: file that training resumes from, if its `fingerprint` (of everything the pairs depend on) is this one.
     perceptual: the term weighted by `config.perceptual`, required unless that is 0.
+    examples: (N, 3, S, S) RGB in [0, 1], good faces. The discriminator takes them for real, in place of the pseudo
+    targets, and in up to half of the cases they stand for a pseudo target that is to get another's damage or ordinary
+    damage, see `transplant` and `anchor`. They must be part of `fingerprint`.
     callback: (step, steps, progress) after every step and between the faces that checkpoints are compared on; what it
     raises ends the tuning, after a checkpoint. watch: (moving average, progress) after every step, for looking only.
     pause_after: minutes after which this session ends with the best so far, to be gone on with; 0 = never.
@@ -238,7 +243,8 @@ def finetune(
         optimizer.zero_grad()
         if critic_optimizer:
             critic_optimizer.zero_grad()
-        for batch in micro_batches(pairs, train, progress.step, replace(config, micro_batch=size), filters):
+        batches = micro_batches(pairs, train, progress.step, replace(config, micro_batch=size), filters, examples)
+        for number, batch in enumerate(batches):
             batch = batch.placed(student)
             share = len(batch.lq) / config.batch_size
             with autocast(device, config.precision):
@@ -251,14 +257,17 @@ def finetune(
             (loss * share).backward()
             if critic is not None and restored is not None:
                 with autocast(device, config.precision):
-                    real, fake = critic(batch.target).float(), critic(restored.detach()).float()
+                    faces = with_examples(
+                        batch.target, examples, 1.0, config.seed, "real", progress.step, number * size
+                    )
+                    real, fake = critic(faces).float(), critic(restored.detach()).float()
                     critic_loss = discriminator_loss(real, fake)
                 (critic_loss * share).backward()
                 terms["discriminator"] = critic_loss
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach()) * share
         if config.anchor:
-            faces = anchor_faces(pairs, train, progress.step, config)
+            faces = anchor_faces(pairs, train, progress.step, config, examples)
             for lq in faces.split(size):
                 with autocast(device, config.precision):
                     loss = weighted(objective.anchor(student, student.placed(lq)), config.weights)
@@ -350,11 +359,16 @@ def split(count: int, config: FinetuneConfig) -> tuple[list[int], list[int]]:
 
 
 def micro_batches(
-    pairs: Pairs, train: list[int], step: int, config: FinetuneConfig, filters: dict[int, Tensor] | None = None
+    pairs: Pairs,
+    train: list[int],
+    step: int,
+    config: FinetuneConfig,
+    filters: dict[int, Tensor] | None = None,
+    examples: Tensor | None = None,
 ) -> Iterator[Batch]:
     """The faces of one step, mirrored at random, some with another's damage; fixed by the seed and the step.
 
-    filters: see `batch_of`.
+    filters: see `batch_of`. examples: see `finetune`; example i has the key -1 - i.
     """
     first = step * config.batch_size
     chosen: list[tuple[int, bool]] = []
@@ -369,9 +383,13 @@ def micro_batches(
         other = int(donor * (len(train) - 1))  # any but the face itself
         other += other >= at
         donors.append(train[other] if len(train) > 1 and chance < config.transplant else None)
+        if examples is not None and donors[-1] is not None:
+            chance, which = torch.rand(2, generator=keyed_generator(config.seed, "example", position)).tolist()
+            if chance < examples_share(examples):
+                chosen[-1] = (-1 - int(which * len(examples)), chosen[-1][1])
     for i in range(0, config.batch_size, config.micro_batch):
         some = slice(i, i + config.micro_batch)
-        yield batch_of(pairs, chosen[some], donors[some], filters)
+        yield batch_of(pairs, chosen[some], donors[some], filters, examples)
 
 
 def batch_of(
@@ -379,15 +397,16 @@ def batch_of(
     keys: list[tuple[int, bool]],
     donors: Sequence[int | None] = (),
     filters: dict[int, Tensor] | None = None,
+    examples: Tensor | None = None,
 ) -> Batch:
     """The pairs of these (face, mirrored). donors: for each the face whose damage it gets, or None for its own.
 
-    filters: the donors' damage filters found so far, by face; those that are missing are added.
+    filters: the donors' damage filters found so far, by face; those that are missing are added. examples: as above.
     """
     filters = {} if filters is None else filters
     lqs, targets = [], []
     for (face, mirrored), donor in zip_longest(keys, donors):
-        lq, target = pairs[face]
+        lq, target = pairs[face] if examples is None or face >= 0 else (examples[-1 - face],) * 2
         if donor is not None:
             damaged, clean = pairs[donor]
             if donor not in filters:
@@ -398,13 +417,32 @@ def batch_of(
     return Batch(torch.stack(lqs), torch.stack(targets), keys)
 
 
-def anchor_faces(pairs: Pairs, train: list[int], step: int, config: FinetuneConfig) -> Tensor:
-    """Pseudo targets under ordinary blind damage: (B, 3, S, S), B the anchor's share of the batch."""
+def anchor_faces(
+    pairs: Pairs, train: list[int], step: int, config: FinetuneConfig, examples: Tensor | None = None
+) -> Tensor:
+    """Pseudo targets and examples under ordinary blind damage: (B, 3, S, S), B the anchor's share of the batch."""
     generator = keyed_generator(config.seed, "anchor", step)
     count = max(1, round(config.anchor * config.batch_size))
     chosen = torch.randint(len(train), (count,), generator=generator).tolist()
     clean = torch.stack([pairs[train[i]][1] for i in chosen])
+    if examples is not None:
+        clean = with_examples(clean, examples, examples_share(examples), config.seed, "anchor example", step)
     return degrade(clean, "blind", generator).lq
+
+
+def examples_share(examples: Tensor) -> float:
+    """Share of the clean faces that are examples: few of them must not be all that is seen."""
+    return min(MOST_EXAMPLES_SHARE, len(examples) / EXAMPLES_FOR_ALL)
+
+
+def with_examples(faces: Tensor, examples: Tensor | None, share: float, *key: int | str) -> Tensor:
+    """`faces` (B, 3, S, S), a share of them replaced by examples, mirrored at random; which, the key decides."""
+    if examples is None:
+        return faces
+    chance, which, mirrored = torch.rand(3, len(faces), generator=keyed_generator(*key))
+    taken = examples[(which * len(examples)).long()].to(faces)
+    taken = torch.where((mirrored < 0.5).to(faces.device).view(-1, 1, 1, 1), taken.flip(-1), taken)
+    return torch.where((chance < share).to(faces.device).view(-1, 1, 1, 1), taken, faces)
 
 
 @torch.no_grad()

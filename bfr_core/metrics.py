@@ -23,6 +23,7 @@ DETAIL_SIGMA = 1.5
 # Of clean faces at 128 x 128: the median of `sharpness` before division, and the noise that 95 % of them stay below.
 USUAL_SHARPNESS, USUAL_NOISE = 1.2, 0.0075
 KID_LEAST = 32  # pixels a side
+FID_LEAST = 2000  # faces; of fewer, FID says more about their number than about the faces
 
 
 # ---------------------------------------------------------------- one image against another
@@ -243,6 +244,23 @@ def paired_kid(
         return np.einsum("si,ij,sj->s", counts, terms, counts, optimize=True) / np.maximum(pairs, 1)
 
     return _bootstrap(estimate, len(terms), seed, samples, level)
+
+
+def fid(features_a: Tensor, features_b: Tensor) -> float:
+    """Frechet distance of two sets of features, (N, D) and (M, D), taken for normal ones. Lower is better.
+
+    Raises ValueError with fewer than `FID_LEAST` in a set: it is biased by their number.
+    Source: arXiv:1706.08500, eq. 6.
+    """
+    if min(len(features_a), len(features_b)) < FID_LEAST:
+        raise ValueError(f"sets of {len(features_a)} and {len(features_b)} faces; FID needs {FID_LEAST} in each")
+    a, b = features_a.double().cpu(), features_b.double().cpu()
+    covariance_a, covariance_b = torch.cov(a.T), torch.cov(b.T)
+    values, vectors = torch.linalg.eigh(covariance_a)
+    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    between = torch.linalg.eigvalsh(root @ covariance_b @ root).clamp_min(0).sqrt().sum()
+    spread = covariance_a.trace() + covariance_b.trace() - 2 * between
+    return float((a.mean(0) - b.mean(0)).square().sum() + spread)
 
 
 # ---------------------------------------------------------------- how sure

@@ -25,6 +25,8 @@ class Run:
     restored/         what the base restorer makes of them
     targets/          pseudo targets; redrawn/ in it: those drawn again because the gate refused the first
     photos/, given/   photos and targets that came as pictures, not as files
+    album.json        how clear each face is, where good ones were looked for
+    good/             faces of photos that were given as good ones
     settled.json      settings that were left to the faces ("auto")
     gate.json         what the gate found of each
     checkpoints/      training state
@@ -66,6 +68,14 @@ class Run:
     @property
     def given(self) -> Path:
         return self.folder / "given"
+
+    @property
+    def album(self) -> Path:
+        return self.folder / "album.json"
+
+    @property
+    def good(self) -> Path:
+        return self.folder / "good"
 
     @property
     def settled(self) -> Path:

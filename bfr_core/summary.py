@@ -7,15 +7,18 @@ from pathlib import Path
 import torch
 
 from .adaptation import Adapted
+from .album import MOST_EXAMPLES
 from .faces.identity import Recognise, find_recogniser, likeness
 from .finetuning import FinetuneConfig, split
 from .images import read_image
 from .metrics import bootstrap_difference
 from .report import Gallery, ReportData, Table, write_report
+from .restore import square
 from .runs import read_json
 
 ROWS = 12
 BATCH = 16
+SAME_PERSON = 0.5  # cosine of two photos; strict, so that hardly anyone is compared with somebody else
 LESS_LIKE = 0.01  # likeness that a face may lose before it is named: less is the recogniser's own noise
 NOT_MEASURED = "Identity was not measured: the face recogniser's file is not on this machine."
 
@@ -35,7 +38,9 @@ def report_adaptation(result: Adapted, config: FinetuneConfig) -> Path:
         target = torch.nn.functional.interpolate(read_image(result.targets[name])[None], lq.shape[-2:], mode="area")[0]
         rows.append((name if i in trained else f"{name} (not trained on)", [lq, base, target, tuned]))
     progress = result.progress
-    likenesses = measure_identity(result, find_recogniser(result.restorer.device))
+    recogniser = find_recogniser(result.restorer.device)
+    likenesses = measure_identity(result, recogniser)
+    known = measure_against_good(result, recogniser)
     data = ReportData(
         title="Adapted restorer",
         verdict=result.judgement.verdict,
@@ -45,6 +50,7 @@ def report_adaptation(result: Adapted, config: FinetuneConfig) -> Path:
                 "Faces of this folder", "", ["damaged", "base restorer", "pseudo target", "adapted restorer"], rows
             ),
             *refused_faces(result),
+            *good_faces(result),
         ],
         figures=[
             ("faces learned from", str(len(names))),
@@ -52,13 +58,19 @@ def report_adaptation(result: Adapted, config: FinetuneConfig) -> Path:
             ("step kept", str(progress.best_step)),
             ("minutes of tuning", f"{progress.seconds / 60:.1f}"),
         ],
-        tables=identity_tables(likenesses),
+        tables=[*identity_tables(likenesses), *good_photo_tables(known)],
         loss_curves=progress.losses | ({"held-out faces": progress.held_out} if progress.held_out else {}),
         notes=[problem["problem"] for problem in result.faces.problems] + ([] if likenesses else [NOT_MEASURED]),
         settings=result.run.config(),
         licences=licences(result),
         measurements={"steps": progress.step, "best_step": progress.best_step, "held_out": progress.held_out}
-        | {"likeness": likenesses or "not measured", "judgement": result.judgement},
+        | {"likeness": likenesses or "not measured", "judgement": result.judgement}
+        | (
+            {"good": [file.stem for file in result.good.files], "clarity": result.good.found}
+            if result.good.files
+            else {}
+        )
+        | ({"likeness_to_good": known} if known else {}),
     )
     return write_report(result.run.folder, data)
 
@@ -92,6 +104,59 @@ def identity_tables(likenesses: dict[str, tuple[float, float]]) -> list[Table]:
     )
     rows = [(name, f"{likenesses[name][0]:.3f}", f"{likenesses[name][1]:.3f}", f"{d:+.3f}") for d, name in dropped]
     return [Table("Is it still the person?", note, ["face that lost likeness", "base", "adapted", "change"], rows)]
+
+
+def measure_against_good(result: Adapted, recogniser: Recognise | None) -> dict[str, tuple[str, float, float]]:
+    """Face -> the good face of the same person, and the restored face's likeness to it, by base and adapted restorer.
+
+    Only of faces whose damaged copy is as like a good face as one person's photos are; empty if not measured.
+    """
+    files = result.good.files[:MOST_EXAMPLES]
+    if recogniser is None or not files:
+        return {}
+    good = torch.cat([recogniser(square(read_image(file), result.base.size)[None]) for file in files])
+    found: dict[str, tuple[str, float, float]] = {}
+    for start in range(0, len(result.faces), BATCH):
+        lq = result.faces.batch(start, start + BATCH)
+        nearest = (recogniser(lq) @ good.T).max(1)
+        both = [likeness(recogniser(r.restore_each(lq)), good[nearest.indices]) for r in (result.base, result.restorer)]
+        for i, name in enumerate(result.faces.names[start : start + BATCH]):
+            if nearest.values[i] >= SAME_PERSON:
+                base, tuned = (round(float(of[i]), 4) for of in both)
+                found[name] = (files[nearest.indices[i]].stem, base, tuned)
+    return found
+
+
+def good_photo_tables(known: dict[str, tuple[str, float, float]]) -> list[Table]:
+    """Likeness to good photos of the person, least first; nothing if it was not measured."""
+    if not known:
+        return []
+    change = bootstrap_difference([tuned for *_, tuned in known.values()], [base for _, base, _ in known.values()])
+    note = (
+        "Cosine of ArcFace directions, restored face to the good face that its damaged photo is most like; the adapted "
+        f"restorer changes it by {change.mean:+.3f} ({change.low:+.3f} to {change.high:+.3f}) on average."
+    )
+    rows = [
+        (name, good, f"{base:.3f}", f"{tuned:.3f}", f"{tuned - base:+.3f}")
+        for name, (good, base, tuned) in sorted(known.items(), key=lambda item: item[1][2] - item[1][1])
+    ]
+    return [Table("Like the good photos?", note, ["face", "good face", "base", "adapted", "change"], rows)]
+
+
+def good_faces(result: Adapted) -> list[Gallery]:
+    """The faces that were taken for good, with what said so; nothing if there are none."""
+    good = result.good
+    rows = []
+    for file in good.files[:ROWS]:
+        label, face = f"{file.stem}: given", square(read_image(file), result.base.size)
+        if said := good.found.get(file.stem):
+            label = f"{file.stem}: sharpness {said.sharpness:.2f}, noise {said.noise:.2f}, kept {said.kept:.1f} dB"
+        rows.append((label, [face, result.restorer.restore(face[None])[0].cpu()]))
+    note = (
+        f"{len(good.found)} found in the folder, {len(good.files) - len(good.found)} given. They were not adapted to; "
+        "they showed the tuning what a good face is. Look whether they are."
+    )
+    return [Gallery("Taken as good examples", note, ["good face", "adapted restorer"], rows)] if rows else []
 
 
 def refused_faces(result: Adapted) -> list[Gallery]:

@@ -30,6 +30,10 @@ PSNR = {
     "film_grain": (17.5, 27),
     "camera_x4": (14, 27),
     "camera_x8": (11, 22),
+    "camera_x4_iso1500": (14, 27),
+    "camera_x4_iso3000": (14, 27),
+    "camera_x8_iso1500": (11, 22),
+    "camera_x8_iso3000": (11, 22),
     "blind_twice": (18, 34),
     "shared_online": (17, 32),
     "video": (22, 38),
@@ -102,12 +106,19 @@ def test_images_of_a_batch_are_damaged_each_in_its_own_way(kind: str):
     assert all(
         result.parameters[0][name] != result.parameters[1][name]
         for name in result.parameters[0]
-        if not name.startswith(WHOLE)
+        if not name.startswith(WHOLE) and not ("_iso" in kind and name in ("iso", "shot"))
     )
     # One generator is used in order: the batch equals its images one by one, and later ones do not change earlier.
     generator = seeded(2)
     one_by_one = [degrade(hq[i : i + 1], kind, generator).lq for i in range(3)]
     assert torch.equal(torch.cat(one_by_one), result.lq)
+
+
+def test_the_iso_of_a_set_is_kept_and_makes_the_noise():
+    hq = drawn_face()
+    made = {iso: degrade(hq, f"camera_x4_iso{iso}", seeded(5)) for iso in (1500, 3000)}
+    assert {iso: d.parameters[0]["iso"] for iso, d in made.items()} == {1500: 1500, 3000: 3000}
+    assert psnr(made[1500].lq, hq) > psnr(made[3000].lq, hq) + 0.5
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -35,7 +35,11 @@ def save(folder: Path, name: str, image: Tensor) -> None:
     write_image(folder / name, image)
 
 
-WITHOUT_FILES = "not measured, their files are not on this machine: Identity, ArcFace IR-SE50 (degrees), LPIPS, VGG"
+WITHOUT_FILES = [
+    "not measured, their packages or files are not on this machine: Identity, ArcFace IR-SE50 (degrees); LPIPS, VGG; "
+    "NIQE, against its authors' natural images; MUSIQ, trained on KonIQ-10k",
+    "FID is left out: it needs 2000 faces or more",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +47,8 @@ def no_weights(tmp_path_factory, monkeypatch):
     """Whatever this machine has: no file of a network is found, unless a test says so."""
     monkeypatch.setenv("BFR_WEIGHTS", str(tmp_path_factory.mktemp("weights")))
     monkeypatch.setattr(ev, "find_vgg", lambda: None)
+    monkeypatch.setattr(ev, "find_quality", dict)
+    monkeypatch.setattr(ev, "find_inception", lambda: None)
 
 
 @pytest.fixture
@@ -59,7 +65,7 @@ def folders(tmp_path) -> dict[str, Path]:
 def test_figures_are_those_of_the_measures(folders):
     result = ev.evaluate(folders["restored"], folders["clean"], folders["lq"])
     assert [row.name for row in result.rows] == ["damaged", "restored", "restored - damaged"]
-    assert result.faces == [f"a/{i}" for i in range(6)] and result.notes == [WITHOUT_FILES]
+    assert result.faces == [f"a/{i}" for i in range(6)] and result.notes == WITHOUT_FILES
     pairs = [[read_image(folders[name] / f"a/{i}.png")[None] for name in ("restored", "clean")] for i in range(6)]
     values = [metrics.psnr(*pair).item() for pair in pairs]
     before, after, gain = result.rows
@@ -193,13 +199,32 @@ def test_networks_are_used_where_their_files_are(folders, monkeypatch):
     monkeypatch.setattr(ev, "find_recogniser", lambda: lambda faces: torch.eye(2)[[0 if faces.std() > 0.25 else 1]])
     monkeypatch.setattr(ev, "find_vgg", lambda: Path("vgg"))
     monkeypatch.setattr(ev, "lpips_loss", lambda vgg: lambda a, b: (a - b).abs().mean())
+    scores = {"niqe": lambda faces: faces.mean((1, 2, 3)), "musiq": lambda faces: faces.amax((1, 2, 3))}
+    monkeypatch.setattr(ev, "find_quality", lambda: scores)
     result = ev.evaluate(folders["restored"], folders["clean"])
     (row,) = result.rows
-    assert result.notes == [] and set(result.per_face["restored"]["identity"]) <= {0.0, 90.0}
+    assert result.notes == WITHOUT_FILES[1:] and set(result.per_face["restored"]["identity"]) <= {0.0, 90.0}
     wanted = [
         (read_image(folders["restored"] / f"a/{i}.png") - read_image(folders["clean"] / f"a/{i}.png")) for i in range(6)
     ]
     assert row.values["lpips"].mean == pytest.approx(torch.stack(wanted).abs().mean().item(), abs=1e-6)
+    first = read_image(folders["restored"] / "a/0.png")
+    assert result.per_face["restored"]["niqe"][0] == pytest.approx(first.mean().item(), abs=1e-6)
+    assert result.per_face["restored"]["musiq"][0] == pytest.approx(first.max().item(), abs=1e-6)
+
+
+def test_fid_is_measured_of_enough_faces_and_of_no_fewer(folders, monkeypatch):
+    features: dict[float, Tensor] = {}
+
+    def inception(faces: Tensor) -> Tensor:
+        return features.setdefault(float(faces.sum()), torch.stack([faces.mean((1, 2, 3)), faces.std((1, 2, 3))], 1))
+
+    monkeypatch.setattr(ev, "find_inception", lambda: inception)
+    assert "fid" not in ev.evaluate(folders["restored"], folders["clean"]).rows[0].values and not features
+    monkeypatch.setattr(metrics, "FID_LEAST", 6)
+    restored, damaged_too = (ev.evaluate(folders[name], folders["clean"]).rows[0] for name in ("restored", "lq"))
+    assert 0 < restored.values["fid"].mean < damaged_too.values["fid"].mean
+    assert math.isnan(restored.values["fid"].low)
 
 
 def test_a_plot_is_a_picture_of_every_measure(folders, tmp_path, monkeypatch):

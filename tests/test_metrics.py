@@ -305,3 +305,15 @@ def test_sharpness_tells_clean_faces_from_blurred_and_from_noisy_ones(shared, si
 
 def test_a_flat_picture_is_not_sharp():
     assert metrics.sharpness(torch.full((2, 3, 33, 33), 0.5)).tolist() == [0, 0]
+
+
+def test_fid_of_normal_sets_is_known(monkeypatch):
+    monkeypatch.setattr(metrics, "FID_LEAST", 2000)
+    draw = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(40_000, 2, generator=draw, dtype=torch.float64) for _ in "ab")
+    mixed = torch.tensor([[1.0, 0.5], [0.0, 2.0]], dtype=torch.float64)
+    # Means 3 apart on one axis; for commuting covariances the spread is the sum of squared differences of deviations.
+    assert metrics.fid(a, b * torch.tensor([2.0, 1.0]) + torch.tensor([3.0, 0.0])) == pytest.approx(9 + 1, rel=0.03)
+    assert metrics.fid(a @ mixed, a @ mixed) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ValueError, match=r"1999 and 40000 faces; FID needs 2000"):
+        metrics.fid(a[:1999], b)
