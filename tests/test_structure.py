@@ -61,7 +61,18 @@ LAYERS = (
         "vote",
         "jobs",
     ),
-    ("cli", "page", "ui", "gradio_compat", "demo", "verification", "__init__", "__main__"),
+    (
+        "cli",
+        "page",
+        "hosted",
+        "http_api",
+        "ui",
+        "gradio_compat",
+        "demo",
+        "verification",
+        "__init__",
+        "__main__",
+    ),
 )
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 # Slow to import, or absent in some hosts: imported inside the function that uses them.
@@ -86,6 +97,7 @@ KEPT_TO = {
     "folder_paths": ("nodes",),
     "modules": ("scripts",),
     "gradio": ("bfr_core/ui.py", "bfr_core/gradio_compat.py"),
+    "fastapi": ("bfr_core/http_api.py",),
 }
 PACKAGE_OF = {"PIL": "pillow", "skimage": "scikit-image", "cv2": "opencv-python-headless"}
 OWN = {"bfr_core", "nodes", "installation", "install", "tools", "tests", "train_embedded", "published_shapes"}
