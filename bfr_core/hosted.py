@@ -68,7 +68,7 @@ class Hosted:
 
         Raises ValueError for a restorer or a setting that does not exist, or if every face failed.
         """
-        pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).float() / 255
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
         result = self.restored(pixels, wish)
         made = result.pixels.mul(255).round().clamp(0, 255).byte().permute(1, 2, 0)
         return np.ascontiguousarray(made.cpu().numpy()), result

@@ -210,7 +210,7 @@ def test_hosts_stay_in_their_folders(package: str) -> None:
 
 
 def test_heavy_packages_are_imported_where_used() -> None:
-    for path in [*modules(CORE), *modules(ROOT / "nodes"), ROOT / "__init__.py"]:
+    for path in [*modules(CORE), *modules(ROOT / "nodes"), *modules(ROOT / "scripts"), ROOT / "__init__.py"]:
         heavy = absolute_names(path, everywhere=False) & HEAVY
         assert not heavy, f"{path.relative_to(ROOT)} imports {heavy} at its top"
 
@@ -232,7 +232,7 @@ def test_every_package_used_is_declared() -> None:
     assert len(extras) == 2
     declared |= {canonical(name) for line in extras for name in re.findall(r'"([A-Za-z0-9_-]+)', line)}
     elsewhere = set(KEPT_TO) | {"spandrel_extra_arches", "pip"}
-    for folder in ("bfr_core", "nodes", "tools", "tests", "benchmarks"):
+    for folder in ("bfr_core", "nodes", "scripts", "tools", "tests", "benchmarks"):
         files = modules(ROOT / folder)
         local = OWN | elsewhere | {path.stem for path in files}
         for path in files:
