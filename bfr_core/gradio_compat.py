@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,14 @@ from .images import FORMATS
 
 FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
 LOOPBACK = "127.0.0.1"
+REFRESH = "bfr-refresh"
+PRESS = """() => {
+  clearInterval(window.bfrRefresh);
+  window.bfrRefresh = setInterval(() => {
+    const button = document.getElementById("%(button)s");
+    if (button && button.offsetParent !== null) button.click();
+  }, %(milliseconds)d);
+}"""
 # Whatever a version of gradio would fetch from elsewhere (fonts, scripts, telemetry), the browser refuses.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -73,13 +82,18 @@ def on_select(gallery: Any, act: Callable[..., Any], inputs: Any, outputs: Any) 
     on(gallery.select, clicked, inputs, outputs, quiet=True)
 
 
-def every(seconds: float, act: Callable[..., Any], inputs: Any, outputs: Any) -> None:
-    """Call `act` again and again while the page is open; by a button where gradio has no timer."""
+def every(demo: Any, seconds: float, act: Callable[..., Any], inputs: Any, outputs: Any) -> None:
+    """Call `act` again and again while the page is open.
+
+    Where gradio has no timer, the browser presses a button that is out of sight, as long as its tab can be seen.
+    """
     gr = load()
     if hasattr(gr, "Timer"):
         on(gr.Timer(seconds).tick, act, inputs, outputs, quiet=True)
-    else:
-        on(gr.Button("Refresh").click, act, inputs, outputs)
+        return
+    button = gr.Button("Refresh", elem_id=REFRESH, elem_classes=[REFRESH])
+    on(button.click, act, inputs, outputs, quiet=True)
+    demo.load(None, None, None, _js=PRESS % {"milliseconds": round(1000 * seconds), "button": REFRESH})
 
 
 def comparison(label: str) -> tuple[list[Any], Callable[[Sequence[Path]], list[Any]]]:
@@ -97,7 +111,10 @@ def uploads(label: str) -> Any:
     """A place to drop pictures; its value is a list of paths."""
     gr = load()
     kind = "filepath" if major() >= 4 else "file"
-    return gr.File(label=label, file_count="multiple", file_types=sorted(FORMATS), type=kind, height=150)
+    made = gr.File(label=label, file_count="multiple", file_types=sorted(FORMATS), type=kind, height=150)
+    if major() < 4:  # its own way copies whatever path a browser names into the cache, from where it is served
+        made.preprocess = lambda files: [str(file["name"]) for file in files or [] if file.get("is_file")]
+    return made
 
 
 def gallery(label: str) -> Any:
@@ -105,7 +122,25 @@ def gallery(label: str) -> Any:
     gr = load()
     plain = {"buttons": [], "show_share_button": False, "show_download_button": False, "interactive": False}
     fixed = {"columns": 8, "height": "auto", "allow_preview": False, "object_fit": "contain", "show_label": False}
-    return gr.Gallery(label=label, **fixed, **_known(gr.Gallery.__init__, plain))
+    return gr.Gallery(label=label, elem_classes=["bfr-faces"], **fixed, **_known(gr.Gallery.__init__, plain))
+
+
+def host_uploads() -> Path:
+    """Where a host's gradio puts what is dropped on its pages."""
+    return Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir(), "gradio"))
+
+
+def confine(demo: Any, cache: Path) -> None:
+    """Let what the components of `demo` show lie in `cache`, and not in the host's, which all its pages share."""
+    for block in demo.blocks.values():
+        for name in ("DEFAULT_TEMP_DIR", "GRADIO_CACHE"):  # gradio 3 and 4
+            if hasattr(block, name):
+                setattr(block, name, str(cache))
+
+
+def serve_also(demo: Any, cache: Path) -> None:
+    """Let a host's running `demo` serve `cache`, too."""
+    demo.allowed_paths = [*(path for path in demo.allowed_paths or [] if path != str(cache)), str(cache)]
 
 
 def launch(demo: Any, port: int, listen: bool, auth: Sequence[tuple[str, str]], max_bytes: int) -> str:

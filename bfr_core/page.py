@@ -9,18 +9,17 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .adaptation import LOW_MEMORY, AdaptConfig, changed, leave_out, left_out_of, recipe
+from .adaptation import LOW_MEMORY, AdaptConfig, StageCallback, changed, leave_out, left_out_of, recipe
 from .images import (
     FORMATS,
     list_images,
@@ -30,15 +29,16 @@ from .images import (
     read_image,
     read_photo,
     replace_atomically,
+    write_image,
     write_photo,
 )
-from .jobs import Jobs, Status, adapt_restorer, find_faces, repair_photos, thinned
+from .jobs import Jobs, Outcome, Status, adapt_restorer, find_faces, repair_photos, thinned
 from .precision import choose_device
 from .provenance import Step
 from .report import VERDICTS, chart, data_uri
 from .restore import RestoreConfig, restoration_step, restore_photo, square
 from .restorers import Restorer, load_restorer
-from .runs import Run, read_json, write_json
+from .runs import Run, fingerprint, read_json, write_json
 from .weights import TABLE, locate
 
 MAX_UPLOAD_BYTES = 200 << 20  # of one file
@@ -86,6 +86,9 @@ NEXT = {
     "repair": "Repaired. The photos are under Repair photos.",
 }
 STYLE = """<style>
+.bfr-refresh { position: absolute !important; left: -9999px; width: 1px; height: 1px; overflow: hidden; }
+.pending:has(.bfr) { opacity: 1 !important; }
+.bfr-faces .grid-wrap { min-height: 0 !important; max-height: 75vh !important; }
 .bfr { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 .bfr p { margin: 0 0 8px; } .bfr .quiet { opacity: .7; font-size: .9em; }
 .bfr .error { border-left: 4px solid #c0392b; padding: 6px 12px; background: rgb(192 57 43 / .1); }
@@ -133,16 +136,28 @@ class Choices:
 class Page:
     """The runs below one folder, and what may be done with them.
 
-    allowed: folders that paths typed into the page must lie in. Methods raise ValueError, FileNotFoundError or OSError
-    in one line for what cannot be done.
+    allowed: folders that paths typed into the page must lie in; how_to_allow: what is said of others. uploads: where
+    the server puts what is dropped on the page, its own cache if left out. changed: called, from whichever thread,
+    after an adapted restorer has come or gone. Methods raise ValueError, FileNotFoundError or OSError in one line for
+    what cannot be done.
     """
 
-    def __init__(self, runs: Path, allowed: Sequence[Path] = (), device: str = "auto") -> None:
+    def __init__(
+        self,
+        runs: Path,
+        allowed: Sequence[Path] = (),
+        device: str = "auto",
+        *,
+        how_to_allow: str = "start with --allow DIR",
+        uploads: Path | None = None,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
         self.runs = Path(runs).resolve()
         self.allowed = [Path(folder).resolve(strict=True) for folder in allowed]
-        self.device = device
+        self.device, self.how_to_allow, self.changed = device, how_to_allow, changed
         self.cache = self.runs / CACHE
         self.cache.mkdir(parents=True, exist_ok=True)
+        self.uploads = Path(uploads).resolve() if uploads else self.cache
         self.jobs = Jobs()
         self._loaded: dict[tuple[Any, ...], Restorer] = {}
 
@@ -202,7 +217,14 @@ class Page:
         changed(recipe(self.restorer_named(choices.restorer)), choices.settings())  # raises for a bad setting, now
         photos = self.photos_of(run)
         self.remember(run, choices)
-        work = adapt_restorer(run, photos, choices.restorer, choices.settings(), self.device)
+        teach = adapt_restorer(run, photos, choices.restorer, choices.settings(), self.device)
+
+        def work(callback: StageCallback) -> Outcome:
+            try:
+                return teach(callback)
+            finally:
+                self.changed()
+
         return self.jobs.start(run, "adapt", work, 60 * choices.minutes)
 
     def stop(self, name: str | None) -> None:
@@ -214,6 +236,7 @@ class Page:
         if self.jobs.status(run).active:
             raise ValueError(f"{printable(str(name))}: is at work; stop it first")
         shutil.rmtree(run.folder)
+        self.changed()
 
     def remember(self, run: Run, choices: Choices) -> None:
         """Keep what was chosen, so that the run can be gone on with after the page or the server was closed."""
@@ -255,7 +278,7 @@ class Page:
         if not any(path == folder or folder in path.parents for folder in self.allowed):
             which = ", ".join(printable(folder) for folder in self.allowed) or "none yet"
             raise ValueError(
-                f"{printable(text.strip())}: may not be read; allowed folders: {which} (start with --allow DIR)"
+                f"{printable(text.strip())}: may not be read; allowed folders: {which} ({self.how_to_allow})"
             )
         return path
 
@@ -271,7 +294,7 @@ class Page:
         relatives = [Path(str(i) if len(set(files)) < len(files) else "", file.name) for i, file in enumerate(files)]
         for file, stem in zip(files, photo_names(relatives), strict=True):
             try:
-                if self.cache not in file.parents:
+                if self.uploads not in file.parents:
                     raise ValueError(f"{printable(file.name)}: was not uploaded here")
                 if file.suffix.lower() not in FORMATS:
                     raise ValueError(f"{printable(file.name)}: is not a picture ({', '.join(sorted(FORMATS))})")
@@ -282,6 +305,8 @@ class Page:
                 problems.append(printable(str(error)))
                 continue
             replace_atomically(folder / f"{stem}{file.suffix.lower()}", partial(shutil.copyfile, file))
+            if self.uploads != self.cache:
+                file.unlink()  # a host's cache is shared by all its pages
             kept += 1
         if not kept:
             raise ValueError(f"none of the files can be used: {'; '.join(problems[:3])}")
@@ -296,14 +321,23 @@ class Page:
 
     # ------------------------------------------------------------ faces
 
-    def faces(self, name: str | None) -> list[tuple[np.ndarray, str]]:
-        """Every face of the run, (S, S, 3) uint8, with what to say below it; those left out are dark and crossed."""
+    def faces(self, name: str | None) -> list[tuple[Path, str]]:
+        """A picture of every face of the run, in the page's cache, with what to say below it.
+
+        Those left out are dark and crossed.
+        """
         run = self.run(name)
         names = self._face_names(run)[:MAX_FACES_SHOWN]
         left_out = left_out_of(run) if names else []
-        return [
-            (_face_picture(run.faces / f"{n}.png", n in left_out), "left out" if n in left_out else "") for n in names
-        ]
+        return [(self._face_picture(run, n, n in left_out), "left out" if n in left_out else "") for n in names]
+
+    def _face_picture(self, run: Run, face: str, left_out: bool) -> Path:
+        source = run.faces / f"{face}.png"
+        key = fingerprint(run.folder.name, face, left_out, _touched(source))
+        path = self.cache / "faces" / f"{key}.png"
+        if not path.is_file():
+            write_image(path, _face_picture(source, left_out))
+        return path
 
     def toggle(self, name: str | None, index: int) -> None:
         """Leave out the face at this place in `faces`, or use it again."""
@@ -551,6 +585,10 @@ class Page:
 
     # ------------------------------------------------------------ networks
 
+    def adapted(self) -> list[str]:
+        """The runs that have an adapted restorer."""
+        return [name for name in self.names() if (self.runs / name / "restorer.safetensors").is_file()]
+
     def restorer_named(self, name: str) -> Restorer:
         """A restorer that the page offers."""
         if name not in restorers():
@@ -566,6 +604,10 @@ class Page:
                 self._loaded.pop(next(iter(self._loaded)))
             self._loaded[key] = load_restorer(source).to(choose_device(self.device))
         return self._loaded[key]
+
+    def forget(self) -> None:
+        """Let go of the networks that were kept; jobs keep their own."""
+        self._loaded.clear()
 
 
 def restorers() -> list[str]:
@@ -669,10 +711,10 @@ def _picture(picture: Tensor, caption: str, name: str = "") -> str:
     return f"<figure>{image}<figcaption>{text(caption)}</figcaption></figure>"
 
 
-def _face_picture(file: Path, left_out: bool) -> np.ndarray:
-    """(S, S, 3) uint8; a face left out is dark, with a cross over it."""
+def _face_picture(file: Path, left_out: bool) -> Tensor:
+    """(3, S, S) in [0, 1]; a face left out is dark, with a cross over it."""
     if not file.is_file():
-        return np.zeros((THUMBNAIL, THUMBNAIL, 3), np.uint8)
+        return torch.zeros(3, THUMBNAIL, THUMBNAIL)
     face = read_image(file)
     if left_out:
         size = face.shape[-1]
@@ -680,7 +722,7 @@ def _face_picture(file: Path, left_out: bool) -> np.ndarray:
         line = torch.eye(size).bool()
         wide = torch.nn.functional.max_pool2d(line[None].float(), 2 * (size // 48) + 1, 1, size // 48)[0] > 0
         face = face.masked_fill(wide | wide.flip(-1), 0.8)
-    return face.mul(255).round().byte().permute(1, 2, 0).numpy()
+    return face
 
 
 def _kept_curves(run: Run) -> dict[str, list[tuple[int, float]]]:

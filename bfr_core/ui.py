@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from . import gradio_compat as compat
+from .hosted import Wish
 from .page import ADVANCED, MAX_UPLOAD_BYTES, STYLE, Choices, Page, changes_of, failed, restorers, said
+from .restore import CHOICES
 
 log = logging.getLogger(__name__)
 
@@ -246,9 +248,33 @@ def build(page: Page) -> Any:
         wire(delete.click, remove, [name, sure], [name, sure])
         wire(restorer.input, recipe_of, [restorer], advanced)
         compat.on_select(gallery, safe(toggle), [name], [message, faces_said, gallery, seen])
-        compat.every(LOOK_SECONDS, safe(look), [name, seen], [message, *shown])
+        compat.every(demo, LOOK_SECONDS, safe(look), [name, seen], [message, *shown])
         on(demo.load, reopened, [], [name, table], quiet=True)
     return demo
+
+
+def build_tab(page: Page) -> Any:
+    """The page for a host's tab: what it shows lies in the page's own cache, which the host is to serve."""
+    demo = build(page)
+    compat.confine(demo, page.cache)
+    return demo
+
+
+def extras(runs: Sequence[str]) -> dict[str, Any]:
+    """Widgets for a host that restores a picture with an adapted restorer; by the names of `hosted.Wish`."""
+    gr, usual = compat.load(), Wish("")
+    with gr.Row():
+        restorer = gr.Dropdown(
+            list(runs), value=runs[0] if runs else None, label="Restorer", info="Adapted on the tab BFR Adapt."
+        )
+        visibility = gr.Slider(0.0, 1.0, usual.visibility, step=0.001, label="Visibility")
+        fidelity = gr.Slider(
+            0.0, 1.0, usual.fidelity, step=0.05, label="Fidelity", info="CodeFormer only; 1 stays closer to the photo."
+        )
+    with gr.Row():
+        faces = gr.Dropdown(list(CHOICES), value=usual.faces, label="Which faces")
+        numbers = gr.Textbox(usual.numbers, label="Numbers", info='For "numbered": from the left, such as 1, 3.')
+    return {"restorer": restorer, "visibility": visibility, "fidelity": fidelity, "faces": faces, "numbers": numbers}
 
 
 def _number(gr: Any, path: str, value: Any) -> Any:
@@ -261,7 +287,7 @@ def _in_threes(values: list[str]) -> list[list[str]]:
 
 
 def _folders(page: Page) -> str:
-    return ", ".join(map(str, page.allowed)) or "start with --allow DIR to name folders here"
+    return ", ".join(map(str, page.allowed)) or f"{page.how_to_allow} to name folders here"
 
 
 def _paths(files: Any) -> list[str]:

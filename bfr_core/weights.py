@@ -27,6 +27,7 @@ class Weights:
     """One published file. size: bytes, 0 if not known. sha256: "" if not known; then only the user can place it.
 
     commercial: may the file be used commercially, by its licence; None where the licence leaves that open.
+    also: other names under which hosts keep the same file.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Weights:
     sha256: str
     licence: str
     commercial: bool | None
+    also: tuple[str, ...] = ()
 
 
 _S_LAB = "S-Lab License 1.0 (non-commercial)"
@@ -52,6 +54,7 @@ TABLE = (
         "1009e537e0c2a07d4cabce6355f53cb66767cd4b4297ec7a4a64ca4b8a5684b7",
         _S_LAB,
         False,
+        ("codeformer-v0.1.0.pth",),  # WebUI's name for it
     ),
     Weights(
         "GFPGANv1.4.pth",
@@ -136,6 +139,7 @@ TABLE = (
     ),
 )
 
+ALSO = "BFR_WEIGHTS_ALSO"
 # Where hosts keep such files, below their own folder.
 HOST_FOLDERS = (
     "models/facerestore_models",
@@ -177,10 +181,14 @@ def weights_folder() -> Path:
 
 
 def search_folders() -> list[Path]:
-    """Folders that are searched, in order: the own one, then those of the host this pack is installed in, if any."""
+    """Folders that are searched, in order: the own one, those of $BFR_WEIGHTS_ALSO, those of the host of this pack.
+
+    $BFR_WEIGHTS_ALSO lists folders as PATH does; a host that knows where its files are adds them there.
+    """
     pack = Path(__file__).resolve().parents[1]
     hosts = [pack.parents[1]] if pack.parent.name in ("custom_nodes", "extensions") else []
-    return [weights_folder(), *(host / folder for host in hosts for folder in HOST_FOLDERS)]
+    also = [Path(folder) for folder in os.environ.get(ALSO, "").split(os.pathsep) if folder]
+    return [weights_folder(), *also, *(host / folder for host in hosts for folder in HOST_FOLDERS)]
 
 
 def locate(name: str) -> Path | None:
@@ -188,7 +196,8 @@ def locate(name: str) -> Path | None:
     entry = find_entry(name)
     if entry is None:
         return None
-    return next((path for folder in search_folders() if (path := folder / entry.name).is_file()), None)
+    names = (entry.name, *entry.also)
+    return next((path for folder in search_folders() for n in names if (path := folder / n).is_file()), None)
 
 
 def resolve(name_or_path: str | Path) -> Path:

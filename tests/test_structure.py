@@ -65,7 +65,18 @@ LAYERS = (
         "vote",
         "jobs",
     ),
-    ("cli", "page", "ui", "gradio_compat", "demo", "verification", "__init__", "__main__"),
+    (
+        "cli",
+        "page",
+        "hosted",
+        "http_api",
+        "ui",
+        "gradio_compat",
+        "demo",
+        "verification",
+        "__init__",
+        "__main__",
+    ),
 )
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 # Slow to import, or absent in some hosts: imported inside the function that uses them.
@@ -91,6 +102,7 @@ KEPT_TO = {
     "folder_paths": ("nodes",),
     "modules": ("scripts",),
     "gradio": ("bfr_core/ui.py", "bfr_core/gradio_compat.py"),
+    "fastapi": ("bfr_core/http_api.py",),
 }
 PACKAGE_OF = {"PIL": "pillow", "skimage": "scikit-image", "cv2": "opencv-python-headless"}
 OWN = {"bfr_core", "nodes", "installation", "install", "tools", "tests"}
@@ -204,7 +216,7 @@ def test_hosts_stay_in_their_folders(package: str) -> None:
 
 
 def test_heavy_packages_are_imported_where_used() -> None:
-    for path in [*modules(CORE), *modules(ROOT / "nodes"), ROOT / "__init__.py"]:
+    for path in [*modules(CORE), *modules(ROOT / "nodes"), *modules(ROOT / "scripts"), ROOT / "__init__.py"]:
         heavy = absolute_names(path, everywhere=False) & HEAVY
         assert not heavy, f"{path.relative_to(ROOT)} imports {heavy} at its top"
 
@@ -226,7 +238,7 @@ def test_every_package_used_is_declared() -> None:
     assert len(extras) == 2
     declared |= {canonical(name) for line in extras for name in re.findall(r'"([A-Za-z0-9_-]+)', line)}
     elsewhere = set(KEPT_TO) | {"spandrel_extra_arches", "pip", "pyiqa"}
-    for folder in ("bfr_core", "nodes", "tools", "tests", "benchmarks"):
+    for folder in ("bfr_core", "nodes", "scripts", "tools", "tests", "benchmarks"):
         files = modules(ROOT / folder)
         local = OWN | elsewhere | {path.stem for path in files}
         for path in files:

@@ -1,0 +1,163 @@
+"""BFR Adapt in Stable-Diffusion-WebUI (A1111 and Forge): its tab, its face restorers, its part of Extras, its API.
+
+WebUI runs this file at every start and at every "Reload UI". What must outlive a reload (jobs at work, networks) hangs
+on WebUI's own module `shared`.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from modules import devices, face_restoration, paths, script_callbacks, scripts_postprocessing, shared
+from modules.initialize_util import get_gradio_auth_creds
+from modules.ui_common import create_refresh_button
+from modules.ui_components import InputAccordion
+from PIL import Image
+
+from bfr_core import gradio_compat, ui
+from bfr_core.hosted import Hosted, Wish, existing, in_words, wish_of
+from bfr_core.http_api import add_routes
+from bfr_core.page import Page
+from bfr_core.weights import ALSO
+
+NAME = "BFR Adapt"
+TAB = "bfr_adapt"
+OPTIONS = shared.cmd_opts
+
+
+def hosted() -> Hosted:
+    """The one page of this WebUI, with its restorers."""
+    if not hasattr(shared, TAB):
+        set_weight_folders()
+        outputs = Path(paths.data_path, "outputs")
+        page = Page(
+            outputs / "bfr_runs",
+            allowed_folders(outputs),
+            str(devices.get_device_for("codeformer")),
+            how_to_allow="start WebUI with --bfr-allow DIR",
+            uploads=gradio_compat.host_uploads(),
+            changed=register,
+        )
+        setattr(shared, TAB, Hosted(page))
+    return getattr(shared, TAB)
+
+
+def allowed_folders(outputs: Path) -> list[Path]:
+    """Folders that may be named on the page: none where WebUI itself lets none be named."""
+    if OPTIONS.hide_ui_dir_config:
+        return []
+    outputs.mkdir(parents=True, exist_ok=True)
+    outdirs = [str(value) for name, value in shared.opts.data.items() if name.startswith("outdir_")]
+    own = [folder for folder in outdirs if Path(folder).is_absolute()]
+    return existing([outputs, *own, *OPTIONS.gradio_allowed_path, *getattr(OPTIONS, "bfr_allow", [])])
+
+
+def set_weight_folders() -> None:
+    """Let WebUI's own CodeFormer, GFPGAN and face detector be found where they are."""
+    models = Path(paths.models_path)
+    own = [getattr(OPTIONS, name, None) for name in ("codeformer_models_path", "gfpgan_models_path")]
+    folders = existing([*own, *(models / name for name in ("Codeformer", "GFPGAN", "RestoreFormer"))])
+    known = [folder for folder in os.environ.get(ALSO, "").split(os.pathsep) if folder]
+    os.environ[ALSO] = os.pathsep.join(dict.fromkeys([*known, *map(str, folders)]))
+
+
+# ---------------------------------------------------------------- Settings, Face restoration
+
+
+class AdaptedRestorer(face_restoration.FaceRestoration):
+    """An adapted restorer among WebUI's face restorers. own: how those of an earlier load of this file are known."""
+
+    own = TAB
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+
+    def name(self) -> str:
+        return f"{self.run} ({NAME})"
+
+    def restore(self, np_image: np.ndarray) -> np.ndarray:
+        """np_image: (H, W, 3) uint8 RGB. Raises ValueError in one line: a picture passed on unchanged says nothing."""
+        fidelity = float(getattr(shared.opts, "code_former_weight", Wish.fidelity))
+        made, _ = restored(np_image, Wish(self.run, fidelity=fidelity))
+        return made
+
+
+def restored(picture, wish: Wish):
+    """As `Hosted.restore`; the memory is given back where WebUI's settings ask for that."""
+    try:
+        return hosted().restore(picture, wish)
+    finally:
+        if shared.opts.face_restoration_unload:
+            hosted().forget()
+            devices.torch_gc()
+
+
+def register() -> None:
+    """Put the adapted restorers among WebUI's, in place of those that were there."""
+    others = [restorer for restorer in shared.face_restorers if getattr(restorer, "own", "") != TAB]
+    shared.face_restorers[:] = others + [AdaptedRestorer(run) for run in hosted().names()]
+
+
+def unregister() -> None:
+    shared.face_restorers[:] = [r for r in shared.face_restorers if getattr(r, "own", "") != TAB]
+
+
+# ---------------------------------------------------------------- Extras
+
+
+class ScriptPostprocessingAdapted(scripts_postprocessing.ScriptPostprocessing):
+    """Restores the faces of Extras' pictures, one or a folder of them."""
+
+    name = NAME
+    order = 3500  # after WebUI's own face restorers
+
+    def ui(self):
+        with InputAccordion(False, label=NAME, elem_id="extras_bfr_adapt") as enable:
+            widgets = ui.extras(hosted().names())
+            create_refresh_button(
+                widgets["restorer"], lambda: None, lambda: {"choices": hosted().names()}, "extras_bfr_adapt_refresh"
+            )
+        return {"enable": enable, **widgets}
+
+    def process(self, pp, enable=False, **settings):
+        """Whoever calls without these settings, or with empty ones, wants nothing done."""
+        wish = wish_of(settings) if enable else None
+        if wish is None or wish.visibility == 0:
+            if enable and not settings.get("restorer"):
+                raise ValueError(f"{NAME}: choose a restorer; the tab {NAME} makes one, the button beside it finds it")
+            return
+        picture = pp.image if pp.image.mode == "RGB" else pp.image.convert("RGB")
+        pixels, result = restored(np.asarray(picture), wish)
+        made = Image.fromarray(pixels)
+        if "A" in pp.image.getbands():
+            made.putalpha(pp.image.getchannel("A"))
+        pp.image = made
+        pp.info[NAME] = f"{wish.restorer}: {in_words(result)}"
+        pp.info[f"{NAME} visibility"] = round(wish.visibility, 3)
+        if result.step:
+            pp.info[f"{NAME} restorer SHA-256"] = result.step.sha256
+
+
+# ---------------------------------------------------------------- when WebUI calls
+
+
+def tab():
+    demo = ui.build_tab(hosted().page)
+    for block in demo.blocks.values():
+        block.do_not_save_to_config = True  # of WebUI's own, whose defaults would stand against a run's
+    return [(demo, NAME, TAB)]
+
+
+def started(demo, app) -> None:
+    """demo: None with --nowebui."""
+    if demo is not None:
+        gradio_compat.serve_also(demo, hosted().page.cache)
+    if OPTIONS.api or OPTIONS.nowebui:
+        names = [pair.split(":", 1) for pair in (OPTIONS.api_auth or "").split(",") if ":" in pair]
+        add_routes(app, hosted(), dict([*names, *(pair for pair in get_gradio_auth_creds() if len(pair) == 2)]))
+
+
+script_callbacks.on_before_ui(register)
+script_callbacks.on_ui_tabs(tab)
+script_callbacks.on_app_started(started)
+script_callbacks.on_script_unloaded(unregister)

@@ -1,0 +1,251 @@
+"""The script in a made-up WebUI; "adapted" are networks of a few thousand parameters that make faces brighter."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from bfr_core import hosted as hosted_module
+from bfr_core.faces.align import Face, template
+from bfr_core.hosted import Wish, wish_of
+from bfr_core.page import Choices
+from bfr_core.weights import locate
+from tests.scripts.conftest import ROOT, PostprocessedImage, WebUI
+
+FEW = Choices(aligned=True, changes={"finetune.iterations": 4})
+
+
+@pytest.fixture
+def brighter(tmp_path: Path) -> Path:
+    """A restorer of 32 x 32 faces that adds 0.1, as a file."""
+    from spandrel.architectures.NAFNet import NAFNet
+
+    net = NAFNet(img_channel=3, width=4, middle_blk_num=1, enc_blk_nums=[1], dec_blk_nums=[1])
+    torch.nn.init.zeros_(net.ending.weight)
+    torch.nn.init.constant_(net.ending.bias, 0.1)
+    save_file(net.state_dict(), tmp_path / "brighter.safetensors", {"architecture": "NAFNet", "size": "32"})
+    return tmp_path / "brighter.safetensors"
+
+
+@pytest.fixture
+def album(webui: WebUI, brighter: Path, monkeypatch: pytest.MonkeyPatch) -> WebUI:
+    """A WebUI with an adapted run "album"; in every picture two faces are found, at (30, 40) and (110, 40)."""
+    run = webui.root / "outputs" / "bfr_runs" / "album"
+    run.mkdir(parents=True)
+    (run / "request.json").write_text("{}")
+    shutil.copy(brighter, run / "restorer.safetensors")
+    faces = [Face(template(1) * 30 + [x, 40.0]) for x in (30.0, 110.0)]
+    monkeypatch.setattr(hosted_module, "load_detector", lambda *_: lambda photo: list(faces))
+    config = hosted_module.RestoreConfig
+    monkeypatch.setattr(hosted_module, "RestoreConfig", lambda **k: config(match_colour=False, **k))
+    return webui
+
+
+def picture() -> np.ndarray:
+    return np.random.default_rng(0).integers(60, 180, (80, 140, 3), np.uint8)
+
+
+def changed_columns(before: np.ndarray, after: np.ndarray) -> set[str]:
+    """Which halves of the picture are not as they were."""
+    different = (before != after).any((0, 2))
+    return {name for name, half in (("left", different[:70]), ("right", different[70:])) if half.any()}
+
+
+# ---------------------------------------------------------------- face restorers
+
+
+def test_adapted_restorers_stand_among_webuis_own_and_are_never_doubled(album: WebUI) -> None:
+    album.load()
+    album.callbacks["before_ui"]()
+    assert album.face_restorers() == ["CodeFormer", "album (BFR Adapt)"]
+    first = album.shared.face_restorers[1]
+    page = album.shared.bfr_adapt.page
+    album.reload()
+    assert album.face_restorers() == ["CodeFormer", "album (BFR Adapt)"]
+    assert album.shared.face_restorers[1] is not first, "it is the new script's"
+    assert album.shared.bfr_adapt.page is page, "jobs at work outlive a reload"
+    album.callbacks["script_unloaded"]()
+    assert album.face_restorers() == ["CodeFormer"], "a script that is gone leaves none"
+
+
+def test_a_restorer_comes_with_its_run_and_goes_with_it(
+    webui: WebUI, photos: Path, tiny_restorer: Path, tiny_prior: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bfr_core.restorers.load.EMBEDDED", tiny_restorer)
+    monkeypatch.setattr("bfr_core.prior.EMBEDDED", tiny_prior)
+    webui.shared.cmd_opts.bfr_allow = [str(photos)]
+    webui.load()
+    webui.callbacks["before_ui"]()
+    page = webui.shared.bfr_adapt.page
+    name, _ = page.new_run("", [], str(photos), FEW)
+    page.jobs.wait(page.run(name))
+    assert webui.face_restorers() == ["CodeFormer"]
+    page.adapt(name, FEW)
+    assert page.jobs.wait(page.run(name)).state == "done"
+    assert webui.face_restorers() == ["CodeFormer", f"{name} (BFR Adapt)"]
+    page.delete(name)
+    assert webui.face_restorers() == ["CodeFormer"]
+    assert not list((webui.root / "models").rglob("*.*")), "nothing lies where WebUI looks for its own"
+
+
+def test_a_face_restorer_repairs_faces_and_nothing_else(album: WebUI) -> None:
+    album.load()
+    album.callbacks["before_ui"]()
+    before = picture()
+    after = album.shared.face_restorers[1].restore(before)
+    assert after.dtype == np.uint8 and after.shape == before.shape
+    assert after[40, 30].mean() > before[40, 30].mean() + 15
+    assert (after[:, 60:80] == before[:, 60:80]).all() and changed_columns(before, after) == {"left", "right"}
+    assert album.collected == 0
+    album.shared.opts.face_restoration_unload = True
+    album.shared.face_restorers[1].restore(before)
+    assert album.collected == 1 and not album.shared.bfr_adapt.page._loaded
+
+
+def test_a_restorer_that_is_gone_is_an_error_and_not_an_unchanged_picture(album: WebUI) -> None:
+    album.load()
+    album.callbacks["before_ui"]()
+    gone = album.shared.face_restorers[1]
+    shutil.rmtree(album.root / "outputs" / "bfr_runs" / "album")
+    with pytest.raises(ValueError, match="album: there is no adapted restorer of this name; there are: none yet"):
+        gone.restore(picture())
+
+
+# ---------------------------------------------------------------- Extras
+
+
+def extras(album: WebUI, image: Image.Image, **settings: object) -> PostprocessedImage:
+    pp = PostprocessedImage(image)
+    album.load().ScriptPostprocessingAdapted().process(pp, **settings)
+    return pp
+
+
+def test_extras_of_other_scripts_and_of_the_api_change_nothing(album: WebUI) -> None:
+    names = ("enable", "restorer", "visibility", "fidelity", "faces", "numbers")
+    for settings in ({}, dict.fromkeys(names), {"enable": False, "restorer": "album"}, {"something": 1}):
+        image = Image.fromarray(picture())
+        pp = extras(album, image, **settings)
+        assert pp.image is image and pp.info == {}
+    assert extras(album, image, enable=True, restorer="album", visibility=0.0).image is image
+
+
+def test_extras_restore_what_was_asked_for(album: WebUI) -> None:
+    before = picture()
+    pp = extras(album, Image.fromarray(before), enable=True, restorer="album", unknown=1)
+    whole = np.asarray(pp.image)
+    assert changed_columns(before, whole) == {"left", "right"}
+    assert pp.info["BFR Adapt"] == "album: 2 of 2 faces restored; their details are generated"
+    assert len(pp.info["BFR Adapt restorer SHA-256"]) == 64
+    half = np.asarray(
+        extras(album, Image.fromarray(before), enable=True, restorer="album", visibility=0.5, faces=None).image
+    )
+    gained = [float((image[40, 30].astype(int) - before[40, 30]).mean()) for image in (whole, half)]
+    assert gained[1] == pytest.approx(gained[0] / 2, abs=1.0)
+    for settings, expected in (
+        ({"faces": "leftmost"}, {"left"}),
+        ({"faces": "numbered", "numbers": "2"}, {"right"}),
+    ):
+        image = extras(album, Image.fromarray(before), enable=True, restorer="album", **settings).image
+        assert changed_columns(before, np.asarray(image)) == expected
+    with pytest.raises(ValueError, match="choose a restorer"):
+        extras(album, Image.fromarray(before), enable=True)
+    with pytest.raises(ValueError, match="no adapted restorer of this name; there are: album"):
+        extras(album, Image.fromarray(before), enable=True, restorer="../album")
+
+
+def test_extras_keep_transparency(album: WebUI) -> None:
+    image = Image.fromarray(picture()).convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    made = extras(album, image, enable=True, restorer="album").image
+    assert made.mode == "RGBA" and made.getchannel("A").tobytes() == image.getchannel("A").tobytes()
+
+
+def test_a_wish_knows_its_own_settings_alone() -> None:
+    assert wish_of({"restorer": "a", "faces": None, "enable": True}) == Wish("a")
+    assert wish_of({"restorer": "", "faces": "all"}) is None and wish_of({}) is None
+
+
+# ---------------------------------------------------------------- files and folders
+
+
+def test_webuis_own_weights_are_used_where_they_are(webui: WebUI, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    webui.shared.cmd_opts.gfpgan_models_path = str(elsewhere)
+    codeformer = webui.root / "models" / "Codeformer" / "codeformer-v0.1.0.pth"  # WebUI's name for codeformer.pth
+    for path in (codeformer, elsewhere / "GFPGANv1.4.pth", elsewhere / "detection_Resnet50_Final.pth"):
+        path.write_text("")
+    assert locate("codeformer.pth") is None
+    webui.load()
+    webui.callbacks["before_ui"]()
+    assert locate("codeformer.pth") == codeformer and locate("GFPGANv1.4") == elsewhere / "GFPGANv1.4.pth"
+    assert locate("detection_Resnet50_Final.pth")
+    webui.reload()
+    assert locate("codeformer.pth") == codeformer
+
+
+def test_folders_that_may_be_named(webui: WebUI, photos: Path, tmp_path: Path) -> None:
+    webui.shared.opts.data = {"outdir_samples": str(photos), "outdir_grids": "relative", "other": str(tmp_path)}
+    webui.shared.cmd_opts.bfr_allow = [str(photos / "below"), str(tmp_path / "gone")]
+    webui.load()
+    webui.callbacks["before_ui"]()
+    page = webui.shared.bfr_adapt.page
+    assert page.allowed == [webui.root / "outputs", photos, photos / "below"]
+    with pytest.raises(ValueError, match="start WebUI with --bfr-allow DIR"):
+        page.typed_folder(str(tmp_path))
+
+
+def test_no_folder_may_be_named_where_webui_forbids_it(webui: WebUI, photos: Path) -> None:
+    webui.shared.cmd_opts.hide_ui_dir_config = True
+    webui.shared.cmd_opts.bfr_allow = [str(photos)]
+    webui.load()
+    webui.callbacks["before_ui"]()
+    assert webui.shared.bfr_adapt.page.allowed == []
+
+
+def test_what_was_dropped_does_not_stay_in_the_cache_of_all_pages(
+    webui: WebUI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    dropped = tmp_path / "gradio" / "x" / "a.png"
+    dropped.parent.mkdir(parents=True)
+    Image.fromarray(picture()).save(dropped)
+    webui.load()
+    webui.callbacks["before_ui"]()
+    page = webui.shared.bfr_adapt.page
+    assert page.keep_uploads([str(dropped)], page.runs / "a" / "photos") == []
+    assert not dropped.exists() and (page.runs / "a" / "photos" / "a.png").is_file()
+
+
+def test_the_option_of_the_command_line() -> None:
+    code = (
+        "import argparse, preload; p = argparse.ArgumentParser(); preload.preload(p)\n"
+        "print(p.parse_args([]).bfr_allow, p.parse_args(['--bfr-allow', 'a', '--bfr-allow', 'b']).bfr_allow)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[] ['a', 'b']"
+
+
+# ---------------------------------------------------------------- with gradio
+
+
+def test_the_tab_and_the_widgets_of_extras(album: WebUI) -> None:
+    pytest.importorskip("gradio", reason="gradio is not installed", exc_type=ImportError)
+    script = album.load()
+    [(demo, label, name)] = album.callbacks["ui_tabs"]()
+    assert (label, name) == ("BFR Adapt", "bfr_adapt")
+    assert all(block.do_not_save_to_config for block in demo.blocks.values())
+    import gradio
+
+    with gradio.Blocks():
+        widgets = script.ScriptPostprocessingAdapted().ui()
+    assert widgets.pop("enable") == "enable" and set(widgets) == set(Wish.__dataclass_fields__)
+    assert widgets["restorer"].value == "album"
