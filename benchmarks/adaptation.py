@@ -31,7 +31,7 @@ from bfr_core.prior import load_prior
 from bfr_core.restorers import Restorer, load_restorer, save_restorer
 from bfr_core.runs import fingerprint
 
-DAMAGES = ("sensor", "motion_jpeg", "halftone", "film_grain")
+DAMAGES = ("motion_jpeg", "halftone", "film_grain", "sensor")  # that which adapting helps least first
 CONTROLS = tuple(row for row in ROWS if row not in (TEACHER, "adapted", "oracle"))
 COLUMNS = ("psnr", "ssim", "gmsd", "vif", "detail_energy", "detail_correlation")
 
@@ -51,18 +51,22 @@ def held_out_faces(portraits: Path) -> tuple[Tensor, Tensor]:
 # ---------------------------------------------------------------- the table
 
 
+def cells_in(work: Path, made_from: str) -> dict[str, dict[str, list[dict]]]:
+    """Records of every seed by damage and row, the damages in the order of `DAMAGES`."""
+    cells: dict[str, dict[str, list[dict]]] = {}
+    for kind in DAMAGES:
+        for path in sorted(work.glob(f"{kind}-*.json")):
+            for name, record in read_cell(path, made_from).items():
+                cells.setdefault(kind, {}).setdefault(name, []).append(record)
+    return cells
+
+
 def table(work: Path, made_from: str, brief: bool = False) -> str:
     """Markdown. brief: intervals of PSNR and detail correlation only."""
-    cells: dict[str, dict[str, list[dict]]] = {}
-    for path in sorted(work.glob("*.json")):
-        kind, _ = path.stem.rsplit("-", 1)
-        for name, record in read_cell(path, made_from).items():
-            cells.setdefault(kind, {}).setdefault(name, []).append(record)
     lines = []
-    for kind, rows in cells.items():
-        lines.append(f"\n### {kind} ({max(len(r) for r in rows.values())} seeds)\n")
-        titles = [MEASURES[c].title for c in COLUMNS] + ["KID"]
-        lines += ["| | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+    for kind, rows in cells_in(work, made_from).items():
+        lines.append(f"\n#### {kind} ({max(len(r) for r in rows.values())} seeds)\n")
+        lines += heading()
         for name in ROWS:
             if name in rows:
                 lines.append(f"| {name} | {' | '.join(shown(rows[name], brief))} |")
@@ -72,15 +76,18 @@ def table(work: Path, made_from: str, brief: bool = False) -> str:
 
 
 def summary(work: Path, made_from: str) -> str:
-    """The README's table: the rows that matter most, of the first seed."""
-    titles = [MEASURES[c].title for c in COLUMNS] + ["KID"]
-    lines = ["| | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
-    for kind in ("motion_jpeg", "halftone", "film_grain", "sensor"):
-        rows = read_cell(work / f"{kind}-0.json", made_from)
+    """The README's table: the rows that matter most."""
+    lines = heading()
+    for kind, rows in cells_in(work, made_from).items():
         for name in ("damaged", "base", "denoiser, then base", "adapted", "oracle"):
             if name in rows:
-                lines.append(f"| {kind}: {name} | {' | '.join(shown([rows[name]], brief=True))} |")
+                lines.append(f"| {kind}: {name} | {' | '.join(shown(rows[name], brief=True))} |")
     return "\n".join(lines)
+
+
+def heading() -> list[str]:
+    titles = [MEASURES[c].title for c in COLUMNS] + ["KID"]
+    return ["| | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
 
 
 def shown(records: list[dict], brief: bool) -> list[str]:

@@ -15,9 +15,8 @@ from bfr_core.http_api import PREFIX, add_routes, logged_in
 from bfr_core.page import Page
 
 pytest.importorskip("fastapi", reason="fastapi, which comes with gradio, is not installed")
-testclient = pytest.importorskip(
-    "fastapi.testclient", reason="fastapi's test client is not installed", exc_type=Exception
-)
+pytest.importorskip("httpx", reason="httpx, which fastapi's test client needs, is not installed")
+testclient = pytest.importorskip("fastapi.testclient")
 
 
 @pytest.fixture
