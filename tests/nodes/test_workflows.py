@@ -49,6 +49,20 @@ def test_inputs_and_outputs_are_those_of_the_nodes(path: Path, nodes: dict[str, 
 
 
 @each
+def test_every_node_leads_to_a_result(path: Path, nodes: dict[str, Any]) -> None:
+    shows = {"SaveImage", "PreviewImage", "PreviewAny"}
+    shows |= {name for name, node in nodes.items() if node.define_schema().is_output_node}
+    graph = read(twin(path))
+    wanted = [name for name, node in graph.items() if node["class_type"] in shows]
+    reached = set(wanted)
+    while wanted:
+        links = [v[0] for v in graph[wanted.pop()]["inputs"].values() if isinstance(v, list)]
+        wanted += [name for name in links if name not in reached]
+        reached |= set(links)
+    assert reached == set(graph), "ComfyUI does not run a node that leads to none"
+
+
+@each
 def test_seeds_stay_fixed_so_that_a_run_goes_on(path: Path) -> None:
     for graph in graphs(read(path)):
         for node in graph["nodes"]:
