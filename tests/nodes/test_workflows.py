@@ -95,6 +95,12 @@ def test_adapt_and_restore_has_three_widgets() -> None:
     assert list(widget_values(node)) == ["folder", "restorer", "prior"]
 
 
+def test_no_two_nodes_have_one_number_boxes_or_not() -> None:
+    for path in FILES:  # newer editors would number them anew
+        ids = [node["id"] for graph in graphs(read(path)) for node in graph["nodes"]]
+        assert len(ids) == len(set(ids))
+
+
 def test_only_safe_places_are_named() -> None:
     for path in FILES:
         for node in read(twin(path)).values():
