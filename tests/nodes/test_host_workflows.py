@@ -233,8 +233,9 @@ found.forEach((e) => e.click());
 return found.length;
 """
 SHOWN = """
-return [...document.querySelectorAll('img')].filter((i) => { i.scrollIntoView(); return i.naturalWidth; })
-  .map((i) => i.alt);
+const pictures = [...document.querySelectorAll('img')].filter((i) => arguments[0].includes(i.alt));
+pictures.find((i) => !i.naturalWidth)?.scrollIntoView();  // they are loaded when they come into view
+return pictures.filter((i) => i.naturalWidth).map((i) => i.alt);
 """
 HELP = """
 const node = app.graph._nodes.find((n) => n.type === 'BFR_RestoreFaces');
@@ -247,7 +248,8 @@ def test_the_template_browser_shows_them_with_their_pictures(comfy: Any, page: A
     page.set_window_size(1600, 1000)
     page.execute_script("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     until(lambda: page.execute_script(CHOOSE))
-    until(lambda: {path.stem for path in FILES} <= set(page.execute_script(SHOWN)))
+    names = [path.stem for path in FILES]
+    until(lambda: set(names) == set(page.execute_script(SHOWN, names)))
     time.sleep(1)
     page.save_screenshot(str(screenshots / "templates.png"))
 
