@@ -15,7 +15,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -332,17 +333,8 @@ def messages(connection: socket.socket, path: str) -> Iterator[Any]:
             yield json.loads(content) if kind & 15 == 1 else content
 
 
-@pytest.fixture(scope="session")
-def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI]:
-    """A real ComfyUI: that of $BFR_COMFYUI, or ~/.cache/bfr-hosts/ComfyUI, with the Python of its .venv or that of
-    $BFR_COMFYUI_PYTHON. Everything it reads and writes lies in a folder of the tests' own."""
-    home = Path(os.environ.get("BFR_COMFYUI", Path.home() / ".cache/bfr-hosts/ComfyUI"))
-    python = os.environ.get("BFR_COMFYUI_PYTHON", str(home / ".venv/bin/python"))
-    if not (home / "main.py").is_file():
-        pytest.skip(f"no ComfyUI in {home}; set BFR_COMFYUI to one")
-    if not Path(python).is_file():
-        pytest.skip(f"no Python for ComfyUI at {python}; set BFR_COMFYUI_PYTHON to its Python")
-    base = tmp_path_factory.mktemp("comfy")
+def folders(base: Path) -> None:
+    """Everything that a ComfyUI reads and writes: the pack, faces, photos of one face."""
     for name in ("custom_nodes", "input/faces", "input/old_photos", "output", "models"):
         (base / name).mkdir(parents=True)
     (base / f"custom_nodes/{PACK}").symlink_to(ROOT)
@@ -355,16 +347,31 @@ def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI]:
     portrait = torch.from_numpy(data.astronaut()).permute(2, 0, 1).float() / 255
     for name in ("portrait", "example"):
         write_image(base / f"input/{name}.png", portrait)
-    for i in range(6):  # one face in six photos, each with noise of its own
+    for i in range(6):  # each with noise of its own
         noisy = portrait + 0.1 * torch.randn(portrait.shape, generator=generator)
         write_image(base / f"input/old_photos/{i}.png", (noisy.flip(-1) if i % 2 else noisy).clamp(0, 1))
+
+
+@contextmanager
+def started(base: Path, blocked: Sequence[str] = ()) -> Iterator[ComfyUI]:
+    """A real ComfyUI: that of $BFR_COMFYUI, or ~/.cache/bfr-hosts/ComfyUI, with the Python of its .venv or that of
+    $BFR_COMFYUI_PYTHON. It works in `base`, and importing the packages `blocked` fails there. Skips without one."""
+    home = Path(os.environ.get("BFR_COMFYUI", Path.home() / ".cache/bfr-hosts/ComfyUI"))
+    python = os.environ.get("BFR_COMFYUI_PYTHON", str(home / ".venv/bin/python"))
+    if not (home / "main.py").is_file():
+        pytest.skip(f"no ComfyUI in {home}; set BFR_COMFYUI to one")
+    if not Path(python).is_file():
+        pytest.skip(f"no Python for ComfyUI at {python}; set BFR_COMFYUI_PYTHON to its Python")
+    folders(base)
+    block = f"import sys\nfor name in {list(blocked)!r}: sys.modules[name] = None\n"
+    (base / "sitecustomize.py").write_text(block)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [python, "main.py", "--cpu", "--port", str(port), "--base-directory", str(base), "--disable-auto-launch"]
-    log = base / "log"
+    log, environment = base / "log", os.environ | {"PYTHONPATH": str(base)}
     with log.open("wb") as stream:
-        process = subprocess.Popen(command, cwd=home, stdout=stream, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=home, env=environment, stdout=stream, stderr=subprocess.STDOUT)
     server = ComfyUI(f"http://127.0.0.1:{port}", base, log, process.pid)
     try:
         end = time.monotonic() + START_SECONDS
@@ -380,3 +387,17 @@ def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI]:
     finally:
         process.terminate()
         process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI]:
+    """One real ComfyUI for all tests."""
+    with started(tmp_path_factory.mktemp("comfy") / "base") as server:
+        yield server
+
+
+@pytest.fixture
+def bare_comfy(tmp_path: Path) -> Iterator[ComfyUI]:
+    """A real ComfyUI without the packages that the pack can load without."""
+    with started(tmp_path / "base", ("facexlib", "diffusers", "spandrel")) as server:
+        yield server

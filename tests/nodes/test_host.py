@@ -116,3 +116,20 @@ def test_a_strangers_workflow_reads_nothing_outside(comfy: Any) -> None:
         assert error["node_type"] == "BFR_FacesFromFolder" and error["exception_type"] == "ValueError"
         assert "path" in error["exception_message"] or "leads out" in error["exception_message"]
     assert not (comfy.base / "output/bfr_runs/stranger").exists()
+
+
+def test_where_packages_are_missing_the_rest_works(bare_comfy: Any) -> None:
+    said = [line for line in bare_comfy.log.read_text().splitlines() if "BFR Adapt" in line]
+    assert len(said) == 1 and all(name in said[0] for name in ("facexlib", "diffusers", "spandrel")), said
+    assert len([name for name in bare_comfy.get("/object_info") if name.startswith("BFR_")]) == 12
+    lq = {"images": ["photo", 0], "kind": "sensor", "strength": 1.0, "seed": 0}
+    works = {
+        "photo": {"class_type": "LoadImage", "inputs": {"image": "portrait.png"}},
+        "lq": {"class_type": "BFR_Degrade", "inputs": lq},
+        "compare": {"class_type": "BFR_Compare", "inputs": {"restored": ["lq", 0], "clean": ["photo", 0], "rows": 1}},
+    }
+    assert bare_comfy.run(works)["status"]["status_str"] == "success"
+    load = {"class_type": "BFR_LoadRestorer", "inputs": {"restorer": "embedded"}}
+    shown = {"class_type": "PreviewAny", "inputs": {"source": ["load", 1]}}
+    error = bare_comfy.run({"load": load, "shown": shown})["messages"]["execution_error"]
+    assert error["exception_message"].strip().startswith("the package spandrel is missing: run this pack's install.py")

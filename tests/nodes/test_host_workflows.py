@@ -5,7 +5,7 @@ $BFR_SCREENSHOTS names a folder for the pictures of the page; without it they go
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import re
 import time
@@ -19,6 +19,7 @@ import pytest
 from api_graph import WORKFLOWS, read, twin
 
 pytestmark = pytest.mark.host
+log = logging.getLogger(__name__)
 FILES = sorted(WORKFLOWS.glob("*.json"))
 each = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 PACK = "bfr-adapt"
@@ -92,9 +93,8 @@ def test_every_workflow_runs_and_says_how_far_it_is(comfy: Any, path: Path) -> N
     assert said[-1]["type"] == "execution_success", said[-1]
     events = [message for message in said if isinstance(message, dict)]
     done = {m["data"]["node"] for m in events if m["type"] == "progress" and m["data"]["value"] == m["data"]["max"]}
-    for name, node in graph.items():
-        if node["class_type"] in TAKES_LONG:
-            assert name in done, f"{node['class_type']} did not say that it was done"
+    kinds = {node["class_type"] for node in graph.values()}  # of two equal nodes ComfyUI runs one
+    assert TAKES_LONG & kinds <= {graph[name]["class_type"] for name in done}, "not all said that they were done"
     shown = {m["data"]["node"] for m in events if m["type"] == "executed"}
     assert {n for n, node in graph.items() if node["class_type"] in ("SaveImage", "BFR_FinetuneRestorer")} <= shown
     if any(node["class_type"] == "BFR_FinetuneRestorer" for node in graph.values()):
@@ -133,6 +133,7 @@ def test_memory_after_ten_runs_is_that_after_one(comfy: Any) -> None:
         if i in (0, 9):
             time.sleep(IDLE_SECONDS)
             after.append(int(re.search(r"VmRSS:\s+(\d+) kB", status.read_text())[1]) * 1024)
+    log.info("memory after one run and after ten: %.0f and %.0f MB", after[0] / 2**20, after[1] / 2**20)
     assert after[1] - after[0] < MEMORY, f"{after[0] / 2**20:.0f} MB became {after[1] / 2**20:.0f} MB"
 
 
@@ -162,7 +163,7 @@ canvas.setDirty(true, true);
 """
 BOXES = """
 return app.graph._nodes.map((n) => ({
-  type: n.type, known: !!LiteGraph.registered_node_types[n.type] && !n.has_errors,
+  type: n.type, known: !!LiteGraph.registered_node_types[n.type],
   box: [n.pos[0], n.pos[1] - LiteGraph.NODE_TITLE_HEIGHT, n.pos[0] + n.size[0], n.pos[1] + n.size[1]],
   least: n.computeSize()[1], height: n.size[1]}));
 """
@@ -198,15 +199,17 @@ def until(look: Any, seconds: float = 120) -> Any:
 
 
 def plain(graph: dict[str, Any]) -> dict[str, Any]:
-    """What runs of a graph: Preview Any has, in some versions, its own display among its inputs."""
+    """What runs of a graph: Preview Any has, in some versions, its own display and its kind among its inputs."""
     return {
-        name: (node["class_type"], {k: v for k, v in node["inputs"].items() if k != "preview"})
+        name: (node["class_type"], {k: v for k, v in node["inputs"].items() if not k.startswith("preview")})
         for name, node in graph.items()
     }
 
 
 @each
 def test_a_workflow_opens_whole_and_is_its_twin(comfy: Any, page: Any, screenshots: Path, path: Path) -> None:
+    if "definitions" in read(path) and not page.execute_script("return !!app.graph.subgraphs"):
+        pytest.skip("this ComfyUI's page knows no subgraphs")
     url = f"/api/workflow_templates/{quote(PACK)}/{path.name}"
     assert page.execute_async_script(OPEN, url, path.stem) == ""
     time.sleep(2)
@@ -223,18 +226,42 @@ def test_a_workflow_opens_whole_and_is_its_twin(comfy: Any, page: Any, screensho
     assert plain(page.execute_async_script(PROMPT)) == plain(read(twin(path)))
 
 
+CHOOSE = """
+const found = [...document.querySelectorAll('*')].filter(
+  (e) => !e.children.length && e.textContent.trim() === 'BFR Adapt' && e.checkVisibility());
+found.forEach((e) => e.click());
+return found.length;
+"""
+SHOWN = """
+const pictures = [...document.querySelectorAll('img')].filter((i) => arguments[0].includes(i.alt));
+pictures.find((i) => !i.naturalWidth)?.scrollIntoView();  // they are loaded when they come into view
+return pictures.filter((i) => i.naturalWidth).map((i) => i.alt);
+"""
+HELP = """
+const node = app.graph._nodes.find((n) => n.type === 'BFR_RestoreFaces');
+app.canvas.selectNode(node);
+app.canvas.setDirty(true, true);
+"""
+
+
 def test_the_template_browser_shows_them_with_their_pictures(comfy: Any, page: Any, screenshots: Path) -> None:
     page.set_window_size(1600, 1000)
     page.execute_script("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    until(lambda: page.find_elements("xpath", f"//*[normalize-space(text())='{PACK}']"))[0].click()
-    sources = "return [...document.querySelectorAll('img')].filter((i) => i.naturalWidth).map((i) => decodeURI(i.src))"
-    wanted = {f"/workflow_templates/{PACK}/{path.stem}.jpg" for path in FILES}
-
-    def loaded() -> bool:
-        shown = page.execute_script(sources)
-        return all(any(source.endswith(end) for source in shown) for end in wanted)
-
-    until(loaded)
+    until(lambda: page.execute_script(CHOOSE))
+    names = [path.stem for path in FILES]
+    until(lambda: set(names) == set(page.execute_script(SHOWN, names)))
     time.sleep(1)
     page.save_screenshot(str(screenshots / "templates.png"))
-    assert json.dumps(page.execute_script("return document.body.innerText")).count("adapt") >= 2
+
+
+def test_help_is_shown_beside_the_graph(comfy: Any, page: Any, screenshots: Path) -> None:
+    page.set_window_size(1600, 1000)
+    url = f"/api/workflow_templates/{quote(PACK)}/restore_photo.json"
+    assert page.execute_async_script(OPEN, url, "help") == ""
+    time.sleep(2)
+    page.execute_script(HELP)
+    until(lambda: page.find_elements("css selector", "[data-testid=info-button]"))[0].click()
+    until(lambda: "must not be used to identify anyone" in page.execute_script("return document.body.innerText"))
+    wide = "return [...document.querySelectorAll('img')].some((i) => i.src.endsWith('restore.jpg') && i.naturalWidth)"
+    until(lambda: page.execute_script(wide))
+    page.save_screenshot(str(screenshots / "help.png"))

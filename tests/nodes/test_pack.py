@@ -60,17 +60,18 @@ def test_pack_loads_without_a_package_and_says_so_in_one_line(blocked: str) -> N
     assert last == "12 nodes, None True", "ComfyUI's own module 'nodes' and sys.path are left alone"
 
 
-def packed() -> list[Path]:
-    """The files of the package for ComfyUI's registry: what git has, less what .comfyignore names."""
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
-    if listed.returncode:
-        pytest.skip("the files of the package are those that git has, and this is no git checkout")
-    lines = (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()
-    left_out = [line for line in lines if line and not line.startswith("#")]
-    for entry in left_out:
-        assert (ROOT / entry).exists(), f".comfyignore names {entry}, which is not here"
-    inside = tuple(entry for entry in left_out if entry.endswith("/"))
-    return [Path(name) for name in listed.stdout.splitlines() if name not in left_out and not name.startswith(inside)]
+def packed() -> list[str]:
+    """The files of the package for ComfyUI's registry: what git has, less what .comfyignore names, read as .gitignore."""
+
+    def listed(*options: str) -> list[str]:
+        command = ["git", "ls-files", "-z", *options]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip("the files of the package are those that git has, and this is no git checkout")
+        return done.stdout.split("\0")[:-1]
+
+    left_out = listed("--cached", "--ignored", "--exclude-from", ".comfyignore")
+    return sorted(set(listed()) - set(left_out))
 
 
 def test_the_package_for_the_registry_loads_and_runs_no_pip(tmp_path: Path) -> None:
@@ -81,6 +82,7 @@ def test_the_package_for_the_registry_loads_and_runs_no_pip(tmp_path: Path) -> N
         "__init__.py", "bfr_core", "nodes", "workflows", "web", "locales", "requirements.txt", "pyproject.toml",
         "README.md", "CHANGELOG.md", "LICENSE",
     }  # fmt: skip
+    assert (tmp_path / "web/docs/BFR_Compare.md").is_file()
     assert load(pack=tmp_path).splitlines()[-1] == "12 nodes, None True"
     for file in tmp_path.rglob("*.py"):
         text = file.read_text(encoding="utf-8")

@@ -49,6 +49,20 @@ def test_inputs_and_outputs_are_those_of_the_nodes(path: Path, nodes: dict[str, 
 
 
 @each
+def test_every_node_leads_to_a_result(path: Path, nodes: dict[str, Any]) -> None:
+    shows = {"SaveImage", "PreviewImage", "PreviewAny"}
+    shows |= {name for name, node in nodes.items() if node.define_schema().is_output_node}
+    graph = read(twin(path))
+    wanted = [name for name, node in graph.items() if node["class_type"] in shows]
+    reached = set(wanted)
+    while wanted:
+        links = [v[0] for v in graph[wanted.pop()]["inputs"].values() if isinstance(v, list)]
+        wanted += [name for name in links if name not in reached]
+        reached |= set(links)
+    assert reached == set(graph), "ComfyUI does not run a node that leads to none"
+
+
+@each
 def test_seeds_stay_fixed_so_that_a_run_goes_on(path: Path) -> None:
     for graph in graphs(read(path)):
         for node in graph["nodes"]:
@@ -79,6 +93,12 @@ def test_adapt_and_restore_has_three_widgets() -> None:
     (box,) = workflow["definitions"]["subgraphs"]
     (node,) = [n for n in workflow["nodes"] if n["type"] == box["id"]]
     assert list(widget_values(node)) == ["folder", "restorer", "prior"]
+
+
+def test_no_two_nodes_have_one_number_boxes_or_not() -> None:
+    for path in FILES:  # newer editors would number them anew
+        ids = [node["id"] for graph in graphs(read(path)) for node in graph["nodes"]]
+        assert len(ids) == len(set(ids))
 
 
 def test_only_safe_places_are_named() -> None:
