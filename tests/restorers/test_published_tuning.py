@@ -117,7 +117,8 @@ def test_bfloat16_comes_near_the_gradients_of_float32(name, gradients):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", RESTORERS)
 def test_the_result_is_the_moving_average_of_the_steps(name, precision, monkeypatch):
-    restorer, nets = small(name), []
+    restorer = small(name)
+    nets: list[dict[str, Any]] = []
     step = finetuning.average_into
 
     def note(ema: Any, net: Any, decay: float) -> None:
