@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -612,7 +613,7 @@ def perceptual_term(config: FinetuneConfig, prior: Prior | None, device: torch.d
     if prior is None:
         raise ValueError("the perceptual term needs LPIPS's VGG file or a prior; give --prior, or set perceptual to 0")
     log.info("perceptual term: features of the prior's encoder, since LPIPS's VGG file is not on this machine")
-    return perceptual_loss(prior.to(device).features)
+    return perceptual_loss(partial(prior.encoder_to(device).features, recompute=config.recompute))
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def perceptual_loss(encode: Callable[[Tensor], list[Tensor]]) -> ImageLoss:
             wanted = encode(pseudo_target * 2 - 1)
         got = encode(restored * 2 - 1)
         terms = [
-            (F.normalize(a, eps=1e-6) - F.normalize(b, eps=1e-6)).square().sum(1).mean()
+            (F.normalize(a.float(), eps=1e-6) - F.normalize(b.float(), eps=1e-6)).square().sum(1).mean()
             for a, b in zip(got, wanted, strict=True)
         ]
         return torch.stack(terms).mean()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .checkpoints import MAX_JSON, load_tensors, reason_of, save_tensors, sha256_of, whole_number
 from .schedule import linear_alpha_bar
@@ -37,6 +39,7 @@ FEATURE_TIMESTEP = 20  # nearly clean: the level at which clean images are compa
 class Prior(nn.Module):
     """A network that tells noise from face.
 
+    encode: (x, t, run) -> features, run(block, ...) calling a block. encoder: the parts of the network that it uses.
     alpha_bar: (T,) float64, noise levels of the base indices 0 ... T-1.
     prediction: what the network predicts, "epsilon", "v_prediction" or "sample", in diffusers' terms.
     patch: p > 1 if the network sees p x p pixels as channels.
@@ -46,9 +49,10 @@ class Prior(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        encode: Callable[[Tensor, Tensor], list[Tensor]],
+        encode: Callable[..., list[Tensor]],
         alpha_bar: Tensor,
         *,
+        encoder: Sequence[nn.Module] = (),
         prediction: str = "epsilon",
         patch: int = 1,
         size: int,
@@ -60,7 +64,7 @@ class Prior(nn.Module):
         if prediction not in ("epsilon", "v_prediction", "sample"):
             raise ValueError(f"{name}: prediction_type is {prediction!r}; known are epsilon, v_prediction and sample")
         self.network = network.eval().requires_grad_(False)
-        self._encode = encode
+        self._encode, self._encoder = encode, list(encoder)
         self.alpha_bar = alpha_bar
         self.prediction, self.patch, self.size = prediction, patch, size
         self.name, self.sha256, self.licence = name, sha256, licence
@@ -85,10 +89,22 @@ class Prior(nn.Module):
             out = (x_t - signal * out) / sigma
         return out, F.pixel_shuffle(variance[0], self.patch) if variance else None
 
-    def features(self, image: Tensor) -> list[Tensor]:
-        """Encoder features of clean images (B, 3, H, W) in [-1, 1], finest first; differentiable."""
+    def features(self, image: Tensor, recompute: bool = False) -> list[Tensor]:
+        """Encoder features of clean images (B, 3, H, W) in [-1, 1], finest first; differentiable.
+
+        recompute: keep only what passes between the blocks for the backward pass. Source: arXiv:1604.06174.
+        """
         t = torch.full((len(image),), FEATURE_TIMESTEP, device=image.device)
-        return self._encode(F.pixel_unshuffle(image, self.patch), t)
+        x = F.pixel_unshuffle(image, self.patch)
+        if recompute:
+            return self._encode(x, t, partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
+        return self._encode(x, t)
+
+    def encoder_to(self, device: torch.device | str) -> Prior:
+        """This prior, what `features` needs of it on `device` and the rest where it is."""
+        for part in self._encoder or [self.network]:
+            part.to(device)
+        return self
 
 
 def load_prior(name_or_path: str | Path = "embedded") -> Prior:
@@ -157,6 +173,7 @@ def _load_guided_diffusion(path: Path) -> Prior:
         network,
         network.encode,
         linear_alpha_bar(),
+        encoder=network.encoder,
         size=_size(path, "image_size", settings.get("image_size", 512)),
         name=metadata.get("source", path.name),
         sha256=digest,
@@ -199,8 +216,9 @@ def _load_diffusers(folder: Path) -> Prior:
         raise ValueError(f"{folder.name}: in_channels is {channels}; a prior of RGB patches has 3 p^2")
     return Prior(
         _Sample(network),
-        lambda x, t: _encode_diffusers(network, x, t),
+        partial(_encode_diffusers, network),
         _schedule_of(folder, scheduler),
+        encoder=[network.time_embedding, network.conv_in, network.down_blocks],
         prediction=scheduler.get("prediction_type", "epsilon"),
         patch=patch,
         size=patch * _size(folder, "sample_size", config.get("sample_size") or 64),
@@ -221,7 +239,9 @@ class _Sample(nn.Module):
         return self.network(x, t, return_dict=False)[0]
 
 
-def _encode_diffusers(network: Any, x: Tensor, t: Tensor) -> list[Tensor]:
+def _encode_diffusers(
+    network: Any, x: Tensor, t: Tensor, run: Callable[..., Any] = lambda block, **given: block(**given)
+) -> list[Tensor]:
     """The down path of UNet2DModel.forward."""
     if network.config.center_input_sample:
         x = 2 * x - 1
@@ -229,7 +249,7 @@ def _encode_diffusers(network: Any, x: Tensor, t: Tensor) -> list[Tensor]:
     x = network.conv_in(x)
     features = [x]
     for block in network.down_blocks:
-        x, skips = block(hidden_states=x, temb=emb)
+        x, skips = run(block, hidden_states=x, temb=emb)
         features += list(skips)
     return features
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -53,14 +53,19 @@ class UNet(nn.Module):
             x = block(torch.cat([x, skips.pop()], 1), emb)
         return self.out(x)
 
-    def encode(self, x: Tensor, t: Tensor) -> list[Tensor]:
-        """Features of the encoder, finest first: what the perceptual term compares."""
+    def encode(self, x: Tensor, t: Tensor, run: Callable[..., Any] = lambda block, *args: block(*args)) -> list[Tensor]:
+        """Features of the encoder, finest first: what the perceptual term compares. run: calls a block."""
         emb = self.time_embed(timestep_embedding(t, self.channels).to(x.dtype))
         features = []
         for block in self.input_blocks:
-            x = block(x, emb)
+            x = run(block, x, emb)
             features.append(x)
         return features
+
+    @property
+    def encoder(self) -> list[nn.Module]:
+        """The parts that `encode` uses."""
+        return [self.time_embed, self.input_blocks]
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:

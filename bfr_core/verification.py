@@ -15,12 +15,16 @@ import torch
 from torch import Tensor
 
 from .adaptation import adapt, recipe
+from .checkpoints import reason_of, sha256_of
 from .degradations import degrade
 from .demo import real_photos
 from .draws import keyed_generator
 from .faces.align import crop_face
 from .faces.detect import load_detector
+from .faces.identity import Recogniser, likeness
+from .faces.parse import FaceParser
 from .images import write_image
+from .losses import gaussian_blur
 from .metrics import high_band_energy_ratio, psnr
 from .prior import load_prior
 from .report import Gallery, ReportData, Table, write_report
@@ -29,6 +33,10 @@ from .weights import TABLE, Weights, locate, verify
 
 PICTURES = "Two real faces under ordinary damage"
 STEPS = 4  # of the short adaptation
+PARSED_SIZE = 512  # of the crops that ParseNet and the recogniser are shown
+# What no published network comes near to unless its values are in the wrong range or its layers in the wrong place.
+LEAST_PSNR = 12.0  # dB, of restored faces; a black picture has about 6 to 10
+MOST_ERROR = 0.5  # squared, of the noise; 1 is a network that knows nothing
 Callback = Callable[[int, int, object], None]
 
 
@@ -40,6 +48,11 @@ class Finding:
     rows: list[tuple[str, str]] = field(default_factory=list)
     pictures: list[Tensor] = field(default_factory=list)
     failed: bool = False
+
+    def judge(self, what: str, holds: object) -> None:
+        """Note whether `what` holds; the finding fails if it does not."""
+        self.rows.append((what, "yes" if holds else "no"))
+        self.failed |= not holds
 
 
 def verify_real(folder: Path, device: str = "cpu", callback: Callback | None = None) -> tuple[Path, list[Finding]]:
@@ -69,7 +82,8 @@ def verify_real(folder: Path, device: str = "cpu", callback: Callback | None = N
         tables=[Table(f.name, "", ["", ""], [list(row) for row in f.rows]) for f in findings],
         notes=[
             "No statistics of the published inference are known to this program; the numbers above are what was seen.",
-            f"{platform.platform()}, Python {platform.python_version()}, torch {torch.__version__}, device {device}",
+            f"{platform.platform()}, Python {platform.python_version()}, torch {torch.__version__}, device "
+            f"{device_name(device)}, {torch.get_num_threads()} threads",
             *(f"not here: {name}" for name in missing),
         ],
         measurements={f.name: dict(f.rows) for f in findings},
@@ -86,6 +100,7 @@ def sample_faces(size: int) -> Tensor:
 def _check(entry: Weights, path: Path, device: str) -> Finding:
     found = Finding(entry.name, [("SHA-256", verify(entry, path)), ("licence", entry.licence)])
     found.failed = found.rows[0][1].startswith("wrong")
+    found.rows += [("its SHA-256", sha256_of(path)), ("its bytes", str(path.stat().st_size))]
     try:
         started = time.perf_counter()
         if "restorer" in entry.what:
@@ -96,11 +111,29 @@ def _check(entry: Weights, path: Path, device: str) -> Finding:
             detector = load_detector("retinaface", weights=path.parent)
             counts = [len(detector(photo)) for photo in real_photos().values()]
             found.rows.append(("faces found in two portraits", ", ".join(map(str, counts))))
-    except (ValueError, RuntimeError, OSError) as error:
+            found.judge("a face is found in each", min(counts) > 0)
+        elif "parsing" in entry.what:
+            masks = [FaceParser(device)(face) for face in sample_faces(PARSED_SIZE)]
+            shares = [float(mask.mean()) for mask in masks]
+            found.rows.append(("share of the crop that is face", ", ".join(f"{share:.2f}" for share in shares)))
+            found.judge("the face is part of the crop", all(0.1 < share < 0.9 for share in shares))
+        elif "recogniser" in entry.what:
+            _check_recogniser(found, device)
+        found.rows.append(("seconds in all", f"{time.perf_counter() - started:.2f}"))
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
         found.failed = True
-        found.rows.append(("failed", str(error).splitlines()[0]))
+        found.rows.append(("failed", reason_of(error)))
     found.rows.append(("peak memory of the process", peak_memory(device)))
     return found
+
+
+def _check_recogniser(found: Finding, device: str) -> None:
+    recognise, faces = Recogniser(device), sample_faces(PARSED_SIZE)
+    directions, blurred = recognise(faces), recognise(gaussian_blur(faces, PARSED_SIZE / 256))
+    own, other = likeness(directions, blurred), likeness(directions[:1], directions[1:])
+    found.rows.append(("likeness of a face to itself, blurred", ", ".join(f"{v:.3f}" for v in own.tolist())))
+    found.rows.append(("likeness of two people", f"{other.item():.3f}"))
+    found.judge("a face is more like itself than like another", own.min().item() > other.item())
 
 
 def _check_restorer(found: Finding, path: Path, device: str, started: float) -> None:
@@ -123,6 +156,7 @@ def _check_restorer(found: Finding, path: Path, device: str, started: float) -> 
         ("deviation of the restored faces", out.std((1, 2, 3))),
     ):
         found.rows.append((what, ", ".join(f"{v:.4f}" for v in values.tolist())))
+    found.judge(f"the restored faces are those faces ({LEAST_PSNR} dB or more)", psnr(out, hq).min() >= LEAST_PSNR)
 
 
 def _check_prior(found: Finding, path: Path, device: str, started: float) -> None:
@@ -139,6 +173,7 @@ def _check_prior(found: Finding, path: Path, device: str, started: float) -> Non
         error = (eps - noise).square().mean().item()  # 1 would be a network that knows nothing
         found.rows.append((f"squared error of the noise at t = {t}", f"{error:.4f}"))
         found.rows.append((f"seconds for a face at t = {t}", f"{seconds:.2f}"))
+        found.judge(f"it tells noise from face at t = {t} (less than {MOST_ERROR})", error < MOST_ERROR)
 
 
 def _short_adaptation(names: list[str], folder: Path, device: str) -> Finding:
@@ -162,14 +197,19 @@ def _short_adaptation(names: list[str], folder: Path, device: str) -> Finding:
             finetune=replace(config.finetune, iterations=STEPS, batch_size=2, micro_batch=1, recompute=True),
         )
         started = time.perf_counter()
-        result = adapt(folder / "photos", folder / "run", config, device=device)
+        result = adapt(folder / "photos", folder / "run", config, device=device, restorer=base)
         found.rows.append(("seconds", f"{time.perf_counter() - started:.1f}"))
         found.rows += [(f"loss: {name}", f"{points[-1][1]:.4f}") for name, points in result.progress.losses.items()]
     except (ValueError, RuntimeError, OSError) as error:
         found.failed = True
-        found.rows.append(("failed", str(error).splitlines()[0]))
+        found.rows.append(("failed", reason_of(error)))
     found.rows.append(("peak memory of the process", peak_memory(device)))
     return found
+
+
+def device_name(device: str) -> str:
+    """The device, with the GPU's name if it is one."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if torch.device(device).type == "cuda" else device
 
 
 def peak_memory(device: str) -> str:

@@ -1,5 +1,6 @@
 import json
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -64,6 +65,26 @@ def test_features_reach_the_image(tiny_prior):
     assert len(features) >= 3
     sum(f.square().sum() for f in features).backward()
     assert image.grad.abs().sum() > 0
+
+
+def test_features_may_be_computed_again_and_only_their_part_is_moved(tiny_prior, tmp_path):
+    unet = {name: 0.05 * torch.randn(shape) for name, shape in prior_shapes().items()}
+    from safetensors.torch import save_file
+
+    save_file(unet, tmp_path / "unet.safetensors", {"unet": json.dumps(PRIOR_SETTINGS)})
+    for path, size in ((tiny_prior, 32), (tmp_path / "unet.safetensors", 64)):
+        prior = load_prior(path)
+        gradients: list[Any] = []
+        for recompute in (False, True):
+            image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+            sum(f.abs().mean() for f in prior.features(image, recompute)).backward()
+            gradients.append(image.grad)
+        kept, again = gradients
+        assert torch.allclose(kept, again, rtol=1e-4, atol=1e-7) and kept.abs().sum() > 0
+        prior.encoder_to("meta")
+        moved = [p.device.type == "meta" for p in prior.parameters()]
+        assert any(moved) and not all(moved)
+        assert all(f.device.type == "meta" for f in prior.features(image.detach().to("meta")))
 
 
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
