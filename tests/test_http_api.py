@@ -15,8 +15,9 @@ from bfr_core.http_api import PREFIX, add_routes, logged_in
 from bfr_core.page import Page
 
 pytest.importorskip("fastapi", reason="fastapi, which comes with gradio, is not installed")
+pytest.importorskip("httpx", reason="fastapi's test client needs httpx")
 testclient = pytest.importorskip(
-    "fastapi.testclient", reason="fastapi's test client is not installed", exc_type=Exception
+    "fastapi.testclient", reason="fastapi's test client cannot be had", exc_type=ImportError
 )
 
 

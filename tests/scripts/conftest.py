@@ -32,7 +32,8 @@ class ScriptPostprocessing:
 
 class PostprocessedImage:
     def __init__(self, image: Any) -> None:
-        self.image, self.info = image, {}
+        self.image = image
+        self.info: dict[str, object] = {}
 
 
 class WebUI:
