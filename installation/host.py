@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import sys
 import sysconfig
 import tempfile
@@ -26,6 +27,7 @@ WITHOUT = {
     "facexlib": "faces are found by the built-in detector instead of RetinaFace",
     "lpips": "tuning compares pictures by the prior's own features instead of LPIPS",
 }
+SKIP = "--skip-install"  # WebUI tells its options to whatever it runs in COMMANDLINE_ARGS
 STATE = ".install-state.json"  # beside requirements.txt: what could not be added, so that WebUI's next start is quick
 
 
@@ -35,6 +37,9 @@ def add_missing(root: Path) -> int:
     requirements.txt is resolved with every installed package pinned. requirements-optional.txt is added without
     dependencies: facexlib asks for opencv-python, which must not land beside a host's opencv-python-headless.
     """
+    if SKIP in os.environ.get("COMMANDLINE_ARGS", "").split():
+        say(f"nothing is added, because WebUI was started with {SKIP}.")
+        return 0
     before = installed()
     needed = missing(root / "requirements.txt", before)
     extras = missing(root / "requirements-optional.txt", before)

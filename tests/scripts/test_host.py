@@ -1,0 +1,464 @@
+"""The extension in real WebUIs: started with a login and without gradio's queue, then driven by HTTP.
+
+WebUIs are looked for in $BFR_A1111 and $BFR_FORGE, or in ~/.cache/bfr-hosts/a1111 and .../forge; their Python in `venv`
+there. All that they read and write lies in a folder of the test's own; no Stable Diffusion model is needed.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from bfr_core.images import write_image
+
+pytestmark = pytest.mark.host
+ROOT = Path(__file__).resolve().parents[2]
+START_SECONDS, RUN_SECONDS = 400.0, 400.0
+LOGIN = ("ada", "lovelace")
+HOSTS = {"a1111": "--use-cpu all", "forge": "--always-cpu"}  # and what keeps each off graphics cards
+API = "/bfr-adapt/v1"
+Answer = tuple[int, dict[str, str], bytes]
+
+
+def home_of(name: str) -> Path:
+    home = Path(os.environ.get(f"BFR_{name.upper()}", Path.home() / ".cache/bfr-hosts" / name)).resolve()
+    if not (home / "webui.py").is_file():
+        pytest.skip(f"no {name} in {home}; set BFR_{name.upper()} to one")
+    if not python_of(home).is_file():
+        pytest.skip(f"no Python for {name} at {python_of(home)}")
+    return home
+
+
+def python_of(home: Path) -> Path:
+    return home / ("venv/Scripts/python.exe" if os.name == "nt" else "venv/bin/python")
+
+
+class WebUI:
+    """A running server. data: its folder of models, extensions and outputs."""
+
+    def __init__(self, name: str, port: int, data: Path, log: Path, photos: Path) -> None:
+        self.name, self.port, self.data, self.log, self.photos = name, port, data, log, photos
+        self.cookie = ""
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=RUN_SECONDS)
+        if self.cookie:
+            headers.setdefault("Cookie", self.cookie)
+        if body is not None and not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+            headers["Content-Type"] = "application/json"
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        return answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
+
+    def get(self, path: str) -> Any:
+        return json.loads(self._right(self.ask("GET", path, Authorization=basic(*LOGIN))))
+
+    def post(self, path: str, body: Any) -> Any:
+        return json.loads(self._right(self.ask("POST", path, body, Authorization=basic(*LOGIN))))
+
+    def file(self, path: str) -> bytes:
+        return self._right(self.ask("GET", f"/file={quote(path)}"))
+
+    def _right(self, answer: Answer) -> bytes:
+        assert answer[0] == 200, f"{answer[0]}: {answer[2][:500]!r}\n{self.log.read_text()[-2000:]}"
+        return answer[2]
+
+    def log_in(self) -> None:
+        form = urlencode({"username": LOGIN[0], "password": LOGIN[1]}).encode()
+        answer = self.ask("POST", "/login", form, **{"Content-Type": "application/x-www-form-urlencoded"})
+        self._right(answer)
+        self.cookie = "; ".join(c.split(";")[0] for c in answer[1]["set-cookie"].split(", ") if "access-token" in c)
+
+    def up(self) -> bool:
+        try:
+            return self.ask("GET", "/login_check")[0] in (200, 401)
+        except OSError:
+            return False
+
+    def wait(self, run: str) -> dict[str, Any]:
+        """The run, once its job is over."""
+        end = time.monotonic() + RUN_SECONDS
+        while time.monotonic() < end:
+            found = next(one for one in self.get(f"{API}/runs")["runs"] if one["name"] == run)
+            if found["state"] not in ("waiting", "running"):
+                return found
+            time.sleep(0.3)
+        pytest.fail(f"the run is not over in {RUN_SECONDS} s: {found}")
+
+    def face_restorers(self) -> list[str]:
+        return [one["name"] for one in self.get("/sdapi/v1/face-restorers")]
+
+
+class Gradio:
+    """The page as a browser has it: components and events, of gradio 3 and 4."""
+
+    def __init__(self, webui: WebUI) -> None:
+        self.webui = webui
+        self.config = webui.get("/config")
+        self.session = "test"
+        self.parts = {part["id"]: part for part in self.config["components"]}
+
+    def events(self, part: int, trigger: str) -> list[dict[str, Any]]:
+        found = []
+        for i, event in enumerate(self.config["dependencies"]):
+            pairs = [t if isinstance(t, list) else [t, event.get("trigger")] for t in event["targets"]]
+            if [part, trigger] in pairs:
+                found.append(event | {"index": event.get("id", i)})
+        return found
+
+    def part(self, text: str, nth: int = 0, key: str = "label") -> int:
+        """The id of the nth component with this label (or value, elem_id) that is of our page, if that has one."""
+        found = [i for i, part in self.parts.items() if part["props"].get(key) == text]
+        assert len(found) > nth, f"there is no {key} {text!r}"
+        return found[nth]
+
+    def call(self, event: dict[str, Any], values: dict[int, Any], **more: Any) -> dict[int, Any]:
+        """What an event of the page answers, by component; other inputs are as the page was loaded."""
+        own = {i: self.parts[i]["props"].get("value") for i in event["inputs"]}
+        data = [values.get(i, own[i]) for i in event["inputs"]]
+        body = {"fn_index": event["index"], "data": data, "session_hash": self.session, **more}
+        answer = self.webui.post("/run/predict", body)
+        return dict(zip(event["outputs"], answer["data"], strict=True))
+
+    def press(self, button: str, nth: int = 0, **fields: Any) -> dict[int, Any]:
+        """Press a button of our page; fields: values by label, with _ for a space."""
+        [event] = self.events(self.part(button, nth, "value"), "click")
+        values = {}
+        for label, value in fields.items():
+            wanted = label.replace("_", " ")
+            [place] = [i for i in event["inputs"] if self.parts[i]["props"].get("label") == wanted]
+            values[place] = value
+        return self.call(event, values)
+
+    def shown(self, answer: dict[int, Any]) -> str:
+        return json.dumps(list(answer.values()))
+
+
+def basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+@pytest.fixture(scope="module", params=HOSTS)
+def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
+    home = home_of(request.param)
+    data = tmp_path_factory.mktemp(request.param)
+    (data / "extensions").mkdir()
+    (data / "extensions" / "bfr-adapt").symlink_to(ROOT)
+    photos = tmp_path_factory.mktemp("photos")
+    generator = torch.Generator().manual_seed(0)
+    for i in range(10):
+        coarse = torch.rand(1, 3, 8, 8, generator=generator)
+        write_image(photos / f"{i}.png", F.interpolate(coarse, (128, 128), mode="bicubic")[0].clamp(0, 1))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = f"--ui-debug-mode --skip-prepare-environment --skip-torch-cuda-test --no-gradio-queue --api --port {port}"
+    login = ":".join(LOGIN)
+    command = [str(python_of(home)), "launch.py", *flags.split(), *HOSTS[request.param].split()]
+    command += ["--data-dir", str(data), "--bfr-allow", str(photos), "--gradio-auth", login, "--api-auth", login]
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "COMMANDLINE_ARGS")}
+    environment["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("gradio"))
+    log = data / "log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(command, cwd=home, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+    server = WebUI(request.param, port, data, log, photos)
+    try:
+        wait_for(server, process)
+        server.log_in()
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def wait_for(server: WebUI, process: subprocess.Popen[bytes] | None = None, starts: int = 1) -> None:
+    """Until it has said so many times that it has started, and answers."""
+    end = time.monotonic() + START_SECONDS
+    while server.log.read_text(errors="replace").count("Startup time: ") < starts or not server.up():
+        if (process and process.poll() is not None) or time.monotonic() > end:
+            pytest.fail(f"{server.name} did not start:\n{server.log.read_text()[-3000:]}")
+        time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def album(webui: WebUI) -> str:
+    """A run that was adapted by the API."""
+    body = {"folder": str(webui.photos), "name": "<i>album", "aligned": True}
+    run = webui.post(f"{API}/runs", body)["run"]
+    assert webui.wait(run)["kind"] == "faces"
+    changes = {"finetune.iterations": 2, "finetune.batch_size": 2}
+    assert webui.post(f"{API}/runs/{quote(run)}/adapt", {"changes": changes})["kind"] == "adapt"
+    done = webui.wait(run)
+    assert done["state"] == "done" and done["adapted"], done
+    return run
+
+
+def portrait() -> Image.Image:
+    from skimage import data
+
+    return Image.fromarray(data.astronaut())
+
+
+def differing(a: Image.Image, b: Image.Image) -> tuple[int, int, int, int] | None:
+    """The box (left, top, right, bottom) outside of which both pictures are the same."""
+    rows, columns = np.nonzero((np.asarray(a.convert("RGB")) != np.asarray(b.convert("RGB"))).any(2))
+    return (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) if len(rows) else None
+
+
+# ---------------------------------------------------------------- the tab
+
+
+def test_the_tab_is_there_once_and_nothing_failed(webui: WebUI) -> None:
+    page = Gradio(webui)
+    assert [p["type"] for p in page.parts.values() if p["props"].get("label") == "BFR Adapt"].count("tabitem") == 1
+    for event in page.events(page.part("Find the faces", key="value"), "click"):
+        assert event["queue"] is False and event["api_name"] is False
+    log = webui.log.read_text()
+    assert 'bfr_adapt.py", line' not in log and "Error loading script: bfr" not in log
+
+
+def test_nothing_is_answered_without_a_login(webui: WebUI, album: str) -> None:
+    stranger = WebUI(webui.name, webui.port, webui.data, webui.log, webui.photos)
+    cached = webui.data / "outputs/bfr_runs/_page/shown.txt"
+    cached.write_text("shown")
+    assert webui.file(str(cached)) == b"shown"
+    for method, path in (("GET", "/config"), ("GET", f"{API}/runs"), ("POST", f"{API}/restore"),
+                         ("GET", f"/file={quote(str(cached))}")):  # fmt: skip
+        assert stranger.ask(method, path)[0] == 401, path
+    assert stranger.ask("GET", f"{API}/runs", Authorization=basic("ada", "byron"))[0] == 401
+
+
+def test_the_way_through_the_page(webui: WebUI) -> None:
+    page = Gradio(webui)
+    refused = page.press("Find the faces", or_name_a_folder="/etc")
+    assert "may not be read" in page.shown(refused)
+    answer = page.press(
+        "Find the faces",
+        or_name_a_folder=str(webui.photos),
+        Name_of_the_run="way",
+        **{"The_pictures_are_cut-out,_square_faces_already": True},
+    )
+    assert "way" in page.shown(answer)
+    assert webui.wait("way")["state"] == "done"
+    run = page.part("Run")
+    gallery = page.part("Faces")
+    [event] = page.events(gallery, "select")
+    clicked = page.call(event, {run: "way"}, event_data={"index": 1, "value": ""})
+    assert "10 faces found, 1 left out" in page.shown(clicked)
+    files = [path for path in strings(clicked[gallery]) if path.endswith(".png") and os.path.isabs(path)]
+    assert len(set(files)) == 10
+    for path in files:
+        assert "bfr_runs/_page" in path, "what is shown lies in the page's own cache"
+        assert Image.open(io.BytesIO(webui.file(path))).size == (128, 128)
+    fields = {"Tuning_steps": 2, "Faces_per_step": 2, "The_pictures_are_cut-out,_square_faces_already": True}
+    page.press("Adapt", Run="way", **fields)
+    assert webui.wait("way")["state"] == "done" and "way (BFR Adapt)" in webui.face_restorers()
+    [opened] = page.events(run, "change")
+    assert "Adapted. The verdict is under Result." in page.shown(page.call(opened, {run: "way"}))
+    both = page.press("Show before and after", Run="way", Photo="0.png")
+    assert not any("alert" in str(value) for value in both.values())
+    kept = [path for path in strings(page.press("Save the restorer", Run="way")) if path.endswith(".safetensors")]
+    original = webui.data / "outputs/bfr_runs/way/restorer.safetensors"
+    assert any(os.path.isabs(path) and webui.file(path) == original.read_bytes() for path in kept)
+    page.press("Repair", Run="way", or_name_a_folder=str(webui.photos))
+    assert webui.wait("way")["kind"] == "repair"
+    assert webui.ask("GET", f"/file={quote('/etc/passwd')}")[0] in (403, 404)
+
+
+def test_pictures_are_dropped_and_no_other_file_comes_in(webui: WebUI) -> None:
+    page = Gradio(webui)
+    drop = page.part("Drop damaged photos here")
+    [event] = page.events(page.part("Find the faces", key="value"), "click")
+    title = page.part("Name of the run")
+
+    def begin(name: str, path: str) -> str:
+        file = {"name": path, "orig_name": "a.png", "data": None, "is_file": True}
+        if webui.name == "forge":
+            file = {"path": path, "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
+        body = {"fn_index": event["index"], "session_hash": "drop", "data": [
+            {drop: [file], title: name}.get(i, page.parts[i]["props"].get("value")) for i in event["inputs"]
+        ]}  # fmt: skip
+        return webui.ask("POST", "/run/predict", body)[2].decode()
+
+    secret = webui.data / "secret.png"
+    portrait().save(secret)
+    begin("stolen", str(secret))
+    assert not list((webui.data / "outputs").rglob("secret*"))
+    assert "stolen" not in [run["name"] for run in webui.get(f"{API}/runs")["runs"]]
+    border = "xxxx"
+    head = f'--{border}\r\nContent-Disposition: form-data; name="files"; filename="b.png"\r\n\r\n'
+    body = head.encode() + secret.read_bytes() + f"\r\n--{border}--\r\n".encode()
+    kind = {"Content-Type": f"multipart/form-data; boundary={border}"}
+    [uploaded] = json.loads(webui._right(webui.ask("POST", "/upload", body, **kind)))
+    begin("dropped", uploaded)
+    assert webui.wait("dropped")["state"] == "done"
+    assert (webui.data / "outputs/bfr_runs/dropped/photos/b.png").is_file() and not Path(uploaded).exists()
+
+
+def strings(value: Any) -> list[str]:
+    """Every text inside a JSON value."""
+    if isinstance(value, dict):
+        return [text for one in value.values() for text in strings(one)]
+    if isinstance(value, list):
+        return [text for one in value for text in strings(one)]
+    return [value] if isinstance(value, str) else []
+
+
+# ---------------------------------------------------------------- restorer, Extras, API
+
+
+def test_the_restorer_is_listed_once(webui: WebUI, album: str) -> None:
+    assert album == "-i-album"
+    assert webui.face_restorers().count(f"{album} (BFR Adapt)") == 1
+    assert {"CodeFormer", "GFPGAN"} <= set(webui.face_restorers())
+    found = [path for path in (webui.data / "models").rglob("*") if path.is_file() and "bfr" in path.name.lower()]
+    assert not found, "nothing of ours lies among WebUI's models"
+
+
+def run_extras(webui: WebUI, album: str, folder: Path, out: Path, **settings: Any) -> None:
+    """Extras, "Batch from Directory", as its button does."""
+    page = Gradio(webui)
+    [event] = [e for e in page.events(page.part("extras_generate", key="elem_id"), "click") if e["inputs"]]
+    inputs = event["inputs"]
+    page.session = f"extras {time.monotonic()}"
+    which = inputs[1]
+    for select in page.config["dependencies"]:  # the third of its tabs; where gradio keeps that to itself, it is told
+        if select["outputs"] == [which]:
+            index = select.get("id", page.config["dependencies"].index(select))
+            last = {"inputs": [], "outputs": [which], "index": index}
+    page.call(last, {})
+    ours = inputs[inputs.index(page.part("extras_bfr_adapt-checkbox", key="elem_id")) :][:6]
+    names = ("enable", "restorer", "visibility", "fidelity", "faces", "numbers")
+    wanted = {"enable": True, "restorer": album} | settings
+    values = {i: wanted[name] for i, name in zip(ours, names, strict=True) if name in wanted}
+    values[page.part("extras_upscale-checkbox", key="elem_id")] = False
+    values |= {inputs[0]: "task(x)", which: 2, inputs[4]: str(folder), inputs[5]: str(out)}
+    page.call(event, values)
+
+
+def test_extras_batch_keeps_names_and_changes_faces_alone(webui: WebUI, album: str, tmp_path: Path) -> None:
+    before = portrait()
+    for name in ("first photo.png", "b.png"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        before.save(tmp_path / "in" / name)
+    run_extras(webui, album, tmp_path / "in", tmp_path / "off", enable=False)
+    assert differing(Image.open(tmp_path / "off" / "b.png"), before) is None
+    run_extras(webui, album, tmp_path / "in", tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"first photo.png", "b.png"}
+    for path in (tmp_path / "out").iterdir():
+        made = Image.open(path)
+        box = differing(made, before)
+        assert box and 100 < box[0] < box[2] < 350 and box[3] < 250, "only around the face"
+        assert "1 of 1 faces restored; their details are generated" in str(made.info)
+    run_extras(webui, album, tmp_path / "in", tmp_path / "half", visibility=0.5)
+    full, half = (
+        np.asarray(Image.open(tmp_path / folder / "b.png").convert("RGB")).astype(int) - np.asarray(before)
+        for folder in ("out", "half")
+    )
+    assert abs(half - full / 2).max() <= 1
+    run_extras(webui, album, tmp_path / "in", tmp_path / "numbered", faces="numbered", numbers="2")
+    assert differing(Image.open(tmp_path / "numbered" / "b.png"), before) is None
+
+
+def test_extras_of_the_api_are_left_alone(webui: WebUI, album: str) -> None:
+    file = io.BytesIO()
+    portrait().save(file, "PNG")
+    code = base64.b64encode(file.getvalue()).decode()
+    answer = webui.post("/sdapi/v1/extra-single-image", {"image": code, "upscaling_resize": 1})
+    made = Image.open(io.BytesIO(base64.b64decode(answer["image"])))
+    assert made.size == (512, 512) and differing(made, portrait()) is None
+
+
+def test_a_picture_is_restored_by_the_api(webui: WebUI, album: str) -> None:
+    file = io.BytesIO()
+    portrait().save(file, "PNG")
+    code = base64.b64encode(file.getvalue()).decode()
+    answer = webui.post(f"{API}/restore", {"image": code, "restorer": album})
+    made = Image.open(io.BytesIO(base64.b64decode(answer["image"])))
+    box = differing(made, portrait())
+    assert box and 100 < box[0] < box[2] < 350
+    assert "1 of 1 faces restored" in answer["info"] and "compositeWithTrainedAlgorithmicMedia" in str(made.info)
+
+
+def test_reload_doubles_nothing_and_all_still_works(webui: WebUI, album: str, tmp_path: Path) -> None:
+    page = Gradio(webui)
+    before = webui.face_restorers()
+    starts = webui.log.read_text().count("Startup time: ")
+    page.press("Reload UI")
+    wait_for(webui, starts=starts + 1)
+    webui.log_in()
+    assert webui.face_restorers() == before
+    test_the_tab_is_there_once_and_nothing_failed(webui)
+    (tmp_path / "in").mkdir()
+    portrait().save(tmp_path / "in" / "a.png")
+    run_extras(webui, album, tmp_path / "in", tmp_path / "out")
+    assert differing(Image.open(tmp_path / "out" / "a.png"), portrait())
+    assert webui.wait(album)["adapted"]
+
+
+# ---------------------------------------------------------------- install.py
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_installing_changes_no_package_of_the_host(name: str) -> None:
+    """In a copy of the host's environment, of hard links, without what was added to it before."""
+    home = home_of(name)
+    pinned = (home / "requirements_versions.txt").read_text()
+    with tempfile.TemporaryDirectory(dir=home.parent) as folder:
+        copy, pack = Path(folder) / "venv", Path(folder) / "pack"
+        try:
+            shutil.copytree(home / "venv", copy, copy_function=os.link, symlinks=True)
+        except (OSError, shutil.Error) as error:
+            pytest.skip(f"the environment cannot be copied by links: {str(error)[:100]}")
+        pack.mkdir()
+        shutil.copytree(ROOT / "installation", pack / "installation")
+        for file in ("install.py", "requirements.txt", "requirements-optional.txt"):
+            shutil.copy(ROOT / file, pack)
+        python = str(copy / python_of(home).relative_to(home / "venv"))
+        plain = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
+
+        def freeze() -> set[str]:
+            command = [python, "-m", "pip", "freeze", "--all"]
+            return set(
+                subprocess.run(command, env=plain, capture_output=True, text=True, check=True).stdout.split("\n")
+            )
+
+        def install(flags: str) -> str:
+            done = subprocess.run(
+                [python, str(pack / "install.py")], env=plain | {"COMMANDLINE_ARGS": flags},
+                capture_output=True, text=True, check=False, cwd=home,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        own = [package for package in ("diffusers", "lpips") if f"\n{package}==" not in pinned]
+        subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", *own], env=plain, check=True)
+        before = freeze()
+        assert "skip" in install("--api --skip-install") and freeze() == before
+        install("--api")
+        after = freeze()
+        assert before <= after, f"changed or gone: {sorted(before - after)}"
+        assert {line.split("==")[0] for line in after - before} >= set(own)
+        assert "every package is here already" in install("--api")
