@@ -61,7 +61,7 @@ def test_pack_loads_without_a_package_and_says_so_in_one_line(blocked: str) -> N
 
 
 def packed() -> list[str]:
-    """The files of the package for ComfyUI's registry: what git has, less what .comfyignore names, read as .gitignore."""
+    """The files of the package for ComfyUI's registry: what git has, less what .comfyignore names."""
 
     def listed(*options: str) -> list[str]:
         command = ["git", "ls-files", "-z", *options]
@@ -84,9 +84,9 @@ def test_the_package_for_the_registry_loads_and_runs_no_pip(tmp_path: Path) -> N
     }  # fmt: skip
     assert (tmp_path / "web/docs/BFR_Compare.md").is_file()
     assert load(pack=tmp_path).splitlines()[-1] == "12 nodes, None True"
-    for file in tmp_path.rglob("*.py"):
-        text = file.read_text(encoding="utf-8")
-        assert "subprocess" not in text and '"pip"' not in text, f"{file.relative_to(tmp_path)} may run pip"
+    for code in tmp_path.rglob("*.py"):
+        text = code.read_text(encoding="utf-8")
+        assert "subprocess" not in text and '"pip"' not in text, f"{code.relative_to(tmp_path)} may run pip"
 
 
 def test_the_registry_reads_its_section() -> None:

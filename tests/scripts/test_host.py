@@ -294,7 +294,7 @@ def test_pictures_are_dropped_and_no_other_file_comes_in(webui: WebUI) -> None:
     title = page.part("Name of the run")
 
     def begin(name: str, path: str) -> str:
-        file = {"name": path, "orig_name": "a.png", "data": None, "is_file": True}
+        file: dict[str, Any] = {"name": path, "orig_name": "a.png", "data": None, "is_file": True}
         if webui.name == "forge":
             file = {"path": path, "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
         body = {"fn_index": event["index"], "session_hash": "drop", "data": [
