@@ -158,7 +158,9 @@ def test_examples_get_the_damage_of_others_in_their_share(pairs):
     pairs, examples = pairs
     config = FinetuneConfig(batch_size=8, micro_batch=8, transplant=0.75)
     plain = [batch for step in range(60) for batch in micro_batches(pairs, list(range(6)), step, config)]
-    mixed = [batch for step in range(60) for batch in micro_batches(pairs, list(range(6)), step, config, examples)]
+    mixed = [
+        batch for step in range(60) for batch in micro_batches(pairs, list(range(6)), step, config, examples=examples)
+    ]
     taken = 0
     for a, b in zip(plain, mixed, strict=True):
         for i, ((face, mirrored), (other, also)) in enumerate(zip(a.keys, b.keys, strict=True)):
