@@ -33,9 +33,9 @@ def graph(run: str, iterations: int = 6, **tuning: Any) -> dict[str, Any]:
         "batch_size": 8,
     }  # fmt: skip
     restore = {
-        "restorer": ["tune", 0], "images": ["photo", 0], "aligned": False, "detector": "embedded", "threshold": 0.5, "faces": "largest",
-        "numbers": "1", "min_face": 16, "skip_sharp": 0.0, "fidelity": 0.5, "blend": 1.0, "mask": "square",
-        "batch_size": 8,
+        "restorer": ["tune", 0], "images": ["photo", 0], "aligned": False, "detector": "embedded", "threshold": 0.5,
+        "faces": "largest", "numbers": "1", "min_face": 16, "skip_sharp": 0.0, "fidelity": 0.5, "blend": 1.0,
+        "mask": "square", "batch_size": 8,
     }  # fmt: skip
     nodes = {
         "restorer": ("BFR_LoadRestorer", {"restorer": "embedded"}),
