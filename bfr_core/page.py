@@ -294,7 +294,8 @@ class Page:
         relatives = [Path(str(i) if len(set(files)) < len(files) else "", file.name) for i, file in enumerate(files)]
         for file, stem in zip(files, photo_names(relatives), strict=True):
             try:
-                if self.uploads not in file.parents:
+                came = next((place for place in (self.uploads, self.cache) if place in file.parents), None)
+                if came is None:
                     raise ValueError(f"{printable(file.name)}: was not uploaded here")
                 if file.suffix.lower() not in FORMATS:
                     raise ValueError(f"{printable(file.name)}: is not a picture ({', '.join(sorted(FORMATS))})")
@@ -305,8 +306,9 @@ class Page:
                 problems.append(printable(str(error)))
                 continue
             replace_atomically(folder / f"{stem}{file.suffix.lower()}", partial(shutil.copyfile, file))
-            if self.uploads != self.cache:
-                file.unlink()  # a host's cache is shared by all its pages
+            if self.uploads != self.cache:  # a host's, shared by all its pages; gradio 4 copies from it into the cache
+                for place in (self.uploads, self.cache):
+                    (place / file.relative_to(came)).unlink(missing_ok=True)
             kept += 1
         if not kept:
             raise ValueError(f"none of the files can be used: {'; '.join(problems[:3])}")
