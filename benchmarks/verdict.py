@@ -1,11 +1,11 @@
 """Does the verdict know, without clean copies, whether adapting helped? Cheap runs, good and harmful, and the truth.
 
-    python benchmarks/verdict.py [--portraits DIR] [--runs 200] [--work DIR]
+    python benchmarks/verdict.py [--portraits DIR] [--folders 60] [--part 0/2] [--work DIR]
 
 Each run adapts the embedded restorer to a folder of held-out portraits under one damage, as a user would or in one of
 the ways in which it goes wrong, gathers the verdict's evidence from damaged faces alone, and measures the truth on
-other portraits. A line a run is kept in the work folder; stopped, the command goes on. In the end the verdict's limits
-are chosen on the runs of one half of the damages and ways, and its accuracy is counted on those of the other half.
+other portraits. A line a run is kept in the work folder; stopped, the command goes on; parts may run side by side.
+In the end every run is judged with limits that were chosen on runs of other damages and other ways of going wrong.
 Without --portraits only that is done, with the runs that are there.
 """
 
@@ -160,19 +160,16 @@ WAYS: dict[str, Callable[[Lab, Tensor, Tensor, Run], Case]] = {
     "other damage": other_damage,
     "wrong prior": wrong_prior,
 }
+WRONG = [way for way in WAYS if way != "right"]
 
 
-def plan() -> Iterator[Run]:
-    """Runs in an order of which any beginning is a fair mixture: every second one is right."""
-    wrong = [way for way in WAYS if way != "right"]
-    number = 0
-    while True:
-        for damage in DAMAGES:
-            seed = number // len(DAMAGES)
-            strength = (1.0, 0.15, 0.5, 1.5)[seed % 4]
-            yield Run(damage, "right", strength, seed)
-            yield Run(damage, wrong[(number + seed) % len(wrong)], strength, seed)
-            number += 1
+def plan() -> Iterator[list[Run]]:
+    """Runs of one folder at a time, a right one and two wrong ones; any beginning is a fair mixture."""
+    for number in itertools.count():
+        seed, place = divmod(number, len(DAMAGES))
+        ways = [WRONG[(2 * number + k) % len(WRONG)] for k in (0, 1)]
+        strength = (1.0, 0.15, 0.5, 1.5, 0.0)[seed % 5]
+        yield [Run(DAMAGES[place], way, strength, seed) for way in ("right", *ways)]
 
 
 def numbers(values: Any) -> Any:
@@ -205,8 +202,6 @@ def run_one(lab: Lab, run: Run, lq: Tensor, targets: Tensor) -> dict:
 # ---------------------------------------------------------------- how often the verdict is right
 
 LEAST = {"psnr": 0.1, "detail_correlation": 0.01, "landmarks": 0.5}  # below these, a difference is a tie
-WRONG = [way for way in WAYS if way != "right"]
-TUNED_ON = (set(DAMAGES[::2]), {"right", "few", *WRONG[1::2]})  # damages, ways; the verdict is tested on the others
 
 
 def truth_of(record: dict) -> str:
@@ -249,38 +244,53 @@ def balanced(found: dict[str, tuple[int, int]]) -> float:
     return float(np.mean([right / total for right, total in found.values() if total]))
 
 
+def halves(run: dict) -> tuple[int, int]:
+    """Which half of the damages and which half of the ways a run belongs to; right ones belong to either in turn."""
+    way = run["seed"] if run["way"] == "right" else WRONG.index(run["way"])
+    return DAMAGES.index(run["damage"]) % 2, way % 2
+
+
+def chosen_on(records: list[dict]) -> Limits:
+    """The limits with the fewest harmful adoptions, then the highest balanced accuracy."""
+    grid = itertools.product((20.0, 24.0, 28.0), (0.06, 0.1, 0.2), (0.0, 0.1, 0.3, 1.0), (0.15, 0.3, 0.5))
+    scored = [(rates(records, limits), limits) for limits in itertools.starmap(Limits, grid)]
+    return max(scored, key=lambda x: (x[0].get("harm", (0, 0))[0], balanced(x[0])))[1]
+
+
 def accuracy(records: list[dict]) -> str:
-    """Limits chosen on one half of damages and ways, the verdict counted on the other half."""
-    damages, ways = TUNED_ON
-    tune_on = [r for r in records if r["run"]["damage"] in damages and r["run"]["way"] in ways]
-    test_on = [r for r in records if r["run"]["damage"] not in damages and r["run"]["way"] not in ways - {"right"}]
-    grid = [
-        Limits(*values)
-        for values in itertools.product((20.0, 24.0, 28.0), (0.06, 0.1, 0.2), (0.0, 0.1, 0.3, 1.0), (0.15, 0.3, 0.5))
-    ]
-    # No harmful adoption first, then accuracy.
-    best = max(grid, key=lambda x: (rates(tune_on, x)["harm"][0], balanced(rates(tune_on, x))))
-    lines = [f"limits chosen: {best}"]
-    for name, some in (("chosen on", tune_on), ("tested on", test_on), ("all", records)):
-        found, truths = rates(some, best), [truth_of(r) for r in some]
-        lines.append(
-            f"{name} {len(some)} runs ({', '.join(f'{truths.count(t)} {t}' for t in ('good', 'harm', 'tie'))}): "
-            f"balanced accuracy {balanced(found):.3f} (always adopt or always keep: 0.500)"
-        )
-        for truth, (right, total) in found.items():
-            if total:
-                share = wilson_interval(right, total)
-                lines.append(f"  {truth}: {right} of {total} right, {share.low:.2f} to {share.high:.2f}")
-    lines.append(
-        f"with the shipped limits, tested on: {balanced(rates(test_on, Limits())):.3f} {rates(test_on, Limits())}"
-    )
-    return "\n".join(lines)
+    """Every run judged with limits chosen on runs of the other damages and the other ways."""
+    counted: list[tuple[dict, str]] = []
+    lines = []
+    for half in itertools.product((0, 1), (0, 1)):
+        tested = [r for r in records if halves(r["run"]) == half]
+        others = [r for r in records if halves(r["run"])[0] != half[0]]
+        limits = chosen_on([r for r in others if r["run"]["way"] == "right" or halves(r["run"])[1] != half[1]])
+        lines.append(f"limits for {len(tested)} runs: {limits}")
+        counted += [(r, judged(r, limits)) for r in tested]
+    lines += [*table(counted), f"limits chosen on all runs, for use: {chosen_on(records)}", "the limits in use:"]
+    return "\n".join([*lines, *table([(r, judged(r, Limits())) for r in records])])
+
+
+def table(counted: list[tuple[dict, str]]) -> list[str]:
+    """Lines of a table: what was truly the case against what was said."""
+    lines = ["", "| truth | runs | adopt | keep the base | cannot tell | right |", "|---|---|---|---|---|---|"]
+    shares = []
+    for truth in ("good", "tie", "harm"):
+        said = [verdict for record, verdict in counted if truth_of(record) == truth]
+        cells = [str(said.count(verdict)) for verdict in ("adopt", "keep_base", "cannot_tell")]
+        right = said.count("adopt") if truth == "good" else len(said) - said.count("adopt")
+        interval = wilson_interval(right, len(said)) if said else None
+        cells.append(f"{interval.mean:.3f} ({interval.low:.3f} to {interval.high:.3f})" if interval else "")
+        lines.append(f"| {truth} | {len(said)} | {' | '.join(cells)} |")
+        shares += [right / len(said)] if said and truth != "tie" else []
+    return [*lines, "", f"balanced accuracy {np.mean(shares):.3f} (always adopt or always keep: 0.500)", ""]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--portraits", type=Path)
-    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--folders", type=int, default=60)
+    parser.add_argument("--part", default="0/1", help="of the folders, for instance 0/2 and 1/2 side by side")
     parser.add_argument("--work", type=Path, default=Path(".training/verdict"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
@@ -292,23 +302,22 @@ def main() -> None:
         return
     torch.set_num_threads(args.threads)
     done = {Run(**record["run"]).name for record in known}
+    part, parts = map(int, args.part.split("/"))
     lab = Lab(args.portraits)
-    folder: tuple[Any, ...] = ()
-    for _, run in zip(range(args.runs), plan(), strict=False):
-        if run.name in done:
+    for runs in itertools.islice(plan(), part, args.folders, parts):
+        left = [run for run in runs if run.name not in done]
+        if not left:
             continue
-        same = (run.damage, run.strength, run.seed)
-        if not folder or folder[0] != same:  # two runs in a row share a folder and its right targets
-            lq = lab.folder(run)
-            folder = (same, lq, lab.targets(lq, run.seed))
-        record = run_one(lab, run, *folder[1:])
-        known.append(record)
-        with path.open("a") as stream:
-            stream.write(json.dumps(record) + "\n")
-        gain = {k: torch.tensor(record["truth"]["tuned"][k]) - torch.tensor(record["truth"]["base"][k]) for k in TRUTH}
-        shown = {k: round(v.nanmean().item(), 3) for k, v in gain.items()}
-        print(run.name, f"{record['seconds']} s", truth_of(record), shown, flush=True)
-    print(accuracy(known))
+        lq = lab.folder(left[0])
+        targets = lab.targets(lq, left[0].seed)
+        for run in left:
+            record = run_one(lab, run, lq, targets)
+            with path.open("a") as stream:
+                stream.write(json.dumps(record) + "\n")
+            gain = {k: np.nanmean(np.subtract(*(record["truth"][who][k] for who in ("tuned", "base")))) for k in TRUTH}
+            shown = ", ".join(f"{k} {v:+.3f}" for k, v in gain.items())
+            print(f"{run.name}, {record['seconds']} s: {truth_of(record)}; {shown}", flush=True)
+    print(accuracy([json.loads(line) for line in path.read_text().splitlines()]))
 
 
 if __name__ == "__main__":

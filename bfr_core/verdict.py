@@ -19,7 +19,7 @@ from .checkpoints import load_tensors
 from .faces.landmarks import LandmarkNet, landmark_distance, read_aligned
 from .gate import at_checked_size
 from .lowpass import low_pass
-from .metrics import Interval, bootstrap_difference, high_band, high_band_correlation, kid_features, psnr
+from .metrics import Interval, high_band, high_band_correlation, kid_features, psnr, student_difference
 from .transplant import transplanted
 
 CONSISTENT_AT = 8  # shrinking by this leaves of a 128-pixel face what survives most damage
@@ -164,7 +164,7 @@ def judge(
 
 def decide(base: Cues, tuned: Cues, targets: Appearance, limits: Limits) -> Judgement:
     """The verdict on what was gathered of the base, the tuned restorer and the pseudo targets."""
-    gain = bootstrap_difference(tuned.transfer.fidelity, base.transfer.fidelity)
+    gain = student_difference(tuned.transfer.fidelity, base.transfer.fidelity)
     vetoes = [
         f"{who} {said}"
         for who, looks in (("the faces it restores", tuned.looks), ("the pseudo targets", targets))

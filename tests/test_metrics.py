@@ -317,3 +317,21 @@ def test_fid_of_normal_sets_is_known(monkeypatch):
     assert metrics.fid(a @ mixed, a @ mixed) == pytest.approx(0, abs=1e-6)
     with pytest.raises(ValueError, match=r"1999 and 40000 faces; FID needs 2000"):
         metrics.fid(a[:1999], b)
+
+
+def test_student_interval_is_that_of_a_paired_t_test():
+    stats = pytest.importorskip("scipy.stats")
+    draw = np.random.default_rng(0)
+    for count in (2, 3, 12, 31, 200):
+        a, b = draw.normal(1, 1, count), draw.normal(0, 1, count)
+        found = metrics.student_difference(a.tolist(), torch.from_numpy(b))
+        expected = stats.ttest_rel(a, b).confidence_interval(0.95)
+        assert found == pytest.approx(((a - b).mean(), expected.low, expected.high), rel=2e-3, abs=2e-3)
+
+
+def test_student_interval_of_one_face_has_no_ends_and_of_unequal_numbers_is_refused():
+    found = metrics.student_difference([2.0], [1.5])
+    assert found.mean == 0.5 and math.isnan(found.low) and math.isnan(found.high)
+    for a, b in (([], []), ([1.0], [1.0, 2.0])):
+        with pytest.raises(ValueError, match="pair up"):
+            metrics.student_difference(a, b)

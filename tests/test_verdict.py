@@ -11,7 +11,18 @@ from bfr_core.faces.align import Face, crop_face
 from bfr_core.faces.landmarks import load_landmark_net
 from bfr_core.images import read_image
 from bfr_core.metrics import high_band
-from bfr_core.verdict import USUAL_FILE, Cues, Limits, gather, judge, load_usual, usual_of
+from bfr_core.verdict import (
+    USUAL_FILE,
+    Agreement,
+    Appearance,
+    Cues,
+    Limits,
+    decide,
+    gather,
+    judge,
+    load_usual,
+    usual_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +127,15 @@ def test_of_too_few_faces_the_base_is_kept(scene):
     for count in (0, 1):
         found = judge(nothing, denoised, lq[:count], clean[:count], usual, net)
         assert found.verdict == "keep_base" and "too few" in found.sentence and found.gain is None
+
+
+def test_two_faces_that_agree_by_chance_prove_nothing():
+    """Both gain, one ten times as much as the other: a bootstrap would be sure."""
+    looks = Appearance(*(torch.zeros(2) for _ in Appearance._fields))
+    base = Cues(looks, Agreement(torch.zeros(2), torch.zeros(2)), Agreement(torch.zeros(2), torch.zeros(2)))
+    for gains, verdict in (([0.2, 2.0], "cannot_tell"), ([1.9, 2.0], "adopt")):
+        tuned = base._replace(transfer=Agreement(torch.tensor(gains), torch.zeros(2)))
+        assert decide(base, tuned, looks, Limits()).verdict == verdict
 
 
 def test_learning_to_blur_from_blurred_targets_is_vetoed(scene):
