@@ -300,24 +300,16 @@ def demo(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 def degrade(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from .degradations import degrade as damage
     from .draws import keyed_generator
-    from .images import list_images, read_image, write_image
+    from .images import read_image, write_image
     from .runs import write_json
 
-    files = list_images(args.photos)
-    drawn, problems = {}, []
-    for step, file in enumerate(files):
-        relative = file.relative_to(args.photos)
-        try:
-            hq = read_image(file)
-            result = damage(
-                hq[None], args.kind, keyed_generator(args.seed, args.kind, relative.as_posix()), args.strength
-            )
-            write_image(args.out / relative.parent / f"{relative.name}.png", result.lq[0])
-            drawn[relative.as_posix()] = result.parameters[0]
-        except ValueError as error:
-            problems.append(str(error))
-            log.warning("%s", error)
-        bars("degrade", step + 1, len(files), None)
+    def one(file: Path, relative: Path) -> dict[str, Any]:
+        key = keyed_generator(args.seed, args.kind, relative.as_posix())
+        result = damage(read_image(file)[None], args.kind, key, args.strength)
+        write_image(args.out / relative.parent / f"{relative.name}.png", result.lq[0])
+        return result.parameters[0]
+
+    drawn, problems = each_photo(args.photos, one, bars.named("degrade"))
     write_json(
         args.out / "degrade.json", {"kind": args.kind, "seed": args.seed, "strength": args.strength, "images": drawn}
     )
@@ -431,28 +423,19 @@ def inspect(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 def tone(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from dataclasses import replace as with_changes
 
-    from .images import list_images, read_photo, write_photo
+    from .images import read_photo, write_photo
     from .runs import write_json
     from .tone import read_tone, with_tone
 
-    files = list_images(args.photos)
-    lines: dict[str, Any] = {}
-    problems: list[str] = []
-    for step, file in enumerate(files):
-        relative = file.relative_to(args.photos)
-        try:
-            if (args.out / relative).resolve() == file.resolve():
-                raise ValueError(f"{printable(relative)}: the result would replace the photo; give another --out")
-            photo = read_photo(file)
-            found = read_tone(photo.pixels, args.strength)
-            write_photo(args.out / relative, with_changes(photo, pixels=with_tone(photo.pixels, found)))
-            lines[relative.as_posix()] = found._asdict()
-        except ValueError as error:
-            problems.append(str(error))
-            log.warning("%s", error)
-        bars("tone", step + 1, len(files), None)
-    if not lines:
-        raise ValueError(f"none of the {len(files)} photos could be done: {problems[0]}")
+    def one(file: Path, relative: Path) -> dict[str, Any]:
+        if (args.out / relative).resolve() == file.resolve():
+            raise ValueError(f"{printable(relative)}: the result would replace the photo; give another --out")
+        photo = read_photo(file)
+        found = read_tone(photo.pixels, args.strength)
+        write_photo(args.out / relative, with_changes(photo, pixels=with_tone(photo.pixels, found)))
+        return found._asdict()
+
+    lines, problems = each_photo(args.photos, one, bars.named("tone"))
     write_json(args.out / "tone.json", {"strength": args.strength, "photos": lines})
     return {"photos": len(lines), "problems": problems}
 
@@ -474,6 +457,31 @@ def tally(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     result = count(args.key, args.votes)
     print(result.sentence(), file=sys.stderr if args.json else sys.stdout)
     return asdict(result)
+
+
+def each_photo(
+    folder: Path, work: Callable[[Path, Path], dict[str, Any]], callback: Callable[[int, int, Any], None]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """What work(file, relative path) returns for every photo below `folder`, by relative path; and what went wrong.
+
+    A photo that raises ValueError is logged and the others are done; if all do, so does this.
+    """
+    from .images import list_images
+
+    files = list_images(folder)
+    done: dict[str, dict[str, Any]] = {}
+    problems: list[str] = []
+    for step, file in enumerate(files):
+        relative = file.relative_to(folder)
+        try:
+            done[relative.as_posix()] = work(file, relative)
+        except ValueError as error:
+            problems.append(str(error))
+            log.warning("%s", error)
+        callback(step + 1, len(files), None)
+    if not done:
+        raise ValueError(f"none of the {len(files)} photos could be done: {problems[0]}")
+    return done, problems
 
 
 # ---------------------------------------------------------------- settings and flags
