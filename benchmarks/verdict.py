@@ -17,7 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import astuple, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -223,69 +223,85 @@ def truth_of(record: dict) -> str:
     return "good" if any(gain[k] > LEAST[k] for k in ("psnr", "detail_correlation")) else "tie"
 
 
-def cues_of(values: dict) -> Cues:
-    parts = {"looks": Appearance, "teacher": Agreement, "transfer": Agreement}
-    return Cues(**{name: kind(**_tensors(values[name])) for name, kind in parts.items()})
+class Judged(NamedTuple):
+    """A run that can be judged. truth: see `truth_of`; the rest is what the verdict is given."""
+
+    run: Run
+    truth: str
+    base: Cues
+    tuned: Cues
+    targets: Appearance
+
+    @classmethod
+    def of(cls, record: dict) -> Judged:
+        def tensors(values: dict) -> dict[str, Tensor]:
+            return {name: torch.tensor(numbers) for name, numbers in values.items()}
+
+        def cues(values: dict) -> Cues:
+            parts = {"looks": Appearance, "teacher": Agreement, "transfer": Agreement}
+            return Cues(**{name: kind(**tensors(values[name])) for name, kind in parts.items()})
+
+        seen = record["evidence"]
+        targets = Appearance(**tensors(seen["targets"]))
+        return cls(Run(**record["run"]), truth_of(record), cues(seen["base"]), cues(seen["tuned"]), targets)
+
+    def verdict(self, limits: Limits) -> str:
+        return decide(self.base, self.tuned, self.targets, limits).verdict
+
+    @property
+    def half(self) -> tuple[int, int]:
+        """Which half of the damages and which half of the ways it belongs to; right ones are of either way in turn."""
+        way = self.run.seed if self.run.way == "right" else WRONG.index(self.run.way)
+        return DAMAGES.index(self.run.damage) % 2, way % 2
 
 
-def _tensors(values: dict) -> dict[str, Tensor]:
-    return {name: torch.tensor(numbers) for name, numbers in values.items()}
+def share_right(runs: list[Judged], limits: Limits, truth: str) -> float:
+    """Of the runs that truly helped, how many it adopts; of those that harmed, how many not. 1 if there are none."""
+    right = [(known.verdict(limits) == "adopt") == (truth == "good") for known in runs if known.truth == truth]
+    return float(np.mean(right)) if right else 1.0
 
 
-def judged(record: dict, limits: Limits) -> str:
-    evidence = record["evidence"]
-    targets = Appearance(**_tensors(evidence["targets"]))
-    return decide(cues_of(evidence["base"]), cues_of(evidence["tuned"]), targets, limits).verdict
+LOOKS = (20.0, 24.0, 28.0), (0.06, 0.1, 0.2), (0.0, 0.1, 0.3, 1.0), (0.15, 0.3, 0.5)
+GAINS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 
-def rates(records: list[dict], limits: Limits) -> dict[str, tuple[int, int]]:
-    """(right, all) among runs that truly helped and that truly harmed; "cannot tell" does not adopt."""
-    found = {"good": [0, 0], "harm": [0, 0]}
-    for record in records:
-        truth = truth_of(record)
-        if truth in found:
-            found[truth][0] += (judged(record, limits) == "adopt") == (truth == "good")
-            found[truth][1] += 1
-    return {name: (right, total) for name, (right, total) in found.items()}
-
-
-def balanced(found: dict[str, tuple[int, int]]) -> float:
-    return float(np.mean([right / total for right, total in found.values() if total]))
-
-
-def halves(run: dict) -> tuple[int, int]:
-    """Which half of the damages and which half of the ways a run belongs to; right ones belong to either in turn."""
-    way = run["seed"] if run["way"] == "right" else WRONG.index(run["way"])
-    return DAMAGES.index(run["damage"]) % 2, way % 2
-
-
-def chosen_on(records: list[dict]) -> Limits:
-    """The limits with the fewest harmful adoptions, then the highest balanced accuracy."""
-    grid = itertools.product((20.0, 24.0, 28.0), (0.06, 0.1, 0.2), (0.0, 0.1, 0.3, 1.0), (0.15, 0.3, 0.5))
-    scored = [(rates(records, limits), limits) for limits in itertools.starmap(Limits, grid)]
-    return max(scored, key=lambda x: (x[0].get("harm", (0, 0))[0], balanced(x[0])))[1]
+def chosen_on(runs: list[Judged]) -> Limits:
+    """The limits with the fewest harmful adoptions, then the most right ones, then the fewest idle ones; of equals, one
+    in their middle."""
+    grid = list(itertools.starmap(Limits, itertools.product(*LOOKS, GAINS)))
+    scores = [tuple(share_right(runs, limits, truth) for truth in ("harm", "good", "tie")) for limits in grid]
+    best = [astuple(limits) for limits, score in zip(grid, scores, strict=True) if score == max(scores)]
+    places = np.array([[axis.index(v) for axis, v in zip((*LOOKS, GAINS), some, strict=True)] for some in best])
+    return Limits(*best[int(np.abs(places - places.mean(0)).sum(1).argmin())])
 
 
 def accuracy(records: list[dict]) -> str:
     """Every run judged with limits chosen on runs of the other damages and the other ways."""
-    counted: list[tuple[dict, str]] = []
+    runs = [Judged.of(record) for record in records]
+    counted: list[tuple[Judged, str]] = []
     lines = []
     for half in itertools.product((0, 1), (0, 1)):
-        tested = [r for r in records if halves(r["run"]) == half]
-        others = [r for r in records if halves(r["run"])[0] != half[0]]
-        limits = chosen_on([r for r in others if r["run"]["way"] == "right" or halves(r["run"])[1] != half[1]])
-        lines.append(f"limits for {len(tested)} runs: {limits}")
-        counted += [(r, judged(r, limits)) for r in tested]
-    lines += [*table(counted), f"limits chosen on all runs, for use: {chosen_on(records)}", "the limits in use:"]
-    return "\n".join([*lines, *table([(r, judged(r, Limits())) for r in records])])
+        others = [r for r in runs if r.half[0] != half[0] and (r.run.way == "right" or r.half[1] != half[1])]
+        limits = chosen_on(others)
+        tested = [r for r in runs if r.half == half]
+        lines.append(f"limits for {len(tested)} runs, chosen on {len(others)}: {limits}")
+        counted += [(r, r.verdict(limits)) for r in tested]
+    wrong = [
+        f"{r.run.name}: {said}, in truth {r.truth}"
+        for r, said in counted
+        if r.truth != "tie" and (said == "adopt") != (r.truth == "good")
+    ]
+    lines += [*table(counted), *wrong, "", f"limits chosen on all runs: {chosen_on(runs)}"]
+    lines += [f"the limits in use, {Limits()}:", *table([(r, r.verdict(Limits())) for r in runs])]
+    return "\n".join(lines)
 
 
-def table(counted: list[tuple[dict, str]]) -> list[str]:
+def table(counted: list[tuple[Judged, str]]) -> list[str]:
     """Lines of a table: what was truly the case against what was said."""
     lines = ["", "| truth | runs | adopt | keep the base | cannot tell | right |", "|---|---|---|---|---|---|"]
     shares = []
     for truth in ("good", "tie", "harm"):
-        said = [verdict for record, verdict in counted if truth_of(record) == truth]
+        said = [verdict for run, verdict in counted if run.truth == truth]
         cells = [str(said.count(verdict)) for verdict in ("adopt", "keep_base", "cannot_tell")]
         right = said.count("adopt") if truth == "good" else len(said) - said.count("adopt")
         interval = wilson_interval(right, len(said)) if said else None

@@ -138,12 +138,14 @@ class Limits:
 
     consistency: dB, in the low band. landmarks: eye distances from the damaged face's. realism: how much further from
     clean faces than the base's. energy: log10, how far the detail's energy may be from that of clean faces.
+    gain: dB on the test with a known answer that prove nothing: it favours what was tuned, since tuning practises it.
     """
 
     consistency: float = 24.0
     landmarks: float = 0.1
     realism: float = 0.1
     energy: float = 0.3
+    gain: float = 0.3
 
 
 def judge(
@@ -181,10 +183,13 @@ def decide(base: Cues, tuned: Cues, targets: Appearance, limits: Limits) -> Judg
     shown = f"{gain.mean:+.2f} dB ({gain.low:+.2f} to {gain.high:+.2f}) on {count} faces that were not trained on"
     if vetoes:
         return Judgement("keep_base", f"{shown}, but {'; '.join(vetoes)}", gain, measures, tuple(vetoes))
-    if gain.low > 0:
+    if gain.low > limits.gain:
         return Judgement("adopt", f"the adapted restorer undoes this damage better: {shown}", gain, measures)
     if gain.high < 0:
         return Judgement("keep_base", f"the adapted restorer undoes this damage worse: {shown}", gain, measures)
+    if gain.low > 0:
+        proof = f"a gain of under {limits.gain:g} dB proves nothing, since tuning practises this test"
+        return Judgement("cannot_tell", f"{shown}, but {proof}", gain, measures)
     return Judgement("cannot_tell", f"no difference can be told from chance: {shown}", gain, measures)
 
 

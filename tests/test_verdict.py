@@ -138,6 +138,15 @@ def test_two_faces_that_agree_by_chance_prove_nothing():
         assert decide(base, tuned, looks, Limits()).verdict == verdict
 
 
+def test_a_gain_that_tuning_practises_proves_nothing():
+    looks = Appearance(*(torch.zeros(4) for _ in Appearance._fields))
+    base = Cues(looks, Agreement(torch.zeros(4), torch.zeros(4)), Agreement(torch.zeros(4), torch.zeros(4)))
+    tuned = base._replace(transfer=Agreement(torch.tensor([0.2, 0.21, 0.19, 0.2]), torch.zeros(4)))
+    found = decide(base, tuned, looks, Limits(gain=0.5))
+    assert found.verdict == "cannot_tell" and "practises" in found.sentence
+    assert decide(base, tuned, looks, Limits(gain=0.1)).verdict == "adopt"
+
+
 def test_learning_to_blur_from_blurred_targets_is_vetoed(scene):
     """It undoes the damage better by the known answer, which is blurred itself."""
     clean, lq, usual, net = scene
