@@ -117,12 +117,14 @@ def uploads(label: str) -> Any:
     return made
 
 
-def gallery(label: str) -> Any:
+def gallery(label: str, visible: bool = True) -> Any:
     """Pictures to click on, which do not grow when clicked."""
     gr = load()
     plain = {"buttons": [], "show_share_button": False, "show_download_button": False, "interactive": False}
     fixed = {"columns": 8, "height": "auto", "allow_preview": False, "object_fit": "contain", "show_label": False}
-    return gr.Gallery(label=label, elem_classes=["bfr-faces"], **fixed, **_known(gr.Gallery.__init__, plain))
+    return gr.Gallery(
+        label=label, visible=visible, elem_classes=["bfr-faces"], **fixed, **_known(gr.Gallery.__init__, plain)
+    )
 
 
 def host_uploads() -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 
 from . import gradio_compat as compat
 from .hosted import Wish
+from .images import printable
 from .page import ADVANCED, MAX_UPLOAD_BYTES, STYLE, Choices, Page, changes_of, failed, restorers, said
 from .restore import CHOICES
 
@@ -68,7 +69,7 @@ def build(page: Page) -> Any:
                     aligned = gr.Checkbox(default.aligned, label="The pictures are cut-out, square faces already")
             find = gr.Button("Find the faces", variant="primary")
             faces_said = gr.HTML()
-            gallery = compat.gallery("Faces")
+            gallery = compat.gallery("Faces", visible=False)
         with gr.Tab("2. Adapt"):
             with gr.Row():
                 restorer = gr.Dropdown(restorers(), value=default.restorer, label="Restorer to teach", interactive=True)
@@ -133,6 +134,7 @@ def build(page: Page) -> Any:
             stop,
             table,
             other,
+            sure,
             seen,
         ]
 
@@ -150,15 +152,21 @@ def build(page: Page) -> Any:
             nothing = gr.update(value=None, visible=False)
             if not stamp:
                 words = dict.fromkeys((state, progress, faces_said, verdict, details), "")
-                files = {gallery: [], photo: gr.update(choices=[], value=None), archive: nothing, saved: nothing}
+                files = {
+                    gallery: gr.update(value=[], visible=False),
+                    photo: gr.update(choices=[], value=None),
+                    archive: nothing,
+                    saved: nothing,
+                }
                 return words | files | {table: page.table(), seen: stamp}
             status, photos, repaired = page.jobs.status(page.run(run)), page.photos(run), page.repaired(run)
+            faces = page.faces(run)
             goes_on = status.kind == "adapt" and status.state in ("cancelled", "stopped", "failed")
             return {
                 state: page.state(run),
                 progress: page.progress(run),
                 faces_said: page.faces_said(run),
-                gallery: page.faces(run),
+                gallery: gr.update(value=faces, visible=bool(faces)),
                 verdict: page.verdict(run),
                 details: page.details(run),
                 photo: gr.update(choices=photos, value=photos[0] if photos else None),
@@ -168,6 +176,7 @@ def build(page: Page) -> Any:
                 stop: gr.update(interactive=status.active),
                 table: page.table(),
                 other: gr.update(choices=[name for name in page.names() if name != run]),
+                sure: gr.update(value=False, label=f"Delete {printable(run)}, with its faces and its restorer"),
                 seen: stamp,
             }
 
@@ -287,7 +296,8 @@ def _in_threes(values: list[str]) -> list[list[str]]:
 
 
 def _folders(page: Page) -> str:
-    return ", ".join(map(str, page.allowed)) or f"{page.how_to_allow} to name folders here"
+    inside = " or ".join(map(str, page.allowed))
+    return f"inside {inside}" if inside else f"{page.how_to_allow} to name folders here"
 
 
 def _paths(files: Any) -> list[str]:
