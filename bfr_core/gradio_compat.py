@@ -150,6 +150,8 @@ def launch(demo: Any, port: int, listen: bool, auth: Sequence[tuple[str, str]], 
 
     listen: for other machines, too. Nothing but gradio's cache is served, whatever gradio's own defaults are.
     """
+    from starlette.middleware import Middleware
+
     wanted = {
         "server_name": "0.0.0.0" if listen else LOOPBACK,
         "server_port": port,
@@ -168,7 +170,7 @@ def launch(demo: Any, port: int, listen: bool, auth: Sequence[tuple[str, str]], 
         "enable_monitoring": False,
         "run_history": False,
         "theme": theme(),
-        "app_kwargs": {"middleware": [(Doorkeeper, (), {"loopback": not listen})]},
+        "app_kwargs": {"middleware": [Middleware(Doorkeeper, loopback=not listen)]},
     }
     _, address, _ = demo.launch(**_known(demo.launch, wanted))
     return str(address)

@@ -176,7 +176,7 @@ def build(page: Page) -> Any:
                 stop: gr.update(interactive=status.active),
                 table: page.table(),
                 other: gr.update(choices=[name for name in page.names() if name != run]),
-                sure: gr.update(value=False, label=f"Delete {printable(run)}, with its faces and its restorer"),
+                sure: gr.update(value=False, label=f"Delete {printable(str(run))}, with its faces and its restorer"),
                 seen: stamp,
             }
 
