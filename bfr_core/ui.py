@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0
 AUTH_VARIABLE = "BFR_UI_AUTH"
+INTRODUCTION = "Teach a face restorer the damage of your own photos: eight faces or more, all damaged the same way."
 ANOTHER = "another"  # run than any that was looked at, so that all is shown
 Shown = dict[Any, Any]  # component -> its new value; what is not in it stays as it is
 BEFORE = {"the damaged photo": "damaged", "the base restorer": "base"}
@@ -55,7 +56,7 @@ def build(page: Page) -> Any:
     default = page.choices_of(None)
 
     with compat.blocks("BFR Adapt") as demo:
-        gr.HTML(f"{STYLE}<h2>BFR Adapt</h2><p>Teach a face restorer the damage of your own photos.</p>")
+        gr.HTML(f"{STYLE}<h2>BFR Adapt</h2><p>{INTRODUCTION}</p>")
         name = gr.Dropdown([], label="Run", info="Past runs open here.", allow_custom_value=True, interactive=True)
         message, state = gr.HTML(visible=False), gr.HTML()
         seen = gr.State("")

@@ -27,7 +27,8 @@ class Gradio:
         """The events of a component; None: of any."""
         found = []
         for i, event in enumerate(self.config["dependencies"]):
-            pairs = [t if isinstance(t, list) else [t, event.get("trigger")] for t in event["targets"]]
+            targets = event["targets"] or [None]  # gradio 3 names none for the loading of the page
+            pairs = [t if isinstance(t, list) else [t, event.get("trigger")] for t in targets]
             if any(trigger == kind and part in (None, target) for target, kind in pairs):
                 found.append(event | {"index": event.get("id", i)})
         return found
