@@ -117,12 +117,14 @@ def uploads(label: str) -> Any:
     return made
 
 
-def gallery(label: str) -> Any:
+def gallery(label: str, visible: bool = True) -> Any:
     """Pictures to click on, which do not grow when clicked."""
     gr = load()
     plain = {"buttons": [], "show_share_button": False, "show_download_button": False, "interactive": False}
     fixed = {"columns": 8, "height": "auto", "allow_preview": False, "object_fit": "contain", "show_label": False}
-    return gr.Gallery(label=label, elem_classes=["bfr-faces"], **fixed, **_known(gr.Gallery.__init__, plain))
+    return gr.Gallery(
+        label=label, visible=visible, elem_classes=["bfr-faces"], **fixed, **_known(gr.Gallery.__init__, plain)
+    )
 
 
 def host_uploads() -> Path:
@@ -148,6 +150,8 @@ def launch(demo: Any, port: int, listen: bool, auth: Sequence[tuple[str, str]], 
 
     listen: for other machines, too. Nothing but gradio's cache is served, whatever gradio's own defaults are.
     """
+    from starlette.middleware import Middleware
+
     wanted = {
         "server_name": "0.0.0.0" if listen else LOOPBACK,
         "server_port": port,
@@ -166,7 +170,7 @@ def launch(demo: Any, port: int, listen: bool, auth: Sequence[tuple[str, str]], 
         "enable_monitoring": False,
         "run_history": False,
         "theme": theme(),
-        "app_kwargs": {"middleware": [(Doorkeeper, (), {"loopback": not listen})]},
+        "app_kwargs": {"middleware": [Middleware(Doorkeeper, loopback=not listen)]},
     }
     _, address, _ = demo.launch(**_known(demo.launch, wanted))
     return str(address)

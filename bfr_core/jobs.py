@@ -23,13 +23,13 @@ from .images import printable, replace_atomically, to_unit
 from .precision import choose_device
 from .restore import RestoreConfig, restore_folder
 from .restorers import load_restorer
-from .runs import Run, read_json, write_json
+from .runs import Run, is_held, read_json, write_json
 from .summary import report_adaptation
 
 log = logging.getLogger(__name__)
 
 Kind = Literal["faces", "adapt", "repair"]
-State = Literal["new", "waiting", "running", "done", "cancelled", "failed", "stopped"]
+State = Literal["new", "waiting", "running", "elsewhere", "done", "cancelled", "failed", "stopped"]
 WRITE_SECONDS = 2.0
 TURN_SECONDS = 0.2  # between two looks whether a waiting job's turn has come
 MOST_POINTS = 200  # of a curve
@@ -52,7 +52,8 @@ class Outcome:
 class Status:
     """How far the last job of a run is.
 
-    state: "new" if it never had one, "stopped" if the job's process ended before the job did.
+    state: "new" if there is nothing yet, "stopped" if the job's process ended before the job did, "elsewhere" while a
+    process that has no jobs, such as the command line, is at work on the run.
     stage, step, steps: as in `adaptation.StageCallback`. seconds_left: of this stage; None if that is not known yet.
     error: why it failed, in one line. file, notes: see `Outcome`. curves: (step, value) by name, while tuning.
     """
@@ -70,7 +71,7 @@ class Status:
 
     @property
     def active(self) -> bool:
-        return self.state in ("waiting", "running")
+        return self.state in ("waiting", "running", "elsewhere")
 
 
 Work = Callable[[StageCallback], Outcome]
@@ -110,10 +111,15 @@ class Jobs:
         return job.preview if job and job.status.active else None
 
     def cancel(self, run: Run) -> None:
-        """Tell the run's job to stop after the step it is at; what it has is kept."""
+        """Tell the run's job to stop after the step it is at; what it has is kept.
+
+        Raises ValueError if it is another process that is at work on the run.
+        """
         job = self._jobs.get(_key(run))
-        if job:
+        if job and not job.on_disk:
             job.told_to_stop.set()
+        elif self.status(run).active:
+            raise ValueError(f"{printable(run.folder.name)}: another program is at work on it; stop it there")
 
     def stop_all(self, seconds: float = 60.0) -> None:
         """Tell every job to stop, and give them so long to keep what they have."""
@@ -133,15 +139,30 @@ class Jobs:
 
 
 def read_status(run: Run) -> Status:
-    """What the run folder says of its last job."""
+    """What the run folder says of its last job, or of what was done to the run since without one."""
     kept = read_json(_record(run), {})
     known = {name: kept[name] for name in Status.__dataclass_fields__ if name in kept}
     known["notes"] = tuple(kept.get("notes", ()))
     known["curves"] = {name: [(step, value) for step, value in c] for name, c in kept.get("curves", {}).items()}
     status = Status(**known)
-    if status.active and not _held(run):
-        return replace(status, state="stopped", seconds_left=None)
-    return status
+    if status.active and is_held(_lock(run)):
+        return status
+    if run.busy():
+        return Status("adapt", "elsewhere")
+    if status.active:
+        status = replace(status, state="stopped", seconds_left=None)
+    return _without_a_job(run, status) or status
+
+
+def _without_a_job(run: Run, last: Status) -> Status | None:
+    """What the command line made of the run after its last job; None if nothing that is of a later stage."""
+    if run.restorer.is_file() and _written(run.report) > _written(_record(run)):
+        return Status("adapt", "done")
+    if last.state != "new":
+        return None
+    if run.checkpoint.is_file() or (run.targets / "stage.json").is_file():
+        return Status("adapt", "stopped")
+    return Status("faces", "done") if (run.faces / "faces.json").is_file() else None
 
 
 class _Job:
@@ -324,17 +345,12 @@ def _lock(run: Run) -> Path:
     return run.folder / ".job.lock"
 
 
-def _held(run: Run) -> bool:
-    """Whether any process, this one included, is at a job of this run."""
-    from filelock import FileLock, Timeout
-
-    if not _lock(run).exists():
-        return False
+def _written(path: Path) -> float:
+    """When it was written last; 0 if it is not there."""
     try:
-        with FileLock(_lock(run), timeout=0):
-            return False
-    except Timeout:
-        return True
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _line(error: Exception) -> str:

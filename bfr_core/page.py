@@ -38,6 +38,7 @@ from .provenance import Step
 from .report import VERDICTS, chart, data_uri
 from .restore import RestoreConfig, restoration_step, restore_photo, square
 from .restorers import Restorer, load_restorer
+from .restorers.load import EMBEDDED
 from .runs import Run, fingerprint, read_json, write_json
 from .weights import TABLE, locate
 
@@ -77,9 +78,15 @@ STATES = {
     "waiting": "Waiting for another run to finish",
     "cancelled": "Stopped by you; it goes on where it was",
     "failed": "Failed",
+    "elsewhere": "Another program is at work on this run; this page looks on",
     "stopped": "Interrupted; it goes on where it was",
 }
 KINDS = {"faces": "finding faces", "adapt": "adapting", "repair": "repairing photos"}
+CURVES = {  # names of the report's curves -> what they are to someone who sees them for the first time
+    "l1": "distance to the clean faces",
+    "texture": "difference in texture",
+    "anchor": "old skills lost",
+}
 NEXT = {
     "faces": "Faces found. Look through them below, then go to Adapt.",
     "adapt": "Adapted. The verdict is under Result.",
@@ -96,7 +103,8 @@ STYLE = """<style>
 .bfr .bar { height: 10px; border-radius: 5px; background: rgb(128 128 128 / .25); overflow: hidden;
   margin: 6px 0 10px; }
 .bfr .bar i { display: block; height: 100%; background: #2c6a8f; }
-.bfr .steps { display: flex; flex-wrap: wrap; gap: 4px 18px; list-style: none; padding: 0; margin: 0 0 8px; }
+.bfr .steps { display: flex; flex-wrap: wrap; gap: 4px 18px; list-style: none; padding: 0 !important;
+  margin: 0 0 8px; }
 .bfr .steps li { display: block; opacity: .55; margin: 0; } .bfr .steps li.now { opacity: 1; font-weight: 600; }
 .bfr .steps li.over::before { content: "\\2713\\00a0"; }
 .bfr .rows { display: grid; gap: 18px 30px; margin: 12px 0; max-width: 1200px;
@@ -110,8 +118,8 @@ STYLE = """<style>
 .bfr svg polyline { fill: none; stroke: #2c6a8f; stroke-width: 2; } .bfr svg .raw { stroke-width: 1; opacity: .4; }
 .bfr .verdict { font-size: 1.15em; border-left: 4px solid #66676c; padding-left: 14px; }
 .bfr .adopt { border-color: #1d7a4c; } .bfr .keep_base { border-color: #b36a00; }
-.bfr table { border-collapse: collapse; width: 100%; } .bfr th, .bfr td { text-align: left; padding: 6px 10px;
-  border: 0; border-bottom: 1px solid rgb(128 128 128 / .3); vertical-align: top; }
+.bfr table { border-collapse: collapse; width: 100%; border: 0 !important; } .bfr tr { border: 0 !important; } .bfr th, .bfr td { text-align: left; padding: 6px 10px;
+  border: 0 !important; border-bottom: 1px solid rgb(128 128 128 / .3) !important; vertical-align: top; }
 </style>"""
 
 
@@ -248,7 +256,8 @@ class Page:
 
     def choices_of(self, name: str | None) -> Choices:
         """What was chosen for the run last, with the recipe's values for the rest."""
-        kept = read_json(self.run(name).folder / "request.json", {}) if name else {}
+        run = self.run(name) if name else None
+        kept = (read_json(run.folder / "request.json") or _chosen_elsewhere(run)) if run else {}
         known = {key: kept[key] for key in Choices.__dataclass_fields__ if key in kept}
         if known.get("restorer", "embedded") not in restorers():
             known["restorer"] = "embedded"
@@ -266,9 +275,15 @@ class Page:
         kept = read_json(run.folder / "request.json", {}).get("photos")
         if kept:
             return self.typed_folder(kept)
-        if not (run.folder / "photos").is_dir():
-            raise ValueError(f"{printable(run.folder.name)}: was made elsewhere; its photos are not known here")
-        return run.folder / "photos"
+        if run.photos.is_dir():
+            return run.photos
+        name = str(run.config().get("faces", {}).get("photos", ""))  # all that is kept of a folder, see collect_faces
+        places = [place for folder in self.allowed for place in (folder, folder / name)] if _plain_name(name) else []
+        for place in places:
+            if place.name == name and place.is_dir():
+                return self.typed_folder(str(place))
+        which = f'the folder "{printable(name)}" of its photos' if name else "the folder of its photos"
+        raise ValueError(f"{printable(run.folder.name)}: {which} is not known here ({self.how_to_allow})")
 
     # ------------------------------------------------------------ what comes in
 
@@ -386,8 +401,9 @@ class Page:
         if adapting and preview is not None and status.stage == "targets":
             parts.append(f'<div class="faces">{_picture(preview, "a clean face taking shape")}</div>')
         parts.append(self.triplets(run))
-        curves = status.curves if adapting else _kept_curves(run)
-        parts.append(f'<div class="charts">{"".join(chart(n, c) for n, c in curves.items() if c)}</div>')
+        curves = status.curves if adapting and (status.active or status.curves) else _kept_curves(run)
+        drawn = "".join(chart(CURVES.get(n, n), c) for n, c in curves.items() if c)
+        parts.append(f'<div class="charts">{drawn}</div>')
         return block("".join(parts))
 
     def triplets(self, run: Run) -> str:
@@ -462,7 +478,7 @@ class Page:
         files = {path.relative_to(folder).as_posix(): path for path in list_images(folder)}
         if photo not in files:
             raise ValueError(f"{printable(str(photo))}: is not one of the run's photos")
-        base = read_json(run.folder / "request.json", {}).get("restorer", "embedded")
+        base = (read_json(run.folder / "request.json") or _chosen_elsewhere(run)).get("restorer", "embedded")
         source = read_photo(files[photo], MAX_UPLOAD_PIXELS)
         versions: list[Restorer | None] = [None, self.loaded(run.restorer)]
         if before == "base":
@@ -559,13 +575,14 @@ class Page:
             status = self.jobs.status(run)
             verdict = _verdict_of(run)
             state = f"{KINDS.get(status.kind, '')}: {status.state}" if status.kind else ""
-            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(_touched(run.folder / "job.json")))
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(_touched(run.folder)))
             cells = (name, len(self._face_names(run)) or "", verdict, state, when)
             rows.append("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in cells) + "</tr>")
         if not rows:
             return block(quiet("There are no runs yet."))
         head = "".join(f"<th>{word}</th>" for word in ("run", "faces", "verdict", "last job", "when"))
-        return block(f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>")
+        hint = quiet("To open one, choose it in the field Run at the top.")
+        return block(f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>{hint}")
 
     def compare(self, name: str | None, other: str | None) -> str:
         """Faces of the first run, repaired by the restorers of both, and what both say of themselves."""
@@ -621,6 +638,28 @@ def value_at(config: Any, path: str) -> Any:
     """The setting at a dotted path."""
     for part in path.split("."):
         config = getattr(config, part)
+    return config
+
+
+def _chosen_elsewhere(run: Run) -> dict[str, Any]:
+    """What `Page.remember` would have kept, of a run of the command line: from the settings of its stages."""
+    config = run.config()
+    faces, tuning = config.get("faces", {}), config.get("finetune", {})
+    used = config.get("targets", {}).get("restorer", "embedded")
+    given = {
+        "restorer": "embedded" if used == EMBEDDED.name else used,
+        "minutes": tuning.get("minutes"),
+        "aligned": faces.get("aligned"),
+        "min_face": faces.get("min_face"),
+        "changes": {path: value for path in ADVANCED if (value := _at(config, path)) is not None},
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _at(config: Any, path: str) -> Any:
+    """The value at a dotted path of a read config.json; None if it is not there."""
+    for part in path.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
     return config
 
 

@@ -111,7 +111,7 @@ class Run:
 
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / ".lock", timeout=0)
+            lock = FileLock(self.folder / ".lock", timeout=1)  # who asks whether it is held holds it for a moment
             lock.acquire()
         except Timeout:
             raise ValueError(
@@ -133,6 +133,10 @@ class Run:
             handler.close()
             lock.release()
 
+    def busy(self) -> bool:
+        """Whether a process, this one included, holds the run."""
+        return is_held(self.folder / ".lock")
+
     def record(self, stage: str, settings: dict[str, Any]) -> None:
         """Note the settings a stage used in config.json."""
         write_json(self.folder / "config.json", self.config() | {stage: settings})
@@ -140,6 +144,19 @@ class Run:
     def config(self) -> dict[str, Any]:
         """Settings of the stages done so far."""
         return read_json(self.folder / "config.json", {})
+
+
+def is_held(lock: Path) -> bool:
+    """Whether any process, this one included, holds a lock file."""
+    from filelock import FileLock, Timeout
+
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def stage_folder(folder: Path, fingerprint: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from . import gradio_compat as compat
 from .hosted import Wish
+from .images import printable
 from .page import ADVANCED, MAX_UPLOAD_BYTES, STYLE, Choices, Page, changes_of, failed, restorers, said
 from .restore import CHOICES
 
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0
 AUTH_VARIABLE = "BFR_UI_AUTH"
+INTRODUCTION = "Teach a face restorer the damage of your own photos: eight faces or more, all damaged the same way."
 ANOTHER = "another"  # run than any that was looked at, so that all is shown
 Shown = dict[Any, Any]  # component -> its new value; what is not in it stays as it is
 BEFORE = {"the damaged photo": "damaged", "the base restorer": "base"}
@@ -54,7 +56,7 @@ def build(page: Page) -> Any:
     default = page.choices_of(None)
 
     with compat.blocks("BFR Adapt") as demo:
-        gr.HTML(f"{STYLE}<h2>BFR Adapt</h2><p>Teach a face restorer the damage of your own photos.</p>")
+        gr.HTML(f"{STYLE}<h2>BFR Adapt</h2><p>{INTRODUCTION}</p>")
         name = gr.Dropdown([], label="Run", info="Past runs open here.", allow_custom_value=True, interactive=True)
         message, state = gr.HTML(visible=False), gr.HTML()
         seen = gr.State("")
@@ -68,7 +70,7 @@ def build(page: Page) -> Any:
                     aligned = gr.Checkbox(default.aligned, label="The pictures are cut-out, square faces already")
             find = gr.Button("Find the faces", variant="primary")
             faces_said = gr.HTML()
-            gallery = compat.gallery("Faces")
+            gallery = compat.gallery("Faces", visible=False)
         with gr.Tab("2. Adapt"):
             with gr.Row():
                 restorer = gr.Dropdown(restorers(), value=default.restorer, label="Restorer to teach", interactive=True)
@@ -133,6 +135,7 @@ def build(page: Page) -> Any:
             stop,
             table,
             other,
+            sure,
             seen,
         ]
 
@@ -150,15 +153,21 @@ def build(page: Page) -> Any:
             nothing = gr.update(value=None, visible=False)
             if not stamp:
                 words = dict.fromkeys((state, progress, faces_said, verdict, details), "")
-                files = {gallery: [], photo: gr.update(choices=[], value=None), archive: nothing, saved: nothing}
+                files = {
+                    gallery: gr.update(value=[], visible=False),
+                    photo: gr.update(choices=[], value=None),
+                    archive: nothing,
+                    saved: nothing,
+                }
                 return words | files | {table: page.table(), seen: stamp}
             status, photos, repaired = page.jobs.status(page.run(run)), page.photos(run), page.repaired(run)
+            faces = page.faces(run)
             goes_on = status.kind == "adapt" and status.state in ("cancelled", "stopped", "failed")
             return {
                 state: page.state(run),
                 progress: page.progress(run),
                 faces_said: page.faces_said(run),
-                gallery: page.faces(run),
+                gallery: gr.update(value=faces, visible=bool(faces)),
                 verdict: page.verdict(run),
                 details: page.details(run),
                 photo: gr.update(choices=photos, value=photos[0] if photos else None),
@@ -168,6 +177,7 @@ def build(page: Page) -> Any:
                 stop: gr.update(interactive=status.active),
                 table: page.table(),
                 other: gr.update(choices=[name for name in page.names() if name != run]),
+                sure: gr.update(value=False, label=f"Delete {printable(str(run))}, with its faces and its restorer"),
                 seen: stamp,
             }
 
@@ -287,7 +297,8 @@ def _in_threes(values: list[str]) -> list[list[str]]:
 
 
 def _folders(page: Page) -> str:
-    return ", ".join(map(str, page.allowed)) or f"{page.how_to_allow} to name folders here"
+    inside = " or ".join(map(str, page.allowed))
+    return f"inside {inside}" if inside else f"{page.how_to_allow} to name folders here"
 
 
 def _paths(files: Any) -> list[str]:

@@ -104,9 +104,20 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def screenshots() -> Path:
+    """Folder for pictures of pages, to be looked at after the run: $BFR_SCREENSHOTS, or build/screenshots."""
+    folder = Path(os.environ.get("BFR_SCREENSHOTS", ROOT / "build" / "screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 @pytest.fixture
-def browser() -> Iterator[Any]:
-    """A headless Chromium, driven by selenium; it keeps a log of its requests."""
+def browser(request: pytest.FixtureRequest, screenshots: Path, tmp_path: Path) -> Iterator[Any]:
+    """A headless Chromium, driven by selenium; it keeps a log of its requests.
+
+    What it downloads lies in tmp_path / "downloads", and what it showed last is kept among the screenshots.
+    """
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     chromium = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
     driver = shutil.which("chromedriver")
@@ -118,5 +129,14 @@ def browser() -> Iterator[Any]:
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     started = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield started
-    started.quit()
+    downloads = {"behavior": "allow", "downloadPath": str(tmp_path / "downloads")}
+    started.execute_cdp_cmd("Browser.setDownloadBehavior", downloads)
+    try:
+        yield started
+        started.save_screenshot(str(screenshots / f"{file_name(request.node.name)}.png"))
+    finally:
+        started.quit()
+
+
+def file_name(text: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in text)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from bfr_core import page as page_module
 from bfr_core.adaptation import left_out_of
+from bfr_core.cli import main
 from bfr_core.images import read_image, write_image
 from bfr_core.page import ADVANCED, Choices, Page, changes_of, duration, failed, restorers, said
 from bfr_core.report import VERDICTS
@@ -199,6 +200,40 @@ def test_a_run_is_deleted_but_not_while_it_is_at_work(page, photos):
     page.jobs.wait(page.run(name))
     page.delete(name)
     assert page.names() == [] and page.latest() is None and photos.exists()
+
+
+def test_a_run_of_the_command_line_is_shown_and_gone_on_with(page, photos, tiny_restorer, monkeypatch):
+    monkeypatch.setattr(page_module, "EMBEDDED", tiny_restorer)
+
+    def act(*words):
+        assert main([*words, "--run", str(page.runs / "shell")]) == 0
+
+    common = ("--restorer", "embedded", "--prior", "embedded")
+    act("faces", str(photos), "--aligned", "--restorer", "embedded")
+    assert "Faces found" in page.state("shell") and len(page.faces("shell")) == 10
+    act("targets", *common)
+    assert "goes on" in page.state("shell") and page.progress("shell").count("<img") == 12
+    act("adapt", str(photos), "--aligned", "--iterations", "3", *common)
+    assert "Adapted" in page.state("shell") and judged(page.verdict("shell")) and judged(page.table())
+    assert "polyline" in page.progress("shell") and "1970" not in page.table()
+    choices = page.choices_of("shell")
+    assert (choices.aligned, choices.restorer, choices.changes["finetune.iterations"]) == (True, "embedded", 3)
+    before, after = page.before_after("shell", "face 0.png", "base")
+    assert before != after
+    with page.run("shell").locked():
+        assert "Another program" in page.state("shell") and page.adapt("shell", FEW).state == "elsewhere"
+        with pytest.raises(ValueError, match="stop it there"):
+            page.stop("shell")
+    page.allowed = []
+    with pytest.raises(ValueError, match=f'"{photos.name}" of its photos is not known here'):
+        page.before_after("shell", "face 0.png")
+    page.allowed = [photos.parent]
+    page.adapt("shell", replace(FEW, changes={"finetune.iterations": 5}))
+    finished(page, "shell")
+    assert "finetune" in page.run("shell").config()
+    page.repair("shell", [], str(photos), aligned=True)
+    finished(page, "shell")
+    assert "Repaired" in page.state("shell")
 
 
 def test_two_runs_are_compared(page, adapted):

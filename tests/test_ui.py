@@ -9,19 +9,24 @@ import json
 import os
 import socket
 import sys
-import time
+import zipfile
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bfr_core import gradio_compat as compat
 from bfr_core.cli import main
+from bfr_core.demo import real_photos
 from bfr_core.gradio_compat import at_home
 from bfr_core.images import write_image
 from bfr_core.page import Choices, Page
+from bfr_core.report import VERDICTS
 from bfr_core.ui import build, read_logins, serve
+from tests.tab import Tab, until
 
 FEW = Choices(aligned=True, changes={"finetune.iterations": 4})
 
@@ -159,74 +164,122 @@ def test_a_port_that_is_taken_is_one_line(gradio, small, tmp_path, capsys):
 # ---------------------------------------------------------------- in a browser
 
 
-def until(look, seconds=60):
-    """What `look` gives, once that is something; what is not there yet may fail."""
-    end = time.monotonic() + seconds
-    while True:
-        with contextlib.suppress(Exception):
-            if found := look():
-                return found
-        assert time.monotonic() < end, look()
-        time.sleep(0.2)
+@pytest.fixture
+def tab(browser, screenshots):
+    return Tab(browser, screenshots)
 
 
-def test_the_way_through_the_page(gradio, small, browser, photos, tmp_path):
-    def button(text):
-        found = browser.find_elements("css selector", "button")
-        return next(b for b in found if b.text.strip() == text and b.is_displayed() and b.is_enabled())
+def asked_elsewhere(browser, port):
+    """Addresses of other servers that the browser asked for something."""
+    log = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [m["params"]["request"]["url"] for m in log if m["method"] == "Network.requestWillBeSent"]
+    assert asked
+    return [url for url in asked if not url.startswith((f"http://127.0.0.1:{port}/", "data:", "blob:"))]
 
-    def field(label):
-        found = browser.find_elements("xpath", f"//label[.//*[normalize-space(text())='{label}']]//input")
-        found += browser.find_elements("xpath", f"//label[.//*[normalize-space(text())='{label}']]//textarea")
-        return next(f for f in found if f.is_displayed())
 
-    def says(text):
-        return text in browser.find_element("tag name", "body").text
-
+def test_stopping_reloading_and_going_on(gradio, small, tab, photos, tmp_path):
     with served(tmp_path / "runs", [photos]) as (page, port):
-        browser.get(f"http://127.0.0.1:{port}/")
-        until(lambda: button("Find the faces"))
-        button("Find the faces").click()
-        until(lambda: says("drop some photos first"))
-        field("or name a folder").send_keys(str(photos))
-        field("Name of the run").send_keys("<b>album")
-        browser.find_element("xpath", "//label[contains(., 'cut-out')]//input").click()
-        button("Find the faces").click()
-        until(lambda: says("10 faces found, 0 left out"))
+        tab.browser.get(f"http://127.0.0.1:{port}/")
+        tab.press("Find the faces")
+        tab.wait_for("drop some photos first")
+        tab.type("or name a folder", str(photos))
+        tab.type("Name of the run", "<b>album")
+        tab.tick("cut-out")
+        tab.press("Find the faces")
+        tab.wait_for("10 faces found, 0 left out")
         name = page.names()[0]
-        until(lambda: browser.find_elements("css selector", "button.thumbnail-item, .gallery-item button"))[1].click()
-        until(lambda: says("10 faces found, 1 left out"))
-        button("2. Adapt").click()
-        until(lambda: button("Adapt"))
         page.remember(page.run(name), Choices(aligned=True, changes={"finetune.iterations": 3000}))
-        browser.refresh()
-        until(lambda: button("2. Adapt")).click()
-        until(lambda: button("Adapt")).click()
-        until(lambda: says("Teaching the restorer"))
-        until(lambda: len(browser.find_elements("css selector", ".bfr .faces img")) == 12)
-        browser.refresh()  # the run does not mind
-        until(lambda: says("Teaching the restorer"))
-        button("2. Adapt").click()
-        until(lambda: button("Stop")).click()
-        until(lambda: says("Stopped by you"))
+        tab.browser.refresh()
+        tab.press("2. Adapt")
+        tab.press("Adapt")
+        tab.wait_for("Teaching the restorer")
+        until(lambda: len(tab.images(".bfr .faces img")) == 12)
+        tab.browser.refresh()  # the run does not mind
+        tab.wait_for("Teaching the restorer")
+        tab.press("2. Adapt")
+        tab.picture("page_adapting")
+        tab.press("Stop")
+        tab.wait_for("Stopped by you")
         page.remember(page.run(name), FEW)
-        browser.refresh()
-        until(lambda: button("2. Adapt")).click()
-        until(lambda: button("Go on")).click()
-        until(lambda: says("Adapted. The verdict is under Result."))
-        button("3. Result").click()
-        until(lambda: button("Show before and after")).click()
-        until(lambda: browser.find_elements("css selector", "img[src*='compare'], img[src*='damaged']"))
-        button("4. Repair photos").click()
-        until(lambda: field("or name a folder")).send_keys(str(photos))
-        browser.find_elements("xpath", "//label[contains(., 'cut-out')]//input")[1].click()
-        button("Repair").click()
-        until(lambda: says("repaired 1"))
-        button("All runs").click()
-        until(lambda: button("Delete")).click()
-        until(lambda: says("tick the box beside the button first"))
-        log = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-        asked = [m["params"]["request"]["url"] for m in log if m["method"] == "Network.requestWillBeSent"]
-        foreign = [url for url in asked if not url.startswith((f"http://127.0.0.1:{port}/", "data:", "blob:"))]
-        assert asked and not foreign
-        page.run(name)
+        tab.browser.refresh()
+        tab.press("2. Adapt")
+        tab.press("Go on")
+        tab.wait_for("Adapted. The verdict is under Result.")
+        tab.press("4. Repair photos")
+        tab.type("or name a folder", str(photos))
+        tab.tick("cut-out")
+        tab.press("Repair")
+        tab.wait_for("repaired 1")
+        assert len(zipfile.ZipFile(page.repaired(name)).namelist()) == 10
+        tab.press("All runs")
+        tab.press("Delete")
+        tab.wait_for("tick the box beside the button first")
+        tab.tick("Delete -b-album")
+        tab.press("Delete")
+        tab.wait_for("-b-album is deleted.")
+        assert page.names() == [] and not asked_elsewhere(tab.browser, port)
+
+
+def damaged_copies(folder):
+    """Ten photos, each with one real face and a sensor's noise: two portraits in five sizes."""
+    for n, (name, photo) in enumerate(real_photos().items()):
+        for i in range(5):
+            size = [round(side * (0.6 + 0.1 * i)) for side in photo.shape[-2:]]
+            smaller = torch.nn.functional.interpolate(photo[None], size, mode="bilinear", antialias=True)
+            noise = torch.randn(smaller.shape, generator=torch.Generator().manual_seed(10 * n + i))
+            write_image(folder / f"{name.split()[0]} {i}.png", (smaller + 0.1 * noise).clamp(0, 1)[0])
+    return sorted(folder.iterdir())
+
+
+def test_from_dropped_photos_to_a_repaired_one(gradio, tab, monkeypatch, tmp_path):
+    """All of it with the embedded networks, on real faces that have to be found first."""
+    for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_SHARE", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    photos = damaged_copies(tmp_path / "noisy")
+    downloads = tmp_path / "downloads"
+    with served(tmp_path / "runs") as (page, port):
+        tab.browser.get(f"http://127.0.0.1:{port}/")
+        tab.button("Find the faces")
+        tab.picture("page_1_opened")
+        tab.drop(photos)
+        tab.type("Name of the run", "Noisy portraits")
+        tab.press("Find the faces")
+        tab.wait_for("10 faces found, 0 left out")
+        tab.faces()[2].click()
+        tab.wait_for("10 faces found, 1 left out")
+        tab.picture("page_2_faces")
+        tab.press("2. Adapt")
+        tab.open("Advanced")
+        tab.type("Tuning steps", "3")
+        tab.type("Faces per step", "2")
+        tab.open("Advanced")
+        tab.press("Adapt")
+        tab.wait_for("left in this stage")
+        tab.wait_for("Adapted. The verdict is under Result.", 150)
+        tab.picture("page_3_adapted")
+        tab.press("3. Result")
+        assert any(tab.says(f"{verdict}.") for verdict in VERDICTS.values())
+        tab.press("Show before and after")
+        width, height = Image.open(photos[0]).size
+        until(lambda: tab.images("img[src*='compare']") == [[width, height]] * 2)
+        tab.picture("page_4_result")
+        tab.press("Save the restorer")
+        tab.press_link("Noisy portraits.safetensors")
+        kept = until(lambda: next(downloads.glob("*.safetensors")))
+        run = page.run("Noisy portraits")
+        until(lambda: kept.read_bytes() == run.restorer.read_bytes())
+        tab.press("4. Repair photos")
+        tab.drop([photos[0]], -1)
+        tab.press("Repair")
+        tab.wait_for("1 restored")
+        tab.press_link("repaired 1.zip")
+        tab.picture("page_5_repaired")
+        archive = until(lambda: zipfile.ZipFile(next(downloads.glob("*.zip"))))
+        assert archive.namelist() == [photos[0].name]
+        with archive.open(photos[0].name) as file:
+            made = np.asarray(Image.open(file).convert("RGB"))
+        changed = (made != np.asarray(Image.open(photos[0]).convert("RGB"))).any(2)
+        assert 0.02 < changed.mean() < 0.8 and not changed[-20:].any(), "the face, and nothing but the face"
+        tab.press("All runs")
+        tab.picture("page_6_runs")
+        assert not asked_elsewhere(tab.browser, port)

@@ -1,12 +1,11 @@
 """The workflow files, help and texts in a real ComfyUI, and in its page in a headless Chromium.
 
-$BFR_SCREENSHOTS names a folder for the pictures of the page; without it they go where pytest's temporary files go.
+Pictures of the page are kept in build/screenshots, or where $BFR_SCREENSHOTS says.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import re
 import time
 from itertools import combinations
@@ -180,13 +179,6 @@ def page(comfy: Any, browser: Any) -> Any:
     time.sleep(2)  # it opens a graph of its own
     browser.execute_script(SETTINGS)
     return browser
-
-
-@pytest.fixture(scope="session")
-def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = Path(os.environ.get("BFR_SCREENSHOTS", tmp_path_factory.mktemp("screenshots")))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def until(look: Any, seconds: float = 120) -> Any:

@@ -28,6 +28,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from bfr_core.images import write_image
+from tests.gradio_page import Gradio, multipart, strings
 
 pytestmark = pytest.mark.host
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,51 +107,6 @@ class WebUI:
 
     def face_restorers(self) -> list[str]:
         return [one["name"] for one in self.get("/sdapi/v1/face-restorers")]
-
-
-class Gradio:
-    """The page as a browser has it: components and events, of gradio 3 and 4."""
-
-    def __init__(self, webui: WebUI) -> None:
-        self.webui = webui
-        self.config = webui.get("/config")
-        self.session = "test"
-        self.parts = {part["id"]: part for part in self.config["components"]}
-
-    def events(self, part: int, trigger: str) -> list[dict[str, Any]]:
-        found = []
-        for i, event in enumerate(self.config["dependencies"]):
-            pairs = [t if isinstance(t, list) else [t, event.get("trigger")] for t in event["targets"]]
-            if [part, trigger] in pairs:
-                found.append(event | {"index": event.get("id", i)})
-        return found
-
-    def part(self, text: str, nth: int = 0, key: str = "label") -> int:
-        """The id of the nth component with this label (or value, elem_id) that is of our page, if that has one."""
-        found = [i for i, part in self.parts.items() if part["props"].get(key) == text]
-        assert len(found) > nth, f"there is no {key} {text!r}"
-        return found[nth]
-
-    def call(self, event: dict[str, Any], values: dict[int, Any], **more: Any) -> dict[int, Any]:
-        """What an event of the page answers, by component; other inputs are as the page was loaded."""
-        own = {i: self.parts[i]["props"].get("value") for i in event["inputs"]}
-        data = [values.get(i, own[i]) for i in event["inputs"]]
-        body = {"fn_index": event["index"], "data": data, "session_hash": self.session, **more}
-        answer = self.webui.post("/run/predict", body)
-        return dict(zip(event["outputs"], answer["data"], strict=True))
-
-    def press(self, button: str, nth: int = 0, **fields: Any) -> dict[int, Any]:
-        """Press a button of our page; fields: values by label, with _ for a space."""
-        [event] = self.events(self.part(button, nth, "value"), "click")
-        values = {}
-        for label, value in fields.items():
-            wanted = label.replace("_", " ")
-            [place] = [i for i in event["inputs"] if self.parts[i]["props"].get("label") == wanted]
-            values[place] = value
-        return self.call(event, values)
-
-    def shown(self, answer: dict[int, Any]) -> str:
-        return json.dumps(list(answer.values()))
 
 
 def basic(user: str, password: str) -> str:
@@ -293,37 +249,23 @@ def test_pictures_are_dropped_and_no_other_file_comes_in(webui: WebUI) -> None:
     [event] = page.events(page.part("Find the faces", key="value"), "click")
     title = page.part("Name of the run")
 
-    def begin(name: str, path: str) -> str:
-        file: dict[str, Any] = {"name": path, "orig_name": "a.png", "data": None, "is_file": True}
-        if webui.name == "forge":
-            file = {"path": path, "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
+    def begin(name: str, path: str) -> None:
         body = {"fn_index": event["index"], "session_hash": "drop", "data": [
-            {drop: [file], title: name}.get(i, page.parts[i]["props"].get("value")) for i in event["inputs"]
+            {drop: [page.dropped(path)], title: name}.get(i, page.parts[i]["props"].get("value"))
+            for i in event["inputs"]
         ]}  # fmt: skip
-        return webui.ask("POST", "/run/predict", body)[2].decode()
+        webui.ask("POST", "/run/predict", body)
 
     secret = webui.data / "secret.png"
     portrait().save(secret)
     begin("stolen", str(secret))
     assert not list((webui.data / "outputs").rglob("secret*"))
     assert "stolen" not in [run["name"] for run in webui.get(f"{API}/runs")["runs"]]
-    border = "xxxx"
-    head = f'--{border}\r\nContent-Disposition: form-data; name="files"; filename="b.png"\r\n\r\n'
-    body = head.encode() + secret.read_bytes() + f"\r\n--{border}--\r\n".encode()
-    kind = {"Content-Type": f"multipart/form-data; boundary={border}"}
+    body, kind = multipart("b.png", secret.read_bytes())
     [uploaded] = json.loads(webui._right(webui.ask("POST", "/upload", body, **kind)))
     begin("dropped", uploaded)
     assert webui.wait("dropped")["state"] == "done"
     assert (webui.data / "outputs/bfr_runs/dropped/photos/b.png").is_file() and not Path(uploaded).exists()
-
-
-def strings(value: Any) -> list[str]:
-    """Every text inside a JSON value."""
-    if isinstance(value, dict):
-        return [text for one in value.values() for text in strings(one)]
-    if isinstance(value, list):
-        return [text for one in value for text in strings(one)]
-    return [value] if isinstance(value, str) else []
 
 
 # ---------------------------------------------------------------- restorer, Extras, API
