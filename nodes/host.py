@@ -131,8 +131,10 @@ def widget(config: Any, field: str, tooltip: str, **options: Any) -> Any:
 
 def seed_widget() -> Any:
     """The seed, which behaves as every other one in ComfyUI."""
-    tooltip = "Of every random draw. The same seed gives the same result."
-    return io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=True, tooltip=tooltip)
+    tooltip = "Of every random draw: the same seed gives the same result, another begins anew. Best left on fixed."
+    modes = getattr(io, "ControlAfterGenerate", None)  # older ComfyUIs begin with "randomize", whatever is wanted
+    control = modes.fixed if modes else True
+    return io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=control, tooltip=tooltip)
 
 
 def output(cls: type[Node], *values: Any, text: str = "", picture: Tensor | None = None) -> io.NodeOutput:
@@ -245,29 +247,51 @@ class Managed:
 
 def managed(network: Restorer | Prior) -> Managed:
     """`network`, on the CPU, handed to ComfyUI's model management."""
-    module = network.network if isinstance(network, Prior) else network.module
     load, rest = model_management.get_torch_device(), model_management.unet_offload_device()
-    return Managed(network, model_patcher.ModelPatcher(FaceNetwork(module), load_device=load, offload_device=rest))
+    carrier = FaceNetwork(_module(network))
+    return Managed(network, model_patcher.ModelPatcher(carrier, load_device=load, offload_device=rest))
 
 
 @contextmanager
 def on_device(*models: Managed, faces: int = 1) -> Iterator[None]:
-    """The models, whole, on ComfyUI's device, with room for `faces` at once; ComfyUI may move them away afterwards."""
+    """The models, whole, on ComfyUI's device, with room for `faces` at once; ComfyUI may move them away afterwards.
+
+    Whatever calls them, the user's cancel is looked at before every call.
+    """
     pixels = max(model.network.size for model in models) ** 2
     patchers = [model.patcher for model in models]
     model_management.load_models_gpu(patchers, memory_required=RUNNING * pixels * faces, force_full_load=True)
-    yield
+    hooks = [_module(model.network).register_forward_pre_hook(_check) for model in models]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def for_training(model: Managed, faces: int) -> Any:
-    """A copy of the network on ComfyUI's device, of ordinary tensors; asks for room to tune it on `faces` at once."""
+    """A copy of the network on ComfyUI's device, of ordinary tensors; asks for room to tune it on `faces` at once.
+
+    Before every call of it, or of a copy of it, the user's cancel is looked at.
+    """
     device = model_management.get_torch_device()
     pixels = model.network.size**2
     needed = TUNED_COPIES * model.patcher.model_size() + TUNING * pixels * faces
     model_management.free_memory(needed, device)
     if isinstance(model.network, Prior):
-        return copy.deepcopy(model.network).to(device)
-    return replace(model.network, module=copy.deepcopy(model.network.module)).to(device)
+        copied: Any = copy.deepcopy(model.network)
+    else:
+        copied = replace(model.network, module=copy.deepcopy(model.network.module))
+    _module(copied).register_forward_pre_hook(_check)
+    return copied.to(device)
+
+
+def _module(network: Restorer | Prior) -> nn.Module:
+    return network.network if isinstance(network, Prior) else network.module
+
+
+def _check(*_: Any) -> None:
+    model_management.throw_exception_if_processing_interrupted()
 
 
 def free() -> None:

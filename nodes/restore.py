@@ -109,7 +109,8 @@ class RestoreFaces(host.Node):
         return host.schema(
             "BFR_RestoreFaces",
             "Restore Faces (BFR)",
-            "Restores the faces of pictures and leaves the rest as it is. A grey picture stays grey.",
+            "Restores the faces of pictures and leaves the rest as it is. A grey picture stays grey, "
+            "and transparency stays.",
             [
                 host.RestorerType.Input("restorer", tooltip="The restorer: a tuned one, or any other."),
                 io.Image.Input("images", tooltip="The photos, any number."),
@@ -224,7 +225,8 @@ class RestoreFaces(host.Node):
         crops = [crop for result in results for crop in result.crops]
         faces = convert.to_image(torch.stack(crops)) if crops else host.nothing()
         progress.end(made)
-        values = (convert.to_image(made), convert.to_mask(masks), faces, text, found, restored, found - restored)
+        whole = convert.with_alpha(convert.to_image(made), images)
+        values = (whole, convert.to_mask(masks), faces, text, found, restored, found - restored)
         return host.output(cls, *values, text=text, picture=made)
 
 
