@@ -38,6 +38,7 @@ RESTORERS, PRIORS = "facerestore_models", "bfr_priors"  # folders below ComfyUI'
 WEIGHT_SUFFIXES = (".safetensors", ".pth")
 PREVIEW_SECONDS, PREVIEW_PIXELS = 0.5, 512
 RESULT_PICTURES, RESULT_PIXELS = 9, 1024
+SHOWN_PIXELS = 2048  # of a picture on a node: what is larger is shown smaller
 # Memory asked for, in bytes per pixel of a face: to run a restorer or prior, and to tune one. Generous.
 RUNNING, TUNING = 1_500, 12_000
 TUNED_COPIES = 8  # of the weights: base, tuned, average, best, Adam's two moments, gradients, and room
@@ -144,8 +145,14 @@ def output(cls: type[Node], *values: Any, text: str = "", picture: Tensor | None
         say(cls, text)
         shown["text"] = [escaped(text)]
     if picture is not None:
-        shown |= ui.PreviewImage(convert.to_image(picture), cls=cls).as_dict()
+        shown |= ui.PreviewImage(convert.to_image(shrunk(picture, SHOWN_PIXELS)), cls=cls).as_dict()
     return io.NodeOutput(*values, ui=shown)
+
+
+def shrunk(pictures: Tensor, most: int) -> Tensor:
+    """Pictures (B, 3, H, W), shrunk so far that neither side is longer than `most` pixels."""
+    shrink = most / max(pictures.shape[-2:])
+    return F.interpolate(pictures, scale_factor=shrink, mode="area") if shrink < 1 else pictures
 
 
 def say(cls: type[Node], text: str) -> None:
@@ -364,7 +371,8 @@ class Progress:
         if picture and time.monotonic() - self.shown_at > PREVIEW_SECONDS:
             found = picture()
             if found is not None:
-                preview = ("JPEG", convert.to_pillow(found), PREVIEW_PIXELS)
+                small = shrunk(found[None], PREVIEW_PIXELS)[0]
+                preview = ("JPEG", convert.to_pillow(small), PREVIEW_PIXELS)
                 self.shown_at = time.monotonic()
         self.bar.update_absolute(step, max(1, total), preview)
 
@@ -373,7 +381,6 @@ class Progress:
         if self.shown_at:
             some = picture[:RESULT_PICTURES].float().cpu()
             columns = math.ceil(len(some) ** 0.5)
-            if (shrink := RESULT_PIXELS / columns / max(some.shape[-2:])) < 1:
-                some = F.interpolate(some, scale_factor=shrink, mode="area")
+            some = shrunk(some, RESULT_PIXELS // columns)
             rows = [list(some[i : i + columns]) for i in range(0, len(some), columns)]
             self.bar.update_absolute(1, 1, ("JPEG", convert.to_pillow(sheet(rows)), RESULT_PIXELS))

@@ -199,6 +199,9 @@ class RestoreFaces(host.Node):
     ) -> io.NodeOutput:
         config = RestoreConfig(**settings)
         photos = convert.to_photos(images)
+        height, width = photos.shape[-2:]
+        if aligned and height != width:
+            raise ValueError(f"images are {width} x {height} pixels; an aligned face is square: switch 'aligned' off")
         progress = host.Progress(cls, "restoring ...")
         enlarge = host.enlarger(upscale_model, progress.check) if upscale_model is not None else None
         results: list[RestoredPhoto] = []
@@ -216,7 +219,7 @@ class RestoreFaces(host.Node):
         text = lines(
             [
                 *([network.caution] if network.caution else []),
-                f"{found} faces found, {restored} restored, {found - restored} skipped",
+                f"{found} face{'' if found == 1 else 's'} found, {restored} restored, {found - restored} skipped",
                 *(f"photo {i}: {reason}" for i, result in enumerate(results, 1) for reason in result.skipped),
             ]
         )
