@@ -256,7 +256,7 @@ def resize_square(image: Tensor, size: int, file: Path) -> Tensor:
     try:
         return square(image, size)
     except ValueError as error:
-        raise ValueError(f"{printable(file.name)}: {error} (leave out --aligned?)") from None
+        raise ValueError(f"{printable(file.name)}: {error} (is it an aligned face?)") from None
 
 
 def take_good_faces(
@@ -674,7 +674,9 @@ def match_in_order(run: Run, faces: FaceSet, targets: Tensor, first: int = 0) ->
     stage_folder(run.given, faces.fingerprint)
     for name, target in zip(faces.names[first:], targets, strict=False):
         path = run.given / f"{name}.png"
-        write_image(path, resize_square(target, targets.shape[-1], path))
+        pixels = resize_square(target, targets.shape[-1], path)
+        if not (path.exists() and torch.equal(read_image(path), pixels.clamp(0, 1).mul(255).round() / 255)):
+            write_image(path, pixels)  # a picture that is there already keeps its time, and a tuning on it goes on
     return {name: path for name in faces.names if (path := run.given / f"{name}.png").exists()}
 
 

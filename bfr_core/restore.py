@@ -209,7 +209,7 @@ def choose_faces(found: list[Face], size: int, config: RestoreConfig) -> tuple[l
         numbered = enumerate(sorted(faces, key=ONE_FACE["leftmost"]), 1)
         chosen = [face for number, face in numbered if number in wanted]
         missing = sorted(number for number in wanted if number > len(faces))
-        skipped += [f"there is no face {number}: {len(faces)} were found" for number in missing]
+        skipped += [f"there is no face {number}: the photo has {len(faces)}" for number in missing]
         faces = sorted(chosen, key=ONE_FACE["largest"])
     for face in faces:
         if face.width > LARGER * size:

@@ -238,7 +238,7 @@ class FinetuneRestorer(host.Node):
         text = f"{VERDICTS.get(report['verdict'], 'Not judged')}. {report['verdict_sentence']}"
         if not finished:
             text = f"Paused at step {done.step} of {config.iterations}; queue again to go on.\n{text}"
-        curve, faces_shown = look.curve(done), look.faces(tuned.to("cpu"), base.to("cpu"))
+        curve, faces_shown = look.curve(done), look.faces(tuned, base)
         del base, tuned, features, look
         host.free()
         result = host.managed(load_restorer(run.restorer))

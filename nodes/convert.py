@@ -5,10 +5,18 @@ from __future__ import annotations
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def to_photos(image: Tensor) -> Tensor:
-    """IMAGE with 1, 3 or 4 channels -> a copy (B, 3, H, W) float32 RGB on the CPU, usable in training."""
+    """IMAGE with 1, 3 or 4 channels -> a copy (B, 3, H, W) float32 RGB on the CPU, usable in training.
+
+    Raises ValueError for another shape, or where there is no picture.
+    """
+    if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
+        raise ValueError(f"images has the shape {tuple(image.shape)}; it must be pictures of 1, 3 or 4 channels")
+    if not image.numel():
+        raise ValueError("images is empty; connect a node that gives at least one picture")
     photos = image.detach().to("cpu", torch.float32, copy=True).movedim(-1, 1)[:, :3]
     return photos.expand(-1, 3, -1, -1).clamp(0, 1).contiguous()
 
@@ -17,6 +25,16 @@ def to_image(photos: Tensor) -> Tensor:
     """(B, 3, H, W) or one (3, H, W) -> IMAGE."""
     photos = photos if photos.ndim == 4 else photos[None]
     return photos.detach().float().cpu().movedim(1, -1).contiguous()
+
+
+def with_alpha(image: Tensor, source: Tensor) -> Tensor:
+    """`image`, an IMAGE made from the IMAGE `source`, with the alpha that `source` has, if it has one."""
+    if source.shape[-1] != 4:
+        return image
+    alpha = source.detach().to("cpu", torch.float32, copy=True)[..., 3]
+    if alpha.shape[1:] != image.shape[1:3]:
+        alpha = F.interpolate(alpha[:, None], image.shape[1:3], mode="bilinear", antialias=True)[:, 0]
+    return torch.cat([image, alpha[..., None].clamp(0, 1)], -1)
 
 
 def to_mask(mask: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ What travels between the nodes is a handle: the run's folder, and a fingerprint 
 from __future__ import annotations
 
 import hashlib
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,12 @@ from ..bfr_core.adaptation import (
 from ..bfr_core.gate import GateConfig
 from ..bfr_core.images import printable, read_image, write_image
 from ..bfr_core.pictures import sheet
-from ..bfr_core.runs import Run, fingerprint, read_json, stage_folder
+from ..bfr_core.runs import Run, fingerprint, read_json, stage_folder, write_json
 from . import convert, host, paths
 
 LISTED = 20  # lines of a report before it says how many more there are
 ROWS = 8  # of a picture that shows examples
+MARK = "comfyui.json"  # file of a run that tells it from an earlier one of its name
 
 
 @dataclass(frozen=True)
@@ -140,11 +142,11 @@ class FacesFromFolder(host.Node):
 
     @classmethod
     def fingerprint_inputs(cls, place: str, folder: str, run: str, **_: Any) -> str:
-        """Changes when a photo does, and when the run's tuning has paused, so that queuing again goes on with it."""
+        """Changes when a photo does, and as `run_state`."""
         root = host.folder(place)
         source = paths.inside(root, folder)
         stamps = [(f.relative_to(source).as_posix(), *host.stamp(f)[1:]) for f in paths.images_inside(source, root)]
-        return fingerprint(stamps, times_paused(host.open_run(run)))
+        return fingerprint(stamps, *run_state(host.open_run(run)))
 
     @classmethod
     def work(
@@ -181,9 +183,9 @@ class FacesFromImages(host.Node):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, run: str, **_: Any) -> int:
-        """Changes when the run's tuning has paused, so that queuing again goes on with it."""
-        return times_paused(host.open_run(run))
+    def fingerprint_inputs(cls, run: str, **_: Any) -> str:
+        """As `run_state`."""
+        return fingerprint(*run_state(host.open_run(run)))
 
     @classmethod
     def work(
@@ -314,6 +316,14 @@ def given_targets(run: Run, faces: FaceSet) -> dict[str, Path]:
 def times_paused(run: Run) -> int:
     """How often the run's tuning has been paused by its time limit."""
     return int(run.config().get("pauses", {}).get("times", 0))
+
+
+def run_state(run: Run) -> tuple[str, int]:
+    """What changes when the run's tuning has paused, so that queuing again goes on with it, and when the run's folder
+    was deleted, so that it is made again. A run that is not there yet is begun: it must be the same one next time."""
+    if not (run.folder / MARK).exists():
+        write_json(run.folder / MARK, {"id": uuid.uuid4().hex})
+    return read_json(run.folder / MARK)["id"], times_paused(run)
 
 
 def lines(texts: list[str]) -> str:

@@ -38,6 +38,7 @@ RESTORERS, PRIORS = "facerestore_models", "bfr_priors"  # folders below ComfyUI'
 WEIGHT_SUFFIXES = (".safetensors", ".pth")
 PREVIEW_SECONDS, PREVIEW_PIXELS = 0.5, 512
 RESULT_PICTURES, RESULT_PIXELS = 9, 1024
+SHOWN_PIXELS = 2048  # of a picture on a node: what is larger is shown smaller
 # Memory asked for, in bytes per pixel of a face: to run a restorer or prior, and to tune one. Generous.
 RUNNING, TUNING = 1_500, 12_000
 TUNED_COPIES = 8  # of the weights: base, tuned, average, best, Adam's two moments, gradients, and room
@@ -131,8 +132,10 @@ def widget(config: Any, field: str, tooltip: str, **options: Any) -> Any:
 
 def seed_widget() -> Any:
     """The seed, which behaves as every other one in ComfyUI."""
-    tooltip = "Of every random draw. The same seed gives the same result."
-    return io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=True, tooltip=tooltip)
+    tooltip = "Of every random draw: the same seed gives the same result, another begins anew. Best left on fixed."
+    modes = getattr(io, "ControlAfterGenerate", None)  # older ComfyUIs begin with "randomize", whatever is wanted
+    control = modes.fixed if modes else True
+    return io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=control, tooltip=tooltip)
 
 
 def output(cls: type[Node], *values: Any, text: str = "", picture: Tensor | None = None) -> io.NodeOutput:
@@ -142,8 +145,14 @@ def output(cls: type[Node], *values: Any, text: str = "", picture: Tensor | None
         say(cls, text)
         shown["text"] = [escaped(text)]
     if picture is not None:
-        shown |= ui.PreviewImage(convert.to_image(picture), cls=cls).as_dict()
+        shown |= ui.PreviewImage(convert.to_image(shrunk(picture, SHOWN_PIXELS)), cls=cls).as_dict()
     return io.NodeOutput(*values, ui=shown)
+
+
+def shrunk(pictures: Tensor, most: int) -> Tensor:
+    """Pictures (B, 3, H, W), shrunk so far that neither side is longer than `most` pixels."""
+    shrink = most / max(pictures.shape[-2:])
+    return F.interpolate(pictures, scale_factor=shrink, mode="area") if shrink < 1 else pictures
 
 
 def say(cls: type[Node], text: str) -> None:
@@ -245,29 +254,51 @@ class Managed:
 
 def managed(network: Restorer | Prior) -> Managed:
     """`network`, on the CPU, handed to ComfyUI's model management."""
-    module = network.network if isinstance(network, Prior) else network.module
     load, rest = model_management.get_torch_device(), model_management.unet_offload_device()
-    return Managed(network, model_patcher.ModelPatcher(FaceNetwork(module), load_device=load, offload_device=rest))
+    carrier = FaceNetwork(_module(network))
+    return Managed(network, model_patcher.ModelPatcher(carrier, load_device=load, offload_device=rest))
 
 
 @contextmanager
 def on_device(*models: Managed, faces: int = 1) -> Iterator[None]:
-    """The models, whole, on ComfyUI's device, with room for `faces` at once; ComfyUI may move them away afterwards."""
+    """The models, whole, on ComfyUI's device, with room for `faces` at once; ComfyUI may move them away afterwards.
+
+    Whatever calls them, the user's cancel is looked at before every call.
+    """
     pixels = max(model.network.size for model in models) ** 2
     patchers = [model.patcher for model in models]
     model_management.load_models_gpu(patchers, memory_required=RUNNING * pixels * faces, force_full_load=True)
-    yield
+    hooks = [_module(model.network).register_forward_pre_hook(_check) for model in models]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def for_training(model: Managed, faces: int) -> Any:
-    """A copy of the network on ComfyUI's device, of ordinary tensors; asks for room to tune it on `faces` at once."""
+    """A copy of the network on ComfyUI's device, of ordinary tensors; asks for room to tune it on `faces` at once.
+
+    Before every call of it, or of a copy of it, the user's cancel is looked at.
+    """
     device = model_management.get_torch_device()
     pixels = model.network.size**2
     needed = TUNED_COPIES * model.patcher.model_size() + TUNING * pixels * faces
     model_management.free_memory(needed, device)
     if isinstance(model.network, Prior):
-        return copy.deepcopy(model.network).to(device)
-    return replace(model.network, module=copy.deepcopy(model.network.module)).to(device)
+        copied: Any = copy.deepcopy(model.network)
+    else:
+        copied = replace(model.network, module=copy.deepcopy(model.network.module))
+    _module(copied).register_forward_pre_hook(_check)
+    return copied.to(device)
+
+
+def _module(network: Restorer | Prior) -> nn.Module:
+    return network.network if isinstance(network, Prior) else network.module
+
+
+def _check(*_: Any) -> None:
+    model_management.throw_exception_if_processing_interrupted()
 
 
 def free() -> None:
@@ -340,7 +371,8 @@ class Progress:
         if picture and time.monotonic() - self.shown_at > PREVIEW_SECONDS:
             found = picture()
             if found is not None:
-                preview = ("JPEG", convert.to_pillow(found), PREVIEW_PIXELS)
+                small = shrunk(found[None], PREVIEW_PIXELS)[0]
+                preview = ("JPEG", convert.to_pillow(small), PREVIEW_PIXELS)
                 self.shown_at = time.monotonic()
         self.bar.update_absolute(step, max(1, total), preview)
 
@@ -349,7 +381,6 @@ class Progress:
         if self.shown_at:
             some = picture[:RESULT_PICTURES].float().cpu()
             columns = math.ceil(len(some) ** 0.5)
-            if (shrink := RESULT_PIXELS / columns / max(some.shape[-2:])) < 1:
-                some = F.interpolate(some, scale_factor=shrink, mode="area")
+            some = shrunk(some, RESULT_PIXELS // columns)
             rows = [list(some[i : i + columns]) for i in range(0, len(some), columns)]
             self.bar.update_absolute(1, 1, ("JPEG", convert.to_pillow(sheet(rows)), RESULT_PIXELS))

@@ -109,7 +109,8 @@ class RestoreFaces(host.Node):
         return host.schema(
             "BFR_RestoreFaces",
             "Restore Faces (BFR)",
-            "Restores the faces of pictures and leaves the rest as it is. A grey picture stays grey.",
+            "Restores the faces of pictures and leaves the rest as it is. A grey picture stays grey, "
+            "and transparency stays.",
             [
                 host.RestorerType.Input("restorer", tooltip="The restorer: a tuned one, or any other."),
                 io.Image.Input("images", tooltip="The photos, any number."),
@@ -198,6 +199,9 @@ class RestoreFaces(host.Node):
     ) -> io.NodeOutput:
         config = RestoreConfig(**settings)
         photos = convert.to_photos(images)
+        height, width = photos.shape[-2:]
+        if aligned and height != width:
+            raise ValueError(f"images are {width} x {height} pixels; an aligned face is square: switch 'aligned' off")
         progress = host.Progress(cls, "restoring ...")
         enlarge = host.enlarger(upscale_model, progress.check) if upscale_model is not None else None
         results: list[RestoredPhoto] = []
@@ -215,7 +219,7 @@ class RestoreFaces(host.Node):
         text = lines(
             [
                 *([network.caution] if network.caution else []),
-                f"{found} faces found, {restored} restored, {found - restored} skipped",
+                f"{found} face{'' if found == 1 else 's'} found, {restored} restored, {found - restored} skipped",
                 *(f"photo {i}: {reason}" for i, result in enumerate(results, 1) for reason in result.skipped),
             ]
         )
@@ -224,7 +228,8 @@ class RestoreFaces(host.Node):
         crops = [crop for result in results for crop in result.crops]
         faces = convert.to_image(torch.stack(crops)) if crops else host.nothing()
         progress.end(made)
-        values = (convert.to_image(made), convert.to_mask(masks), faces, text, found, restored, found - restored)
+        whole = convert.with_alpha(convert.to_image(made), images)
+        values = (whole, convert.to_mask(masks), faces, text, found, restored, found - restored)
         return host.output(cls, *values, text=text, picture=made)
 
 

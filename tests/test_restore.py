@@ -349,7 +349,7 @@ def test_faces_are_chosen_by_size_place_or_number(choice: str, numbers: str, exp
 
 def test_a_number_that_is_no_face_is_said() -> None:
     chosen, skipped = module.choose_faces([face_at(0, 0, 40)], 64, RestoreConfig(faces="numbered", numbers="1,4"))
-    assert len(chosen) == 1 and skipped == ["there is no face 4: 1 were found"]
+    assert len(chosen) == 1 and skipped == ["there is no face 4: the photo has 1"]
     with pytest.raises(ValueError, match="numbers is"):
         RestoreConfig(numbers="one")
     with pytest.raises(ValueError, match="skip_sharp is -1"):

@@ -90,17 +90,42 @@ def test_names_are_escaped(run: Run, models: tuple[Any, Any], host: Any) -> None
 def test_cancelled_at_any_look_the_same_graph_finishes(
     run: Run, models: tuple[Any, Any], pairs: Any, host: Any
 ) -> None:
+    host.looks = 0
     unbroken = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)[0]
-    folder = host.root / "output/bfr_runs/my_run"
-    (folder / "checkpoints/last.pt").unlink()
-    host.looks, host.cancel_at = 0, 3
-    with pytest.raises(Exception, match="^$") as caught:
-        run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)
-    assert type(caught.value).__name__ == "Cancelled"
-    assert (folder / "checkpoints/last.pt").exists()
-    resumed = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)[0]
-    for a, b in zip(*(r.network.module.state_dict().values() for r in (unbroken, resumed)), strict=True):
-        assert torch.equal(a, b)
+    folder, all_looks = host.root / "output/bfr_runs/my_run", host.looks
+    saved = []
+    for look in (1, all_looks // 2, all_looks - 20):  # before the first step, between steps, at the verdict
+        for file in ("checkpoints/last.pt", "report.json"):
+            (folder / file).unlink(missing_ok=True)
+        host.looks, host.cancel_at = 0, look
+        with pytest.raises(Exception, match="^$") as caught:
+            run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)
+        assert type(caught.value).__name__ == "Cancelled" and host.looks == look, "it ended there"
+        saved.append((folder / "checkpoints/last.pt").exists())
+        assert not (folder / "report.json").exists()
+        resumed = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)[0]
+        for a, b in zip(*(r.network.module.state_dict().values() for r in (unbroken, resumed)), strict=True):
+            assert torch.equal(a, b)
+    assert saved == [False, True, True]
+
+
+def test_cancel_is_looked_at_before_every_network_call(
+    run: Run, models: tuple[Any, Any], faces: Any, host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restorer, prior = models
+    calls: list[int] = []
+    for network in (restorer.network.module, prior.network.network):
+        forward = type(network).forward
+
+        def counted(self: Any, *inputs: Any, forward: Any = forward, **more: Any) -> Any:
+            calls.append(host.looks)
+            return forward(self, *inputs, **more)
+
+        monkeypatch.setattr(type(network), "forward", counted)
+    pairs = run("BFR_MakePseudoTargets", faces=faces, restorer=restorer, prior=prior, gate=0.0)[0]
+    run("BFR_FinetuneRestorer", pairs=pairs, restorer=restorer, **TUNING)
+    assert len(calls) > 30 and len(set(calls)) == len(calls), "two calls with no look between them"
+    assert not restorer.network.module._forward_pre_hooks and not prior.network.network._forward_pre_hooks
 
 
 def test_targets_are_cancelled_within_one_network_call(
@@ -143,6 +168,15 @@ def test_pause_gives_the_best_so_far_and_queues_again(
     assert faces_node.fingerprint_inputs(**where) != paused
 
 
+def test_a_deleted_run_is_made_again(run: Run, faces: Any, nodes: dict[str, Any], host: Any) -> None:
+    node, where = nodes["BFR_FacesFromFolder"], {"place": "input", "folder": "photos", "run": "my_run"}
+    other = nodes["BFR_FacesFromImages"]
+    before, before_other = node.fingerprint_inputs(**where), other.fingerprint_inputs(run="my_run")
+    shutil.rmtree(host.root / "output/bfr_runs")
+    assert node.fingerprint_inputs(**where) != before and other.fingerprint_inputs(run="my_run") != before_other
+    assert node.fingerprint_inputs(**where) == node.fingerprint_inputs(**where)
+
+
 def test_a_changed_photo_changes_the_fingerprint(faces: Any, nodes: dict[str, Any], host: Any) -> None:
     node, where = nodes["BFR_FacesFromFolder"], {"place": "input", "folder": "photos", "run": "my_run"}
     before = node.fingerprint_inputs(**where)
@@ -170,7 +204,14 @@ def test_any_graph_can_be_the_teacher(run: Run, models: tuple[Any, Any], photos:
     run("BFR_TargetsFromImages", faces=faces, images=shown[:5].repeat(1, 2, 2, 1), gate=0.0)
     pairs, _, accepted, refused, _ = run("BFR_TargetsFromImages", faces=faces, images=shown[5:], first=5, gate=0.0)
     assert (accepted, refused) == (10, 0)
-    assert run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)[2]
+    longer = TUNING | {"iterations": 10**6, "minutes_this_run": 0.02}
+    first = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **longer)[1]
+    again = run("BFR_TargetsFromImages", faces=faces, images=shown[5:], first=5, gate=0.0)[0]
+    assert again == pairs, "the same pictures are the same targets"
+    then = run("BFR_FinetuneRestorer", pairs=again, restorer=models[0], **longer)[1]
+    assert int(then.split()[3]) > int(first.split()[3]) > 0, "the tuning went on"
+    changed = run("BFR_TargetsFromImages", faces=faces, images=shown[5:].flip(2), first=5, gate=0.0)[0]
+    assert changed != pairs
 
 
 def test_a_missing_prior_is_said(run: Run, models: tuple[Any, Any], faces: Any) -> None:

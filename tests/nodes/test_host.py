@@ -67,7 +67,7 @@ def test_a_graph_runs_and_an_unchanged_one_runs_nothing_again(comfy: Any) -> Non
     outputs = result["outputs"]
     assert outputs["tune"]["text"][0].startswith(("Adopt", "Keep the base", "Cannot tell"))
     assert outputs["targets"]["text"][0].startswith("10 targets are fit to learn from, 0 are refused")
-    assert outputs["restore"]["text"][0].endswith("1 faces found, 1 restored, 0 skipped")
+    assert outputs["restore"]["text"][0].endswith("1 face found, 1 restored, 0 skipped")
     folder = comfy.base / "output/bfr_runs/whole"
     assert json.loads((folder / "report.json").read_text())["verdict"] in ("adopt", "keep_base", "cannot_tell")
     assert (comfy.base / "models/facerestore_models/whole.safetensors").is_file()

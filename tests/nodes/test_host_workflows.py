@@ -10,6 +10,7 @@ import re
 import time
 from itertools import combinations
 from pathlib import Path
+from statistics import median
 from typing import Any
 from urllib.parse import quote
 from urllib.request import urlopen
@@ -122,18 +123,19 @@ def test_memory_after_ten_runs_is_that_after_one(comfy: Any) -> None:
     status = Path(f"/proc/{comfy.pid}/status")
     if not status.is_file():
         pytest.skip("the memory of a process is read from /proc")
-    after = []
-    for i in range(10):
+    after: list[int] = []
+    for i in range(12):
         graph = short(WORKFLOWS / "adapt_step_by_step.json", seed=i)
         for node in graph.values():
             node["inputs"] |= {"run": f"memory_{i}"} if "run" in node["inputs"] else {}
         result = comfy.run(graph)
         assert result["status"]["status_str"] == "success", result["messages"]
-        if i in (0, 9):
+        if i in (0, 1, 2, 9, 10, 11):  # one reading swings by 45 MB, as the allocator sees fit; three settle it
             time.sleep(IDLE_SECONDS)
             after.append(int(re.search(r"VmRSS:\s+(\d+) kB", status.read_text())[1]) * 1024)
-    log.info("memory after one run and after ten: %.0f and %.0f MB", after[0] / 2**20, after[1] / 2**20)
-    assert after[1] - after[0] < MEMORY, f"{after[0] / 2**20:.0f} MB became {after[1] / 2**20:.0f} MB"
+    first, last = median(after[:3]), median(after[3:])
+    log.info("memory after one run and after ten: %.0f and %.0f MB", first / 2**20, last / 2**20)
+    assert last - first < MEMORY, f"{first / 2**20:.0f} MB became {last / 2**20:.0f} MB"
 
 
 # ---------------------------------------------------------------- in the page
@@ -178,6 +180,9 @@ def page(comfy: Any, browser: Any) -> Any:
     until(lambda: browser.execute_script(READY))
     time.sleep(2)  # it opens a graph of its own
     browser.execute_script(SETTINGS)
+    for button in browser.find_elements("css selector", ".p-dialog-close-button, .p-dialog [aria-label=Close]"):
+        button.click()  # a first start shows templates
+        time.sleep(1)
     return browser
 
 
@@ -226,7 +231,9 @@ return found.length;
 """
 SHOWN = """
 const pictures = [...document.querySelectorAll('img')].filter((i) => arguments[0].includes(i.alt));
-pictures.find((i) => !i.naturalWidth)?.scrollIntoView();  // they are loaded when they come into view
+let next = pictures.find((i) => !i.naturalWidth);
+while (next && !next.checkVisibility()) next = next.parentElement;  // hidden until it is loaded
+next?.scrollIntoView();  // they are loaded when they come into view
 return pictures.filter((i) => i.naturalWidth).map((i) => i.alt);
 """
 HELP = """

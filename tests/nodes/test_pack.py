@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import field, make_dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,6 +128,19 @@ def test_search_aliases_only_where_the_host_knows_them(nodes: dict[str, Any], mo
     newer = make_dataclass("Schema", [("search_aliases", list, field(default_factory=list))], bases=(io.Schema,))
     monkeypatch.setattr(io, "Schema", newer)
     assert "codeformer" in node.define_schema().search_aliases
+
+
+def test_seeds_begin_fixed_where_the_host_can_say_so(nodes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    node = nodes["BFR_MakePseudoTargets"]
+
+    def control() -> Any:
+        (seed,) = (s for s in node.define_schema().inputs if s.id == "seed")
+        return seed.options["control_after_generate"]
+
+    assert control() is True
+    io = sys.modules[node.__module__].io  # type: ignore[attr-defined]
+    monkeypatch.setattr(io, "ControlAfterGenerate", SimpleNamespace(fixed="fixed"), raising=False)
+    assert control() == "fixed"
 
 
 def test_the_menu_opens_no_file(nodes: dict[str, Any], host: Any, monkeypatch: pytest.MonkeyPatch) -> None:

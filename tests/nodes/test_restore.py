@@ -53,6 +53,23 @@ def test_no_face_blocks_the_crops(run: Run, models: tuple[Any, Any], found: list
     assert "narrower than min_face" in report
 
 
+def test_transparency_stays_and_grey_and_empty_inputs_are_met(
+    run: Run, models: tuple[Any, Any], found: list[Face]
+) -> None:
+    alpha = torch.rand(2, 64, 96, 1)
+    made, _, crops, *_ = run("BFR_RestoreFaces", restorer=models[0], images=torch.cat([photo(2), alpha], -1))
+    assert made.shape == (2, 64, 96, 4) and torch.equal(made[..., 3:], alpha) and crops.shape[-1] == 3
+    assert torch.equal(made[..., :3], run("BFR_RestoreFaces", restorer=models[0], images=photo(2))[0])
+    larger = torch.cat([photo(), alpha[:1]], -1)[:, :16, :16]
+    made = run("BFR_RestoreFaces", restorer=models[0], images=larger, aligned=True)[0]
+    assert made.shape == (1, 32, 32, 4), "alpha takes the size of the result"
+    made = run("BFR_RestoreFaces", restorer=models[0], images=photo()[..., :1])[0]
+    assert made.shape == (1, 64, 96, 3) and torch.equal(made[..., 0], made[..., 1])
+    for wrong in (photo()[:0], photo()[:, :0], photo()[..., :2], photo()[0]):
+        with pytest.raises(ValueError, match="^images "):
+            run("BFR_RestoreFaces", restorer=models[0], images=wrong)
+
+
 def test_grey_stays_grey(run: Run, models: tuple[Any, Any], found: list[Face]) -> None:
     grey = photo()[..., :1].expand(-1, -1, -1, 3)
     made, mask, *_ = run("BFR_RestoreFaces", restorer=models[0], images=grey)
