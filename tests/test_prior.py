@@ -121,7 +121,8 @@ def test_a_folder_of_diffusers_first_version_loads(tmp_path, kind):
         "norm_eps": 1e-06, "norm_num_groups": 32, "out_channels": 3, "sample_size": 32,
         "time_embedding_type": "positional", "up_block_types": ["UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
     }  # fmt: skip
-    net = UNet2DModel(**config).eval()
+    net: Any = UNet2DModel(**config)
+    net.eval()
     state = dict(net.state_dict())
     for new, old in OLD.items():
         state = {name.replace(new, old): value for name, value in state.items()}

@@ -356,7 +356,9 @@ class Small(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight, self.sizes, self.held = nn.Parameter(torch.ones(1)), [], []
+        self.weight = nn.Parameter(torch.ones(1))
+        self.sizes: list[int] = []
+        self.held: list[weakref.ref[Tensor]] = []
 
     def forward(self, lq: Tensor) -> Tensor:
         assert all(tensor() is None for tensor in self.held), "what a failed call held is still there"
