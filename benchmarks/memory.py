@@ -1,22 +1,28 @@
 """Peak memory and seconds of the published 512 x 512 networks, with random weights of exactly their shape.
 
-    python benchmarks/memory.py [--device cuda] [--batches 1 8 32] [--precisions float32 bfloat16]
+    python benchmarks/memory.py [--device cuda] [--batches 1 8 32] [--precisions float32 bfloat16] [--work FILE]
 
-For every restorer and the prior: restoring or one sampling step, and one tuning step in its full and its low-memory
-form, without the perceptual and adversarial terms. Every figure is measured in a process of its own, which loads a file
-made before, after one run that prepares; a line that ran out of memory says so. The ratio compares `Restorer.restore`
-with the bare network in a loop, face by face, in the same process: each three times, in turn, the quickest counts.
-Memory on a CPU is the most that the process held, Python and PyTorch included. On a shared machine times mean nothing.
+For every restorer and the prior: restoring or one sampling step, and the second tuning step of the recipe and of
+--low-memory, each with its own terms; the perceptual one is the distance in the prior's encoder. Every figure is
+measured in a process of its own, which loads files made before, after one run that prepares; seconds are those of the
+batch by its faces. A line that ran out of memory says so, also where the tuning went on with fewer faces a pass. The
+ratio compares `Restorer.restore` with the bare network in a loop, face by face, in the same process: each three times,
+in turn, the quickest counts. Memory on a CPU is the most that the process held, Python and PyTorch included. On a
+shared machine times mean nothing. With --work every line is kept as it is measured, and the same command goes on from
+there.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import logging
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,15 +35,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 from published_shapes import PRIOR_SETTINGS, RESTORERS, prior_state, restorer_state
 
+from bfr_core.adaptation import LOW_MEMORY, changed, recipe
 from bfr_core.checkpoints import save_tensors
-from bfr_core.finetuning import FinetuneConfig, finetune
+from bfr_core.finetuning import finetune
+from bfr_core.images import replace_atomically
+from bfr_core.losses import perceptual_loss
 from bfr_core.precision import autocast
 from bfr_core.prior import load_prior
 from bfr_core.restorers import Restorer, load_restorer
 from bfr_core.verification import device_name, peak_memory
 
-TRAIN = FinetuneConfig(iterations=2, batch_size=1, micro_batch=1, perceptual=0, adversarial=0, held_out=0)
-LOW = replace(TRAIN, recompute=True, trainable="lora")
+COLUMNS = ("network", "what", "precision", "batch", "seconds a face", "peak memory", "ratio to the bare network")
+STOPPED = (-2, -15)  # exit codes of a process that was ended from outside; such a line is measured again
 
 
 def seconds_of(work, device: torch.device) -> float:
@@ -53,6 +62,8 @@ def seconds_of(work, device: torch.device) -> float:
 
 def make(name: str, path: Path) -> None:
     """A file of the network."""
+    if path.exists():
+        return
     if name == "prior":
         save_tensors(path, prior_state(), {"unet": json.dumps(PRIOR_SETTINGS)})
     else:
@@ -60,7 +71,7 @@ def make(name: str, path: Path) -> None:
 
 
 def measure(path: Path, what: str, precision: str, batch: int, device: torch.device) -> dict[str, str]:
-    """One line of the table, in this process."""
+    """The figures of one line, in this process. path: the network's file, the prior's beside it."""
     network: Any = (load_prior if what == "sample step" else load_restorer)(path).to(device)
     images, extra = torch.rand(batch, 3, 512, 512), {}
     if what == "sample step":
@@ -77,13 +88,36 @@ def measure(path: Path, what: str, precision: str, batch: int, device: torch.dev
         seconds, alone = (min(times) for times in zip(*turns, strict=True))
         extra = {"ratio to the bare network": f"{seconds / alone:.2f}", "peak memory": peak}
     else:
-        pairs = [(face, face) for face in images]
-        config = LOW if "low memory" in what else replace(TRAIN, micro_batch=batch)
-        config = replace(config, precision=precision, batch_size=batch)
-        stamps: list[float] = []
-        finetune(network, pairs, config, callback=lambda *_: stamps.append(time.perf_counter()))
-        seconds = stamps[1] - stamps[0]
+        seconds, extra = tuning_step(network, path, "low memory" in what, precision, images)
     return {"seconds a face": f"{seconds / batch:.2f}", "peak memory": peak_memory(str(device))} | extra
+
+
+def tuning_step(
+    network: Any, path: Path, low_memory: bool, precision: str, images: torch.Tensor
+) -> tuple[float, dict[str, str]]:
+    """Seconds of the second step of the recipe on these faces, and the batch in words if it did not fit at once."""
+    config = changed(recipe(network), LOW_MEMORY if low_memory else {}).finetune
+    config = replace(config, precision=precision, batch_size=len(images), iterations=3, held_out=0)
+    if not low_memory:
+        config = replace(config, micro_batch=len(images))
+    term = None
+    if not network.tuned_by_codes:
+        prior = load_prior(path.with_name(f"prior{path.suffix}")).encoder_to(network.device)
+        term = perceptual_loss(partial(prior.features, recompute=config.recompute))
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("bfr_core.finetuning").addHandler(handler)
+    stamps: list[float] = []
+
+    def stop_after_two(*_: object) -> None:
+        stamps.append(time.perf_counter())
+        if len(stamps) == 2:
+            raise StopIteration
+
+    with contextlib.suppress(StopIteration):
+        finetune(network, [(face, face) for face in images], config, perceptual=term, callback=stop_after_two)
+    return stamps[1] - stamps[0], {"batch": f"{len(images)} ({said[-1]})"} if said else {}
 
 
 def bare(restorer: Restorer, images: torch.Tensor, device: torch.device) -> float:
@@ -104,6 +138,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1])
     parser.add_argument("--precisions", nargs="+", default=["float32"], choices=["float32", "bfloat16"])
     parser.add_argument("--networks", nargs="+", default=[*RESTORERS, "prior"], choices=[*RESTORERS, "prior"])
+    parser.add_argument("--work", type=Path, metavar="FILE", help="measured lines are kept here and not measured again")
     parser.add_argument("--one", nargs=4, metavar=("FILE", "WHAT", "PRECISION", "BATCH"), help=argparse.SUPPRESS)
     parser.add_argument("--make", nargs=2, metavar=("NETWORK", "FILE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -114,22 +149,57 @@ def main() -> None:
         file, what, precision, batch = args.one
         print(json.dumps(measure(Path(file), what, precision, int(batch), torch.device(args.device))))
         return
-    print(f"torch {torch.__version__}, {device_name(args.device)}, {torch.get_num_threads()} threads\n")
-    print("| network | what | precision | batch | seconds a face | peak memory | ratio to the bare network |")
-    print("|---|---|---|---|---|---|---|")
-    for name in args.networks:
-        with TemporaryDirectory() as folder:
-            file = str(Path(folder) / "weights.safetensors")
-            subprocess.run([sys.executable, __file__, "--make", name, file], check=True, capture_output=True)
+    here = f"torch {torch.__version__}, {device_name(args.device)}, {torch.get_num_threads()} threads"
+    print(f"{here}\n\n| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|", flush=True)
+    with TemporaryDirectory() as folder:
+        for name in args.networks:
             parts = ("sample step",) if name == "prior" else ("restore", "tuning step", "tuning step, low memory")
             for what, precision, batch in product(parts, args.precisions, args.batches):
-                one = [what, precision, str(batch)]
-                command = [sys.executable, __file__, "--device", args.device, "--one", file, *one]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                lines = done.stdout.splitlines() or done.stderr.splitlines() or [f"killed ({done.returncode})"]
-                row = json.loads(lines[-1]) if done.returncode == 0 else {"seconds a face": lines[-1][:80]}
-                cells = [row.get(k, "") for k in ("seconds a face", "peak memory", "ratio to the bare network")]
-                print("| " + " | ".join([name, *one, *cells]) + " |", flush=True)
+                key = [here, name, what, precision, str(batch)]
+                row = finished(args.work).get(tuple(key))
+                if row is None:
+                    row = measured_apart(Path(folder), args.device, key[1:])
+                    if args.work and not failed_otherwise(row):
+                        keep(args.work, key, row)
+                cells = dict(zip(COLUMNS, key[1:], strict=False)) | row
+                print("| " + " | ".join(cells.get(column, "") for column in COLUMNS) + " |", flush=True)
+
+
+def measured_apart(folder: Path, device: str, line: list[str]) -> dict[str, str]:
+    """The figures of a line (network, what, precision, batch) from a process of its own, or why there are none."""
+    name, *one = line
+    file = folder / f"{name}.safetensors"
+    for made in {name, "prior"} if "tuning" in one[0] else {name}:
+        command = [sys.executable, __file__, "--make", made, str(folder / f"{made}.safetensors")]
+        subprocess.run(command, check=True, capture_output=True)
+    command = [sys.executable, __file__, "--device", device, "--one", str(file), *one]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode in STOPPED:
+        raise KeyboardInterrupt
+    if done.returncode < 0:
+        return {"seconds a face": f"none: ended by signal {-done.returncode}, most likely for want of memory"}
+    if done.returncode:
+        return {"seconds a face": f"none: {(done.stderr.splitlines() or ['failed'])[-1][:80].replace('|', '/')}"}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def finished(work: Path | None) -> dict[tuple[str, ...], dict[str, str]]:
+    """Lines measured before, by what was measured and where."""
+    if work is None or not work.exists():
+        return {}
+    lines = [line for line in work.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    return {tuple(line["key"]): line["row"] for line in map(json.loads, lines)}
+
+
+def failed_otherwise(row: dict[str, str]) -> bool:
+    """Whether there is no figure, and not for want of memory."""
+    return row["seconds a face"].startswith("none") and "memory" not in row["seconds a face"]
+
+
+def keep(work: Path, key: list[str], row: dict[str, str]) -> None:
+    """Add a measured line to the file."""
+    whole = "".join(f"{json.dumps({'key': k, 'row': r})}\n" for k, r in (*finished(work).items(), (key, row)))
+    replace_atomically(work, lambda part: part.write_text(whole, encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -24,13 +24,16 @@ MAX_JSON = 1 << 20  # bytes of a side-car or config
 NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 NUMBERS |= {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 MAX_REASON = 160  # characters of another library's words
+WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "params-ema", "model", "net")
+METADATA = "bfr_adapt"  # where a PyTorch file of this program has what a safetensors file has as metadata
+PREFIXES = ("module.", "_orig_mod.", "netG.")  # that wrappers of networks put before every name
 SPARE_BYTES = 1 << 26  # that building a network may take beyond what its file holds
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors of a .safetensors or PyTorch file by name, on the CPU, and the metadata (safetensors only).
+    """Tensors of a .safetensors or PyTorch file by name, on the CPU, and the metadata, which few PyTorch files have.
 
-    PyTorch files may wrap the tensors as {"params_ema": ...}, {"params": ...} or {"state_dict": ...}.
+    PyTorch files may wrap the tensors as {"params_ema": ...}, or by another name of `WRAPPERS`.
     Raises FileNotFoundError, or ValueError when the file is damaged, holds code or NaN, or claims absurd sizes.
     """
     path = Path(path)
@@ -41,7 +44,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if path.suffix == ".safetensors":
         state, metadata = _read_safetensors(path)
     else:
-        state, metadata = _read_tensors(path), {}
+        state, metadata = _read_tensors(path)
     _refuse_absurd(path, state)
     for name, value in state.items():
         if value.is_floating_point() and value.numel() and not torch.stack(torch.aminmax(value)).isfinite().all():
@@ -96,9 +99,10 @@ def read_pickle(path: Path) -> Any:
         ) from None
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     content = read_pickle(path)
-    for key in ("params_ema", "params", "state_dict"):
+    metadata = content.get(METADATA) if isinstance(content, Mapping) else None
+    for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
@@ -106,7 +110,18 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
     ):
         raise ValueError(f"{path.name}: holds no table of tensors")
-    return dict(content)
+    if not isinstance(metadata, Mapping) or not all(isinstance(x, str) for pair in metadata.items() for x in pair):
+        metadata = {}
+    return dict(content), dict(metadata)
+
+
+def without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` under the names that the network itself gives, if a wrapper put one of `PREFIXES` before all of them."""
+    found = dict(state)
+    for prefix in PREFIXES:
+        if found and all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): value for name, value in found.items()}
+    return found
 
 
 def _is_honest_zip(path: Path) -> bool:

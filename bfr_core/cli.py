@@ -14,8 +14,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .checkpoints import reason_of
 from .images import printable
-from .precision import choose_device
+from .precision import choose_device, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except (ValueError, FileNotFoundError, OSError) as error:
         print(f"bfr: {printable(str(error))}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"bfr: too little memory ({reason_of(error)}); try --low-memory, or --device cpu", file=sys.stderr)
         return 2
     if args.json:
         print(json.dumps(summary))
@@ -233,11 +239,11 @@ def adapt(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 def _tuned(result: Any, pth: bool) -> dict[str, Any]:
     from .report import VERDICTS
-    from .restorers import export_pth
+    from .restorers import export_pth, load_restorer
 
     run, progress = result.run, result.progress
     if pth:
-        export_pth(run.restorer.with_suffix(".pth"), result.restorer)
+        export_pth(run.exported(result.restorer.architecture), load_restorer(run.restorer))
     print(f"restorer: {run.restorer}\nreport:   {run.report}", file=sys.stderr)
     print(f"{VERDICTS[result.judgement.verdict].lower()}: {result.judgement.sentence}", file=sys.stderr)
     return {
@@ -253,12 +259,14 @@ def _tuned(result: Any, pth: bool) -> dict[str, Any]:
 def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from .restore import RestoreConfig, restore_folder
     from .restorers import load_restorer
+    from .restorers.codeformer import with_fidelity
 
     config = RestoreConfig(**{name: getattr(args, name) for name in RESTORE_TEXT})
+    restorer = load_restorer(args.restorer).to(choose_device(args.device))
     result = restore_folder(
         args.photos,
         args.out,
-        load_restorer(args.restorer).to(choose_device(args.device)),
+        restorer if args.fidelity is None else with_fidelity(restorer, args.fidelity),
         config,
         aligned=args.aligned,
         skip_existing=args.skip_existing,
@@ -358,7 +366,7 @@ def bench(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 
 def weights(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
-    from .weights import TABLE, fetch, find_entry, locate, verify
+    from .weights import ALSO, TABLE, fetch, find_entry, locate, search_folders, verify
 
     if args.action in ("get", "convert") and not args.name:
         raise ValueError(f"weights {args.action}: give a NAME; 'bfr weights list' shows them")
@@ -374,6 +382,10 @@ def weights(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         raise ValueError(f"weights {args.name}: not in the table; 'bfr weights list' shows it")
     if args.action == "get" and entry:
         print(f"{entry.name}: {entry.what}\nlicence: {entry.licence}\nfrom {entry.url}", file=sys.stderr)
+        there = locate(entry.name)
+        if there and verify(entry, there) == "ok":
+            print(f"checked, and used where it lies: {printable(there)}", file=sys.stderr)
+            return {"path": str(there)}
         fetched = fetch(entry, callback=lambda have, total: bars("fetch", have, total or have + 1, None))
         print(f"checked: {fetched}", file=sys.stderr)
         return {"path": str(fetched)}
@@ -383,6 +395,9 @@ def weights(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         state = "not here" if path is None else verify(one, path) if args.action == "verify" else "here"
         rows.append({"name": one.name, "state": state, "path": str(path or ""), "licence": one.licence})
         print(f"{one.name:<32} {state:<10} {one.what}; {one.licence}{f'; {path}' if path else ''}", file=sys.stderr)
+    if args.action == "list":
+        print(f"looked for in: {', '.join(printable(folder) for folder in search_folders())}", file=sys.stderr)
+        print(f"other folders, of ComfyUI or WebUI for instance, may be named in {ALSO}, as in PATH", file=sys.stderr)
     return {"weights": rows}
 
 
@@ -563,6 +578,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="results, under the photos' own names")
     sub.add_argument("--aligned", action="store_true", help="the photos are aligned square faces already")
     sub.add_argument("--skip-existing", action="store_true", help="leave results alone that are there already")
+    text = "CodeFormer's fidelity_weight: 0 cleaner, 1 closer to the photo (0.5); other restorers have none"
+    sub.add_argument("--fidelity", type=float, metavar="FLOAT", help=text)
     text = "leave out where the photos were taken; those without faces are then written anew, not copied"
     sub.add_argument("--strip-gps", action="store_true", help=text)
     for name, text in RESTORE_TEXT.items():

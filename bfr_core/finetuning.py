@@ -28,7 +28,7 @@ from .images import printable, replace_atomically
 from .losses import ImageLoss, UNetDiscriminator, discriminator_loss, generator_loss
 from .lowrank import add_low_rank, merge_low_rank
 from .objectives import Batch, Objective, objective_of, weighted
-from .precision import Precision, autocast
+from .precision import Precision, autocast, is_out_of_memory
 from .restorers import Restorer
 from .transplant import damage_filter, transplanted
 
@@ -290,7 +290,9 @@ def finetune(
                 group["lr"] = learning_rate(config, done)
             try:
                 sums = gradients(micro_batch)
-            except torch.cuda.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 if micro_batch == 1:
                     raise ValueError("too little memory to tune on one face at a time; try --low-memory") from None
                 micro_batch //= 2

@@ -8,6 +8,7 @@ from pathlib import Path
 from .checkpoints import load_tensors, sha256_of
 from .images import IMAGE_SUFFIXES, read_photo
 from .lowrank import KIND
+from .prior import holds_unet, load_prior
 from .provenance import Record
 from .restorers import load_restorer
 from .weights import allows_commercial_use, licence_of, resolve
@@ -17,8 +18,9 @@ EMBEDDED = "embedded"
 
 @dataclass(frozen=True)
 class Inspection:
-    """kind: "restorer" or "change of a restorer". parts: (what, name, licence) of the file and all it was made from.
+    """kind: "restorer", "change of a restorer" or "prior".
 
+    parts: (what, name, licence) of the file and all it was made from.
     commercial: may it be used commercially; None if a licence leaves that open. facts: whatever else the file records.
     """
 
@@ -46,14 +48,18 @@ class Inspection:
 
 
 def inspect(name_or_path: str | Path) -> Inspection:
-    """What is recorded in a restorer or a file of changes. Raises as `load_restorer`."""
+    """What is recorded in a restorer, a file of changes, or a prior. Raises as `load_restorer` or `load_prior`."""
     if str(name_or_path) == EMBEDDED:
         restorer = load_restorer(EMBEDDED)
         metadata, kind = dict(restorer.metadata), "restorer"
         name, own, architecture, size = EMBEDDED, restorer.licence, restorer.architecture, str(restorer.size)
     else:
         path = resolve(name_or_path)
-        _, metadata = load_tensors(path)
+        if path.is_dir():
+            return _of_prior(path)
+        state, metadata = load_tensors(path)
+        if holds_unet(state):
+            return _of_prior(path)
         name, kind = path.name, "change of a restorer" if metadata.get("kind") == KIND else "restorer"
         if metadata.get("kind") == KIND:  # its base need not be here to read what it says
             own, architecture, size = (
@@ -74,6 +80,13 @@ def inspect(name_or_path: str | Path) -> Inspection:
     told = {"licence", "architecture", "size", "kind", "base", "base_licence", "prior", "prior_licence"}
     facts = {key: value for key, value in metadata.items() if key not in told}
     return Inspection(name, kind, architecture, size, tuple(parts), commercial, facts)
+
+
+def _of_prior(path: Path) -> Inspection:
+    prior = load_prior(path)
+    parts = (("prior", prior.name, prior.licence),)
+    commercial = allows_commercial_use(prior.licence)
+    return Inspection(path.name, "prior", "U-Net", str(prior.size), parts, commercial, {"SHA-256": prior.sha256})
 
 
 # ---------------------------------------------------------------- pictures

@@ -36,6 +36,13 @@ def choose_device(name: str = "auto") -> torch.device:
         raise ValueError(f"device is {name!r}, which cannot be used here ({reason}); try auto or cpu") from None
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device's or the computer's memory is too small."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    said = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+    return said or isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
+
+
 def has_bfloat16(device: torch.device) -> bool:
     """True where bfloat16 arithmetic is native, so that it saves time."""
     if device.type == "cuda":

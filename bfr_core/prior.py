@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .checkpoints import MAX_JSON, load_tensors, reason_of, save_tensors, sha256_of, whole_number
+from .checkpoints import MAX_JSON, load_tensors, reason_of, save_tensors, sha256_of, whole_number, without_prefix
 from .schedule import linear_alpha_bar
 from .unet import UNet
 from .weights import licence_of, resolve
@@ -33,6 +33,7 @@ KNOWN_SETTINGS: dict[str, dict[str, Any]] = {
         "use_new_attention_order": False,
     },
 }
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of diffusers' attention
 FEATURE_TIMESTEP = 20  # nearly clean: the level at which clean images are compared in the prior's encoder
 
 
@@ -131,7 +132,7 @@ def convert_prior(name_or_path: str | Path, folder: Path) -> Path:
     settings = _settings_of(path, metadata, digest)
     licence = metadata.get("licence") or licence_of(digest)
     record = {"unet": json.dumps(settings), "licence": licence, "source": path.name, "source_sha256": digest}
-    whole = {name: value for name, value in state.items() if _is_unet_key(name.removeprefix("unet."))}
+    whole = _unet_of(state)
     _build_unet(path, whole, settings)
     save_tensors(folder / CONVERTED, whole, record)
     return folder
@@ -151,8 +152,8 @@ def _settings_of(path: Path, metadata: Mapping[str, str], digest: str) -> dict[s
 
 
 def _build_unet(path: Path, state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> UNet:
-    state = {k.removeprefix("unet."): v.float() for k, v in state.items() if _is_unet_key(k.removeprefix("unet."))}
-    if not {"input_blocks.0.0.weight", "time_embed.0.weight", "out.2.weight"} <= set(state):
+    state = {name: value.float() for name, value in _unet_of(state).items()}
+    if not holds_unet(state):
         raise ValueError(f"{path.name}: no guided-diffusion U-Net in this file")
     if max(max(v.shape, default=0) for v in state.values()) > MAX_CHANNELS * 4:
         raise ValueError(f"{path.name}: layers of absurd size")
@@ -181,8 +182,15 @@ def _load_guided_diffusion(path: Path) -> Prior:
     )
 
 
-def _is_unet_key(key: str) -> bool:
-    return key.split(".")[0] in ("time_embed", "input_blocks", "middle_block", "output_blocks", "out")
+def holds_unet(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are tensors of a guided-diffusion U-Net."""
+    return {"input_blocks.0.0.weight", "time_embed.0.weight", "out.2.weight"} <= set(_unet_of(state))
+
+
+def _unet_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    parts = ("time_embed", "input_blocks", "middle_block", "output_blocks", "out")
+    named = {name.removeprefix("unet."): value for name, value in without_prefix(state).items()}
+    return {name: value for name, value in named.items() if name.split(".")[0] in parts}
 
 
 def _load_diffusers(folder: Path) -> Prior:
@@ -197,9 +205,8 @@ def _load_diffusers(folder: Path) -> Prior:
         None,
     )
     scheduler = _read_json(scheduler_file) if scheduler_file else {}
-    weights = next(
-        (f for f in sorted(inner.glob("diffusion_pytorch_model.*")) if f.suffix in (".safetensors", ".bin")), None
-    )
+    files = sorted(inner.glob("diffusion_pytorch_model.*"))
+    weights = next((f for suffix in (".safetensors", ".bin") for f in files if f.suffix == suffix), None)
     if weights is None:
         raise FileNotFoundError(f"{folder}: no diffusion_pytorch_model.safetensors in it")
     state, metadata = load_tensors(weights)
@@ -207,7 +214,7 @@ def _load_diffusers(folder: Path) -> Prior:
     try:
         with torch.device("meta"):  # no memory is taken, whatever the config asks for; the tensors are the file's
             network = UNet2DModel.from_config({k: v for k, v in config.items() if not k.startswith("_")})
-        network.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
+        network.load_state_dict({_todays_name(k): v.float() for k, v in state.items()}, assign=True)
     except Exception as error:  # whatever a strange config makes diffusers stumble on
         raise ValueError(f"{folder.name}: weights do not fit its config.json ({reason_of(error)})") from None
     channels = network.config.in_channels
@@ -226,6 +233,15 @@ def _load_diffusers(folder: Path) -> Prior:
         sha256=sha256_of(weights),
         licence=metadata.get("licence", "unknown"),
     )
+
+
+def _todays_name(name: str) -> str:
+    """A tensor's name in diffusers since 0.12; google/ddpm-ema-celebahq-256 and others of its age say it otherwise."""
+    block, found, part = name.rpartition(".attentions.")
+    number, *rest = part.split(".")
+    if not found or rest[0] not in OLD_NAMES:
+        return name
+    return f"{block}{found}{number}.{OLD_NAMES[rest[0]]}.{'.'.join(rest[1:])}"
 
 
 class _Sample(nn.Module):
@@ -256,6 +272,14 @@ def _encode_diffusers(
 
 def alpha_bar_of(scheduler: Mapping[str, Any]) -> Tensor:
     """alpha_bar of a diffusers scheduler config, (T,) float64; linear 1e-4 ... 0.02 over 1,000 where it is silent."""
+    alpha_bar = _alpha_bar_by_name(scheduler)
+    if not scheduler.get("rescale_betas_zero_snr"):
+        return alpha_bar
+    signal = alpha_bar.sqrt()  # arXiv:2305.08891, algorithm 1; a trace of the image is left, as in diffusers
+    return ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])).square().clamp_min(2.0**-24)
+
+
+def _alpha_bar_by_name(scheduler: Mapping[str, Any]) -> Tensor:
     kind = scheduler.get("beta_schedule", "linear")
     steps = int(scheduler.get("num_train_timesteps", 1000))
     first, last = float(scheduler.get("beta_start", 1e-4)), float(scheduler.get("beta_end", 0.02))

@@ -16,7 +16,7 @@ from .draws import keyed_noise
 from .images import to_signed, to_unit
 from .metrics import DETAIL_SIGMA, high_band, psnr
 from .noise_level import estimate_noise_level
-from .precision import Precision, autocast
+from .precision import Precision, autocast, is_out_of_memory
 from .prior import Prior
 from .restorers import Restorer
 from .sampler import Callback as SamplerCallback
@@ -105,8 +105,8 @@ def make_pseudo_targets(
     config = settled(config, lq, restorer, prior)
     try:
         return _make(lq, names, restorer, prior, config, callback)
-    except torch.cuda.OutOfMemoryError:
-        if len(lq) == 1:
+    except (RuntimeError, MemoryError) as error:
+        if len(lq) == 1 or not is_out_of_memory(error):
             raise
     log.warning("too little memory for %d faces at once; going on with half as many", len(lq))
     torch.cuda.empty_cache()

@@ -24,7 +24,7 @@ from .faces.detect import load_detector
 from .faces.paste import face_patches, luma
 from .images import Photo, list_images, printable, read_photo, replace_atomically, without_place, write_photo
 from .metrics import sharpness
-from .precision import has_bfloat16
+from .precision import has_bfloat16, is_out_of_memory
 from .provenance import Step
 from .restorers.base import Restorer
 
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 RestoreCallback = Callable[[int, int, "Tensor | None"], None]
 FindFaces = Callable[[Tensor], list[Face]]  # a FaceDetector, or anything else that answers for a photo
 Parser = Callable[[Tensor], Tensor]  # a restored crop (3, S, S) -> the part of it that is pasted, (1, S, S)
+TRIAL_PAYS = 4  # times as many photos as are restored to try a precision: from here on trying it may save time
 LARGER = 1.05  # of the restorer's size: from here on a face is said to be too large
 ONE_FACE: dict[str, Callable[[Face], float]] = {  # a choice of one face: the least by this
     "largest": lambda face: -face.width,
@@ -262,7 +263,7 @@ def load_parser(config: RestoreConfig, restorer: Restorer) -> Parser | None:
 def settle_precision(restorer: Restorer, crops: list[Tensor]) -> Restorer:
     """`restorer` in bfloat16 where that is native, faster on these crops, and changes less than 1/255 on average.
 
-    crops: (3, S, S) each; each is restored twice.
+    crops: (3, S, S) each, the first batch; each is restored twice.
     """
     if restorer.precision != "float32" or not has_bfloat16(restorer.device):
         return restorer
@@ -289,13 +290,21 @@ def restore_crops(
     check: called after every call of the restorer; what it raises ends the work.
     """
     results: list[Tensor | str] = []
-    for start in range(0, len(crops), batch_size):
-        batch = crops[start : start + batch_size]
+    while len(results) < len(crops):
+        batch = crops[len(results) : len(results) + batch_size]
+        problem, full = "", False
         try:
             results += restorer.restore(torch.stack(batch)).cpu().unbind()
-        except (ValueError, RuntimeError) as error:  # NaN, or too little memory: perhaps not for fewer faces
-            fewer = [_first_line(error)] if len(batch) == 1 else restore_crops(batch, restorer, len(batch) // 2, check)
-            results += fewer
+        except (ValueError, RuntimeError, MemoryError) as error:
+            problem, full = _first_line(error), is_out_of_memory(error)
+        # From here on the error, and with it all that the failed call held in memory, is gone.
+        if full and len(batch) > 1:
+            batch_size = len(batch) // 2
+            log.warning("too little memory for %d faces at once; going on with %d", len(batch), batch_size)
+            torch.cuda.empty_cache()
+            continue
+        if problem:  # perhaps of one face only
+            results += [problem] if len(batch) == 1 else restore_crops(batch, restorer, len(batch) // 2, check)
         if check:
             check()
     return results
@@ -430,7 +439,9 @@ def restore_folder(
             crops = [crop for job in group for crop in job.crops]
             before = time.monotonic()
             if crops and not settled:
-                restorer, settled = settle_precision(restorer, crops[: config.batch_size]), True
+                tried, settled = crops[: config.batch_size], True
+                if len(todo) >= TRIAL_PAYS * len(tried):
+                    restorer = settle_precision(restorer, tried)
             restored = iter(restore_crops(crops, restorer, config.batch_size))
             network_seconds += time.monotonic() - before
             for job in group:

@@ -32,7 +32,7 @@ class Run:
     checkpoints/      training state
     restorer.safetensors, report.html, report.json, log.txt
     job.json          how far the last job in the background is, see `jobs`
-    restorer.pth          the same again, if asked for
+    restorer.pth          the same again, if asked for; restorer_codeformer.pth where it is one
     change.safetensors    after low-rank tuning: what it changed, alone
     """
 
@@ -92,6 +92,10 @@ class Run:
     @property
     def restorer(self) -> Path:
         return self.folder / "restorer.safetensors"
+
+    def exported(self, architecture: str) -> Path:
+        """The .pth file; ReActor and facerestore_cf know a CodeFormer by its file's name."""
+        return self.folder / ("restorer_codeformer.pth" if architecture == "CodeFormer" else "restorer.pth")
 
     @property
     def change(self) -> Path:

@@ -122,9 +122,16 @@ class Attention(nn.Module):
     def __init__(self, channels: int, settings: Mapping[str, Any]) -> None:
         super().__init__()
         head = int(settings.get("num_head_channels") or -1)
-        self.heads = channels // head if head > 0 else int(settings.get("num_heads") or 1)
-        if channels % self.heads:
-            raise ValueError(f"num_head_channels is {head}; it must divide the prior's {channels} attention channels")
+        heads = channels // head if head > 0 else int(settings.get("num_heads") or 0)
+        if not heads and head < 1:
+            raise ValueError(
+                'shapes do not tell its attention heads; put a .json of its name beside it: {"num_head_channels": 64}, '
+                "or num_heads, as it was trained"
+            )
+        if heads < 1 or channels % heads:
+            told = f"num_head_channels is {head}" if head > 0 else f"num_heads is {heads}"
+            raise ValueError(f"{told}; it must divide the prior's {channels} attention channels")
+        self.heads = heads
         self.split_first = bool(settings.get("use_new_attention_order"))
         self.norm = nn.GroupNorm(GROUPS, channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)

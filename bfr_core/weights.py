@@ -6,6 +6,7 @@ Nothing is fetched unasked. A file counts as the published one only if its SHA-2
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from .checkpoints import sha256_of
+from .checkpoints import MAX_BYTES, sha256_of
 
 CHUNK = 1 << 18
 TIMEOUT = 30.0  # seconds without a byte before a connection is given up
@@ -153,14 +154,20 @@ HOST_FOLDERS = (
 
 
 def find_entry(name: str) -> Weights | None:
-    """The table's entry for a file name, with or without suffix, in any case."""
+    """The table's entry for a file name, with or without suffix, in any case; also for a host's name of the file."""
     wanted = name.lower()
-    return next((w for w in TABLE if wanted in (w.name.lower(), Path(w.name).stem.lower())), None)
+    return next((w for w in TABLE for n in (w.name, *w.also) if wanted in (n.lower(), Path(n).stem.lower())), None)
 
 
 def licence_of(sha256: str) -> str:
     """Licence of the published file with this SHA-256, or "unknown"."""
-    return next((w.licence for w in TABLE if w.sha256 and w.sha256 == sha256), "unknown")
+    entry = entry_of(sha256)
+    return entry.licence if entry else "unknown"
+
+
+def entry_of(sha256: str) -> Weights | None:
+    """The table's entry for the published file with this SHA-256, whatever it is called."""
+    return next((w for w in TABLE if w.sha256 and w.sha256 == sha256), None)
 
 
 def allows_commercial_use(licence: str) -> bool | None:
@@ -170,7 +177,7 @@ def allows_commercial_use(licence: str) -> bool | None:
     )
     if licence in known:
         return known[licence]
-    return False if any(word in licence.lower() for word in ("non-commercial", "noncommercial", "-nc")) else None
+    return False if re.search(r"non.?commercial|[- ]nc\b", licence.lower()) else None
 
 
 def weights_folder() -> Path:
@@ -193,11 +200,14 @@ def search_folders() -> list[Path]:
 
 def locate(name: str) -> Path | None:
     """Path of a file of the table that is on this machine; it is used where it lies, never moved."""
+    return next(iter(locations(name)), None)
+
+
+def locations(name: str) -> list[Path]:
+    """All places on this machine where a file of the table is, in the order of `search_folders`."""
     entry = find_entry(name)
-    if entry is None:
-        return None
-    names = (entry.name, *entry.also)
-    return next((path for folder in search_folders() for n in names if (path := folder / n).is_file()), None)
+    names = (entry.name, *entry.also) if entry else ()
+    return [path for folder in search_folders() for n in names if (path := folder / n).is_file()]
 
 
 def resolve(name_or_path: str | Path) -> Path:
@@ -297,8 +307,8 @@ def _fetch_rest(entry: Weights, part: Path, callback: Callable[[int, int], None]
         while chunk := response.read(CHUNK):
             file.write(chunk)
             have += len(chunk)
-            if entry.size and have > entry.size:
-                raise ValueError(f"{entry.name}: {entry.url} sends more than the published file's {entry.size} bytes")
+            if have > (most := entry.size or MAX_BYTES):
+                raise ValueError(f"{entry.name}: {entry.url} sends more than the published file's {most} bytes")
             if callback:
                 callback(have, total)
     return not total or have >= total

@@ -9,12 +9,16 @@ import torch
 from bfr_core.checkpoints import (
     MAX_HEADER,
     MAX_TENSORS,
+    WRAPPERS,
     LimitedBuilding,
     load_tensors,
     save_tensors,
     sha256_of,
     whole_number,
+    without_prefix,
 )
+
+X = torch.ones(1)
 
 
 def test_what_is_saved_is_loaded(tmp_path):
@@ -30,11 +34,28 @@ def test_what_is_saved_can_be_read_by_whoever_may_read_other_new_files(tmp_path)
     assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-@pytest.mark.parametrize("wrapper", ["params_ema", "params", "state_dict", None])
+@pytest.mark.parametrize("wrapper", [*WRAPPERS, None])
 def test_wrapped_pytorch_files(tmp_path, wrapper):
     tensors = {"x": torch.ones(2)}
     torch.save({wrapper: tensors} if wrapper else tensors, tmp_path / "a.pth")
     assert list(load_tensors(tmp_path / "a.pth")[0]) == ["x"]
+
+
+def test_prefixes_that_wrappers_of_networks_add_are_taken_off():
+    assert list(without_prefix({"module.a.weight": X, "module.b": X})) == ["a.weight", "b"]
+    assert list(without_prefix({"module.a.weight": X, "b": X})) == ["module.a.weight", "b"]
+    assert list(without_prefix({"_orig_mod.a": X})) == ["a"] and without_prefix({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [({"licence": "MIT"}, {"licence": "MIT"}), ({"licence": 3}, {}), ({3: "MIT"}, {}), (["MIT"], {}), (None, {})],
+    ids=str,
+)
+def test_a_pytorch_file_may_say_of_itself_what_is_text(tmp_path, given, read):
+    torch.save({"params_ema": {"x": torch.ones(2)}, "bfr_adapt": given}, tmp_path / "a.pth")
+    state, metadata = load_tensors(tmp_path / "a.pth")
+    assert list(state) == ["x"] and metadata == read
 
 
 class Bomb:

@@ -17,6 +17,7 @@ from bfr_core import prior
 from bfr_core.checkpoints import sha256_of
 from bfr_core.cli import OPTIONS, build_parser, main, settings
 from bfr_core.images import read_image, write_image
+from bfr_core.inspection import inspect, inspect_picture
 from bfr_core.restorers import load_restorer, save_restorer
 
 
@@ -50,6 +51,7 @@ def test_the_stages_one_by_one_give_what_adapt_gives(quick, photos, tiny_restore
 
 def test_export_pth_writes_the_same_weights_again(quick, tmp_path):
     assert main([*quick, "--run", str(tmp_path), "--export-pth"]) == 0
+    assert load_restorer(tmp_path / "restorer.pth").metadata["prior_licence"] == "unknown", "terms travel with it"
     exported = torch.load(tmp_path / "restorer.pth", weights_only=True)["params_ema"]
     saved = load_file(tmp_path / "restorer.safetensors")
     assert exported.keys() == saved.keys() and all(torch.equal(exported[k], saved[k]) for k in saved)
@@ -69,10 +71,12 @@ def test_export_writes_what_spandrel_reads_whole_or_from_a_change(quick, photos,
             assert main(["export", str(run / source), "--out", str(out)]) == 0
             assert (spandrel.ModelLoader().load_from_file(out)(lq) - wanted).abs().max() < 1e-6
             if suffix == ".pth":
-                assert list(torch.load(out, weights_only=True)) == ["params_ema"]
-            assert (load_restorer(out).restore(lq) - wanted).abs().max() < 1e-6
-        assert load_restorer(out).metadata["base_sha256"] == sha256_of(tiny_restorer), "what it was made from travels"
-        assert load_restorer(out).licence == "test"
+                assert list(torch.load(out, weights_only=True)) == ["params_ema", "bfr_adapt"]
+            written = load_restorer(out)
+            assert (written.restore(lq) - wanted).abs().max() < 1e-6
+            assert written.metadata["base_sha256"] == sha256_of(tiny_restorer), "what it was made from travels"
+            assert written.licence == "test"
+            assert [part[0] for part in inspect(out).parts] == ["restorer", "base", "prior"]
     capsys.readouterr()
     assert main(["export", str(run / "restorer.safetensors"), "--out", str(tmp_path / "x.zip")]) == 2
     assert capsys.readouterr().err.startswith("bfr: --out ")
@@ -86,6 +90,39 @@ def test_restore_warns_of_a_restorer_that_was_judged_no_better(photos, tiny_rest
     lines = [line for line in capsys.readouterr().err.splitlines() if "verdict" in line]
     assert len(lines) == says and all(line.startswith("judged.safetensors: ") for line in lines)
     assert all(line.isprintable() and "base" in line for line in lines)
+
+
+def test_restore_sets_codeformers_fidelity(photos, tmp_path, monkeypatch, capsys):
+    from published_shapes import small_network
+
+    from bfr_core import restorers
+    from bfr_core.restorers.codeformer import CodeFormer
+
+    base = CodeFormer(small_network("CodeFormer").eval(), "CodeFormer", 64, "base.pth")
+    monkeypatch.setattr(base.module, "forward", lambda x, weight: (x, None))
+    monkeypatch.setattr(restorers, "load_restorer", lambda name: base)
+    command = ["restore", str(photos / "below"), "--aligned", "--out"]
+    assert main([*command, str(tmp_path / "usual")]) == 0
+    assert main([*command, str(tmp_path / "faithful"), "--fidelity", "1"]) == 0
+    weights = []
+    for kind in ("usual", "faithful"):
+        weights += [inspect_picture(tmp_path / kind / "face 1.png").record.steps[0].settings["fidelity_weight"]]
+    assert weights == [0.5, 1.0]
+    assert main([*command, str(tmp_path / "wrong"), "--fidelity", "1.5"]) == 2
+    assert "fidelity_weight is 1.5" in capsys.readouterr().err
+
+
+def test_too_little_memory_is_one_line(photos, tmp_path, monkeypatch, capsys):
+    from bfr_core import restorers
+
+    def full(name):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nmore")
+
+    monkeypatch.setattr(restorers, "load_restorer", full)
+    assert main(["restore", str(photos), "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.strip().splitlines() == [
+        "bfr: too little memory (CUDA out of memory. Tried to allocate 20.00 MiB.); try --low-memory, or --device cpu"
+    ]
 
 
 def test_adapt_opens_its_networks_once(quick, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from bfr_core.checkpoints import save_tensors
 from bfr_core.images import Photo, write_photo
 from bfr_core.inspection import inspect, inspect_picture
 from bfr_core.provenance import Record, Step
@@ -48,9 +49,30 @@ def test_a_change_is_inspected_without_its_base(tiny_restorer, tmp_path):
     assert ("base", "tiny.safetensors", "CC BY-NC-SA 4.0") in found.parts
 
 
+def test_a_prior_is_inspected_as_a_file_or_a_folder(tiny_prior, tmp_path):
+    from published_shapes import prior_shapes
+
+    state = {name: torch.zeros(shape, dtype=torch.half) for name, shape in prior_shapes().items()}
+    record = {"unet": '{"num_head_channels": 64}', "licence": "S-Lab License 1.0 (non-commercial)", "source": "p.pth"}
+    save_tensors(tmp_path / "prior.safetensors", state, record)
+    for place in (tmp_path, tmp_path / "prior.safetensors"):
+        found = inspect(place)
+        assert found.kind == "prior" and found.commercial is False and found.parts[0][1] == "p.pth"
+        assert any("commercially? no, because of its prior (S-Lab" in line for line in found.lines())
+    assert inspect(tiny_prior).commercial is None
+
+
 @pytest.mark.parametrize(
     ("licence", "answer"),
-    [("MIT", True), ("Apache-2.0", True), ("cc-by-nc-4.0", False), ("Non-Commercial use only", False), ("mine", None)],
+    [
+        ("MIT", True),
+        ("Apache-2.0", True),
+        ("cc-by-nc-4.0", False),
+        ("CC BY NC 4.0", False),
+        ("non commercial", False),
+        ("Non-Commercial use only", False),
+        ("mine", None),
+    ],
 )
 def test_licences_by_name(licence, answer):
     assert allows_commercial_use(licence) is answer

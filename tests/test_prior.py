@@ -95,6 +95,55 @@ def test_schedules_agree_with_diffusers(schedule):
     assert (alpha_bar_of({"beta_schedule": schedule}) - expected).abs().max() < 1e-5
 
 
+def test_a_schedule_rescaled_to_end_in_noise_agrees_with_diffusers():
+    from diffusers import DDIMScheduler
+
+    config = {"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True}
+    expected = getattr(DDIMScheduler(**config), "alphas_cumprod").double()  # noqa: B009
+    found = alpha_bar_of(config)
+    assert (found - expected).abs().max() < 1e-5 and 0 < found[-1] < 1e-6
+
+
+OLD = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_a_folder_of_diffusers_first_version_loads(tmp_path, kind):
+    """As google/ddpm-ema-celebahq-256: config and scheduler side by side, attention under its old names."""
+    from diffusers import UNet2DModel
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    config = {
+        "act_fn": "silu", "attention_head_dim": None, "block_out_channels": [32, 32, 64], "center_input_sample": False,
+        "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D"], "downsample_padding": 0,
+        "flip_sin_to_cos": False, "freq_shift": 1, "in_channels": 3, "layers_per_block": 1, "mid_block_scale_factor": 1,
+        "norm_eps": 1e-06, "norm_num_groups": 32, "out_channels": 3, "sample_size": 32,
+        "time_embedding_type": "positional", "up_block_types": ["UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    }  # fmt: skip
+    net: Any = UNet2DModel(**config)
+    net.eval()
+    state = dict(net.state_dict())
+    for new, old in OLD.items():
+        state = {name.replace(new, old): value for name, value in state.items()}
+    assert any(".query." in name for name in state) and not any(".to_q." in name for name in state)
+    first = {"_class_name": "UNet2DModel", "_diffusers_version": "0.1.1"}
+    (tmp_path / "config.json").write_text(json.dumps(first | config))
+    schedule = {"_class_name": "DDPMScheduler", "beta_schedule": "linear", "beta_end": 0.015, "clip_sample": True}
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(schedule))
+    if kind == "bin":
+        torch.save(state, tmp_path / "diffusion_pytorch_model.bin")
+    else:
+        (tmp_path / "diffusion_pytorch_model.bin").write_text("the other file is taken")
+        save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "diffusion_pytorch_model.safetensors")
+    prior = load_prior(tmp_path)
+    x, t = torch.rand(1, 3, 32, 32), torch.tensor([500])
+    with torch.no_grad():
+        assert torch.allclose(prior(x, t)[0], net(x, t).sample, atol=1e-5)
+    assert prior.size == 32 and torch.equal(prior.alpha_bar, linear_alpha_bar(last=0.015))
+    assert [f.shape[1] for f in prior.features(x)] == [32, 32, 32, 32, 32, 64]
+
+
 def test_unknown_schedule_is_named():
     with pytest.raises(ValueError, match="sigmoid"):
         alpha_bar_of({"beta_schedule": "sigmoid"})
@@ -167,6 +216,32 @@ def test_a_converted_prior_is_the_same_prior(published, tmp_path):
     x, t = torch.rand(1, 3, 64, 64), torch.tensor([100])
     assert torch.equal(converted(x, t)[0], original(x, t)[0])
     assert (converted.name, converted.sha256) == (original.name, original.sha256)
+
+
+def test_heads_are_not_guessed(published, tmp_path):
+    """Another number of heads than in training would give pictures, and wrong ones."""
+    (tmp_path / "unknown.pth").symlink_to(published)
+    with pytest.raises(ValueError, match=r"^unknown.pth: .*put a .json of its name beside it.*num_head_channels"):
+        load_prior(tmp_path / "unknown.pth")
+
+
+def test_the_published_file_needs_nothing_beside_it(published, tmp_path, monkeypatch):
+    """Its SHA-256 is in the table, which is made to hold that of the file that stands for it."""
+    from bfr_core import prior as module
+
+    (known,) = module.KNOWN_SETTINGS.values()
+    monkeypatch.setattr(module, "KNOWN_SETTINGS", {module.sha256_of(published): known})
+    (tmp_path / "alone.pth").symlink_to(published)
+    heads = {m.heads for m in load_prior(tmp_path / "alone.pth").network.modules() if type(m).__name__ == "Attention"}
+    assert heads == {4, 8}
+
+
+def test_a_checkpoint_of_a_wrapped_network_is_the_same_prior(published, tmp_path):
+    state = torch.load(published, weights_only=True, mmap=True)
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "step": 3}, tmp_path / "wrapped.pth")
+    (tmp_path / "wrapped.json").write_text(json.dumps(PRIOR_SETTINGS))
+    x, t = torch.rand(1, 3, 64, 64), torch.tensor([100])
+    assert torch.equal(load_prior(tmp_path / "wrapped.pth")(x, t)[0], load_prior(published)(x, t)[0])
 
 
 def test_a_prior_with_a_layer_missing_is_one_clear_line(published, tmp_path):

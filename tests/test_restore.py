@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,14 @@ from bfr_core import restore as module
 from bfr_core.faces.align import Face, template
 from bfr_core.images import Photo, read_image, read_photo, write_image, write_photo
 from bfr_core.provenance import Record
-from bfr_core.restore import RestoreConfig, restore_aligned, restore_folder, restore_photo, settle_precision
+from bfr_core.restore import (
+    RestoreConfig,
+    restore_aligned,
+    restore_crops,
+    restore_folder,
+    restore_photo,
+    settle_precision,
+)
 from bfr_core.restorers import load_restorer
 from bfr_core.restorers.base import Restorer
 
@@ -324,6 +332,60 @@ def test_half_precision_only_where_it_pays_and_does_not_show(
     monkeypatch.setattr(Restorer, "restore", restore)
     tiny, crops = load_restorer(tiny_restorer), [torch.zeros(3, 32, 32)] * 4
     assert settle_precision(tiny, crops).precision == chosen
+
+
+@pytest.mark.parametrize(("photos", "tried"), [(3, 0), (4, 1), (9, 1)])
+def test_a_precision_is_tried_on_the_first_batch_and_only_where_it_may_pay(tmp_path, monkeypatch, photos, tried):
+    for i in range(photos):
+        write_image(tmp_path / "in" / f"{i}.png", smooth(64, 64))
+    seen = []
+
+    def settle(restorer, crops):
+        seen.append(len(crops))
+        return replace(restorer, precision="bfloat16")
+
+    monkeypatch.setattr(module, "settle_precision", settle)
+    monkeypatch.setattr(module, "restoration_step", lambda restorer, *_: used.append(restorer.precision))
+    used: list[str] = []
+    restore_folder(tmp_path / "in", tmp_path / "out", fake_restorer(), RestoreConfig(batch_size=1), aligned=True)
+    assert seen == [1] * tried and used == ["bfloat16" if tried else "float32"] * photos
+
+
+class Small(nn.Module):
+    """A network on a device with room for two faces; what it holds of a face while it works is noted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.sizes: list[int] = []
+        self.held: list[weakref.ref[Tensor]] = []
+
+    def forward(self, lq: Tensor) -> Tensor:
+        assert all(tensor() is None for tensor in self.held), "what a failed call held is still there"
+        inner = lq * self.weight
+        self.sizes.append(len(lq))
+        self.held.append(weakref.ref(inner))
+        if len(lq) > 2:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return inner + 0.1
+
+
+def test_too_little_memory_halves_the_batch_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    net, crops = Small(), [torch.full((3, 16, 16), i / 32) for i in range(21)]
+    restored = restore_crops(crops, Restorer(net.eval(), "fake", 16, "fake"), 8)
+    assert net.sizes == [8, 4] + [2] * 10 + [1], "not tried again with more"
+    assert all(torch.allclose(a, b + 0.1) for a, b in zip(restored, crops, strict=True) if isinstance(a, Tensor))
+    assert len(restored) == 21 and not any(isinstance(one, str) for one in restored)
+    assert "going on with 4" in caplog.text and "going on with 2" in caplog.text
+
+
+def test_one_face_that_does_not_fit_is_said() -> None:
+    class Full(Small):
+        def forward(self, lq: Tensor) -> Tensor:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    restored = restore_crops([torch.zeros(3, 16, 16)] * 3, Restorer(Full().eval(), "fake", 16, "fake"), 8)
+    assert len(restored) == 3 and all(isinstance(one, str) and "can't allocate memory" in one for one in restored)
 
 
 # ---------------------------------------------------------------- which faces, and onto what

@@ -155,6 +155,30 @@ def test_more_than_the_published_size_is_refused(entry, tmp_path):
         fetch(replace(entry, size=1000), tmp_path)
 
 
+def test_a_file_whose_size_is_not_known_may_not_fill_the_disk(entry, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "MAX_BYTES", 300_000)
+    with pytest.raises(ValueError, match="more than the published file's 300000 bytes"):
+        fetch(replace(entry, size=0), tmp_path)
+
+
+def test_a_file_of_the_host_is_not_fetched_once_more(entry, tmp_path, server, monkeypatch, capsys):
+    from bfr_core.cli import main
+
+    monkeypatch.setattr(weights, "TABLE", (entry,))
+    monkeypatch.setenv("BFR_WEIGHTS", str(tmp_path / "own"))
+    monkeypatch.setenv("BFR_WEIGHTS_ALSO", str(tmp_path / "host"))
+    (tmp_path / "host").mkdir()
+    (tmp_path / "host" / "net.pth").write_bytes(b"damaged")
+    assert main(["weights", "get", "net"]) == 0
+    said = capsys.readouterr().err
+    assert said.index("licence: MIT") < said.index("checked:") and len(server.ranges) == 1
+    (tmp_path / "host" / "net.pth").write_bytes(CONTENT)
+    (tmp_path / "own" / "net.pth").unlink()
+    assert main(["weights", "get", "net"]) == 0
+    assert f"used where it lies: {tmp_path / 'host' / 'net.pth'}" in capsys.readouterr().err
+    assert len(server.ranges) == 1 and not (tmp_path / "own" / "net.pth").exists()
+
+
 @pytest.mark.parametrize("how", ["missing", "offline"])
 def test_unreachable_is_one_line_with_address_and_place(entry, tmp_path, server, how):
     server.plan = ["missing"] * 20
@@ -181,15 +205,28 @@ def test_verify_tells_what_is_wrong(entry, tmp_path):
     assert verify(replace(entry, sha256=""), path).startswith("not checkable")
 
 
-def test_files_of_the_host_are_found_and_stay_where_they_are(tmp_path, monkeypatch):
-    pack = tmp_path / "host" / "custom_nodes" / "bfr-adapt"
-    there = tmp_path / "host" / "models" / "facerestore_models" / "codeformer.pth"
+@pytest.mark.parametrize(
+    ("packs", "file", "name"),
+    [
+        ("custom_nodes", "facerestore_models/codeformer.pth", "codeformer"),
+        ("custom_nodes", "facerestore_models/GFPGANv1.4.pth", "GFPGANv1.4.pth"),
+        ("custom_nodes", "facedetection/detection_Resnet50_Final.pth", "detection_Resnet50_Final"),
+        ("custom_nodes", "facedetection/parsing_parsenet.pth", "parsing_parsenet.pth"),
+        ("extensions", "Codeformer/codeformer-v0.1.0.pth", "codeformer"),
+        ("extensions", "Codeformer/codeformer-v0.1.0.pth", "codeformer-v0.1.0.pth"),
+        ("extensions", "GFPGAN/GFPGANv1.4.pth", "gfpganv1.4"),
+        ("extensions", "GFPGAN/detection_Resnet50_Final.pth", "detection_Resnet50_Final.pth"),
+    ],
+)
+def test_files_of_the_host_are_found_and_stay_where_they_are(tmp_path, monkeypatch, packs, file, name):
+    pack = tmp_path / "host" / packs / "bfr-adapt"
+    there = tmp_path / "host" / "models" / file
     there.parent.mkdir(parents=True)
     there.write_bytes(b"x")
     monkeypatch.setattr(weights, "__file__", str(pack / "bfr_core" / "weights.py"))
     monkeypatch.setenv("BFR_WEIGHTS", str(tmp_path / "own"))
     assert search_folders()[0] == tmp_path / "own"
-    assert locate("codeformer") == resolve("codeformer.pth") == there and there.exists()
+    assert locate(name) == resolve(name) == there and there.read_bytes() == b"x"
 
 
 def test_a_known_file_that_is_not_here_says_how_to_get_it(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,15 +12,26 @@ from typing import Any
 
 import torch
 
-from ..checkpoints import LimitedBuilding, load_tensors, reason_of, save_tensors, sha256_of, whole_number
+from ..checkpoints import (
+    METADATA,
+    LimitedBuilding,
+    load_tensors,
+    reason_of,
+    save_tensors,
+    sha256_of,
+    whole_number,
+    without_prefix,
+)
 from ..images import printable, replace_atomically
 from ..lowrank import KIND, apply_change, factor_change
-from ..weights import licence_of, locate, resolve
+from ..weights import entry_of, licence_of, locations, resolve
 from .base import Restorer
 from .codeformer import CodeFormer
 from .gfpgan import GFPGAN
 from .nafnet import NAFNet
 from .restoreformer import RestoreFormer
+
+log = logging.getLogger(__name__)
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "restorer128.safetensors"
 
@@ -32,6 +44,7 @@ ADAPTERS: dict[str, type[Restorer]] = {
     "SwinIR": Restorer,
 }
 
+CODEFORMER_MARK = "codeformer"  # in the name of a .pth file: by this other programs know which network it is
 DEFAULT_SIZE = 512  # of published face restorers, whose files do not say it
 SIZES = (16, 2048)  # smallest and largest that a file may say
 
@@ -53,6 +66,7 @@ def load_restorer(name_or_path: str | Path = "embedded") -> Restorer:
 
     state = {k: v.float() for k, v in state.items()}
     names = {id(v): k for k, v in state.items()}
+    state = without_prefix(state)
     is_codeformer = {"position_emb", "idx_pred_layer.1.weight"} <= set(state)
     try:
         registry = _with_extras() if is_codeformer else spandrel.MAIN_REGISTRY
@@ -95,8 +109,7 @@ def save_restorer(path: Path, restorer: Restorer, metadata: Mapping[str, object]
     than text are written as JSON.
     """
     text = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
-    own = {"architecture": restorer.architecture, "size": str(restorer.size), "licence": restorer.licence}
-    save_tensors(path, _file_state(restorer, torch.float16 if half else torch.float32), own | text)
+    save_tensors(path, _file_state(restorer, torch.float16 if half else torch.float32), _own_metadata(restorer) | text)
 
 
 def is_tuned(path: Path) -> bool:
@@ -111,9 +124,19 @@ def is_tuned(path: Path) -> bool:
 
 
 def export_pth(path: Path, restorer: Restorer) -> None:
-    """Write the restorer as {"params_ema": ...}, for programs that read only .pth; whole or not at all."""
+    """Write the restorer as {"params_ema": ...}, for programs that read only .pth; whole or not at all.
+
+    What its file says of itself, licences included, goes with it under a key that those programs pass over.
+    """
     state = {k: v.cpu().contiguous() for k, v in _file_state(restorer, torch.float32).items()}
-    replace_atomically(path, lambda part: torch.save({"params_ema": state}, part))
+    metadata = {k: v for k, v in restorer.metadata.items() if k != "kind"} | _own_metadata(restorer)
+    replace_atomically(path, lambda part: torch.save({"params_ema": state, METADATA: metadata}, part))
+    named, is_one = CODEFORMER_MARK in path.name.lower(), isinstance(restorer, CodeFormer)
+    if named != is_one:
+        log.warning(
+            "%s: is %s CodeFormer, and ReActor and facerestore_cf go by 'codeformer' in the name; rename it",
+            printable(path.name), "a" if is_one else "no",
+        )  # fmt: skip
 
 
 def save_change(path: Path, base: Restorer, tuned: Restorer, rank: int, metadata: Mapping[str, object]) -> None:
@@ -140,8 +163,9 @@ def _with_change(path: Path, factors: Mapping[str, torch.Tensor], metadata: Mapp
     if not name or not wanted:
         raise ValueError(f"{path.name}: is a change of a restorer, but does not say of which one")
     name = Path(name).name  # a file from a stranger: never a path
-    places = [EMBEDDED, path.parent / name, locate(name)]
-    base = next((p for p in places if p is not None and p.is_file() and sha256_of(p) == wanted), None)
+    published = entry_of(wanted)  # whoever shared the change may have had it under another name
+    places = [EMBEDDED, path.parent / name, *locations(published.name if published else name)]
+    base = next((p for p in places if p.is_file() and sha256_of(p) == wanted), None)
     if base is None:
         raise FileNotFoundError(
             f"{path.name}: changes {printable(name)} (SHA-256 {printable(wanted[:12])}...), which is not on this "
@@ -153,6 +177,10 @@ def _with_change(path: Path, factors: Mapping[str, torch.Tensor], metadata: Mapp
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{path.name}: does not fit {base.name}: {reason_of(error)}") from None
     return replace(restorer, name=path.name, sha256=sha256_of(path), metadata=metadata)
+
+
+def _own_metadata(restorer: Restorer) -> dict[str, str]:
+    return {"architecture": restorer.architecture, "size": str(restorer.size), "licence": restorer.licence}
 
 
 def _size_of(path: Path, metadata: Mapping[str, str]) -> int:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bfr_core.restorers import load_restorer, save_change, save_restorer
+from bfr_core.restorers import export_pth, load_restorer, save_change, save_restorer
 
 
 def test_the_restorer_keeps_shape_and_range(tiny_restorer):
@@ -55,6 +55,42 @@ def test_a_file_of_changes_is_applied_to_its_base(tiny_restorer, tmp_path):
     assert not torch.allclose(loaded.restore(lq), base.restore(lq), atol=2e-3)
     assert loaded.metadata["prior"] == "p"
     assert (tmp_path / "change.safetensors").stat().st_size < copy.stat().st_size / 3
+
+
+def test_a_change_finds_its_base_under_a_hosts_name_for_it(tiny_restorer, tmp_path, monkeypatch):
+    """Made in WebUI, where the file is called otherwise, and shared with someone who has it from its publisher."""
+    from bfr_core import weights
+
+    theirs, mine = tmp_path / "theirs", tmp_path / "mine"
+    for folder, name in ((theirs, "tiny-v0.1.0.pth"), (mine, "tiny.pth")):
+        folder.mkdir()
+        torch.save({"params_ema": load_file(tiny_restorer)}, folder / name)
+    base = load_restorer(theirs / "tiny-v0.1.0.pth")
+    save_change(tmp_path / "change.safetensors", base, base, 4, {})
+    entry = weights.Weights("tiny.pth", "", "https://nowhere.invalid", 0, base.sha256, "MIT", True)
+    monkeypatch.setattr(weights, "TABLE", (entry,))
+    for folder in (theirs, mine):  # the one has the same bytes under the published name, the other another file
+        monkeypatch.setenv("BFR_WEIGHTS", str(folder))
+        if folder == mine:
+            (mine / "tiny.pth").write_bytes((theirs / "tiny-v0.1.0.pth").read_bytes())
+            assert load_restorer(tmp_path / "change.safetensors").metadata["base"] == "tiny-v0.1.0.pth"
+        else:
+            with pytest.raises(FileNotFoundError, match="put that file beside it"):
+                load_restorer(tmp_path / "change.safetensors")
+
+
+def test_a_wrapped_networks_own_names_are_kept(tiny_restorer, tmp_path):
+    import spandrel
+
+    state = {f"module.{name}": value for name, value in load_file(tiny_restorer).items()}
+    torch.save({"state_dict": state, "params": 3, "step": 7}, tmp_path / "wrapped.pth")
+    wrapped = load_restorer(tmp_path / "wrapped.pth")
+    wrapped.size, lq = 32, torch.rand(1, 3, 32, 32)
+    assert torch.equal(wrapped.restore(lq), load_restorer(tiny_restorer).restore(lq))
+    save_restorer(tmp_path / "saved.safetensors", wrapped, {})
+    assert set(load_file(tmp_path / "saved.safetensors")) == set(state)
+    descriptor = spandrel.ModelLoader().load_from_file(tmp_path / "saved.safetensors")
+    assert (descriptor(lq) - wrapped.restore(lq)).abs().max() < 1e-6
 
 
 def test_changes_of_another_base_are_refused(tiny_restorer, tmp_path):
@@ -155,6 +191,22 @@ def test_weights_of_the_wrong_shape_are_one_clear_line(tiny_restorer, tmp_path):
 def test_names_inside_a_file_cannot_write_on_the_screen(tiny_restorer, tmp_path, name):
     save_file(load_file(tiny_restorer) | {name: torch.zeros(1)}, tmp_path / "a.safetensors")
     refused(tmp_path / "a.safetensors", "cannot be rebuilt .*Unexpected key")
+
+
+@pytest.mark.parametrize(("name", "warned"), [("restorer.pth", 1), ("my_CodeFormer.pth", 0)])
+def test_a_codeformer_is_exported_under_a_name_by_which_it_is_known(tmp_path, tiny_restorer, caplog, name, warned):
+    from published_shapes import small_network
+
+    from bfr_core.restorers.codeformer import CodeFormer
+    from bfr_core.runs import Run
+
+    net = small_network("CodeFormer").eval()
+    export_pth(tmp_path / name, CodeFormer(net, "CodeFormer", 64, "base.pth"))
+    export_pth(Run(tmp_path).exported("CodeFormer"), CodeFormer(net, "CodeFormer", 64, "base.pth"))
+    assert [record.getMessage().startswith(f"{name}: is a CodeFormer") for record in caplog.records] == [True] * warned
+    caplog.clear()
+    export_pth(tmp_path / name, load_restorer(tiny_restorer))
+    assert len(caplog.records) == 1 - warned
 
 
 def test_code_behind_a_restorers_name_is_refused_and_not_run(tmp_path, monkeypatch):
