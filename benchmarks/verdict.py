@@ -265,7 +265,7 @@ def share_right(runs: list[Judged], limits: Limits, truth: str) -> float:
     return float(np.mean(right)) if right else 1.0
 
 
-LOOKS = (20.0, 24.0, 28.0), (0.06, 0.1, 0.2), (0.0, 0.1, 0.3, 1.0), (0.15, 0.3, 0.5)
+LOOKS = (20.0, 24.0, 28.0), (0.06, 0.1, 0.2), (0.05, 0.1, 0.3, 1.0), (0.15, 0.3, 0.5)
 GAINS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 
