@@ -26,7 +26,7 @@ def until(look: Callable[[], Any], seconds: float = 60) -> Any:
 
 
 class Tab:
-    """A tab of a browser. screenshots: where `picture` puts what it shows. inside: selects our part of a host's page."""
+    """A tab of a browser. screenshots: where `picture` puts what it shows. inside: our part of a host's page."""
 
     def __init__(self, browser: Any, screenshots: Path, inside: str = "body") -> None:
         self.browser, self.screenshots, self.inside = browser, screenshots, inside
