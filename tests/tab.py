@@ -67,7 +67,7 @@ class Tab:
         """Upload files at the nth place for them, and wait until they are listed."""
         places = until(lambda: self.browser.find_elements("css selector", f"{self.inside} input[type=file]"))
         places[nth].send_keys("\n".join(map(str, files)))
-        until(lambda: all(self.says(file.stem[:8]) for file in files))
+        until(lambda: self.says(files[0].stem[:8]) and not self.says("Uploading"), 120)
 
     def says(self, text: str) -> bool:
         return text in self.browser.find_element("tag name", "body").text
