@@ -96,14 +96,14 @@ def every(demo: Any, seconds: float, act: Callable[..., Any], inputs: Any, outpu
     demo.load(None, None, None, _js=PRESS % {"milliseconds": round(1000 * seconds), "button": REFRESH})
 
 
-def comparison(label: str) -> tuple[list[Any], Callable[[Sequence[Path]], list[Any]]]:
+def comparison() -> tuple[list[Any], Callable[[Sequence[Path]], list[Any]]]:
     """Components for a picture before and after, and what turns two files into their values."""
     gr = load()
     if hasattr(gr, "ImageSlider"):
-        slider = gr.ImageSlider(label=label, type="filepath", interactive=False, max_height=800)
+        slider = gr.ImageSlider(label="Before | after", type="filepath", interactive=False, max_height=800)
         return [slider], lambda files: [tuple(map(str, files))]
     with gr.Row():
-        pair = [gr.Image(label=f"{label}: {when}", type="filepath", interactive=False) for when in ("before", "after")]
+        pair = [gr.Image(label=when, type="filepath", interactive=False) for when in ("Before", "After")]
     return pair, lambda files: [str(file) for file in files]
 
 

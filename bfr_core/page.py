@@ -118,7 +118,8 @@ STYLE = """<style>
 .bfr svg polyline { fill: none; stroke: #2c6a8f; stroke-width: 2; } .bfr svg .raw { stroke-width: 1; opacity: .4; }
 .bfr .verdict { font-size: 1.15em; border-left: 4px solid #66676c; padding-left: 14px; }
 .bfr .adopt { border-color: #1d7a4c; } .bfr .keep_base { border-color: #b36a00; }
-.bfr table { border-collapse: collapse; width: 100%; border: 0 !important; } .bfr tr { border: 0 !important; } .bfr th, .bfr td { text-align: left; padding: 6px 10px;
+.bfr table { border-collapse: collapse; width: 100%; border: 0 !important; }
+.bfr tr { border: 0 !important; } .bfr th, .bfr td { text-align: left; padding: 6px 10px;
   border: 0 !important; border-bottom: 1px solid rgb(128 128 128 / .3) !important; vertical-align: top; }
 </style>"""
 

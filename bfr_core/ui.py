@@ -9,9 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from . import gradio_compat as compat
+from .adaptation import AdaptConfig
 from .hosted import Wish
 from .images import printable
-from .page import ADVANCED, MAX_UPLOAD_BYTES, STYLE, Choices, Page, changes_of, failed, restorers, said
+from .page import (
+    ADVANCED,
+    MAX_UPLOAD_BYTES,
+    STYLE,
+    Choices,
+    Page,
+    changes_of,
+    failed,
+    restorers,
+    said,
+    value_at,
+)
 from .restore import CHOICES
 
 log = logging.getLogger(__name__)
@@ -50,10 +62,13 @@ def read_logins(file: Path | None) -> list[tuple[str, str]]:
 
 
 def build(page: Page) -> Any:
-    """The page as `gradio.Blocks`; it may also be built inside another's, as a tab."""
+    """The page as `gradio.Blocks`; it may also be built inside another's, as a tab.
+
+    No network is loaded for it: what depends on one is filled in once the page is opened.
+    """
     gr = compat.load()
     on = compat.on
-    default = page.choices_of(None)
+    default = Choices()
 
     with compat.blocks("BFR Adapt") as demo:
         gr.HTML(f"{STYLE}<h2>BFR Adapt</h2><p>{INTRODUCTION}</p>")
@@ -82,7 +97,7 @@ def build(page: Page) -> Any:
                 advanced = []
                 for paths in _in_threes(list(ADVANCED)):
                     with gr.Row():
-                        advanced += [_number(gr, path, default.changes[path]) for path in paths]
+                        advanced += [_number(gr, path) for path in paths]
                 with gr.Row():
                     min_face = gr.Number(
                         default.min_face, label="Smallest face", info="Pixels of the photo.", precision=0
@@ -95,7 +110,7 @@ def build(page: Page) -> Any:
                 photo = gr.Dropdown([], label="Photo", allow_custom_value=True, interactive=True)
                 before = gr.Radio(list(BEFORE), value=next(iter(BEFORE)), label="Compare the adapted restorer with")
             compare = gr.Button("Show before and after")
-            pictures, as_pictures = compat.comparison("Before | after")
+            pictures, as_pictures = compat.comparison()
             save = gr.Button("Save the restorer", variant="primary")
             saved = gr.File(label="To take away", interactive=False, visible=False)
             details = gr.HTML()
@@ -188,7 +203,9 @@ def build(page: Page) -> Any:
 
         def begin(files: Any, path: str, called: str, *values: Any) -> Shown:
             run, problems = page.new_run(called or "", _paths(files), path or "", as_choices(*values))
-            return {name: gr.update(choices=page.names(), value=run), dropped: None} | tell(said("", problems))
+            return {name: gr.update(choices=page.names(), value=run), dropped: None, title: ""} | tell(
+                said("", problems)
+            )
 
         def adapt(run: str | None, *values: Any) -> Shown:
             page.adapt(run, as_choices(*values))
@@ -225,7 +242,8 @@ def build(page: Page) -> Any:
             )
 
         def reopened() -> Shown:
-            return {name: gr.update(choices=page.names(), value=page.latest()), table: page.table()}
+            fields = dict(zip(advanced, page.defaults(default.restorer).values(), strict=True))
+            return fields | {name: gr.update(choices=page.names(), value=page.latest()), table: page.table()}
 
         def recipe_of(net: str) -> Shown:
             return dict(zip(advanced, page.defaults(net).values(), strict=True))
@@ -247,7 +265,7 @@ def build(page: Page) -> Any:
         def wire(event: Any, act: Callable[..., Shown], inputs: list[Any], outputs: list[Any]) -> None:
             on(event, safe(act), inputs, [message, *outputs])
 
-        wire(find.click, begin, [dropped, folder, title, *chosen], [name, dropped])
+        wire(find.click, begin, [dropped, folder, title, *chosen], [name, dropped, title])
         wire(name.change, opened, [name], [*chosen, *shown])
         wire(start.click, adapt, [name, *chosen], shown)
         wire(stop.click, halt, [name], [])
@@ -259,7 +277,7 @@ def build(page: Page) -> Any:
         wire(restorer.input, recipe_of, [restorer], advanced)
         compat.on_select(gallery, safe(toggle), [name], [message, faces_said, gallery, seen])
         compat.every(demo, LOOK_SECONDS, safe(look), [name, seen], [message, *shown])
-        on(demo.load, reopened, [], [name, table], quiet=True)
+        on(demo.load, reopened, [], [name, table, *advanced], quiet=True)
     return demo
 
 
@@ -287,9 +305,10 @@ def extras(runs: Sequence[str]) -> dict[str, Any]:
     return {"restorer": restorer, "visibility": visibility, "fidelity": fidelity, "faces": faces, "numbers": numbers}
 
 
-def _number(gr: Any, path: str, value: Any) -> Any:
+def _number(gr: Any, path: str) -> Any:
     label, hint = ADVANCED[path]
-    return gr.Number(value, label=label, info=hint or None, precision=0 if isinstance(value, int) else None)
+    whole = isinstance(value_at(AdaptConfig(), path), int)
+    return gr.Number(None, label=label, info=hint or None, precision=0 if whole else None)
 
 
 def _in_threes(values: list[str]) -> list[list[str]]:
@@ -297,7 +316,8 @@ def _in_threes(values: list[str]) -> list[list[str]]:
 
 
 def _folders(page: Page) -> str:
-    inside = " or ".join(map(str, page.allowed))
+    outer = [folder for folder in page.allowed if not set(folder.parents) & set(page.allowed)]
+    inside = " or ".join(map(str, outer))
     return f"inside {inside}" if inside else f"{page.how_to_allow} to name folders here"
 
 

@@ -26,10 +26,10 @@ def until(look: Callable[[], Any], seconds: float = 60) -> Any:
 
 
 class Tab:
-    """A tab of a browser. screenshots: where `picture` puts what it shows."""
+    """A tab of a browser. screenshots: where `picture` puts what it shows. inside: our part of a host's page."""
 
-    def __init__(self, browser: Any, screenshots: Path) -> None:
-        self.browser, self.screenshots = browser, screenshots
+    def __init__(self, browser: Any, screenshots: Path, inside: str = "body") -> None:
+        self.browser, self.screenshots, self.inside = browser, screenshots, inside
 
     def button(self, text: str) -> Any:
         """The button of these words, once it can be pressed; tabs are buttons, too."""
@@ -57,7 +57,7 @@ class Tab:
 
     def open(self, title: str) -> None:
         """Open, or close, what is folded under a title."""
-        until(lambda: self._seen(f"//button[contains(., '{title}')]")).click()
+        until(lambda: self._seen(f"//*[contains(@class, 'label-wrap') and contains(., '{title}')]")).click()
 
     def press_link(self, name: str) -> None:
         """Press what downloads a file of this name."""
@@ -65,9 +65,9 @@ class Tab:
 
     def drop(self, files: Sequence[Path], nth: int = 0) -> None:
         """Upload files at the nth place for them, and wait until they are listed."""
-        places = until(lambda: self.browser.find_elements("css selector", "input[type=file]"))
+        places = until(lambda: self.browser.find_elements("css selector", f"{self.inside} input[type=file]"))
         places[nth].send_keys("\n".join(map(str, files)))
-        until(lambda: all(self.says(file.stem[:8]) for file in files))
+        until(lambda: self.says(files[0].stem[:8]) and not self.says("Uploading"), 120)
 
     def says(self, text: str) -> bool:
         return text in self.browser.find_element("tag name", "body").text
@@ -77,7 +77,7 @@ class Tab:
 
     def faces(self) -> list[Any]:
         """The faces found, to click on."""
-        return list(until(lambda: self.browser.find_elements("css selector", "button.thumbnail-item")))
+        return list(until(lambda: self.browser.find_elements("css selector", f"{self.inside} button.thumbnail-item")))
 
     def images(self, selector: str) -> list[list[int]]:
         """Width and height of the pictures that are loaded and seen."""

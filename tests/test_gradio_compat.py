@@ -1,7 +1,7 @@
 """The page's handlers in the gradio of each host, 3.41.2 of A1111 and 4.40 of Forge, in environments of their own.
 
-These hold what that gradio needs, and take all else, PyTorch first, from the Python of the tests. They are made once, in
-the folder `build`.
+These hold what that gradio needs, and take all else, PyTorch first, from the Python of the tests. They are made once,
+in the folder `build`.
 """
 
 from __future__ import annotations

@@ -118,6 +118,12 @@ def test_every_event_stays_out_of_the_queue_and_of_the_public_interface(gradio, 
         assert event["queue"] is False and event.get("api_visibility", "private") == "private"
 
 
+def test_the_page_is_built_without_loading_a_network(gradio, small, tmp_path, monkeypatch):
+    page = Page(tmp_path / "runs")
+    monkeypatch.setattr("bfr_core.page.load_restorer", None)
+    build(page)
+
+
 def test_what_the_server_answers_and_refuses(gradio, small, tmp_path):
     runs = tmp_path / "runs"
     secret = tmp_path / "secret.png"

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from bfr_core.images import write_image
 from tests.gradio_page import Gradio, multipart, strings
+from tests.tab import Tab, until
 
 pytestmark = pytest.mark.host
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +37,20 @@ START_SECONDS, RUN_SECONDS = 400.0, 400.0
 LOGIN = ("ada", "lovelace")
 HOSTS = {"a1111": "--use-cpu all", "forge": "--always-cpu"}  # and what keeps each off graphics cards
 API = "/bfr-adapt/v1"
+# What txt2img and img2img call on every picture, with the model that Settings names.
+PROBE = """
+import numpy as np
+from modules import face_restoration, script_callbacks, shared
+
+def add(demo, app):
+    def probe(body: dict):
+        shared.opts.data["face_restoration_model"] = body["model"]
+        made = face_restoration.restore_faces(np.array(body["pixels"], dtype=np.uint8))
+        return {"pixels": made.tolist()}
+    app.add_api_route("/probe", probe, methods=["POST"])
+
+script_callbacks.on_app_started(add)
+"""
 Answer = tuple[int, dict[str, str], bytes]
 
 
@@ -119,6 +134,9 @@ def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     data = tmp_path_factory.mktemp(request.param)
     (data / "extensions").mkdir()
     (data / "extensions" / "bfr-adapt").symlink_to(ROOT)
+    probe = data / "extensions" / "probe" / "scripts" / "probe.py"
+    probe.parent.mkdir(parents=True)
+    probe.write_text(PROBE)
     photos = tmp_path_factory.mktemp("photos")
     generator = torch.Generator().manual_seed(0)
     for i in range(10):
@@ -243,6 +261,38 @@ def test_the_way_through_the_page(webui: WebUI) -> None:
     assert webui.ask("GET", f"/file={quote('/etc/passwd')}")[0] in (403, 404)
 
 
+def test_the_tab_in_a_browser(webui: WebUI, browser: Any, screenshots: Path) -> None:
+    """What HTTP alone does not show: that the page loads, looks on by itself, and shows its pictures."""
+    tab = Tab(browser, screenshots, "#tab_bfr_adapt")
+    browser.get(f"http://127.0.0.1:{webui.port}/")
+    for label, text in zip(("username", "password"), LOGIN, strict=True):
+        tab.type(label, text)
+    tab.press("Login")
+    tab.press("BFR Adapt")
+    tab.button("Find the faces")
+    tab.picture(f"{webui.name}_1_opened")
+    tab.drop(sorted(webui.photos.iterdir()))
+    tab.type("Name of the run", "seen")
+    tab.tick("cut-out")
+    tab.press("Find the faces")
+    tab.wait_for("10 faces found, 0 left out")
+    tab.faces()[1].click()
+    tab.wait_for("10 faces found, 1 left out")
+    tab.picture(f"{webui.name}_2_faces")
+    tab.press("2. Adapt")
+    tab.open("Advanced")
+    tab.type("Tuning steps", "2")
+    tab.type("Faces per step", "2")
+    tab.open("Advanced")
+    tab.press("Adapt")
+    tab.wait_for("Adapted. The verdict is under Result.", RUN_SECONDS)
+    assert tab.images(".bfr .faces img") and webui.wait("seen")["adapted"]
+    tab.press("3. Result")
+    tab.press("Show before and after")
+    until(lambda: tab.images(f"{tab.inside} img:not(.bfr img)") == [[128, 128]] * 2)
+    tab.picture(f"{webui.name}_3_result")
+
+
 def test_pictures_are_dropped_and_no_other_file_comes_in(webui: WebUI) -> None:
     page = Gradio(webui)
     drop = page.part("Drop damaged photos here")
@@ -277,6 +327,14 @@ def test_the_restorer_is_listed_once(webui: WebUI, album: str) -> None:
     assert {"CodeFormer", "GFPGAN"} <= set(webui.face_restorers())
     found = [path for path in (webui.data / "models").rglob("*") if path.is_file() and "bfr" in path.name.lower()]
     assert not found, "nothing of ours lies among WebUI's models"
+
+
+def test_face_restoration_of_txt2img_uses_it(webui: WebUI, album: str) -> None:
+    before = portrait().crop((128, 0, 384, 256))
+    body = {"model": f"{album} (BFR Adapt)", "pixels": np.asarray(before).tolist()}
+    made = Image.fromarray(np.array(webui.post("/probe", body)["pixels"], dtype=np.uint8))
+    box = differing(made, before)
+    assert box and box[0] > 0 and box[1] >= 0 and box[3] < 250, "only around the face"
 
 
 def run_extras(webui: WebUI, album: str, folder: Path, out: Path, **settings: Any) -> None:
@@ -352,6 +410,9 @@ def test_reload_doubles_nothing_and_all_still_works(webui: WebUI, album: str, tm
     wait_for(webui, starts=starts + 1)
     webui.log_in()
     assert webui.face_restorers() == before
+    page = Gradio(webui)
+    setting = page.parts[page.part("setting_face_restoration_model", key="elem_id")]["props"]
+    assert strings(setting["choices"]).count(f"{album} (BFR Adapt)") in (1, 2), "name and value of one choice"
     test_the_tab_is_there_once_and_nothing_failed(webui)
     (tmp_path / "in").mkdir()
     portrait().save(tmp_path / "in" / "a.png")
