@@ -32,7 +32,7 @@ from ..bfr_core.runs import Run, read_json
 from ..bfr_core.sampler import SamplerConfig
 from ..bfr_core.summary import report_adaptation
 from . import convert, host, paths
-from .faces import ROWS, Faces, Pairs, gate_widgets, paired, target_outputs, times_paused, triplet
+from .faces import ROWS, Faces, Pairs, folded, gate_widgets, paired, target_outputs, times_paused, triplet
 
 SAMPLER, TUNING = SamplerConfig(), FinetuneConfig()
 RECOMMENDED, OWN = "recommended", "as set below"
@@ -238,12 +238,13 @@ class FinetuneRestorer(host.Node):
         text = f"{VERDICTS.get(report['verdict'], 'Not judged')}. {report['verdict_sentence']}"
         if not finished:
             text = f"Paused at step {done.step} of {config.iterations}; queue again to go on.\n{text}"
-        curve, faces_shown = look.curve(done), look.faces(tuned, base)
+        curve, rows = convert.to_image(look.curve(done)), look.faces(tuned, base)
+        picture = host.shrunk(folded(rows)[None], host.RESULT_PIXELS)[0]
+        picture = sheet([[look.curve(done, picture.shape[-1])], [picture]])[None]
         del base, tuned, features, look
         host.free()
         result = host.managed(load_restorer(run.restorer))
-        values = (result, text, finished, convert.to_image(curve), convert.to_image(faces_shown), str(run.folder))
-        picture = sheet([[curve], [faces_shown]])[None]
+        values = (result, text, finished, curve, convert.to_image(sheet(rows)), str(run.folder))
         progress.end(picture)
         return host.output(cls, *values, text=text, picture=picture)
 
@@ -285,20 +286,20 @@ class Look:
 
         self.progress.show(state.step, self.config.iterations, picture)
 
-    def curve(self, state: Progress) -> Tensor:
-        """The loss: of held-out faces where there are such, else the first term; (3, H, W)."""
+    def curve(self, state: Progress, width: int = 512) -> Tensor:
+        """The loss: of held-out faces where there are such, else the first term; (3, 256, width)."""
         if len(state.held_out) > 1:
-            return draw_curve(state.held_out, "loss on faces not trained on")
+            return draw_curve(state.held_out, "loss on faces not trained on", width)
         name, points = next(iter(state.losses.items()), ("loss", []))
-        return draw_curve(points, f"loss: {name}")
+        return draw_curve(points, f"loss: {name}", width)
 
-    def faces(self, tuned: Restorer, base: Restorer) -> Tensor:
-        """Rows of damaged, base, target, tuned; (3, H, W)."""
+    def faces(self, tuned: Restorer, base: Restorer) -> list[list[Tensor]]:
+        """Rows of damaged, base, target, tuned; (3, S, S) each."""
         rows = []
         for lq, target in zip(self.lq, self.target, strict=True):
             before, after = (restorer.restore(lq[None])[0] for restorer in (base, tuned))
             rows.append([lq, before, target, after])
-        return sheet(rows)
+        return rows
 
 
 class SaveRestorer(host.Node):

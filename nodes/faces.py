@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -215,8 +216,8 @@ def collected(
     problems = [problem["problem"] for problem in faces.problems]
     text = lines([f"{len(faces)} faces", *([f"{len(problems)} photos gave none:"] if problems else []), *problems])
     handle = Faces(run.folder, faces.fingerprint)
-    picture = sheet([[face] for face in shown[:ROWS]]) if len(shown) == 1 else sheet([list(shown[:ROWS])])
-    return host.output(cls, handle, convert.to_image(shown), len(faces), text, text=text, picture=picture[None])
+    picture = folded([[face] for face in shown[:ROWS]], ROWS // 2)[None]
+    return host.output(cls, handle, convert.to_image(shown), len(faces), text, text=text, picture=picture)
 
 
 # ---------------------------------------------------------------- targets made elsewhere
@@ -296,10 +297,16 @@ def paired(
     reasons = [f"{printable(name)}: {reason}" for name, reason in refused.items()]
     said = [f"{len(accepted)} targets are fit to learn from, {len(refused)} are refused"]
     text = lines([*said, *reasons])
-    examples = sheet([triplet(run, faces, name, path) for name, path in list(accepted.items())[:ROWS]])[None]
-    progress.end(examples)
-    values = (pairs, convert.to_image(examples), len(accepted), len(refused), text)
-    return host.output(cls, *values, text=text, picture=examples)
+    examples = [triplet(run, faces, name, path) for name, path in list(accepted.items())[:ROWS]]
+    picture = folded(examples)[None]
+    progress.end(picture)
+    values = (pairs, convert.to_image(sheet(examples)), len(accepted), len(refused), text)
+    return host.output(cls, *values, text=text, picture=picture)
+
+
+def folded(rows: list[list[Tensor]], columns: int = 2) -> Tensor:
+    """The rows as a `sheet` in so many columns, which is broad, as the place on a node is."""
+    return sheet([list(chain(*rows[i : i + columns])) for i in range(0, len(rows), columns)])
 
 
 def triplet(run: Run, faces: FaceSet, name: str, target: Path) -> list[Tensor]:
