@@ -167,6 +167,12 @@ def reason_of(error: Exception) -> str:
     return printable(line if len(line) <= MAX_REASON else f"{line[:MAX_REASON]}...")
 
 
+def misfit_of(error: Exception) -> str:
+    """Why tensors make no network: what the layers say of it, unless that is only for programmers."""
+    told = isinstance(error, RuntimeError | ValueError)
+    return reason_of(error) if told else "the shapes of its tensors do not fit each other"
+
+
 def whole_number(text: Any, least: int, most: int) -> int:
     """`text` as a whole number within limits. Raises ValueError."""
     if isinstance(text, str) and text.strip().isdecimal() and len(text) < 12:

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .checkpoints import MAX_JSON, load_tensors, reason_of, save_tensors, sha256_of, whole_number, without_prefix
+from .checkpoints import (
+    MAX_JSON,
+    load_tensors,
+    misfit_of,
+    reason_of,
+    save_tensors,
+    sha256_of,
+    whole_number,
+    without_prefix,
+)
 from .schedule import linear_alpha_bar
 from .unet import UNet
 from .weights import licence_of, resolve
@@ -161,7 +170,7 @@ def _build_unet(path: Path, state: Mapping[str, Tensor], settings: Mapping[str, 
         with torch.device("meta"):  # the layers take the file's tensors, so none is filled with random numbers first
             return UNet(state, settings)
     except (RuntimeError, KeyError, ValueError, IndexError, TypeError, ZeroDivisionError) as error:
-        raise ValueError(f"{path.name}: its U-Net cannot be rebuilt ({reason_of(error)})") from None
+        raise ValueError(f"{path.name}: its U-Net cannot be rebuilt ({misfit_of(error)})") from None
 
 
 def _load_guided_diffusion(path: Path) -> Prior:

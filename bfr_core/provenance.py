@@ -187,4 +187,9 @@ def _safe(value: Any) -> Any:
     if isinstance(value, int | float) and abs(value) < 1 << 53:
         return value
     text = "".join(c if c.isprintable() else "?" for c in str(value)[: 10 * _MAX_TEXT])
-    return _ABSOLUTE.sub("", text)[:_MAX_TEXT]
+    return pathless(text)[:_MAX_TEXT]
+
+
+def pathless(text: str) -> str:
+    """`text` without the folders of a path from the root of a disk; of several paths the last name stays."""
+    return _ABSOLUTE.sub("", text)

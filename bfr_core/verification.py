@@ -27,6 +27,7 @@ from .images import write_image
 from .losses import gaussian_blur
 from .metrics import high_band_energy_ratio, psnr
 from .prior import load_prior
+from .provenance import pathless
 from .report import Gallery, ReportData, Table, write_report
 from .restorers import load_restorer
 from .weights import TABLE, Weights, locate, verify
@@ -100,6 +101,7 @@ def sample_faces(size: int) -> Tensor:
 def _check(entry: Weights, path: Path, device: str) -> Finding:
     found = Finding(entry.name, [("SHA-256", verify(entry, path)), ("licence", entry.licence)])
     found.failed = found.rows[0][1].startswith("wrong")
+    forget_peak(device)
     found.rows += [("its SHA-256", sha256_of(path)), ("its bytes", str(path.stat().st_size))]
     try:
         started = time.perf_counter()
@@ -122,8 +124,8 @@ def _check(entry: Weights, path: Path, device: str) -> Finding:
         found.rows.append(("seconds in all", f"{time.perf_counter() - started:.2f}"))
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         found.failed = True
-        found.rows.append(("failed", reason_of(error)))
-    found.rows.append(("peak memory of the process", peak_memory(device)))
+        found.rows.append(("failed", pathless(reason_of(error))))
+    note_memory(found, device)
     return found
 
 
@@ -182,6 +184,7 @@ def _short_adaptation(names: list[str], folder: Path, device: str) -> Finding:
     restorer = next((n for n in names if "restorer" in kinds[n]), "embedded")
     prior = next((n for n in names if "prior" in kinds[n]), "embedded")
     found = Finding(f"{STEPS} steps of adapting {restorer} with {prior}")
+    forget_peak(device)
     try:
         base = load_restorer(restorer)
         for i, face in enumerate(sample_faces(base.size)):
@@ -202,14 +205,26 @@ def _short_adaptation(names: list[str], folder: Path, device: str) -> Finding:
         found.rows += [(f"loss: {name}", f"{points[-1][1]:.4f}") for name, points in result.progress.losses.items()]
     except (ValueError, RuntimeError, OSError) as error:
         found.failed = True
-        found.rows.append(("failed", reason_of(error)))
-    found.rows.append(("peak memory of the process", peak_memory(device)))
+        found.rows.append(("failed", pathless(reason_of(error))))
+    note_memory(found, device)
     return found
 
 
 def device_name(device: str) -> str:
     """The device, with the GPU's name if it is one."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if torch.device(device).type == "cuda" else device
+
+
+def forget_peak(device: str) -> None:
+    """Let the peak of a GPU's memory begin anew; that of a process cannot."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def note_memory(found: Finding, device: str) -> None:
+    """Note the peak memory of this check, or on a CPU of all so far."""
+    alone = torch.device(device).type == "cuda"
+    found.rows.append(("peak memory" if alone else "peak memory of the process so far", peak_memory(device)))
 
 
 def peak_memory(device: str) -> str:

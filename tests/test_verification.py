@@ -94,6 +94,16 @@ def test_a_network_that_loads_and_does_not_do_its_work_is_a_failure(
     assert "1 checks failed" in page.read_text()
 
 
+def test_a_report_to_be_shared_names_no_folder_of_its_writer(table, monkeypatch):
+    def locked(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(verification, "load_restorer", locked)
+    page, (good, *_) = verify_real(table / "out")
+    assert dict(good.rows)["failed"] == "[Errno 13] Permission denied: 'good.safetensors'"
+    assert str(table) not in page.read_text() + (table / "out" / "report.json").read_text()
+
+
 def test_weights_whose_hash_nobody_knows_yet_are_reported_with_theirs(table, monkeypatch):
     entry = replace(verification.TABLE[0], sha256="")
     for module in (weights, verification):

@@ -16,6 +16,7 @@ from ..checkpoints import (
     METADATA,
     LimitedBuilding,
     load_tensors,
+    misfit_of,
     reason_of,
     save_tensors,
     sha256_of,
@@ -80,7 +81,7 @@ def load_restorer(name_or_path: str | Path = "embedded") -> Restorer:
             ) from None
         raise ValueError(f"{path.name}: spandrel does not know this architecture; known here: {_known()}") from None
     except Exception as error:  # whatever a strange table of tensors makes the reader of an architecture stumble on
-        raise ValueError(f"{path.name}: its network cannot be rebuilt ({reason_of(error)})") from None
+        raise ValueError(f"{path.name}: its network cannot be rebuilt ({misfit_of(error)})") from None
     adapter = ADAPTERS.get(descriptor.architecture.id)
     if adapter is None:
         raise ValueError(f"{path.name}: is a {descriptor.architecture.id}; known restorers are {_known()}")

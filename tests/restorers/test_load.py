@@ -187,6 +187,11 @@ def test_weights_of_the_wrong_shape_are_one_clear_line(tiny_restorer, tmp_path):
     refused(tmp_path / "shape.safetensors", "cannot be rebuilt .*size mismatch for ending.bias")
 
 
+def test_shapes_that_make_no_layers_are_told_in_words(tiny_restorer, tmp_path):
+    save_file(load_file(tiny_restorer) | {"intro.weight": torch.tensor(1.0)}, tmp_path / "a.safetensors")
+    refused(tmp_path / "a.safetensors", r"cannot be rebuilt \(the shapes of its tensors do not fit each other\)")
+
+
 @pytest.mark.parametrize("name", ["\x1b[31m evil", "a\nb"])
 def test_names_inside_a_file_cannot_write_on_the_screen(tiny_restorer, tmp_path, name):
     save_file(load_file(tiny_restorer) | {name: torch.zeros(1)}, tmp_path / "a.safetensors")

@@ -117,6 +117,12 @@ def test_fidelity_weight_changes_the_result_and_is_checked(files):
         replace(restorer, fidelity_weight=1.5)
 
 
+@pytest.mark.parametrize("name", RESTORERS)
+def test_a_file_of_changes_has_a_few_megabytes(name, files):
+    _, tuned = prepare(load_restorer(files(name)), replace(ONE_STEP, trainable="lora"))
+    assert 1e6 < 2 * sum(p.numel() for p in tuned) < 5e6, "bytes, in half precision"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RESTORERS)
 def test_every_parameter_that_should_move_moves_and_no_other(name, files):

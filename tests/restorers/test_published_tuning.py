@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from bfr_core import finetuning
 from bfr_core.finetuning import FinetuneConfig, Progress, finetune, prepare, recompute
 from bfr_core.losses import perceptual_loss
+from bfr_core.lowrank import apply_change, factor_change, matrix
 from bfr_core.objectives import objective_of, weighted
 from bfr_core.prior import load_prior
 from bfr_core.restorers import ADAPTERS, Restorer, load_restorer
@@ -135,6 +136,50 @@ def test_the_result_is_the_moving_average_of_the_steps(name, precision, monkeypa
         assert torch.allclose(value, average[key], atol=1e-6), key
         moved += not torch.equal(value, nets[-1][key])
     assert len(nets) == 3 and moved > 10
+
+
+@pytest.mark.parametrize("name", RESTORERS)
+def test_what_is_tuned_is_what_the_losses_depend_on(name):
+    """Every parameter may move; those that get a gradient are those that tuning moves, and no other."""
+    restorer = small(name)
+    restorer.module.requires_grad_(True)
+    batch = next(iter(finetuning.micro_batches(pairs(64), [0, 1], 0, CONFIG)))
+    weighted(objective_of(small(name), CONFIG.weights, None).terms(restorer, batch).losses, CONFIG.weights).backward()
+    reached = {key for key, p in restorer.module.named_parameters() if p.grad is not None and p.grad.any()}
+    assert reached == {key for key, _ in restorer.tuned_parameters(restorer.module)} and len(reached) > 30
+
+
+@pytest.mark.parametrize("name", RESTORERS)
+def test_low_rank_changes_learn_and_are_all_that_a_file_of_them_needs(name, gradients):
+    restorer, config = small(name), replace(CONFIG, trainable="lora", rank=2, lr=1e-3, lr_end=1e-3, ema=0.0)
+    kept, again = (gradients(small(name), replace(config, recompute=r)) for r in (False, True))
+    assert difference(kept, again) < 1e-5 and sum(bool(g.any()) for g in kept) >= len(kept) // 2, "U first, V later"
+    tuned, progress = finetune(restorer, pairs(64), replace(config, iterations=6, recompute=True))
+    assert progress.step == 6
+    before, after = restorer.module.state_dict(), tuned.module.state_dict()
+    allowed = {k for k, p in restorer.tuned_parameters(restorer.module) if p.ndim > 1 and min(matrix(p).shape) > 1}
+    moved = {key for key in after if not torch.equal(before[key], after[key])}
+    assert before.keys() == after.keys() and moved <= allowed and len(moved) > 0.9 * len(allowed)
+    rebuilt = apply_change(before, {k: v.half() for k, v in factor_change(before, after, 2).items()})
+    for key in moved:
+        change = (after[key] - before[key]).abs().max()
+        assert (rebuilt[key] - after[key]).abs().max() < 0.02 * change + 1e-6, key
+
+
+def test_codes_of_a_target_are_found_once(monkeypatch):
+    """Each of three faces, as it is and mirrored, though it is seen many times."""
+    from bfr_core.restorers.codeformer import CodeFormer
+
+    real, asked = CodeFormer.target_codes, []
+
+    def count(self, hq):
+        asked.append(len(hq))
+        return real(self, hq)
+
+    monkeypatch.setattr(CodeFormer, "target_codes", count)
+    config = replace(CONFIG, iterations=8, anchor=0.5)
+    finetune(small("CodeFormer"), pairs(64, 3), config)
+    assert sum(asked) <= 6 < config.iterations * config.batch_size
 
 
 # ---------------------------------------------------------------- at the published shape
