@@ -4,17 +4,16 @@
     python benchmarks/mixed.py --portraits DIR --check 40
 
 The 75 held-out portraits to adapt on are damaged in three ways, 25 each by lot; the 75 others, under all three, are
-measured. "One for all" is tuned on the 75, "found" on each group that is found (a measured face is routed by itself, and
-a group that was not judged worth adopting keeps the base), "true" on the 25 of each damage with the right one for every
-face. All have the same number of steps in total; --each gives every group all of them. Every tuning and every row is
-kept in the work folder: the command can be stopped and goes on. --check: instead, draw so many mixes of portraits that
-the embedded models were trained on (the constants were chosen there) and print how well groups are found.
+measured. "One for all" is tuned on the 75; "found groups" on each group that is found: a measured face is routed by
+itself, and a group that is not judged worth adopting keeps the base; "true groups" on the 25 of each damage, with the
+right one for every face. All have the same number of steps in total; --each gives every group all of them. What is tuned
+is kept in the work folder: the command can be stopped and goes on. --check: instead, draw so many mixes of portraits
+that the embedded models were trained on (the constants were chosen there) and print how well groups are found.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 from pathlib import Path

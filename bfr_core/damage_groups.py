@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ def describe(lq: Tensor, restored: Tensor) -> Tensor:
         return spectrum[..., (radius >= low) & (radius < high) & where].mean(-1).log()
 
     everywhere, bounds = torch.ones_like(along), [*BANDS.tolist(), 1.0]
-    parts = [mean(low, high, everywhere) for low, high in zip(bounds, bounds[1:], strict=False)]
+    parts = [mean(low, high, everywhere) for low, high in pairwise(bounds)]
     parts += [mean(*band, along) - mean(*band, ~along) for band in AXES]
     return torch.stack(parts, -1).flatten(1).cpu()
 
@@ -91,8 +92,8 @@ def find_groups(points: Tensor, least: int = LEAST) -> list[list[int]]:
         while len(rest) >= 2 * least:
             inside = set(rest)
             own = [link for link in links if link[1] in inside and link[2] in inside]
-            length, a, b = own[-1]
-            first = _reached(a, own[:-1])
+            length, one_end, _ = own[-1]
+            first = _reached(one_end, own[:-1])
             pieces = sorted([sorted(first), sorted(inside - first)], key=len)
             if len(pieces[0]) < least:
                 rest = pieces[1]
