@@ -6,8 +6,8 @@
 The 75 held-out portraits to adapt on are damaged in three ways, 25 each by lot; the 75 others, under all three, are
 measured. "One for all" is tuned on the 75; "found groups" on each group that is found: a measured face is routed by
 itself, and a group that is not judged worth adopting keeps the base; "true groups" on the 25 of each damage, with the
-right one for every face. All have the same number of steps in total; --each gives every group all of them. What is tuned
-is kept in the work folder: the command can be stopped and goes on. --check: instead, draw so many mixes of portraits
+right one for every face. All have the same number of steps in total; --each gives every group all of them. What is
+tuned is kept in the work folder: the command can be stopped and goes on. --check: instead, draw so many mixes of portraits
 that the embedded models were trained on (the constants were chosen there) and print how well groups are found.
 """
 
@@ -85,10 +85,12 @@ def adapted(
 ) -> tuple[Restorer, str]:
     """The restorer tuned on these faces, and the verdict on it; kept in `work`, and gone on with."""
     config = changed(config, {"finetune.iterations": steps})
-    made_from = fingerprint(lq.mul(255).round().byte().numpy().tobytes().hex(), restorer.sha256, departures(config))
+    faces = fingerprint(lq.mul(255).round().byte().numpy().tobytes().hex(), restorer.sha256, prior.sha256)
+    made_from = fingerprint(faces, departures(config))
     name = work / f"{made_from}.safetensors"
     if not name.exists():
-        if not (drawn := name.with_name(f"targets-{name.name}")).exists():
+        drawn = work / f"targets-{fingerprint(faces, departures(config.targets))}.safetensors"
+        if not drawn.exists():
             clear = settled(config.targets, evenly(lq, 15), restorer, prior)
             save_tensors(drawn, {"targets": targets_of(lq, restorer, prior, clear)}, {})
         pairs = list(zip(lq, load_tensors(drawn)[0]["targets"], strict=True))

@@ -28,6 +28,7 @@ BANDS = torch.linspace(0.03, 0.5, 11)  # cycles a pixel
 AXES = ((0.1, 0.3), (0.3, 0.5))  # bands in which lines along the axes are looked for: blocks, mosaics
 FLOOR = 1e-6  # of a spectrum: rounding to 8 bits
 OPPONENT = ((1 / 3, 1 / 3, 1 / 3), (0.5, 0.0, -0.5), (0.25, -0.5, 0.25))  # RGB to lightness and two chromas
+FEATURES = 2 * 3 * (len(BANDS) + len(AXES))  # of a description
 Restore = Callable[[Tensor], Tensor]
 
 
