@@ -7,8 +7,8 @@ The 75 held-out portraits to adapt on are damaged in three ways, 25 each by lot;
 measured. "One for all" is tuned on the 75; "found groups" on each group that is found: a measured face is routed by
 itself, and a group that is not judged worth adopting keeps the base; "true groups" on the 25 of each damage, with the
 right one for every face. All have the same number of steps in total; --each gives every group all of them. What is
-tuned is kept in the work folder: the command can be stopped and goes on. --check: instead, draw so many mixes of portraits
-that the embedded models were trained on (the constants were chosen there) and print how well groups are found.
+tuned is kept in the work folder: the command can be stopped and goes on. --check: instead, draw so many mixes of
+portraits that the embedded models were trained on (the constants were chosen there), and print how well it groups them.
 """
 
 from __future__ import annotations

@@ -83,9 +83,7 @@ def adapt_mixed(
     `adaptation.adapt`.
     """
     if config.album.find:
-        raise ValueError(
-            "--album cannot be used with --mixed: good faces are a group of their own; use --good"
-        )
+        raise ValueError("--album cannot be used with --mixed: good faces are a group of their own; use --good")
     run = Run(run_dir)
     base = (restorer or load_restorer(config.restorer)).to(device)
     with run.locked():
