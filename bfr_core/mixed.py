@@ -18,7 +18,7 @@ from .finetuning import split
 from .images import read_image
 from .report import VERDICTS, Gallery, ReportData, Table, Verdict, write_report
 from .restorers import Restorer, load_restorer, save_restorer
-from .restorers.routed import TENSORS, save_groups
+from .restorers.routed import TENSORS, read_groups, save_groups
 from .runs import Run, fingerprint, stage_folder
 from .summary import report_adaptation
 from .verdict import Judgement
@@ -115,8 +115,9 @@ def group_faces(
     print_ = fingerprint(VERSION, faces.fingerprint, base.sha256)
     if kept.exists():
         tensors, metadata = load_tensors(kept)
-        if metadata.get("fingerprint") == print_:
-            return DamageGroups(**{name: tensors[name] for name in TENSORS}), tensors["routes"].tolist()
+        routes = tensors.pop("routes", torch.empty(0)).tolist()
+        if metadata.get("fingerprint") == print_ and len(routes) == len(faces):
+            return read_groups(kept, tensors), routes
     some = min(KNOWN_FACES, len(faces))
     sample = {i * len(faces) // some for i in range(some)}
     described: list[Tensor] = []

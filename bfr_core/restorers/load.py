@@ -166,7 +166,7 @@ def _with_change(path: Path, factors: Mapping[str, torch.Tensor], metadata: Mapp
 
 def _with_groups(path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Routed:
     """The restorers that a file of groups names, as one."""
-    groups = read_groups(path, state, metadata)
+    groups = read_groups(path, state)
     files = members_of(path, metadata, len(groups))
     for file in filter(None, files):
         if _said_by(file).get("kind") == GROUPS:  # it might name itself

@@ -82,7 +82,7 @@ def save_groups(
     save_tensors(path, {name: getattr(groups, name) for name in TENSORS}, own | dict(metadata))
 
 
-def read_groups(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> DamageGroups:
+def read_groups(path: Path, state: Mapping[str, Tensor]) -> DamageGroups:
     """The groups in a file of tensors. Raises ValueError, in one line, if they are not what they should be."""
     count = len(state["usual"]) if state.get("usual", torch.zeros(())).ndim == 1 else 0
     shapes = {"units": (FEATURES, FEATURES), "centres": (count, FEATURES), "usual": (count,)}
