@@ -109,7 +109,12 @@ LOW_MEMORY = {
 
 
 def recipe(restorer: Restorer) -> AdaptConfig:
-    """Default settings for tuning `restorer`: the paper's, or `SMALL` for small networks."""
+    """Default settings for tuning `restorer`: the paper's, or `SMALL` for small networks.
+
+    Raises ValueError for several restorers in one.
+    """
+    if not restorer.can_be_tuned:
+        raise ValueError(f"{restorer.name}: is several restorers in one; give the one to tune, or their base")
     if restorer.size <= 256:
         return SMALL
     default = AdaptConfig()

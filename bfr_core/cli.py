@@ -8,6 +8,7 @@ import logging
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -232,9 +233,31 @@ def adapt(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
     base = base_restorer(args)
     config = settings(args, base)
+    if args.mixed:
+        return _adapt_mixed(args, config, base, bars)
     result = run_adaptation(args.photos, args.run, config, bars, str(base.device), base)
     report_adaptation(result, config.finetune)
     return _tuned(result, args.export_pth)
+
+
+def _adapt_mixed(args: argparse.Namespace, config: Any, base: Any, bars: Bars) -> dict[str, Any]:
+    from .mixed import adapt_mixed
+    from .restorers import export_pth, load_restorer
+
+    result = adapt_mixed(args.photos, args.run, config, bars, str(base.device), base)
+    if result.whole:
+        return _tuned(result.whole, args.export_pth)
+    for group in result.groups if args.export_pth else ():
+        export_pth(group.run.restorer.with_suffix(".pth"), load_restorer(group.run.restorer))
+    print(f"restorer: {result.run.groups}\nreport:   {result.run.report}", file=sys.stderr)
+    print("\n".join(result.lines()), file=sys.stderr)
+    return {
+        "restorer": str(result.run.groups),
+        "report": str(result.run.report),
+        "verdict": result.verdict,
+        "groups": [{"faces": len(g.names), "verdict": g.judgement.verdict} for g in result.groups],
+        "left_to_base": len(result.left),
+    }
 
 
 def _tuned(result: Any, pth: bool) -> dict[str, Any]:
@@ -277,8 +300,12 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     said = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in counts.items() if count)
     print(f"{said}; results in {printable(args.out)}", file=sys.stderr)
     problems = [{"photo": f.path.as_posix(), "reason": f.reason} for f in result.files if f.reason]
+    served = {f.path.as_posix(): list(f.served) for f in result.files if f.served}
+    if served:
+        faces = Counter(by for of_photo in served.values() for by in of_photo)
+        print("; ".join(f"{by}: {count} faces" for by, count in sorted(faces.items())), file=sys.stderr)
     times = {"seconds": round(result.seconds, 2), "network_seconds": round(result.network_seconds, 2)}
-    return counts | times | {"problems": problems}
+    return counts | times | {"problems": problems} | ({"served_by": served} if served else {})
 
 
 def export(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
@@ -561,6 +588,8 @@ def build_parser() -> argparse.ArgumentParser:
         with_run(command(adapt, "Photos in, adapted restorer out; run again, it goes on where it was.", *every))
     )
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of damaged photos")
+    text = "find groups of faces that share a damage, and adapt to each by itself; writes groups.safetensors"
+    sub.add_argument("--mixed", action="store_true", help=text)
     sub = with_run(command(faces, "Find and align the faces of a folder.", *FACE_FLAGS, "--restorer"))
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of photos")
     sub.add_argument("--size", type=int, help="side of the crops (the restorer's)")

@@ -49,12 +49,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Gallery:
-    """rows: a label and one picture (3, H, W) in [0, 1] per column."""
+    """rows: a label and one picture (3, H, W) in [0, 1] per column. link: address of a page that says more, and its
+    name, below the note."""
 
     title: str
     note: str
     columns: Sequence[str]
     rows: Sequence[tuple[str, Sequence[Tensor]]]
+    link: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -248,7 +250,8 @@ def _gallery(gallery: Gallery, max_rows: int) -> str:
         return ""
     width = 2 * max(min(picture.shape[-1], _LONGEST_SIDE) for _, pictures in shown for picture in pictures)
     heads = "".join(f"<span>{_text(column)}</span>" for column in gallery.columns)
-    body = f'<div class="heads row" aria-hidden="true">{heads}</div>'
+    body = f'<p><a href="{_text(gallery.link[0])}">{_text(gallery.link[1])}</a></p>' if gallery.link else ""
+    body += f'<div class="heads row" aria-hidden="true">{heads}</div>'
     for label, pictures in shown:
         cells = ""
         for column, picture in zip(gallery.columns, pictures, strict=True):

@@ -8,10 +8,11 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -164,11 +165,16 @@ def restore_aligned(
 
 
 def restoration_step(
-    restorer: Restorer, config: RestoreConfig, detector: FindFaces | None, found: int, restored: int
+    restorer: Restorer,
+    config: RestoreConfig,
+    detector: FindFaces | None,
+    found: int,
+    restored: int,
+    served: Sequence[str] = (),
 ) -> Step | None:
     """What a picture's record says of a restoration; None if nothing in the picture is generated.
 
-    detector: None for aligned faces. found, restored: numbers of faces.
+    detector: None for aligned faces. found, restored: numbers of faces. served: see `FileResult`.
     """
     from . import __version__  # not known yet while the package is loading
 
@@ -182,6 +188,8 @@ def restoration_step(
     else:
         settings |= asdict(config) | {"detector": getattr(detector, "name", "own")}
         del settings["batch_size"]  # changes nothing
+    if served:
+        settings["served_by"] = ", ".join(served)
     origin = ("base", "base_sha256", "base_licence", "prior", "prior_sha256", "prior_licence")
     return Step(
         software=f"BFR Adapt {__version__}",
@@ -283,28 +291,38 @@ def settle_precision(restorer: Restorer, crops: list[Tensor]) -> Restorer:
 
 
 def restore_crops(
-    crops: list[Tensor], restorer: Restorer, batch_size: int, check: Callable[[], None] | None = None
+    crops: list[Tensor],
+    restorer: Restorer,
+    batch_size: int,
+    check: Callable[[], None] | None = None,
+    served: list[str] | None = None,
 ) -> list[Tensor | str]:
     """For each crop (3, S, S) the restored one, on the CPU, or the reason why there is none.
 
-    check: called after every call of the restorer; what it raises ends the work.
+    check: called after every call of the restorer; what it raises ends the work. served: gets for each crop what
+    restored it, see `Restorer.restore_and_tell`.
     """
     results: list[Tensor | str] = []
     while len(results) < len(crops):
         batch = crops[len(results) : len(results) + batch_size]
         problem, full = "", False
         try:
-            results += restorer.restore(torch.stack(batch)).cpu().unbind()
+            restored, by = restorer.restore_and_tell(torch.stack(batch))
+            results += restored.cpu().unbind()
         except (ValueError, RuntimeError, MemoryError) as error:
-            problem, full = _first_line(error), is_out_of_memory(error)
+            problem, full, by = _first_line(error), is_out_of_memory(error), []
         # From here on the error, and with it all that the failed call held in memory, is gone.
         if full and len(batch) > 1:
             batch_size = len(batch) // 2
             log.warning("too little memory for %d faces at once; going on with %d", len(batch), batch_size)
             torch.cuda.empty_cache()
             continue
-        if problem:  # perhaps of one face only
-            results += [problem] if len(batch) == 1 else restore_crops(batch, restorer, len(batch) // 2, check)
+        if problem and len(batch) == 1:
+            results, by = [*results, problem], [""]
+        elif problem:  # perhaps of one face only
+            results += restore_crops(batch, restorer, len(batch) // 2, check, by)
+        if served is not None:
+            served += by
         if check:
             check()
     return results
@@ -343,12 +361,17 @@ def paste_faces(
 
 @dataclass(frozen=True)
 class FileResult:
-    """What became of one file. status: "restored", "no_face" (copied as it is), "failed" or "skipped" (was there)."""
+    """What became of one file. status: "restored", "no_face" (copied as it is), "failed" or "skipped" (was there).
+
+    served: for each restored face, largest first, the group of damages whose restorer served it, or "base"; empty if
+    there was only one restorer.
+    """
 
     path: Path  # relative to the folder
     status: str
     reason: str = ""
     faces: int = 0
+    served: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -374,6 +397,7 @@ class _Job:
     faces: list[Face] = field(default_factory=list)
     crops: list[Tensor] = field(default_factory=list)
     restored: list[Tensor | str] = field(default_factory=list)
+    served: tuple[str, ...] = ()
     skipped: list[str] = field(default_factory=list)
     found: int = 0
     problem: str = ""
@@ -442,11 +466,14 @@ def restore_folder(
                 tried, settled = crops[: config.batch_size], True
                 if len(todo) >= TRIAL_PAYS * len(tried):
                     restorer = settle_precision(restorer, tried)
-            restored = iter(restore_crops(crops, restorer, config.batch_size))
+            told: list[str] = []
+            results_and_servers = zip(restore_crops(crops, restorer, config.batch_size, None, told), told, strict=True)
             network_seconds += time.monotonic() - before
             for job in group:
-                job.restored = [next(restored) for _ in job.crops]
-                step_of = partial(restoration_step, restorer, config, detector)
+                of_job = list(islice(results_and_servers, len(job.crops)))
+                job.restored = [new for new, _ in of_job]
+                job.served = tuple(by for _, by in of_job if by)
+                step_of = partial(restoration_step, restorer, config, detector, served=job.served)
                 writing.append((job, writers.submit(_write, job, config, aligned, parser, step_of, strip_gps)))
             collect(2 * group_size)
         collect(0)
@@ -544,13 +571,13 @@ def _write(
                 return FileResult(job.relative, "failed", new)
             record = photo.record.with_step(step_of(1, 1))
             write_photo(job.target, replace(_aligned_photo(photo, new, crops[0], config), record=record))
-            return FileResult(job.relative, "restored", faces=1)
+            return FileResult(job.relative, "restored", faces=1, served=job.served)
         result = paste_faces(photo.pixels, job.faces, crops, job.restored, job.skipped, config, parser)
         reason = "; ".join(result.skipped)
         if result.faces:
             record = photo.record.with_step(step_of(job.found, len(result.faces)))
             write_photo(job.target, replace(photo, pixels=result.pixels, record=record))
-            return FileResult(job.relative, "restored", reason, len(result.faces))
+            return FileResult(job.relative, "restored", reason, len(result.faces), job.served)
         if strip_gps:
             write_photo(job.target, photo)
         else:

@@ -34,6 +34,8 @@ class Run:
     job.json          how far the last job in the background is, see `jobs`
     restorer.pth          the same again, if asked for; restorer_codeformer.pth where it is one
     change.safetensors    after low-rank tuning: what it changed, alone
+    groups.safetensors    of a mixed folder: the groups of damages that were found, and who serves them
+    groups/           base.safetensors, and a run for each group: 1/, 2/, ...
     """
 
     def __init__(self, folder: Path) -> None:
@@ -100,6 +102,14 @@ class Run:
     @property
     def change(self) -> Path:
         return self.folder / "change.safetensors"
+
+    @property
+    def groups(self) -> Path:
+        return self.folder / "groups.safetensors"
+
+    def of_group(self, number: int) -> Run:
+        """The run, inside this one, of a group of faces that share a damage; counted from 1."""
+        return Run(self.folder / "groups" / str(number))
 
     @property
     def report(self) -> Path:

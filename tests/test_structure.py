@@ -41,6 +41,7 @@ LAYERS = (
         "losses",
         "faces",
         "degradations",
+        "damage_groups",
         "transplant",
         "metrics",
         "optional_metrics",
@@ -63,6 +64,7 @@ LAYERS = (
         "report",
         "summary",
         "vote",
+        "mixed",
         "jobs",
     ),
     (

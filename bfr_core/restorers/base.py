@@ -42,6 +42,8 @@ class Restorer:
     channels_last = True
     #: True if tuning teaches codes of a codebook instead of pixels; see `codeformer.CodeFormer`.
     tuned_by_codes = False
+    #: False for several networks in one.
+    can_be_tuned = True
 
     @property
     def device(self) -> torch.device:
@@ -90,6 +92,10 @@ class Restorer:
         if not torch.isfinite(restored).all():
             raise ValueError(f"restorer {self.name} gave NaN; its weights are damaged or its precision is too low")
         return restored.clamp(0, 1).contiguous()
+
+    def restore_and_tell(self, lq: Tensor) -> tuple[Tensor, list[str]]:
+        """`restore`, and for each face what restored it, where that differs from face to face; else ""."""
+        return self.restore(lq), [""] * len(lq)
 
     def restore_each(self, faces: Tensor) -> Tensor:
         """`restore`, one face a call, so that any number fits wherever one does; on the CPU."""

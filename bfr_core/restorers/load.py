@@ -31,6 +31,7 @@ from .codeformer import CodeFormer
 from .gfpgan import GFPGAN
 from .nafnet import NAFNet
 from .restoreformer import RestoreFormer
+from .routed import GROUPS, ONE_GROUP, Routed, members_of, read_groups
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +55,9 @@ def load_restorer(name_or_path: str | Path = "embedded") -> Restorer:
     """The restorer in a .safetensors or .pth file, on the CPU, in eval mode.
 
     "embedded" is the 128 x 128 restorer that ships with this project; a name of `weights.TABLE` is looked for where
-    such files lie; a file of low-rank changes is applied to the base that it names. Raises FileNotFoundError, or
-    ValueError when the file is damaged or of a kind that is not known.
+    such files lie; a file of low-rank changes is applied to the base that it names; one of groups brings the restorers
+    that it names in its own folder. Raises FileNotFoundError, or ValueError when the file is damaged or of a kind that
+    is not known.
     """
     path = EMBEDDED if str(name_or_path) == "embedded" else resolve(name_or_path)
     if not path.is_file():
@@ -63,6 +65,8 @@ def load_restorer(name_or_path: str | Path = "embedded") -> Restorer:
     state, metadata = load_tensors(path)
     if metadata.get("kind") == KIND:
         return _with_change(path, state, metadata)
+    if metadata.get("kind") == GROUPS:
+        return _with_groups(path, state, metadata)
     import spandrel
 
     state = {k: v.float() for k, v in state.items()}
@@ -115,13 +119,18 @@ def save_restorer(path: Path, restorer: Restorer, metadata: Mapping[str, object]
 
 def is_tuned(path: Path) -> bool:
     """Whether `path` is a restorer that was tuned by this program, by what the file says of itself."""
+    return "base_sha256" in _said_by(path)
+
+
+def _said_by(path: Path) -> dict[str, str]:
+    """What a .safetensors file says of itself; nothing if it is none."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            return "base_sha256" in (file.metadata() or {})
+            return file.metadata() or {}
     except (SafetensorError, OSError):
-        return False
+        return {}
 
 
 def export_pth(path: Path, restorer: Restorer) -> None:
@@ -184,6 +193,18 @@ def _own_metadata(restorer: Restorer) -> dict[str, str]:
     return {"architecture": restorer.architecture, "size": str(restorer.size), "licence": restorer.licence}
 
 
+def _with_groups(path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Routed:
+    """The restorers that a file of groups names, as one."""
+    groups = read_groups(path, state)
+    files = members_of(path, metadata, len(groups))
+    for file in filter(None, files):
+        if _said_by(file).get("kind") == GROUPS:  # it might name itself
+            raise ValueError(f"{path.name}: {file.name} is a file of groups itself; such a file is refused")
+    members = [load_restorer(file) if file else None for file in files]
+    licence = metadata.get("licence") or "unknown"
+    return Routed.of(groups, members, name=path.name, sha256=sha256_of(path), licence=licence, metadata=metadata)
+
+
 def _size_of(path: Path, metadata: Mapping[str, str]) -> int:
     try:
         return whole_number(metadata.get("size", DEFAULT_SIZE), *SIZES)
@@ -192,6 +213,8 @@ def _size_of(path: Path, metadata: Mapping[str, str]) -> int:
 
 
 def _file_state(restorer: Restorer, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    if isinstance(restorer, Routed):
+        raise ValueError(f"{restorer.name}: is several restorers; give the file of one group, such as {ONE_GROUP}")
     state = restorer.module.state_dict()
     return {restorer.file_keys.get(k, k): v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
 

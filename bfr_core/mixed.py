@@ -1,0 +1,229 @@
+"""Adapt to a folder whose photos do not share one damage: groups are found, and each gets an adaptation of its own."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .adaptation import AdaptConfig, Adapted, FaceSet, StageCallback, adapt, collect_faces
+from .checkpoints import load_tensors, save_tensors
+from .damage_groups import KNOWN_FACES, DamageGroups, describe, known_descriptions, one_damage, units_of
+from .finetuning import split
+from .images import read_image
+from .report import VERDICTS, Gallery, ReportData, Table, Verdict, write_report
+from .restorers import Restorer, load_restorer, save_restorer
+from .restorers.routed import TENSORS, read_groups, save_groups
+from .runs import Run, fingerprint, stage_folder
+from .summary import report_adaptation
+from .verdict import Judgement
+
+log = logging.getLogger(__name__)
+
+BATCH = 16
+ROWS = 6  # faces of a group that the report shows
+ORIGIN = tuple(f"{what}{end}" for what in ("base", "prior") for end in ("", "_sha256", "_licence"))
+VERSION = 1  # of the descriptions; another one makes groups that were kept be found anew
+
+
+@dataclass(frozen=True)
+class Group:
+    """Faces that share a damage, and what became of them. shown: of the report."""
+
+    run: Run
+    names: list[str]
+    judgement: Judgement
+    shown: Gallery
+
+    @property
+    def adopted(self) -> bool:
+        return self.judgement.verdict == "adopt"
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Result of `adapt_mixed`. left: names of faces that are in no group. whole: if there is one damage only, the usual
+    adaptation to all of them, which has no groups."""
+
+    run: Run
+    groups: list[Group]
+    left: list[str]
+    whole: Adapted | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        return "adopt" if any(group.adopted for group in self.groups) else "keep_base"
+
+    def lines(self) -> list[str]:
+        """What became of the groups, a line each."""
+        said = [
+            f"group {i}: {len(g.names)} faces, {VERDICTS[g.judgement.verdict].lower()}: {g.judgement.sentence}"
+            for i, g in enumerate(self.groups, 1)
+        ]
+        return [*said, f"{len(self.left)} faces are like no group and keep the base"]
+
+
+def adapt_mixed(
+    folder: Path,
+    run_dir: Path,
+    config: AdaptConfig,
+    callback: StageCallback | None = None,
+    device: str = "cpu",
+    restorer: Restorer | None = None,
+) -> Mixed:
+    """One adaptation for each group of faces that share a damage; everything is kept in `run_dir`, and resumed from it.
+
+    A face that is like no group, and a group whose adaptation is not to be adopted, keep the base. `groups.safetensors`
+    restores with them all. config.finetune.minutes is shared among the groups. Arguments and errors as in
+    `adaptation.adapt`.
+    """
+    if config.album.find:
+        raise ValueError("--album cannot be used with --mixed: good faces are a group of their own; use --good")
+    run = Run(run_dir)
+    base = (restorer or load_restorer(config.restorer)).to(device)
+    with run.locked():
+        faces = collect_faces(Path(folder), run, base.size, config.faces, callback)
+        groups, routes = group_faces(run, faces, base, callback)
+    if one_damage(groups):
+        log.info("nothing speaks for more than one damage: one adaptation for all")
+        run.groups.unlink(missing_ok=True)  # of an earlier time, when the folder held other photos
+        whole = adapt(folder, run_dir, config, callback, device, base)
+        report_adaptation(whole, config.finetune)
+        return Mixed(run, [], [], whole)
+    named = [[name for name, route in zip(faces.names, routes, strict=True) if route == i] for i in range(len(groups))]
+    log.info("groups: %s", ", ".join(f"{len(names)} faces" for names in named))
+    minutes = config.finetune.minutes / len(named)
+    own = replace(config, faces=replace(config.faces, aligned=True), finetune=replace(config.finetune, minutes=minutes))
+    done = [adapt_group(run.of_group(i), faces, names, own, callback, device, base) for i, names in enumerate(named, 1)]
+    result = Mixed(run, done, [name for name, route in zip(faces.names, routes, strict=True) if route < 0])
+    with run.locked():
+        origin = write_groups(result, groups, base)
+        report_mixed(result, faces, base, origin)
+    return result
+
+
+def group_faces(
+    run: Run, faces: FaceSet, base: Restorer, callback: StageCallback | None = None
+) -> tuple[DamageGroups, list[int]]:
+    """The groups of damages among `faces`, and for each face its group, -1 for none; kept in the run's groups/."""
+    kept = run.folder / "groups" / "found.safetensors"
+    print_ = fingerprint(VERSION, faces.fingerprint, base.sha256)
+    if kept.exists():
+        tensors, metadata = load_tensors(kept)
+        routes = tensors.pop("routes", torch.empty(0)).tolist()
+        if metadata.get("fingerprint") == print_ and len(routes) == len(faces):
+            return read_groups(kept, tensors), routes
+    some = min(KNOWN_FACES, len(faces))
+    sample = {i * len(faces) // some for i in range(some)}
+    described: list[Tensor] = []
+    restored: list[Tensor] = []
+    for start in range(0, len(faces), BATCH):
+        lq = faces.batch(start, start + BATCH)
+        new = base.restore_each(lq)
+        described.append(describe(lq, new))
+        restored += [face for i, face in enumerate(new, start) if i in sample]
+        if callback:
+            callback("groups", start + len(lq), len(faces), None)
+    units = units_of(known_descriptions(torch.stack(restored), base.restore_each))
+    groups = DamageGroups.of(torch.cat(described), units)
+    routes = groups.route(torch.cat(described))
+    tensors = {name: getattr(groups, name) for name in TENSORS} | {"routes": torch.tensor(routes)}
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    save_tensors(kept, tensors, {"fingerprint": print_})
+    return groups, routes
+
+
+def adapt_group(
+    run: Run,
+    faces: FaceSet,
+    names: list[str],
+    config: AdaptConfig,
+    callback: StageCallback | None,
+    device: str,
+    base: Restorer,
+) -> Group:
+    """The usual adaptation, in a run of its own, to the faces of these names."""
+    stage_folder(run.photos, fingerprint(faces.fingerprint, names))
+    for name in names:
+        if not (copy := run.photos / f"{name}.png").exists():
+            part = copy.with_suffix(".part")
+            shutil.copy2(faces.folder / copy.name, part)  # with its time, by which the run knows it again
+            part.replace(copy)
+    result = adapt(run.photos, run.folder, config, callback, device, base)
+    report_adaptation(result, config.finetune)
+    number, judgement = run.folder.name, result.judgement
+    learned = [name for name in result.faces.names if name in result.targets]
+    trained, held = split(len(learned), config.finetune)
+    shown = [learned[i] for i in (held + trained)[:ROWS]]
+    served = "Its own restorer serves it." if judgement.verdict == "adopt" else "The base serves it."
+    gallery = Gallery(
+        f"Group {number}: {len(names)} faces, {VERDICTS[judgement.verdict].lower()}",
+        f"{judgement.said} {served} Faces that were not trained on come first.",
+        ["damaged", "base restorer", "adapted to this group"],
+        rows_of(result.faces, shown, [base, result.restorer]),
+        (f"groups/{number}/report.html", "The whole report of this group"),
+    )
+    return Group(run, names, judgement, gallery)
+
+
+def rows_of(faces: FaceSet, names: Sequence[str], restorers: Sequence[Restorer]) -> list[tuple[str, list[Tensor]]]:
+    """For a gallery: each face, damaged and by each restorer."""
+    rows = []
+    for name in names:
+        lq = read_image(faces.folder / f"{name}.png")
+        rows.append((name, [lq, *(one.restore(lq[None])[0].cpu() for one in restorers)]))
+    return rows
+
+
+def write_groups(result: Mixed, groups: DamageGroups, base: Restorer) -> dict[str, str]:
+    """Save groups.safetensors and a copy of the base beside the groups' runs; returns what they were made from."""
+    copy = result.run.folder / "groups" / "base.safetensors"
+    save_restorer(copy, base, {k: v for k, v in base.metadata.items() if k != "kind"})
+    of_one = load_tensors(result.groups[0].run.restorer)[1]
+    origin = {key: of_one[key] for key in ORIGIN if key in of_one}
+    members = [group.run.restorer if group.adopted else None for group in result.groups]
+    save_groups(result.run.groups, groups, copy, members, origin | {"licence": base.licence, "size": str(base.size)})
+    return origin
+
+
+def report_mixed(result: Mixed, faces: FaceSet, base: Restorer, origin: dict[str, str]) -> Path:
+    """Write report.html and report.json: a line and pictures for each group, and the faces left to the base."""
+    helped = [group for group in result.groups if group.adopted]
+    count = sum(len(group.names) for group in helped)
+    sentence = (
+        f"{len(result.groups)} groups of damages were found; {len(helped)} are served by a restorer of their own, "
+        f"{count} of {len(faces)} faces; the base serves the others. Look at the faces below before you use it."
+    )
+    lines = [
+        (f"group {i}", str(len(group.names)), VERDICTS[group.judgement.verdict], group.judgement.said)
+        for i, group in enumerate(result.groups, 1)
+    ]
+    lines += [("no group", str(len(result.left)), "-", "Like none of the groups; the base serves them.")]
+    left = Gallery(
+        "Left to the base", f"{len(result.left)} faces are like no group.", ["damaged", "base restorer"],
+        rows_of(faces, result.left[:ROWS], [base]),
+    )  # fmt: skip
+    data = ReportData(
+        title="A restorer for each damage",
+        verdict=result.verdict,
+        verdict_sentence=sentence,
+        galleries=[*(group.shown for group in result.groups), left],
+        tables=[Table("Groups", "", ["group", "faces", "verdict", "why"], lines)],
+        notes=[problem["problem"] for problem in faces.problems],
+        settings=result.run.config(),
+        licences=[
+            f"{what}: {origin[key]}, {origin.get(f'{key}_licence', 'unknown')}"
+            for what, key in (("base restorer", "base"), ("prior", "prior"))
+            if key in origin
+        ],
+        measurements={
+            "groups": [{"faces": group.names, "judgement": group.judgement} for group in result.groups],
+            "left_to_base": result.left,
+        },
+    )
+    return write_report(result.run.folder, data)

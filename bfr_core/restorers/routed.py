@@ -1,0 +1,125 @@
+"""Several restorers as one: each face goes to the one that was adapted to its damage, or to the base."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoints import save_tensors, sha256_of
+from ..damage_groups import FEATURES, DamageGroups, describe
+from ..images import printable
+from .base import Restorer
+
+GROUPS = "bfr_groups"  # value of the metadata entry "kind" of such a file
+MOST_GROUPS = 64
+ONE_GROUP = "groups/1/restorer.safetensors"  # as `mixed` lays them out
+TENSORS = ("units", "centres", "usual")  # of `DamageGroups`
+
+
+@dataclass(eq=False)
+class Routed(Restorer):
+    """groups: of damages. members: the base, then a restorer for each group, or None where the base serves it.
+
+    module: the networks of them all.
+    """
+
+    groups: DamageGroups | None = None
+    members: Sequence[Restorer | None] = field(default_factory=tuple)
+
+    can_be_tuned = False
+
+    @classmethod
+    def of(cls, groups: DamageGroups, members: Sequence[Restorer | None], **record: Any) -> Routed:
+        """members: as above; all of one size, or ValueError. record: name, sha256, licence and metadata."""
+        base, *others = members
+        assert base is not None
+        if wrong := [one.name for one in others if one and one.size != base.size]:
+            raise ValueError(f"{record['name']}: {printable(wrong[0])} is not of the size of its base, {base.size}")
+        module = nn.ModuleList(one.module for one in members if one)
+        return cls(module, base.architecture, base.size, groups=groups, members=tuple(members), **record)
+
+    def __call__(self, lq: Tensor) -> Tensor:
+        return self.restore(lq)
+
+    def restore(self, lq: Tensor) -> Tensor:
+        """As `Restorer.restore`, each face by the network of its group."""
+        return self.restore_and_tell(lq)[0]
+
+    @torch.inference_mode()
+    def restore_and_tell(self, lq: Tensor) -> tuple[Tensor, list[str]]:
+        """The same, and for each face "group 1" and so on, or "base"."""
+        assert self.groups is not None
+        base, *others = (replace(one, precision=self.precision) if one else None for one in self.members)
+        assert base is not None
+        restored = base.restore(lq)
+        routes = self.groups.route(describe(lq.cpu(), restored.cpu()))
+        for i, one in enumerate(others):
+            chosen = [place for place, route in enumerate(routes) if route == i]
+            if one and chosen:
+                restored[chosen] = one.restore(lq[chosen])
+        served = [f"group {route + 1}" if route >= 0 and others[route] else "base" for route in routes]
+        return restored, served
+
+
+def save_groups(
+    path: Path, groups: DamageGroups, base: Path, members: Sequence[Path | None], metadata: Mapping[str, str]
+) -> None:
+    """Write the groups as .safetensors that names its restorers: files below its own folder, and their SHA-256.
+
+    members: one for each group; None where the base serves it.
+    """
+
+    def entry(file: Path | None) -> dict[str, str]:
+        return {"file": file.relative_to(path.parent).as_posix(), "sha256": sha256_of(file)} if file else {}
+
+    own = {"kind": GROUPS, "members": json.dumps([entry(file) for file in (base, *members)])}
+    save_tensors(path, {name: getattr(groups, name) for name in TENSORS}, own | dict(metadata))
+
+
+def read_groups(path: Path, state: Mapping[str, Tensor]) -> DamageGroups:
+    """The groups in a file of tensors. Raises ValueError, in one line, if they are not what they should be."""
+    count = len(state["usual"]) if state.get("usual", torch.zeros(())).ndim == 1 else 0
+    shapes = {"units": (FEATURES, FEATURES), "centres": (count, FEATURES), "usual": (count,)}
+    if not 0 < count <= MOST_GROUPS or {name: tuple(value.shape) for name, value in state.items()} != shapes:
+        raise ValueError(f"{path.name}: its groups are not as this version makes them; adapt again with --mixed")
+    return DamageGroups(**{name: state[name].float() for name in TENSORS})
+
+
+def members_of(path: Path, metadata: Mapping[str, str], count: int) -> list[Path | None]:
+    """Files of the base and of `count` groups that a file of groups names; None where the base serves a group.
+
+    The file is untrusted. Raises ValueError or FileNotFoundError, in one line, for anything but unchanged files in its
+    own folder and below.
+    """
+    try:
+        listed = json.loads(metadata.get("members", ""))
+        entries = [(one["file"], one["sha256"]) if one else None for one in listed]
+        sound = len(entries) == 1 + count and entries[0] and all(type(x) is str for one in entries if one for x in one)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        sound = False
+    if not sound:
+        raise ValueError(f"{path.name}: does not say which restorers serve its {count} groups; adapt again")
+    return [_member(path, *one) if one else None for one in entries]
+
+
+def _member(path: Path, name: str, sha256: str) -> Path:
+    shown, folder = printable(name[:120]), path.parent.resolve()
+    parts = PurePosixPath(name)
+    inside = parts.parts and not parts.is_absolute() and ".." not in parts.parts and not set(name) & set("\\:\0")
+    try:
+        file = (folder / parts).resolve() if inside else folder
+    except (OSError, RuntimeError):  # links in a circle, and whatever else a disk objects to
+        file = folder
+    if folder not in file.parents:
+        raise ValueError(f"{path.name}: names {shown}, which is not in its own folder; such a file is refused")
+    if not file.is_file():
+        raise FileNotFoundError(f"{path.name}: {shown} is not beside it; keep the folder of the run together")
+    if sha256_of(file) != sha256:
+        raise ValueError(f"{path.name}: {shown} is not the file it was made with; adapt again, it goes on")
+    return file
