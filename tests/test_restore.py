@@ -345,7 +345,7 @@ def test_a_precision_is_tried_on_the_first_batch_and_only_where_it_may_pay(tmp_p
         return replace(restorer, precision="bfloat16")
 
     monkeypatch.setattr(module, "settle_precision", settle)
-    monkeypatch.setattr(module, "restoration_step", lambda restorer, *_: used.append(restorer.precision))
+    monkeypatch.setattr(module, "restoration_step", lambda restorer, *_, **__: used.append(restorer.precision))
     used: list[str] = []
     restore_folder(tmp_path / "in", tmp_path / "out", fake_restorer(), RestoreConfig(batch_size=1), aligned=True)
     assert seen == [1] * tried and used == ["bfloat16" if tried else "float32"] * photos

@@ -105,6 +105,7 @@ KEPT_TO = {
     "modules": ("scripts",),
     "gradio": ("bfr_core/ui.py", "bfr_core/gradio_compat.py"),
     "fastapi": ("bfr_core/http_api.py",),
+    "starlette": ("bfr_core/gradio_compat.py",),
 }
 PACKAGE_OF = {"PIL": "pillow", "skimage": "scikit-image", "cv2": "opencv-python-headless"}
 OWN = {"bfr_core", "nodes", "installation", "install", "tools", "tests"}
