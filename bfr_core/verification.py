@@ -62,23 +62,32 @@ def verify_real(folder: Path, device: str = "cpu", callback: Callback | None = N
     For each: SHA-256, whether it loads, what it makes of two real faces under ordinary damage, time and peak memory;
     then an adaptation of a few steps. No statistics of the published networks are known to compare with: the report
     says so, and keeps the numbers for whoever collects them. A file that fails is reported and does not stop the rest.
+    The report is written after every check, and says so if the last one was not reached.
     """
     here = [(entry, path) for entry in TABLE if (path := locate(entry.name))]
-    findings = []
+    findings: list[Finding] = []
     for step, (entry, path) in enumerate(here):
         findings.append(_check(entry, path, device))
+        _report(folder, findings, len(here), device)
         if callback:
             callback(step + 1, len(here) + 1, None)
     findings.append(_short_adaptation([entry.name for entry, _ in here], folder / "adaptation", device))
+    page = _report(folder, findings, len(here), device)
     if callback:
         callback(len(here) + 1, len(here) + 1, None)
+    return page, findings
+
+
+def _report(folder: Path, findings: list[Finding], here: int, device: str) -> Path:
+    """Write what was found so far; here: the number of files to check, before the adaptation."""
     pictures = [(found.name, found.pictures) for found in findings if found.pictures]
     failed = sum(found.failed for found in findings)
     missing = [entry.name for entry in TABLE if not locate(entry.name)]
+    so_far = "" if len(findings) > here else f" Not finished: {len(findings)} of {here + 1} checks are done."
     data = ReportData(
         title="Published weights, checked on this machine",
         verdict="not_judged",
-        verdict_sentence=f"{len(here)} of {len(TABLE)} files are here; {failed} checks failed.",
+        verdict_sentence=f"{here} of {len(TABLE)} files are here; {failed} checks failed.{so_far}",
         galleries=[Gallery(PICTURES, "", ["damaged", "restored"] * 2, pictures)] if pictures else [],
         tables=[Table(f.name, "", ["", ""], [list(row) for row in f.rows]) for f in findings],
         notes=[
@@ -89,7 +98,7 @@ def verify_real(folder: Path, device: str = "cpu", callback: Callback | None = N
         ],
         measurements={f.name: dict(f.rows) for f in findings},
     )
-    return write_report(folder, data), findings
+    return write_report(folder, data)
 
 
 def sample_faces(size: int) -> Tensor:

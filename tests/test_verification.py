@@ -50,7 +50,7 @@ def test_every_file_is_checked_and_a_failure_does_not_stop_the_rest(table):
     assert rows["its SHA-256"] == sha256_of(table / "weights" / "good.safetensors") and int(rows["its bytes"]) > 0
     assert any(name.startswith("the restored faces are those faces") and said == "yes" for name, said in good.rows)
     text = page.read_text()
-    assert "not here: absent.safetensors" in text and "1 checks failed" in text
+    assert "not here: absent.safetensors" in text and "1 checks failed" in text and "Not finished" not in text
     report = json.loads((table / "out" / "report.json").read_text())
     assert report["measurements"]["good.safetensors"]["SHA-256"] == "ok"
 
@@ -92,6 +92,17 @@ def test_a_network_that_loads_and_does_not_do_its_work_is_a_failure(
     assert found.failed and dict(found.rows)["SHA-256"] == "ok" and "failed" not in dict(found.rows)
     assert [said for name, said in found.rows if name.startswith(says)] == ["no"]
     assert "1 checks failed" in page.read_text()
+
+
+def test_ended_early_it_leaves_what_was_found(table, monkeypatch):
+    def end(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verification, "_short_adaptation", end)
+    with pytest.raises(KeyboardInterrupt):
+        verify_real(table / "out")
+    text = (table / "out" / "report.html").read_text()
+    assert "Not finished: 2 of 3 checks are done." in text and "PSNR of the restored faces" in text
 
 
 def test_a_report_to_be_shared_names_no_folder_of_its_writer(table, monkeypatch):
