@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
@@ -75,11 +76,31 @@ def on_select(gallery: Any, act: Callable[..., Any], inputs: Any, outputs: Any) 
     """Call `act(index, *inputs)` when a picture of the gallery is clicked."""
     gr = load()
 
-    def clicked(event: Any, *values: Any) -> Any:
-        return act(int(event.index), *values)
+    class Chosen(gr.SelectData):
+        """Also of a place where there is no picture, see `let_go_of`."""
 
-    clicked.__annotations__["event"] = gr.SelectData  # gradio looks for this to know what to pass
+        def __init__(self, target: Any, data: Any) -> None:
+            super().__init__(target, {"value": None} | data)
+
+    def clicked(event: Any, *values: Any) -> Any:
+        return act(int(event.index), *values) if event.index >= 0 else {gallery: gr.update()}
+
+    clicked.__annotations__["event"] = Chosen  # gradio looks for this to know what to pass
     on(gallery.select, clicked, inputs, outputs, quiet=True)
+
+
+_no_picture = itertools.cycle((-1, -2))
+
+
+def let_go_of(pictures: Any) -> Any:
+    """An update for a gallery, after which the picture that was clicked last can be clicked again.
+
+    Before gradio 6 a click on the picture that is chosen already says nothing, and choosing none is taken for no change
+    where the browser alone knows of the choice: so a place is chosen where no picture is, each time another.
+    """
+    if major() >= 6:
+        return load().update(value=pictures)
+    return {"__type__": "update", "value": pictures, "selected_index": next(_no_picture)}
 
 
 def every(demo: Any, seconds: float, act: Callable[..., Any], inputs: Any, outputs: Any) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import gradio_compat as compat
-from .adaptation import AdaptConfig
+from .adaptation import SMALL
 from .hosted import Wish
 from .images import printable
 from .page import (
@@ -217,7 +217,8 @@ def build(page: Page) -> Any:
 
         def toggle(index: int, run: str | None) -> Shown:
             page.toggle(run, index)
-            return {faces_said: page.faces_said(run), gallery: page.faces(run), seen: page.stamp(run)} | tell("")
+            again = compat.let_go_of(page.faces(run))
+            return {faces_said: page.faces_said(run), gallery: again, seen: page.stamp(run)} | tell("")
 
         def show(run: str | None, which: str | None, against: str) -> Shown:
             files = page.before_after(run, which, BEFORE[against])
@@ -306,9 +307,10 @@ def extras(runs: Sequence[str]) -> dict[str, Any]:
 
 
 def _number(gr: Any, path: str) -> Any:
+    """With the value for the embedded restorer, which is the one that is chosen at first: gradio 4 sends 0 for none."""
     label, hint = ADVANCED[path]
-    whole = isinstance(value_at(AdaptConfig(), path), int)
-    return gr.Number(None, label=label, info=hint or None, precision=0 if whole else None)
+    value = value_at(SMALL, path)
+    return gr.Number(value, label=label, info=hint or None, precision=0 if isinstance(value, int) else None)
 
 
 def _in_threes(values: list[str]) -> list[list[str]]:
