@@ -17,6 +17,7 @@ from bfr_core.degradations import degrade
 from bfr_core.images import write_image
 from bfr_core.mixed import adapt_mixed
 from bfr_core.restorers import load_restorer
+from bfr_core.restorers.routed import Routed
 from bfr_core.verdict import Judgement
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,6 +74,7 @@ def test_every_group_gets_its_own_adaptation(mixed_photos, config, tmp_path, ver
     assert len(first.names) + len(second.names) + len(result.left) == NOISY + BLURRED and len(result.left) <= 3
     assert result.verdict == "adopt" and result.whole is None
     routed = load_restorer(tmp_path / "groups.safetensors")
+    assert isinstance(routed, Routed)
     own = load_restorer(tmp_path / "groups/1/restorer.safetensors")
     assert [one and one.sha256 for one in routed.members][1:] == [own.sha256, None]
     assert routed.metadata["base_sha256"] == load_restorer(config.restorer).sha256 and routed.licence == "test"
@@ -126,7 +128,8 @@ def test_killed_in_the_middle_it_goes_on(mixed_photos, config, tmp_path):
     process.kill()
     assert process.wait() != 0 and not (tmp_path / "groups.safetensors").exists()
     assert main([*arguments(mixed_photos, config, tmp_path), "--iterations", "4"]) == 0
-    assert len(load_restorer(tmp_path / "groups.safetensors").members) == 3
+    routed = load_restorer(tmp_path / "groups.safetensors")
+    assert isinstance(routed, Routed) and len(routed.members) == 3
 
 
 def test_one_damage_is_adapted_to_as_usual(config, tmp_path, capsys):

@@ -13,7 +13,7 @@ from bfr_core.damage_groups import FEATURES, DamageGroups, describe
 from bfr_core.images import read_photo, write_image
 from bfr_core.restore import restore_folder
 from bfr_core.restorers import export_pth, load_restorer, save_restorer
-from bfr_core.restorers.routed import save_groups
+from bfr_core.restorers.routed import Routed, save_groups
 
 RECORD = {"base": "tiny.safetensors", "base_sha256": "00", "licence": "test"}
 
@@ -53,6 +53,7 @@ def file(tiny_restorer, tmp_path, lq):
 
 def test_each_face_is_restored_by_its_own(file, tiny_restorer, lq):
     routed = load_restorer(file)
+    assert isinstance(routed, Routed)
     base, own = load_restorer(tiny_restorer), darker(tiny_restorer, 0.25)
     result, served = routed.restore_and_tell(lq)
     assert served == ["group 1", "group 1", "base", "base", "base"]
@@ -82,6 +83,7 @@ def test_one_restorer_says_nothing_of_groups(tiny_restorer, lq, tmp_path):
 
 def test_a_face_that_fails_does_not_move_the_others_names(file, lq, tmp_path):
     routed = load_restorer(file)
+    assert isinstance(routed, Routed)
     with torch.no_grad():
         routed.members[1].module.get_parameter("ending.bias").fill_(float("nan"))
     for i in (0, 1, 3, 4):
