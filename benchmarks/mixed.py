@@ -51,6 +51,7 @@ BASE, ALL, FOUND, TRUE = "base", "one for all", "found groups", "true groups"
 ROWS = (BASE, ALL, FOUND, TRUE)
 DISTINCT = ("sensor", "halftone", "film_grain", "motion_jpeg", "camera_x4", "camera_x8")
 ALIKE = ("motion_jpeg", "blind", "shared_online")  # blur and JPEG: the base knows them, and they need not be told apart
+ALL = tuple(dict.fromkeys(DISTINCT + ALIKE))
 FOLDER, ROUTED = 60, 30  # training portraits: of folders, and others that are routed
 SIZES = (15, 60)  # faces of one damage
 
@@ -198,7 +199,7 @@ def check(args: argparse.Namespace, restorer: Restorer) -> None:
     """Print how well groups of training portraits are found, and how well other faces are routed."""
     hq = training_faces(args.portraits, FOLDER + ROUTED)
     described, known = {}, {}
-    for kind in dict.fromkeys(DISTINCT + ALIKE):
+    for kind in ALL:
         lq = damaged(hq, kind, args.seed, "check")
         restored = restored_by(restorer, lq)
         described[kind] = describe(lq, restored)
@@ -206,8 +207,10 @@ def check(args: argparse.Namespace, restorer: Restorer) -> None:
         print(f"described: {kind}", flush=True)
     print("| damages drawn from | mixes | adjusted Rand | purity | routing | left to the base |")
     print("|---|---|---|---|---|---|")
-    for title, kinds in (("distinct", DISTINCT), ("all", tuple(described))):
-        found = np.array([one_mix(described, known, kinds, random.Random(f"{title} {i}")) for i in range(args.check)])
+    for name, kinds, as_one in (("distinct", DISTINCT, ()), ("all", ALL, ()), ("all", ALL, ALIKE)):
+        drawn = [random.Random(f"{name} {i}") for i in range(args.check)]
+        found = np.array([one_mix(described, known, kinds, as_one, one) for one in drawn])
+        title = f"{name}, {', '.join(as_one)} counted as one" if as_one else name
         print(f"| {title} | {args.check} | {' | '.join(f'{value:.3f}' for value in found.mean(0))} |", flush=True)
     drawn = random.Random("one")
     split_up, strangers = 0, []
@@ -226,19 +229,29 @@ def check(args: argparse.Namespace, restorer: Restorer) -> None:
 
 
 def one_mix(
-    described: dict[str, Tensor], known: dict[str, Tensor], kinds: tuple[str, ...], drawn: random.Random
+    described: dict[str, Tensor],
+    known: dict[str, Tensor],
+    kinds: tuple[str, ...],
+    as_one: tuple[str, ...],
+    drawn: random.Random,
 ) -> list[float]:
-    """Adjusted Rand index, purity, share of other faces routed rightly, share of faces in no group, of one mix."""
+    """Adjusted Rand index, purity, share of other faces routed rightly, share of faces in no group, of one mix.
+
+    as_one: damages that count as one.
+    """
     kinds = tuple(drawn.sample(kinds, drawn.choice([2, 3, 4])))
     sizes = [drawn.randint(*SIZES) for _ in kinds]
     faces = torch.cat([described[k][drawn.sample(range(FOLDER), n)] for k, n in zip(kinds, sizes, strict=True)])
-    truth = torch.tensor([i for i, n in enumerate(sizes) for _ in range(n)])
+    which = [
+        kinds.index(next(k for k in kinds if k in as_one)) if kind in as_one else i for i, kind in enumerate(kinds)
+    ]
+    truth = torch.tensor([i for i, n in zip(which, sizes, strict=True) for _ in range(n)])
     shares = [max(1, KNOWN_FACES * n // sum(sizes)) for n in sizes]
     units = units_of(torch.cat([known[k][:, :n] for k, n in zip(kinds, shares, strict=True)], 1))
     groups = DamageGroups.of(faces, units)
     labels = torch.tensor(groups.route(faces))
     majority = [int(truth[labels == i].mode().values) for i in range(len(groups))] + [-1]
-    routed = [majority[g] == i for i, k in enumerate(kinds) for g in groups.route(described[k][FOLDER:])]
+    routed = [majority[g] == i for i, k in zip(which, kinds, strict=True) for g in groups.route(described[k][FOLDER:])]
     return [adjusted_rand(labels, truth), purity(labels, truth), np.mean(routed), float((labels < 0).float().mean())]
 
 

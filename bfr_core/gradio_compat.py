@@ -6,7 +6,7 @@ import inspect
 import itertools
 import os
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -159,6 +159,32 @@ def confine(demo: Any, cache: Path) -> None:
         for name in ("DEFAULT_TEMP_DIR", "GRADIO_CACHE"):  # gradio 3 and 4
             if hasattr(block, name):
                 setattr(block, name, str(cache))
+    _let_events_name(cache)
+
+
+def _let_events_name(cache: Path) -> None:
+    """Let an event carry the file it is about where that lies in `cache`: gradio 4 refuses all but the host's cache."""
+    from gradio import processing_utils
+
+    check = getattr(processing_utils, "check_all_files_in_cache", None)
+    if check is None or getattr(check, "also", None) == cache:
+        return
+
+    def checked(data: Any) -> None:
+        paths = list(_paths_in(data))
+        if not paths or any(cache not in Path(os.path.realpath(path)).parents for path in paths):
+            check(data)
+
+    checked.also = cache  # type: ignore[attr-defined]
+    processing_utils.check_all_files_in_cache = checked
+
+
+def _paths_in(data: Any) -> Iterator[str]:
+    """Every value of a key "path", at any depth of what JSON can hold."""
+    if isinstance(data, dict):
+        yield from (value for key, value in data.items() if key == "path" and isinstance(value, str))
+    for value in data.values() if isinstance(data, dict) else data if isinstance(data, list) else ():
+        yield from _paths_in(value)
 
 
 def serve_also(demo: Any, cache: Path) -> None:

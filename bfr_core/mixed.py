@@ -196,7 +196,7 @@ def report_mixed(result: Mixed, faces: FaceSet, base: Restorer, origin: dict[str
     helped = [group for group in result.groups if group.adopted]
     count = sum(len(group.names) for group in helped)
     sentence = (
-        f"{len(result.groups)} groups of damages were found; {len(helped)} are served by a restorer of their own, "
+        f"{len(result.groups)} groups of damages were found. Restorers of their own serve {len(helped)} of them, "
         f"{count} of {len(faces)} faces; the base serves the others. Look at the faces below before you use it."
     )
     lines = [

@@ -74,6 +74,7 @@ def test_every_group_gets_its_own_adaptation(mixed_photos, config, tmp_path, ver
     assert len(first.names) + len(second.names) + len(result.left) == NOISY + BLURRED and len(result.left) <= 3
     assert result.verdict == "adopt" and result.whole is None
     routed = load_restorer(tmp_path / "groups.safetensors")
+    assert isinstance(routed, Routed)
     own = load_restorer(tmp_path / "groups/1/restorer.safetensors")
     assert isinstance(routed, Routed)
     assert [one and one.sha256 for one in routed.members][1:] == [own.sha256, None]
