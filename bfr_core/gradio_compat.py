@@ -76,7 +76,7 @@ def on_select(gallery: Any, act: Callable[..., Any], inputs: Any, outputs: Any) 
     """Call `act(index, *inputs)` when a picture of the gallery is clicked."""
     gr = load()
 
-    class Chosen(gr.SelectData):
+    class Chosen(gr.SelectData):  # type: ignore[name-defined]
         """Also of a place where there is no picture, see `let_go_of`."""
 
         def __init__(self, target: Any, data: Any) -> None:
@@ -170,9 +170,11 @@ def _let_events_name(cache: Path) -> None:
     if check is None or getattr(check, "also", None) == cache:
         return
 
+    inside = cache.resolve()
+
     def checked(data: Any) -> None:
         paths = list(_paths_in(data))
-        if not paths or any(cache not in Path(os.path.realpath(path)).parents for path in paths):
+        if not paths or any(inside not in Path(path).resolve().parents for path in paths):
             check(data)
 
     checked.also = cache  # type: ignore[attr-defined]

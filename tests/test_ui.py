@@ -11,6 +11,7 @@ import socket
 import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from urllib.parse import quote
 
 import numpy as np
@@ -289,3 +290,26 @@ def test_from_dropped_photos_to_a_repaired_one(gradio, tab, monkeypatch, tmp_pat
         tab.press("All runs")
         tab.picture("page_6_runs")
         assert not asked_elsewhere(tab.browser, port)
+
+
+def test_an_event_may_name_files_of_our_cache_and_no_others(tmp_path, monkeypatch):
+    """Of gradio 4, made up: what it would refuse."""
+    asked: list[object] = []
+    utils = SimpleNamespace(check_all_files_in_cache=asked.append)
+    gradio = ModuleType("gradio")
+    vars(gradio)["processing_utils"] = utils
+    monkeypatch.setitem(sys.modules, "gradio", gradio)
+    cache = tmp_path / "runs/_page"
+    for _ in range(2):
+        compat.confine(SimpleNamespace(blocks={}), cache)
+    check = utils.check_all_files_in_cache
+    check({"index": 1, "value": {"image": {"path": f"{cache}/faces/a.png"}}})
+    assert not asked
+    others = [
+        {"path": f"{cache}/../run/a.png"},
+        {"path": f"{cache}/a.png", "more": [{"path": "/etc/passwd"}]},
+        {"index": 1},
+    ]
+    for data in others:
+        check(data)
+    assert asked == others
