@@ -20,7 +20,9 @@ PRESS = """() => {
   clearInterval(window.bfrRefresh);
   window.bfrRefresh = setInterval(() => {
     const button = document.getElementById("%(button)s");
-    if (button && button.offsetParent !== null) button.click();
+    const files = [...document.querySelectorAll(".file-preview .download")];
+    const uploading = files.some((cell) => !cell.querySelector("a"));  // which an answer would end unfinished
+    if (button && button.offsetParent !== null && !uploading) button.click();
   }, %(milliseconds)d);
 }"""
 # Whatever a version of gradio would fetch from elsewhere (fonts, scripts, telemetry), the browser refuses.

@@ -53,7 +53,9 @@ class Tab:
         field.send_keys(text)
 
     def tick(self, words: str) -> None:
-        until(lambda: self._seen(f"//label[contains(., '{words}')]//input")).click()
+        box = until(lambda: self._seen(f"//label[contains(., '{words}')]//input"))
+        if not box.is_selected():
+            box.click()
 
     def open(self, title: str) -> None:
         """Open, or close, what is folded under a title."""

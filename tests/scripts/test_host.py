@@ -270,6 +270,7 @@ def test_the_tab_in_a_browser(webui: WebUI, browser: Any, screenshots: Path) -> 
     tab.press("Login")
     tab.press("BFR Adapt")
     tab.button("Find the faces")
+    time.sleep(3)  # in gradio 3 an upload is lost if what the page is filled with arrives meanwhile
     tab.picture(f"{webui.name}_1_opened")
     tab.drop(sorted(webui.photos.iterdir()))
     tab.type("Name of the run", "seen")
