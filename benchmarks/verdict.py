@@ -80,9 +80,8 @@ class Lab:
         self.restorer, self.prior, self.net = load_restorer(), load_prior(), load_landmark_net()
         self.usual = load_usual()
 
-    def folder(self, run: Run, strength: float | None = None, damage: str = "") -> Tensor:
-        strength = run.strength if strength is None else strength
-        return damaged(self.adapt_hq, damage or run.damage, run.seed, f"folder {strength}", strength)
+    def folder(self, run: Run, damage: str = "") -> Tensor:
+        return damaged(self.adapt_hq, damage or run.damage, run.seed, f"folder {run.strength}", run.strength)
 
     def targets(self, lq: Tensor, seed: int) -> Tensor:
         config = settled(replace(SMALL.targets, seed=seed), lq[:8], self.restorer, self.prior)
@@ -252,6 +251,14 @@ class Judged(NamedTuple):
     def verdict(self, limits: Limits) -> str:
         return decide(self.base, self.tuned, self.targets, limits).verdict
 
+    def on(self, faces: slice) -> Judged:
+        """The same run, judged on some of the faces."""
+
+        def some(values: Any) -> Any:
+            return values[faces] if isinstance(values, Tensor) else type(values)(*map(some, values))
+
+        return self._replace(base=some(self.base), tuned=some(self.tuned), targets=some(self.targets))
+
     @property
     def half(self) -> tuple[int, int]:
         """Which half of the damages and which half of the ways it belongs to; right ones are of either way in turn."""
@@ -297,6 +304,12 @@ def accuracy(records: list[dict]) -> str:
     ]
     lines += [*table(counted), *wrong, "", f"limits chosen on all runs: {chosen_on(runs)}"]
     lines += [f"the limits in use, {Limits()}:", *table([(r, r.verdict(Limits())) for r in runs])]
+    lines += ["| faces judged on | good runs adopted | harmful runs adopted |", "|---|---|---|"]
+    for count in (2, 3, 4, 6, JUDGED):
+        parts = [slice(i, i + count) for i in range(0, JUDGED - count + 1, count)]
+        fewer = [known.on(part) for known in runs for part in parts]
+        adopted = share_right(fewer, Limits(), "good"), 1 - share_right(fewer, Limits(), "harm")
+        lines.append(f"| {count} | {adopted[0]:.2f} | {adopted[1]:.2f} |")
     return "\n".join(lines)
 
 

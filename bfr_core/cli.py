@@ -248,7 +248,8 @@ def _adapt_mixed(args: argparse.Namespace, config: Any, base: Any, bars: Bars) -
     if result.whole:
         return _tuned(result.whole, args.export_pth)
     for group in result.groups if args.export_pth else ():
-        export_pth(group.run.restorer.with_suffix(".pth"), load_restorer(group.run.restorer))
+        own = load_restorer(group.run.restorer)
+        export_pth(group.run.exported(own.architecture), own)
     print(f"restorer: {result.run.groups}\nreport:   {result.run.report}", file=sys.stderr)
     print("\n".join(result.lines()), file=sys.stderr)
     return {

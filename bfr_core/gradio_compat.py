@@ -98,7 +98,8 @@ def let_go_of(pictures: Any) -> Any:
     """An update for a gallery, after which the picture that was clicked last can be clicked again.
 
     Before gradio 6 a click on the picture that is chosen already says nothing, and choosing none is taken for no change
-    where the browser alone knows of the choice: so a place is chosen where no picture is, each time another.
+    where the browser alone knows of the choice: so a place is chosen where no picture is, each time another. Gradio 3
+    does not listen to that either; there another picture must be clicked in between.
     """
     if major() >= 6:
         return load().update(value=pictures)

@@ -18,6 +18,7 @@ from .finetuning import split
 from .images import read_image
 from .report import VERDICTS, Gallery, ReportData, Table, Verdict, write_report
 from .restorers import Restorer, load_restorer, save_restorer
+from .restorers.load import said_by
 from .restorers.routed import TENSORS, read_groups, save_groups
 from .runs import Run, fingerprint, stage_folder
 from .summary import report_adaptation
@@ -184,7 +185,7 @@ def write_groups(result: Mixed, groups: DamageGroups, base: Restorer) -> dict[st
     """Save groups.safetensors and a copy of the base beside the groups' runs; returns what they were made from."""
     copy = result.run.folder / "groups" / "base.safetensors"
     save_restorer(copy, base, {k: v for k, v in base.metadata.items() if k != "kind"})
-    of_one = load_tensors(result.groups[0].run.restorer)[1]
+    of_one = said_by(result.groups[0].run.restorer)
     origin = {key: of_one[key] for key in ORIGIN if key in of_one}
     members = [group.run.restorer if group.adopted else None for group in result.groups]
     save_groups(result.run.groups, groups, copy, members, origin | {"licence": base.licence, "size": str(base.size)})

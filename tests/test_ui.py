@@ -252,8 +252,9 @@ def test_from_dropped_photos_to_a_repaired_one(gradio, tab, monkeypatch, tmp_pat
         tab.type("Name of the run", "Noisy portraits")
         tab.press("Find the faces")
         tab.wait_for("10 faces found, 0 left out")
-        tab.faces()[2].click()
-        tab.wait_for("10 faces found, 1 left out")
+        for left_out in (1, 0, 1):
+            tab.faces()[2].click()
+            tab.wait_for(f"10 faces found, {left_out} left out")
         tab.picture("page_2_faces")
         tab.press("2. Adapt")
         tab.open("Advanced")

@@ -119,10 +119,10 @@ def save_restorer(path: Path, restorer: Restorer, metadata: Mapping[str, object]
 
 def is_tuned(path: Path) -> bool:
     """Whether `path` is a restorer that was tuned by this program, by what the file says of itself."""
-    return "base_sha256" in _said_by(path)
+    return "base_sha256" in said_by(path)
 
 
-def _said_by(path: Path) -> dict[str, str]:
+def said_by(path: Path) -> dict[str, str]:
     """What a .safetensors file says of itself; nothing if it is none."""
     from safetensors import SafetensorError, safe_open
 
@@ -198,7 +198,7 @@ def _with_groups(path: Path, state: Mapping[str, torch.Tensor], metadata: Mappin
     groups = read_groups(path, state)
     files = members_of(path, metadata, len(groups))
     for file in filter(None, files):
-        if _said_by(file).get("kind") == GROUPS:  # it might name itself
+        if said_by(file).get("kind") == GROUPS:  # it might name itself
             raise ValueError(f"{path.name}: {file.name} is a file of groups itself; such a file is refused")
     members = [load_restorer(file) if file else None for file in files]
     licence = metadata.get("licence") or "unknown"
