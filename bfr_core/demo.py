@@ -153,7 +153,7 @@ def report(folder: Path, clean: Path, result: Adapted, callback: StageCallback |
         verdict=result.judgement.verdict,
         verdict_sentence=(
             f"{result.judgement.said} "
-            f"{len(names)} damaged faces were all that the restorer was tuned on. "
+            f"{len(names)} damaged faces, these among them, were all that adapting was given. "
             "Left to right: damaged, base restorer, adapted restorer, the truth it never saw."
         ),
         galleries=[
