@@ -583,7 +583,7 @@ def tune(
             made_from, names, restorer.sha256, lasting, *([good.fingerprint] if good and examples else [])
         ),
         examples=torch.stack(examples) if examples else None,
-        perceptual=perceptual_term(config, prior, restorer.device),
+        perceptual=None if restorer.tuned_by_codes else perceptual_term(config, prior, restorer.device),
         callback=step,
         watch=watch,
         pause_after=pause_after,

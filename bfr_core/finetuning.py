@@ -158,7 +158,7 @@ def finetune(
     """A copy of `restorer` tuned on `pairs`, and how it went; the weights are the best of the moving average.
 
     checkpoint: file that training resumes from, if its `fingerprint` (of everything the pairs depend on) is this one.
-    perceptual: the term weighted by `config.perceptual`, required unless that is 0.
+    perceptual: the term weighted by `config.perceptual`, required unless that is 0 or it is tuned by codes.
     examples: (N, 3, S, S) RGB in [0, 1], good faces. The discriminator takes them for real, in place of the pseudo
     targets, and in up to half of the cases they stand for a pseudo target that is to get another's damage or ordinary
     damage, see `transplant` and `anchor`. They must be part of `fingerprint`.
@@ -169,7 +169,7 @@ def finetune(
     """
     if not len(pairs):
         raise ValueError("there are no faces to tune on")
-    if config.perceptual and perceptual is None:
+    if config.perceptual and perceptual is None and not restorer.tuned_by_codes:
         raise ValueError("perceptual is above 0 but no network to measure it with was given")
     device = restorer.device
     train, held = split(len(pairs), config)

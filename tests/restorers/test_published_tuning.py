@@ -76,6 +76,16 @@ def test_recomputing_gives_the_same_gradients(name, gradients):
 
 
 @pytest.mark.parametrize("name", RESTORERS)
+def test_only_those_tuned_on_pixels_need_a_perceptual_term(name, gradients):
+    restorer, config = small(name), replace(CONFIG, perceptual=1.0)
+    if restorer.tuned_by_codes:
+        assert difference(gradients(restorer, config), gradients(small(name), CONFIG)) == 0
+    else:
+        with pytest.raises(ValueError, match="perceptual"):
+            gradients(restorer, config)
+
+
+@pytest.mark.parametrize("name", RESTORERS)
 def test_recomputing_keeps_less(name):
     """What the network keeps for the backward pass, in bytes."""
 
