@@ -4,7 +4,8 @@
 
 Each run adapts the embedded restorer to a folder of held-out portraits under one damage, as a user would or in one of
 the ways in which it goes wrong, gathers the verdict's evidence from damaged faces alone, and measures the truth on
-other portraits. A line a run is kept in the work folder; stopped, the command goes on; parts may run side by side.
+other portraits. A line a run and the tuned restorers are kept in the work folder; stopped, the command goes on; parts
+may run side by side. Without its lines (runs.jsonl) evidence is gathered anew, and nothing is tuned again.
 In the end every run is judged with limits that were chosen on runs of other damages and other ways of going wrong.
 Without --portraits only that is done, with the runs that are there.
 """
@@ -40,7 +41,8 @@ from bfr_core.faces.landmarks import load_landmark_net
 from bfr_core.finetuning import FinetuneConfig
 from bfr_core.metrics import wilson_interval
 from bfr_core.pseudo_targets import settled
-from bfr_core.verdict import Agreement, Appearance, Cues, Limits, decide, gather, load_usual, look_at
+from bfr_core.restorers import save_restorer
+from bfr_core.verdict import Agreement, Appearance, Cues, Limits, Trial, decide, gather, load_usual, look_at
 
 DAMAGES = ("sensor", "halftone", "film_grain", "motion_jpeg", "camera_x4", "shared_online", "blind_twice", "video")
 TRUTH = ("psnr", "ssim", "gmsd", "detail_correlation", "detail_energy", "landmarks")
@@ -179,19 +181,23 @@ def numbers(values: Any) -> Any:
     return {name: numbers(value) for name, value in values._asdict().items()}
 
 
-def run_one(lab: Lab, run: Run, lq: Tensor, targets: Tensor) -> dict:
-    """Evidence and truth of one run, ready for JSON."""
+def run_one(lab: Lab, run: Run, lq: Tensor, targets: Tensor, work: Path) -> dict:
+    """Evidence and truth of one run, ready for JSON. The tuned restorer is kept in `work`, and used if it is there."""
     started = time.monotonic()
     case = WAYS[run.way](lab, lq, targets, run)
     judged = lq[:JUDGED], case.targets[:JUDGED]
     config = replace(case.config, seed=run.seed)
-    adapted = tuned(lab.restorer, case.lq[JUDGED:], case.targets[JUDGED:], config)
+    file = work / f"{run.name.replace(' ', '_')}.safetensors"
+    if not file.exists():
+        save_restorer(file, tuned(lab.restorer, case.lq[JUDGED:], case.targets[JUDGED:], config), {})
+    adapted = load_restorer(file)
     measured = damaged(lab.hq, run.damage, run.seed, "measure", run.strength)
     evidence: dict[str, Any] = {"targets": numbers(look_at(judged[1], judged[0], lab.usual, lab.net))}
+    trial = Trial.of(judged[0], restored_by(adapted, judged[0]), lab.usual)
     truth = {}
     for who, restorer in (("base", lab.restorer), ("tuned", adapted)):
         restore = partial(restored_by, restorer)
-        cues: Cues = gather(restore, *judged, lab.usual, lab.net)
+        cues: Cues = gather(restore, *judged, trial, lab.usual, lab.net)
         evidence[who] = numbers(cues)
         values = face_measures(restore(measured), lab.hq, TRUTH)
         truth[who] = {name: numbers(values[name]) for name in TRUTH}
@@ -241,7 +247,7 @@ class Judged(NamedTuple):
             return {name: torch.tensor(numbers) for name, numbers in values.items()}
 
         def cues(values: dict) -> Cues:
-            parts = {"looks": Appearance, "teacher": Agreement, "transfer": Agreement}
+            parts = {"looks": Appearance, "teacher": Agreement, "transfer": Agreement, "known": Agreement}
             return Cues(**{name: kind(**tensors(values[name])) for name, kind in parts.items()})
 
         seen = record["evidence"]
@@ -273,16 +279,16 @@ def share_right(runs: list[Judged], limits: Limits, truth: str) -> float:
 
 
 LOOKS = (20.0, 24.0, 28.0), (0.06, 0.1, 0.2), (0.05, 0.1, 0.3, 1.0), (0.15, 0.3, 0.5)
-GAINS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+GAINS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3), (-9.0, 0.0, 0.1, 0.2)
 
 
 def chosen_on(runs: list[Judged]) -> Limits:
     """The limits with the fewest harmful adoptions, then the most right ones, then the fewest idle ones; of equals, one
     in their middle."""
-    grid = list(itertools.starmap(Limits, itertools.product(*LOOKS, GAINS)))
+    grid = list(itertools.starmap(Limits, itertools.product(*LOOKS, *GAINS)))
     scores = [tuple(share_right(runs, limits, truth) for truth in ("harm", "good", "tie")) for limits in grid]
     best = [astuple(limits) for limits, score in zip(grid, scores, strict=True) if score == max(scores)]
-    places = np.array([[axis.index(v) for axis, v in zip((*LOOKS, GAINS), some, strict=True)] for some in best])
+    places = np.array([[axis.index(v) for axis, v in zip((*LOOKS, *GAINS), some, strict=True)] for some in best])
     return Limits(*best[int(np.abs(places - places.mean(0)).sum(1).argmin())])
 
 
@@ -353,7 +359,7 @@ def main() -> None:
         lq = lab.folder(left[0])
         targets = lab.targets(lq, left[0].seed)
         for run in left:
-            record = run_one(lab, run, lq, targets)
+            record = run_one(lab, run, lq, targets, args.work)
             with path.open("a") as stream:
                 stream.write(json.dumps(record) + "\n")
             shown = ", ".join(f"{k} {v:+.3f}" for k, v in gains_of(record).items())

@@ -54,6 +54,12 @@ def damage_filter(target: Tensor, lq: Tensor) -> Tensor:
     return found
 
 
+def without_sharpening(kernel: Tensor) -> Tensor:
+    """The filter (K, K), K odd, with no frequency made stronger than it was."""
+    spectrum = torch.fft.fft2(torch.fft.ifftshift(kernel.double()))
+    return torch.fft.fftshift(torch.fft.ifft2(spectrum / spectrum.abs().clamp_min(1)).real).to(kernel.dtype)
+
+
 def filtered(image: Tensor, kernel: Tensor) -> Tensor:
     """Convolution of each channel of `image` (C, H, W) with `kernel` (K, K), K odd; edges are repeated outwards."""
     radius = kernel.shape[-1] // 2

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bfr_core.transplant import damage_filter, filtered, transplanted
+from bfr_core.transplant import damage_filter, filtered, transplanted, without_sharpening
 
 
 def picture(seed, side=64):
@@ -24,6 +24,13 @@ def test_a_filter_is_found_again():
     found = damage_filter(target, filtered(target, blur(5)))
     assert found.shape == (15, 15) and found.sum() == pytest.approx(1, abs=0.05)
     assert (found[4:11, 4:11] - blur(5)).abs().max() < 0.05
+
+
+def test_what_sharpens_is_taken_out_of_a_filter():
+    soft, nothing = blur(5), blur(1)
+    assert (without_sharpening(soft) - soft).abs().max() < 1e-6
+    assert (without_sharpening(2 * nothing - soft) - nothing).abs().max() < 0.1  # at no frequency below 1
+    assert torch.fft.fft2(without_sharpening(3 * nothing - 2 * soft)).abs().max() < 1 + 1e-6
 
 
 def test_a_filter_goes_one_way():

@@ -17,6 +17,7 @@ from bfr_core.verdict import (
     Appearance,
     Cues,
     Limits,
+    Trial,
     decide,
     gather,
     judge,
@@ -37,7 +38,11 @@ def scene():
 
     clean, others = pictures(6), pictures(20)
     lq = (clean + 0.1 * torch.randn(clean.shape, generator=generator)).clamp(0, 1)
-    return clean, lq, usual_of(others), load_landmark_net()
+    return clean, lq, usual_of(others, pictures(6)), load_landmark_net()
+
+
+def gathered(restore, clean, lq, usual, net):
+    return gather(restore, lq, clean, Trial.of(lq, clean, usual), usual, net)
 
 
 def flat(cues: Cues):
@@ -46,7 +51,7 @@ def flat(cues: Cues):
 
 
 def cues(scene, restore):
-    return {name: value.mean().item() for name, value in flat(gather(restore, scene[1], scene[0], *scene[2:])).items()}
+    return {name: value.mean().item() for name, value in flat(gathered(restore, *scene)).items()}
 
 
 def blur(x):
@@ -55,7 +60,7 @@ def blur(x):
 
 def test_each_cue_has_one_number_a_face(scene):
     clean, lq, usual, net = scene
-    for value in flat(gather(blur, lq, clean, usual, net)).values():
+    for value in flat(gathered(blur, clean, lq, usual, net)).values():
         assert value.shape == (6,) and torch.isfinite(value).all()
 
 
@@ -67,14 +72,20 @@ def test_a_change_of_tone_is_inconsistent(scene):
 def test_noise_left_in_shows_in_energy_and_realism(scene):
     noisy, soft = cues(scene, lambda x: x), cues(scene, lambda x: x - high_band(x, 0.7))
     assert noisy["looks", "energy"] > soft["looks", "energy"] and noisy["looks", "realism"] < soft["looks", "realism"]
-    for part in ("teacher", "transfer"):
+    for part in ("teacher", "transfer", "known"):
         assert noisy[part, "fidelity"] < soft[part, "fidelity"]
 
 
 def test_a_blur_loses_the_detail(scene):
     soft, blurred = cues(scene, lambda x: x - high_band(x, 0.7)), cues(scene, blur)
     assert blurred["looks", "energy"] < soft["looks", "energy"] - 0.5
-    for name in (("looks", "kept"), ("teacher", "detail"), ("transfer", "detail"), ("looks", "realism")):
+    for name in (
+        ("looks", "kept"),
+        ("teacher", "detail"),
+        ("transfer", "detail"),
+        ("known", "detail"),
+        ("looks", "realism"),
+    ):
         assert blurred[name] < soft[name], name
 
 
@@ -93,7 +104,7 @@ def real_faces(shared):
 def test_what_was_taken_from_the_training_faces(real_faces):
     """Clean faces that took no part in it are about as usual as those that did; blurred ones are not."""
     usual, net = load_usual(), load_landmark_net()
-    clean, soft = (gather(lambda x: x, faces, faces, usual, net).looks for faces in (real_faces, blur(real_faces)))
+    clean, soft = (gathered(lambda x: x, faces, faces, usual, net).looks for faces in (real_faces, blur(real_faces)))
     assert clean.energy.mean().abs() < 0.4 and soft.energy.mean() < -1
     assert clean.realism.mean() > soft.realism.mean() + 0.5
 
@@ -129,29 +140,49 @@ def test_of_too_few_faces_the_base_is_kept(scene):
         assert found.verdict == "keep_base" and "too few" in found.sentence and found.gain is None
 
 
+def judged(known, transfer, limits=Limits()):  # noqa: B008
+    """The verdict on faces of which the base and the tuned restorer look the same; gains in dB."""
+    nothing = torch.zeros(len(known))
+    looks, same = Appearance(*[nothing] * len(Appearance._fields)), Agreement(nothing, nothing)
+    base = Cues(looks, same, same, same)
+    gained = {"known": Agreement(torch.tensor(known), nothing), "transfer": Agreement(torch.tensor(transfer), nothing)}
+    return decide(base, base._replace(**gained), looks, limits)
+
+
 def test_two_faces_that_agree_by_chance_prove_nothing():
     """Both gain, one ten times as much as the other: a bootstrap would be sure."""
-    looks = Appearance(*(torch.zeros(2) for _ in Appearance._fields))
-    base = Cues(looks, Agreement(torch.zeros(2), torch.zeros(2)), Agreement(torch.zeros(2), torch.zeros(2)))
-    for gains, verdict in (([0.2, 2.0], "cannot_tell"), ([1.9, 2.0], "adopt")):
-        tuned = base._replace(transfer=Agreement(torch.tensor(gains), torch.zeros(2)))
-        assert decide(base, tuned, looks, Limits()).verdict == verdict
+    assert judged([0.2, 2.0], [1.9, 2.0]).verdict == judged([1.9, 2.0], [0.2, 2.0]).verdict == "cannot_tell"
+    assert judged([1.9, 2.0], [1.9, 2.0]).verdict == "adopt"
 
 
-def test_a_gain_that_tuning_practises_proves_nothing():
-    looks = Appearance(*(torch.zeros(4) for _ in Appearance._fields))
-    base = Cues(looks, Agreement(torch.zeros(4), torch.zeros(4)), Agreement(torch.zeros(4), torch.zeros(4)))
-    tuned = base._replace(transfer=Agreement(torch.tensor([0.2, 0.21, 0.19, 0.2]), torch.zeros(4)))
-    found = decide(base, tuned, looks, Limits(gain=0.5))
-    assert found.verdict == "cannot_tell" and "practises" in found.sentence
-    assert decide(base, tuned, looks, Limits(gain=0.1)).verdict == "adopt"
+def test_a_small_gain_proves_nothing():
+    small, large = [0.2, 0.21, 0.19, 0.2], [0.9, 0.91, 0.9, 0.89]
+    for case in ((small, large), (large, small)):
+        assert judged(*case, Limits(gain=0.5, transfer=0.5)).verdict == "cannot_tell"
+        assert judged(*case, Limits(gain=0.1, transfer=0.1)).verdict == "adopt"
+
+
+def test_what_is_gained_on_one_test_and_lost_on_the_other_is_not_adopted():
+    gained, lost = [0.9, 0.91, 0.9, 0.89], [-0.5, -0.51, -0.5, -0.49]
+    assert judged(lost, gained).verdict == judged(gained, lost).verdict == "keep_base"
+    assert "pseudo targets of other faces" in judged(gained, lost).sentence
+
+
+def test_what_is_no_damage_shows_on_faces_that_owe_nothing_to_the_teacher(scene):
+    """Faces without damage and soft targets: the softer restorer is the better one by the targets, and by them alone."""
+    clean, _, usual, net = scene
+    found = judge(nothing, denoised, clean, denoised(clean), usual, net, Limits(0, 100, 100, 100))
+    measures = found.measures
+    assert measures["adapted transfer fidelity"] > measures["base transfer fidelity"] + 1
+    assert found.gain.high < 0 and found.verdict == "keep_base"
 
 
 def test_learning_to_blur_from_blurred_targets_is_vetoed(scene):
-    """It undoes the damage better by the known answer, which is blurred itself."""
+    """It undoes the damage better by the targets, which are blurred themselves, but not on clean faces."""
     clean, lq, usual, net = scene
     found = judge(denoised, blur, lq, blur(clean), usual, net)
-    assert found.gain.low > 0 and found.verdict == "keep_base"
+    assert found.measures["adapted transfer fidelity"] > found.measures["base transfer fidelity"] + 1
+    assert found.gain.high < 0 and found.verdict == "keep_base"
     assert any("too smooth" in veto for veto in found.vetoes)
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -305,12 +306,24 @@ def export(args: argparse.Namespace) -> None:
 
 
 def usual(args: argparse.Namespace) -> None:
-    """Write embedded/usual.safetensors: what the training faces look like to the verdict, see `bfr_core.verdict`."""
+    """Write what the verdict compares with, see `bfr_core.verdict`: embedded/usual.safetensors, what the training faces
+    look like, and embedded/drawn_faces.png, the first faces that the prior draws, their detail made as strong."""
     from bfr_core.checkpoints import save_tensors
-    from bfr_core.verdict import USUAL_FILE, usual_of
+    from bfr_core.demo import draw_faces
+    from bfr_core.images import write_image
+    from bfr_core.prior import load_prior
+    from bfr_core.metrics import high_band
+    from bfr_core.verdict import DRAWN_FILE, USUAL_FILE, usual_of
 
+    drawn = torch.cat([draw_faces(load_prior(), [f"usual_{i}" for i in range(j, j + 8)], 0) for j in (0, 8)])
     faces = training_faces(args)[::4].float() / 255  # variant 0 of each face is the exact crop
-    tensors = {name: value.contiguous() for name, value in usual_of(faces)._asdict().items()}
+    usual = usual_of(faces, drawn)
+    detail = high_band(drawn)
+    gain = (10**usual.energy / detail.square().mean((1, 2, 3), keepdim=True)).sqrt()
+    drawn = (drawn + (gain - 1) * detail).clamp(0, 1)
+    write_image(DRAWN_FILE, rearrange(drawn, "(rows cols) c h w -> c (rows h) (cols w)", cols=4))
+    found = usual._asdict()
+    tensors = {name: found[name].contiguous() for name in ("mean", "spread", "energy")}
     save_tensors(USUAL_FILE, tensors, {"licence": "Apache-2.0", "faces": str(len(faces))})
 
 
