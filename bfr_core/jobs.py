@@ -21,7 +21,7 @@ from torch import Tensor
 from .adaptation import StageCallback, adapt, changed, collect_faces, recipe
 from .finetuning import Progress
 from .images import printable, replace_atomically, to_unit
-from .mixed import adapt_mixed
+from .mixed import ONE_DAMAGE, adapt_mixed
 from .precision import choose_device
 from .restore import RestoreConfig, restore_folder
 from .restorers import load_restorer
@@ -336,7 +336,6 @@ def repair_photos(
     return work
 
 
-ONE_DAMAGE = "Nothing speaks for more than one kind of damage: one adaptation serves all."
 REPAIRED = {"restored": "restored", "no_face": "without a face, unchanged", "failed": "failed"}
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from .adaptation import AdaptConfig, Adapted, FaceSet, StageCallback, adapt, collect_faces
 from .checkpoints import load_tensors, save_tensors
 from .damage_groups import KNOWN_FACES, DamageGroups, describe, known_descriptions, one_damage, units_of
-from .finetuning import Progress, fraction_done, split
+from .finetuning import Progress, split
 from .images import read_image
 from .prior import Prior, load_prior
 from .report import VERDICTS, Gallery, ReportData, Table, Verdict, write_report
@@ -30,18 +30,18 @@ log = logging.getLogger(__name__)
 BATCH = 16
 ROWS = 6  # faces of a group that the report shows
 ORIGIN = tuple(f"{what}{end}" for what in ("base", "prior") for end in ("", "_sha256", "_licence"))
+ONE_DAMAGE = "Nothing speaks for more than one kind of damage: one adaptation serves all."
 VERSION = 1  # of the descriptions; another one makes groups that were kept be found anew
 
 
 @dataclass(frozen=True)
 class Group:
-    """Faces that share a damage, and what became of them. finished: False after a pause. shown: of the report."""
+    """Faces that share a damage, and what became of them. shown: of the report."""
 
     run: Run
     names: list[str]
     judgement: Judgement
     progress: Progress
-    finished: bool
     shown: Gallery
 
     @property
@@ -115,7 +115,7 @@ def adapt_groups(
     """
     groups, routes = group_faces(run, faces, base, callback)
     if one_damage(groups):
-        log.info("nothing speaks for more than one damage: one adaptation for all")
+        log.info(ONE_DAMAGE)
         return None
     named = [[name for name, route in zip(faces.names, routes, strict=True) if route == i] for i in range(len(groups))]
     log.info("groups: %s", ", ".join(f"{len(names)} faces" for names in named))
@@ -198,8 +198,7 @@ def adapt_group(
         rows_of(result.faces, shown, [base, result.restorer]),
         (f"groups/{number}/report.html", "The whole report of this group"),
     )
-    finished = fraction_done(result.progress, config.finetune) >= 1
-    return Group(run, names, judgement, result.progress, finished, gallery)
+    return Group(run, names, judgement, result.progress, gallery)
 
 
 def rows_of(faces: FaceSet, names: Sequence[str], restorers: Sequence[Restorer]) -> list[tuple[str, list[Tensor]]]:

@@ -743,7 +743,7 @@ def _headline(status: Status) -> str:
     group = f"Group {status.group} of {status.groups}: " if status.groups else ""
     left = f", {duration(status.seconds_left)} left in this stage" if status.seconds_left is not None else ""
     return (
-        f"<p><b>{group}{text(STAGES.get(status.stage, status.stage))}</b>: "
+        f"<p><b>{text(group + STAGES.get(status.stage, status.stage))}</b>: "
         f"{status.step:,} of {status.steps:,}{text(left)}</p>"
     )
 
