@@ -235,7 +235,7 @@ def mixed_pairs(
     monkeypatch.setattr(sys.modules["any-name.bfr_core.adaptation"], "judged_on_faces", judged)
     shutil.copytree(mixed_photos, host.root / "input/two_damages")
     faces = run("BFR_FacesFromFolder", restorer=models[0], folder="two_damages", run="mixed", aligned=True)[0]
-    return run("BFR_MakePseudoTargets", faces=faces, restorer=models[0], prior=models[1], gate=0.0)[0]
+    return run("BFR_MakePseudoTargets", faces=faces, restorer=models[0], prior=models[1], gate=0.0, seed=5)[0]
 
 
 def test_mixed_gives_a_restorer_that_sends_each_face_to_its_own(
@@ -249,6 +249,7 @@ def test_mixed_gives_a_restorer_that_sends_each_face_to_its_own(
     assert f"group 2: {BLURRED} faces, keep the base: worse" in verdict.splitlines()
     config = json.loads((Path(folder) / "groups/1/config.json").read_text())
     assert config["finetune"]["iterations"] == TUNING["iterations"] and config["finetune"]["prior"] == "prior"
+    assert config["targets"]["seed"] == 5, "targets are drawn as Make Pseudo Targets was told to"
     lq = torch.stack([read_image(mixed_photos / f"{kind} 0.png") for kind in ("sensor", "motion_jpeg")])
     own, base = load_restorer(Path(folder) / "groups/1/restorer.safetensors"), models[0].network
     wanted = torch.cat([own.restore(lq[:1]), base.restore(lq[1:])])
