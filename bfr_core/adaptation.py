@@ -596,6 +596,7 @@ def tune(
     made = {"finetune": asdict(config), "steps": progress.step, "best_step": progress.best_step, "faces": len(names)}
     made |= {"verdict": judgement.verdict, "verdict_sentence": judgement.sentence}
     save_restorer(run.restorer, tuned, base | teacher | made)
+    run.groups.unlink(missing_ok=True)  # of an earlier time, when the faces were adapted to in groups
     if config.trainable == "lora":
         save_change(run.change, restorer, tuned, config.rank, teacher | made)
     return tuned, progress, judgement
@@ -646,22 +647,26 @@ def adapt(
     callback: StageCallback | None = None,
     device: str = "cpu",
     restorer: Restorer | None = None,
+    prior: Prior | None = None,
+    pause_after: float = 0.0,
 ) -> Adapted:
     """Tune a restorer to the damage of the photos in `folder`; everything is kept in `run_dir`, and resumed from it.
 
     callback: (stage, step, steps, detail); what it raises ends the adaptation, to be resumed later.
-    restorer: config.restorer, where it is loaded already.
+    restorer, prior: config.restorer and config.prior, where they are loaded already. pause_after: see `tune`.
     Raises FileNotFoundError or ValueError, in one line, for photos, weights or settings that cannot be used.
     """
     run = Run(run_dir)
     base = (restorer or load_restorer(config.restorer)).to(device)
-    prior = load_prior(config.prior).to(device)
+    prior = (prior or load_prior(config.prior)).to(device)
     with run.locked():
         faces = collect_faces(Path(folder), run, base.size, config.faces, callback)
         faces, good = take_good_faces(run, faces, base, prior, config, callback)
         targets, made_from = make_targets(run, faces, base, prior, config, callback)
         prior.to("cpu")  # its memory is the tuning's now
-        tuned = tune(run, faces, targets, made_from, base, config.finetune, prior, callback, good=good)
+        tuned = tune(
+            run, faces, targets, made_from, base, config.finetune, prior, callback, pause_after=pause_after, good=good
+        )
         return Adapted(run, tuned[0], base, prior, faces, targets, *tuned[1:], good)
 
 

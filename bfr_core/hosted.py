@@ -101,7 +101,7 @@ class Hosted:
         if name not in self.page.adapted():
             known = ", ".join(map(printable, self.names())) or "none yet: adapt one on the tab BFR Adapt"
             raise ValueError(f"{printable(name)}: there is no adapted restorer of this name; there are: {known}")
-        return self.page.loaded(self.page.run(name).restorer)
+        return self.page.loaded(self.page.run(name).result)
 
     def _detector_for(self, restorer: Restorer, config: RestoreConfig) -> FindFaces:
         key = (config.detector, config.threshold, str(restorer.device))

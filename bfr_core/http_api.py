@@ -2,7 +2,8 @@
 
 GET  PREFIX/runs                 names, states, verdicts
 POST PREFIX/runs                 {"folder", "name", "restorer", "minutes", "aligned"} -> {"run"}; looks for the faces
-POST PREFIX/runs/NAME/adapt      {"minutes", "changes"} -> the run; the same call goes on with one that was stopped
+POST PREFIX/runs/NAME/adapt      {"minutes", "mixed", "changes"} -> the run; the same call goes on with one that was
+                                 stopped; mixed: true for one adaptation for each kind of damage
 POST PREFIX/runs/NAME/stop       -> the run
 POST PREFIX/restore              {"image": base64, "restorer": run, "visibility", "fidelity", "faces", "numbers"}
                                  -> {"image": base64 of a PNG, "info"}
@@ -96,7 +97,7 @@ def about(page: Page, name: str) -> Reply:
     status = asdict(page.jobs.status(run))
     kept = {key: status[key] for key in ("kind", "state", "stage", "step", "steps", "seconds_left", "error")}
     verdict = read_json(run.folder / "report.json", {}).get("verdict", "")
-    return {"name": name, "verdict": verdict, "adapted": run.restorer.is_file()} | kept
+    return {"name": name, "verdict": verdict, "adapted": run.result.is_file()} | kept
 
 
 def new_run(page: Page, body: Mapping[str, Any]) -> str:
@@ -119,7 +120,8 @@ def go_on(page: Page, name: str, body: Mapping[str, Any]) -> Reply:
     config = recipe(page.restorer_named(own.restorer))
     typed = {path: type(value_at(config, path))(value) for path, value in changes.items()}
     minutes = float(body.get("minutes", own.minutes))
-    page.adapt(name, replace(own, minutes=minutes, changes=dict(own.changes) | typed))
+    mixed = bool(body.get("mixed", own.mixed))
+    page.adapt(name, replace(own, minutes=minutes, mixed=mixed, changes=dict(own.changes) | typed))
     return about(page, name)
 
 

@@ -10,8 +10,9 @@ import shutil
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from .adaptation import StageCallback, adapt, changed, collect_faces, recipe
 from .finetuning import Progress
 from .images import printable, replace_atomically, to_unit
+from .mixed import ONE_DAMAGE, adapt_mixed
 from .precision import choose_device
 from .restore import RestoreConfig, restore_folder
 from .restorers import load_restorer
@@ -55,6 +57,7 @@ class Status:
     state: "new" if there is nothing yet, "stopped" if the job's process ended before the job did, "elsewhere" while a
     process that has no jobs, such as the command line, is at work on the run.
     stage, step, steps: as in `adaptation.StageCallback`. seconds_left: of this stage; None if that is not known yet.
+    group, groups: which group of damages the stages are of, from 1, and how many there are; 0 if there are none.
     error: why it failed, in one line. file, notes: see `Outcome`. curves: (step, value) by name, while tuning.
     """
 
@@ -64,6 +67,8 @@ class Status:
     step: int = 0
     steps: int = 0
     seconds_left: float | None = None
+    group: int = 0
+    groups: int = 0
     error: str = ""
     file: str = ""
     notes: tuple[str, ...] = ()
@@ -156,11 +161,11 @@ def read_status(run: Run) -> Status:
 
 def _without_a_job(run: Run, last: Status) -> Status | None:
     """What the command line made of the run after its last job; None if nothing that is of a later stage."""
-    if run.restorer.is_file() and _written(run.report) > _written(_record(run)):
+    if run.result.is_file() and _written(run.report) > _written(_record(run)):
         return Status("adapt", "done")
     if last.state != "new":
         return None
-    if run.checkpoint.is_file() or (run.targets / "stage.json").is_file():
+    if run.checkpoint.is_file() or (run.targets / "stage.json").is_file() or run.by_group():
         return Status("adapt", "stopped")
     return Status("faces", "done") if (run.faces / "faces.json").is_file() else None
 
@@ -213,6 +218,10 @@ class _Job:
         self._write()
 
     def _step(self, stage: str, step: int, steps: int, detail: Any) -> None:
+        if stage == "group":
+            self.status = replace(self.status, group=step, groups=steps, curves={})
+            self._check()
+            return
         now = time.monotonic()
         if stage != self.status.stage:
             self._first_time, self._first_step = now, step
@@ -224,8 +233,8 @@ class _Job:
             curves = {name: thinned(points) for name, points in detail.losses.items()}
             if detail.held_out:
                 curves["held-out faces"] = thinned(detail.held_out)
-            if self.tuning_seconds:
-                left = min(left or self.tuning_seconds, max(0.0, self.tuning_seconds - detail.seconds))
+            if limit := self.tuning_seconds / max(1, self.status.groups):
+                left = min(left or limit, max(0.0, limit - detail.seconds))
         elif isinstance(detail, Tensor):
             self.preview = to_unit(detail[0].cpu()) if detail.ndim == 4 else detail.cpu()
         self.status = replace(
@@ -266,12 +275,20 @@ def find_faces(run: Run, photos: Path, restorer: str, changes: Mapping[str, Any]
     return work
 
 
-def adapt_restorer(run: Run, photos: Path, restorer: str, changes: Mapping[str, Any], device: str = "auto") -> Work:
-    """The whole adaptation, with its report; `changes` are made to the restorer's recipe, by dotted path."""
+def adapt_restorer(
+    run: Run, photos: Path, restorer: str, changes: Mapping[str, Any], device: str = "auto", mixed: bool = False
+) -> Work:
+    """The whole adaptation, with its report; `changes` are made to the restorer's recipe, by dotted path.
+
+    mixed: one for each group of faces that share a damage, see `mixed`.
+    """
 
     def work(callback: StageCallback) -> Outcome:
         base = load_restorer(restorer).to(choose_device(device))
         config = changed(recipe(base), dict(changes) | {"restorer": restorer})
+        if mixed:
+            found = adapt_mixed(photos, run.folder, config, callback, str(base.device), base)
+            return Outcome(run.result.name, () if found.groups else (ONE_DAMAGE,))
         result = adapt(photos, run.folder, config, callback, str(base.device), base)
         report_adaptation(result, config.finetune)
         return Outcome(run.restorer.name)
@@ -309,7 +326,7 @@ def repair_photos(
                 raise ValueError(f"none of the {len(result.files)} photos was restored: {said}")
             number = 1 + sum(1 for _ in out.parent.glob("*.zip"))
             archive = out.parent / f"repaired {number}.zip"
-            replace_atomically(archive, lambda part: _zip(out, part))
+            replace_atomically(archive, partial(zip_files, out, sorted(out.rglob("*"))))
         finally:
             shutil.rmtree(out, ignore_errors=True)
         counts = ", ".join(f"{result.count(s)} {word}" for s, word in REPAIRED.items() if result.count(s))
@@ -322,10 +339,10 @@ def repair_photos(
 REPAIRED = {"restored": "restored", "no_face": "without a face, unchanged", "failed": "failed"}
 
 
-def _zip(folder: Path, archive: Path) -> None:
-    """Every file below `folder`, as it is: pictures hardly shrink."""
+def zip_files(folder: Path, paths: Iterable[Path], archive: Path) -> None:
+    """Those of `paths`, below `folder`, that are files, as they are: pictures and weights hardly shrink."""
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
-        for path in sorted(folder.rglob("*")):
+        for path in paths:
             if path.is_file():
                 file.write(path, path.relative_to(folder).as_posix())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor
 from .adaptation import AdaptConfig, Adapted, FaceSet, StageCallback, adapt, collect_faces
 from .checkpoints import load_tensors, save_tensors
 from .damage_groups import KNOWN_FACES, DamageGroups, describe, known_descriptions, one_damage, units_of
-from .finetuning import split
+from .finetuning import Progress, split
 from .images import read_image
+from .prior import Prior, load_prior
 from .report import VERDICTS, Gallery, ReportData, Table, Verdict, write_report
 from .restorers import Restorer, load_restorer, save_restorer
 from .restorers.load import said_by
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 BATCH = 16
 ROWS = 6  # faces of a group that the report shows
 ORIGIN = tuple(f"{what}{end}" for what in ("base", "prior") for end in ("", "_sha256", "_licence"))
+ONE_DAMAGE = "Nothing speaks for more than one kind of damage: one adaptation serves all."
 VERSION = 1  # of the descriptions; another one makes groups that were kept be found anew
 
 
@@ -39,6 +41,7 @@ class Group:
     run: Run
     names: list[str]
     judgement: Judgement
+    progress: Progress
     shown: Gallery
 
     @property
@@ -89,22 +92,47 @@ def adapt_mixed(
     base = (restorer or load_restorer(config.restorer)).to(device)
     with run.locked():
         faces = collect_faces(Path(folder), run, base.size, config.faces, callback)
-        groups, routes = group_faces(run, faces, base, callback)
+        if result := adapt_groups(run, faces, config, base, callback=callback):
+            return result
+    whole = adapt(folder, run_dir, config, callback, device, base)
+    report_adaptation(whole, config.finetune)
+    return Mixed(run, [], [], whole)
+
+
+def adapt_groups(
+    run: Run,
+    faces: FaceSet,
+    config: AdaptConfig,
+    base: Restorer,
+    prior: Prior | None = None,
+    callback: StageCallback | None = None,
+    pause_after: float = 0.0,
+) -> Mixed | None:
+    """`adapt_mixed` for faces that the run, which the caller holds, has already; None if nothing speaks for groups.
+
+    base, prior: config.restorer and, where it is loaded already, config.prior. callback: also ("group", i, count, None)
+    before the stages of each. pause_after: as in `finetune`, in minutes, shared among the groups.
+    """
+    groups, routes = group_faces(run, faces, base, callback)
     if one_damage(groups):
-        log.info("nothing speaks for more than one damage: one adaptation for all")
-        run.groups.unlink(missing_ok=True)  # of an earlier time, when the folder held other photos
-        whole = adapt(folder, run_dir, config, callback, device, base)
-        report_adaptation(whole, config.finetune)
-        return Mixed(run, [], [], whole)
+        log.info(ONE_DAMAGE)
+        return None
     named = [[name for name, route in zip(faces.names, routes, strict=True) if route == i] for i in range(len(groups))]
     log.info("groups: %s", ", ".join(f"{len(names)} faces" for names in named))
+    prior = prior or load_prior(config.prior)
+    made_with = {"restorer": base.name, "prior": prior.name}
+    run.record("targets", asdict(config.targets) | made_with)
+    run.record("finetune", asdict(config.finetune) | made_with | {"groups": len(named)})
     minutes = config.finetune.minutes / len(named)
     own = replace(config, faces=replace(config.faces, aligned=True), finetune=replace(config.finetune, minutes=minutes))
-    done = [adapt_group(run.of_group(i), faces, names, own, callback, device, base) for i, names in enumerate(named, 1)]
+    done = []
+    for i, names in enumerate(named, 1):
+        if callback:
+            callback("group", i, len(named), None)
+        done.append(adapt_group(run.of_group(i), faces, names, own, base, prior, callback, pause_after / len(named)))
     result = Mixed(run, done, [name for name, route in zip(faces.names, routes, strict=True) if route < 0])
-    with run.locked():
-        origin = write_groups(result, groups, base)
-        report_mixed(result, faces, base, origin)
+    origin = write_groups(result, groups, base)
+    report_mixed(result, faces, base, origin)
     return result
 
 
@@ -144,9 +172,10 @@ def adapt_group(
     faces: FaceSet,
     names: list[str],
     config: AdaptConfig,
-    callback: StageCallback | None,
-    device: str,
     base: Restorer,
+    prior: Prior,
+    callback: StageCallback | None,
+    pause_after: float,
 ) -> Group:
     """The usual adaptation, in a run of its own, to the faces of these names."""
     stage_folder(run.photos, fingerprint(faces.fingerprint, names))
@@ -155,7 +184,7 @@ def adapt_group(
             part = copy.with_suffix(".part")
             shutil.copy2(faces.folder / copy.name, part)  # with its time, by which the run knows it again
             part.replace(copy)
-    result = adapt(run.photos, run.folder, config, callback, device, base)
+    result = adapt(run.photos, run.folder, config, callback, str(base.device), base, prior, pause_after)
     report_adaptation(result, config.finetune)
     number, judgement = run.folder.name, result.judgement
     learned = [name for name in result.faces.names if name in result.targets]
@@ -169,7 +198,7 @@ def adapt_group(
         rows_of(result.faces, shown, [base, result.restorer]),
         (f"groups/{number}/report.html", "The whole report of this group"),
     )
-    return Group(run, names, judgement, gallery)
+    return Group(run, names, judgement, result.progress, gallery)
 
 
 def rows_of(faces: FaceSet, names: Sequence[str], restorers: Sequence[Restorer]) -> list[tuple[str, list[Tensor]]]:

@@ -9,7 +9,7 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from html import escape
@@ -32,13 +32,14 @@ from .images import (
     write_image,
     write_photo,
 )
-from .jobs import Jobs, Outcome, Status, adapt_restorer, find_faces, repair_photos, thinned
+from .jobs import Jobs, Outcome, Status, adapt_restorer, find_faces, repair_photos, thinned, zip_files
 from .precision import choose_device
 from .provenance import Step
 from .report import VERDICTS, chart, data_uri
 from .restore import RestoreConfig, restoration_step, restore_photo, square
 from .restorers import Restorer, load_restorer
 from .restorers.load import EMBEDDED
+from .restorers.routed import group_files
 from .runs import Run, fingerprint, read_json, write_json
 from .weights import TABLE, locate
 
@@ -67,6 +68,7 @@ ADVANCED = {
 }
 STAGES = {
     "faces": "Finding faces",
+    "groups": "Telling kinds of damage apart",
     "examine": "Looking at the damage",
     "targets": "Imagining clean faces",
     "gate": "Checking the clean faces",
@@ -87,6 +89,7 @@ CURVES = {  # names of the report's curves -> what they are to someone who sees 
     "texture": "difference in texture",
     "anchor": "old skills lost",
 }
+NO_RESTORER = "adapt first, or repair with the base"
 NEXT = {
     "faces": "Faces found. Look through them below, then go to Adapt.",
     "adapt": "Adapted. The verdict is under Result.",
@@ -126,7 +129,10 @@ STYLE = """<style>
 
 @dataclass(frozen=True)
 class Choices:
-    """What a person chose for a run. minutes: of tuning at most, 0 = until done. changes: see `ADVANCED`."""
+    """What a person chose for a run. minutes: of tuning at most, 0 = until done. changes: see `ADVANCED`.
+
+    mixed: an adaptation for each group of faces that share a damage, see `mixed`.
+    """
 
     restorer: str = "embedded"
     minutes: float = 0.0
@@ -134,6 +140,7 @@ class Choices:
     min_face: int = AdaptConfig().faces.min_face
     low_memory: bool = False
     changes: Mapping[str, Any] = field(default_factory=dict)
+    mixed: bool = False
 
     def settings(self) -> dict[str, Any]:
         """Changes to the restorer's recipe, by dotted path."""
@@ -226,7 +233,7 @@ class Page:
         changed(recipe(self.restorer_named(choices.restorer)), choices.settings())  # raises for a bad setting, now
         photos = self.photos_of(run)
         self.remember(run, choices)
-        teach = adapt_restorer(run, photos, choices.restorer, choices.settings(), self.device)
+        teach = adapt_restorer(run, photos, choices.restorer, choices.settings(), self.device, choices.mixed)
 
         def work(callback: StageCallback) -> Outcome:
             try:
@@ -258,7 +265,7 @@ class Page:
     def choices_of(self, name: str | None) -> Choices:
         """What was chosen for the run last, with the recipe's values for the rest."""
         run = self.run(name) if name else None
-        kept = (read_json(run.folder / "request.json") or _chosen_elsewhere(run)) if run else {}
+        kept = _chosen(run) if run else {}
         known = {key: kept[key] for key in Choices.__dataclass_fields__ if key in kept}
         if known.get("restorer", "embedded") not in restorers():
             known["restorer"] = "embedded"
@@ -398,11 +405,13 @@ class Page:
         run = self.run(name)
         status, preview = self.jobs.status(run), self.jobs.preview(run)
         adapting = status.kind == "adapt"
-        parts = [_stages(status.stage)] if adapting and status.active else []
+        groups = run.by_group()
+        parts = [_stages(status.stage, bool(_chosen(run).get("mixed")))] if adapting and status.active else []
         if adapting and preview is not None and status.stage == "targets":
             parts.append(f'<div class="faces">{_picture(preview, "a clean face taking shape")}</div>')
-        parts.append(self.triplets(run))
-        curves = status.curves if adapting and (status.active or status.curves) else _kept_curves(run)
+        parts += [self.triplets(one) for one in groups or [run]]
+        of_job = adapting and (status.active or (status.curves and not groups))
+        curves = status.curves if of_job else _kept_curves(run)
         drawn = "".join(chart(CURVES.get(n, n), c) for n, c in curves.items() if c)
         parts.append(f'<div class="charts">{drawn}</div>')
         return block("".join(parts))
@@ -422,7 +431,7 @@ class Page:
         if not name or name not in self.names():
             return ""
         run, status = self.run(name), self.jobs.status(self.run(name))
-        times = [_touched(path) for path in (run.faces / "faces.json", run.left_out, run.report, run.restorer)]
+        times = [_touched(path) for path in (run.faces / "faces.json", run.left_out, run.report, run.result)]
         return f"{name} {status.kind} {status.state} {status.file} {times}"
 
     # ------------------------------------------------------------ results
@@ -440,23 +449,23 @@ class Page:
         """Faces before and after, figures and notes of the run's report, as HTML."""
         run = self.run(name)
         report = read_json(run.folder / "report.json", {})
-        figures = "".join(
-            f"<tr><td>{text(f.get('label', ''))}</td><td>{text(f.get('value', ''))}</td></tr>"
-            for f in report.get("figures", [])
-        )
+        figures = "".join(_row((f.get("label", ""), f.get("value", ""))) for f in report.get("figures", []))
+        tables = [table for table in report.get("tables", []) if table.get("title") == "Groups"]
+        figures += "".join(_row(cells) for table in tables for cells in (table["columns"], *table["rows"]))
         notes = "".join(quiet(str(note)) for note in report.get("notes", []))
         return block(f"{self._adapted_faces(run)}<table>{figures}</table>{notes}")
 
     def _adapted_faces(self, run: Run) -> str:
         """A few faces: damaged, base, adapted."""
-        if not run.restorer.is_file():
+        if not run.result.is_file():
             return ""
-        names = [n for n in self._face_names(run) if (run.restored / f"{n}.png").is_file()][:COMPARED_FACES]
-        tuned = self.loaded(run.restorer)
-        rows = []
-        for n in names:
-            lq = read_image(run.faces / f"{n}.png")
-            rows.append((n, [lq, read_image(run.restored / f"{n}.png"), self._restored(tuned, lq)]))
+        tuned = self.loaded(run.result)
+        rows, parts = [], run.by_group() or [run]
+        for part in parts:
+            names = [n for n in self._face_names(part) if (part.restored / f"{n}.png").is_file()]
+            for n in names[: math.ceil(COMPARED_FACES / len(parts))]:
+                lq = read_image(part.faces / f"{n}.png")
+                rows.append((n, [lq, read_image(part.restored / f"{n}.png"), self._restored(tuned, lq)]))
         return _grid(("damaged", "base restorer", "adapted restorer"), rows)
 
     def _restored(self, restorer: Restorer, face: Tensor) -> Tensor:
@@ -473,15 +482,14 @@ class Page:
         before: "damaged", or "base" for what the base restorer makes of the photo.
         """
         run = self.run(name)
-        if not run.restorer.is_file():
-            raise ValueError("this run has no adapted restorer yet: adapt first")
+        restores = _adapted(run)
         folder = self.photos_of(run)
         files = {path.relative_to(folder).as_posix(): path for path in list_images(folder)}
         if photo not in files:
             raise ValueError(f"{printable(str(photo))}: is not one of the run's photos")
-        base = (read_json(run.folder / "request.json") or _chosen_elsewhere(run)).get("restorer", "embedded")
+        base = _chosen(run).get("restorer", "embedded")
         source = read_photo(files[photo], MAX_UPLOAD_PIXELS)
-        versions: list[Restorer | None] = [None, self.loaded(run.restorer)]
+        versions: list[Restorer | None] = [None, self.loaded(restores)]
         if before == "base":
             versions[0] = self.restorer_named(base)
         aligned = self.choices_of(name).aligned
@@ -509,18 +517,22 @@ class Page:
         return result.pixels, result.step
 
     def save(self, name: str | None) -> list[Path]:
-        """Files to take away, in the page's cache: the adapted restorer and the report."""
+        """Files to take away, in the page's cache: the adapted restorer and the report; of groups, all in a zip."""
         run = self.run(name)
-        if not run.restorer.is_file():
-            raise ValueError("this run has no adapted restorer yet: adapt first")
         stem = photo_name(Path(f"{name}.run"))
+        if _adapted(run) == run.groups:
+            files = [*group_files(run.groups), run.report, *(one.report for one in run.by_group())]
+            folder = run.folder.resolve()
+            return [self._offer(run, partial(zip_files, folder, [f.resolve() for f in files]), f"{stem}.zip")]
         kept = {run.restorer: f"{stem}.safetensors", run.report: f"{stem} report.html"}
-        return [self._offer(run, source, shown) for source, shown in kept.items() if source.is_file()]
+        return [
+            self._offer(run, partial(shutil.copyfile, file), shown) for file, shown in kept.items() if file.is_file()
+        ]
 
-    def _offer(self, run: Run, source: Path, shown: str) -> Path:
-        """A copy in the page's cache, which is all that is served."""
+    def _offer(self, run: Run, write: Callable[[Path], object], shown: str) -> Path:
+        """A file that `write` makes in the page's cache, which is all that is served."""
         target = self.cache / "save" / photo_name(Path(f"{run.folder.name}.run")) / shown
-        replace_atomically(target, partial(shutil.copyfile, source))
+        replace_atomically(target, write)
         return target
 
     # ------------------------------------------------------------ repairing
@@ -538,11 +550,7 @@ class Page:
         run = self.run(name)
         if self.jobs.status(run).active:
             raise ValueError("the run is at work; wait for it, or stop it")
-        restorer: str | Path = run.restorer
-        if with_base:
-            restorer = self.choices_of(name).restorer
-        elif not run.restorer.is_file():
-            raise ValueError("this run has no adapted restorer yet: adapt first, or repair with the base")
+        restorer: str | Path = self.choices_of(name).restorer if with_base else _adapted(run, NO_RESTORER)
         photos, problems = run.folder / "to_repair", []
         if folder.strip():
             photos = self.typed_folder(folder)
@@ -564,7 +572,7 @@ class Page:
         if not archives or (status.kind == "repair" and status.active):
             return None
         newest = max(archives, key=_touched)
-        return self._offer(run, newest, newest.name)
+        return self._offer(run, partial(shutil.copyfile, newest), newest.name)
 
     # ------------------------------------------------------------ past runs
 
@@ -578,7 +586,7 @@ class Page:
             state = f"{KINDS.get(status.kind, '')}: {status.state}" if status.kind else ""
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(_touched(run.folder)))
             cells = (name, len(self._face_names(run)) or "", verdict, state, when)
-            rows.append("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in cells) + "</tr>")
+            rows.append(_row(cells))
         if not rows:
             return block(quiet("There are no runs yet."))
         head = "".join(f"<th>{word}</th>" for word in ("run", "faces", "verdict", "last job", "when"))
@@ -588,10 +596,7 @@ class Page:
     def compare(self, name: str | None, other: str | None) -> str:
         """Faces of the first run, repaired by the restorers of both, and what both say of themselves."""
         runs = [self.run(name), self.run(other)]
-        for run in runs:
-            if not run.restorer.is_file():
-                raise ValueError(f"{printable(run.folder.name)}: has no adapted restorer yet")
-        nets = [self.loaded(run.restorer) for run in runs]
+        nets = [self.loaded(_adapted(run)) for run in runs]
         names = [run.folder.name for run in runs]
         rows = []
         for n in self._face_names(runs[0])[:COMPARED_FACES]:
@@ -607,7 +612,7 @@ class Page:
 
     def adapted(self) -> list[str]:
         """The runs that have an adapted restorer."""
-        return [name for name in self.names() if (self.runs / name / "restorer.safetensors").is_file()]
+        return [name for name in self.names() if Run(self.runs / name).result.is_file()]
 
     def restorer_named(self, name: str) -> Restorer:
         """A restorer that the page offers."""
@@ -642,6 +647,18 @@ def value_at(config: Any, path: str) -> Any:
     return config
 
 
+def _adapted(run: Run, advice: str = "adapt first") -> Path:
+    """The file of the run's adapted restorer. Raises ValueError if there is none."""
+    if not run.result.is_file():
+        raise ValueError(f"{printable(run.folder.name)}: has no adapted restorer yet; {advice}")
+    return run.result
+
+
+def _chosen(run: Run) -> dict[str, Any]:
+    """What was chosen for the run last, as `Page.remember` keeps it."""
+    return read_json(run.folder / "request.json") or _chosen_elsewhere(run)
+
+
 def _chosen_elsewhere(run: Run) -> dict[str, Any]:
     """What `Page.remember` would have kept, of a run of the command line: from the settings of its stages."""
     config = run.config()
@@ -652,6 +669,7 @@ def _chosen_elsewhere(run: Run) -> dict[str, Any]:
         "minutes": tuning.get("minutes"),
         "aligned": faces.get("aligned"),
         "min_face": faces.get("min_face"),
+        "mixed": "groups" in tuning,
         "changes": {path: value for path in ADVANCED if (value := _at(config, path)) is not None},
     }
     return {name: value for name, value in given.items() if value is not None}
@@ -722,20 +740,27 @@ def _headline(status: Status) -> str:
         return f"<p><b>{text(STATES.get(status.state, status.state))}</b>{text(where)}</p>"
     if not status.stage:
         return "<p><b>Starting</b></p>"
+    group = f"Group {status.group} of {status.groups}: " if status.groups else ""
     left = f", {duration(status.seconds_left)} left in this stage" if status.seconds_left is not None else ""
     return (
-        f"<p><b>{text(STAGES.get(status.stage, status.stage))}</b>: {status.step:,} of {status.steps:,}{text(left)}</p>"
+        f"<p><b>{text(group + STAGES.get(status.stage, status.stage))}</b>: "
+        f"{status.step:,} of {status.steps:,}{text(left)}</p>"
     )
 
 
-def _stages(now: str) -> str:
-    order = [stage for stage in STAGES if stage != "repair"]
+def _stages(now: str, mixed: bool) -> str:
+    order = [stage for stage in STAGES if stage != "repair" and (mixed or stage != "groups")]
     place = order.index(now) if now in order else 0
     items = ""
     for i, stage in enumerate(order):
         kind = "over" if i < place else "now" if i == place else ""
         items += f'<li class="{kind}">{STAGES[stage]}</li>'
     return f'<ul class="steps">{items}</ul>'
+
+
+def _row(cells: Iterable[object]) -> str:
+    """A row of a table."""
+    return f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in cells)}</tr>"
 
 
 def _grid(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Tensor]]]) -> str:
@@ -768,7 +793,9 @@ def _face_picture(file: Path, left_out: bool) -> Tensor:
 
 
 def _kept_curves(run: Run) -> dict[str, list[tuple[int, float]]]:
-    """The curves of the run's report; {} if it has none, or they are not numbers."""
+    """The curves of the run's report, or of its groups'; {} if it has none, or they are not numbers."""
+    if groups := list(enumerate(run.by_group(), 1)):
+        return {f"group {i}: {CURVES.get(n, n)}": c for i, one in groups for n, c in _kept_curves(one).items()}
     kept = read_json(run.folder / "report.json", {}).get("loss_curves", {})
     try:
         return {str(n): thinned([(int(x), float(y)) for x, y in points if y is not None]) for n, points in kept.items()}

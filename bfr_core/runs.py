@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,20 @@ class Run:
     def groups(self) -> Path:
         return self.folder / "groups.safetensors"
 
+    @property
+    def result(self) -> Path:
+        """What restores with all that was learned: the file of groups if there is one, else the restorer."""
+        return self.groups if self.groups.is_file() else self.restorer
+
     def of_group(self, number: int) -> Run:
         """The run, inside this one, of a group of faces that share a damage; counted from 1."""
         return Run(self.folder / "groups" / str(number))
+
+    def by_group(self) -> list[Run]:
+        """The runs of the groups that the run was last adapted to; none if it was adapted to as one."""
+        count = self.config().get("finetune", {}).get("groups", 0)
+        numbers = range(1, 1 + count) if isinstance(count, int) else ()
+        return list(takewhile(lambda run: run.folder.is_dir(), map(self.of_group, numbers)))
 
     @property
     def report(self) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 
 from . import gradio_compat as compat
 from .adaptation import SMALL
+from .damage_groups import LEAST
 from .hosted import Wish
 from .images import printable
 from .page import (
@@ -30,7 +31,14 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0
 AUTH_VARIABLE = "BFR_UI_AUTH"
-INTRODUCTION = "Teach a face restorer the damage of your own photos: eight faces or more, all damaged the same way."
+INTRODUCTION = (
+    "Teach a face restorer the damage of your own photos: eight faces or more, all damaged the same way, or say under "
+    "Adapt that they are not."
+)
+MIXED = (
+    f"Groups of {LEAST} faces or more that share a damage are found, and each is adapted to by itself. When photos are "
+    "repaired, each face goes to the restorer for its damage, or to the base if it is like no group."
+)
 ANOTHER = "another"  # run than any that was looked at, so that all is shown
 Shown = dict[Any, Any]  # component -> its new value; what is not in it stays as it is
 BEFORE = {"the damaged photo": "damaged", "the base restorer": "base"}
@@ -90,6 +98,7 @@ def build(page: Page) -> Any:
             with gr.Row():
                 restorer = gr.Dropdown(restorers(), value=default.restorer, label="Restorer to teach", interactive=True)
                 minutes = gr.Number(default.minutes, label="Minutes of teaching at most", info="0: until it is done")
+            mixed = gr.Checkbox(default.mixed, label="My photos have different kinds of damage", info=MIXED)
             with gr.Row():
                 start = gr.Button("Adapt", variant="primary")
                 stop = gr.Button("Stop", interactive=False)
@@ -135,7 +144,7 @@ def build(page: Page) -> Any:
                 sure = gr.Checkbox(False, label="Delete the open run, with its faces and its restorer")
                 delete = gr.Button("Delete", variant="stop")
 
-        chosen = [restorer, minutes, aligned, min_face, low_memory, *advanced]
+        chosen = [restorer, minutes, mixed, aligned, min_face, low_memory, *advanced]
         shown = [
             state,
             progress,
@@ -155,9 +164,9 @@ def build(page: Page) -> Any:
         ]
 
         def as_choices(*values: Any) -> Choices:
-            net, limit, square, smallest, lean, *rest = values
-            defaults = page.defaults(net)
-            return Choices(net, limit or 0.0, square, int(smallest or 0), lean, changes_of(rest, defaults))
+            net, limit, by_group, square, smallest, lean, *rest = values
+            changes = changes_of(rest, page.defaults(net))
+            return Choices(net, limit or 0.0, square, int(smallest or 0), lean, changes, by_group)
 
         def look(run: str | None, last: str) -> Shown:
             """What of the run has to be shown anew: all of it if anything changed since `last`, else what moves."""
@@ -198,8 +207,8 @@ def build(page: Page) -> Any:
 
         def opened(run: str | None) -> Shown:
             own = page.choices_of(run if run in page.names() else None)
-            values = [own.restorer, own.minutes, own.aligned, own.min_face, own.low_memory, *own.changes.values()]
-            return dict(zip(chosen, values, strict=True)) | look(run, ANOTHER)
+            values = [own.restorer, own.minutes, own.mixed, own.aligned, own.min_face, own.low_memory]
+            return dict(zip(chosen, [*values, *own.changes.values()], strict=True)) | look(run, ANOTHER)
 
         def begin(files: Any, path: str, called: str, *values: Any) -> Shown:
             run, problems = page.new_run(called or "", _paths(files), path or "", as_choices(*values))

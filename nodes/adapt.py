@@ -24,15 +24,17 @@ from ..bfr_core.adaptation import (
 from ..bfr_core.finetuning import FinetuneConfig, Progress, fraction_done, split
 from ..bfr_core.images import printable, read_image, to_unit
 from ..bfr_core.losses import find_vgg
+from ..bfr_core.mixed import ONE_DAMAGE, adapt_groups, rows_of
 from ..bfr_core.pictures import draw_curve, sheet, side_by_side
 from ..bfr_core.report import VERDICTS
 from ..bfr_core.restorers import Restorer, export_pth, load_restorer, save_restorer
-from ..bfr_core.restorers.load import is_tuned
+from ..bfr_core.restorers.load import is_tuned, save_several
+from ..bfr_core.restorers.routed import Routed
 from ..bfr_core.runs import Run, read_json
 from ..bfr_core.sampler import SamplerConfig
 from ..bfr_core.summary import report_adaptation
 from . import convert, host, paths
-from .faces import ROWS, Faces, Pairs, folded, gate_widgets, paired, target_outputs, times_paused, triplet
+from .faces import ROWS, Faces, Pairs, folded, gate_widgets, lines, paired, target_outputs, times_paused, triplet
 
 SAMPLER, TUNING = SamplerConfig(), FinetuneConfig()
 RECOMMENDED, OWN = "recommended", "as set below"
@@ -126,7 +128,7 @@ class MakePseudoTargets(host.Node):
             accepted, made_from = make_targets(
                 run, found, restorer.network, prior.network, config, triplets(progress, run, found)
             )
-        return paired(cls, run, found, accepted, Pairs(faces, made_from, prior), progress)
+        return paired(cls, run, found, accepted, Pairs(faces, made_from, prior, config), progress)
 
 
 def triplets(progress: host.Progress, run: Run, faces: FaceSet) -> Callable[[str, int, int, Any], None]:
@@ -190,13 +192,20 @@ class FinetuneRestorer(host.Node):
                     TUNING, "transplant", "Share of the faces that get the damage of another face.",
                     min=0.0, max=1.0, step=0.05,
                 ),
+                io.Boolean.Input(
+                    "mixed", optional=True, default=False,
+                    tooltip="For faces that do not share one damage: finds groups of faces that do, draws targets and "
+                    "tunes for each by itself, and gives a restorer that sends each face to the one for its damage.",
+                ),
             ],
             [
                 host.RestorerType.Output(display_name="restorer", tooltip="The tuned restorer: the best found so far."),
                 io.String.Output(display_name="verdict", tooltip="Whether tuning helped, as far as that was judged."),
                 io.Boolean.Output(display_name="finished", tooltip="False after a pause: queue again to go on."),
                 io.Image.Output(display_name="curve", tooltip="The loss over the steps."),
-                io.Image.Output(display_name="before_after", tooltip="Faces: damaged, base, target, tuned."),
+                io.Image.Output(
+                    display_name="before_after", tooltip="Faces: damaged, base, target (if not mixed), tuned."
+                ),
                 io.String.Output(display_name="run_folder", tooltip="Where report.html and the rest of the run lies."),
             ],
             ("train", "finetune", "adapt"),
@@ -212,10 +221,14 @@ class FinetuneRestorer(host.Node):
         seed: int,
         low_memory: bool,
         settings: str,
+        mixed: bool = False,
         prior: host.Managed | None = None,
         **own: Any,
     ) -> io.NodeOutput:
         config = tuning_config(restorer.network, seed, low_memory, own if settings == OWN else {})
+        if mixed and (output := cls.by_group(pairs, restorer, config, minutes_this_run)):
+            return output
+        said = [ONE_DAMAGE] if mixed else []
         needs_prior = bool(config.perceptual) and not restorer.network.tuned_by_codes and find_vgg() is None
         teacher = pairs.prior or (prior if needs_prior else None)
         if needs_prior and teacher is None:
@@ -231,22 +244,95 @@ class FinetuneRestorer(host.Node):
                 progress, look, minutes_this_run,
             )  # fmt: skip
             report_adaptation(Adapted(run, tuned, base, features, faces, targets, done, judgement), config)
-            finished = fraction_done(done, config) >= 1
-            if not finished:
-                run.record("pauses", {"times": times_paused(run) + 1})
-        report = read_json(run.folder / "report.json", {})
-        text = f"{VERDICTS.get(report['verdict'], 'Not judged')}. {report['verdict_sentence']}"
-        if not finished:
-            text = f"Paused at step {done.step} of {config.iterations}; queue again to go on.\n{text}"
-        curve, rows = convert.to_image(look.curve(done)), look.faces(tuned, base)
-        picture = host.shrunk(folded(rows)[None], host.RESULT_PIXELS)[0]
-        picture = sheet([[look.curve(done, picture.shape[-1])], [picture]])[None]
+        rows = look.faces(tuned, base)
         del base, tuned, features, look
+        return cls.outputs(run, load_restorer(run.restorer), {"": done}, config, rows, said, progress)
+
+    @classmethod
+    def by_group(
+        cls, pairs: Pairs, restorer: host.Managed, config: FinetuneConfig, minutes: float
+    ) -> io.NodeOutput | None:
+        """The outputs with a tuning for each group of damages; None if nothing speaks for more than one damage."""
+        if pairs.prior is None:
+            raise ValueError(
+                "mixed draws targets for each group itself, but these pairs came from Targets from Images; connect "
+                "Make Pseudo Targets, or switch mixed off"
+            )
+        run, faces, _ = pairs.opened()
+        base = host.for_training(restorer, config.micro_batch)
+        prior = host.for_training(pairs.prior, pairs.config.targets.batch_size)
+        progress = host.Progress(cls, "finding groups of damages, tuning for each ...")
+        settings = replace(pairs.config, finetune=config)
+        with run.locked(), torch.enable_grad():
+            result = adapt_groups(run, faces, settings, base, prior, group_by_group(progress), minutes)
+        if result is None:
+            return None
+        tuned = load_restorer(run.groups)
+        shown = [name for g in result.groups for name, _ in g.shown.rows[: max(1, ROWS // len(result.groups))]]
+        rows = [pictures for _, pictures in rows_of(faces, shown, [base, tuned])]
+        states = {f"group {i}: ": group.progress for i, group in enumerate(result.groups, 1)}
+        said = result.lines()
+        del base, prior, result
+        return cls.outputs(run, tuned, states, config, rows, said, progress)
+
+    @classmethod
+    def outputs(
+        cls,
+        run: Run,
+        tuned: Restorer,
+        states: dict[str, Progress],
+        config: FinetuneConfig,
+        rows: list[list[Tensor]],
+        said: list[str],
+        progress: host.Progress,
+    ) -> io.NodeOutput:
+        """What the run came to. states: of its tunings, by what stands before the names of their curves."""
         host.free()
-        result = host.managed(load_restorer(run.restorer))
-        values = (result, text, finished, curve, convert.to_image(sheet(rows)), str(run.folder))
+        report = read_json(run.folder / "report.json", {})
+        text = lines([f"{VERDICTS.get(report['verdict'], 'Not judged')}. {report['verdict_sentence']}", *said])
+        finished = all(fraction_done(state, config) >= 1 for state in states.values())
+        if not finished:
+            with run.locked():
+                run.record("pauses", {"times": times_paused(run) + 1})
+            steps = sum(state.step for state in states.values())
+            text = f"Paused at step {steps} of {config.iterations * len(states)}; queue again to go on.\n{text}"
+        picture = host.shrunk(folded(rows)[None], host.RESULT_PIXELS)[0]
+        picture = sheet([*curves(states, picture.shape[-1]), [picture]])[None]
+        values = (text, finished, convert.to_image(sheet(curves(states))), convert.to_image(sheet(rows)))
         progress.end(picture)
-        return host.output(cls, *values, text=text, picture=picture)
+        return host.output(cls, host.managed(tuned), *values, str(run.folder), text=text, picture=picture)
+
+
+def curves(states: dict[str, Progress], width: int = 512) -> list[list[Tensor]]:
+    """The loss of each tuning, a row each."""
+    return [[loss_curve(state, width, whose)] for whose, state in states.items()]
+
+
+def loss_curve(state: Progress, width: int = 512, whose: str = "") -> Tensor:
+    """The loss: of held-out faces where there are such, else the first term; (3, 256, width)."""
+    if len(state.held_out) > 1:
+        return draw_curve(state.held_out, f"{whose}loss on faces not trained on", width)
+    name, points = next(iter(state.losses.items()), ("loss", []))
+    return draw_curve(points, f"{whose}loss: {name}", width)
+
+
+def group_by_group(progress: host.Progress) -> Callable[[str, int, int, Any], None]:
+    """A stage callback that shows, for each group, a target taking shape, then the loss."""
+    whose = ""
+
+    def step(stage: str, done: int, total: int, detail: Any) -> None:
+        nonlocal whose
+        if stage == "group":
+            whose = f"group {done} of {total}: "
+
+        def picture() -> Tensor | None:
+            if isinstance(detail, Progress):
+                return loss_curve(detail, whose=whose)
+            return to_unit(detail[0]) if isinstance(detail, Tensor) else None
+
+        progress.show(done, total, picture)
+
+    return step
 
 
 def tuning_config(restorer: Restorer, seed: int, low_memory: bool, own: dict[str, Any]) -> FinetuneConfig:
@@ -282,16 +368,9 @@ class Look:
         def picture() -> Tensor:
             after = average.restore(self.lq[0][None])[0]
             row = side_by_side([self.lq[0], self.before, self.target[0], after])
-            return sheet([[row], [self.curve(state)]])
+            return sheet([[row], [loss_curve(state)]])
 
         self.progress.show(state.step, self.config.iterations, picture)
-
-    def curve(self, state: Progress, width: int = 512) -> Tensor:
-        """The loss: of held-out faces where there are such, else the first term; (3, 256, width)."""
-        if len(state.held_out) > 1:
-            return draw_curve(state.held_out, "loss on faces not trained on", width)
-        name, points = next(iter(state.losses.items()), ("loss", []))
-        return draw_curve(points, f"loss: {name}", width)
 
     def faces(self, tuned: Restorer, base: Restorer) -> list[list[Tensor]]:
         """Rows of damaged, base, target, tuned; (3, S, S) each."""
@@ -338,7 +417,12 @@ class SaveRestorer(host.Node):
                 f"{printable(name)}: there is a file of this name that this pack did not write; choose another"
             )
         network = restorer.network
-        save_restorer(path, network, {k: v for k, v in network.metadata.items() if k != "licence"}, half)
+        if isinstance(network, Routed):
+            if also_pth:
+                raise ValueError("also_pth: a .pth holds one restorer, and this is one for each group; switch it off")
+            save_several(path, network, half)
+        else:
+            save_restorer(path, network, {k: v for k, v in network.metadata.items() if k != "licence"}, half)
         if also_pth:
             export_pth(pth, network)
         text = f"saved: {printable(path.relative_to(root).as_posix())}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..bfr_core.adaptation import (
+    AdaptConfig,
     FaceConfig,
     FaceSet,
     accepted_targets,
@@ -60,11 +61,13 @@ class Pairs:
     """Handle of faces and their targets. made_from: fingerprint of the targets.
 
     prior: what drew them, for the record of the restorer that learns from them; None if they came as pictures.
+    config: with what settings it drew them.
     """
 
     faces: Faces
     made_from: str
     prior: host.Managed | None
+    config: AdaptConfig = field(default_factory=AdaptConfig)
 
     def opened(self) -> tuple[Run, FaceSet, dict[str, Path]]:
         """The run, its faces, and the accepted targets by face name. Raises ValueError if they were replaced since."""

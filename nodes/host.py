@@ -268,7 +268,8 @@ def on_device(*models: Managed, faces: int = 1) -> Iterator[None]:
     pixels = max(model.network.size for model in models) ** 2
     patchers = [model.patcher for model in models]
     model_management.load_models_gpu(patchers, memory_required=RUNNING * pixels * faces, force_full_load=True)
-    hooks = [_module(model.network).register_forward_pre_hook(_check) for model in models]
+    called = [part for model in models for part in _called(_module(model.network))]
+    hooks = [part.register_forward_pre_hook(_check) for part in called]
     try:
         yield
     finally:
@@ -295,6 +296,11 @@ def for_training(model: Managed, faces: int) -> Any:
 
 def _module(network: Restorer | Prior) -> nn.Module:
     return network.network if isinstance(network, Prior) else network.module
+
+
+def _called(module: nn.Module) -> list[nn.Module]:
+    """What is called of a restorer's module: itself, or, of several restorers in one, each."""
+    return list(module) if isinstance(module, nn.ModuleList) else [module]
 
 
 def _check(*_: Any) -> None:

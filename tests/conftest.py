@@ -105,6 +105,22 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def mixed_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Aligned 32 x 32 pictures, some with noise, some blurred: see `two_damages`."""
+    from tests.two_damages import BLURRED, NOISY, put
+
+    return put(put(tmp_path_factory.mktemp("mixed"), "sensor", NOISY, 0), "motion_jpeg", BLURRED, 1)
+
+
+@pytest.fixture
+def verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The adaptation to noise is adopted, that to blur is not."""
+    from tests.two_damages import judged
+
+    monkeypatch.setattr("bfr_core.adaptation.judged_on_faces", judged)
+
+
+@pytest.fixture(scope="session")
 def screenshots() -> Path:
     """Folder for pictures of pages, to be looked at after the run: $BFR_SCREENSHOTS, or build/screenshots."""
     folder = Path(os.environ.get("BFR_SCREENSHOTS", ROOT / "build" / "screenshots"))

@@ -42,9 +42,11 @@ def test_a_run_from_its_folder_to_a_restored_picture(hosted, photos):
     assert web.post(f"{PREFIX}/runs", json=body).json() == {"run": "album"}
     hosted.page.jobs.wait(hosted.page.run("album"))
     assert web.post(f"{PREFIX}/runs/album/stop").json()["state"] == "done"
-    started = web.post(f"{PREFIX}/runs/album/adapt", json={"changes": {"finetune.iterations": 4.0}}).json()
+    body = {"changes": {"finetune.iterations": 4.0}, "mixed": True}
+    started = web.post(f"{PREFIX}/runs/album/adapt", json=body).json()
     assert started["kind"] == "adapt" and started["state"] in ("waiting", "running")
     hosted.page.jobs.wait(hosted.page.run("album"))
+    assert hosted.page.choices_of("album").mixed and hosted.page.jobs.status(hosted.page.run("album")).notes
     [run] = web.get(f"{PREFIX}/runs").json()["runs"]
     assert run["state"] == "done" and run["adapted"] and run["verdict"]
     file = io.BytesIO()

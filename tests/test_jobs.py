@@ -14,6 +14,7 @@ from bfr_core.adaptation import faces_of, leave_out
 from bfr_core.finetuning import Progress
 from bfr_core.images import read_image
 from bfr_core.jobs import Jobs, Outcome, adapt_restorer, find_faces, read_status, repair_photos, thinned
+from bfr_core.mixed import ONE_DAMAGE
 from bfr_core.restore import RestoreConfig
 from bfr_core.runs import Run, read_json, write_json
 
@@ -146,6 +147,28 @@ def test_the_time_left_knows_the_limit_of_the_tuning(tmp_path):
     assert jobs.status(run).seconds_left is None and Jobs().status(run).curves == seen[-1].curves
 
 
+def test_a_job_says_which_group_of_damages_it_is_at(tmp_path):
+    seen, run, jobs = [], Run(tmp_path), Jobs()
+
+    def work(callback):
+        for group in (1, 2):
+            callback("group", group, 2, None)
+            seen.append(jobs.status(run))
+            time.sleep(0.01)
+            for step in (1, 2):
+                callback("finetune", step, 10**6, Progress(step, seconds=20.0, losses={"l1": [(1, 1.0)]}))
+                time.sleep(0.01)
+            seen.append(jobs.status(run))
+        return Outcome()
+
+    jobs.start(run, "adapt", work, tuning_seconds=60)
+    jobs.wait(run)
+    assert [(s.group, s.groups, s.stage, bool(s.curves)) for s in seen] == [
+        (1, 2, "", False), (1, 2, "finetune", True), (2, 2, "finetune", False), (2, 2, "finetune", True)
+    ]  # fmt: skip
+    assert round(seen[1].seconds_left or 0) == 10, "a group has its share of the time"
+
+
 def test_thinned_keeps_the_last_point():
     assert thinned([]) == [] and thinned([(1, 0.5)]) == [(1, 0.5)]
     many = [(i, 0.0) for i in range(12345)]
@@ -175,6 +198,14 @@ def test_faces_then_adaptation_then_repair(photos, tiny_restorer, changes, tmp_p
         archive.extract("face 0.png", tmp_path)
     assert read_image(tmp_path / "face 0.png").shape == (3, 32, 32)
     assert status.notes == ("10 restored",) and not (run.folder / "repaired" / "under way").exists()
+
+
+def test_photos_of_one_damage_are_adapted_to_as_one(photos, tiny_restorer, changes, tmp_path):
+    jobs, run = Jobs(), Run(tmp_path / "run")
+    jobs.start(run, "adapt", adapt_restorer(run, photos, str(tiny_restorer), changes, "cpu", mixed=True))
+    status = jobs.wait(run, 120)
+    assert (status.state, status.file, status.groups) == ("done", "restorer.safetensors", 0), status.error
+    assert status.notes == (ONE_DAMAGE,) and len(status.curves["l1"]) == 6
 
 
 def test_a_cancelled_adaptation_goes_on_when_started_again(photos, tiny_restorer, changes, tmp_path):

@@ -9,37 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.nn import functional as F
 
 from bfr_core.adaptation import SMALL, changed
 from bfr_core.cli import main
-from bfr_core.degradations import degrade
-from bfr_core.images import write_image
 from bfr_core.mixed import adapt_mixed
 from bfr_core.restorers import load_restorer
 from bfr_core.restorers.routed import Routed
-from bfr_core.verdict import Judgement
+from bfr_core.runs import Run
+from tests.two_damages import BLURRED, NOISY, put
 
 ROOT = Path(__file__).resolve().parents[1]
-NOISY, BLURRED = 18, 16
-
-
-def faces(count, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return F.interpolate(torch.rand(count, 3, 4, 4, generator=generator), (32, 32), mode="bilinear")
-
-
-def put(folder, kind, count, seed):
-    lq = degrade(faces(count, seed), kind, torch.Generator().manual_seed(seed)).lq
-    for i, face in enumerate(lq):
-        write_image(folder / f"{kind} {i}.png", face)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def mixed_photos(tmp_path_factory):
-    folder = put(tmp_path_factory.mktemp("mixed"), "sensor", NOISY, 0)
-    return put(folder, "motion_jpeg", BLURRED, 1)
 
 
 @pytest.fixture
@@ -52,23 +31,19 @@ def config(tiny_restorer, tiny_prior):
     return changed(SMALL, changes)
 
 
-@pytest.fixture
-def verdicts(monkeypatch):
-    """The adaptation to noise is adopted, that to blur is not."""
-
-    def judged(base, tuned, pairs):
-        noisy = pairs[0][0].diff(dim=-1).abs().mean() > 0.04
-        return Judgement("adopt", "better") if noisy else Judgement("keep_base", "worse")
-
-    monkeypatch.setattr("bfr_core.adaptation.judged_on_faces", judged)
-
-
 class Stop(Exception):
     pass
 
 
 def test_every_group_gets_its_own_adaptation(mixed_photos, config, tmp_path, verdicts):
-    result = adapt_mixed(mixed_photos, tmp_path, config)
+    at_work = []
+
+    def callback(stage, step, steps, detail):
+        at_work.append((stage, step, steps, Run(tmp_path).busy()))
+
+    result = adapt_mixed(mixed_photos, tmp_path, config, callback)
+    assert [seen for seen in at_work if seen[0] == "group"] == [("group", 1, 2, True), ("group", 2, 2, True)]
+    assert all(busy for *_, busy in at_work), "others are told so, whichever group it is at"
     first, second = result.groups
     assert all("sensor" in name for name in first.names) and all("motion" in name for name in second.names)
     assert len(first.names) + len(second.names) + len(result.left) == NOISY + BLURRED and len(result.left) <= 3
@@ -139,6 +114,7 @@ def test_one_damage_is_adapted_to_as_usual(config, tmp_path, capsys):
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["restorer"] == str(tmp_path / "run/restorer.safetensors") and "groups" not in summary
     assert not (tmp_path / "run/groups.safetensors").exists() and (tmp_path / "run/restorer.pth").is_file()
+    assert Run(tmp_path / "run").by_group() == [] and Run(tmp_path / "run").result.name == "restorer.safetensors"
 
 
 def test_the_commands_adapt_and_restore_tell_of_the_groups(mixed_photos, config, tmp_path, verdicts, capsys):

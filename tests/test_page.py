@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +11,21 @@ import pytest
 import torch
 from PIL import Image
 
+from bfr_core import hosted as hosted_module
 from bfr_core import page as page_module
 from bfr_core.adaptation import left_out_of
 from bfr_core.cli import main
-from bfr_core.images import read_image, write_image
+from bfr_core.faces.align import Face, template
+from bfr_core.hosted import Hosted, Wish
+from bfr_core.images import read_image, read_photo, write_image
 from bfr_core.page import ADVANCED, Choices, Page, changes_of, duration, failed, restorers, said
 from bfr_core.report import VERDICTS
+from bfr_core.restorers import load_restorer
+from bfr_core.restorers.routed import Routed
 from bfr_core.runs import write_json
 
 FEW = Choices(aligned=True, changes={"finetune.iterations": 4})
+MIXED = replace(FEW, mixed=True)
 HOSTILE = '<img src=x onerror=alert(1)>"'
 
 
@@ -234,6 +241,72 @@ def test_a_run_of_the_command_line_is_shown_and_gone_on_with(page, photos, tiny_
     page.repair("shell", [], str(photos), aligned=True)
     finished(page, "shell")
     assert "Repaired" in page.state("shell")
+
+
+def test_photos_of_two_damages_get_a_restorer_for_each(page, mixed_photos, verdicts, tmp_path, monkeypatch):
+    page.allowed.append(mixed_photos)
+    name, _ = page.new_run("two", [], str(mixed_photos), MIXED)
+    finished(page, name)
+    page.adapt(name, MIXED)
+    assert finished(page, name).file == "groups.safetensors"
+    run = page.run(name)
+    assert page.choices_of(name).mixed and page.adapted() == [name] and not run.restorer.exists()
+    assert "<b>Adopt.</b> 2 groups of damages were found. Restorers of their own serve 1" in page.verdict(name)
+    details = page.details(name)
+    assert details.count("<img") == 18 and "<td>group 2</td><td>16</td><td>Keep the base</td>" in details
+    progress = page.progress(name)
+    assert progress.count("<img") == 24 and "group 2: distance to the clean faces" in progress
+    assert page.before_after(name, "sensor 0.png", "base")[0].exists() and page.compare(name, name)
+    [archive] = page.save(name)
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(tmp_path / "taken away")
+    for folder in (run.folder, tmp_path / "taken away"):
+        routed = load_restorer(folder / "groups.safetensors")
+        assert isinstance(routed, Routed) and [member is None for member in routed.members] == [False, False, True]
+        assert (folder / "report.html").is_file() and (folder / "groups/2/report.html").is_file()
+    page.repair(name, [], str(mixed_photos), aligned=True)
+    finished(page, name)
+    with zipfile.ZipFile(page.repaired(name)) as file:
+        file.extractall(tmp_path / "repaired")
+    photos = [read_photo(tmp_path / f"repaired/{kind} 0.png") for kind in ("sensor", "motion_jpeg")]
+    assert [photo.record.steps[-1].settings["served_by"] for photo in photos] == ["group 1", "base"]
+    monkeypatch.setattr(hosted_module, "load_detector", lambda *_: lambda photo: [Face(template(32))])
+    _, restored = Hosted(page).restore_file(read_photo(mixed_photos / "sensor 0.png"), Wish(name))
+    assert restored.step.restorer == "groups.safetensors"
+    page.adapt(name, FEW)
+    assert finished(page, name).file == "restorer.safetensors", "the box was unticked"
+    assert not page.choices_of(name).mixed and run.result == run.restorer and page.progress(name).count("<img") == 12
+
+
+def test_a_run_by_groups_is_stopped_and_goes_on_by_groups_after_a_restart(page, mixed_photos, verdicts):
+    page.allowed.append(mixed_photos)
+    name, _ = page.new_run("two", [], str(mixed_photos), FEW)
+    finished(page, name)
+    page.adapt(name, replace(MIXED, changes={"finetune.iterations": 3000}))
+    end = time.monotonic() + 60
+    while "Group 1 of 2: Teaching the restorer" not in page.state(name):
+        assert time.monotonic() < end, page.state(name)
+    assert "Telling kinds of damage apart" in page.progress(name) and page.progress(name).count("<img") == 12
+    page.jobs.stop_all()
+    assert page.jobs.status(page.run(name)).state == "cancelled" and not page.adapted()
+    again = Page(page.runs, page.allowed, "cpu")
+    choices = again.choices_of(name)
+    again.adapt(name, replace(choices, changes=dict(choices.changes) | {"finetune.iterations": 4}))
+    assert finished(again, name).file == "groups.safetensors" and again.adapted() == [name]
+
+
+def test_a_run_by_groups_of_the_command_line_goes_on_by_groups(
+    page, mixed_photos, verdicts, tiny_restorer, monkeypatch
+):
+    monkeypatch.setattr(page_module, "EMBEDDED", tiny_restorer)
+    command = ["adapt", str(mixed_photos), "--run", str(page.runs / "shell"), "--aligned", "--iterations", "3"]
+    assert main([*command, "--mixed"]) == 0
+    choices = page.choices_of("shell")
+    assert choices.mixed and choices.changes["finetune.iterations"] == 3 and choices.aligned
+    assert "Adapted" in page.state("shell") and "2 groups" in page.verdict("shell") and page.adapted() == ["shell"]
+    page.run("shell").groups.unlink()  # as if it had been stopped on the way
+    assert "it goes on" in page.state("shell")
+    assert main(command) == 0 and not page.choices_of("shell").mixed
 
 
 def test_two_runs_are_compared(page, adapted):

@@ -227,6 +227,37 @@ def test_stopping_reloading_and_going_on(gradio, small, tab, photos, tmp_path):
         assert page.names() == [] and not asked_elsewhere(tab.browser, port)
 
 
+def test_photos_with_different_kinds_of_damage(gradio, small, tab, mixed_photos, verdicts, tmp_path):
+    with served(tmp_path / "runs", [mixed_photos]) as (_, port):
+        tab.browser.get(f"http://127.0.0.1:{port}/")
+        tab.type("or name a folder", str(mixed_photos))
+        tab.type("Name of the run", "Mixed")
+        tab.tick("cut-out")
+        tab.press("Find the faces")
+        tab.wait_for("34 faces found")
+        tab.press("2. Adapt")
+        tab.tick("different kinds of damage")
+        tab.open("Advanced")
+        tab.type("Tuning steps", "60")
+        tab.open("Advanced")
+        tab.press("Adapt")
+        tab.wait_for("Group 2 of 2: Teaching the restorer")
+        assert tab.says("Telling kinds of damage apart")
+        tab.picture("page_mixed_1_adapting")
+        tab.wait_for("Adapted. The verdict is under Result.")
+        tab.browser.refresh()
+        tab.press("2. Adapt")
+        assert tab.field("My photos have different kinds of damage").is_selected()
+        tab.picture("page_mixed_2_adapted")
+        tab.press("3. Result")
+        tab.wait_for("2 groups of damages were found")
+        tab.picture("page_mixed_3_result")
+        tab.press("Save the restorer")
+        tab.press_link("Mixed.zip")
+        archive = until(lambda: zipfile.ZipFile(next((tmp_path / "downloads").glob("*.zip"))))
+        assert {"groups.safetensors", "groups/base.safetensors"} < set(archive.namelist())
+
+
 def damaged_copies(folder):
     """Ten photos, each with one real face and a sensor's noise: two portraits in five sizes."""
     for n, (name, photo) in enumerate(real_photos().items()):

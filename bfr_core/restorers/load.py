@@ -31,7 +31,7 @@ from .codeformer import CodeFormer
 from .gfpgan import GFPGAN
 from .nafnet import NAFNet
 from .restoreformer import RestoreFormer
-from .routed import GROUPS, ONE_GROUP, Routed, members_of, read_groups
+from .routed import GROUPS, ONE_GROUP, Routed, members_of, read_groups, save_groups
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +115,19 @@ def save_restorer(path: Path, restorer: Restorer, metadata: Mapping[str, object]
     """
     text = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
     save_tensors(path, _file_state(restorer, torch.float16 if half else torch.float32), _own_metadata(restorer) | text)
+
+
+def save_several(path: Path, routed: Routed, half: bool = False) -> None:
+    """Write several restorers in one as `path`, and those that it names into the folder NAME.groups beside it."""
+    files = []
+    for i, one in enumerate(routed.members):
+        file = path.with_suffix(".groups") / (f"{i}.safetensors" if i else "base.safetensors")
+        if one:
+            save_restorer(file, one, {k: v for k, v in one.metadata.items() if k not in ("kind", "licence")}, half)
+        files.append(file if one else None)
+    metadata = {k: v for k, v in routed.metadata.items() if k not in ("kind", "members")}
+    assert routed.groups is not None and files[0] is not None
+    save_groups(path, routed.groups, files[0], files[1:], metadata)
 
 
 def is_tuned(path: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints import save_tensors, sha256_of
+from ..checkpoints import load_tensors, save_tensors, sha256_of
 from ..damage_groups import FEATURES, DamageGroups, describe
 from ..images import printable
 from .base import Restorer
@@ -106,6 +106,13 @@ def members_of(path: Path, metadata: Mapping[str, str], count: int) -> list[Path
     if not sound:
         raise ValueError(f"{path.name}: does not say which restorers serve its {count} groups; adapt again")
     return [_member(path, *one) if one else None for one in entries]
+
+
+def group_files(path: Path) -> list[Path]:
+    """A file of groups and the files that it names: what must be kept together. Raises as `members_of`."""
+    state, metadata = load_tensors(path)
+    members = members_of(path, metadata, len(read_groups(path, state)))
+    return [path, *(file for file in members if file)]
 
 
 def _member(path: Path, name: str, sha256: str) -> Path:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from bfr_core.images import write_image
+from bfr_core.images import read_image, write_image
 from bfr_core.restorers import load_restorer
+from tests.two_damages import BLURRED, judged
 
 TUNING = {
     "settings": "as set below", "iterations": 6, "batch_size": 2, "micro_batch": 2, "perceptual": 0.0,
@@ -224,6 +225,89 @@ def test_perceptual_loss_takes_the_prior(run: Run, models: tuple[Any, Any], pair
     restorer, prior = models
     settings = TUNING | {"perceptual": 0.1, "iterations": 2}
     assert run("BFR_FinetuneRestorer", pairs=pairs, restorer=restorer, prior=prior, **settings)[2]
+
+
+@pytest.fixture
+def mixed_pairs(
+    run: Run, models: tuple[Any, Any], host: Any, mixed_photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    """Of a folder of two damages, in the run "mixed"."""
+    monkeypatch.setattr(sys.modules["any-name.bfr_core.adaptation"], "judged_on_faces", judged)
+    shutil.copytree(mixed_photos, host.root / "input/two_damages")
+    faces = run("BFR_FacesFromFolder", restorer=models[0], folder="two_damages", run="mixed", aligned=True)[0]
+    return run("BFR_MakePseudoTargets", faces=faces, restorer=models[0], prior=models[1], gate=0.0, seed=5)[0]
+
+
+def test_mixed_gives_a_restorer_that_sends_each_face_to_its_own(
+    run: Run, models: tuple[Any, Any], mixed_pairs: Any, mixed_photos: Path
+) -> None:
+    tuned, verdict, finished, curve, shown, folder = run(
+        "BFR_FinetuneRestorer", pairs=mixed_pairs, restorer=models[0], mixed=True, **TUNING
+    )
+    assert finished and curve.shape == (1, 2 * 256, 512, 3) and shown.shape == (1, 8 * 32, 3 * 32, 3)
+    assert verdict.startswith("Adopt. 2 groups of damages were found.")
+    assert f"group 2: {BLURRED} faces, keep the base: worse" in verdict.splitlines()
+    config = json.loads((Path(folder) / "groups/1/config.json").read_text())
+    assert config["finetune"]["iterations"] == TUNING["iterations"] and config["finetune"]["prior"] == "prior"
+    assert config["targets"]["seed"] == 5, "targets are drawn as Make Pseudo Targets was told to"
+    lq = torch.stack([read_image(mixed_photos / f"{kind} 0.png") for kind in ("sensor", "motion_jpeg")])
+    own, base = load_restorer(Path(folder) / "groups/1/restorer.safetensors"), models[0].network
+    wanted = torch.cat([own.restore(lq[:1]), base.restore(lq[1:])])
+    assert not torch.allclose(wanted[:1], base.restore(lq[:1]), atol=1e-4)
+    saved = run("BFR_SaveRestorer", restorer=tuned, name="below/both")[0]
+    assert Path(saved).name == "both.safetensors"
+    loaded = run("BFR_LoadRestorer", restorer="below/both.safetensors")[0]
+    for restorer in (tuned, loaded):
+        made = run("BFR_RestoreFaces", restorer=restorer, images=lq.movedim(1, -1), aligned=True)[0]
+        assert torch.allclose(made.movedim(-1, 1), wanted, atol=1e-4)
+    assert run("BFR_SaveRestorer", restorer=loaded, name="below/both", half=True)[0] == saved
+    with pytest.raises(ValueError, match=r"also_pth: a .pth holds one restorer"):
+        run("BFR_SaveRestorer", restorer=tuned, name="pth", also_pth=True)
+    with pytest.raises(ValueError, match="is several restorers in one"):
+        run("BFR_FinetuneRestorer", pairs=mixed_pairs, restorer=tuned, **TUNING)
+
+
+def test_mixed_goes_on_after_a_cancel_and_after_a_pause(
+    run: Run, models: tuple[Any, Any], mixed_pairs: Any, host: Any
+) -> None:
+    def tune(**more: Any) -> tuple:
+        return run("BFR_FinetuneRestorer", pairs=mixed_pairs, restorer=models[0], mixed=True, **TUNING | more)
+
+    longer = {"iterations": 10**6, "minutes_this_run": 0.02}
+    steps = []
+    for _ in range(2):
+        _, verdict, finished, *_ = tune(**longer)
+        steps.append(int(verdict.split()[3]))
+        assert not finished and verdict.startswith("Paused at step ") and " of 2000000;" in verdict
+    assert 0 < steps[0] < steps[1]
+    folder = host.root / "output/bfr_runs/mixed"
+    shutil.rmtree(folder / "groups")
+    host.looks = 0
+    unbroken = tune()[0]
+    shutil.rmtree(folder / "groups")
+    (folder / "groups.safetensors").unlink()
+    host.looks, host.cancel_at = 0, host.looks * 3 // 4  # in the second group
+    with pytest.raises(Exception, match="^$") as caught:
+        tune()
+    assert type(caught.value).__name__ == "Cancelled" and not (folder / "groups.safetensors").exists()
+    assert (folder / "groups/2/photos").is_dir()
+    resumed = tune()[0]
+    for a, b in zip(*(r.network.module.state_dict().values() for r in (unbroken, resumed)), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_mixed_with_one_damage_tunes_as_usual(run: Run, models: tuple[Any, Any], pairs: Any) -> None:
+    tuned, verdict, *_ = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], mixed=True, **TUNING)
+    assert tuned.network.can_be_tuned and verdict.endswith("kind of damage: one adaptation serves all.")
+    usual = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)[0]
+    for a, b in zip(*(r.network.module.state_dict().values() for r in (tuned, usual)), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_mixed_refuses_targets_of_other_nodes(run: Run, models: tuple[Any, Any], faces: Any) -> None:
+    pairs = run("BFR_TargetsFromImages", faces=faces, images=torch.rand(10, 32, 32, 3), gate=0.0)[0]
+    with pytest.raises(ValueError, match="came from Targets from Images; connect Make Pseudo Targets"):
+        run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], mixed=True, **TUNING)
 
 
 def test_saved_restorer_loads_and_foreign_files_are_kept(

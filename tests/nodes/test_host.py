@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.two_damages import BLURRED, NOISY, put
+
 pytestmark = pytest.mark.host
 RUN_SECONDS = 400.0
 CANCEL_SECONDS = 20.0  # one network call on a busy machine is well below it
@@ -106,6 +108,21 @@ def test_a_pause_goes_on_when_queued_again(comfy: Any) -> None:
         steps.append(int(text.split()[3]))
     assert steps and steps == sorted(set(steps)), "each queueing went on"
     assert text.startswith(("Adopt", "Keep the base", "Cannot tell"))
+
+
+def test_faces_of_two_damages_give_a_restorer_for_each(comfy: Any) -> None:
+    photos = put(put(comfy.base / "input/mixed", "sensor", NOISY, 0), "motion_jpeg", BLURRED, 1)
+    wanted = graph("mixed", iterations=3, mixed=True)
+    wanted["faces"]["inputs"]["folder"] = photos.name
+    result = comfy.run(wanted)
+    assert result["status"]["status_str"] == "success", result["messages"]
+    first, *lines = result["outputs"]["tune"]["text"][0].splitlines()
+    assert "2 groups of damages were found" in first and lines[0].startswith("group 1: ")
+    saved = comfy.base / "models/facerestore_models"
+    assert (saved / "mixed.safetensors").is_file() and (saved / "mixed.groups/base.safetensors").is_file()
+    wanted["restorer"]["inputs"]["restorer"] = "mixed.safetensors"
+    error = comfy.run(wanted)["messages"]["execution_error"]
+    assert "is several restorers in one" in error["exception_message"]
 
 
 def test_a_strangers_workflow_reads_nothing_outside(comfy: Any) -> None:
