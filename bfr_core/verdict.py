@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -93,15 +92,13 @@ def usual_of(faces: Tensor, drawn: Tensor) -> Usual:
 def load_usual() -> Usual:
     """The statistics of the faces that the embedded models were trained on, and faces drawn by the embedded prior."""
     tensors, _ = load_tensors(USUAL_FILE)
-    drawn = rearrange(
-        read_image(DRAWN_FILE), "c (rows h) (cols w) -> (rows cols) c h w", h=CHECKED_SIZE, w=CHECKED_SIZE
-    )
+    sheet = read_image(DRAWN_FILE).unfold(1, CHECKED_SIZE, CHECKED_SIZE).unfold(2, CHECKED_SIZE, CHECKED_SIZE)
+    drawn = sheet.permute(1, 2, 0, 3, 4).flatten(0, 1)
     return Usual(**{name: tensors[name].float() for name in ("mean", "spread", "energy")}, drawn=drawn)
 
 
 class Trial(NamedTuple):
-    """clean: faces of nobody in the folder. given: the same with its damage. Both (R * B, 3, S, S), a round of B damages
-    after the other."""
+    """clean: faces of nobody in the folder. given: the same with its damage. (R * B, 3, S, S), the B damages in turn."""
 
     clean: Tensor
     given: Tensor
@@ -161,8 +158,7 @@ def agreement(restored: Tensor, wanted: Tensor) -> Agreement:
 
 @dataclass(frozen=True)
 class Judgement:
-    """verdict, and why in a sentence. gain: PSNR (dB) won on clean faces that were given the damage; None if nothing was
-    judged.
+    """verdict, and why in a sentence. gain: PSNR (dB) won on clean faces that were given the damage, or None.
 
     measures: the figures that were weighed, by name. vetoes: what spoke against the tuned restorer, in words.
     """
@@ -185,8 +181,8 @@ class Limits:
 
     consistency: dB, in the low band. landmarks: eye distances from the damaged face's. realism: how much further from
     clean faces than the base's. energy: log10, how far the detail's energy may be from that of clean faces.
-    gain: dB won on clean faces that prove nothing, since the tuned restorer says itself what the damage is. transfer: dB
-    won on the targets of other faces that prove nothing, since tuning practises it.
+    gain: dB won on clean faces that prove nothing, since the tuned restorer says itself what the damage is.
+    transfer: dB won on the targets of other faces that prove nothing, since tuning practises it.
     """
 
     consistency: float = 24.0

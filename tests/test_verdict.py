@@ -169,7 +169,7 @@ def test_what_is_gained_on_one_test_and_lost_on_the_other_is_not_adopted():
 
 
 def test_what_is_no_damage_shows_on_faces_that_owe_nothing_to_the_teacher(scene):
-    """Faces without damage and soft targets: the softer restorer is the better one by the targets, and by them alone."""
+    """Faces without damage and soft targets: the softer restorer is the better one by the targets alone."""
     clean, _, usual, net = scene
     found = judge(nothing, denoised, clean, denoised(clean), usual, net, Limits(0, 100, 100, 100))
     measures = found.measures

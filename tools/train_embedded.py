@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -311,8 +310,8 @@ def usual(args: argparse.Namespace) -> None:
     from bfr_core.checkpoints import save_tensors
     from bfr_core.demo import draw_faces
     from bfr_core.images import write_image
-    from bfr_core.prior import load_prior
     from bfr_core.metrics import high_band
+    from bfr_core.prior import load_prior
     from bfr_core.verdict import DRAWN_FILE, USUAL_FILE, usual_of
 
     drawn = torch.cat([draw_faces(load_prior(), [f"usual_{i}" for i in range(j, j + 8)], 0) for j in (0, 8)])
@@ -321,7 +320,7 @@ def usual(args: argparse.Namespace) -> None:
     detail = high_band(drawn)
     gain = (10**usual.energy / detail.square().mean((1, 2, 3), keepdim=True)).sqrt()
     drawn = (drawn + (gain - 1) * detail).clamp(0, 1)
-    write_image(DRAWN_FILE, rearrange(drawn, "(rows cols) c h w -> c (rows h) (cols w)", cols=4))
+    write_image(DRAWN_FILE, torch.cat([torch.cat(list(row), 2) for row in drawn.split(4)], 1))
     found = usual._asdict()
     tensors = {name: found[name].contiguous() for name in ("mean", "spread", "energy")}
     save_tensors(USUAL_FILE, tensors, {"licence": "Apache-2.0", "faces": str(len(faces))})
