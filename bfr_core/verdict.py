@@ -98,7 +98,7 @@ def load_usual() -> Usual:
 
 
 class Trial(NamedTuple):
-    """clean: faces of nobody in the folder. given: the same with its damage. (R * B, 3, S, S), the B damages in turn."""
+    """clean: faces of nobody in the folder. given: with its damage. (R * B, 3, S, S) both, the B damages in turn."""
 
     clean: Tensor
     given: Tensor

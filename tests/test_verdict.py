@@ -145,8 +145,8 @@ def judged(known, transfer, limits=Limits()):  # noqa: B008
     nothing = torch.zeros(len(known))
     looks, same = Appearance(*[nothing] * len(Appearance._fields)), Agreement(nothing, nothing)
     base = Cues(looks, same, same, same)
-    gained = {"known": Agreement(torch.tensor(known), nothing), "transfer": Agreement(torch.tensor(transfer), nothing)}
-    return decide(base, base._replace(**gained), looks, limits)
+    known, transfer = (Agreement(torch.tensor(gains), nothing) for gains in (known, transfer))
+    return decide(base, base._replace(known=known, transfer=transfer), looks, limits)
 
 
 def test_two_faces_that_agree_by_chance_prove_nothing():
