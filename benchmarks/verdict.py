@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,10 +39,10 @@ from bfr_core.draws import keyed_generator
 from bfr_core.evaluate import face_measures
 from bfr_core.faces.landmarks import load_landmark_net
 from bfr_core.finetuning import FinetuneConfig
-from bfr_core.metrics import wilson_interval
+from bfr_core.metrics import Interval, student_difference, wilson_interval
 from bfr_core.pseudo_targets import settled
 from bfr_core.restorers import save_restorer
-from bfr_core.verdict import Agreement, Appearance, Cues, Limits, Trial, decide, gather, load_usual, look_at
+from bfr_core.verdict import Agreement, Appearance, Cues, Judgement, Limits, Trial, decide, gather, load_usual, look_at
 
 DAMAGES = ("sensor", "halftone", "film_grain", "motion_jpeg", "camera_x4", "shared_online", "blind_twice", "video")
 TRUTH = ("psnr", "ssim", "gmsd", "detail_correlation", "detail_energy", "landmarks")
@@ -274,8 +274,21 @@ class Judged(NamedTuple):
 
 def share_right(runs: list[Judged], limits: Limits, truth: str) -> float:
     """Of the runs that truly helped, how many it adopts; of those that harmed, how many not. 1 if there are none."""
-    right = [(known.verdict(limits) == "adopt") == (truth == "good") for known in runs if known.truth == truth]
+    right = [adopted(known, limits) == (truth == "good") for known in runs if known.truth == truth]
     return float(np.mean(right)) if right else 1.0
+
+
+def adopted(run: Judged, limits: Limits) -> bool:
+    """Whether the verdict is to adopt; what takes long is done once for all limits of the gains."""
+    seen, transfer = at_any_gain(run, replace(limits, gain=-math.inf, transfer=-math.inf))
+    return seen.verdict == "adopt" and seen.gain.low > limits.gain and transfer.low > limits.transfer
+
+
+@cache
+def at_any_gain(run: Judged, limits: Limits) -> tuple[Judgement, Interval]:
+    """The judgement, and the gain on the targets of other faces."""
+    transfer = student_difference(run.tuned.transfer.fidelity, run.base.transfer.fidelity)
+    return decide(run.base, run.tuned, run.targets, limits), transfer
 
 
 LOOKS = (20.0, 24.0, 28.0), (0.06, 0.1, 0.2), (0.05, 0.1, 0.3, 1.0), (0.15, 0.3, 0.5)

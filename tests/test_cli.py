@@ -33,7 +33,7 @@ def test_adapt_prints_a_summary_last(quick, tmp_path, capsys):
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     report = json.loads((tmp_path / "report.json").read_text())
     assert summary["steps"] == 8 and summary["verdict"] == report["verdict"] in ("adopt", "keep_base", "cannot_tell")
-    assert "on 2 faces that were not trained on" in report["verdict_sentence"]
+    assert "damage of 2 faces that were not trained on" in report["verdict_sentence"]
     assert "<html" in (tmp_path / "report.html").read_text()
 
 
