@@ -6,8 +6,9 @@ Each run adapts the embedded restorer to a folder of held-out portraits under on
 the ways in which it goes wrong, gathers the verdict's evidence from damaged faces alone, and measures the truth on
 other portraits. A line a run and the tuned restorers are kept in the work folder; stopped, the command goes on; parts
 may run side by side. Without its lines (runs.jsonl) evidence is gathered anew, and nothing is tuned again.
-In the end every run is judged with limits that were chosen on runs of other damages and other ways of going wrong.
-Without --portraits only that is done, with the runs that are there.
+In the end every run of the first 50 folders is judged with limits that were chosen on runs of other damages and other
+ways of going wrong; those of further folders, made when the verdict had been settled, with the limits in use. Without
+--portraits only that is done, with the runs that are there.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ QUICK = replace(SMALL.finetune, iterations=100, held_out=0.0)
 FOLDER = 48  # faces
 JUDGED = 12  # faces of the folder that are kept from the tuning
 MEASURED = 40
+SETTLED_ON = 50  # folders
 
 
 class Run(NamedTuple):
@@ -306,8 +308,10 @@ def chosen_on(runs: list[Judged]) -> Limits:
 
 
 def accuracy(records: list[dict]) -> str:
-    """Every run judged with limits chosen on runs of the other damages and the other ways."""
-    runs = [Judged.of(record) for record in records]
+    """Every run judged with limits chosen on runs of other damages and other ways; further ones with those in use."""
+    first = {run.name for runs in itertools.islice(plan(), SETTLED_ON) for run in runs}
+    known = [Judged.of(record) for record in records]
+    runs, further = ([r for r in known if (r.run.name in first) == own] for own in (True, False))
     counted: list[tuple[Judged, str]] = []
     lines = []
     for half in itertools.product((0, 1), (0, 1)):
@@ -316,13 +320,10 @@ def accuracy(records: list[dict]) -> str:
         tested = [r for r in runs if r.half == half]
         lines.append(f"limits for {len(tested)} runs, chosen on {len(others)}: {limits}")
         counted += [(r, r.verdict(limits)) for r in tested]
-    wrong = [
-        f"{r.run.name}: {said}, in truth {r.truth}"
-        for r, said in counted
-        if r.truth != "tie" and (said == "adopt") != (r.truth == "good")
-    ]
-    lines += [*table(counted), *wrong, "", f"limits chosen on all runs: {chosen_on(runs)}"]
-    lines += [f"the limits in use, {Limits()}:", *table([(r, r.verdict(Limits())) for r in runs])]
+    lines += [*table(counted), *wrong_of(counted), "", f"limits chosen on all runs: {chosen_on(runs)}"]
+    lines += [f"the limits in use, {Limits()}:", *in_use(runs)]
+    if further:
+        lines += [f"the same on {len(further)} further runs:", *in_use(further)]
     lines += ["| faces judged on | good runs adopted | harmful runs adopted |", "|---|---|---|"]
     for count in (2, 3, 4, 6, JUDGED):
         parts = [slice(i, i + count) for i in range(0, JUDGED - count + 1, count)]
@@ -330,6 +331,21 @@ def accuracy(records: list[dict]) -> str:
         adopted = share_right(fewer, Limits(), "good"), 1 - share_right(fewer, Limits(), "harm")
         lines.append(f"| {count} | {adopted[0]:.2f} | {adopted[1]:.2f} |")
     return "\n".join(lines)
+
+
+def in_use(runs: list[Judged]) -> list[str]:
+    """The table with the limits in use, and the runs that they are wrong about."""
+    counted = [(run, run.verdict(Limits())) for run in runs]
+    return [*table(counted), *wrong_of(counted), ""]
+
+
+def wrong_of(counted: list[tuple[Judged, str]]) -> list[str]:
+    """Lines that name the runs about which the verdict was wrong."""
+    return [
+        f"{r.run.name}: {said}, in truth {r.truth}"
+        for r, said in counted
+        if r.truth != "tie" and (said == "adopt") != (r.truth == "good")
+    ]
 
 
 def table(counted: list[tuple[Judged, str]]) -> list[str]:

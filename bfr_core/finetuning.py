@@ -354,10 +354,10 @@ def recompute(blocks: list[nn.Module]) -> None:
 
 
 def split(count: int, config: FinetuneConfig) -> tuple[list[int], list[int]]:
-    """Indices to train on and indices held out: a quarter if that is at most four, as the verdict's interval needs,
-    else the share that is set but at least four. Fewer than 8 faces are all trained on."""
+    """Indices to train on and indices held out: a quarter if that is at most six, as the verdict's interval needs,
+    else the share that is set but at least six. Fewer than 8 faces are all trained on."""
     order = torch.randperm(count, generator=keyed_generator(config.seed, "split")).tolist()
-    held = max(min(4, count // 4), round(config.held_out * count)) if config.held_out and count >= 8 else 0
+    held = max(min(6, count // 4), round(config.held_out * count)) if config.held_out and count >= 8 else 0
     return sorted(order[held:]), sorted(order[:held])
 
 
