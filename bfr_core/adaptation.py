@@ -574,21 +574,21 @@ def tune(
 
     files = good.files[:MOST_EXAMPLES] if good else ()
     examples = [resize_square(read_image(file), restorer.size, file) for file in files]
+    held = split(len(pairs), config)[1]
+    shown = [good.fingerprint] if good and examples else []
     tuned, progress = finetune(
         restorer,
         pairs,
         config,
         checkpoint=run.checkpoint,
-        fingerprint=fingerprint(
-            made_from, names, restorer.sha256, lasting, *([good.fingerprint] if good and examples else [])
-        ),
+        fingerprint=fingerprint(made_from, names, restorer.sha256, lasting, held, *shown),
         examples=torch.stack(examples) if examples else None,
         perceptual=None if restorer.tuned_by_codes else perceptual_term(config, prior, restorer.device),
         callback=step,
         watch=watch,
         pause_after=pause_after,
     )
-    judged = [pairs[i] for i in split(len(pairs), config)[1][:MOST_JUDGED]]
+    judged = [pairs[i] for i in held[:MOST_JUDGED]]
     judgement = judged_on_faces(restorer, tuned, judged)
     log.info("verdict: %s: %s", judgement.verdict, judgement.sentence)
     base = {"base": restorer.name, "base_sha256": restorer.sha256, "base_licence": restorer.licence}
