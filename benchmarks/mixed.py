@@ -39,7 +39,7 @@ from bfr_core.finetuning import finetune, split
 from bfr_core.prior import Prior
 from bfr_core.pseudo_targets import settled
 from bfr_core.restorers import Restorer, save_restorer
-from bfr_core.runs import fingerprint, write_json
+from bfr_core.runs import fingerprint
 
 DAMAGES = ("sensor", "halftone", "film_grain")
 COLUMNS = {
@@ -51,7 +51,7 @@ BASE, ALL, FOUND, TRUE = "base", "one for all", "found groups", "true groups"
 ROWS = (BASE, ALL, FOUND, TRUE)
 DISTINCT = ("sensor", "halftone", "film_grain", "motion_jpeg", "camera_x4", "camera_x8")
 ALIKE = ("motion_jpeg", "blind", "shared_online")  # blur and JPEG: the base knows them, and they need not be told apart
-ALL = tuple(dict.fromkeys(DISTINCT + ALIKE))
+EVERY = tuple(dict.fromkeys(DISTINCT + ALIKE))
 FOLDER, ROUTED = 60, 30  # training portraits: of folders, and others that are routed
 SIZES = (15, 60)  # faces of one damage
 
@@ -150,9 +150,6 @@ def compare(args: argparse.Namespace, restorer: Restorer, prior: Prior) -> None:
         }
         for row, faces in rows.items()
     }  # each (3, 75)
-    write_json(
-        args.work / "rows.json", {r: {n: v.round(5).tolist() for n, v in of.items()} for r, of in values.items()}
-    )
     print_table(values)
 
 
@@ -199,7 +196,7 @@ def check(args: argparse.Namespace, restorer: Restorer) -> None:
     """Print how well groups of training portraits are found, and how well other faces are routed."""
     hq = training_faces(args.portraits, FOLDER + ROUTED)
     described, known = {}, {}
-    for kind in ALL:
+    for kind in EVERY:
         lq = damaged(hq, kind, args.seed, "check")
         restored = restored_by(restorer, lq)
         described[kind] = describe(lq, restored)
@@ -207,7 +204,7 @@ def check(args: argparse.Namespace, restorer: Restorer) -> None:
         print(f"described: {kind}", flush=True)
     print("| damages drawn from | mixes | adjusted Rand | purity | routing | left to the base |")
     print("|---|---|---|---|---|---|")
-    for name, kinds, as_one in (("distinct", DISTINCT, ()), ("all", ALL, ()), ("all", ALL, ALIKE)):
+    for name, kinds, as_one in (("distinct", DISTINCT, ()), ("all", EVERY, ()), ("all", EVERY, ALIKE)):
         drawn = [random.Random(f"{name} {i}") for i in range(args.check)]
         found = np.array([one_mix(described, known, kinds, as_one, one) for one in drawn])
         title = f"{name}, {', '.join(as_one)} counted as one" if as_one else name
