@@ -237,6 +237,9 @@ def decide(base: Cues, tuned: Cues, targets: Appearance, limits: Limits) -> Judg
     if transfer.high < 0:
         other = f"worse, {_shown(transfer)}, by the pseudo targets of other faces that were given it"
         return Judgement("keep_base", f"the adapted restorer undoes this damage {other}", gain, measures)
+    if gain.low > limits.gain:
+        other = f"too little, {_shown(transfer)}, by the pseudo targets of other faces that were given it"
+        return Judgement("cannot_tell", f"{shown}, but {other}", gain, measures)
     return Judgement("cannot_tell", f"too little is gained to tell it from chance: {shown}", gain, measures)
 
 

@@ -157,6 +157,7 @@ def test_two_faces_that_agree_by_chance_prove_nothing():
 
 def test_a_small_gain_proves_nothing():
     small, large = [0.2, 0.21, 0.19, 0.2], [0.9, 0.91, 0.9, 0.89]
+    assert "but too little, +0.20 dB" in judged(large, small, Limits(transfer=0.5)).sentence
     for case in ((small, large), (large, small)):
         assert judged(*case, Limits(gain=0.5, transfer=0.5)).verdict == "cannot_tell"
         assert judged(*case, Limits(gain=0.1, transfer=0.1)).verdict == "adopt"
