@@ -20,6 +20,7 @@ CORE = ROOT / "bfr_core"
 # A module may import from its own layer and from those above it in this list, never from below.
 LAYERS = (
     (
+        "settings",
         "images",
         "provenance",
         "tone",
@@ -40,6 +41,7 @@ LAYERS = (
         "noise_level",
         "losses",
         "faces",
+        "damage",
         "degradations",
         "damage_groups",
         "transplant",
@@ -109,7 +111,7 @@ KEPT_TO = {
 }
 PACKAGE_OF = {"PIL": "pillow", "skimage": "scikit-image", "cv2": "opencv-python-headless"}
 OWN = {"bfr_core", "nodes", "installation", "install", "tools", "tests"}
-OWN |= {"train_embedded", "published_shapes", "api_graph", "node_help"}  # in tools/, which the tests can import
+OWN |= {"train_embedded", "pack_faces", "published_shapes", "api_graph", "node_help"}  # in tools/, which the tests can import
 FOLDERS = (
     "bfr_core",
     "installation",
