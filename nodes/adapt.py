@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ from ..bfr_core.adaptation import (
     recipe,
     tune,
 )
+from ..bfr_core.checkpoints import load_tensors
+from ..bfr_core.files.names import numbered
+from ..bfr_core.files.ownership import delete, is_own
 from ..bfr_core.finetuning import FinetuneConfig, Progress, fraction_done, split
 from ..bfr_core.images import printable, read_image, to_unit
 from ..bfr_core.losses import find_vgg
@@ -28,7 +33,7 @@ from ..bfr_core.mixed import ONE_DAMAGE, adapt_groups, rows_of
 from ..bfr_core.pictures import draw_curve, sheet, side_by_side
 from ..bfr_core.report import VERDICTS
 from ..bfr_core.restorers import Restorer, export_pth, load_restorer, save_restorer
-from ..bfr_core.restorers.load import is_tuned, save_several
+from ..bfr_core.restorers.load import save_several
 from ..bfr_core.restorers.routed import Routed
 from ..bfr_core.runs import Run, read_json
 from ..bfr_core.sampler import SamplerConfig
@@ -410,12 +415,8 @@ class SaveRestorer(host.Node):
         if not name.strip("./ "):
             raise ValueError("name is empty; give the file a name")
         root = host.save_folder()
-        path = paths.inside(root, f"{name.removesuffix('.safetensors')}.safetensors")
-        pth = paths.inside(root, f"{name.removesuffix('.safetensors')}.pth")
-        if (path.exists() and not is_tuned(path)) or (also_pth and pth.exists()):
-            raise ValueError(
-                f"{printable(name)}: there is a file of this name that this pack did not write; choose another"
-            )
+        wanted = paths.inside(root, f"{name.removesuffix('.safetensors')}.safetensors")
+        path, pth = free_names(wanted, also_pth)
         network = restorer.network
         if isinstance(network, Routed):
             if also_pth:
@@ -425,5 +426,25 @@ class SaveRestorer(host.Node):
             save_restorer(path, network, {k: v for k, v in network.metadata.items() if k != "licence"}, half)
         if also_pth:
             export_pth(pth, network)
+        elif path != wanted and is_own(wanted) and same_content(wanted, path):  # the same graph was run again
+            delete(path)
+            path = wanted
         text = f"saved: {printable(path.relative_to(root).as_posix())}"
         return host.output(cls, str(path), text=text)
+
+
+def same_content(path: Path, other: Path) -> bool:
+    """Whether two files of tensors hold the same tensors and say the same of themselves."""
+    (tensors, said), (others, said_too) = load_tensors(path), load_tensors(other)
+    same = said == said_too and tensors.keys() == others.keys()
+    return same and all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
+
+
+def free_names(path: Path, also_pth: bool) -> tuple[Path, Path]:
+    """`path`, and the same as .pth, with the first number under which there is nothing yet, nor a folder of groups."""
+    for number in count(1):
+        place = numbered(path, number)
+        ends = (".safetensors", ".groups", *((".pth",) if also_pth else ()))
+        if not any(os.path.lexists(place.with_suffix(end)) for end in ends):
+            return place, place.with_suffix(".pth")
+    raise AssertionError("there is always a number")

@@ -6,8 +6,9 @@ What travels between the nodes is a handle: the run's folder, and a fingerprint 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ..bfr_core.adaptation import (
     gate_targets,
     match_in_order,
     targets_of,
+    targets_print,
 )
 from ..bfr_core.gate import GateConfig
 from ..bfr_core.images import printable, read_image, write_image
@@ -34,7 +36,8 @@ from . import convert, host, paths
 
 LISTED = 20  # lines of a report before it says how many more there are
 ROWS = 8  # of a picture that shows examples
-MARK = "comfyui.json"  # file of a run that tells it from an earlier one of its name
+MARK = "comfyui.json"  # file of a run that tells it from an earlier one of its name, and what it was made of
+DEFAULT_RUN = "my_run"  # the name that a run has unless the user gives it one: other photos make another run beside it
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Pairs:
 FACES = FaceConfig()
 RUN = (
     "Name of the run: a folder under output/bfr_runs in which the faces, targets and the restorer are kept, and from "
-    "which work goes on after a stop."
+    f"which work goes on after a stop. Under the name {DEFAULT_RUN}, other photos or settings make a new run beside it."
 )
 
 
@@ -136,7 +139,7 @@ class FacesFromFolder(host.Node):
                     "place", options=["input", "output"], default="input", tooltip="Which of ComfyUI's folders."
                 ),
                 io.String.Input("folder", default="", tooltip="Folder of photos inside it; those below it count, too."),
-                io.String.Input("run", default="my_run", tooltip=RUN),
+                io.String.Input("run", default=DEFAULT_RUN, tooltip=RUN),
                 *face_widgets(),
             ],
             face_outputs(),
@@ -146,11 +149,11 @@ class FacesFromFolder(host.Node):
 
     @classmethod
     def fingerprint_inputs(cls, place: str, folder: str, run: str, **_: Any) -> str:
-        """Changes when a photo does, and as `run_state`."""
+        """Changes when a photo does, and as `run_states`."""
         root = host.folder(place)
         source = paths.inside(root, folder)
         stamps = [(f.relative_to(source).as_posix(), *host.stamp(f)[1:]) for f in paths.images_inside(source, root)]
-        return fingerprint(stamps, *run_state(host.open_run(run)))
+        return fingerprint(stamps, *run_states(run))
 
     @classmethod
     def work(
@@ -163,7 +166,9 @@ class FacesFromFolder(host.Node):
                 f"folder {printable(folder)!r} holds the runs themselves; choose the folder of photos in it"
             )
         paths.images_inside(source, root)
-        return collected(cls, source, host.open_run(run), restorer, FaceConfig(**settings), first, count)
+        made_of = [place, folder, taken_with(settings)]
+        opened = open_run(run, made_of, restorer.network.size)
+        return collected(cls, source, opened, restorer, FaceConfig(**settings), first, count)
 
 
 class FacesFromImages(host.Node):
@@ -178,7 +183,7 @@ class FacesFromImages(host.Node):
             [
                 host.RestorerType.Input("restorer", tooltip="The faces are cut out at the size that it works at."),
                 io.Image.Input("images", tooltip="The damaged photos."),
-                io.String.Input("run", default="my_run", tooltip=RUN),
+                io.String.Input("run", default=DEFAULT_RUN, tooltip=RUN),
                 *face_widgets(),
             ],
             face_outputs(),
@@ -188,19 +193,19 @@ class FacesFromImages(host.Node):
 
     @classmethod
     def fingerprint_inputs(cls, run: str, **_: Any) -> str:
-        """As `run_state`."""
-        return fingerprint(*run_state(host.open_run(run)))
+        """As `run_states`."""
+        return fingerprint(*run_states(run))
 
     @classmethod
     def work(
         cls, restorer: host.Managed, images: Tensor, run: str, first: int, count: int, **settings: Any
     ) -> io.NodeOutput:
-        opened = host.open_run(run)
         photos = convert.to_photos(images)
         digest = hashlib.sha256(photos.mul(255).round().byte().numpy().tobytes()).hexdigest()
+        opened = open_run(run, [digest, taken_with(settings)], restorer.network.size)
         progress = host.Progress()
         with opened.locked():
-            stage_folder(opened.photos, fingerprint(digest, photos.shape))
+            stage_folder(opened.photos, fingerprint(digest, photos.shape), ["image_[0-9]*.png"])
             for i, photo in enumerate(photos):
                 path = opened.photos / f"image_{i:05}.png"
                 if not path.exists():
@@ -258,8 +263,7 @@ class TargetsFromImages(host.Node):
         progress = host.Progress()
         with run.locked():
             files = match_in_order(run, found, convert.to_photos(images), first)
-            stamps = [(name, host.stamp(path)[1:]) for name, path in files.items()]
-            made_from = fingerprint(found.fingerprint, stamps)
+            made_from = targets_print(found, files)
             config = GateConfig(limit=gate)
             accepted = gate_targets(run, found, files, made_from, config, None, progress)
         return paired(cls, run, found, accepted, Pairs(faces, made_from, None), progress)
@@ -328,12 +332,48 @@ def times_paused(run: Run) -> int:
     return int(run.config().get("pauses", {}).get("times", 0))
 
 
-def run_state(run: Run) -> tuple[str, int]:
-    """What changes when the run's tuning has paused, so that queuing again goes on with it, and when the run's folder
-    was deleted, so that it is made again. A run that is not there yet is begun: it must be the same one next time."""
+def taken_with(settings: dict[str, Any]) -> str:
+    """Of a faces node's widgets those that decide what its run holds."""
+    own = FaceConfig(**{name: settings[name] for name in FaceConfig.__dataclass_fields__ if name in settings})
+    return fingerprint(asdict(own))
+
+
+def open_run(name: str, made_of: list[Any], size: int) -> Run:
+    """The run of this name; of runs called `DEFAULT_RUN`, the one that is, or will be, made of this at this size.
+
+    made_of: what the faces come from, and `taken_with`. A run that was made of something else stays as it is.
+    """
+    wanted = [*made_of, size]
+    if name != DEFAULT_RUN:
+        return host.open_run(name)
+    for number in itertools.count(1):
+        run = host.open_run(name if number == 1 else f"{name}_{number}")
+        mark = begun(run)
+        unused = "of" not in mark and not (run.faces / "faces.json").exists()
+        if unused:
+            write_json(run.folder / MARK, mark | {"of": wanted})
+        if unused or mark.get("of") == wanted:
+            return run
+    raise AssertionError("there is always a number")
+
+
+def run_states(name: str) -> list[tuple[str, int]]:
+    """What changes when a tuning of the run has paused, so that queuing again goes on with it, and when its folder was
+    deleted, so that it is made again; of `DEFAULT_RUN` with the runs beside it. A run that is not there yet is begun:
+    it must be the same one next time."""
+    runs = [host.open_run(name)]
+    if name == DEFAULT_RUN:
+        beside = (host.open_run(f"{name}_{number}") for number in itertools.count(2))
+        runs += itertools.takewhile(lambda run: run.folder.exists(), beside)
+    return [(begun(run)["id"], times_paused(run)) for run in runs]
+
+
+def begun(run: Run) -> dict[str, Any]:
+    """The run's mark; a run that is not there yet is begun."""
+    run.claim()
     if not (run.folder / MARK).exists():
         write_json(run.folder / MARK, {"id": uuid.uuid4().hex})
-    return read_json(run.folder / MARK)["id"], times_paused(run)
+    return read_json(run.folder / MARK)
 
 
 def lines(texts: list[str]) -> str:

@@ -20,6 +20,7 @@ CORE = ROOT / "bfr_core"
 # A module may import from its own layer and from those above it in this list, never from below.
 LAYERS = (
     (
+        "files",
         "images",
         "provenance",
         "tone",
