@@ -165,7 +165,6 @@ def group_faces(
     groups = DamageGroups.of(torch.cat(described), units)
     routes = groups.route(torch.cat(described))
     tensors = {name: getattr(groups, name) for name in TENSORS} | {"routes": torch.tensor(routes)}
-    kept.parent.mkdir(parents=True, exist_ok=True)
     save_tensors(kept, tensors, {"fingerprint": print_})
     return groups, routes
 

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from .faces.align import Face, crop_face, template
 from .faces.detect import load_detector
 from .faces.paste import face_patches, luma
-from .files.ownership import claim_results, free_name, note_result
+from .files.ownership import begin_list, claim_results, free_name, note_result
 from .images import Photo, list_images, printable, read_photo, replace_atomically, without_place, write_photo
 from .metrics import sharpness
 from .precision import has_bfloat16, is_out_of_memory
@@ -510,6 +510,8 @@ def _give_free_names(jobs: list[_Job]) -> None:
     """Let no result replace a file that is not this program's, or that was changed since it was restored."""
     taken = {job.target for job in jobs}
     for job in jobs:
+        if job.target.parent.is_dir():
+            begin_list(job.target.parent)
         place = free_name(job.target, taken - {job.target})
         if place != job.target:
             log.warning("%s: the name is taken; the result is %s", printable(job.relative), printable(place.name))

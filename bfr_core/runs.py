@@ -11,7 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from .files.ownership import claim, delete, empty, free_name, made_without_list, note, tidy
+from .files.ownership import claim, delete, empty, free_name, made_without_list, note, refuse_foreign, tidy
 from .images import printable, replace_atomically
 
 log = logging.getLogger(__name__)
@@ -24,6 +24,13 @@ OLD_FILES = (
     *("restorer_codeformer.pth", "change.safetensors", "groups.safetensors", "checkpoints/last.pt"),
     *("groups/base.safetensors", "groups/found.safetensors", "good/config.json", "repaired/repaired [0-9]*.zip"),
     *("before_after.png", "table.txt", "table.csv", "table.json", "cells/*.json", "pictures/*.png", "pictures/*/*.png"),
+)
+
+
+# What hours of work end in: whether it may be written is asked before they begin.
+WRITTEN_LAST = (
+    *("report.html", "report.json", "restorer.safetensors", "restorer.pth", "restorer_codeformer.pth"),
+    *("change.safetensors", "groups.safetensors"),
 )
 
 
@@ -152,6 +159,8 @@ class Run:
 
         try:
             self.claim()
+            for name in WRITTEN_LAST:
+                refuse_foreign(self.folder / name)
             lock = FileLock(self.folder / ".lock", timeout=1)  # who asks whether it is held holds it for a moment
             lock.acquire()
         except Timeout:

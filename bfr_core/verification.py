@@ -29,7 +29,7 @@ from .prior import load_prior
 from .provenance import pathless
 from .report import Gallery, ReportData, Table, write_report
 from .restorers import load_restorer
-from .runs import open_stage
+from .runs import Run, open_stage
 from .weights import TABLE, Weights, locate, verify
 
 PICTURES = "Two real faces under ordinary damage"
@@ -64,6 +64,7 @@ def verify_real(folder: Path, device: str = "cpu", callback: Callback | None = N
     says so, and keeps the numbers for whoever collects them. A file that fails is reported and does not stop the rest.
     The report is written after every check, and says so if the last one was not reached.
     """
+    Run(folder).claim()
     here = [(entry, path) for entry in TABLE if (path := locate(entry.name))]
     findings: list[Finding] = []
     for step, (entry, path) in enumerate(here):

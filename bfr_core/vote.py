@@ -20,7 +20,7 @@ import torch
 from .draws import keyed_generator
 from .evaluate import match_files
 from .files.names import numbered
-from .files.ownership import is_own
+from .files.ownership import begin_list, is_own
 from .images import printable, read_image, replace_atomically
 from .metrics import Interval, wilson_interval
 from .report import data_uri, html_document
@@ -81,6 +81,7 @@ def make_ballot(damaged: Path, a: Path, b: Path, out: Path, seed: int = 0, most:
     if not photos:
         raise ValueError(f"{printable(damaged)}: no photo could be read in all three folders")
     ballot = fingerprint(seed, photos)[:16]
+    begin_list(Path(out))
     page, secret = _free_pair(Path(out), ballot)
     write_json(secret, {"ballot": ballot, "photos": key})
     text = render_page(ballot, photos)

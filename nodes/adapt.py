@@ -25,7 +25,7 @@ from ..bfr_core.adaptation import (
 )
 from ..bfr_core.checkpoints import load_tensors
 from ..bfr_core.files.names import numbered
-from ..bfr_core.files.ownership import delete, is_own
+from ..bfr_core.files.ownership import begin_list, delete, is_own
 from ..bfr_core.finetuning import FinetuneConfig, Progress, fraction_done, split
 from ..bfr_core.images import printable, read_image, to_unit
 from ..bfr_core.losses import find_vgg
@@ -397,7 +397,11 @@ class SaveRestorer(host.Node):
             f"Writes the restorer into models/{host.RESTORERS}, for Load Restorer and for other programs.",
             [
                 host.RestorerType.Input("restorer", tooltip="The restorer to save."),
-                io.String.Input("name", default="my_restorer", tooltip="Name of the file, without suffix."),
+                io.String.Input(
+                    "name",
+                    default="my_restorer",
+                    tooltip="Name of the file, without suffix; a taken name gets a number.",
+                ),
                 io.Boolean.Input(
                     "half", default=False, tooltip="Half precision: a file half as large, next to no loss."
                 ),
@@ -416,6 +420,7 @@ class SaveRestorer(host.Node):
             raise ValueError("name is empty; give the file a name")
         root = host.save_folder()
         wanted = paths.inside(root, f"{name.removesuffix('.safetensors')}.safetensors")
+        begin_list(wanted.parent)
         path, pth = free_names(wanted, also_pth)
         network = restorer.network
         if isinstance(network, Routed):

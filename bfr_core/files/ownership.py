@@ -1,8 +1,8 @@
 """Whose a file is: the lists of the files that this program wrote, and the one function that deletes.
 
-A folder that this program makes or writes to holds a list, `.bfr-files`: a line with name and SHA-256 for each file
-that was written. A file is this program's own as long as it holds what a line says of it. Every other file was put
-there by somebody else, or was changed since it was written: it is never deleted or replaced.
+A run, its stages and folders of results hold a list each, `.bfr-files`: a line with name and SHA-256 for each file that
+was written there. A file is this program's own as long as it holds what a line says of it. Every other file was put
+there by somebody else, or was changed since it was written: it is never deleted, nor replaced in a folder with a list.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Ledger:
         lines = text.splitlines()
         kinds: tuple[Kind, ...] = ("run", "results")
         self.kind: Kind | Literal[""] = next((kind for kind in kinds if _mark(kind) in lines), "")
-        self.there = bool(lines)
+        self.there = (self.folder / LIST).is_file()
         self._known: dict[str, set[str]] = {}
         for line in lines:
             sha256, _, name = line.partition(" ")
@@ -94,19 +94,23 @@ def is_own(path: Path) -> bool:
 
 
 def note(path: Path, content: Path | None = None, *, grows: bool = False) -> None:
-    """Enter in the list that `path` holds, or is about to hold, what the file `content` holds (itself if left out).
+    """Enter in the list of its folder that `path` holds, or is about to hold, what `content` (else itself) holds.
 
-    An earlier line stays: whichever of the two contents is on disk after a crash, the file is known. grows: lines will
-    be added to the file, so that its first line identifies it. Scratch files are known by their name and not listed.
+    Nothing is entered in folders that have no list and are not below one of this program's. An earlier line stays:
+    whichever of the two contents is on disk after a crash, the file is known. grows: lines will be added to the file,
+    so that its first line identifies it. Scratch files are known by their name and not listed.
     """
-    if not SCRATCH.fullmatch(path.name):
+    if not SCRATCH.fullmatch(path.name) and is_listed(path.parent):
         source = content or path
         _add(path.parent, f"{_first_line(source) if grows else sha256_of(source)} {json.dumps(path.name)}")
 
 
 def refuse_foreign(path: Path) -> None:
-    """Raise ValueError, in one line, if there is something at `path` that is not this program's own file."""
-    if os.path.lexists(path) and not is_own(path):
+    """Raise ValueError, in one line, if there is something at `path` that is not this program's own file.
+
+    In a folder without a list, that is not below one of this program's either, the caller knows what it replaces.
+    """
+    if os.path.lexists(path) and is_listed(path.parent) and not is_own(path):
         raise ValueError(
             f"{printable(path)}: was not written by this program, or was changed since, and is kept; move it away or "
             "choose another name"
@@ -126,19 +130,36 @@ def free_name(path: Path, taken: Container[Path] = (), *, always: bool = False) 
 
 
 def free_place(path: Path) -> Path:
-    """`free_name`, saying so where the name is taken."""
+    """`free_name` in a folder that gets a list, if it has none; it is said where the name is taken."""
+    begin_list(path.parent)
     place = free_name(path)
     if place != path:
         log.warning("%s: the name is taken; written to %s", printable(path), printable(place.name))
     return place
 
 
+def is_listed(folder: Path) -> bool:
+    """Whether what is written into `folder` is listed: it has a list, or is below a run's or a folder of results."""
+    if (folder / LIST).is_file():
+        return True
+    return any(Ledger(one).kind for one in folder.absolute().parents if (one / LIST).is_file())
+
+
+def begin_list(folder: Path) -> None:
+    """Make `folder`, and let it have a list."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / LIST).is_symlink():
+        raise ValueError(f"{printable(folder / LIST)}: is a link; this program keeps a list there, remove the link")
+    (folder / LIST).touch()
+
+
 def make_folder(folder: Path) -> None:
-    """Make `folder` and the missing ones above it, each with a list, by which it is known as this program's."""
+    """Make `folder` and the missing ones above it; below a folder of this program's each gets a list."""
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    for one in missing:
-        (one / LIST).touch()
+    if missing and is_listed(missing[-1].parent):
+        for one in missing:
+            begin_list(one)
 
 
 def claim(folder: Path, kind: Kind, made_before: Iterable[Path] | None = None, propose: Path | None = None) -> None:
@@ -159,9 +180,9 @@ def claim(folder: Path, kind: Kind, made_before: Iterable[Path] | None = None, p
             f"choose an empty or a new folder, such as {printable(other)}"
         )
     make_folder(folder)
+    _add(folder, _mark(kind))
     for path in made_before or ():
         note(path)
-    _add(folder, _mark(kind))
 
 
 def claim_results(folder: Path) -> None:
@@ -170,8 +191,9 @@ def claim_results(folder: Path) -> None:
     Where others have files in it, too, `note_result` marks each result.
     """
     ledger = Ledger(folder)
+    make_folder(folder)
+    begin_list(folder)
     if not ledger.kind and not _foreign(folder, ledger):
-        make_folder(folder)
         _add(folder, _mark("results"))
 
 
@@ -246,7 +268,7 @@ def scratch_name(path: Path) -> Path:
 @contextmanager
 def scratch(folder: Path, suffix: str) -> Iterator[Path]:
     """A name for a file in `folder` that is deleted at the end."""
-    make_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     path = scratch_name(folder / f"scratch{suffix}")
     try:
         yield path
@@ -302,7 +324,6 @@ def _mark(kind: str) -> str:
 
 def _add(folder: Path, line: str) -> None:
     """Add a line to the folder's list, by one write: threads and processes may do so at once."""
-    if (folder / LIST).is_symlink():
-        raise ValueError(f"{printable(folder / LIST)}: is a link; this program keeps a list there, remove the link")
+    begin_list(folder)
     with (folder / LIST).open("ab") as file:
         file.write(f"{line}\n".encode())
