@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,23 @@ from ..bfr_core.report import VERDICTS
 from ..bfr_core.restorers import Restorer, export_pth, load_restorer, save_restorer
 from ..bfr_core.restorers.load import save_several
 from ..bfr_core.restorers.routed import Routed
-from ..bfr_core.runs import Run, read_json
+from ..bfr_core.runs import Run, fingerprint, read_json
 from ..bfr_core.sampler import SamplerConfig
 from ..bfr_core.summary import report_adaptation
 from . import convert, host, paths
-from .faces import ROWS, Faces, Pairs, folded, gate_widgets, lines, paired, target_outputs, times_paused, triplet
+from .faces import (
+    ROWS,
+    Faces,
+    Pairs,
+    folded,
+    gate_widgets,
+    lines,
+    paired,
+    target_outputs,
+    times_paused,
+    triplet,
+    with_settings,
+)
 
 SAMPLER, TUNING = SamplerConfig(), FinetuneConfig()
 RECOMMENDED, OWN = "recommended", "as set below"
@@ -127,6 +139,10 @@ class MakePseudoTargets(host.Node):
                 factor=own["factor"],
             )
             config = changed(config, {"targets.sampler": sampler, "targets.batch_size": own["batch_size"]})
+        run, found = faces.opened()
+        made_with = fingerprint(restorer.network.sha256, prior.network.sha256, asdict(config.targets))
+        run = with_settings(run, "targets", made_with)
+        faces = replace(faces, folder=run.folder)
         run, found = faces.opened()
         progress = host.Progress(cls, "making targets ...")
         with run.locked(), host.on_device(restorer, prior, faces=config.targets.batch_size):
@@ -231,6 +247,10 @@ class FinetuneRestorer(host.Node):
         **own: Any,
     ) -> io.NodeOutput:
         config = tuning_config(restorer.network, seed, low_memory, own if settings == OWN else {})
+        lasting = asdict(replace(config, iterations=1, micro_batch=1, recompute=False))
+        tuned_with = fingerprint(restorer.network.sha256, lasting, mixed)
+        folder = with_settings(pairs.opened()[0], "finetune", tuned_with).folder
+        pairs = replace(pairs, faces=replace(pairs.faces, folder=folder))
         if mixed and (output := cls.by_group(pairs, restorer, config, minutes_this_run)):
             return output
         said = [ONE_DAMAGE] if mixed else []

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
+import shutil
 import uuid
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -28,12 +31,17 @@ from ..bfr_core.adaptation import (
     targets_of,
     targets_print,
 )
+from ..bfr_core.files.ownership import claim, is_own, sha256_of
 from ..bfr_core.gate import GateConfig
-from ..bfr_core.images import printable, read_image, write_image
+from ..bfr_core.images import printable, read_image, replace_atomically, write_image
 from ..bfr_core.pictures import sheet
 from ..bfr_core.runs import Run, fingerprint, read_json, stage_folder, write_json
 from . import convert, host, paths
 
+STAGES = ("targets", "finetune")
+# What of a run a stage begins with.
+BEGINS_WITH = {"targets": ["faces", "left_out.json"]}
+BEGINS_WITH["finetune"] = [*BEGINS_WITH["targets"], "restored", "targets", "given", "gate.json"]
 LISTED = 20  # lines of a report before it says how many more there are
 ROWS = 8  # of a picture that shows examples
 MARK = "comfyui.json"  # file of a run that tells it from an earlier one of its name, and what it was made of
@@ -355,6 +363,46 @@ def open_run(name: str, made_of: list[Any], size: int) -> Run:
         if unused or mark.get("of") == wanted:
             return run
     raise AssertionError("there is always a number")
+
+
+def with_settings(run: Run, stage: str, settings: str) -> Run:
+    """The run in which a stage is, or will be, made with these settings: `run`, unless its name is `DEFAULT_RUN`'s and
+    the stage was made otherwise; then another beside it, with a copy of all that the stage begins with.
+
+    stage: "targets" or "finetune". settings: a fingerprint of them, kept in the run's mark.
+    """
+    root = host.open_run(DEFAULT_RUN).folder
+    if run.folder.parent != root.parent or not re.fullmatch(rf"{DEFAULT_RUN}(_\d+)?", run.folder.name):
+        return run
+    before = {key: value for key, value in begun(run).items() if key in ("of", *STAGES[: STAGES.index(stage)])}
+    beside = (host.open_run(DEFAULT_RUN if n == 1 else f"{DEFAULT_RUN}_{n}") for n in itertools.count(1))
+    for candidate in itertools.chain([run], (one for one in beside if one.folder != run.folder)):
+        mark = begun(candidate)
+        unused = "of" not in mark and not (candidate.faces / "faces.json").exists()
+        same = all(mark.get(key) == value for key, value in before.items()) and mark.get(stage) in (None, settings)
+        if not (unused or same):
+            continue
+        with candidate.locked():
+            if candidate is not run:
+                copy_run(run, candidate, [name for name in BEGINS_WITH[stage] if (run.folder / name).exists()])
+                for done in ("faces", *STAGES[: STAGES.index(stage)]):
+                    if done in run.config():
+                        candidate.record(done, run.config()[done])
+            write_json(candidate.folder / MARK, mark | before | {stage: settings})
+        return candidate
+    raise AssertionError("there is always a number")
+
+
+def copy_run(run: Run, other: Run, names: list[str]) -> None:
+    """Bring these files and folders of `run` into `other`; what is the same there stays as it is."""
+    for name in names:
+        place = run.folder / name
+        for source in [place] if place.is_file() else sorted(path for path in place.rglob("[!.]*") if path.is_file()):
+            target = other.folder / source.relative_to(run.folder)
+            if target.parent != other.folder:
+                claim(target.parent, "run")
+            if not target.exists() or (is_own(target) and sha256_of(target) != sha256_of(source)):
+                replace_atomically(target, partial(shutil.copy2, source))
 
 
 def run_states(name: str) -> list[tuple[str, int]]:

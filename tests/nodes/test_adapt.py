@@ -214,22 +214,46 @@ def test_other_photos_or_settings_make_a_new_run_beside_the_default_one(
     assert run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)[5] == str(runs / "my_run")
 
 
-def test_strangers_files_among_the_runs_and_models_stay(
-    run: Run, models: tuple[Any, Any], pairs: Any, host: Any
+def test_other_settings_of_targets_or_tuning_make_a_new_run_beside_the_default_one(
+    run: Run, models: tuple[Any, Any], faces: Any, pairs: Any, host: Any
 ) -> None:
-    tuned = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)[0]
-    run("BFR_SaveRestorer", restorer=tuned, name="mine", also_pth=True)
+    runs, inputs = host.root / "output/bfr_runs", {"restorer": models[0]}
+    first = run("BFR_FinetuneRestorer", pairs=pairs, **inputs, **TUNING)
+    before = (runs / "my_run/restorer.safetensors").read_bytes()
+    other = run("BFR_MakePseudoTargets", faces=faces, **inputs, prior=models[1], gate=0.0, seed=3)[0]
+    assert other.faces.folder == runs / "my_run_2"
+    for _ in range(2):  # again each finds its own
+        more = [
+            run("BFR_FinetuneRestorer", pairs=pairs, **inputs, **TUNING | change)[5] for change in ({}, {"lr": 2e-3})
+        ]
+        more += [run("BFR_FinetuneRestorer", pairs=other, **inputs, **TUNING)[5]]
+        assert more == [str(runs / name) for name in ("my_run", "my_run_3", "my_run_2")]
+    assert first[5] == str(runs / "my_run") and (runs / "my_run/restorer.safetensors").read_bytes() == before
+    assert run("BFR_FinetuneRestorer", pairs=pairs, **inputs, **TUNING | {"iterations": 8})[5] == first[5], "goes on"
+
+
+def test_strangers_files_among_the_runs_and_models_stay(
+    run: Run, models: tuple[Any, Any], host: Any, photos: Path
+) -> None:
+    shutil.copytree(photos, host.root / "input/photos")
+    restorer, prior = models
+
+    def everything(seed: int) -> None:
+        where = {"folder": "photos", "run": "named", "aligned": True, "min_face": 20 + seed}
+        faces = run("BFR_FacesFromFolder", restorer=restorer, **where)[0]
+        made = run("BFR_MakePseudoTargets", faces=faces, restorer=restorer, prior=prior, gate=0.0, seed=seed)[0]
+        tuned = run("BFR_FinetuneRestorer", pairs=made, restorer=restorer, seed=seed, **TUNING)[0]
+        run("BFR_SaveRestorer", restorer=tuned, also_pth=True)
+        given = run("BFR_TargetsFromImages", faces=faces, images=torch.rand(10, 32, 32, 3), gate=0.0)[0]
+        run("BFR_FinetuneRestorer", pairs=given, restorer=restorer, **TUNING)
+
+    everything(1)
     folders = {p.parent for place in ("output", "models") for p in (host.root / place).rglob("*") if p.is_file()}
     strangers = [folder / name for folder in folders for name in ("holiday.png", "config_2.json")]
     for path in strangers:
         path.write_bytes(b"precious")
-    write_image(host.root / "input/photos/new.png", torch.rand(3, 32, 32))
-    faces = run("BFR_FacesFromFolder", restorer=models[0], folder="photos", aligned=True)[0]
-    made = run("BFR_MakePseudoTargets", faces=faces, restorer=models[0], prior=models[1], gate=0.0, seed=3)[0]
-    run("BFR_SaveRestorer", restorer=run("BFR_FinetuneRestorer", pairs=made, restorer=models[0], **TUNING)[0])
-    given = run("BFR_TargetsFromImages", faces=faces, images=torch.rand(11, 32, 32, 3), gate=0.0)[0]
-    run("BFR_FinetuneRestorer", pairs=given, restorer=models[0], **TUNING)
-    assert all(path.read_bytes() == b"precious" for path in strangers)
+    everything(2)
+    assert len(strangers) > 12 and all(path.read_bytes() == b"precious" for path in strangers)
 
 
 def test_a_run_name_that_leads_to_files_of_others_is_refused(run: Run, models: tuple[Any, Any], host: Any) -> None:
