@@ -347,10 +347,11 @@ def degrade(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         result = damage(read_image(file)[None], args.kind, key, args.strength)
         place = free_place(args.out / relative.parent / f"{relative.name}.png")
         write_image(place, result.lq[0])
-        note_result(place, args.out)
+        if not alone:
+            note_result(place)
         return result.parameters[0]
 
-    prepare_results(args.photos, args.out)
+    alone = prepare_results(args.photos, args.out)
     drawn, problems = each_photo(args.photos, one, bars.named("degrade"))
     write_json(
         free_place(args.out / "degrade.json"),
@@ -369,7 +370,7 @@ def evaluate(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     if args.plot:
         place = free_place(args.plot)
         write_plot(place, result)
-        note_result(place, place.parent)
+        note_result(place)
     print(format_table(result), file=sys.stderr if args.json else sys.stdout)
     return as_dict(result)
 
@@ -484,10 +485,11 @@ def tone(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         found = read_tone(photo.pixels, args.strength)
         place = free_place(args.out / relative)
         write_photo(place, with_changes(photo, pixels=with_tone(photo.pixels, found)))
-        note_result(place, args.out)
+        if not alone:
+            note_result(place)
         return found._asdict()
 
-    prepare_results(args.photos, args.out)
+    alone = prepare_results(args.photos, args.out)
     lines, problems = each_photo(args.photos, one, bars.named("tone"))
     write_json(free_place(args.out / "tone.json"), {"strength": args.strength, "photos": lines})
     return {"photos": len(lines), "problems": problems}
@@ -512,12 +514,11 @@ def tally(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     return asdict(result)
 
 
-def prepare_results(photos: Path, out: Path) -> None:
-    """Make `out` for what is made of `photos`. Raises ValueError if it is their own folder."""
+def prepare_results(photos: Path, out: Path) -> bool:
+    """Make `out` for what is made of `photos`; as `claim_results`. Raises ValueError if it is their own folder."""
     if photos.resolve() == out.resolve():
         raise ValueError(f"--out {printable(out)}: is the folder of the photos; choose another folder for the results")
-    if photos.is_dir():
-        claim_results(out)
+    return not photos.is_dir() or claim_results(out)
 
 
 def each_photo(

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from .faces.align import Face, crop_face, template
 from .faces.detect import load_detector
 from .faces.paste import face_patches, luma
-from .files.ownership import begin_list, claim_results, free_name, note_result
+from .files.ownership import Ledger, begin_list, claim_results, free_name, note_result
 from .images import Photo, list_images, printable, read_photo, replace_atomically, without_place, write_photo
 from .metrics import sharpness
 from .precision import has_bfloat16, is_out_of_memory
@@ -430,7 +430,7 @@ def restore_folder(
     started = time.monotonic()
     jobs = _plan(folder, out)
     todo = [job for job in jobs if not (skip_existing and job.target.exists())]
-    claim_results(out)
+    alone = claim_results(out)
     _give_free_names(todo)
     if restorer.caution:
         log.warning("%s", restorer.caution)
@@ -455,8 +455,8 @@ def restore_folder(
         while len(writing) > at_most:
             job, written = writing.popleft()
             result = results[job.relative] = written.result()
-            if job.target.is_file():
-                note_result(job.target, out)
+            if not alone and job.target.is_file():
+                note_result(job.target)
             if result.status != "restored":
                 log.warning("%s: %s", printable(job.relative), result.reason)
             step += 1
@@ -508,15 +508,19 @@ def _plan(folder: Path, out: Path) -> list[_Job]:
 
 def _give_free_names(jobs: list[_Job]) -> None:
     """Let no result replace a file that is not this program's, or that was changed since it was restored."""
+    folders = {job.target.parent for job in jobs}
+    for folder in folders:
+        if folder.is_dir():
+            begin_list(folder)
+    ledgers = {folder: Ledger(folder) for folder in folders}
     taken = {job.target for job in jobs}
     for job in jobs:
-        if job.target.parent.is_dir():
-            begin_list(job.target.parent)
-        place = free_name(job.target, taken - {job.target})
+        taken.discard(job.target)  # its own name is free to it, those of the others are not
+        place = free_name(job.target, taken, ledger=ledgers[job.target.parent])
+        taken |= {place, job.target}
         if place != job.target:
             log.warning("%s: the name is taken; the result is %s", printable(job.relative), printable(place.name))
             job.target = place
-            taken.add(place)
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable[[_Job], _Job], jobs: Iterable[_Job], count: int) -> Iterator[_Job]:

@@ -117,14 +117,17 @@ def refuse_foreign(path: Path) -> None:
         )
 
 
-def free_name(path: Path, taken: Container[Path] = (), *, always: bool = False) -> Path:
+def free_name(path: Path, taken: Container[Path] = (), *, always: bool = False, ledger: Ledger | None = None) -> Path:
     """`path`, or with the first number that is free where something that is not this program's has the name.
 
-    taken: names that are not free either. always: this program's own files are not replaced either.
+    taken: names that are not free either. always: this program's own files are not replaced either. ledger: of the
+    folder, if that is at hand.
     """
     for number in count(1):
         place = numbered(path, number)
-        if place not in taken and (not os.path.lexists(place) or (not always and is_own(place))):
+        if place not in taken and (
+            not os.path.lexists(place) or (not always and (ledger or Ledger(path.parent)).owns(place))
+        ):
             return place
     raise AssertionError("there is always a number")
 
@@ -185,22 +188,24 @@ def claim(folder: Path, kind: Kind, made_before: Iterable[Path] | None = None, p
         note(path)
 
 
-def claim_results(folder: Path) -> None:
+def claim_results(folder: Path) -> bool:
     """Mark `folder` as made for results, so that none of them is taken for a photo of the folder above it.
 
-    Where others have files in it, too, `note_result` marks each result.
+    False where others have files in it, too: then each result is to be marked by `note_result`.
     """
     ledger = Ledger(folder)
-    make_folder(folder)
+    if ledger.kind:
+        return True
+    alone = not _foreign(folder, ledger)
     begin_list(folder)
-    if not ledger.kind and not _foreign(folder, ledger):
+    if alone:
         _add(folder, _mark("results"))
+    return alone
 
 
-def note_result(path: Path, folder: Path) -> None:
-    """Mark a file as a result that was written into `folder` or below, unless all that is there are results."""
-    if not Ledger(folder).kind:
-        _add(path.parent, f"{RESULT} {json.dumps(path.name)}")
+def note_result(path: Path) -> None:
+    """Mark a file as a result, which is not to be taken for a photo."""
+    _add(path.parent, f"{RESULT} {json.dumps(path.name)}")
 
 
 def delete(path: Path, like: Path | None = None, ledger: Ledger | None = None) -> list[Path]:

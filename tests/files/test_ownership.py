@@ -180,7 +180,7 @@ def test_runs_and_results_are_not_photos_of_the_folder_above(tmp_path):
     claim_results(tmp_path / "album")  # others have files there: only the results are known
     for name in ("my_run/faces/a.png", "restored/a.jpg", "restored/sub/a.jpg", "album/new.jpg"):
         write(tmp_path / name)
-    note_result(tmp_path / "album/new.jpg", tmp_path / "album")
+    note_result(tmp_path / "album/new.jpg")
     (tmp_path / "old_run/faces").mkdir(parents=True)
     (tmp_path / "old_run/faces/stage.json").write_text("{}")
     picture("old_run/faces/a.png")
