@@ -348,8 +348,8 @@ def find_good_faces(
 ) -> dict[str, Clarity]:
     """Those of `faces` that are good, by name: see `album`. A face that was enlarged to its crop is not."""
     keys = {n: fingerprint(sha256_of(faces.folder / f"{n}.png"), base.sha256, prior.sha256) for n in faces.names}
-    kept: dict[str, dict[str, Any]] = read_json(run.album, {}).get("faces", {})
-    seen = {n: kept[n] for n in faces.names if n in kept and kept[n]["key"] == keys[n]}
+    kept: dict[str, dict[str, Any]] = read_json(run.album, {}).get("clarity", {})
+    seen = {n: kept[n] for n in faces.names if n in kept and kept[n].get("key") == keys[n]}
     missing = [n for n in faces.names if n not in seen]
     for start in range(0, len(missing), GATE_BATCH):
         for name in missing[start : start + GATE_BATCH]:
@@ -358,7 +358,7 @@ def find_good_faces(
         if callback:
             callback("album", len(seen), len(faces), None)
     if missing:
-        write_json(run.album, {"faces": seen})
+        write_json(run.album, {"clarity": seen})
     widths = {face["name"]: face["width"] for face in _face_index(run)["faces"]}
     known = {n: Clarity(*(seen[n][part] for part in Clarity._fields)) for n in faces.names if widths[n] >= base.size}
     return {name: found for name, found in known.items() if is_good(found, config)}

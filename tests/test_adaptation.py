@@ -445,7 +445,12 @@ def test_a_redrawn_target_is_not_drawn_again_when_another_face_comes(own_photos,
 
     def counted(*rest):
         redraw = real(*rest)
-        return lambda lq, names, attempt: (tries.append((*names, attempt)), redraw(lq, names, attempt))[1]
+
+        def one(lq, names, attempt):
+            tries.append((*names, attempt))
+            return redraw(lq, names, attempt)
+
+        return one
 
     monkeypatch.setattr(module, "redraw_with", counted)
     monkeypatch.setattr(module, "refusals", lambda checks, *_: ["no", *[""] * (len(checks.low_band) - 1)])

@@ -125,9 +125,9 @@ def free_name(path: Path, taken: Container[Path] = (), *, always: bool = False, 
     """
     for number in count(1):
         place = numbered(path, number)
-        if place not in taken and (
-            not os.path.lexists(place) or (not always and (ledger or Ledger(path.parent)).owns(place))
-        ):
+        if place in taken:
+            continue
+        if not os.path.lexists(place) or (not always and (ledger or Ledger(path.parent)).owns(place)):
             return place
     raise AssertionError("there is always a number")
 
