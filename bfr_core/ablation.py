@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .adaptation import EXAMINED_FACES, AdaptConfig, perceptual_term, resize_square
 from .evaluate import MEASURES, face_measures, format_interval, match_files, summarise
+from .files.ownership import free_place
 from .finetuning import finetune
 from .images import printable, read_image
 from .metrics import Interval
@@ -78,7 +79,7 @@ def ablate(
         role: torch.stack([resize_square(read_image(p[role]), restorer.size, p[role]) for p in pairs.values()])
         for role in ("damaged", "clean")
     }
-    kept = Path(out) / "ablation.json"
+    kept = free_place(Path(out) / "ablation.json")
     cells: dict[str, dict[str, Any]] = read_json(kept, {})
     wanted = list(grid.configs(config.targets))
     if not wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 from collections.abc import Callable, Iterable
@@ -18,15 +19,16 @@ from .album import MOST_EXAMPLES, AlbumConfig, Clarity, Examples, clarity, is_go
 from .faces.align import crop_face
 from .faces.identity import find_recogniser, may_recognise
 from .faces.landmarks import load_landmark_net
+from .files.ownership import Ledger, claim, is_own, made_without_list, note, sha256_of
 from .finetuning import FinetuneConfig, Progress, Watch, finetune, split
 from .gate import GateConfig, as_record, checks_of, joined, look_at, refusals
-from .images import list_images, photo_names, printable, read_image, write_image
+from .images import list_images, photo_names, printable, read_image, replace_atomically, write_image
 from .losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
 from .prior import Prior, load_prior
 from .pseudo_targets import TargetConfig, make_pseudo_targets, settled
 from .restore import square
 from .restorers import Restorer, load_restorer, save_change, save_restorer
-from .runs import Run, fingerprint, read_json, stage_folder, write_json
+from .runs import Run, fingerprint, growing, old_files, open_stage, read_json, remove, stage_folder, write_json
 from .sampler import SamplerConfig
 from .verdict import Judgement, judge, load_usual
 
@@ -38,6 +40,7 @@ GATE_BATCH = 16
 MOST_JUDGED = 64  # held-out faces that the verdict looks at
 EXAMINED_FACES = 16  # of a folder, for the settings that are left to it
 SETTLED = ("t_start", "t_constrain_end", "factor", "calls")  # of the sampler
+JOURNAL_HEAD = '{"journal": "a line for every photo that was looked at"}\n'
 REDRAWN_SEED = 7919  # apart, so that the draws of no try are those of a neighbouring seed
 
 
@@ -162,20 +165,25 @@ def collect_faces(
 ) -> FaceSet:
     """Aligned crops of every face under `photos`, in run.faces; a photo that cannot be used is logged and left out.
 
+    Only photos that are new, or whose content, name or settings changed, are looked at; crops of photos that are gone
+    are deleted. A crop that was changed by hand is kept and used.
     Raises FileNotFoundError or ValueError if there are no photos, or no face in any of them.
     """
     files = list_images(photos)
     relatives = [f.relative_to(photos) for f in files]
-    stamps = [(r.as_posix(), *_stamp(f)) for r, f in zip(relatives, files, strict=True)]
-    print_ = fingerprint(size, asdict(config), stamps)
-    stage_folder(run.faces, print_)
-    journal = run.faces / "photos.jsonl"
-    done = _read_journal(journal)
+    open_stage(run.faces, _old_crops(run))
+    journal = growing(run.faces / "photos.jsonl", JOURNAL_HEAD)
+    before = _read_journal(journal)
+    made_with = fingerprint(size, asdict(config))
     detector = None
+    records: list[dict[str, Any]] = []
     with journal.open("a", encoding="utf-8") as stream:
         for step, (file, relative, name) in enumerate(zip(files, relatives, photo_names(relatives), strict=True)):
-            if relative.as_posix() not in done:
-                record: dict[str, Any] = {"photo": relative.as_posix(), "faces": [], "problem": ""}
+            photo = relative.as_posix()
+            key: dict[str, Any] = {"photo": photo, "name": name, "made_with": made_with, "stamp": _stamp(file)}
+            record = _still_true(before.get(photo, {}), key, file, run.faces)
+            if record is None:
+                record = key | {"sha256": _content(file), "faces": [], "problem": ""}
                 try:
                     if detector is None and not config.aligned:
                         from .faces.detect import load_detector
@@ -188,20 +196,43 @@ def collect_faces(
                     record["problem"] = str(error)
                 if record["problem"]:
                     log.warning("%s", record["problem"])
+            if record != before.get(photo):
                 stream.write(json.dumps(record) + "\n")
                 stream.flush()
-                done[relative.as_posix()] = record
+            records.append(record)
             if callback:
                 callback("faces", step + 1, len(files), None)
-    records = [done[r.as_posix()] for r in relatives]
-    faces = [face | {"photo": r["photo"]} for r in records for face in r["faces"]]
+    found_with = fingerprint(asdict(config))
+    faces = [
+        face | {"photo": r["photo"], "found": fingerprint(found_with, r["sha256"]), "sha256": _content(crop)}
+        for r in records
+        for face in r["faces"]
+        if (crop := run.faces / f"{face['name']}.png")
+    ]
     problems = [{"photo": r["photo"], "problem": r["problem"]} for r in records if r["problem"]]
+    now = {face["name"] for face in faces}
+    remove(run.faces / f"{n}.png" for r in before.values() for n in _names_of(r) if n not in now)
     if not faces:
         raise ValueError(f"{printable(photos)}: no face could be taken from its {len(files)} images")
-    made = {"size": size, "fingerprint": print_, "found_by": fingerprint(asdict(config), stamps)}
+    made = {"size": size, "fingerprint": fingerprint(size, [(face["name"], face["sha256"]) for face in faces])}
     write_json(run.faces / "faces.json", made | {"faces": faces, "problems": problems})
     run.record("faces", {"photos": str(photos.name), "size": size} | asdict(config))
     return faces_of(run)
+
+
+def _still_true(record: dict[str, Any], key: dict[str, Any], file: Path, folder: Path) -> dict[str, Any] | None:
+    """What is known of a photo, under its new time; None if it must be looked at anew."""
+    if any(record.get(name) != key[name] for name in ("name", "made_with")):
+        return None
+    if not all((folder / f"{name}.png").is_file() for name in _names_of(record)):
+        return None
+    same = record.get("stamp") == key["stamp"] or (record.get("sha256") and record["sha256"] == _content(file))
+    return record | {"stamp": key["stamp"]} if same else None
+
+
+def _names_of(record: dict[str, Any]) -> list[str]:
+    """Names of the crops of a photo, from its record in the journal."""
+    return [face["name"] for face in record.get("faces", [])]
 
 
 def faces_of(run: Run) -> FaceSet:
@@ -216,16 +247,18 @@ def faces_of(run: Run) -> FaceSet:
 
 
 def leave_out(run: Run, names: Iterable[str]) -> None:
-    """Use all faces of the run but these from now on; forgotten when other faces are found in the photos."""
-    index = _face_index(run)
-    known = {face["name"] for face in index["faces"]}
-    write_json(run.left_out, {"found_by": index.get("found_by"), "names": sorted(known & set(names))})
+    """Use all faces of the run but these from now on; forgotten of a face when its photo changes."""
+    known = {face["name"]: face.get("found") for face in _face_index(run)["faces"]}
+    write_json(run.left_out, {"names": {name: known[name] for name in sorted(known.keys() & set(names))}})
 
 
 def left_out_of(run: Run) -> list[str]:
     """Names of the run's faces that the user left out, sorted; they stay so at another size of the crops."""
-    marked = read_json(run.left_out, {"names": []})
-    return marked["names"] if marked.get("found_by") == _face_index(run).get("found_by") else []
+    marked = read_json(run.left_out, {"names": {}})["names"]
+    faces = {face["name"]: face.get("found") for face in _face_index(run)["faces"]}
+    if not isinstance(marked, dict):  # of version 0.1
+        return sorted(faces.keys() & set(marked))
+    return sorted(name for name, found in marked.items() if name in faces and faces[name] == found)
 
 
 def _face_index(run: Run) -> dict[str, Any]:
@@ -240,7 +273,7 @@ def _crops_of(
 ) -> list[dict[str, Any]]:
     photo = read_image(file)
     if config.aligned:
-        write_image(folder / f"{name}.png", resize_square(photo, size, file))
+        write_or_keep(folder / f"{name}.png", resize_square(photo, size, file))
         return [{"name": name, "width": photo.shape[-1]}]
     found: list[dict[str, Any]] = []
     for face in detector(photo):
@@ -248,12 +281,21 @@ def _crops_of(
             log.info("%s: a face %.0f pixels wide is too small, left out", printable(file.name), face.width)
             continue
         crop_name = f"{name}_{len(found)}"
-        write_image(folder / f"{crop_name}.png", crop_face(photo, face, size).clamp(0, 1))
+        write_or_keep(folder / f"{crop_name}.png", crop_face(photo, face, size).clamp(0, 1))
         found.append(
             {"name": crop_name, "width": round(face.width, 1), "score": round(face.score, 4)}
             | {"landmarks": np.round(face.landmarks, 2).tolist()}
         )
     return found
+
+
+def write_or_keep(path: Path, pixels: Tensor) -> None:
+    """`write_image`, but a picture that is not this program's, or was changed since, is kept and named."""
+    if path.exists() and not is_own(path):
+        name = printable(f"{path.parent.name}/{path.name}")
+        log.warning("%s: was changed by hand; it is kept and used", name)
+    else:
+        write_image(path, pixels)
 
 
 def resize_square(image: Tensor, size: int, file: Path) -> Tensor:
@@ -305,22 +347,21 @@ def find_good_faces(
     callback: StageCallback | None = None,
 ) -> dict[str, Clarity]:
     """Those of `faces` that are good, by name: see `album`. A face that was enlarged to its crop is not."""
-    print_ = fingerprint(faces.fingerprint, base.sha256, prior.sha256)
-    kept = read_json(run.album, {})
-    if kept.get("fingerprint") != print_:
-        widths = {face["name"]: face["width"] for face in _face_index(run)["faces"]}
-        seen: dict[str, Clarity] = {}
-        for start in range(0, len(faces), GATE_BATCH):
-            lq = faces.batch(start, start + GATE_BATCH)
-            parts = [clarity(face, base, prior)[0] for face in lq.split(1)]
-            seen |= dict(zip(faces.names[start : start + GATE_BATCH], parts, strict=True))
-            if callback:
-                callback("album", start + len(lq), len(faces), None)
-        whole = {name: values for name, values in seen.items() if widths[name] >= base.size}
-        kept = {"fingerprint": print_, "clarity": {name: values._asdict() for name, values in whole.items()}}
-        write_json(run.album, kept)
-    known = {name: Clarity(**values) for name, values in kept["clarity"].items()}
-    return {name: known[name] for name in faces.names if name in known and is_good(known[name], config)}
+    keys = {n: fingerprint(sha256_of(faces.folder / f"{n}.png"), base.sha256, prior.sha256) for n in faces.names}
+    kept: dict[str, dict[str, Any]] = read_json(run.album, {}).get("clarity", {})
+    seen = {n: kept[n] for n in faces.names if n in kept and kept[n].get("key") == keys[n]}
+    missing = [n for n in faces.names if n not in seen]
+    for start in range(0, len(missing), GATE_BATCH):
+        for name in missing[start : start + GATE_BATCH]:
+            found = clarity(read_image(faces.folder / f"{name}.png")[None], base, prior)[0]
+            seen[name] = {"key": keys[name], **found._asdict()}
+        if callback:
+            callback("album", len(seen), len(faces), None)
+    if missing:
+        write_json(run.album, {"clarity": seen})
+    widths = {face["name"]: face["width"] for face in _face_index(run)["faces"]}
+    known = {n: Clarity(*(seen[n][part] for part in Clarity._fields)) for n in faces.names if widths[n] >= base.size}
+    return {name: found for name, found in known.items() if is_good(found, config)}
 
 
 def settled_targets(
@@ -331,12 +372,15 @@ def settled_targets(
     config: TargetConfig,
     callback: StageCallback | None = None,
 ) -> TargetConfig:
-    """`config` with what is left to the faces settled by a sample of them; found once, and kept in settled.json."""
+    """`config` with what is left to the faces settled by a sample of them; found once, and kept in settled.json.
+
+    It stays as long as half of the faces that it was found by are there, and there are not twice as many faces.
+    """
     if config.is_settled:
         return config
-    print_ = fingerprint(faces.fingerprint, restorer.sha256, prior.sha256, asdict(config))
+    print_ = fingerprint(restorer.sha256, prior.sha256, asdict(config))
     found = read_json(run.settled, {})
-    if found.get("fingerprint") != print_:
+    if found.get("made_with") != print_ or not _still_typical(found, faces):
 
         def step(call: int, calls: int) -> None:
             if callback:
@@ -346,12 +390,38 @@ def settled_targets(
         chosen = [i * len(faces) // some for i in range(some)]
         lq = torch.cat([faces.batch(i, i + 1) for i in chosen])
         clear = settled(config, lq, restorer, prior, step)
-        found = {"fingerprint": print_, "t_clean": clear.t_clean, "detail": clear.detail, "faces": len(lq)}
+        found = {"made_with": print_, "t_clean": clear.t_clean, "detail": clear.detail, "faces": len(lq)}
         found |= {name: getattr(clear.sampler, name) for name in SETTLED}
+        found |= {"of": len(faces), "examined": {faces.names[i]: sha256_of(faces.path(i)) for i in chosen}}
         write_json(run.settled, found)
         log.info("settled: %s", ", ".join(f"{name} {found[name]}" for name in ("t_clean", "detail", *SETTLED)))
     sampler = replace(config.sampler, **{name: found[name] for name in SETTLED})
     return replace(config, sampler=sampler, t_clean=found["t_clean"], detail=found["detail"], search=())
+
+
+def _still_typical(found: dict[str, Any], faces: FaceSet) -> bool:
+    """Whether what was settled by a sample of the faces still speaks for them."""
+    examined, names = found.get("examined", {}), set(faces.names)
+    there = [n for n, sha256 in examined.items() if n in names and _content(faces.folder / f"{n}.png") == sha256]
+    return 2 * len(there) >= len(examined) > 0 and len(faces) <= 2 * found["of"]
+
+
+def target_key(crop: Path, name: str, restorer: Restorer, prior: Prior, config: TargetConfig) -> str:
+    """Of everything that a face's target depends on; how many faces are drawn at once is no such thing."""
+    settings = asdict(config) | {"batch_size": 0}
+    return fingerprint(sha256_of(crop), name, restorer.sha256, prior.sha256, settings)
+
+
+def targets_print(faces: FaceSet, files: dict[str, Path]) -> str:
+    """Fingerprint of faces and of what their targets hold."""
+    return fingerprint(faces.fingerprint, [(name, sha256_of(files[name])) for name in faces.names if name in files])
+
+
+def made_by_hand(files: dict[str, Path]) -> list[str]:
+    """Names of the targets, in folders of a run, that this program did not write, or that were changed since."""
+    ledgers = {folder: Ledger(folder) for folder in {path.parent for path in files.values()}}
+    own = {folder: ledger for folder, ledger in ledgers.items() if ledger.kind == "run"}
+    return [n for n, path in files.items() if path.parent in own and not own[path.parent].owns(path)]
 
 
 def draw_targets(
@@ -364,31 +434,84 @@ def draw_targets(
 ) -> str:
     """Restored faces and pseudo targets of every face, in run.restored and run.targets; one batch in memory.
 
-    Batches are the same however often the stage is interrupted, so the targets are too. Returns their fingerprint.
+    Only those are drawn that are missing, or whose face, networks or settings changed; one that was changed by hand is
+    kept, used and named. A batch counts as drawn once all of it is on disk, so that a stage that was interrupted draws
+    the same batches, and the targets are the same. Returns the fingerprint of all targets.
     """
-    print_ = fingerprint(faces.fingerprint, restorer.sha256, prior.sha256, asdict(config))
     for folder in (run.restored, run.targets):
-        stage_folder(folder, print_)
+        open_stage(folder, _old_crops(run))
+    _adopt_redrawn(run)
+    marker = run.targets / "stage.json"
+    made: dict[str, str] = read_json(marker, {}).get("made", {})
+    keys = {n: target_key(faces.folder / f"{n}.png", n, restorer, prior, config) for n in faces.names}
+    files = {n: run.targets / f"{n}.png" for n in faces.names}
+    by_hand = made_by_hand({n: path for n, path in files.items() if path.exists()})
+    for name in by_hand:
+        log.warning("targets/%s.png: was changed by hand; it is kept and used", printable(name))
+    missing = [n for n in faces.names if n not in by_hand and not (made.get(n) == keys[n] and files[n].exists())]
+    if changed_ := sum(n in made and files[n].exists() for n in missing):
+        log.info("targets/: %d are drawn anew, because faces, networks or settings changed", changed_)
+    made = _without_strays(run, made, faces)
+    write_json(marker, {"made": made})
     run.record("targets", asdict(config) | {"restorer": restorer.name, "prior": prior.name})
     calls = config.sampler.network_calls
-    total = len(faces) * calls
-    for start in range(0, len(faces), config.batch_size):
-        stop = min(start + config.batch_size, len(faces))
-        names = faces.names[start:stop]
-        if not all((run.targets / f"{n}.png").exists() for n in names):
-            lq = faces.batch(start, stop)
+    total, there = len(faces) * calls, len(faces) - len(missing)
+    for start in range(0, len(missing), config.batch_size):
+        names = missing[start : start + config.batch_size]
+        lq = torch.stack([read_image(faces.folder / f"{n}.png") for n in names])
 
-            def step(call: int, calls: int, preview: Tensor, start: int = start, count: int = len(names)) -> None:
-                if callback:
-                    callback("targets", start * calls + call * count, total, preview)
+        def step(call: int, calls: int, preview: Tensor, done: int = there + start, count: int = len(names)) -> None:
+            if callback:
+                callback("targets", done * calls + call * count, total, preview)
 
-            made = make_pseudo_targets(lq, names, restorer, prior, config, step)
-            for name, restored, target in zip(names, *made, strict=True):
-                write_image(run.restored / f"{name}.png", restored)
-                write_image(run.targets / f"{name}.png", target)
+        drawn = make_pseudo_targets(lq, names, restorer, prior, config, step)
+        for name, restored, target in zip(names, *drawn, strict=True):
+            write_or_keep(run.restored / f"{name}.png", restored)
+            write_or_keep(files[name], target)
+        made |= {n: keys[n] for n in names}
+        write_json(marker, {"made": made})
         if callback:
-            callback("targets", stop * calls, total, None)
+            callback("targets", (there + start + len(names)) * calls, total, None)
+    if callback and not missing:
+        callback("targets", total, total, None)
+    print_ = targets_print(faces, files)
+    write_json(marker, {"fingerprint": print_, "made": made})
     return print_
+
+
+def adopt_old(run: Run) -> None:
+    """Enter in lists what version 0.1, which kept none, made in a run and in the runs inside it."""
+    if not run.folder.is_dir():
+        return
+    run.claim()
+    for folder in (run.faces, run.restored, run.targets, run.given, run.photos):
+        if made_without_list(folder):
+            open_stage(folder, ["image_[0-9]*.png", *_old_crops(run)] if folder == run.photos else _old_crops(run))
+    _adopt_redrawn(run)
+    for inner in (run.good, *sorted((run.folder / "groups").glob("[0-9]*"))):
+        adopt_old(Run(inner))
+
+
+def _adopt_redrawn(run: Run) -> None:
+    if run.redrawn.is_dir() and not Ledger(run.redrawn).there:
+        claim(run.redrawn, "run", old_files(run.redrawn, _old_crops(run)))
+
+
+def _without_strays(run: Run, made: dict[str, str], faces: FaceSet) -> dict[str, str]:
+    """`made` less the targets of faces that are no longer in the photos, which are deleted; those left out stay."""
+    known = {face["name"] for face in read_json(run.faces / "faces.json", {"faces": []})["faces"]} | set(faces.names)
+    strays = [name for name in made if name not in known]
+    folders = (run.restored, run.targets, run.redrawn)
+    remove(folder / f"{name}.png" for name in strays for folder in folders)
+    return {name: key for name, key in made.items() if name in known}
+
+
+def _old_crops(run: Run) -> list[str]:
+    """For `open_stage`: what version 0.1 called the pictures of the run's faces, and its own files beside them."""
+    journal, index = run.faces / "photos.jsonl", run.faces / "faces.json"
+    names = [name for record in _lines_of(journal) for name in _names_of(record)]
+    names += [face["name"] for face in (read_json(index, {"faces": []}) if not names else {"faces": []})["faces"]]
+    return [journal.name, index.name, *(f"{glob.escape(name)}.png" for name in names)]
 
 
 def make_targets(
@@ -405,7 +528,7 @@ def make_targets(
     """
     clear = settled_targets(run, faces, restorer, prior, config.targets, callback)
     made_from = draw_targets(run, faces, restorer, prior, clear, callback)
-    redraw = redraw_with(restorer, prior, clear, callback)
+    redraw = keep_redraws(run, faces, restorer, prior, clear, redraw_with(restorer, prior, clear, callback))
     return gate_targets(run, faces, targets_of(run, faces), made_from, config.gate, redraw, callback), made_from
 
 
@@ -428,6 +551,26 @@ def redraw_with(
     return redraw
 
 
+def keep_redraws(
+    run: Run, faces: FaceSet, restorer: Restorer, prior: Prior, config: TargetConfig, redraw: Redraw
+) -> Redraw:
+    """`redraw`, each draw of which is kept in run.redrawn, tries/, and not made again."""
+    folder = run.redrawn / "tries"
+    drawn: dict[str, str] = read_json(folder / "tries.json", {})
+
+    def kept(lq: Tensor, names: list[str], attempt: int) -> Tensor:
+        for face, name in zip(lq, names, strict=True):
+            path = folder / f"{name}_{attempt}.png"
+            key = target_key(faces.folder / f"{name}.png", name, restorer, prior, config)
+            if drawn.get(path.stem) != key or not path.exists():
+                write_or_keep(path, redraw(face[None], [name], attempt)[0])
+                drawn[path.stem] = key
+                write_json(folder / "tries.json", drawn)
+        return torch.stack([read_image(folder / f"{name}_{attempt}.png") for name in names])
+
+    return kept
+
+
 def gate_targets(
     run: Run,
     faces: FaceSet,
@@ -439,14 +582,17 @@ def gate_targets(
 ) -> dict[str, Path]:
     """The targets, by face name, that pass the gate; those refused are drawn again where `redraw` is given.
 
-    files: targets by face name. made_from: their fingerprint. What was found of every face is kept in gate.json, and
-    taken from there when nothing changed. Raises ValueError if none passes.
+    files: targets by face name. made_from: their fingerprint. Those that were changed by hand always pass. What was
+    found of every face is kept in gate.json, and taken from there when nothing changed. Raises ValueError if none
+    passes.
     """
-    print_ = fingerprint(made_from, sorted(files), asdict(config), redraw is not None, may_recognise())
+    by_hand = made_by_hand(files)
+    print_ = fingerprint(made_from, sorted(files), asdict(config), redraw is not None, may_recognise(), *by_hand)
     found = read_json(run.gate, {})
     if found.get("fingerprint") != print_:
-        found = _gated(run, faces, files, config, redraw, callback)
-        write_json(run.gate, {"fingerprint": print_, "made_from": made_from} | found)
+        found = _gated(run, faces, files, by_hand, config, redraw, callback)
+        seen = {name: sha256_of(path) for name, path in files.items()}
+        write_json(run.gate, {"fingerprint": print_, "made_from": made_from, "seen": seen} | found)
     accepted = accepted_targets(run, files, made_from)
     if len(accepted) < len(files):
         log.warning("%d of %d targets are left out; the report says why", len(files) - len(accepted), len(files))
@@ -458,22 +604,22 @@ def gate_targets(
 
 
 def accepted_targets(run: Run, files: dict[str, Path], made_from: str) -> dict[str, Path]:
-    """Those of `files` that passed the gate when it last saw them; all of them if it did not."""
+    """Those of `files` that passed the gate when it last saw them; the others, if it did not see them as they are."""
     found = read_json(run.gate, {})
-    if found.get("made_from") != made_from:
-        return files
-    redrawn = set(found["redrawn"])
-    return {
-        name: run.redrawn / f"{name}.png" if name in redrawn else path
-        for name, path in files.items()
-        if name not in found["refused"]
-    }
+    seen, redrawn, refused = found.get("seen", {}), set(found.get("redrawn", ())), found.get("refused", {})
+    accepted = {}
+    for name, path in files.items():
+        known = found.get("made_from") == made_from or (name in seen and seen[name] == _content(path))
+        if not known or name not in refused:
+            accepted[name] = run.redrawn / f"{name}.png" if known and name in redrawn else path
+    return accepted
 
 
 def _gated(
     run: Run,
     faces: FaceSet,
     files: dict[str, Path],
+    by_hand: list[str],
     config: GateConfig,
     redraw: Redraw | None,
     callback: StageCallback | None,
@@ -488,7 +634,7 @@ def _gated(
             callback("gate", start + len(some), len(names), None)
     folder = joined(parts)
     checks = checks_of(folder)
-    reasons = dict(zip(names, refusals(checks, config), strict=True))
+    reasons = dict(zip(names, refusals(checks, config), strict=True)) | dict.fromkeys(by_hand, "")
     records = {name: as_record(checks, i) for i, name in enumerate(names)}
     redrawn = []
     for name in [name for name in names if reasons[name] and redraw]:
@@ -497,7 +643,7 @@ def _gated(
             target = redraw(lq, [name], attempt) if redraw else lq
             again = checks_of(look_at(lq, target, net, recogniser), folder)
             if not refusals(again, config, checks)[0]:
-                write_image(run.redrawn / f"{name}.png", target[0])
+                write_or_keep(run.redrawn / f"{name}.png", target[0])
                 records[name], reasons[name] = as_record(again, 0), ""
                 redrawn.append(name)
                 break
@@ -596,7 +742,7 @@ def tune(
     made = {"finetune": asdict(config), "steps": progress.step, "best_step": progress.best_step, "faces": len(names)}
     made |= {"verdict": judgement.verdict, "verdict_sentence": judgement.sentence}
     save_restorer(run.restorer, tuned, base | teacher | made)
-    run.groups.unlink(missing_ok=True)  # of an earlier time, when the faces were adapted to in groups
+    remove([run.groups])  # of an earlier time, when the faces were adapted to in groups
     if config.trainable == "lora":
         save_change(run.change, restorer, tuned, config.rank, teacher | made)
     return tuned, progress, judgement
@@ -681,12 +827,12 @@ def match_in_order(run: Run, faces: FaceSet, targets: Tensor, first: int = 0) ->
             f"{len(targets)} targets from face {first} on were given, but there are {len(faces)} faces; "
             "give one picture for each face, in their order"
         )
-    stage_folder(run.given, faces.fingerprint)
+    stage_folder(run.given, faces.fingerprint, _old_crops(run))
     for name, target in zip(faces.names[first:], targets, strict=False):
         path = run.given / f"{name}.png"
         pixels = resize_square(target, targets.shape[-1], path)
         if not (path.exists() and torch.equal(read_image(path), pixels.clamp(0, 1).mul(255).round() / 255)):
-            write_image(path, pixels)  # a picture that is there already keeps its time, and a tuning on it goes on
+            write_or_keep(path, pixels)  # a picture that is there already keeps its time, and a tuning on it goes on
     return {name: path for name in faces.names if (path := run.given / f"{name}.png").exists()}
 
 
@@ -699,23 +845,40 @@ def targets_of(run: Run, faces: FaceSet) -> dict[str, Path]:
     return found
 
 
-def _stamp(file: Path) -> tuple[int, int]:
+def _stamp(file: Path) -> list[int]:
+    """Size and time of a file; while they stay, its content is not looked at."""
     try:
         status = file.stat()
     except OSError:
-        return (0, 0)
-    return status.st_size, status.st_mtime_ns
+        return [0, 0]
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _content(file: Path) -> str:
+    """SHA-256 of a file; "" if it cannot be read."""
+    try:
+        return sha256_of(file)
+    except OSError:
+        return ""
 
 
 def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
-    """Records of the photos done; a last line cut short by a power failure is dropped from the file."""
-    if not path.exists():
-        return {}
-    whole = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    """The last record of every photo; a line cut short by a power failure is dropped from the file."""
+    lines = _lines_of(path)
+    if len(lines) < len(path.read_text(encoding="utf-8").splitlines()):
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        replace_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+        note(path, grows=True)
+    return {record["photo"]: record for record in lines if "photo" in record}
+
+
+def _lines_of(journal: Path) -> list[dict[str, Any]]:
+    """The records of a journal, up to the first that is damaged."""
+    whole: list[dict[str, Any]] = []
+    for line in journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else ():
         try:
-            whole.append((line, json.loads(line)))
+            record = json.loads(line)
         except ValueError:
             break
-    path.write_text("".join(line for line, _ in whole), encoding="utf-8")
-    return {record["photo"]: record for _, record in whole}
+        whole.append(record if isinstance(record, dict) else {})
+    return whole

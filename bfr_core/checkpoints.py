@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .files.ownership import sha256_of as sha256_of
 from .images import printable, replace_atomically
 
 MAX_TENSORS = 20_000
@@ -188,16 +188,3 @@ def save_tensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
 
     whole = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     replace_atomically(path, lambda part: save_file(whole, part, dict(metadata)))
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: BinaryIO) -> str:  # Python 3.10
-    digest = hashlib.sha256()
-    for chunk in iter(lambda: file.read(1 << 20), b""):
-        digest.update(chunk)
-    return digest.hexdigest()

@@ -16,6 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .checkpoints import reason_of
+from .files.ownership import claim_results, free_place, note_result
 from .images import printable
 from .precision import choose_device, is_out_of_memory
 
@@ -201,10 +202,11 @@ def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         gate_targets,
         match_targets,
         targets_of,
+        targets_print,
         tune,
     )
     from .prior import load_prior
-    from .runs import Run, fingerprint, read_json
+    from .runs import Run
     from .summary import report_adaptation
 
     base = base_restorer(args)
@@ -215,12 +217,12 @@ def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         found = collect_faces(args.photos, run, base.size, config.faces, bars) if args.photos else faces_of(run)
         if args.targets:
             files = match_targets(found, args.targets)
-            stamps = [(n, f.stat().st_size, f.stat().st_mtime_ns) for n, f in files.items()]
-            made_from = fingerprint(found.fingerprint, stamps)
+            made_from = targets_print(found, files)
             files = gate_targets(run, found, files, made_from, config.gate, None, bars)
         else:
-            made_from = read_json(run.targets / "stage.json", {}).get("fingerprint", "")
-            files = accepted_targets(run, targets_of(run, found), made_from)
+            drawn = targets_of(run, found)
+            made_from = targets_print(found, drawn)
+            files = accepted_targets(run, drawn, made_from)
         tuned = tune(run, found, files, made_from, base, config.finetune, prior, bars)
         result = Adapted(run, tuned[0], base, prior, found, files, *tuned[1:])
         report_adaptation(result, config.finetune)
@@ -315,12 +317,13 @@ def export(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     restorer = load_restorer(args.file)
     if args.out.suffix not in (".pth", ".safetensors"):
         raise ValueError(f"--out {printable(args.out)}: must end in .pth or .safetensors")
-    if args.out.suffix == ".pth":
-        export_pth(args.out, restorer)
+    place = free_place(args.out)
+    if place.suffix == ".pth":
+        export_pth(place, restorer)
     else:
-        save_restorer(args.out, restorer, {k: v for k, v in restorer.metadata.items() if k != "kind"})
-    print(f"restorer: {printable(args.out)}, licence: {printable(restorer.licence)}", file=sys.stderr)
-    return {"restorer": str(args.out), "licence": restorer.licence}
+        save_restorer(place, restorer, {k: v for k, v in restorer.metadata.items() if k != "kind"})
+    print(f"restorer: {printable(place)}, licence: {printable(restorer.licence)}", file=sys.stderr)
+    return {"restorer": str(place), "licence": restorer.licence}
 
 
 def demo(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
@@ -342,12 +345,17 @@ def degrade(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     def one(file: Path, relative: Path) -> dict[str, Any]:
         key = keyed_generator(args.seed, args.kind, relative.as_posix())
         result = damage(read_image(file)[None], args.kind, key, args.strength)
-        write_image(args.out / relative.parent / f"{relative.name}.png", result.lq[0])
+        place = free_place(args.out / relative.parent / f"{relative.name}.png")
+        write_image(place, result.lq[0])
+        if not alone:
+            note_result(place)
         return result.parameters[0]
 
+    alone = prepare_results(args.photos, args.out)
     drawn, problems = each_photo(args.photos, one, bars.named("degrade"))
     write_json(
-        args.out / "degrade.json", {"kind": args.kind, "seed": args.seed, "strength": args.strength, "images": drawn}
+        free_place(args.out / "degrade.json"),
+        {"kind": args.kind, "seed": args.seed, "strength": args.strength, "images": drawn},
     )
     return {"images": len(drawn), "problems": problems}
 
@@ -358,9 +366,11 @@ def evaluate(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
     result = compare(args.restored, args.clean, args.lq, factor=args.factor, callback=bars.named("evaluate"))
     if args.csv:
-        write_csv(args.csv, result)
+        write_csv(free_place(args.csv), result)
     if args.plot:
-        write_plot(args.plot, result)
+        place = free_place(args.plot)
+        write_plot(place, result)
+        note_result(place)
     print(format_table(result), file=sys.stderr if args.json else sys.stdout)
     return as_dict(result)
 
@@ -471,15 +481,17 @@ def tone(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from .tone import read_tone, with_tone
 
     def one(file: Path, relative: Path) -> dict[str, Any]:
-        if (args.out / relative).resolve() == file.resolve():
-            raise ValueError(f"{printable(relative)}: the result would replace the photo; give another --out")
         photo = read_photo(file)
         found = read_tone(photo.pixels, args.strength)
-        write_photo(args.out / relative, with_changes(photo, pixels=with_tone(photo.pixels, found)))
+        place = free_place(args.out / relative)
+        write_photo(place, with_changes(photo, pixels=with_tone(photo.pixels, found)))
+        if not alone:
+            note_result(place)
         return found._asdict()
 
+    alone = prepare_results(args.photos, args.out)
     lines, problems = each_photo(args.photos, one, bars.named("tone"))
-    write_json(args.out / "tone.json", {"strength": args.strength, "photos": lines})
+    write_json(free_place(args.out / "tone.json"), {"strength": args.strength, "photos": lines})
     return {"photos": len(lines), "problems": problems}
 
 
@@ -487,7 +499,7 @@ def vote(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from .vote import make_ballot
 
     page = make_ballot(args.photos, args.a, args.b, args.out, args.seed or 0, args.most)
-    key = page.with_name("key.json")
+    key = page.with_name(page.stem.replace("vote", "key") + ".json")
     print(f"pass round: {page}\nkeep:       {key} (which side is A; count with 'bfr tally')", file=sys.stderr)
     return {"page": str(page), "key": str(key)}
 
@@ -500,6 +512,13 @@ def tally(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     result = count(args.key, args.votes)
     print(result.sentence(), file=sys.stderr if args.json else sys.stdout)
     return asdict(result)
+
+
+def prepare_results(photos: Path, out: Path) -> bool:
+    """Make `out` for what is made of `photos`; as `claim_results`. Raises ValueError if it is their own folder."""
+    if photos.resolve() == out.resolve():
+        raise ValueError(f"--out {printable(out)}: is the folder of the photos; choose another folder for the results")
+    return not photos.is_dir() or claim_results(out)
 
 
 def each_photo(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .adaptation import Adapted, StageCallback, adapt, recipe
+from .adaptation import Adapted, StageCallback, adapt, recipe, write_or_keep
 from .degradations import degrade
 from .draws import keyed_generator, keyed_noise
 from .evaluate import MEASURES, face_measures, format_interval, summarise
@@ -23,7 +23,7 @@ from .prior import Prior, load_prior
 from .report import Gallery, ReportData, Table, write_report
 from .restore import RestoreConfig, restore_photo
 from .restorers import Restorer, load_restorer
-from .runs import fingerprint, read_json, stage_folder
+from .runs import Run, fingerprint, read_json, stage_folder
 from .sampler import predict_x0
 from .schedule import respace
 
@@ -80,16 +80,17 @@ def prepare(folder: Path, prior: Prior, callback: StageCallback | None = None) -
     """Draw the faces into folder/clean and their damaged copies into folder/damaged; resumable."""
     clean, damaged = folder / "clean", folder / "damaged"
     made = fingerprint(prior.sha256, FACES, STEPS, SEED, DAMAGE)
+    Run(folder).claim()
     for part in (clean, damaged):
-        stage_folder(part, made)
+        stage_folder(part, made, ["drawn_[0-9]*.png"])
     names = [f"drawn_{i:02d}" for i in range(FACES)]
     for start in range(0, FACES, 8):
         some = names[start : start + 8]
         if not all((damaged / f"{n}.png").exists() for n in some):
             for name, face in zip(some, draw_faces(prior, some, SEED), strict=True):
-                write_image(clean / f"{name}.png", face)
+                write_or_keep(clean / f"{name}.png", face)
                 lq = degrade(face[None], DAMAGE, keyed_generator(SEED, DAMAGE, name)).lq[0]
-                write_image(damaged / f"{name}.png", lq)
+                write_or_keep(damaged / f"{name}.png", lq)
         if callback:
             callback("draw", start + len(some), FACES, None)
     return clean, damaged

@@ -15,13 +15,12 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from .adaptation import recipe
+from .files.ownership import scratch
 from .hosted import Hosted, in_words, wish_of
 from .images import read_photo, write_photo
 from .page import ADVANCED, MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS, Choices, Page, value_at
@@ -133,15 +132,11 @@ def restored(hosted: Hosted, body: Mapping[str, Any]) -> Reply:
     code = str(body.get("image", "")).rpartition(",")[2]  # also as a data: address
     if len(code) > MAX_UPLOAD_BYTES * 4 // 3:
         raise ValueError(f"the image is larger than {MAX_UPLOAD_BYTES >> 20} MB")
-    path = hosted.page.cache / "api" / f"{secrets.token_hex(8)}.png"
-    path.parent.mkdir(exist_ok=True)
-    try:
+    with scratch(hosted.page.cache / "api", ".png") as path:
         path.write_bytes(_decoded(code))
         photo, result = hosted.restore_file(read_photo(path, MAX_UPLOAD_PIXELS), wish)
         write_photo(path, photo)
         return {"image": base64.b64encode(path.read_bytes()).decode(), "info": in_words(result)}
-    finally:
-        Path(path).unlink(missing_ok=True)
 
 
 def _decoded(code: str) -> bytes:

@@ -8,9 +8,7 @@ import logging
 import os
 import re
 import stat
-import time
 import unicodedata
-import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +20,17 @@ import torch
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 from torch import Tensor
 
+from .files.names import printable
+from .files.ownership import (
+    Ledger,
+    delete,
+    made_without_list,
+    make_folder,
+    move,
+    note,
+    refuse_foreign,
+    scratch_name,
+)
 from .provenance import TEXT_KEY, Record, read_packet, to_packet
 
 log = logging.getLogger(__name__)
@@ -95,11 +104,6 @@ def to_unit(x: Tensor) -> Tensor:
     return ((x + 1) / 2).clamp(0, 1)
 
 
-def printable(name: str | Path) -> str:
-    """`name` on one line: line breaks, control and direction characters and undecodable bytes are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
-
-
 # ---------------------------------------------------------------- finding and naming
 
 
@@ -107,22 +111,25 @@ def list_images(folder: Path) -> list[Path]:
     """Every image file under `folder`, sorted by relative path; names and folders that start with a dot are skipped.
 
     Whatever has an image suffix is listed, readable or not, so that each one is answered for. Links to folders are
-    not followed. Raises FileNotFoundError if there is no such folder, ValueError if it is a file or has no images.
+    not followed. A run below `folder`, and results such as restored copies, are not taken for photos, unless there is
+    nothing else. Raises FileNotFoundError if there is no such folder, ValueError if it is a file or has no images.
     """
     folder = Path(folder)
     if not folder.exists():
         raise FileNotFoundError(f"{printable(folder)}: no such folder")
     if not folder.is_dir():
         raise ValueError(f"{printable(folder)}: is a file; give the folder that holds it")
-    found = []
+    found, own = [], []
     for parent, folders, files in os.walk(folder, onerror=_log_unlisted):
         for name in folders:
             if not name.startswith(".") and os.path.islink(os.path.join(parent, name)):
                 log.warning("%s: link to a folder, not followed", printable(name))
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(parent, name) for name in files if Path(name).suffix.lower() in FORMATS and not name.startswith(".")
-        ]
+        folders[:] = [name for name in folders if not name.startswith(".") and not _made_by_us(Path(parent, name))]
+        pictures = [name for name in files if Path(name).suffix.lower() in FORMATS and not name.startswith(".")]
+        results = Ledger(Path(parent)).results()
+        found += [Path(parent, name) for name in pictures if name not in results]
+        own += [Path(parent, name) for name in pictures if name in results]
+    found = found or own
     if not found:
         raise ValueError(f"{printable(folder)}: holds no images ({', '.join(sorted(FORMATS))})")
     return sorted(found, key=lambda path: path.relative_to(folder).parts)
@@ -450,13 +457,16 @@ def write_image(path: Path, pixels: Tensor) -> None:
 def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a temporary file beside `path`, then move it there: readers see the old file or the new one.
 
-    Missing folders are made. When anything fails the temporary file is removed and an older `path` is as it was.
-    Raises OSError, in one line that names the folder, when the disk refuses; what else `write` raises passes through.
+    Missing folders are made, and the file is entered in the list of its folder, see `files.ownership`. When anything
+    fails the temporary file is removed and an older `path` is as it was.
+    Raises ValueError, in one line, if `path` is a file that is not this program's or was changed since; OSError, in one
+    line that names the folder, when the disk refuses; what else `write` raises passes through.
     """
     path = Path(path)
-    temporary = path.parent / f".{uuid.uuid4().hex[:12]}.part{path.suffix}"
+    refuse_foreign(path)
+    temporary = scratch_name(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary.touch()
         mode = temporary.stat().st_mode
         write(temporary)
@@ -464,7 +474,8 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.chmod(mode)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        _replace(temporary, path)
+        note(path, temporary)
+        move(temporary, path)
     except OSError as error:
         reason = error.strerror or str(error)
         line = f"cannot write {printable(path.name)} in {printable(path.parent)}: {printable(reason)}"
@@ -472,20 +483,8 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
         clear.errno = error.errno
         raise clear from error
     finally:
-        with contextlib.suppress(OSError):  # already moved, or the folder itself is not there
-            temporary.unlink()
-
-
-def _replace(source: Path, target: Path, attempts: int = 8) -> None:
-    """os.replace, waiting up to three seconds for a virus scanner or viewer that holds the file open on Windows."""
-    for attempt in range(attempts):
-        try:
-            os.replace(source, target)
-            return
-        except PermissionError:
-            if attempt == attempts - 1:
-                raise
-            time.sleep(0.025 * 2**attempt)
+        with contextlib.suppress(OSError):  # the folder itself is not there
+            delete(temporary)
 
 
 def _write_bytes(path: Path, content: BytesIO) -> None:
@@ -564,6 +563,14 @@ def _digest(relative: Path) -> str:
 def _disk_key(name: str) -> str:
     """Equal for names that are one file where the disk ignores case or how accents are composed."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _made_by_us(folder: Path) -> bool:
+    """Whether a folder was made by a run, one of its stages, or for results; also by version 0.1, without a list."""
+    if not (Ledger(folder).kind or made_without_list(folder)):
+        return False
+    log.info("%s/: was made by this program and is not searched for photos", printable(folder.name))
+    return True
 
 
 def _log_unlisted(error: OSError) -> None:

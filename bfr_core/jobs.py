@@ -6,7 +6,6 @@ Nothing here knows a page: a job is a thread that calls a function and writes do
 from __future__ import annotations
 
 import logging
-import shutil
 import threading
 import time
 import zipfile
@@ -19,13 +18,14 @@ from typing import Any, Literal
 from torch import Tensor
 
 from .adaptation import StageCallback, adapt, changed, collect_faces, recipe
+from .files.ownership import delete, free_name, is_own
 from .finetuning import Progress
 from .images import printable, replace_atomically, to_unit
 from .mixed import ONE_DAMAGE, adapt_mixed
 from .precision import choose_device
 from .restore import RestoreConfig, restore_folder
 from .restorers import load_restorer
-from .runs import Run, is_held, read_json, write_json
+from .runs import Run, is_held, read_json, remove, write_json
 from .summary import report_adaptation
 
 log = logging.getLogger(__name__)
@@ -94,13 +94,13 @@ class Jobs:
         """Start `work` on the run; if a job of the run is under way already, in any process, that one goes on alone.
 
         tuning_seconds: the tuning ends after so long, for the time left; 0 = no limit.
-        Raises OSError if the run's folder cannot be made.
+        Raises OSError if the run's folder cannot be made, ValueError if it is somebody else's.
         """
         with self._guard:
             status = self.status(run)
             if status.active:
                 return status
-            run.folder.mkdir(parents=True, exist_ok=True)
+            run.claim()
             job = self._jobs[_key(run)] = _Job(run, kind, work, self._turn, tuning_seconds)
             job.thread.start()
             return job.status
@@ -192,7 +192,7 @@ class _Job:
             self.on_disk = True
         except Timeout:  # another process was faster and has the job
             self.on_disk = True
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self.status = replace(self.status, state="failed", error=_line(error))
 
     def _work(self) -> None:
@@ -309,7 +309,7 @@ def repair_photos(
 
     def work(callback: StageCallback) -> Outcome:
         out = run.folder / "repaired" / "under way"
-        shutil.rmtree(out, ignore_errors=True)
+        remove([out])
         net = load_restorer(restorer).to(choose_device(device))
         try:
             result = restore_folder(
@@ -325,10 +325,11 @@ def repair_photos(
                 said = "; ".join(printable(f"{f.path.as_posix()}: {f.reason}") for f in result.files[:3])
                 raise ValueError(f"none of the {len(result.files)} photos was restored: {said}")
             number = 1 + sum(1 for _ in out.parent.glob("*.zip"))
-            archive = out.parent / f"repaired {number}.zip"
-            replace_atomically(archive, partial(zip_files, out, sorted(out.rglob("*"))))
+            archive = free_name(out.parent / f"repaired {number}.zip", always=True)
+            own = [path for path in sorted(out.rglob("[!.]*")) if is_own(path)]
+            replace_atomically(archive, partial(zip_files, out, own))
         finally:
-            shutil.rmtree(out, ignore_errors=True)
+            delete(out)
         counts = ", ".join(f"{result.count(s)} {word}" for s, word in REPAIRED.items() if result.count(s))
         notes = [counts, *(f"{f.path.as_posix()}: {f.reason}" for f in result.files if f.reason)]
         return Outcome(archive.relative_to(run.folder).as_posix(), tuple(printable(note) for note in notes))

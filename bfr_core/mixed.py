@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,14 +16,15 @@ from torch import Tensor
 from .adaptation import AdaptConfig, Adapted, FaceSet, StageCallback, adapt, collect_faces
 from .checkpoints import load_tensors, save_tensors
 from .damage_groups import KNOWN_FACES, DamageGroups, describe, known_descriptions, one_damage, units_of
+from .files.ownership import is_own, sha256_of
 from .finetuning import Progress, split
-from .images import read_image
+from .images import read_image, replace_atomically
 from .prior import Prior, load_prior
 from .report import VERDICTS, Gallery, ReportData, Table, Verdict, write_report
 from .restorers import Restorer, load_restorer, save_restorer
 from .restorers.load import said_by
 from .restorers.routed import TENSORS, read_groups, save_groups
-from .runs import Run, fingerprint, stage_folder
+from .runs import Run, fingerprint, open_stage, remove
 from .summary import report_adaptation
 from .verdict import Judgement
 
@@ -162,7 +165,6 @@ def group_faces(
     groups = DamageGroups.of(torch.cat(described), units)
     routes = groups.route(torch.cat(described))
     tensors = {name: getattr(groups, name) for name in TENSORS} | {"routes": torch.tensor(routes)}
-    kept.parent.mkdir(parents=True, exist_ok=True)
     save_tensors(kept, tensors, {"fingerprint": print_})
     return groups, routes
 
@@ -178,12 +180,13 @@ def adapt_group(
     pause_after: float,
 ) -> Group:
     """The usual adaptation, in a run of its own, to the faces of these names."""
-    stage_folder(run.photos, fingerprint(faces.fingerprint, names))
-    for name in names:
-        if not (copy := run.photos / f"{name}.png").exists():
-            part = copy.with_suffix(".part")
-            shutil.copy2(faces.folder / copy.name, part)  # with its time, by which the run knows it again
-            part.replace(copy)
+    own = [f"{name}.png" for name in names]
+    open_stage(run.photos, map(glob.escape, own))
+    remove(path for path in sorted(run.photos.glob("*.png")) if path.name not in set(own))
+    for name in own:
+        copy, face = run.photos / name, faces.folder / name
+        if not copy.exists() or (is_own(copy) and sha256_of(copy) != sha256_of(face)):
+            replace_atomically(copy, partial(shutil.copy2, face))
     result = adapt(run.photos, run.folder, config, callback, str(base.device), base, prior, pause_after)
     report_adaptation(result, config.finetune)
     number, judgement = run.folder.name, result.judgement

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .adaptation import LOW_MEMORY, AdaptConfig, StageCallback, changed, leave_out, left_out_of, recipe
+from .adaptation import LOW_MEMORY, AdaptConfig, StageCallback, adopt_old, changed, leave_out, left_out_of, recipe
+from .files.ownership import claim, delete, empty, free_name
 from .images import (
     FORMATS,
     list_images,
@@ -40,7 +41,7 @@ from .restore import RestoreConfig, restoration_step, restore_photo, square
 from .restorers import Restorer, load_restorer
 from .restorers.load import EMBEDDED
 from .restorers.routed import group_files
-from .runs import Run, fingerprint, read_json, write_json
+from .runs import Run, fingerprint, read_json, say_kept, write_json
 from .weights import TABLE, locate
 
 MAX_UPLOAD_BYTES = 200 << 20  # of one file
@@ -172,7 +173,7 @@ class Page:
         self.allowed = [Path(folder).resolve(strict=True) for folder in allowed]
         self.device, self.how_to_allow, self.changed = device, how_to_allow, changed
         self.cache = self.runs / CACHE
-        self.cache.mkdir(parents=True, exist_ok=True)
+        claim(self.cache, "run", made_before=())
         self.uploads = Path(uploads).resolve() if uploads else self.cache
         self.jobs = Jobs()
         self._loaded: dict[tuple[Any, ...], Restorer] = {}
@@ -208,14 +209,16 @@ class Page:
         fallback = photos.name if photos else f"run {time.strftime('%Y-%m-%d %H.%M')}"
         run = Run(self._free(title.strip() or fallback))
         problems = []
+        run.claim()
         try:
             if photos is None:
+                claim(run.photos, "run")
                 problems = self.keep_uploads(uploads, run.folder / "photos")
             else:
                 list_images(photos)
             write_json(run.folder / "request.json", {"photos": str(photos or ""), "restorer": choices.restorer})
         except (ValueError, OSError):
-            shutil.rmtree(run.folder, ignore_errors=True)
+            delete(run.folder)
             raise
         self.look_for_faces(run.folder.name, choices)
         return run.folder.name, problems
@@ -246,13 +249,15 @@ class Page:
     def stop(self, name: str | None) -> None:
         self.jobs.cancel(self.run(name))
 
-    def delete(self, name: str | None) -> None:
-        """Remove the run with all that it holds."""
+    def delete(self, name: str | None) -> list[str]:
+        """Delete the run with all that this program wrote there; what is kept, by its path in the run's folder."""
         run = self.run(name)
         if self.jobs.status(run).active:
             raise ValueError(f"{printable(str(name))}: is at work; stop it first")
-        shutil.rmtree(run.folder)
+        adopt_old(run)
+        kept = delete(run.folder)
         self.changed()
+        return [path.relative_to(run.folder).as_posix() for path in kept]
 
     def remember(self, run: Run, choices: Choices) -> None:
         """Keep what was chosen, so that the run can be gone on with after the page or the server was closed."""
@@ -317,7 +322,7 @@ class Page:
         relatives = [Path(str(i) if len(set(files)) < len(files) else "", file.name) for i, file in enumerate(files)]
         for file, stem in zip(files, photo_names(relatives), strict=True):
             try:
-                came = next((place for place in (self.uploads, self.cache) if place in file.parents), None)
+                came = next((where for where in (self.uploads, self.cache) if where in file.parents), None)
                 if came is None:
                     raise ValueError(f"{printable(file.name)}: was not uploaded here")
                 if file.suffix.lower() not in FORMATS:
@@ -328,10 +333,11 @@ class Page:
             except (ValueError, OSError) as error:
                 problems.append(printable(str(error)))
                 continue
-            replace_atomically(folder / f"{stem}{file.suffix.lower()}", partial(shutil.copyfile, file))
+            place = free_name(folder / f"{stem}{file.suffix.lower()}")
+            replace_atomically(place, partial(shutil.copyfile, file))
             if self.uploads != self.cache:  # a host's, shared by all its pages; gradio 4 copies from it into the cache
-                for place in (self.uploads, self.cache):
-                    (place / file.relative_to(came)).unlink(missing_ok=True)
+                for where in (self.uploads, self.cache):
+                    delete(where / file.relative_to(came), like=place)
             kept += 1
         if not kept:
             raise ValueError(f"none of the files can be used: {'; '.join(problems[:3])}")
@@ -497,7 +503,8 @@ class Page:
         shown = []
         for restorer in versions:
             key = restorer.sha256[:12] if restorer else "damaged"
-            path = self.cache / "compare" / f"{photo_name(Path(run.folder.name, photo))} {key}{suffix}"
+            shown_as = f"{photo_name(Path(run.folder.name, photo))} {key}{suffix}"
+            path = free_name(self.cache / "compare" / shown_as)
             pixels, step = (
                 (source.pixels, None) if restorer is None else self._repaired(source.pixels, restorer, aligned)
             )
@@ -531,7 +538,7 @@ class Page:
 
     def _offer(self, run: Run, write: Callable[[Path], object], shown: str) -> Path:
         """A file that `write` makes in the page's cache, which is all that is served."""
-        target = self.cache / "save" / photo_name(Path(f"{run.folder.name}.run")) / shown
+        target = free_name(self.cache / "save" / photo_name(Path(f"{run.folder.name}.run")) / shown)
         replace_atomically(target, write)
         return target
 
@@ -556,7 +563,8 @@ class Page:
             photos = self.typed_folder(folder)
             list_images(photos)
         elif uploads:
-            shutil.rmtree(photos, ignore_errors=True)
+            claim(photos, "run", made_before=())
+            say_kept(empty(photos))
             problems = self.keep_uploads(uploads, photos)
         else:
             raise ValueError("drop the photos to repair first, or name a folder")

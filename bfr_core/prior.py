@@ -23,6 +23,7 @@ from .checkpoints import (
     whole_number,
     without_prefix,
 )
+from .files.ownership import begin_list
 from .schedule import linear_alpha_bar
 from .unet import UNet
 from .weights import licence_of, resolve
@@ -143,6 +144,7 @@ def convert_prior(name_or_path: str | Path, folder: Path) -> Path:
     record = {"unet": json.dumps(settings), "licence": licence, "source": path.name, "source_sha256": digest}
     whole = _unet_of(state)
     _build_unet(path, whole, settings)
+    begin_list(folder)
     save_tensors(folder / CONVERTED, whole, record)
     return folder
 

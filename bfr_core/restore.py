@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from .faces.align import Face, crop_face, template
 from .faces.detect import load_detector
 from .faces.paste import face_patches, luma
+from .files.ownership import Ledger, begin_list, claim_results, free_name, note_result
 from .images import Photo, list_images, printable, read_photo, replace_atomically, without_place, write_photo
 from .metrics import sharpness
 from .precision import has_bfloat16, is_out_of_memory
@@ -420,6 +421,7 @@ def restore_folder(
     skip_existing: leave results alone that are there already. callback(step, total, preview): after every file, preview
     being a restored crop (3, S, S) or None; it may raise to stop.
     strip_gps: leave out where the photos were taken.
+    Where a file that is not this program's has a result's name, the result gets a number, and that is said.
     A photo without faces is copied as it is, or with `strip_gps` written anew, because a copy may hold the place in
     ways nobody can list; one that cannot be read or written is reported, and the others go on.
     Raises FileNotFoundError or ValueError if there are no photos, or a result would replace one of them.
@@ -428,6 +430,8 @@ def restore_folder(
     started = time.monotonic()
     jobs = _plan(folder, out)
     todo = [job for job in jobs if not (skip_existing and job.target.exists())]
+    alone = claim_results(out)
+    _give_free_names(todo)
     if restorer.caution:
         log.warning("%s", restorer.caution)
     results = {job.relative: FileResult(job.relative, "skipped", "its result is there already") for job in jobs}
@@ -451,6 +455,8 @@ def restore_folder(
         while len(writing) > at_most:
             job, written = writing.popleft()
             result = results[job.relative] = written.result()
+            if not alone and job.target.is_file():
+                note_result(job.target)
             if result.status != "restored":
                 log.warning("%s: %s", printable(job.relative), result.reason)
             step += 1
@@ -498,6 +504,23 @@ def _plan(folder: Path, out: Path) -> list[_Job]:
         if job.target.resolve() in originals:
             raise ValueError(f"{printable(job.target)}: is one of the photos; choose another folder for the results")
     return jobs
+
+
+def _give_free_names(jobs: list[_Job]) -> None:
+    """Let no result replace a file that is not this program's, or that was changed since it was restored."""
+    folders = {job.target.parent for job in jobs}
+    for folder in folders:
+        if folder.is_dir():
+            begin_list(folder)
+    ledgers = {folder: Ledger(folder) for folder in folders}
+    taken = {job.target for job in jobs}
+    for job in jobs:
+        taken.discard(job.target)  # its own name is free to it, those of the others are not
+        place = free_name(job.target, taken, ledger=ledgers[job.target.parent])
+        taken |= {place, job.target}
+        if place != job.target:
+            log.warning("%s: the name is taken; the result is %s", printable(job.relative), printable(place.name))
+            job.target = place
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable[[_Job], _Job], jobs: Iterable[_Job], count: int) -> Iterator[_Job]:

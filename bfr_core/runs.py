@@ -6,15 +6,32 @@ import contextlib
 import hashlib
 import json
 import logging
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from .files.ownership import claim, delete, empty, free_name, made_without_list, note, refuse_foreign, tidy
 from .images import printable, replace_atomically
 
 log = logging.getLogger(__name__)
+
+LOG_HEAD = "# What BFR Adapt did in this folder\n"
+# What version 0.1, which kept no lists, wrote into a run besides its stages; also demonstrations and benchmarks.
+OLD_FILES = (
+    *("config.json", "left_out.json", "album.json", "settled.json", "gate.json", "job.json", "request.json"),
+    *("comfyui.json", "report.html", "report.json", "log.txt", "restorer.safetensors", "restorer.pth"),
+    *("restorer_codeformer.pth", "change.safetensors", "groups.safetensors", "checkpoints/last.pt"),
+    *("groups/base.safetensors", "groups/found.safetensors", "good/config.json", "repaired/repaired [0-9]*.zip"),
+    *("before_after.png", "table.txt", "table.csv", "table.json", "cells/*.json", "pictures/*.png", "pictures/*/*.png"),
+)
+
+
+# What hours of work end in: whether it may be written is asked before they begin.
+WRITTEN_LAST = (
+    *("report.html", "report.json", "restorer.safetensors", "restorer.pth", "restorer_codeformer.pth"),
+    *("change.safetensors", "groups.safetensors"),
+)
 
 
 class Run:
@@ -127,6 +144,11 @@ class Run:
     def report(self) -> Path:
         return self.folder / "report.html"
 
+    def claim(self) -> None:
+        """Make the folder; ValueError, in one line, if it holds files that this program did not make."""
+        before = old_files(self.folder, OLD_FILES) if made_without_list(self.folder) else None
+        claim(self.folder, "run", before)
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process and write the log to log.txt; freed by the system if the process dies.
@@ -136,7 +158,9 @@ class Run:
         from filelock import FileLock, Timeout
 
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.claim()
+            for name in WRITTEN_LAST:
+                refuse_foreign(self.folder / name)
             lock = FileLock(self.folder / ".lock", timeout=1)  # who asks whether it is held holds it for a moment
             lock.acquire()
         except Timeout:
@@ -148,7 +172,8 @@ class Run:
             raise OSError(
                 f"run {printable(self.folder)}: cannot be written ({reason}); choose another folder"
             ) from None
-        handler = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
+        tidy(self.folder)
+        handler = logging.FileHandler(growing(self.folder / "log.txt", LOG_HEAD), encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         package = logging.getLogger(__package__)
         package.addHandler(handler)
@@ -185,19 +210,61 @@ def is_held(lock: Path) -> bool:
         return True
 
 
-def stage_folder(folder: Path, fingerprint: str) -> None:
-    """Make `folder` ready for a stage: what was made from other photos or settings is removed, and said.
+def open_stage(folder: Path, made_before: Iterable[str] = ()) -> None:
+    """Make the folder of a stage, or take it as this program made it.
 
-    fingerprint: of everything the stage's results depend on; kept in stage.json in the folder.
+    made_before: patterns of the names that the stage made in version 0.1, which kept no lists.
+    Raises ValueError, in one line, if it holds files and this program did not make it.
     """
+    before = old_files(folder, ("stage.json", *made_before)) if made_without_list(folder) else None
+    claim(folder, "run", before, propose=free_name(folder.parent, always=True))
+
+
+def stage_folder(folder: Path, fingerprint: str, made_before: Iterable[str] = ()) -> None:
+    """Make `folder` ready for a stage: what it made from other photos or settings is deleted, and that is said.
+
+    Files that the stage did not make, and those changed since, are kept and named. fingerprint: of everything the
+    stage's results depend on; kept in stage.json in the folder. Otherwise as `open_stage`.
+    """
+    open_stage(folder, made_before)
     marker = folder / "stage.json"
-    if folder.exists() and read_json(marker, {}).get("fingerprint") != fingerprint:
-        if any(folder.iterdir()):
+    if read_json(marker, {}).get("fingerprint") != fingerprint:
+        if marker.exists():
             log.info("%s/: photos or settings changed since it was made; made anew", folder.name)
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not marker.exists():
+        say_kept(empty(folder))
         write_json(marker, {"fingerprint": fingerprint})
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """`delete` files that are no longer needed; those that are kept are named."""
+    for path in paths:
+        say_kept(delete(path))
+
+
+def say_kept(paths: Iterable[Path]) -> None:
+    """Name files that were not deleted."""
+    for path in paths:
+        log.warning(
+            "%s/%s: was not written by this program, or was changed since; it is kept",
+            printable(path.parent.name), printable(path.name),
+        )  # fmt: skip
+
+
+def old_files(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    """The files in a folder of version 0.1 that it made there, by the patterns of their names."""
+    return [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()]
+
+
+def growing(path: Path, head: str) -> Path:
+    """A file that lines are added to, begun with the line `head`: `path`, or with a number if that is somebody else's.
+
+    A file of version 0.1, which has no such line, is taken as it is.
+    """
+    place = free_name(path)
+    if not place.exists():
+        replace_atomically(place, lambda part: part.write_text(head, encoding="utf-8"))
+    note(place, grows=True)
+    return place
 
 
 def fingerprint(*parts: Any) -> str:

@@ -246,9 +246,10 @@ def build(page: Page) -> Any:
         def remove(run: str | None, really: bool) -> Shown:
             if not really:
                 raise ValueError("tick the box beside the button first: what is deleted is gone")
-            page.delete(run)
+            kept = page.delete(run)
+            others = f" Kept, because somebody else put it there or changed it: {', '.join(kept)}." if kept else ""
             return {name: gr.update(choices=page.names(), value=page.latest()), sure: False} | tell(
-                said(f"{run} is deleted.")
+                said(f"{run} is deleted.{others}")
             )
 
         def reopened() -> Shown:

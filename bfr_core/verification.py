@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .adaptation import adapt, recipe
+from .adaptation import adapt, recipe, write_or_keep
 from .checkpoints import reason_of, sha256_of
 from .degradations import degrade
 from .demo import real_photos
@@ -23,13 +23,13 @@ from .faces.align import crop_face
 from .faces.detect import load_detector
 from .faces.identity import Recogniser, likeness
 from .faces.parse import FaceParser
-from .images import write_image
 from .losses import gaussian_blur
 from .metrics import high_band_energy_ratio, psnr
 from .prior import load_prior
 from .provenance import pathless
 from .report import Gallery, ReportData, Table, write_report
 from .restorers import load_restorer
+from .runs import Run, open_stage
 from .weights import TABLE, Weights, locate, verify
 
 PICTURES = "Two real faces under ordinary damage"
@@ -64,6 +64,7 @@ def verify_real(folder: Path, device: str = "cpu", callback: Callback | None = N
     says so, and keeps the numbers for whoever collects them. A file that fails is reported and does not stop the rest.
     The report is written after every check, and says so if the last one was not reached.
     """
+    Run(folder).claim()
     here = [(entry, path) for entry in TABLE if (path := locate(entry.name))]
     findings: list[Finding] = []
     for step, (entry, path) in enumerate(here):
@@ -195,10 +196,11 @@ def _short_adaptation(names: list[str], folder: Path, device: str) -> Finding:
     found = Finding(f"{STEPS} steps of adapting {restorer} with {prior}")
     forget_peak(device)
     try:
-        base = load_restorer(restorer)
+        base, photos = load_restorer(restorer), folder / "photos"
+        open_stage(photos, ["[01].png"])
         for i, face in enumerate(sample_faces(base.size)):
             lq = degrade(face[None], "sensor", keyed_generator(0, "verify", i)).lq[0]
-            write_image(folder / "photos" / f"{i}.png", lq)
+            write_or_keep(photos / f"{i}.png", lq)
         config = recipe(base)
         config = replace(
             config,
@@ -209,7 +211,7 @@ def _short_adaptation(names: list[str], folder: Path, device: str) -> Finding:
             finetune=replace(config.finetune, iterations=STEPS, batch_size=2, micro_batch=1, recompute=True),
         )
         started = time.perf_counter()
-        result = adapt(folder / "photos", folder / "run", config, device=device, restorer=base)
+        result = adapt(photos, folder / "run", config, device=device, restorer=base)
         found.rows.append(("seconds", f"{time.perf_counter() - started:.1f}"))
         found.rows += [(f"loss: {name}", f"{points[-1][1]:.4f}") for name, points in result.progress.losses.items()]
     except (ValueError, RuntimeError, OSError) as error:

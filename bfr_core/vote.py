@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ import torch
 
 from .draws import keyed_generator
 from .evaluate import match_files
+from .files.names import numbered
+from .files.ownership import begin_list, is_own
 from .images import printable, read_image, replace_atomically
 from .metrics import Interval, wilson_interval
 from .report import data_uri, html_document
@@ -53,6 +57,8 @@ class Tally:
 def make_ballot(damaged: Path, a: Path, b: Path, out: Path, seed: int = 0, most: int = MOST_PHOTOS) -> Path:
     """Write vote.html, to be passed round, and key.json, to be kept, into `out`; returns the page's path.
 
+    Beside the files of another ballot they get a number.
+
     damaged, a, b: folders whose files match by relative path without suffix. most: photos at most, drawn by lot.
     Raises FileNotFoundError or ValueError, in one line, where nothing matches or can be read.
     """
@@ -75,11 +81,25 @@ def make_ballot(damaged: Path, a: Path, b: Path, out: Path, seed: int = 0, most:
     if not photos:
         raise ValueError(f"{printable(damaged)}: no photo could be read in all three folders")
     ballot = fingerprint(seed, photos)[:16]
-    out = Path(out)
-    write_json(out / "key.json", {"ballot": ballot, "photos": key})
-    page = render_page(ballot, photos)
-    replace_atomically(out / "vote.html", partial(Path.write_text, data=page, encoding="utf-8"))
-    return out / "vote.html"
+    begin_list(Path(out))
+    page, secret = _free_pair(Path(out), ballot)
+    write_json(secret, {"ballot": ballot, "photos": key})
+    text = render_page(ballot, photos)
+    replace_atomically(page, partial(Path.write_text, data=text, encoding="utf-8"))
+    return page
+
+
+def _free_pair(out: Path, ballot: str) -> tuple[Path, Path]:
+    """Page and key of a ballot, with the first number that neither a file of others nor another ballot has.
+
+    A key that was lost would make the votes that people send back worthless.
+    """
+    for number in count(1):
+        page, key = (numbered(out / name, number) for name in ("vote.html", "key.json"))
+        mine = is_own(key) and _read_json(key).get("ballot") == ballot
+        if (mine or not os.path.lexists(key)) and (is_own(page) if os.path.lexists(page) else True):
+            return page, key
+    raise AssertionError("there is always a number")
 
 
 def tally(key: Path, votes: list[Path]) -> Tally:

@@ -16,6 +16,8 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from .checkpoints import MAX_BYTES, sha256_of
+from .files.names import printable
+from .files.ownership import delete, make_folder, move
 
 CHUNK = 1 << 18
 TIMEOUT = 30.0  # seconds without a byte before a connection is given up
@@ -260,8 +262,10 @@ def fetch(entry: Weights, folder: Path | None = None, callback: Callable[[int, i
         return place
     if not entry.sha256:
         raise ValueError(f"{entry.name}: its SHA-256 is not known, so it is not fetched; {_how_to_get(entry)}")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_name(place.name + ".part")
+    if os.path.lexists(place):
+        raise ValueError(f"{printable(place)}: is not the published file; move it away or rename it, then fetch again")
+    make_folder(place.parent)
+    part = place.with_name(f"{place.name}.bfr-part")  # no other program's name: it may be added to and deleted
     failures = 0
     while True:
         before = part.stat().st_size if part.exists() else 0
@@ -284,9 +288,9 @@ def fetch(entry: Weights, folder: Path | None = None, callback: Callable[[int, i
         time.sleep(min(2.0**failures, 10) * RETRY_SECONDS)
     problem = verify(entry, part)
     if problem != "ok":
-        part.unlink()
+        delete(part)
         raise ValueError(f"{entry.name}: what came from {entry.url} is not the published file ({problem})")
-    part.replace(place)
+    move(part, place)
     return place
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ from ..bfr_core.adaptation import (
     recipe,
     tune,
 )
+from ..bfr_core.checkpoints import load_tensors
+from ..bfr_core.files.names import numbered
+from ..bfr_core.files.ownership import begin_list, delete, is_own
 from ..bfr_core.finetuning import FinetuneConfig, Progress, fraction_done, split
 from ..bfr_core.images import printable, read_image, to_unit
 from ..bfr_core.losses import find_vgg
@@ -28,13 +33,25 @@ from ..bfr_core.mixed import ONE_DAMAGE, adapt_groups, rows_of
 from ..bfr_core.pictures import draw_curve, sheet, side_by_side
 from ..bfr_core.report import VERDICTS
 from ..bfr_core.restorers import Restorer, export_pth, load_restorer, save_restorer
-from ..bfr_core.restorers.load import is_tuned, save_several
+from ..bfr_core.restorers.load import save_several
 from ..bfr_core.restorers.routed import Routed
-from ..bfr_core.runs import Run, read_json
+from ..bfr_core.runs import Run, fingerprint, read_json
 from ..bfr_core.sampler import SamplerConfig
 from ..bfr_core.summary import report_adaptation
 from . import convert, host, paths
-from .faces import ROWS, Faces, Pairs, folded, gate_widgets, lines, paired, target_outputs, times_paused, triplet
+from .faces import (
+    ROWS,
+    Faces,
+    Pairs,
+    folded,
+    gate_widgets,
+    lines,
+    paired,
+    target_outputs,
+    times_paused,
+    triplet,
+    with_settings,
+)
 
 SAMPLER, TUNING = SamplerConfig(), FinetuneConfig()
 RECOMMENDED, OWN = "recommended", "as set below"
@@ -122,6 +139,10 @@ class MakePseudoTargets(host.Node):
                 factor=own["factor"],
             )
             config = changed(config, {"targets.sampler": sampler, "targets.batch_size": own["batch_size"]})
+        run, found = faces.opened()
+        made_with = fingerprint(restorer.network.sha256, prior.network.sha256, asdict(config.targets))
+        run = with_settings(run, "targets", made_with)
+        faces = replace(faces, folder=run.folder)
         run, found = faces.opened()
         progress = host.Progress(cls, "making targets ...")
         with run.locked(), host.on_device(restorer, prior, faces=config.targets.batch_size):
@@ -226,6 +247,10 @@ class FinetuneRestorer(host.Node):
         **own: Any,
     ) -> io.NodeOutput:
         config = tuning_config(restorer.network, seed, low_memory, own if settings == OWN else {})
+        lasting = asdict(replace(config, iterations=1, micro_batch=1, recompute=False))
+        tuned_with = fingerprint(restorer.network.sha256, lasting, mixed)
+        folder = with_settings(pairs.opened()[0], "finetune", tuned_with).folder
+        pairs = replace(pairs, faces=replace(pairs.faces, folder=folder))
         if mixed and (output := cls.by_group(pairs, restorer, config, minutes_this_run)):
             return output
         said = [ONE_DAMAGE] if mixed else []
@@ -392,7 +417,11 @@ class SaveRestorer(host.Node):
             f"Writes the restorer into models/{host.RESTORERS}, for Load Restorer and for other programs.",
             [
                 host.RestorerType.Input("restorer", tooltip="The restorer to save."),
-                io.String.Input("name", default="my_restorer", tooltip="Name of the file, without suffix."),
+                io.String.Input(
+                    "name",
+                    default="my_restorer",
+                    tooltip="Name of the file, without suffix; a taken name gets a number.",
+                ),
                 io.Boolean.Input(
                     "half", default=False, tooltip="Half precision: a file half as large, next to no loss."
                 ),
@@ -410,12 +439,9 @@ class SaveRestorer(host.Node):
         if not name.strip("./ "):
             raise ValueError("name is empty; give the file a name")
         root = host.save_folder()
-        path = paths.inside(root, f"{name.removesuffix('.safetensors')}.safetensors")
-        pth = paths.inside(root, f"{name.removesuffix('.safetensors')}.pth")
-        if (path.exists() and not is_tuned(path)) or (also_pth and pth.exists()):
-            raise ValueError(
-                f"{printable(name)}: there is a file of this name that this pack did not write; choose another"
-            )
+        wanted = paths.inside(root, f"{name.removesuffix('.safetensors')}.safetensors")
+        begin_list(wanted.parent)
+        path, pth = free_names(wanted, also_pth)
         network = restorer.network
         if isinstance(network, Routed):
             if also_pth:
@@ -425,5 +451,25 @@ class SaveRestorer(host.Node):
             save_restorer(path, network, {k: v for k, v in network.metadata.items() if k != "licence"}, half)
         if also_pth:
             export_pth(pth, network)
+        elif path != wanted and is_own(wanted) and same_content(wanted, path):  # the same graph was run again
+            delete(path)
+            path = wanted
         text = f"saved: {printable(path.relative_to(root).as_posix())}"
         return host.output(cls, str(path), text=text)
+
+
+def same_content(path: Path, other: Path) -> bool:
+    """Whether two files of tensors hold the same tensors and say the same of themselves."""
+    (tensors, said), (others, said_too) = load_tensors(path), load_tensors(other)
+    same = said == said_too and tensors.keys() == others.keys()
+    return same and all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
+
+
+def free_names(path: Path, also_pth: bool) -> tuple[Path, Path]:
+    """`path`, and the same as .pth, with the first number under which there is nothing yet, nor a folder of groups."""
+    for number in count(1):
+        place = numbered(path, number)
+        ends = (".safetensors", ".groups", *((".pth",) if also_pth else ()))
+        if not any(os.path.lexists(place.with_suffix(end)) for end in ends):
+            return place, place.with_suffix(".pth")
+    raise AssertionError("there is always a number")

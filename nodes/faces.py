@@ -6,8 +6,12 @@ What travels between the nodes is a handle: the run's folder, and a fingerprint 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import re
+import shutil
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,16 +29,23 @@ from ..bfr_core.adaptation import (
     gate_targets,
     match_in_order,
     targets_of,
+    targets_print,
 )
+from ..bfr_core.files.ownership import claim, is_own, sha256_of
 from ..bfr_core.gate import GateConfig
-from ..bfr_core.images import printable, read_image, write_image
+from ..bfr_core.images import printable, read_image, replace_atomically, write_image
 from ..bfr_core.pictures import sheet
 from ..bfr_core.runs import Run, fingerprint, read_json, stage_folder, write_json
 from . import convert, host, paths
 
+STAGES = ("targets", "finetune")
+# What of a run a stage begins with.
+BEGINS_WITH = {"targets": ["faces", "left_out.json"]}
+BEGINS_WITH["finetune"] = [*BEGINS_WITH["targets"], "restored", "targets", "given", "gate.json"]
 LISTED = 20  # lines of a report before it says how many more there are
 ROWS = 8  # of a picture that shows examples
-MARK = "comfyui.json"  # file of a run that tells it from an earlier one of its name
+MARK = "comfyui.json"  # file of a run that tells it from an earlier one of its name, and what it was made of
+DEFAULT_RUN = "my_run"  # the name that a run has unless the user gives it one: other photos make another run beside it
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,7 @@ class Pairs:
 FACES = FaceConfig()
 RUN = (
     "Name of the run: a folder under output/bfr_runs in which the faces, targets and the restorer are kept, and from "
-    "which work goes on after a stop."
+    f"which work goes on after a stop. Under the name {DEFAULT_RUN}, other photos or settings make a new run beside it."
 )
 
 
@@ -136,7 +147,7 @@ class FacesFromFolder(host.Node):
                     "place", options=["input", "output"], default="input", tooltip="Which of ComfyUI's folders."
                 ),
                 io.String.Input("folder", default="", tooltip="Folder of photos inside it; those below it count, too."),
-                io.String.Input("run", default="my_run", tooltip=RUN),
+                io.String.Input("run", default=DEFAULT_RUN, tooltip=RUN),
                 *face_widgets(),
             ],
             face_outputs(),
@@ -146,11 +157,11 @@ class FacesFromFolder(host.Node):
 
     @classmethod
     def fingerprint_inputs(cls, place: str, folder: str, run: str, **_: Any) -> str:
-        """Changes when a photo does, and as `run_state`."""
+        """Changes when a photo does, and as `run_states`."""
         root = host.folder(place)
         source = paths.inside(root, folder)
         stamps = [(f.relative_to(source).as_posix(), *host.stamp(f)[1:]) for f in paths.images_inside(source, root)]
-        return fingerprint(stamps, *run_state(host.open_run(run)))
+        return fingerprint(stamps, *run_states(run))
 
     @classmethod
     def work(
@@ -163,7 +174,9 @@ class FacesFromFolder(host.Node):
                 f"folder {printable(folder)!r} holds the runs themselves; choose the folder of photos in it"
             )
         paths.images_inside(source, root)
-        return collected(cls, source, host.open_run(run), restorer, FaceConfig(**settings), first, count)
+        made_of = [place, folder, taken_with(settings)]
+        opened = open_run(run, made_of, restorer.network.size)
+        return collected(cls, source, opened, restorer, FaceConfig(**settings), first, count)
 
 
 class FacesFromImages(host.Node):
@@ -178,7 +191,7 @@ class FacesFromImages(host.Node):
             [
                 host.RestorerType.Input("restorer", tooltip="The faces are cut out at the size that it works at."),
                 io.Image.Input("images", tooltip="The damaged photos."),
-                io.String.Input("run", default="my_run", tooltip=RUN),
+                io.String.Input("run", default=DEFAULT_RUN, tooltip=RUN),
                 *face_widgets(),
             ],
             face_outputs(),
@@ -188,19 +201,19 @@ class FacesFromImages(host.Node):
 
     @classmethod
     def fingerprint_inputs(cls, run: str, **_: Any) -> str:
-        """As `run_state`."""
-        return fingerprint(*run_state(host.open_run(run)))
+        """As `run_states`."""
+        return fingerprint(*run_states(run))
 
     @classmethod
     def work(
         cls, restorer: host.Managed, images: Tensor, run: str, first: int, count: int, **settings: Any
     ) -> io.NodeOutput:
-        opened = host.open_run(run)
         photos = convert.to_photos(images)
         digest = hashlib.sha256(photos.mul(255).round().byte().numpy().tobytes()).hexdigest()
+        opened = open_run(run, [digest, taken_with(settings)], restorer.network.size)
         progress = host.Progress()
         with opened.locked():
-            stage_folder(opened.photos, fingerprint(digest, photos.shape))
+            stage_folder(opened.photos, fingerprint(digest, photos.shape), ["image_[0-9]*.png"])
             for i, photo in enumerate(photos):
                 path = opened.photos / f"image_{i:05}.png"
                 if not path.exists():
@@ -258,8 +271,7 @@ class TargetsFromImages(host.Node):
         progress = host.Progress()
         with run.locked():
             files = match_in_order(run, found, convert.to_photos(images), first)
-            stamps = [(name, host.stamp(path)[1:]) for name, path in files.items()]
-            made_from = fingerprint(found.fingerprint, stamps)
+            made_from = targets_print(found, files)
             config = GateConfig(limit=gate)
             accepted = gate_targets(run, found, files, made_from, config, None, progress)
         return paired(cls, run, found, accepted, Pairs(faces, made_from, None), progress)
@@ -328,12 +340,88 @@ def times_paused(run: Run) -> int:
     return int(run.config().get("pauses", {}).get("times", 0))
 
 
-def run_state(run: Run) -> tuple[str, int]:
-    """What changes when the run's tuning has paused, so that queuing again goes on with it, and when the run's folder
-    was deleted, so that it is made again. A run that is not there yet is begun: it must be the same one next time."""
+def taken_with(settings: dict[str, Any]) -> str:
+    """Of a faces node's widgets those that decide what its run holds."""
+    own = FaceConfig(**{name: settings[name] for name in FaceConfig.__dataclass_fields__ if name in settings})
+    return fingerprint(asdict(own))
+
+
+def open_run(name: str, made_of: list[Any], size: int) -> Run:
+    """The run of this name; of runs called `DEFAULT_RUN`, the one that is, or will be, made of this at this size.
+
+    made_of: what the faces come from, and `taken_with`. A run that was made of something else stays as it is.
+    """
+    wanted = [*made_of, size]
+    if name != DEFAULT_RUN:
+        return host.open_run(name)
+    for number in itertools.count(1):
+        run = host.open_run(name if number == 1 else f"{name}_{number}")
+        mark = begun(run)
+        unused = "of" not in mark and not (run.faces / "faces.json").exists()
+        if unused:
+            write_json(run.folder / MARK, mark | {"of": wanted})
+        if unused or mark.get("of") == wanted:
+            return run
+    raise AssertionError("there is always a number")
+
+
+def with_settings(run: Run, stage: str, settings: str) -> Run:
+    """The run in which a stage is, or will be, made with these settings: `run`, unless its name is `DEFAULT_RUN`'s and
+    the stage was made otherwise; then another beside it, with a copy of all that the stage begins with.
+
+    stage: "targets" or "finetune". settings: a fingerprint of them, kept in the run's mark.
+    """
+    root = host.open_run(DEFAULT_RUN).folder
+    if run.folder.parent != root.parent or not re.fullmatch(rf"{DEFAULT_RUN}(_\d+)?", run.folder.name):
+        return run
+    before = {key: value for key, value in begun(run).items() if key in ("of", *STAGES[: STAGES.index(stage)])}
+    beside = (host.open_run(DEFAULT_RUN if n == 1 else f"{DEFAULT_RUN}_{n}") for n in itertools.count(1))
+    for candidate in itertools.chain([run], (one for one in beside if one.folder != run.folder)):
+        mark = begun(candidate)
+        unused = "of" not in mark and not (candidate.faces / "faces.json").exists()
+        same = all(mark.get(key) == value for key, value in before.items()) and mark.get(stage) in (None, settings)
+        if not (unused or same):
+            continue
+        with candidate.locked():
+            if candidate is not run:
+                copy_run(run, candidate, [name for name in BEGINS_WITH[stage] if (run.folder / name).exists()])
+                for done in ("faces", *STAGES[: STAGES.index(stage)]):
+                    if done in run.config():
+                        candidate.record(done, run.config()[done])
+            write_json(candidate.folder / MARK, mark | before | {stage: settings})
+        return candidate
+    raise AssertionError("there is always a number")
+
+
+def copy_run(run: Run, other: Run, names: list[str]) -> None:
+    """Bring these files and folders of `run` into `other`; what is the same there stays as it is."""
+    for name in names:
+        place = run.folder / name
+        for source in [place] if place.is_file() else sorted(path for path in place.rglob("[!.]*") if path.is_file()):
+            target = other.folder / source.relative_to(run.folder)
+            if target.parent != other.folder:
+                claim(target.parent, "run")
+            if not target.exists() or (is_own(target) and sha256_of(target) != sha256_of(source)):
+                replace_atomically(target, partial(shutil.copy2, source))
+
+
+def run_states(name: str) -> list[tuple[str, int]]:
+    """What changes when a tuning of the run has paused, so that queuing again goes on with it, and when its folder was
+    deleted, so that it is made again; of `DEFAULT_RUN` with the runs beside it. A run that is not there yet is begun:
+    it must be the same one next time."""
+    runs = [host.open_run(name)]
+    if name == DEFAULT_RUN:
+        beside = (host.open_run(f"{name}_{number}") for number in itertools.count(2))
+        runs += itertools.takewhile(lambda run: run.folder.exists(), beside)
+    return [(begun(run)["id"], times_paused(run)) for run in runs]
+
+
+def begun(run: Run) -> dict[str, Any]:
+    """The run's mark; a run that is not there yet is begun."""
+    run.claim()
     if not (run.folder / MARK).exists():
         write_json(run.folder / MARK, {"id": uuid.uuid4().hex})
-    return read_json(run.folder / MARK)["id"], times_paused(run)
+    return read_json(run.folder / MARK)
 
 
 def lines(texts: list[str]) -> str:

@@ -1,6 +1,7 @@
 """The stages on a run folder, with networks of a few thousand parameters."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from bfr_core.adaptation import (
@@ -24,6 +26,7 @@ from bfr_core.adaptation import (
     match_targets,
     targets_of,
 )
+from bfr_core.files.ownership import LIST, is_own
 from bfr_core.gate import GateConfig
 from bfr_core.images import read_image, write_image
 from bfr_core.prior import load_prior
@@ -335,3 +338,154 @@ def test_faces_left_out_stay_out_when_the_run_goes_on(photos, config, tmp_path):
     write_image(tmp_path / "photos" / "face 4.png", torch.rand(3, 32, 32))
     with run.locked():
         assert len(collect_faces(tmp_path / "photos", run, 32, ALIGNED)) == 1  # other faces
+
+
+def counted_drawing(monkeypatch):
+    """The names of the faces that targets are drawn of, in the order of the calls."""
+    import bfr_core.adaptation as module
+
+    drawn: list[str] = []
+    real = module.make_pseudo_targets
+
+    def counted(lq, names, *rest):
+        drawn.extend(names)
+        return real(lq, names, *rest)
+
+    monkeypatch.setattr(module, "make_pseudo_targets", counted)
+    return drawn
+
+
+def counted_looking(monkeypatch):
+    """The photos that faces are taken from."""
+    import bfr_core.adaptation as module
+
+    looked: list[str] = []
+    real = module._crops_of
+
+    def counted(file, name, *rest):
+        looked.append(name)
+        return real(file, name, *rest)
+
+    monkeypatch.setattr(module, "_crops_of", counted)
+    return looked
+
+
+@pytest.fixture
+def own_photos(photos, tmp_path):
+    import shutil
+
+    return Path(shutil.copytree(photos, tmp_path / "photos"))
+
+
+@pytest.mark.parametrize("search", [(), ("t_start",)], ids=["settings given", "settings left to the faces"])
+def test_only_what_is_missing_is_made(own_photos, config, tmp_path, monkeypatch, search):
+    looked, drawn = counted_looking(monkeypatch), counted_drawing(monkeypatch)
+    config = replace(config, targets=replace(config.targets, search=search), gate=GateConfig(limit=0))
+    run = Run(tmp_path / "run")
+    adapt(own_photos, run.folder, config)
+    tuned = weights(run.folder)
+    names = faces_of(run).names
+    assert sorted(looked) == sorted(names) == sorted(drawn)
+    looked.clear(), drawn.clear()
+
+    os.utime(own_photos / "face 0.png", (1e9, 1e9))
+    steps = []
+    adapt(own_photos, run.folder, config, lambda stage, *_: steps.append(stage))
+    assert not looked and not drawn and "finetune" not in steps, "another time is not another photo"
+    assert all(torch.equal(tuned[k], v) for k, v in weights(run.folder).items())
+
+    leave_out(run, ["face 4"])
+    result = adapt(own_photos, run.folder, config)
+    assert len(result.faces) == 9 and not looked and not drawn
+    assert (run.targets / "face 4.png").exists(), "it may be taken back"
+
+    write_image(own_photos / "new.png", torch.rand(3, 32, 32))
+    result = adapt(own_photos, run.folder, config)
+    assert looked == drawn == ["new"] and left_out_of(run) == ["face 4"] and len(result.faces) == 10
+    looked.clear(), drawn.clear()
+
+    (own_photos / "face 0.png").unlink()
+    write_image(own_photos / "face 2.png", torch.rand(3, 32, 32))
+    result = adapt(own_photos, run.folder, config)
+    assert looked == drawn == ["face 2"]
+    assert not any((folder / "face 0.png").exists() for folder in (run.faces, run.restored, run.targets))
+
+
+def test_a_new_face_gives_the_same_targets_as_a_new_run(own_photos, config, tmp_path):
+    exact = replace(config, targets=replace(config.targets, batch_size=1), gate=GateConfig(limit=0))
+    adapt(own_photos, tmp_path / "run", exact)
+    write_image(own_photos / "new.png", torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(5)))
+    grown, fresh = (adapt(own_photos, tmp_path / name, exact) for name in ("run", "fresh"))
+    assert grown.faces.names == fresh.faces.names
+    assert all(path.read_bytes() == fresh.targets[name].read_bytes() for name, path in grown.targets.items())
+
+
+def test_a_target_retouched_by_hand_is_kept_used_and_named(own_photos, config, tmp_path, monkeypatch, caplog):
+    run = Run(tmp_path / "run")
+    adapt(own_photos, run.folder, config)
+    retouched = run.targets / "face 4.png"
+    Image.new("RGB", (32, 32), (250, 10, 10)).save(retouched)
+    before, drawn = retouched.read_bytes(), counted_drawing(monkeypatch)
+    steps = []
+    with caplog.at_level("INFO"):
+        result = adapt(own_photos, run.folder, config, lambda stage, *_: steps.append(stage))
+    assert result.targets["face 4"] == retouched and "finetune" in steps, "it is learned from"
+    assert "targets/face 4.png: was changed by hand; it is kept and used" in caplog.text and "face 4" not in drawn
+    other = replace(config, targets=replace(config.targets, seed=1))
+    result = adapt(own_photos, run.folder, other)
+    assert retouched.read_bytes() == before and result.targets["face 4"] == retouched
+    assert "face 4" not in drawn and "face 2" in drawn
+
+
+def test_a_redrawn_target_is_not_drawn_again_when_another_face_comes(own_photos, config, tmp_path, monkeypatch):
+    import bfr_core.adaptation as module
+
+    tries = []
+    real = module.redraw_with
+
+    def counted(*rest):
+        redraw = real(*rest)
+
+        def one(lq, names, attempt):
+            tries.append((*names, attempt))
+            return redraw(lq, names, attempt)
+
+        return one
+
+    monkeypatch.setattr(module, "redraw_with", counted)
+    monkeypatch.setattr(module, "refusals", lambda checks, *_: ["no", *[""] * (len(checks.low_band) - 1)])
+    run = tmp_path / "run"
+    adapt(own_photos, run, config)
+    first = list(tries)
+    write_image(own_photos / "new.png", torch.rand(3, 32, 32))
+    adapt(own_photos, run, config)
+    assert first and tries == first
+
+
+def test_a_run_inside_the_photo_folder_goes_on(own_photos, config, monkeypatch):
+    monkeypatch.chdir(own_photos)
+    looked = counted_looking(monkeypatch)
+    steps: list[str] = []
+    for _ in range(2):
+        steps.clear()
+        result = adapt(Path(), Path("my_run"), config, lambda stage, *_: steps.append(stage))
+        assert len(result.faces) == 10
+    assert len(looked) == 10 and "finetune" not in steps
+    assert len(collect_faces(Path(), Run(Path("other_run")), 32, ALIGNED)) == 10, "nor those of another run"
+
+
+def test_a_run_of_version_0_1_goes_on_and_its_files_are_replaced(own_photos, config, tmp_path):
+    run = Run(tmp_path / "run")
+    adapt(own_photos, run.folder, config)
+    for path in run.folder.rglob(LIST):
+        path.unlink()
+    for folder in (run.faces, run.restored, run.targets):
+        (folder / "stage.json").write_text('{"fingerprint": "old"}')
+    journal = run.faces / "photos.jsonl"
+    records = [json.loads(line) for line in journal.read_text().splitlines()[1:]]
+    old = ({k: r[k] for k in ("photo", "faces", "problem")} for r in records)
+    journal.write_text("".join(json.dumps(record) + "\n" for record in old))
+    (run.targets / "stranger.png").write_text("mine")
+    result = adapt(own_photos, run.folder, replace(config, targets=replace(config.targets, seed=1)))
+    assert len(result.targets) == 10 and (run.targets / "stranger.png").read_text() == "mine"
+    assert is_own(run.targets / "face 4.png") and is_own(run.restorer) and is_own(run.folder / "log.txt")

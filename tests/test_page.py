@@ -89,6 +89,34 @@ def test_from_photos_to_a_zip(page, adapted, photos, tmp_path):
     assert "old album" in page.table() and judged(page.table())
 
 
+def test_files_of_others_stay_whatever_the_page_does(page, adapted, photos):
+    run = page.run(adapted).folder
+
+    def everything(seed):
+        page.faces(adapted)
+        shown = [*page.before_after(adapted, "face 0.png"), *page.save(adapted)]
+        for files in ([], [upload(page, "a.png")]):
+            page.repair(adapted, files, "" if files else str(photos), with_base=True, aligned=True)
+            finished(page, adapted)
+        page.toggle(adapted, seed)
+        page.adapt(adapted, replace(FEW, changes={"finetune.iterations": 4, "finetune.seed": seed}))
+        finished(page, adapted)
+        return [*shown, page.repaired(adapted)]
+
+    made = everything(1)
+    folders = {path.parent for path in page.runs.rglob("*") if path.is_file()} | {run / "repaired/under way"}
+    strangers = [folder / name for folder in folders for name in ("holiday.png", "letter.txt")]
+    for path in [*strangers, *made]:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"precious")
+    again = everything(2)
+    assert not set(again) & set(made), "a taken name gets a number"
+    kept = page.delete(adapted)
+    assert sorted(kept) == sorted(p.relative_to(run).as_posix() for p in strangers if run in p.parents)
+    assert all(path.read_bytes() == b"precious" for path in [*strangers, *made])
+    assert adapted not in page.names()
+
+
 def test_a_face_is_left_out_and_taken_back(page, photos):
     name, _ = page.new_run("", [], str(photos), FEW)
     assert name == photos.name
@@ -127,7 +155,7 @@ def test_uploads_become_a_run(page):
     name, problems = page.new_run("a/../b", [*files, str(page.cache / "abc" / "broken.jpg")], "", FEW)
     assert name == "a-..-b" and len(problems) == 2
     finished(page, name)
-    assert sorted(p.name for p in (page.run(name).folder / "photos").iterdir()) == ["p0.png", "p1.png"]
+    assert sorted(p.name for p in (page.run(name).folder / "photos").glob("[!.]*")) == ["p0.png", "p1.png"]
     assert page.new_run("A<..>/b", files[:1], "", FEW)[0] == "A-..-b 2"
 
 

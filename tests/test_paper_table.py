@@ -15,6 +15,7 @@ from bfr_core.degradations import DAMAGES
 from bfr_core.images import read_image
 from bfr_core.metrics import Interval
 from bfr_core.paper_table import EVERYONE, SETS, as_dict, format_table, halves, read_groups, tabulate
+from bfr_core.runs import write_json
 
 
 @pytest.fixture
@@ -43,14 +44,14 @@ def test_the_table_is_printed_written_and_kept(command, tmp_path, capsys):
         rows = [row for row in csv.DictReader(file) if (row["set"], row["method"], row["measure"]) == wanted]
     assert [float(r["mean"]) for r in rows] == [pytest.approx(mean, rel=1e-5)] and rows[0]["faces"] == "4"
     assert found["groups"][EVERYONE] == 4 and sum(n for g, n in found["groups"].items() if g != EVERYONE) >= 3
-    strips = sorted(p.name for p in (out / "pictures/camera_x8_iso3000").iterdir())
+    strips = sorted(p.name for p in (out / "pictures/camera_x8_iso3000").glob("*.png"))
     assert len(strips) == len(ROWS) and read_image(out / "pictures/clean.png").shape == (3, 32, 4 * 32)
 
     kept = out / "cells" / "camera_x8_iso3000.json"
     cell = json.loads(kept.read_text())
     cell["rows"]["oracle"]["faces"]["psnr"] = [99.0] * 4  # shows whether it is made again
     del cell["rows"]["adapted"]
-    kept.write_text(json.dumps(cell))
+    write_json(kept, cell)
     assert main(command) == 0
     again = json.loads(capsys.readouterr().out)["sets"]["8x ISO 3000"]
     assert again["oracle"]["psnr"]["mean"] == 99 and again["adapted"] == found["sets"]["8x ISO 3000"]["adapted"]

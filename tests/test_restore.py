@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from bfr_core import restore as module
 from bfr_core.faces.align import Face, template
+from bfr_core.files.ownership import LIST
 from bfr_core.images import Photo, read_image, read_photo, write_image, write_photo
 from bfr_core.provenance import Record
 from bfr_core.restore import (
@@ -272,7 +273,7 @@ def test_cancelling_stops_and_leaves_whole_files(photos: Path, tmp_path: Path) -
     with pytest.raises(Cancelled):
         restore_folder(photos, tmp_path / "out", fake_restorer(), PLAIN, callback=stop)
     for path in (tmp_path / "out").rglob("*"):
-        assert path.is_dir() or not path.name.startswith(".")
+        assert path.is_dir() or not path.name.startswith(".") or path.name == LIST
 
 
 def test_aligned_faces_of_other_sizes(tmp_path: Path) -> None:

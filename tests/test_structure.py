@@ -21,6 +21,7 @@ CORE = ROOT / "bfr_core"
 LAYERS = (
     (
         "settings",
+        "files",
         "images",
         "provenance",
         "tone",
@@ -271,3 +272,91 @@ def test_nothing_of_one_machine_is_written_down(what: str, pattern: str) -> None
         if path != Path(__file__).resolve():
             for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
                 assert not re.search(pattern, line), f"{path.relative_to(ROOT)}:{number} names {what}: {line.strip()}"
+
+
+DELETES = {"unlink", "rmtree", "rmdir", "removedirs", "truncate", "rename", "renames", "TemporaryDirectory"}
+DELETES_OF = {("os", "remove"), ("os", "replace"), ("shutil", "move")}
+WRITES = {"write_text", "write_bytes", "copyfile", "copy", "copy2", "copytree", "save", "save_file", "savefig"}
+WRITES_OF = {"shutil", "torch", "Path", "path", "part", "temporary", "figure"}
+# What writes without `replace_atomically`, and why nothing of others can be lost by it.
+WRITES_ITSELF = {
+    ("bfr_core/files/ownership.py", "_add"): "the lists themselves, which only grow",
+    ("bfr_core/images.py", "replace_atomically"): "the scratch file",
+    ("bfr_core/degradations.py", "video"): "in memory",
+    ("bfr_core/images.py", "_write_bytes"): "is given the scratch file by replace_atomically",
+    ("bfr_core/jobs.py", "zip_files"): "is given the scratch file by replace_atomically",
+    ("bfr_core/weights.py", "_fetch_rest"): "a part whose name no other program gives",
+    ("bfr_core/http_api.py", "restored"): "a scratch file",
+    ("bfr_core/adaptation.py", "collect_faces"): "adds lines to a file that `growing` answers for",
+}
+
+
+def calls_by_function(tree: ast.AST, function: str = "") -> Iterator[tuple[str, ast.Call, bool]]:
+    """Every call below `tree`, with the function it is in, and whether it is an argument of `replace_atomically`."""
+    for child in ast.iter_child_nodes(tree):
+        name = child.name if isinstance(child, ast.FunctionDef) else function
+        if isinstance(child, ast.Call):
+            atomic = isinstance(child.func, ast.Name) and child.func.id == "replace_atomically"
+            yield function, child, False
+            yield from ((f, call, atomic or inner) for f, call, inner in calls_by_function(child, function))
+        else:
+            yield from calls_by_function(child, name)
+
+
+def product_files() -> list[Path]:
+    return [path for folder in ("bfr_core", "nodes", "scripts") for path in modules(ROOT / folder)]
+
+
+def deletes(call: ast.Call) -> bool:
+    """Whether a call deletes, moves or replaces a file; `text.replace(a, b)` and `names.remove(a)` do not."""
+    if not isinstance(call.func, ast.Attribute):
+        return isinstance(call.func, ast.Name) and call.func.id in DELETES
+    owner = call.func.value.id if isinstance(call.func.value, ast.Name) else ""
+    moves = call.func.attr == "replace" and len(call.args) == 1 and not call.keywords
+    return call.func.attr in DELETES or (owner, call.func.attr) in DELETES_OF or moves
+
+
+def writes(call: ast.Call) -> bool:
+    """Whether a call writes a file over what may be there."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if name == "open":
+        modes = [a.value for a in [*call.args, *(k.value for k in call.keywords)] if isinstance(a, ast.Constant)]
+        return any(isinstance(mode, str) and re.fullmatch("[rwaxbt+]*[wax+][rwaxbt+]*", mode) for mode in modes)
+    if name == "ZipFile":
+        return any(isinstance(arg, ast.Constant) and arg.value == "w" for arg in call.args)
+    owner = call.func.value.id if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name) else ""
+    return name in WRITES and (owner in WRITES_OF or name.startswith("write_") or name == "save_file")
+
+
+@pytest.mark.parametrize("path", product_files(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_only_one_function_deletes(path: Path) -> None:
+    name, tree = path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+    found = {(function, ast.unparse(call)) for function, call, _ in calls_by_function(tree) if deletes(call)}
+    if name == "bfr_core/files/ownership.py":
+        assert {function for function, _ in found} == {"delete", "move"}
+    else:
+        assert not found, f"{name}: delete by `files.ownership.delete`, move by `move`"
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    own = ("images", "ownership")
+    assert not imported & (DELETES | {"rmtree"}), name
+    assert "move" not in imported or any(word in path.read_text(encoding="utf-8") for word in own)
+
+
+@pytest.mark.parametrize("path", product_files(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_files_are_written_by_replace_atomically(path: Path) -> None:
+    name, tree = path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+    for function, call, atomic in calls_by_function(tree):
+        known = atomic or (name, function) in WRITES_ITSELF
+        assert known or not writes(call), f"{name}, {function}: {ast.unparse(call)} may write over a file of others"
+
+
+@pytest.mark.parametrize(
+    ("code", "is_one"),
+    [
+        ("path.unlink()", True), ("shutil.rmtree(x)", True), ("os.remove(x)", True), ("part.replace(place)", True),
+        ("os.replace(a, b)", True), ("shutil.move(a, b)", True), ("a.rename(b)", True), ("rmtree(a)", True),
+        ("text.replace('a', 'b')", False), ("names.remove(a)", False), ("replace(a, b=1)", False),
+    ],
+)  # fmt: skip
+def test_what_counts_as_deleting(code: str, is_one: bool) -> None:
+    assert deletes(ast.parse(code, mode="eval").body) == is_one  # type: ignore[arg-type]

@@ -128,7 +128,7 @@ def test_cancelled_and_gone_on_with(entry, tmp_path, server):
 
     with pytest.raises(KeyboardInterrupt):
         fetch(entry, tmp_path, cancel)
-    assert (tmp_path / "net.pth.part").stat().st_size > 0 and not (tmp_path / "net.pth").exists()
+    assert (tmp_path / "net.pth.bfr-part").stat().st_size > 0 and not (tmp_path / "net.pth").exists()
     assert fetch(entry, tmp_path).read_bytes() == CONTENT
     assert server.ranges[1].startswith("bytes=")
 
@@ -139,7 +139,7 @@ def test_a_server_without_ranges_starts_anew(entry, tmp_path, server):
 
 
 def test_a_part_that_is_whole_already(entry, tmp_path):
-    (tmp_path / "net.pth.part").write_bytes(CONTENT)
+    (tmp_path / "net.pth.bfr-part").write_bytes(CONTENT)
     assert fetch(entry, tmp_path).read_bytes() == CONTENT
 
 

@@ -130,11 +130,6 @@ def save_several(path: Path, routed: Routed, half: bool = False) -> None:
     save_groups(path, routed.groups, files[0], files[1:], metadata)
 
 
-def is_tuned(path: Path) -> bool:
-    """Whether `path` is a restorer that was tuned by this program, by what the file says of itself."""
-    return "base_sha256" in said_by(path)
-
-
 def said_by(path: Path) -> dict[str, str]:
     """What a .safetensors file says of itself; nothing if it is none."""
     from safetensors import SafetensorError, safe_open

@@ -189,9 +189,82 @@ def test_a_handle_of_replaced_faces_is_refused(
     run: Run, models: tuple[Any, Any], pairs: Any, faces: Any, host: Any
 ) -> None:
     write_image(host.root / "input/other/face.png", torch.rand(3, 32, 32))
-    run("BFR_FacesFromFolder", restorer=models[0], folder="other", aligned=True)
+    named = run("BFR_FacesFromFolder", restorer=models[0], folder="photos", run="named", aligned=True)[0]
+    run("BFR_FacesFromFolder", restorer=models[0], folder="other", run="named", aligned=True)
     with pytest.raises(ValueError, match="was filled with other faces since"):
-        run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)
+        run("BFR_MakePseudoTargets", faces=named, restorer=models[0], prior=models[1], gate=0.0)
+
+
+def test_other_photos_or_settings_make_a_new_run_beside_the_default_one(
+    run: Run, models: tuple[Any, Any], pairs: Any, host: Any
+) -> None:
+    runs = host.root / "output/bfr_runs"
+    before = {path: path.read_bytes() for path in (runs / "my_run").rglob("*") if path.is_file()}
+    write_image(host.root / "input/other/face.png", torch.rand(3, 32, 32))
+    pictures = torch.rand(2, 32, 32, 3)
+    others: list[dict[str, Any]] = [{"folder": "other"}, {"folder": "photos", "min_face": 20}]
+    for _ in range(2):  # again each finds its own
+        for number, other in enumerate(others, 2):
+            made = run("BFR_FacesFromFolder", restorer=models[0], aligned=True, **other)[0]
+            assert made.folder == runs / f"my_run_{number}"
+        for number, images in enumerate((pictures, 1 - pictures), 4):
+            made = run("BFR_FacesFromImages", restorer=models[0], images=images, aligned=True)[0]
+            assert made.folder == runs / f"my_run_{number}"
+    assert {path: path.read_bytes() for path in (runs / "my_run").rglob("*") if path.is_file()} == before
+    assert run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)[5] == str(runs / "my_run")
+
+
+def test_other_settings_of_targets_or_tuning_make_a_new_run_beside_the_default_one(
+    run: Run, models: tuple[Any, Any], faces: Any, pairs: Any, host: Any
+) -> None:
+    runs, inputs = host.root / "output/bfr_runs", {"restorer": models[0]}
+    first = run("BFR_FinetuneRestorer", pairs=pairs, **inputs, **TUNING)
+    before = (runs / "my_run/restorer.safetensors").read_bytes()
+    other = run("BFR_MakePseudoTargets", faces=faces, **inputs, prior=models[1], gate=0.0, seed=3)[0]
+    assert other.faces.folder == runs / "my_run_2"
+    for _ in range(2):  # again each finds its own
+        more = [
+            run("BFR_FinetuneRestorer", pairs=pairs, **inputs, **TUNING | change)[5] for change in ({}, {"lr": 2e-3})
+        ]
+        more += [run("BFR_FinetuneRestorer", pairs=other, **inputs, **TUNING)[5]]
+        assert more == [str(runs / name) for name in ("my_run", "my_run_3", "my_run_2")]
+    assert first[5] == str(runs / "my_run") and (runs / "my_run/restorer.safetensors").read_bytes() == before
+    assert run("BFR_FinetuneRestorer", pairs=pairs, **inputs, **TUNING | {"iterations": 8})[5] == first[5], "goes on"
+
+
+def test_strangers_files_among_the_runs_and_models_stay(
+    run: Run, models: tuple[Any, Any], host: Any, photos: Path
+) -> None:
+    shutil.copytree(photos, host.root / "input/photos")
+    restorer, prior = models
+
+    def everything(seed: int) -> None:
+        where = {"folder": "photos", "run": "named", "aligned": True, "min_face": 20 + seed}
+        faces = run("BFR_FacesFromFolder", restorer=restorer, **where)[0]
+        made = run("BFR_MakePseudoTargets", faces=faces, restorer=restorer, prior=prior, gate=0.0, seed=seed)[0]
+        tuned = run("BFR_FinetuneRestorer", pairs=made, restorer=restorer, seed=seed, **TUNING)[0]
+        run("BFR_SaveRestorer", restorer=tuned, also_pth=True)
+        given = run("BFR_TargetsFromImages", faces=faces, images=torch.rand(10, 32, 32, 3), gate=0.0)[0]
+        run("BFR_FinetuneRestorer", pairs=given, restorer=restorer, **TUNING)
+
+    everything(1)
+    folders = {p.parent for place in ("output", "models") for p in (host.root / place).rglob("*") if p.is_file()}
+    strangers = [folder / name for folder in folders for name in ("holiday.png", "config_2.json")]
+    for path in strangers:
+        path.write_bytes(b"precious")
+    everything(2)
+    assert len(strangers) > 12 and all(path.read_bytes() == b"precious" for path in strangers)
+
+
+def test_a_run_name_that_leads_to_files_of_others_is_refused(run: Run, models: tuple[Any, Any], host: Any) -> None:
+    write_image(host.root / "input/photos/face.png", torch.rand(3, 32, 32))
+    precious = host.root / "output/bfr_runs/mine/faces/holiday.png"
+    precious.parent.mkdir(parents=True)
+    precious.write_bytes(b"precious")
+    (precious.parents[1] / "letter.txt").write_bytes(b"precious")
+    with pytest.raises(ValueError, match="holds files that this program did not make.*mine_2"):
+        run("BFR_FacesFromFolder", restorer=models[0], folder="photos", run="mine", aligned=True)
+    assert precious.read_bytes() == b"precious"
 
 
 def test_any_graph_can_be_the_teacher(run: Run, models: tuple[Any, Any], photos: Path, host: Any) -> None:
@@ -320,12 +393,17 @@ def test_saved_restorer_loads_and_foreign_files_are_kept(
     loaded = load_restorer(path)
     for a, b in zip(loaded.module.state_dict().values(), tuned.network.module.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    run("BFR_SaveRestorer", restorer=tuned, name="below/mine", half=True)
-    with pytest.raises(ValueError, match="this pack did not write"):
-        run("BFR_SaveRestorer", restorer=tuned, name="tiny")
-    (host.root / "models/facerestore_models/codeformer.pth").write_bytes(b"precious")
-    with pytest.raises(ValueError, match="this pack did not write"):
-        run("BFR_SaveRestorer", restorer=tuned, name="codeformer", also_pth=True)
+    assert Path(run("BFR_SaveRestorer", restorer=tuned, name="below/mine")[0]) == path, "it is there already"
+    half = Path(run("BFR_SaveRestorer", restorer=tuned, name="below/mine", half=True)[0])
+    assert half == path.with_name("mine_2.safetensors")
+    models_folder = host.root / "models/facerestore_models"
+    before = (models_folder / "tiny.safetensors").read_bytes()
+    assert Path(run("BFR_SaveRestorer", restorer=tuned, name="tiny")[0]) == models_folder / "tiny_2.safetensors"
+    assert (models_folder / "tiny.safetensors").read_bytes() == before
+    (models_folder / "codeformer.pth").write_bytes(b"precious")
+    saved = run("BFR_SaveRestorer", restorer=tuned, name="codeformer", also_pth=True)[0]
+    assert Path(saved) == models_folder / "codeformer_2.safetensors" and (models_folder / "codeformer_2.pth").is_file()
+    assert (models_folder / "codeformer.pth").read_bytes() == b"precious"
 
 
 def test_a_missing_package_is_named(

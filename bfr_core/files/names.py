@@ -1,0 +1,15 @@
+"""Names of files as they are shown, and names that are free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def printable(name: str | Path) -> str:
+    """`name` on one line: line breaks, control and direction characters and undecodable bytes are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
+
+
+def numbered(path: Path, number: int) -> Path:
+    """`path` itself for 1, else with the number in its name: photo.jpg, photo_2.jpg, photo_3.jpg, ..."""
+    return path if number == 1 else path.with_name(f"{path.stem}_{number}{path.suffix}")

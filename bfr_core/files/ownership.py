@@ -1,0 +1,334 @@
+"""Whose a file is: the lists of the files that this program wrote, and the one function that deletes.
+
+A run, its stages and folders of results hold a list each, `.bfr-files`: a line with name and SHA-256 for each file that
+was written there. A file is this program's own as long as it holds what a line says of it. Every other file was put
+there by somebody else, or was changed since it was written: it is never deleted, nor replaced in a folder with a list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import time
+import uuid
+from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Literal
+
+from .names import numbered, printable
+
+log = logging.getLogger(__name__)
+
+LIST = ".bfr-files"
+Kind = Literal["run", "results"]
+LOCKS = frozenset({".lock", ".job.lock"})  # of a run; always empty
+SCRATCH = re.compile(r"\.bfr-[0-9a-f]{12}\.part(\.\w+)?|.+\.bfr-part")  # names that no other program gives
+ALWAYS_THERE = frozenset({"thumbs.db", "desktop.ini"})  # what Windows adds to any folder
+# Version 0.1 kept no lists: by these files a folder is known as one of its stages, or as a run.
+OLD_STAGE, OLD_STAGES = "stage.json", ("faces", "restored", "targets", "photos", "given", "clean", "damaged")
+OLD_MARKS = {"config.json": "faces", "request.json": "photos", "comfyui.json": "id", "job.json": "state"}
+RESULT = "result"  # in a list, in place of the SHA-256
+STALE_SECONDS = 3600.0  # a scratch file that nobody has written to for so long was left by a crash
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+class Ledger:
+    """The list of a folder as it was when this was made; empty where there is none.
+
+    kind: "run" of a folder that a run or one of its stages made, "results" of one that was made for results, else "".
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        try:
+            text = (self.folder / LIST).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            text = ""
+        lines = text.splitlines()
+        kinds: tuple[Kind, ...] = ("run", "results")
+        self.kind: Kind | Literal[""] = next((kind for kind in kinds if _mark(kind) in lines), "")
+        self.there = (self.folder / LIST).is_file()
+        self._known: dict[str, set[str]] = {}
+        for line in lines:
+            sha256, _, name = line.partition(" ")
+            self._known.setdefault(name, set()).add(sha256)
+
+    def results(self) -> set[str]:
+        """Names of the files among those of others that are results, see `claim_results`."""
+        return {str(json.loads(name)) for name, said in self._known.items() if RESULT in said}
+
+    def owns(self, path: Path) -> bool:
+        """Whether `path`, directly in this folder, is a file that this program wrote and that nobody changed since.
+
+        Of a file that grows, such as a log, the first line decides. A link is never owned.
+        """
+        if path.is_symlink() or not path.is_file():
+            return False
+        if SCRATCH.fullmatch(path.name):
+            return True
+        if path.name in LOCKS:
+            return self.there and not path.stat().st_size
+        known = self._known.get(json.dumps(path.name))
+        try:
+            return known is not None and (sha256_of(path) in known or _first_line(path) in known)
+        except OSError:  # what cannot be read cannot be known
+            return False
+
+
+def is_own(path: Path) -> bool:
+    """`Ledger.owns` by the list of the file's folder as it is now."""
+    return Ledger(path.parent).owns(path)
+
+
+def note(path: Path, content: Path | None = None, *, grows: bool = False) -> None:
+    """Enter in the list of its folder that `path` holds, or is about to hold, what `content` (else itself) holds.
+
+    Nothing is entered in folders that have no list and are not below one of this program's. An earlier line stays:
+    whichever of the two contents is on disk after a crash, the file is known. grows: lines will be added to the file,
+    so that its first line identifies it. Scratch files are known by their name and not listed.
+    """
+    if not SCRATCH.fullmatch(path.name) and is_listed(path.parent):
+        source = content or path
+        _add(path.parent, f"{_first_line(source) if grows else sha256_of(source)} {json.dumps(path.name)}")
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise ValueError, in one line, if there is something at `path` that is not this program's own file.
+
+    In a folder without a list, that is not below one of this program's either, the caller knows what it replaces.
+    """
+    if os.path.lexists(path) and is_listed(path.parent) and not is_own(path):
+        raise ValueError(
+            f"{printable(path)}: was not written by this program, or was changed since, and is kept; move it away or "
+            "choose another name"
+        )
+
+
+def free_name(path: Path, taken: Container[Path] = (), *, always: bool = False, ledger: Ledger | None = None) -> Path:
+    """`path`, or with the first number that is free where something that is not this program's has the name.
+
+    taken: names that are not free either. always: this program's own files are not replaced either. ledger: of the
+    folder, if that is at hand.
+    """
+    for number in count(1):
+        place = numbered(path, number)
+        if place in taken:
+            continue
+        if not os.path.lexists(place) or (not always and (ledger or Ledger(path.parent)).owns(place)):
+            return place
+    raise AssertionError("there is always a number")
+
+
+def free_place(path: Path) -> Path:
+    """`free_name` in a folder that gets a list, if it has none; it is said where the name is taken."""
+    begin_list(path.parent)
+    place = free_name(path)
+    if place != path:
+        log.warning("%s: the name is taken; written to %s", printable(path), printable(place.name))
+    return place
+
+
+def is_listed(folder: Path) -> bool:
+    """Whether what is written into `folder` is listed: it has a list, or is below a run's or a folder of results."""
+    if (folder / LIST).is_file():
+        return True
+    return any(Ledger(one).kind for one in folder.absolute().parents if (one / LIST).is_file())
+
+
+def begin_list(folder: Path) -> None:
+    """Make `folder`, and let it have a list."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / LIST).is_symlink():
+        raise ValueError(f"{printable(folder / LIST)}: is a link; this program keeps a list there, remove the link")
+    (folder / LIST).touch()
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and the missing ones above it; below a folder of this program's each gets a list."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    if missing and is_listed(missing[-1].parent):
+        for one in missing:
+            begin_list(one)
+
+
+def claim(folder: Path, kind: Kind, made_before: Iterable[Path] | None = None, propose: Path | None = None) -> None:
+    """Make `folder` for a run or a stage, or take it as it is if this program made it.
+
+    made_before: if a version without lists made it, the files that it made; they are entered. propose: the folder that
+    is named in its place.
+    Raises ValueError, in one line that names another folder, if it holds files and this program did not make it.
+    """
+    ledger = Ledger(folder)
+    if ledger.kind:
+        return
+    foreign = _foreign(folder, ledger) if made_before is None else []
+    if foreign:
+        other = propose or next(place for n in count(2) if not (place := numbered(folder, n)).exists())
+        raise ValueError(
+            f"{printable(folder)}: holds files that this program did not make, such as {printable(foreign[0].name)}; "
+            f"choose an empty or a new folder, such as {printable(other)}"
+        )
+    make_folder(folder)
+    _add(folder, _mark(kind))
+    for path in made_before or ():
+        note(path)
+
+
+def claim_results(folder: Path) -> bool:
+    """Mark `folder` as made for results, so that none of them is taken for a photo of the folder above it.
+
+    False where others have files in it, too: then each result is to be marked by `note_result`.
+    """
+    ledger = Ledger(folder)
+    if ledger.kind:
+        return True
+    alone = not _foreign(folder, ledger)
+    begin_list(folder)
+    if alone:
+        _add(folder, _mark("results"))
+    return alone
+
+
+def note_result(path: Path) -> None:
+    """Mark a file as a result, which is not to be taken for a photo."""
+    _add(path.parent, f"{RESULT} {json.dumps(path.name)}")
+
+
+def delete(path: Path, like: Path | None = None, ledger: Ledger | None = None) -> list[Path]:
+    """Delete a file of this program's; of a folder all that it holds of such, and the folder if nothing is left in it.
+
+    Everything that this program deletes goes through here. Returns what was kept, because it was not written by this
+    program or was changed since; links are kept and not followed. What is not there is passed over. like: the file goes
+    also if it holds the same bytes as this other one. ledger: of the folder it is in, if that is at hand.
+    """
+    if path.is_dir() and not path.is_symlink():
+        kept = empty(path)
+        if not kept and (path / LIST).is_file():
+            (path / LIST).unlink()
+            path.rmdir()
+            return []
+        return kept or [path]
+    if not os.path.lexists(path):
+        return []
+    copied = like is not None and path.is_file() and not path.is_symlink() and sha256_of(path) == sha256_of(like)
+    if not (copied or (ledger or Ledger(path.parent)).owns(path)):
+        return [path]
+    path.unlink(missing_ok=True)
+    return []
+
+
+def empty(folder: Path) -> list[Path]:
+    """`delete` all that a folder holds, and keep the folder with its list."""
+    ledger = Ledger(folder)
+    children = [child for child in sorted(folder.iterdir()) if child.name != LIST]
+    return [kept for child in children for kept in delete(child, ledger=ledger)]
+
+
+def tidy(folder: Path) -> None:
+    """Delete the scratch files below `folder` that a crash left."""
+    for path in list(folder.rglob(".bfr-*")):
+        try:
+            stale = SCRATCH.fullmatch(path.name) and time.time() - path.stat().st_mtime > STALE_SECONDS
+        except OSError:  # it was moved to its place meanwhile
+            continue
+        if stale:
+            delete(path)
+
+
+def move(source: Path, target: Path, attempts: int = 8) -> None:
+    """Put this program's own file `source` at `target`, in place of what is there; on the same disk.
+
+    Waits up to three seconds for a virus scanner or viewer that holds the file open on Windows. Whether `target` may be
+    replaced, the caller has asked `refuse_foreign`.
+    """
+    for attempt in range(attempts):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if attempt == attempts - 1:
+                raise
+            time.sleep(0.025 * 2**attempt)
+
+
+def scratch_name(path: Path) -> Path:
+    """A new name beside `path`, with its suffix, for what is written before it is moved there."""
+    return path.parent / f".bfr-{uuid.uuid4().hex[:12]}.part{path.suffix}"
+
+
+@contextmanager
+def scratch(folder: Path, suffix: str) -> Iterator[Path]:
+    """A name for a file in `folder` that is deleted at the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = scratch_name(folder / f"scratch{suffix}")
+    try:
+        yield path
+    finally:
+        delete(path)
+
+
+def made_without_list(folder: Path) -> bool:
+    """Whether version 0.1, which kept no lists, made `folder` for a run or one of its stages."""
+    if Ledger(folder).there:
+        return False
+    stages = (folder, *(folder / name for name in OLD_STAGES))
+    return any((stage / OLD_STAGE).is_file() for stage in stages) or any(
+        _has_entry(folder / name, key) for name, key in OLD_MARKS.items()
+    )
+
+
+# ---------------------------------------------------------------- parts
+
+
+def _foreign(folder: Path, ledger: Ledger) -> list[Path]:
+    """What a folder holds of others, hidden files aside."""
+    if not folder.is_dir():
+        return []
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if not path.name.startswith(".")
+        and path.name.lower() not in ALWAYS_THERE
+        and not ledger.owns(path)
+        and not (path / LIST).is_file()
+    ]
+
+
+def _first_line(path: Path) -> str:
+    """What a list says of a file that grows."""
+    with path.open("rb") as file:
+        return f"{hashlib.sha256(file.readline(1 << 16)).hexdigest()}+"
+
+
+def _has_entry(path: Path, key: str) -> bool:
+    """Whether a file is a table in JSON with an entry of this name."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and key in found
+
+
+def _mark(kind: str) -> str:
+    return f"folder {kind}"
+
+
+def _add(folder: Path, line: str) -> None:
+    """Add a line to the folder's list, by one write: threads and processes may do so at once."""
+    begin_list(folder)
+    with (folder / LIST).open("ab") as file:
+        file.write(f"{line}\n".encode())

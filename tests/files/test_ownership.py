@@ -1,0 +1,205 @@
+"""Whose a file is, on small folders."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bfr_core.files.ownership import (
+    LIST,
+    Ledger,
+    begin_list,
+    claim,
+    claim_results,
+    delete,
+    empty,
+    free_name,
+    is_own,
+    note_result,
+    scratch,
+    tidy,
+)
+from bfr_core.images import list_images, replace_atomically
+from bfr_core.runs import LOG_HEAD, Run, growing, stage_folder, write_json
+
+
+def write(path: Path, text: str = "ours") -> Path:
+    replace_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    return path
+
+
+def test_what_was_written_is_own_until_somebody_changes_it(tmp_path):
+    claim(tmp_path / "run", "run")
+    path = write(tmp_path / "run/below/a.txt")
+    assert is_own(path)
+    write(path, "newer")
+    assert is_own(path)
+    path.write_text("by hand")
+    assert not is_own(path)
+    with pytest.raises(ValueError, match=r"a.txt: was not written by this program, or was changed since, and is kept"):
+        write(path)
+    assert path.read_text() == "by hand"
+
+
+def test_a_strangers_file_is_neither_replaced_nor_deleted(tmp_path):
+    run = tmp_path / "run"
+    claim(run, "run")
+    (run / "config.json").write_text("{}")
+    (run / "made by hand").mkdir()
+    (run / "made by hand" / "last.pt").write_text("mine")
+    for name in ("config.json", "made by hand/last.pt"):
+        with pytest.raises(ValueError, match="is kept"):
+            write(run / name)
+    write(run / "own.txt")
+    kept = delete(run)
+    assert kept == [run / "config.json", run / "made by hand/last.pt"] and not (run / "own.txt").exists()
+    assert (run / "config.json").read_text() == "{}"
+
+
+def test_a_folder_of_own_files_only_goes_as_a_whole(tmp_path):
+    run = Run(tmp_path / "run")
+    with run.locked():
+        write(run.folder / "checkpoints/last.pt")
+        stage_folder(run.faces, "x")
+        (run.folder / ".job.lock").touch()
+    assert delete(run.folder) == [] and not run.folder.exists()
+
+
+def test_links_are_kept_and_not_followed(tmp_path):
+    run, precious = tmp_path / "run", tmp_path / "precious"
+    claim(run, "run")
+    own = write(run / "a.txt")
+    precious.mkdir()
+    (precious / "a.txt").write_text("ours")
+    (run / "link").symlink_to(precious, target_is_directory=True)
+    own.unlink()
+    own.symlink_to(precious / "a.txt")
+    with pytest.raises(ValueError, match="is kept"):
+        write(own)
+    assert set(delete(run)) == {run / "link", own} and (precious / "a.txt").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / LIST).symlink_to(precious / "a.txt")
+    with pytest.raises(ValueError, match="remove the link"):
+        begin_list(tmp_path / "other")
+
+
+def test_a_folder_of_others_is_refused_with_a_proposal(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    claim(folder, "run")  # empty: it may be taken
+    other = tmp_path / "album"
+    other.mkdir()
+    (other / "Thumbs.db").touch()
+    (other / ".hidden").touch()
+    claim(other, "run")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.jpg").write_text("precious")
+    (tmp_path / "mine_2").mkdir()
+    with pytest.raises(ValueError) as error:
+        claim(tmp_path / "mine", "run")
+    said = str(error.value)
+    assert "such as a.jpg; choose an empty or a new folder, such as " in said and said.endswith("mine_3")
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["a.jpg"]
+
+
+def test_a_growing_file_is_known_by_its_first_line(tmp_path):
+    claim(tmp_path, "run")
+    log = growing(tmp_path / "log.txt", LOG_HEAD)
+    with log.open("a") as file:
+        file.write("more\n")
+    assert is_own(log) and growing(tmp_path / "log.txt", LOG_HEAD) == log
+    log.write_text("my own notes\n")
+    assert growing(tmp_path / "log.txt", LOG_HEAD) == tmp_path / "log_2.txt"
+    assert log.read_text() == "my own notes\n"
+
+
+def test_taken_names_get_a_number(tmp_path):
+    begin_list(tmp_path)
+    (tmp_path / "a.jpg").write_text("precious")
+    assert free_name(tmp_path / "a.jpg") == tmp_path / "a_2.jpg"
+    write(tmp_path / "a_2.jpg")
+    assert free_name(tmp_path / "a.jpg") == tmp_path / "a_2.jpg"
+    assert free_name(tmp_path / "a.jpg", always=True) == tmp_path / "a_3.jpg"
+    assert free_name(tmp_path / "a.jpg", taken={tmp_path / "a_2.jpg"}) == tmp_path / "a_3.jpg"
+    os.symlink(tmp_path / "nowhere", tmp_path / "b.jpg")
+    assert free_name(tmp_path / "b.jpg") == tmp_path / "b_2.jpg"
+
+
+def test_a_stage_made_from_something_else_keeps_what_others_put_there(tmp_path, caplog):
+    run = Run(tmp_path / "run")
+    run.claim()
+    stage_folder(run.targets, "old")
+    own, retouched = write(run.targets / "a.png"), write(run.targets / "b.png")
+    retouched.write_text("retouched")
+    (run.targets / "notes.txt").write_text("mine")
+    with caplog.at_level("INFO"):
+        stage_folder(run.targets, "new")
+    assert not own.exists() and retouched.read_text() == "retouched" and (run.targets / "notes.txt").exists()
+    assert "targets/b.png" in caplog.text and "targets/notes.txt" in caplog.text
+
+
+def test_a_stage_of_version_0_1_owns_the_names_that_it_makes(tmp_path):
+    run = Run(tmp_path / "run")
+    for name, text in {"stage.json": '{"fingerprint": "x"}', "image_00000.png": "ours", "holiday.png": "mine"}.items():
+        run.photos.mkdir(parents=True, exist_ok=True)
+        (run.photos / name).write_text(text)
+    (run.folder / "config.json").write_text('{"faces": {}}')
+    (run.folder / "letter.txt").write_text("mine")
+    run.claim()
+    stage_folder(run.photos, "y", ["image_[0-9]*.png"])
+    assert not (run.photos / "image_00000.png").exists() and (run.photos / "holiday.png").read_text() == "mine"
+    write_json(run.folder / "config.json", {})
+    assert not is_own(run.folder / "letter.txt")
+
+
+def test_scratch_files_go_and_those_of_a_crash_are_tidied(tmp_path):
+    with scratch(tmp_path / "api", ".png") as path:
+        path.write_text("x")
+    assert not path.exists()
+    claim(tmp_path / "run", "run")
+    old, new = tmp_path / "run/.bfr-0123456789ab.part.png", tmp_path / "run/.bfr-0123456789ac.part"
+    for one in (old, new, tmp_path / "run/.bfr-mine.part"):
+        one.touch()
+    os.utime(old, (0, 0))
+    os.utime(tmp_path / "run/.bfr-mine.part", (0, 0))
+    tidy(tmp_path / "run")
+    assert not old.exists() and new.exists() and (tmp_path / "run/.bfr-mine.part").exists()
+
+
+def test_runs_and_results_are_not_photos_of_the_folder_above(tmp_path):
+    def picture(name: str) -> None:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+
+    for name in ("a.jpg", "album/b.jpg", "album/c.jpg"):
+        picture(name)
+    claim(tmp_path / "my_run", "run")
+    claim_results(tmp_path / "restored")
+    claim_results(tmp_path / "album")  # others have files there: only the results are known
+    for name in ("my_run/faces/a.png", "restored/a.jpg", "restored/sub/a.jpg", "album/new.jpg"):
+        write(tmp_path / name)
+    note_result(tmp_path / "album/new.jpg")
+    (tmp_path / "old_run/faces").mkdir(parents=True)
+    (tmp_path / "old_run/faces/stage.json").write_text("{}")
+    picture("old_run/faces/a.png")
+    names = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
+    assert names == ["a.jpg", "album/b.jpg", "album/c.jpg"]
+    assert [p.name for p in list_images(tmp_path / "restored")] == ["a.jpg", "a.jpg"]
+    assert Ledger(tmp_path / "album").kind == "" and Ledger(tmp_path / "restored").kind == "results"
+
+
+def test_an_upload_goes_only_where_its_bytes_are_kept(tmp_path):
+    upload, kept = tmp_path / "upload.png", tmp_path / "kept.png"
+    upload.write_text("a")
+    kept.write_text("b")
+    assert delete(upload, like=kept) == [upload]
+    kept.write_text("a")
+    assert delete(upload, like=kept) == [] and not upload.exists()
+
+
+def test_empty_keeps_the_folder_and_its_list(tmp_path):
+    claim(tmp_path / "a", "run")
+    write(tmp_path / "a/b/c.txt")
+    assert empty(tmp_path / "a") == [] and [p.name for p in (tmp_path / "a").iterdir()] == [LIST]
