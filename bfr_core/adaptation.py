@@ -564,8 +564,6 @@ def tune(
     """
     names = [name for name in faces.names if name in targets]
     pairs = FolderPairs([faces.folder / f"{n}.png" for n in names], [targets[n] for n in names], restorer.size)
-    # Steps and minutes may grow between sessions; everything else must stay, or the tuning starts anew.
-    lasting = asdict(replace(config, iterations=1, minutes=0.0, checkpoint_seconds=0.0))
     run.record("finetune", asdict(config) | {"restorer": restorer.name, "prior": prior.name if prior else None})
 
     def step(done: int, total: int, progress: Progress) -> None:
@@ -581,7 +579,7 @@ def tune(
         pairs,
         config,
         checkpoint=run.checkpoint,
-        fingerprint=fingerprint(made_from, names, restorer.sha256, lasting, held, *shown),
+        fingerprint=fingerprint(made_from, names, restorer.sha256, config.lasting, held, *shown),
         examples=torch.stack(examples) if examples else None,
         perceptual=None if restorer.tuned_by_codes else perceptual_term(config, prior, restorer.device),
         callback=step,

@@ -464,7 +464,7 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.chmod(mode)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        _replace(temporary, path)
+        replace_file(temporary, path)
     except OSError as error:
         reason = error.strerror or str(error)
         line = f"cannot write {printable(path.name)} in {printable(path.parent)}: {printable(reason)}"
@@ -476,7 +476,7 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink()
 
 
-def _replace(source: Path, target: Path, attempts: int = 8) -> None:
+def replace_file(source: Path, target: Path, attempts: int = 8) -> None:
     """os.replace, waiting up to three seconds for a virus scanner or viewer that holds the file open on Windows."""
     for attempt in range(attempts):
         try:
