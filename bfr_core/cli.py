@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _Cancel() as cancel:
             summary = args.command(args, Bars(cancel))
     except KeyboardInterrupt:
-        print("bfr: cancelled; the same command goes on where this one stopped", file=sys.stderr)
+        print(f"bfr: cancelled; the same command {_when_run_again(args.command)}", file=sys.stderr)
         return 130
     except (ValueError, FileNotFoundError, OSError) as error:
         print(f"bfr: {printable(str(error))}", file=sys.stderr)
@@ -111,6 +111,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.json:
         print(json.dumps(summary))
     return 0
+
+
+def _when_run_again(command: Callable[..., Any]) -> str:
+    """What a command that was cancelled does when it is given again."""
+    goes_on = (faces, targets, finetune, adapt, restore, demo, ablate, bench, weights, ui)
+    return "goes on where this one stopped" if command in goes_on else "starts from the beginning"
 
 
 class _Cancel:
@@ -294,11 +300,13 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         config,
         aligned=args.aligned,
         skip_existing=args.skip_existing,
+        again=args.again,
         strip_gps=args.strip_gps,
         callback=bars.named("restore"),
     )
-    counts = {status: result.count(status) for status in ("restored", "no_face", "failed", "skipped")}
-    said = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in counts.items() if count)
+    counts = {status: result.count(status) for status in ("restored", "kept", "no_face", "failed", "skipped")}
+    words = {"kept": "kept, made before in the same way", "no_face": "no face"}
+    said = ", ".join(f"{count} {words.get(status, status)}" for status, count in counts.items() if count)
     print(f"{said}; results in {printable(args.out)}", file=sys.stderr)
     problems = [{"photo": f.path.as_posix(), "reason": f.reason} for f in result.files if f.reason]
     served = {f.path.as_posix(): list(f.served) for f in result.files if f.served}
@@ -607,7 +615,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--restorer", default="embedded", metavar="FILE", help="an adapted restorer, or any other")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="results, under the photos' own names")
     sub.add_argument("--aligned", action="store_true", help="the photos are aligned square faces already")
-    sub.add_argument("--skip-existing", action="store_true", help="leave results alone that are there already")
+    text = "leave results alone that are there already, whatever they were made with"
+    sub.add_argument("--skip-existing", action="store_true", help=text)
+    text = "make all results anew; otherwise those made before from the same photo in the same way are kept"
+    sub.add_argument("--again", action="store_true", help=text)
     text = "CodeFormer's fidelity_weight: 0 cleaner, 1 closer to the photo (0.5); other restorers have none"
     sub.add_argument("--fidelity", type=float, metavar="FLOAT", help=text)
     text = "leave out where the photos were taken; those without faces are then written anew, not copied"

@@ -309,24 +309,24 @@ def repair_photos(
 
     def work(callback: StageCallback) -> Outcome:
         out = run.folder / "repaired" / "under way"
-        shutil.rmtree(out, ignore_errors=True)
         net = load_restorer(restorer).to(choose_device(device))
+        result = restore_folder(  # what it made stays if it is stopped, and is not made again
+            photos,
+            out,
+            net,
+            config,
+            aligned=aligned,
+            strip_gps=strip_gps,
+            callback=lambda step, steps, preview: callback("repair", step, steps, preview),
+        )
         try:
-            result = restore_folder(
-                photos,
-                out,
-                net,
-                config,
-                aligned=aligned,
-                strip_gps=strip_gps,
-                callback=lambda step, steps, preview: callback("repair", step, steps, preview),
-            )
-            if not result.count("restored"):
+            if not any(file.faces for file in result.files):
                 said = "; ".join(printable(f"{f.path.as_posix()}: {f.reason}") for f in result.files[:3])
                 raise ValueError(f"none of the {len(result.files)} photos was restored: {said}")
             number = 1 + sum(1 for _ in out.parent.glob("*.zip"))
             archive = out.parent / f"repaired {number}.zip"
-            replace_atomically(archive, partial(zip_files, out, sorted(out.rglob("*"))))
+            made = [out / file.path for file in result.files if file.written]
+            replace_atomically(archive, partial(zip_files, out, made))
         finally:
             shutil.rmtree(out, ignore_errors=True)
         counts = ", ".join(f"{result.count(s)} {word}" for s, word in REPAIRED.items() if result.count(s))
@@ -336,7 +336,13 @@ def repair_photos(
     return work
 
 
-REPAIRED = {"restored": "restored", "no_face": "without a face, unchanged", "failed": "failed"}
+REPAIRED = {
+    "restored": "restored",
+    "kept": "done before it was stopped",
+    "no_face": "without a face, unchanged",
+    "failed": "failed",
+    "skipped": "left alone",
+}
 
 
 def zip_files(folder: Path, paths: Iterable[Path], archive: Path) -> None:

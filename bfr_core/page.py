@@ -546,7 +546,10 @@ class Page:
         strip_gps: bool = False,
         aligned: bool = False,
     ) -> list[str]:
-        """Start repairing uploaded photos, or a folder, with the run's restorer; lines for uploads of no use."""
+        """Start repairing uploaded photos, or a folder, with the run's restorer; lines for uploads of no use.
+
+        With neither, a repair that was stopped goes on with its photos.
+        """
         run = self.run(name)
         if self.jobs.status(run).active:
             raise ValueError("the run is at work; wait for it, or stop it")
@@ -555,14 +558,27 @@ class Page:
         if folder.strip():
             photos = self.typed_folder(folder)
             list_images(photos)
+            write_json(run.folder / "repair.json", {"photos": str(photos)})
         elif uploads:
             shutil.rmtree(photos, ignore_errors=True)
             problems = self.keep_uploads(uploads, photos)
+            write_json(run.folder / "repair.json", {"photos": ""})
+        elif stopped := self._stopped_repair(run):
+            photos = stopped
         else:
             raise ValueError("drop the photos to repair first, or name a folder")
         work = repair_photos(run, photos, restorer, RestoreConfig(), aligned, strip_gps, self.device)
         self.jobs.start(run, "repair", work)
         return problems
+
+    def _stopped_repair(self, run: Run) -> Path | None:
+        """The photos of a repair that was stopped, to go on with; None if the last job was something else, or ended."""
+        status = self.jobs.status(run)
+        if status.kind != "repair" or status.state not in ("cancelled", "stopped", "failed"):
+            return None
+        kept = read_json(run.folder / "repair.json", {}).get("photos")
+        photos = self.typed_folder(kept) if kept else run.folder / "to_repair"
+        return photos if photos.is_dir() else None
 
     def repaired(self, name: str | None) -> Path | None:
         """The last zip of repaired photos, in the page's cache."""

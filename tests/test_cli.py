@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from bfr_core import prior
+from bfr_core import cli, prior
 from bfr_core.checkpoints import sha256_of
 from bfr_core.cli import OPTIONS, build_parser, main, settings
 from bfr_core.images import read_image, write_image
@@ -283,6 +283,38 @@ def test_restore_keeps_names_and_goes_on_after_a_bad_file(photos, tiny_restorer,
     assert (summary["restored"], summary["failed"]) == (10, 1) and summary["problems"][0]["photo"] == "text.jpg"
     made = {p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*.png")}
     assert made == {p.relative_to(photos) for p in photos.rglob("*.png")}
+
+
+def test_restore_goes_on_where_it_was_stopped_as_it_says(photos, tiny_restorer, tmp_path, capsys, monkeypatch):
+    command = ["restore", str(photos), "--aligned", "--restorer", str(tiny_restorer), "--out", str(tmp_path / "out")]
+    real = cli.Bars.__call__
+
+    def cancelled(self, stage, step, total, detail):
+        real(self, stage, step, total, detail)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.Bars, "__call__", cancelled)
+    assert main(command) == 130
+    assert "cancelled; the same command goes on where this one stopped" in capsys.readouterr().err
+    monkeypatch.setattr(cli.Bars, "__call__", real)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.png")}
+    assert before and main([*command, "--json"]) == 0
+    said = capsys.readouterr()
+    summary = json.loads(said.out)
+    assert (summary["restored"], summary["kept"]) == (10 - len(before), len(before)) and not summary["problems"]
+    assert f"{len(before)} kept, made before in the same way" in said.err
+    assert all(p.stat().st_mtime_ns == time for p, time in before.items())
+    assert main([*command, "--again", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["restored"] == 10
+
+
+def test_a_command_that_does_not_go_on_does_not_say_so(photos, tmp_path, capsys, monkeypatch):
+    def cancelled(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.Bars, "__call__", cancelled)
+    assert main(["tone", str(photos), "--out", str(tmp_path / "out")]) == 130
+    assert "the same command starts from the beginning" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_line_and_keeps_what_was_made(quick, tmp_path, capsys, monkeypatch):

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from bfr_core import restore
 from bfr_core.adaptation import faces_of, leave_out
 from bfr_core.finetuning import Progress
-from bfr_core.images import read_image
+from bfr_core.images import read_image, write_image
 from bfr_core.jobs import Jobs, Outcome, adapt_restorer, find_faces, read_status, repair_photos, thinned
 from bfr_core.mixed import ONE_DAMAGE
 from bfr_core.restore import RestoreConfig
@@ -198,6 +199,41 @@ def test_faces_then_adaptation_then_repair(photos, tiny_restorer, changes, tmp_p
         archive.extract("face 0.png", tmp_path)
     assert read_image(tmp_path / "face 0.png").shape == (3, 32, 32)
     assert status.notes == ("10 restored",) and not (run.folder / "repaired" / "under way").exists()
+
+
+def test_a_stopped_repair_goes_on_where_it_was(photos, tiny_restorer, tmp_path, monkeypatch):
+    jobs, run, written = Jobs(), Run(tmp_path / "run"), []
+    real = restore._write
+
+    def write(job, *how):
+        written.append(job.name)
+        time.sleep(0.05)
+        return real(job, *how)
+
+    monkeypatch.setattr(restore, "_write", write)
+    config = RestoreConfig(batch_size=1)
+    work = repair_photos(run, photos, str(tiny_restorer), config, aligned=True, device="cpu")
+    jobs.start(run, "repair", work)
+    until(lambda: jobs.status(run).step >= 3)
+    jobs.cancel(run)
+    assert jobs.wait(run).state == "cancelled" and not list(run.folder.rglob("*.zip"))
+    before = list(written)
+    assert 3 <= len(before) < 10
+    jobs.start(run, "repair", work)
+    status = jobs.wait(run)
+    assert status.state == "done" and sorted(written) == sorted({*before, *written}), "none is made twice"
+    assert status.notes == (f"{10 - len(before)} restored, {len(before)} done before it was stopped",)
+    with zipfile.ZipFile(run.folder / status.file) as archive:
+        assert len(archive.namelist()) == 10 and all(name.endswith(".png") for name in archive.namelist())
+    assert not (run.folder / "repaired" / "under way").exists()
+
+
+def test_what_a_stopped_repair_of_other_photos_left_is_in_no_zip(photos, tiny_restorer, tmp_path):
+    jobs, run = Jobs(), Run(tmp_path / "run")
+    write_image(run.folder / "repaired" / "under way" / "other.png", torch.zeros(3, 32, 32))
+    jobs.start(run, "repair", repair_photos(run, photos, str(tiny_restorer), RestoreConfig(), True, device="cpu"))
+    with zipfile.ZipFile(run.folder / jobs.wait(run).file) as archive:
+        assert len(archive.namelist()) == 10 and "other.png" not in archive.namelist()
 
 
 def test_photos_of_one_damage_are_adapted_to_as_one(photos, tiny_restorer, changes, tmp_path):

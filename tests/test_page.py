@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from bfr_core import hosted as hosted_module
+from bfr_core import jobs
 from bfr_core import page as page_module
 from bfr_core.adaptation import left_out_of
 from bfr_core.cli import main
@@ -87,6 +88,33 @@ def test_from_photos_to_a_zip(page, adapted, photos, tmp_path):
     finished(page, adapted)
     assert zipfile.ZipFile(page.repaired(adapted)).namelist() == ["a.png"]
     assert "old album" in page.table() and judged(page.table())
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_stopped_repair_goes_on_with_its_photos(page, adapted, photos, named, monkeypatch):
+    with pytest.raises(ValueError, match="drop the photos"):
+        page.repair(adapted, [], "", aligned=True)
+    real, tell = jobs.restore_folder, []
+
+    def stops(*given, callback, **how):
+        def once(step, steps, preview):
+            tell.append(step)
+            if len(tell) == 1:
+                page.stop(adapted)
+            callback(step, steps, preview)
+
+        return real(*given, callback=once, **how)
+
+    monkeypatch.setattr(jobs, "restore_folder", stops)
+    given = [upload(page, f"{i}.png") for i in range(10)] if not named else []
+    page.repair(adapted, given, str(photos) if named else "", aligned=True)
+    assert page.jobs.wait(page.run(adapted), 60).state == "cancelled"
+    page.repair(adapted, [], "", aligned=True)
+    status = finished(page, adapted)
+    assert "done before it was stopped" in status.notes[0]
+    assert len(zipfile.ZipFile(page.repaired(adapted)).namelist()) == 10
+    with pytest.raises(ValueError, match="drop the photos"):
+        page.repair(adapted, [], "", aligned=True)
 
 
 def test_a_face_is_left_out_and_taken_back(page, photos):

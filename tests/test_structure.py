@@ -48,6 +48,7 @@ LAYERS = (
         "pictures",
     ),
     (
+        "restoration",
         "restore",
         "pseudo_targets",
         "objectives",
