@@ -158,6 +158,8 @@ class Bars:
         self.bar.update(step - self.bar.n)
         if step >= total:
             self.bar.close()
+        if stage == "forecast" and detail is not None:
+            print("\n".join(detail.lines()), file=sys.stderr)
         self.cancel.check()
 
     def named(self, stage: str) -> Callable[[int, int, Any], None]:
@@ -235,22 +237,37 @@ def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 def adapt(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from .adaptation import adapt as run_adaptation
+    from .forecast import tell_before
     from .summary import report_adaptation
 
     base = base_restorer(args)
     config = settings(args, base)
+    if args.first_look:
+        return _first_look(args, config, base, bars)
     if args.mixed:
         return _adapt_mixed(args, config, base, bars)
-    result = run_adaptation(args.photos, args.run, config, bars, str(base.device), base)
+    before = tell_before(bars)
+    result = run_adaptation(args.photos, args.run, config, bars, str(base.device), base, before=before)
     report_adaptation(result, config.finetune)
     return _tuned(result, args.export_pth)
 
 
+def _first_look(args: argparse.Namespace, config: Any, base: Any, bars: Bars) -> dict[str, Any]:
+    from .first_look import first_look
+    from .runs import Run
+
+    look = first_look(args.photos, Run(args.run), config, bars, str(base.device), base)
+    print(f"look at it: {look.run.report}\n{look.said}", file=sys.stderr)
+    print("\n".join(look.forecast.lines()), file=sys.stderr)
+    return {"report": str(look.run.report), "steps": look.steps, "forecast": look.forecast.as_record()}
+
+
 def _adapt_mixed(args: argparse.Namespace, config: Any, base: Any, bars: Bars) -> dict[str, Any]:
+    from .forecast import tell_before
     from .mixed import adapt_mixed
     from .restorers import export_pth, load_restorer
 
-    result = adapt_mixed(args.photos, args.run, config, bars, str(base.device), base)
+    result = adapt_mixed(args.photos, args.run, config, bars, str(base.device), base, tell_before(bars))
     if result.whole:
         return _tuned(result.whole, args.export_pth)
     for group in result.groups if args.export_pth else ():
@@ -281,6 +298,7 @@ def _tuned(result: Any, pth: bool) -> dict[str, Any]:
         "report": str(run.report),
         "steps": progress.step,
         "best_step": progress.best_step,
+        "notes": progress.notes,
         "verdict": result.judgement.verdict,
         "verdict_sentence": result.judgement.sentence,
     }
@@ -599,6 +617,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of damaged photos")
     text = "find groups of faces that share a damage, and adapt to each by itself; writes groups.safetensors"
     sub.add_argument("--mixed", action="store_true", help=text)
+    text = "adapt to three faces for about two minutes, show them before and after, say how long it all will take, stop"
+    sub.add_argument("--first-look", action="store_true", help=text)
     sub = with_run(command(faces, "Find and align the faces of a folder.", *FACE_FLAGS, "--restorer"))
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of photos")
     sub.add_argument("--size", type=int, help="side of the crops (the restorer's)")

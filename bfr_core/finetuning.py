@@ -196,7 +196,7 @@ def finetune(
     critic: UNetDiscriminator | None = None
     critic_optimizer: torch.optim.Optimizer | None = None
     if config.adversarial and not restorer.tuned_by_codes:
-        critic = _seeded(config.seed, lambda: UNetDiscriminator(config.discriminator_features)).to(device).eval()
+        critic = _seeded(config.seed, partial(UNetDiscriminator, config.discriminator_features)).to(device).eval()
         critic_optimizer = torch.optim.Adam(critic.parameters(), config.lr, betas=(0.9, 0.99))
     progress = Progress()
     filters: dict[int, Tensor] = {}
@@ -589,7 +589,7 @@ def _steps_of(state: dict[str, Any]) -> int:
     return step if type(step) is int else 0
 
 
-def _seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+def _seeded(seed: int, make: Callable[[], UNetDiscriminator]) -> UNetDiscriminator:
     """`make()` with torch's global generator of the CPU seeded for its duration; no other generator is touched."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -145,6 +145,7 @@ class UNetDiscriminator(nn.Module):
         """One step of power iteration for every weight's norm, once a training step: arXiv:1802.05957, algorithm 1."""
         for layer in self.modules():
             if nn.utils.parametrize.is_parametrized(layer):
-                layer.parametrizations.train()
+                norms = layer.get_submodule("parametrizations")
+                norms.train()
                 layer.weight  # noqa: B018  computing the weight in train mode is what renews its norm
-                layer.parametrizations.eval()
+                norms.eval()

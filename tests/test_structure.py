@@ -56,6 +56,8 @@ LAYERS = (
         "gate",
         "album",
         "adaptation",
+        "forecast",
+        "first_look",
         "ablation",
         "benchmark",
         "paper_table",
