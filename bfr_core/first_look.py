@@ -66,10 +66,11 @@ def first_look(
     device: str = "cpu",
     restorer: Restorer | None = None,
     prior: Prior | None = None,
-    seconds: float = SECONDS,
+    seconds: float = 0.0,
 ) -> FirstLook:
-    """What the adaptation makes of three faces in about `seconds`: of the run if it has faces, else found in `photos`.
+    """What the adaptation makes of three faces: of the run if it has some, else of those found in `photos`.
 
+    seconds: about how long it takes; `SECONDS` if 0.
     The recipe is that of the whole, but that nothing is gated, since there is no folder for a target to stand out in,
     that no sampler is searched for, and that the tuning ends when the time does. Where one step takes longer than that
     so does the look. Other arguments and errors as in `adaptation.adapt`; the run itself is only read.
@@ -84,7 +85,7 @@ def first_look(
         pace = measure(lq, base, prior, config, callback)
         targets, made_from = make_targets(place, faces, base, prior, own, callback)
         prior.to("cpu")  # its memory is the tuning's now
-        left = max(LEAST_SECONDS, seconds - (time.monotonic() - started))
+        left = max(LEAST_SECONDS, (seconds or SECONDS) - (time.monotonic() - started))
         tuning = changed(own, {"finetune.minutes": left / 60}).finetune
         tuned, progress, _ = tune_faces(place, faces, targets, made_from, base, tuning, prior, callback)
         place.checkpoint.unlink(missing_ok=True)  # another look is another tuning

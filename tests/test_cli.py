@@ -37,6 +37,26 @@ def test_adapt_prints_a_summary_last(quick, tmp_path, capsys):
     assert "<html" in (tmp_path / "report.html").read_text()
 
 
+def test_before_it_starts_it_says_how_long_and_how_much_memory(quick, tmp_path, capsys):
+    assert main([*quick, "--run", str(tmp_path)]) == 0
+    said = capsys.readouterr().err
+    assert said.index("10 faces will take") < said.index("report:")
+    assert main([*quick, "--run", str(tmp_path), "--iterations", "9"]) == 0
+    assert "will take" not in capsys.readouterr().err, "it goes on, and the bar says how long"
+
+
+def test_a_first_look_shows_three_faces_and_stops(quick, tmp_path, capsys):
+    assert main([*quick, "--run", str(tmp_path), "--first-look", "--json"]) == 0
+    said = capsys.readouterr()
+    summary = json.loads(said.out.splitlines()[-1])
+    assert summary["report"] == str(tmp_path / "first_look" / "report.html") and summary["steps"] == 8
+    assert summary["forecast"]["faces"] == 10 and sum(summary["forecast"]["seconds"].values()) > 0
+    assert "about 10 faces will take" in said.err and "is no verdict" in said.err
+    assert [path.name for path in tmp_path.iterdir()] == ["first_look"], "nothing of the adaptation itself"
+    report = json.loads((tmp_path / "first_look" / "report.json").read_text())
+    assert len(report["galleries"][0]["rows"]) == 3
+
+
 def test_the_stages_one_by_one_give_what_adapt_gives(quick, photos, tiny_restorer, tiny_prior, tmp_path):
     assert main([*quick, "--run", str(tmp_path / "a")]) == 0
     networks = ["--restorer", str(tiny_restorer), "--prior", str(tiny_prior)]

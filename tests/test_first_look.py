@@ -65,7 +65,9 @@ def test_what_was_seen_is_read_back_as_it_is_on_disk(photos, config, tmp_path):
     run = Run(tmp_path)
     assert read_first_look(run) is None
     look = first_look(photos, run, config)
-    rows, lines = read_first_look(run)
+    read = read_first_look(run)
+    assert read is not None
+    rows, lines = read
     assert lines == [look.said, *look.forecast.lines()]
     for (name, seen), (expected, pictures) in zip(rows, look.rows, strict=True):
         assert name == expected

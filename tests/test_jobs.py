@@ -184,7 +184,8 @@ def test_a_record_of_a_later_version_is_read(tmp_path):
 def test_faces_then_adaptation_then_repair(photos, tiny_restorer, changes, tmp_path):
     jobs, run, restorer = Jobs(), Run(tmp_path / "run"), str(tiny_restorer)
     jobs.start(run, "faces", find_faces(run, photos, restorer, changes))
-    assert jobs.wait(run).state == "done"
+    status = jobs.wait(run)
+    assert status.state == "done" and status.notes[0].startswith("10 faces will take"), status
     leave_out(run, ["face 0"])
     jobs.start(run, "adapt", adapt_restorer(run, photos, restorer, changes, "cpu"))
     status = jobs.wait(run, 120)
@@ -199,6 +200,29 @@ def test_faces_then_adaptation_then_repair(photos, tiny_restorer, changes, tmp_p
         archive.extract("face 0.png", tmp_path)
     assert read_image(tmp_path / "face 0.png").shape == (3, 32, 32)
     assert status.notes == ("10 restored",) and not (run.folder / "repaired" / "under way").exists()
+
+
+def test_while_it_adapts_it_says_how_long_that_takes_and_then_what_happened(photos, tiny_restorer, changes, tmp_path):
+    jobs, run = Jobs(), Run(tmp_path / "run")
+    many = changes | {"finetune.iterations": 4000}
+    jobs.start(run, "adapt", adapt_restorer(run, photos, str(tiny_restorer), many, "cpu"))
+    until(lambda: jobs.status(run).stage == "finetune" and jobs.status(run).step > 3, 120)
+    assert jobs.status(run).notes[0].startswith("10 faces will take")
+    jobs.cancel(run)
+    step = jobs.wait(run).step
+    few = changes | {"finetune.iterations": step + 2, "finetune.judge_every": 2}
+    jobs.start(run, "adapt", adapt_restorer(run, photos, str(tiny_restorer), few, "cpu"))
+    (note,) = jobs.wait(run, 120).notes
+    assert note.startswith("judge_every was 3 up to step") and note.endswith("is 2 from the next comparison on")
+    assert note in run.report.read_text()
+
+
+def test_a_forecast_that_cannot_be_made_leaves_the_faces(photos, tiny_restorer, changes, tmp_path):
+    jobs, run = Jobs(), Run(tmp_path / "run")
+    wrong = changes | {"prior": str(tmp_path / "none.safetensors")}
+    jobs.start(run, "faces", find_faces(run, photos, str(tiny_restorer), wrong))
+    status = jobs.wait(run)
+    assert status.state == "done" and "none.safetensors" in status.notes[0] and len(faces_of(run)) == 10
 
 
 def test_a_stopped_repair_goes_on_where_it_was(photos, tiny_restorer, tmp_path, monkeypatch):

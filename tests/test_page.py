@@ -90,6 +90,24 @@ def test_from_photos_to_a_zip(page, adapted, photos, tmp_path):
     assert "old album" in page.table() and judged(page.table())
 
 
+def test_a_first_look_is_shown_and_the_adaptation_is_still_to_come(page, photos):
+    name, _ = page.new_run("album", [], str(photos), FEW)
+    assert "10 faces will take" in page.state(name) if finished(page, name) else ""
+    assert page.first_look(name) == ""
+    before = page.stamp(name)
+    page.look_first(name, FEW)
+    status = finished(page, name)
+    assert (status.kind, status.file) == ("look", "first_look/report.html")
+    shown = page.first_look(name)
+    assert shown.count("<img") == 12 and "3 faces and 4 of 4 steps" in shown and "10 faces will take" in shown
+    assert page.stamp(name) != before and page.verdict(name) == "" and page.names() == ["album"]
+    with pytest.raises(ValueError, match="adapt first"):
+        page.save(name)
+    page.adapt(name, FEW)
+    finished(page, name)
+    assert judged(page.verdict(name)) and page.first_look(name) == shown
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_a_stopped_repair_goes_on_with_its_photos(page, adapted, photos, named, monkeypatch):
     with pytest.raises(ValueError, match="drop the photos"):
