@@ -35,6 +35,7 @@ from .verdict import Judgement, judge, load_usual
 log = logging.getLogger(__name__)
 
 StageCallback = Callable[[str, int, int, Any], None]
+Before = Callable[["Run", "FaceSet", "Restorer", "Prior", "AdaptConfig"], None]  # see `adapt`
 CACHED_BYTES = 1 << 30
 GATE_BATCH = 16
 MOST_JUDGED = 64  # held-out faces that the verdict looks at
@@ -710,8 +711,6 @@ def tune(
     """
     names = [name for name in faces.names if name in targets]
     pairs = FolderPairs([faces.folder / f"{n}.png" for n in names], [targets[n] for n in names], restorer.size)
-    # Steps and minutes may grow between sessions; everything else must stay, or the tuning starts anew.
-    lasting = asdict(replace(config, iterations=1, minutes=0.0, checkpoint_seconds=0.0))
     run.record("finetune", asdict(config) | {"restorer": restorer.name, "prior": prior.name if prior else None})
 
     def step(done: int, total: int, progress: Progress) -> None:
@@ -727,7 +726,7 @@ def tune(
         pairs,
         config,
         checkpoint=run.checkpoint,
-        fingerprint=fingerprint(made_from, names, restorer.sha256, lasting, held, *shown),
+        fingerprint=fingerprint(made_from, names, restorer.sha256, config.lasting, held, *shown),
         examples=torch.stack(examples) if examples else None,
         perceptual=None if restorer.tuned_by_codes else perceptual_term(config, prior, restorer.device),
         callback=step,
@@ -795,11 +794,13 @@ def adapt(
     restorer: Restorer | None = None,
     prior: Prior | None = None,
     pause_after: float = 0.0,
+    before: Before | None = None,
 ) -> Adapted:
     """Tune a restorer to the damage of the photos in `folder`; everything is kept in `run_dir`, and resumed from it.
 
     callback: (stage, step, steps, detail); what it raises ends the adaptation, to be resumed later.
     restorer, prior: config.restorer and config.prior, where they are loaded already. pause_after: see `tune`.
+    before: called once the faces are there, unless the tuning is under way already; what it raises ends the adaptation.
     Raises FileNotFoundError or ValueError, in one line, for photos, weights or settings that cannot be used.
     """
     run = Run(run_dir)
@@ -808,6 +809,8 @@ def adapt(
     with run.locked():
         faces = collect_faces(Path(folder), run, base.size, config.faces, callback)
         faces, good = take_good_faces(run, faces, base, prior, config, callback)
+        if before and not run.checkpoint.exists():
+            before(run, faces, base, prior, config)
         targets, made_from = make_targets(run, faces, base, prior, config, callback)
         prior.to("cpu")  # its memory is the tuning's now
         tuned = tune(

@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _Cancel() as cancel:
             summary = args.command(args, Bars(cancel))
     except KeyboardInterrupt:
-        print("bfr: cancelled; the same command goes on where this one stopped", file=sys.stderr)
+        print(f"bfr: cancelled; the same command {_when_run_again(args.command)}", file=sys.stderr)
         return 130
     except (ValueError, FileNotFoundError, OSError) as error:
         print(f"bfr: {printable(str(error))}", file=sys.stderr)
@@ -112,6 +112,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.json:
         print(json.dumps(summary))
     return 0
+
+
+def _when_run_again(command: Callable[..., Any]) -> str:
+    """What a command that was cancelled does when it is given again."""
+    goes_on = (faces, targets, finetune, adapt, restore, demo, ablate, bench, weights, ui)
+    return "goes on where this one stopped" if command in goes_on else "starts from the beginning"
 
 
 class _Cancel:
@@ -153,6 +159,8 @@ class Bars:
         self.bar.update(step - self.bar.n)
         if step >= total:
             self.bar.close()
+        if stage == "forecast" and detail is not None:
+            print("\n".join(detail.lines()), file=sys.stderr)
         self.cancel.check()
 
     def named(self, stage: str) -> Callable[[int, int, Any], None]:
@@ -231,22 +239,37 @@ def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 def adapt(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from .adaptation import adapt as run_adaptation
+    from .forecast import tell_before
     from .summary import report_adaptation
 
     base = base_restorer(args)
     config = settings(args, base)
+    if args.first_look:
+        return _first_look(args, config, base, bars)
     if args.mixed:
         return _adapt_mixed(args, config, base, bars)
-    result = run_adaptation(args.photos, args.run, config, bars, str(base.device), base)
+    before = tell_before(bars)
+    result = run_adaptation(args.photos, args.run, config, bars, str(base.device), base, before=before)
     report_adaptation(result, config.finetune)
     return _tuned(result, args.export_pth)
 
 
+def _first_look(args: argparse.Namespace, config: Any, base: Any, bars: Bars) -> dict[str, Any]:
+    from .first_look import first_look
+    from .runs import Run
+
+    look = first_look(args.photos, Run(args.run), config, bars, str(base.device), base)
+    print(f"look at it: {look.run.report}\n{look.said}", file=sys.stderr)
+    print("\n".join(look.forecast.lines()), file=sys.stderr)
+    return {"report": str(look.run.report), "steps": look.steps, "forecast": look.forecast.as_record()}
+
+
 def _adapt_mixed(args: argparse.Namespace, config: Any, base: Any, bars: Bars) -> dict[str, Any]:
+    from .forecast import tell_before
     from .mixed import adapt_mixed
     from .restorers import export_pth, load_restorer
 
-    result = adapt_mixed(args.photos, args.run, config, bars, str(base.device), base)
+    result = adapt_mixed(args.photos, args.run, config, bars, str(base.device), base, tell_before(bars))
     if result.whole:
         return _tuned(result.whole, args.export_pth)
     for group in result.groups if args.export_pth else ():
@@ -277,6 +300,7 @@ def _tuned(result: Any, pth: bool) -> dict[str, Any]:
         "report": str(run.report),
         "steps": progress.step,
         "best_step": progress.best_step,
+        "notes": progress.notes,
         "verdict": result.judgement.verdict,
         "verdict_sentence": result.judgement.sentence,
     }
@@ -296,11 +320,13 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         config,
         aligned=args.aligned,
         skip_existing=args.skip_existing,
+        again=args.again,
         strip_gps=args.strip_gps,
         callback=bars.named("restore"),
     )
-    counts = {status: result.count(status) for status in ("restored", "no_face", "failed", "skipped")}
-    said = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in counts.items() if count)
+    counts = {status: result.count(status) for status in ("restored", "kept", "no_face", "failed", "skipped")}
+    words = {"kept": "kept, made before in the same way", "no_face": "no face"}
+    said = ", ".join(f"{count} {words.get(status, status)}" for status, count in counts.items() if count)
     print(f"{said}; results in {printable(args.out)}", file=sys.stderr)
     problems = [{"photo": f.path.as_posix(), "reason": f.reason} for f in result.files if f.reason]
     served = {f.path.as_posix(): list(f.served) for f in result.files if f.served}
@@ -610,6 +636,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of damaged photos")
     text = "find groups of faces that share a damage, and adapt to each by itself; writes groups.safetensors"
     sub.add_argument("--mixed", action="store_true", help=text)
+    text = "adapt to three faces for about two minutes, show them before and after, say how long it all will take, stop"
+    sub.add_argument("--first-look", action="store_true", help=text)
     sub = with_run(command(faces, "Find and align the faces of a folder.", *FACE_FLAGS, "--restorer"))
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of photos")
     sub.add_argument("--size", type=int, help="side of the crops (the restorer's)")
@@ -626,7 +654,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--restorer", default="embedded", metavar="FILE", help="an adapted restorer, or any other")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="results, under the photos' own names")
     sub.add_argument("--aligned", action="store_true", help="the photos are aligned square faces already")
-    sub.add_argument("--skip-existing", action="store_true", help="leave results alone that are there already")
+    text = "leave results alone that are there already, whatever they were made with"
+    sub.add_argument("--skip-existing", action="store_true", help=text)
+    text = "make all results anew; otherwise those made before from the same photo in the same way are kept"
+    sub.add_argument("--again", action="store_true", help=text)
     text = "CodeFormer's fidelity_weight: 0 cleaner, 1 closer to the photo (0.5); other restorers have none"
     sub.add_argument("--fidelity", type=float, metavar="FLOAT", help=text)
     text = "leave out where the photos were taken; those without faces are then written anew, not copied"

@@ -7,6 +7,7 @@ started again it ends with the same weights.
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 import math
 import time
@@ -24,6 +25,7 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 from .checkpoints import read_pickle, reason_of
 from .degradations import degrade
 from .draws import keyed_generator
+from .files.ownership import move, note
 from .images import printable, replace_atomically
 from .losses import ImageLoss, UNetDiscriminator, discriminator_loss, generator_loss
 from .lowrank import add_low_rank, merge_low_rank
@@ -36,6 +38,9 @@ log = logging.getLogger(__name__)
 
 MOST_EXAMPLES_SHARE, EXAMPLES_FOR_ALL = 0.5, 8  # at most half of the clean faces, reached with four
 TERMS = ("l1", "perceptual", "adversarial", "texture", "feature", "code")
+# Settings that a tuning under way may change: how far it goes, how often it is looked at, and how much memory a pass
+# takes, which changes its sums by rounding only. Any other starts it anew.
+FREE = ("iterations", "minutes", "judge_every", "checkpoint_seconds", "micro_batch", "recompute")
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,11 @@ class FinetuneConfig:
             raise ValueError(f"held_out is {self.held_out}; it must be 0 to less than 1")
 
     @property
+    def lasting(self) -> dict[str, Any]:
+        """The settings that a tuning under way depends on, by name: all but `FREE`."""
+        return {name: value for name, value in asdict(self).items() if name not in FREE}
+
+    @property
     def weights(self) -> dict[str, float]:
         """Weight of every loss term, by name."""
         return {name: getattr(self, name) for name in TERMS}
@@ -128,7 +138,8 @@ class Progress:
     """What `callback` sees after each step, and what remains of a finished tuning.
 
     losses: (step, value) per term. held_out: (step, score) of the moving average on the faces kept back, lower is
-    better; its first entry is the base restorer's. best_step: the step whose weights are kept.
+    better; its first entry is the base restorer's. best_step: the step whose weights are kept. notes: what happened to
+    the tuning that its settings do not say, such as a setting changed under way; a line each, for the report.
     """
 
     step: int = 0
@@ -136,6 +147,7 @@ class Progress:
     best_step: int = 0
     losses: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     held_out: list[tuple[int, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 TuneCallback = Callable[[int, int, Progress], None]
@@ -157,7 +169,9 @@ def finetune(
 ) -> tuple[Restorer, Progress]:
     """A copy of `restorer` tuned on `pairs`, and how it went; the weights are the best of the moving average.
 
-    checkpoint: file that training resumes from, if its `fingerprint` (of everything the pairs depend on) is this one.
+    checkpoint: file that training resumes from, if its `fingerprint` (of everything the tuning depends on, see
+    `FinetuneConfig.lasting`) is this one. Another's is kept aside, see `aside_of`; where one of this fingerprint was
+    kept aside, training goes on from that.
     perceptual: the term weighted by `config.perceptual`, required unless that is 0 or it is tuned by codes.
     examples: (N, 3, S, S) RGB in [0, 1], good faces. The discriminator takes them for real, in place of the pseudo
     targets, and in up to half of the cases they stand for a pseudo target that is to get another's damage or ordinary
@@ -180,10 +194,10 @@ def finetune(
         recompute(restorer.blocks(net))
     objective = objective_of(restorer, config.weights, perceptual)
     optimizer = torch.optim.Adam(tuned, config.lr)
-    critic: nn.Module | None = None
+    critic: UNetDiscriminator | None = None
     critic_optimizer: torch.optim.Optimizer | None = None
     if config.adversarial and not restorer.tuned_by_codes:
-        critic = _seeded(config.seed, lambda: UNetDiscriminator(config.discriminator_features)).to(device)
+        critic = _seeded(config.seed, partial(UNetDiscriminator, config.discriminator_features)).to(device).eval()
         critic_optimizer = torch.optim.Adam(critic.parameters(), config.lr, betas=(0.9, 0.99))
     progress = Progress()
     filters: dict[int, Tensor] = {}
@@ -196,9 +210,10 @@ def finetune(
         "critic_optimizer": critic_optimizer,
     }
 
-    if checkpoint and checkpoint.exists():
-        state = _read_checkpoint(checkpoint)
-        if state["fingerprint"] == fingerprint:
+    if checkpoint:
+        state, started_anew = checkpoint_for(checkpoint, fingerprint, config)
+        progress.notes += started_anew
+        if state:
             try:
                 for name, part in modules.items():
                     if part is not None:
@@ -209,14 +224,13 @@ def finetune(
                     f"{printable(checkpoint)}: does not fit this tuning ({reason_of(error)}); delete it to tune anew"
                 ) from None
             log.info("resumed at step %d after %.1f minutes of tuning", progress.step, progress.seconds / 60)
-        else:
-            log.info("faces, targets or settings changed since the checkpoint; tuning starts anew")
+            note_new_interval(progress, _settings_of(state).get("judge_every"), config)
 
     def save() -> None:
         if checkpoint is None:
             return
         state = {name: part.state_dict() for name, part in modules.items() if part is not None}
-        state |= {"fingerprint": fingerprint, "progress": asdict(progress), "best": best}
+        state |= {"fingerprint": fingerprint, "progress": asdict(progress), "best": best, "settings": asdict(config)}
         replace_atomically(checkpoint, lambda part: torch.save(state, part))
 
     def tell() -> None:
@@ -244,7 +258,8 @@ def finetune(
         if critic_optimizer:
             critic_optimizer.zero_grad()
         batches = micro_batches(pairs, train, progress.step, replace(config, micro_batch=size), filters, examples)
-        for number, batch in enumerate(batches):
+        first = 0  # of this pass in the step's batch
+        for batch in batches:
             batch = batch.placed(student)
             share = len(batch.lq) / config.batch_size
             with autocast(device, config.precision):
@@ -257,15 +272,15 @@ def finetune(
             (loss * share).backward()
             if critic is not None and restored is not None:
                 with autocast(device, config.precision):
-                    faces = with_examples(
-                        batch.target, examples, 1.0, config.seed, "real", progress.step, number * size
-                    )
+                    key = (config.seed, "real", progress.step)
+                    faces = with_examples(batch.target, examples, 1.0, *key, first=first)
                     real, fake = critic(faces).float(), critic(restored.detach()).float()
                     critic_loss = discriminator_loss(real, fake)
                 (critic_loss * share).backward()
                 terms["discriminator"] = critic_loss
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach()) * share
+            first += len(batch.lq)
         if config.anchor:
             faces = anchor_faces(pairs, train, progress.step, config, examples)
             for lq in faces.split(size):
@@ -286,8 +301,6 @@ def finetune(
             if pause_after and time.monotonic() - started > 60 * pause_after:
                 log.info("paused at step %d; started again, the tuning goes on", progress.step)
                 break
-            for group in optimizer.param_groups + (critic_optimizer.param_groups if critic_optimizer else []):
-                group["lr"] = learning_rate(config, done)
             try:
                 sums = gradients(micro_batch)
             except (RuntimeError, MemoryError) as error:
@@ -303,9 +316,12 @@ def finetune(
                 raise ValueError(f"the loss became NaN at step {progress.step}; try a lower lr or precision float32")
             nn.utils.clip_grad_norm_(tuned, 1.0)
             between_steps = False  # from here to the end of the step the state is of two steps at once
+            for group in optimizer.param_groups + (critic_optimizer.param_groups if critic_optimizer else []):
+                group["lr"] = learning_rate(config, done)
             optimizer.step()
-            if critic_optimizer:
+            if critic is not None and critic_optimizer:
                 critic_optimizer.step()
+                critic.renew_norms()
             progress.step += 1
             average_into(ema, net, min(config.ema, (1 + progress.step) / (10 + progress.step)))
             for name, total in sums.items():
@@ -438,11 +454,16 @@ def examples_share(examples: Tensor) -> float:
     return min(MOST_EXAMPLES_SHARE, len(examples) / EXAMPLES_FOR_ALL)
 
 
-def with_examples(faces: Tensor, examples: Tensor | None, share: float, *key: int | str) -> Tensor:
-    """`faces` (B, 3, S, S), a share of them replaced by examples, mirrored at random; which, the key decides."""
+def with_examples(faces: Tensor, examples: Tensor | None, share: float, *key: int | str, first: int = 0) -> Tensor:
+    """`faces` (B, 3, S, S), a share of them replaced by examples, mirrored at random.
+
+    first: place of the first face in its step's batch. The key and the place decide which, however the batch is cut
+    into passes.
+    """
     if examples is None:
         return faces
-    chance, which, mirrored = torch.rand(3, len(faces), generator=keyed_generator(*key))
+    drawn = [torch.rand(3, generator=keyed_generator(*key, first + i)) for i in range(len(faces))]
+    chance, which, mirrored = torch.stack(drawn, 1)
     taken = examples[(which * len(examples)).long()].to(faces)
     taken = torch.where((mirrored < 0.5).to(faces.device).view(-1, 1, 1, 1), taken.flip(-1), taken)
     return torch.where((chance < share).to(faces.device).view(-1, 1, 1, 1), taken, faces)
@@ -505,10 +526,76 @@ def average_into(ema: nn.Module, net: nn.Module, decay: float) -> None:
             kept.copy_(new)
 
 
-def _seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
-    """`make()` with torch's global generator seeded for its duration only."""
+def checkpoint_for(
+    checkpoint: Path, fingerprint: str, config: FinetuneConfig
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """The state that a tuning of this fingerprint goes on from, now in `checkpoint`, and what is to be said of another.
+
+    A checkpoint of another fingerprint is moved to where `aside_of` says, and nothing is lost: the tuning that it is of
+    goes on from there once it is asked for again. Raises ValueError if the file is not a checkpoint.
+    """
+    state = _read_checkpoint(checkpoint) if checkpoint.exists() else None
+    if state and state["fingerprint"] == fingerprint:
+        return state, []
+    said = []
+    if state:
+        kept = aside_of(checkpoint, str(state["fingerprint"]))
+        note(kept, checkpoint)
+        move(checkpoint, kept)
+        why, step = changed_since(_settings_of(state), config), _steps_of(state)
+        said = [f"{why} changed since the checkpoint of step {step}, which is kept as {printable(kept.name)}"]
+    earlier = aside_of(checkpoint, fingerprint)
+    if earlier.exists():
+        state = _read_checkpoint(earlier)
+        if state["fingerprint"] == fingerprint:
+            note(checkpoint, earlier)
+            move(earlier, checkpoint)
+            log.info(
+                "%s", "; ".join([*said, f"tuning goes on from {printable(earlier.name)}, kept of an earlier time"])
+            )
+            return state, []
+    if said:
+        said = [f"{said[0]}; tuning started anew"]
+        log.warning("%s", said[0])
+    return None, said
+
+
+def aside_of(checkpoint: Path, fingerprint: str) -> Path:
+    """Where a checkpoint of this fingerprint is kept while `checkpoint` is of another: one file a fingerprint."""
+    digest = hashlib.sha256(fingerprint.encode()).hexdigest()[:12]
+    return checkpoint.with_name(f"{checkpoint.stem}-{digest}{checkpoint.suffix}")
+
+
+def changed_since(before: dict[str, Any], config: FinetuneConfig) -> str:
+    """Which lasting settings differ from those of a checkpoint, by name; if none does, it was the faces or targets."""
+    names = [name for name, value in config.lasting.items() if name in before and before[name] != value]
+    return ", ".join(names) or "faces, targets or the base restorer"
+
+
+def note_new_interval(progress: Progress, before: Any, config: FinetuneConfig) -> None:
+    """Note in `progress` that comparisons are made at other steps from here on, if they are."""
+    if type(before) is int and before != config.judge_every:
+        since = f"judge_every was {before} up to step {progress.step}"
+        progress.notes.append(f"{since} and is {config.judge_every} from the next comparison on")
+        log.info("%s", progress.notes[-1])
+
+
+def _settings_of(state: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a checkpoint names; none in one of an earlier version."""
+    settings = state.get("settings")
+    return settings if isinstance(settings, dict) else {}
+
+
+def _steps_of(state: dict[str, Any]) -> int:
+    progress = state.get("progress")
+    step = progress.get("step") if isinstance(progress, dict) else 0
+    return step if type(step) is int else 0
+
+
+def _seeded(seed: int, make: Callable[[], UNetDiscriminator]) -> UNetDiscriminator:
+    """`make()` with torch's global generator of the CPU seeded for its duration; no other generator is touched."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return make()
 
 
@@ -518,7 +605,8 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
 
 def _progress(state: dict[str, Any]) -> Progress:
     pairs = {k: [tuple(p) for p in v] for k, v in state["losses"].items()}
-    return Progress(**{**state, "losses": pairs, "held_out": [tuple(p) for p in state["held_out"]]})
+    lists = {"losses": pairs, "held_out": [tuple(p) for p in state["held_out"]]}
+    return Progress(**{**state, **lists, "notes": [str(note) for note in state.get("notes", [])]})
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:

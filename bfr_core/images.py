@@ -483,7 +483,7 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
         clear.errno = error.errno
         raise clear from error
     finally:
-        with contextlib.suppress(OSError):  # the folder itself is not there
+        with contextlib.suppress(OSError):  # already moved, or the folder itself is not there
             delete(temporary)
 
 

@@ -20,17 +20,20 @@ from torch import Tensor
 from .adaptation import StageCallback, adapt, changed, collect_faces, recipe
 from .files.ownership import delete, free_name, is_own
 from .finetuning import Progress
+from .first_look import first_look
+from .forecast import Forecast, forecast_run, tell_before
 from .images import printable, replace_atomically, to_unit
 from .mixed import ONE_DAMAGE, adapt_mixed
 from .precision import choose_device
+from .prior import load_prior
 from .restore import RestoreConfig, restore_folder
 from .restorers import load_restorer
-from .runs import Run, is_held, read_json, remove, write_json
+from .runs import Run, is_held, read_json, write_json
 from .summary import report_adaptation
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["faces", "adapt", "repair"]
+Kind = Literal["faces", "look", "adapt", "repair"]
 State = Literal["new", "waiting", "running", "elsewhere", "done", "cancelled", "failed", "stopped"]
 WRITE_SECONDS = 2.0
 TURN_SECONDS = 0.2  # between two looks whether a waiting job's turn has come
@@ -179,6 +182,7 @@ class _Job:
         self.preview: Tensor | None = None
         self.on_disk = False
         self.told_to_stop = threading.Event()
+        self.foretold: tuple[str, ...] = ()
         self._written = self._first_time = 0.0
         self._first_step = 0
         self.thread = threading.Thread(target=self._run, name=f"bfr-{kind}", daemon=True)
@@ -235,6 +239,10 @@ class _Job:
                 curves["held-out faces"] = thinned(detail.held_out)
             if limit := self.tuning_seconds / max(1, self.status.groups):
                 left = min(left or limit, max(0.0, limit - detail.seconds))
+            self.status = replace(self.status, notes=(*self.foretold, *detail.notes))
+        elif isinstance(detail, Forecast):
+            self.foretold = tuple(detail.lines())
+            self.status = replace(self.status, notes=self.foretold)
         elif isinstance(detail, Tensor):
             self.preview = to_unit(detail[0].cpu()) if detail.ndim == 4 else detail.cpu()
         self.status = replace(
@@ -262,15 +270,21 @@ def thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
 # ---------------------------------------------------------------- what jobs do
 
 
-def find_faces(run: Run, photos: Path, restorer: str, changes: Mapping[str, Any]) -> Work:
-    """Take the faces from the photos, at the size that the restorer wants."""
+def find_faces(run: Run, photos: Path, restorer: str, changes: Mapping[str, Any], device: str = "auto") -> Work:
+    """Take the faces from the photos, at the size that the restorer wants, and say what adapting to them will take."""
 
     def work(callback: StageCallback) -> Outcome:
-        base = load_restorer(restorer)
+        base = load_restorer(restorer).to(choose_device(device))
         config = changed(recipe(base), dict(changes))
         with run.locked():
             faces = collect_faces(photos, run, base.size, config.faces, callback)
-        return Outcome(notes=tuple(problem["problem"] for problem in faces.problems))
+        problems = tuple(problem["problem"] for problem in faces.problems)
+        try:
+            prior = load_prior(config.prior).to(base.device)
+            whole = forecast_run(run, faces, base, prior, config, callback)
+        except (ValueError, FileNotFoundError) as error:  # the faces are there, whatever an adaptation to them may say
+            return Outcome(notes=(*problems, _line(error)))
+        return Outcome(notes=(*problems, *whole.lines()))
 
     return work
 
@@ -286,12 +300,25 @@ def adapt_restorer(
     def work(callback: StageCallback) -> Outcome:
         base = load_restorer(restorer).to(choose_device(device))
         config = changed(recipe(base), dict(changes) | {"restorer": restorer})
+        before = tell_before(callback)
         if mixed:
-            found = adapt_mixed(photos, run.folder, config, callback, str(base.device), base)
+            found = adapt_mixed(photos, run.folder, config, callback, str(base.device), base, before)
             return Outcome(run.result.name, () if found.groups else (ONE_DAMAGE,))
-        result = adapt(photos, run.folder, config, callback, str(base.device), base)
+        result = adapt(photos, run.folder, config, callback, str(base.device), base, before=before)
         report_adaptation(result, config.finetune)
-        return Outcome(run.restorer.name)
+        return Outcome(run.restorer.name, tuple(result.progress.notes))
+
+    return work
+
+
+def look_first(run: Run, photos: Path | None, restorer: str, changes: Mapping[str, Any], device: str = "auto") -> Work:
+    """The first look, see `first_look`; settings as in `adapt_restorer`."""
+
+    def work(callback: StageCallback) -> Outcome:
+        base = load_restorer(restorer).to(choose_device(device))
+        config = changed(recipe(base), dict(changes) | {"restorer": restorer})
+        look = first_look(photos, run, config, callback, str(base.device), base)
+        return Outcome(look.run.report.relative_to(run.folder).as_posix(), tuple(look.forecast.lines()))
 
     return work
 
@@ -309,19 +336,18 @@ def repair_photos(
 
     def work(callback: StageCallback) -> Outcome:
         out = run.folder / "repaired" / "under way"
-        remove([out])
         net = load_restorer(restorer).to(choose_device(device))
+        result = restore_folder(  # what it made stays if it is stopped, and is not made again
+            photos,
+            out,
+            net,
+            config,
+            aligned=aligned,
+            strip_gps=strip_gps,
+            callback=lambda step, steps, preview: callback("repair", step, steps, preview),
+        )
         try:
-            result = restore_folder(
-                photos,
-                out,
-                net,
-                config,
-                aligned=aligned,
-                strip_gps=strip_gps,
-                callback=lambda step, steps, preview: callback("repair", step, steps, preview),
-            )
-            if not result.count("restored"):
+            if not any(file.faces for file in result.files):
                 said = "; ".join(printable(f"{f.path.as_posix()}: {f.reason}") for f in result.files[:3])
                 raise ValueError(f"none of the {len(result.files)} photos was restored: {said}")
             number = 1 + sum(1 for _ in out.parent.glob("*.zip"))
@@ -337,7 +363,13 @@ def repair_photos(
     return work
 
 
-REPAIRED = {"restored": "restored", "no_face": "without a face, unchanged", "failed": "failed"}
+REPAIRED = {
+    "restored": "restored",
+    "kept": "done before it was stopped",
+    "no_face": "without a face, unchanged",
+    "failed": "failed",
+    "skipped": "left alone",
+}
 
 
 def zip_files(folder: Path, paths: Iterable[Path], archive: Path) -> None:

@@ -110,7 +110,8 @@ def discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
 class UNetDiscriminator(nn.Module):
     """Real or restored, said for every pixel: (B, 3, H, W) in [0, 1], H and W multiples of 8 -> (B, 1, H, W) scores.
 
-    A three-level U-Net with spectral normalization. Source: arXiv:2107.10833, section 3.3.
+    A three-level U-Net with spectral normalization. Source: arXiv:2107.10833, section 3.3. In eval mode its norms stay
+    as they are, so that scores depend on the weights alone and not on how often it was called; see `renew_norms`.
     """
 
     def __init__(self, features: int = 64) -> None:
@@ -138,3 +139,13 @@ class UNetDiscriminator(nn.Module):
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
             x = F.leaky_relu(layer(x), 0.2) + skips.pop()
         return self.last(x)
+
+    @torch.no_grad()
+    def renew_norms(self) -> None:
+        """One step of power iteration for every weight's norm, once a training step: arXiv:1802.05957, algorithm 1."""
+        for layer in self.modules():
+            if nn.utils.parametrize.is_parametrized(layer):
+                norms = layer.get_submodule("parametrizations")
+                norms.train()
+                layer.weight  # noqa: B018  computing the weight in train mode is what renews its norm
+                norms.eval()

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .adaptation import AdaptConfig, Adapted, FaceSet, StageCallback, adapt, collect_faces
+from .adaptation import AdaptConfig, Adapted, Before, FaceSet, StageCallback, adapt, collect_faces
 from .checkpoints import load_tensors, save_tensors
 from .damage_groups import KNOWN_FACES, DamageGroups, describe, known_descriptions, one_damage, units_of
 from .files.ownership import is_own, sha256_of
@@ -82,6 +82,7 @@ def adapt_mixed(
     callback: StageCallback | None = None,
     device: str = "cpu",
     restorer: Restorer | None = None,
+    before: Before | None = None,
 ) -> Mixed:
     """One adaptation for each group of faces that share a damage; everything is kept in `run_dir`, and resumed from it.
 
@@ -95,9 +96,9 @@ def adapt_mixed(
     base = (restorer or load_restorer(config.restorer)).to(device)
     with run.locked():
         faces = collect_faces(Path(folder), run, base.size, config.faces, callback)
-        if result := adapt_groups(run, faces, config, base, callback=callback):
+        if result := adapt_groups(run, faces, config, base, callback=callback, before=before):
             return result
-    whole = adapt(folder, run_dir, config, callback, device, base)
+    whole = adapt(folder, run_dir, config, callback, device, base, before=before)
     report_adaptation(whole, config.finetune)
     return Mixed(run, [], [], whole)
 
@@ -110,6 +111,7 @@ def adapt_groups(
     prior: Prior | None = None,
     callback: StageCallback | None = None,
     pause_after: float = 0.0,
+    before: Before | None = None,
 ) -> Mixed | None:
     """`adapt_mixed` for faces that the run, which the caller holds, has already; None if nothing speaks for groups.
 
@@ -132,7 +134,8 @@ def adapt_groups(
     for i, names in enumerate(named, 1):
         if callback:
             callback("group", i, len(named), None)
-        done.append(adapt_group(run.of_group(i), faces, names, own, base, prior, callback, pause_after / len(named)))
+        how = (own, base, prior, callback, pause_after / len(named), before)
+        done.append(adapt_group(run.of_group(i), faces, names, *how))
     result = Mixed(run, done, [name for name, route in zip(faces.names, routes, strict=True) if route < 0])
     origin = write_groups(result, groups, base)
     report_mixed(result, faces, base, origin)
@@ -178,6 +181,7 @@ def adapt_group(
     prior: Prior,
     callback: StageCallback | None,
     pause_after: float,
+    before: Before | None = None,
 ) -> Group:
     """The usual adaptation, in a run of its own, to the faces of these names."""
     own = [f"{name}.png" for name in names]
@@ -187,7 +191,7 @@ def adapt_group(
         copy, face = run.photos / name, faces.folder / name
         if not copy.exists() or (is_own(copy) and sha256_of(copy) != sha256_of(face)):
             replace_atomically(copy, partial(shutil.copy2, face))
-    result = adapt(run.photos, run.folder, config, callback, str(base.device), base, prior, pause_after)
+    result = adapt(run.photos, run.folder, config, callback, str(base.device), base, prior, pause_after, before)
     report_adaptation(result, config.finetune)
     number, judgement = run.folder.name, result.judgement
     learned = [name for name in result.faces.names if name in result.targets]

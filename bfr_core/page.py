@@ -21,6 +21,8 @@ from torch import Tensor
 
 from .adaptation import LOW_MEMORY, AdaptConfig, StageCallback, adopt_old, changed, leave_out, left_out_of, recipe
 from .files.ownership import claim, delete, empty, free_name
+from .first_look import COLUMNS, place_of, read_first_look
+from .forecast import duration
 from .images import (
     FORMATS,
     list_images,
@@ -33,7 +35,7 @@ from .images import (
     write_image,
     write_photo,
 )
-from .jobs import Jobs, Outcome, Status, adapt_restorer, find_faces, repair_photos, thinned, zip_files
+from .jobs import Jobs, Outcome, Status, adapt_restorer, find_faces, look_first, repair_photos, thinned, zip_files
 from .precision import choose_device
 from .provenance import Step
 from .report import VERDICTS, chart, data_uri
@@ -70,6 +72,7 @@ ADVANCED = {
 STAGES = {
     "faces": "Finding faces",
     "groups": "Telling kinds of damage apart",
+    "forecast": "Timing a step of each stage",
     "examine": "Looking at the damage",
     "targets": "Imagining clean faces",
     "gate": "Checking the clean faces",
@@ -84,7 +87,7 @@ STATES = {
     "elsewhere": "Another program is at work on this run; this page looks on",
     "stopped": "Interrupted; it goes on where it was",
 }
-KINDS = {"faces": "finding faces", "adapt": "adapting", "repair": "repairing photos"}
+KINDS = {"faces": "finding faces", "look": "the first look", "adapt": "adapting", "repair": "repairing photos"}
 CURVES = {  # names of the report's curves -> what they are to someone who sees them for the first time
     "l1": "distance to the clean faces",
     "texture": "difference in texture",
@@ -93,6 +96,7 @@ CURVES = {  # names of the report's curves -> what they are to someone who sees 
 NO_RESTORER = "adapt first, or repair with the base"
 NEXT = {
     "faces": "Faces found. Look through them below, then go to Adapt.",
+    "look": "The first look is under Adapt.",
     "adapt": "Adapted. The verdict is under Result.",
     "repair": "Repaired. The photos are under Repair photos.",
 }
@@ -226,7 +230,8 @@ class Page:
     def look_for_faces(self, name: str, choices: Choices) -> None:
         run = self.run(name)
         self.remember(run, choices)
-        self.jobs.start(run, "faces", find_faces(run, self.photos_of(run), choices.restorer, choices.settings()))
+        find = find_faces(run, self.photos_of(run), choices.restorer, choices.settings(), self.device)
+        self.jobs.start(run, "faces", find)
 
     def adapt(self, name: str | None, choices: Choices) -> Status:
         """Start the adaptation, or go on with it; a run that is at work already is left alone."""
@@ -245,6 +250,23 @@ class Page:
                 self.changed()
 
         return self.jobs.start(run, "adapt", work, 60 * choices.minutes)
+
+    def look_first(self, name: str | None, choices: Choices) -> Status:
+        """Start the first look at what an adaptation would do; a run that is at work already is left alone."""
+        run = self.run(name)
+        if (status := self.jobs.status(run)).active:
+            return status
+        changed(recipe(self.restorer_named(choices.restorer)), choices.settings())  # raises for a bad setting, now
+        self.remember(run, choices)
+        return self.jobs.start(run, "look", look_first(run, None, choices.restorer, choices.settings(), self.device))
+
+    def first_look(self, name: str | None) -> str:
+        """The run's last first look, as HTML; "" if it has none."""
+        found = read_first_look(self.run(name))
+        if found is None:
+            return ""
+        rows, lines = found
+        return block(f"<h3>A first look</h3>{''.join(map(quiet, lines))}{_grid(COLUMNS, rows)}")
 
     def stop(self, name: str | None) -> None:
         self.jobs.cancel(self.run(name))
@@ -437,7 +459,8 @@ class Page:
         if not name or name not in self.names():
             return ""
         run, status = self.run(name), self.jobs.status(self.run(name))
-        times = [_touched(path) for path in (run.faces / "faces.json", run.left_out, run.report, run.result)]
+        looked = place_of(run).folder / "first_look.json"
+        times = [_touched(path) for path in (run.faces / "faces.json", run.left_out, run.report, run.result, looked)]
         return f"{name} {status.kind} {status.state} {status.file} {times}"
 
     # ------------------------------------------------------------ results
@@ -553,7 +576,10 @@ class Page:
         strip_gps: bool = False,
         aligned: bool = False,
     ) -> list[str]:
-        """Start repairing uploaded photos, or a folder, with the run's restorer; lines for uploads of no use."""
+        """Start repairing uploaded photos, or a folder, with the run's restorer; lines for uploads of no use.
+
+        With neither, a repair that was stopped goes on with its photos.
+        """
         run = self.run(name)
         if self.jobs.status(run).active:
             raise ValueError("the run is at work; wait for it, or stop it")
@@ -562,15 +588,28 @@ class Page:
         if folder.strip():
             photos = self.typed_folder(folder)
             list_images(photos)
+            write_json(run.folder / "repair.json", {"photos": str(photos)})
         elif uploads:
             claim(photos, "run", made_before=())
             say_kept(empty(photos))
             problems = self.keep_uploads(uploads, photos)
+            write_json(run.folder / "repair.json", {"photos": ""})
+        elif stopped := self._stopped_repair(run):
+            photos = stopped
         else:
             raise ValueError("drop the photos to repair first, or name a folder")
         work = repair_photos(run, photos, restorer, RestoreConfig(), aligned, strip_gps, self.device)
         self.jobs.start(run, "repair", work)
         return problems
+
+    def _stopped_repair(self, run: Run) -> Path | None:
+        """The photos of a repair that was stopped, to go on with; None if the last job was something else, or ended."""
+        status = self.jobs.status(run)
+        if status.kind != "repair" or status.state not in ("cancelled", "stopped", "failed"):
+            return None
+        kept = read_json(run.folder / "repair.json", {}).get("photos")
+        photos = self.typed_folder(kept) if kept else run.folder / "to_repair"
+        return photos if photos.is_dir() else None
 
     def repaired(self, name: str | None) -> Path | None:
         """The last zip of repaired photos, in the page's cache."""
@@ -723,16 +762,6 @@ def said(line: str, problems: Sequence[str] = ()) -> str:
 
 def failed(error: Exception) -> str:
     return block(f'<p class="error" role="alert">{text((str(error) or type(error).__name__).splitlines()[0])}</p>')
-
-
-def duration(seconds: float) -> str:
-    """In words: "less than a minute", "about 5 min", "about 2 h 10 min"."""
-    if not math.isfinite(seconds) or seconds < 0:
-        return "unknown"
-    minutes = math.ceil(seconds / 60)
-    if minutes <= 1:
-        return "less than a minute"
-    return f"about {minutes} min" if minutes < 60 else f"about {minutes // 60} h {minutes % 60} min"
 
 
 def _headline(status: Status) -> str:

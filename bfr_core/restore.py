@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import shutil
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .checkpoints import sha256_of
 from .faces.align import Face, crop_face, template
 from .faces.detect import load_detector
 from .faces.paste import face_patches, luma
@@ -28,7 +30,9 @@ from .images import Photo, list_images, printable, read_photo, replace_atomicall
 from .metrics import sharpness
 from .precision import has_bfloat16, is_out_of_memory
 from .provenance import Step
+from .restoration.record import RestorationRecord, Written, key_of
 from .restorers.base import Restorer
+from .runs import fingerprint
 
 log = logging.getLogger(__name__)
 RestoreCallback = Callable[[int, int, "Tensor | None"], None]
@@ -362,8 +366,10 @@ def paste_faces(
 
 @dataclass(frozen=True)
 class FileResult:
-    """What became of one file. status: "restored", "no_face" (copied as it is), "failed" or "skipped" (was there).
+    """What became of one file. status: "restored", "no_face" (copied as it is), "failed", "skipped" (left alone as it
+    was found), or "kept": its result was made before from the same photo, with the same restorer and settings.
 
+    faces: restored in it, now or before. written: whether there is a result, of this time or kept.
     served: for each restored face, largest first, the group of damages whose restorer served it, or "base"; empty if
     there was only one restorer.
     """
@@ -373,6 +379,7 @@ class FileResult:
     reason: str = ""
     faces: int = 0
     served: tuple[str, ...] = ()
+    written: bool = False
 
 
 @dataclass(frozen=True)
@@ -402,6 +409,12 @@ class _Job:
     skipped: list[str] = field(default_factory=list)
     found: int = 0
     problem: str = ""
+    key: str = ""  # for the record of the folder of results
+
+    @property
+    def name(self) -> str:
+        """Path of the result in its folder, with forward slashes; it has a number where the photo's name was taken."""
+        return self.relative.with_name(self.target.name).as_posix()
 
 
 def restore_folder(
@@ -412,13 +425,19 @@ def restore_folder(
     *,
     aligned: bool = False,
     skip_existing: bool = False,
+    again: bool = False,
     strip_gps: bool = False,
     callback: RestoreCallback | None = None,
 ) -> FolderResult:
     """Restore every photo under `folder` into `out`, under the same relative path, name and format.
 
+    Stopped and called again it goes on: a result that is there, made from the same photo with the same restorer and
+    settings, is kept; `out` holds a record of that, see `restoration.record`. A result that was changed since it was
+    made is left alone, and named.
+
     aligned: the photos are standard crops; results are at least as large as the restorer and as the photo was.
-    skip_existing: leave results alone that are there already. callback(step, total, preview): after every file, preview
+    skip_existing: leave results alone that are there already, whatever they were made with. again: keep none, make them
+    anew. callback(step, total, preview): after every file, preview
     being a restored crop (3, S, S) or None; it may raise to stop.
     strip_gps: leave out where the photos were taken.
     Where a file that is not this program's has a result's name, the result gets a number, and that is said.
@@ -429,18 +448,31 @@ def restore_folder(
     config, folder, out = config or RestoreConfig(), Path(folder), Path(out)
     started = time.monotonic()
     jobs = _plan(folder, out)
-    todo = [job for job in jobs if not (skip_existing and job.target.exists())]
     alone = claim_results(out)
-    _give_free_names(todo)
     if restorer.caution:
         log.warning("%s", restorer.caution)
-    results = {job.relative: FileResult(job.relative, "skipped", "its result is there already") for job in jobs}
-    detector = None if aligned or not todo else load_detector(config.detector, config.threshold, restorer.device)
+    detector = None if aligned else load_detector(config.detector, config.threshold, restorer.device)
     parser = None if aligned else load_parser(config, restorer)
-    network_seconds, step, settled = 0.0, len(jobs) - len(todo), False
+    record, made_with = RestorationRecord(out), _made_with(restorer, config, detector, strip_gps)
+    results: dict[Path, FileResult] = {}
+    network_seconds, step, settled = 0.0, 0, False
+    results |= {job.relative: left for job in jobs if (left := _left_alone(job, record, made_with, skip_existing))}
+    others = [job for job in jobs if job.relative not in results]
+    _give_free_names(others)
+    for job in others:
+        kept = None if again else record.made_before(job.name, job.source, made_with)
+        if kept:
+            results[job.relative] = FileResult(job.relative, "kept", kept.reason, kept.faces, kept.served, True)
+    for step in range(1, 1 + len(results)):
+        if callback:
+            callback(step, len(jobs), None)
+    if results:
+        log.info("%d of %d results are there already", len(results), len(jobs))
+    todo = [job for job in jobs if job.relative not in results]
     one_at_a_time = threading.Lock()  # detectors keep notes while they look
 
     def read(job: _Job) -> _Job:
+        job.key = key_of(job.source, made_with)  # of what is read next: a photo that changes then has another key
         _read(job, restorer.size, config, detector, one_at_a_time)
         return job
 
@@ -480,7 +512,8 @@ def restore_folder(
                 job.restored = [new for new, _ in of_job]
                 job.served = tuple(by for _, by in of_job if by)
                 step_of = partial(restoration_step, restorer, config, detector, served=job.served)
-                writing.append((job, writers.submit(_write, job, config, aligned, parser, step_of, strip_gps)))
+                how = (config, aligned, parser, step_of, strip_gps, record)
+                writing.append((job, writers.submit(_write_and_note, job, *how)))
             collect(2 * group_size)
         collect(0)
     finally:
@@ -521,6 +554,34 @@ def _give_free_names(jobs: list[_Job]) -> None:
         if place != job.target:
             log.warning("%s: the name is taken; the result is %s", printable(job.relative), printable(place.name))
             job.target = place
+
+
+def _made_with(restorer: Restorer, config: RestoreConfig, detector: FindFaces | None, strip_gps: bool) -> str:
+    """Fingerprint of all that a result depends on besides its photo; "" for a restorer that is of no file."""
+    from . import __version__  # not known yet while the package is loading
+
+    if not restorer.sha256:
+        return ""
+    own = asdict(config) | {"batch_size": 1}  # which changes nothing
+    fidelity = getattr(restorer, "fidelity_weight", None)
+    by = None if detector is None else getattr(detector, "name", "own")
+    return fingerprint(__version__, restorer.sha256, restorer.precision, fidelity, own, by, strip_gps)
+
+
+def _left_alone(job: _Job, record: RestorationRecord, made_with: str, skip_existing: bool) -> FileResult | None:
+    """What is to be said of a photo whose result stays as somebody left it; None if it is to be restored.
+
+    A result that was changed since it was made stays, unless other settings are asked for: then the new result gets a
+    name of its own.
+    """
+    if skip_existing and job.target.exists():
+        return FileResult(job.relative, "skipped", "its result is there already")
+    with contextlib.suppress(OSError):  # what cannot be read cannot be kept; writing it will say why
+        if record.unchanged(job.name) is False and record.key(job.name) == key_of(job.source, made_with):
+            reason = "its result was changed since it was made, and is left alone; move it away to have it made anew"
+            log.warning("%s: %s", printable(job.name), reason)
+            return FileResult(job.relative, "skipped", reason)
+    return None
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable[[_Job], _Job], jobs: Iterable[_Job], count: int) -> Iterator[_Job]:
@@ -573,6 +634,28 @@ def _read(
         job.problem, job.photo, job.crops = _first_line(error), None, []
 
 
+def _write_and_note(
+    job: _Job,
+    config: RestoreConfig,
+    aligned: bool,
+    parser: Parser | None,
+    step_of: Callable[[int, int], Step | None],
+    strip_gps: bool,
+    record: RestorationRecord,
+) -> FileResult:
+    """`_write`, and a line for what was written in the record; a photo with a face that failed is tried again."""
+    failed = any(isinstance(restored, str) for restored in job.restored)
+    result = _write(job, config, aligned, parser, step_of, strip_gps)
+    if not result.written:
+        return result
+    key = "" if failed else job.key
+    try:
+        record.add(Written(job.name, sha256_of(job.target), key, result.faces, result.reason, result.served))
+    except OSError as error:
+        log.warning("%s: its result is written, but not noted as made (%s)", printable(job.name), _first_line(error))
+    return result
+
+
 def _write(
     job: _Job,
     config: RestoreConfig,
@@ -594,20 +677,20 @@ def _write(
                 return FileResult(job.relative, "failed", new)
             record = photo.record.with_step(step_of(1, 1))
             write_photo(job.target, replace(_aligned_photo(photo, new, crops[0], config), record=record))
-            return FileResult(job.relative, "restored", faces=1, served=job.served)
+            return FileResult(job.relative, "restored", faces=1, served=job.served, written=True)
         result = paste_faces(photo.pixels, job.faces, crops, job.restored, job.skipped, config, parser)
         reason = "; ".join(result.skipped)
         if result.faces:
             record = photo.record.with_step(step_of(job.found, len(result.faces)))
             write_photo(job.target, replace(photo, pixels=result.pixels, record=record))
-            return FileResult(job.relative, "restored", reason, len(result.faces), job.served)
+            return FileResult(job.relative, "restored", reason, len(result.faces), job.served, True)
         if strip_gps:
             write_photo(job.target, photo)
         else:
             replace_atomically(job.target, lambda temporary: shutil.copyfile(job.source, temporary))
         status = "failed" if job.faces else "no_face"
         how = "written anew, without its place" if strip_gps else "copied as it is"
-        return FileResult(job.relative, status, f"{reason or 'no face found'}; {how}")
+        return FileResult(job.relative, status, f"{reason or 'no face found'}; {how}", written=True)
     except (ValueError, RuntimeError, OSError) as error:
         return FileResult(job.relative, "failed", _first_line(error))
 

@@ -60,7 +60,11 @@ def report_adaptation(result: Adapted, config: FinetuneConfig) -> Path:
         ],
         tables=[*identity_tables(likenesses), *good_photo_tables(known)],
         loss_curves=progress.losses | ({"held-out faces": progress.held_out} if progress.held_out else {}),
-        notes=[problem["problem"] for problem in result.faces.problems] + ([] if likenesses else [NOT_MEASURED]),
+        notes=[
+            *progress.notes,
+            *(problem["problem"] for problem in result.faces.problems),
+            *([] if likenesses else [NOT_MEASURED]),
+        ],
         settings=result.run.config(),
         licences=licences(result),
         measurements={"steps": progress.step, "best_step": progress.best_step, "held_out": progress.held_out}

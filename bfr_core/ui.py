@@ -100,6 +100,7 @@ def build(page: Page) -> Any:
                 minutes = gr.Number(default.minutes, label="Minutes of teaching at most", info="0: until it is done")
             mixed = gr.Checkbox(default.mixed, label="My photos have different kinds of damage", info=MIXED)
             with gr.Row():
+                first = gr.Button("First look (about two minutes)")
                 start = gr.Button("Adapt", variant="primary")
                 stop = gr.Button("Stop", interactive=False)
             with gr.Accordion("Advanced", open=False):
@@ -112,7 +113,7 @@ def build(page: Page) -> Any:
                         default.min_face, label="Smallest face", info="Pixels of the photo.", precision=0
                     )
                     low_memory = gr.Checkbox(default.low_memory, label="Low memory: slower, for small graphics cards")
-            progress = gr.HTML()
+            progress, looked = gr.HTML(), gr.HTML()
         with gr.Tab("3. Result"):
             verdict = gr.HTML()
             with gr.Row():
@@ -148,6 +149,7 @@ def build(page: Page) -> Any:
         shown = [
             state,
             progress,
+            looked,
             faces_said,
             gallery,
             verdict,
@@ -155,6 +157,7 @@ def build(page: Page) -> Any:
             saved,
             photo,
             archive,
+            first,
             start,
             stop,
             table,
@@ -176,7 +179,7 @@ def build(page: Page) -> Any:
                 return {state: page.state(run), progress: page.progress(run)} if active else {seen: stamp}
             nothing = gr.update(value=None, visible=False)
             if not stamp:
-                words = dict.fromkeys((state, progress, faces_said, verdict, details), "")
+                words = dict.fromkeys((state, progress, looked, faces_said, verdict, details), "")
                 files = {
                     gallery: gr.update(value=[], visible=False),
                     photo: gr.update(choices=[], value=None),
@@ -190,6 +193,7 @@ def build(page: Page) -> Any:
             return {
                 state: page.state(run),
                 progress: page.progress(run),
+                looked: page.first_look(run),
                 faces_said: page.faces_said(run),
                 gallery: gr.update(value=faces, visible=bool(faces)),
                 verdict: page.verdict(run),
@@ -198,6 +202,7 @@ def build(page: Page) -> Any:
                 saved: nothing,
                 archive: gr.update(value=str(repaired), visible=True) if repaired else nothing,
                 start: gr.update(value="Go on" if goes_on else "Adapt", interactive=not status.active),
+                first: gr.update(interactive=not status.active and bool(faces)),
                 stop: gr.update(interactive=status.active),
                 table: page.table(),
                 other: gr.update(choices=[name for name in page.names() if name != run]),
@@ -218,6 +223,10 @@ def build(page: Page) -> Any:
 
         def adapt(run: str | None, *values: Any) -> Shown:
             page.adapt(run, as_choices(*values))
+            return look(run, ANOTHER) | tell("")
+
+        def look_first(run: str | None, *values: Any) -> Shown:
+            page.look_first(run, as_choices(*values))
             return look(run, ANOTHER) | tell("")
 
         def halt(run: str | None) -> Shown:
@@ -279,6 +288,7 @@ def build(page: Page) -> Any:
         wire(find.click, begin, [dropped, folder, title, *chosen], [name, dropped, title])
         wire(name.change, opened, [name], [*chosen, *shown])
         wire(start.click, adapt, [name, *chosen], shown)
+        wire(first.click, look_first, [name, *chosen], shown)
         wire(stop.click, halt, [name], [])
         wire(compare.click, show, [name, photo, before], pictures)
         wire(save.click, keep, [name], [saved])

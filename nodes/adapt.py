@@ -20,6 +20,7 @@ from ..bfr_core.adaptation import (
     FaceSet,
     changed,
     make_targets,
+    perceptual_term,
     recipe,
     tune,
 )
@@ -27,6 +28,9 @@ from ..bfr_core.checkpoints import load_tensors
 from ..bfr_core.files.names import numbered
 from ..bfr_core.files.ownership import begin_list, delete, is_own
 from ..bfr_core.finetuning import FinetuneConfig, Progress, fraction_done, split
+from ..bfr_core.first_look import COLUMNS
+from ..bfr_core.first_look import first_look as look_first
+from ..bfr_core.forecast import MEASURED_FACES, forecast, measure_targets, measure_tuning
 from ..bfr_core.images import printable, read_image, to_unit
 from ..bfr_core.losses import find_vgg
 from ..bfr_core.mixed import ONE_DAMAGE, adapt_groups, rows_of
@@ -112,6 +116,11 @@ class MakePseudoTargets(host.Node):
                     "batch_size", default=AdaptConfig().targets.batch_size, min=1, max=64,
                     tooltip="Faces in the network at once; fewer need less memory.",
                 ),
+                io.Boolean.Input(
+                    "first_look", optional=True, default=False,
+                    tooltip="Adapts to three faces only, in about two minutes, shows them before and after, says how "
+                    "long it all will take, and stops there; nothing behind this node runs.",
+                ),
             ],
             target_outputs(),
             ("diffusion restore", "teacher", "training pairs"),
@@ -127,6 +136,7 @@ class MakePseudoTargets(host.Node):
         seed: int,
         gate: float,
         settings: str,
+        first_look: bool = False,
         **own: Any,
     ) -> io.NodeOutput:
         config = changed(recipe(restorer.network), {"targets.seed": seed, "gate.limit": gate})
@@ -140,16 +150,39 @@ class MakePseudoTargets(host.Node):
             )
             config = changed(config, {"targets.sampler": sampler, "targets.batch_size": own["batch_size"]})
         run, found = faces.opened()
+        if first_look:
+            return cls.look(run, restorer, prior, config)
         made_with = fingerprint(restorer.network.sha256, prior.network.sha256, asdict(config.targets))
         run = with_settings(run, "targets", made_with)
         faces = replace(faces, folder=run.folder)
         run, found = faces.opened()
         progress = host.Progress(cls, "making targets ...")
         with run.locked(), host.on_device(restorer, prior, faces=config.targets.batch_size):
+            if not any((run.targets / f"{name}.png").exists() for name in found.names):
+                lq = found.batch(0, MEASURED_FACES)
+                pace = measure_targets(lq, restorer.network, prior.network, config.targets)
+                host.say(cls, lines(["making targets ...", *forecast(pace, len(found), config).lines()]))
             accepted, made_from = make_targets(
                 run, found, restorer.network, prior.network, config, triplets(progress, run, found)
             )
         return paired(cls, run, found, accepted, Pairs(faces, made_from, prior, config), progress)
+
+    @classmethod
+    def look(cls, run: Run, restorer: host.Managed, prior: host.Managed, config: AdaptConfig) -> io.NodeOutput:
+        """Three faces before and after a short tuning, on the node; its outputs hold nothing."""
+        base = host.for_training(restorer, config.finetune.micro_batch)
+        teacher = host.for_training(prior, config.targets.batch_size)
+        progress = host.Progress(cls, "a first look at three faces ...")
+        with torch.enable_grad():
+            step = group_by_group(progress)
+            seen = look_first(None, run, config, step, str(base.device), base, teacher)
+        del base, teacher
+        host.free()
+        then = "Switch first_look off to go on with all faces."
+        text = lines([", ".join(COLUMNS), seen.said, *seen.forecast.lines(), then])
+        picture = sheet([pictures for _, pictures in seen.rows])[None]
+        progress.end(picture)
+        return host.output(cls, *(host.nothing() for _ in target_outputs()), text=text, picture=picture)
 
 
 def triplets(progress: host.Progress, run: Run, faces: FaceSet) -> Callable[[str, int, int, Any], None]:
@@ -264,6 +297,11 @@ class FinetuneRestorer(host.Node):
         progress = host.Progress(cls, "tuning ...")
         look = Look(run, faces, targets, base, config, progress)
         with run.locked(), torch.enable_grad():
+            if not run.checkpoint.exists():
+                perceptual = None if base.tuned_by_codes else perceptual_term(config, features, base.device)
+                pace = measure_tuning(faces.batch(0, MEASURED_FACES), base, config, perceptual)
+                whole = forecast(pace, len(targets), replace(AdaptConfig(), finetune=config), drawn=True)
+                host.say(cls, lines(["tuning ...", *whole.lines()]))
             tuned, done, judgement = tune(
                 run, faces, targets, pairs.made_from, base, config, features,
                 progress, look, minutes_this_run,
@@ -314,7 +352,8 @@ class FinetuneRestorer(host.Node):
         """What the run came to. states: of its tunings, by what stands before the names of their curves."""
         host.free()
         report = read_json(run.folder / "report.json", {})
-        text = lines([f"{VERDICTS.get(report['verdict'], 'Not judged')}. {report['verdict_sentence']}", *said])
+        verdict = f"{VERDICTS.get(report['verdict'], 'Not judged')}. {report['verdict_sentence']}"
+        text = lines([verdict, *said, *(note for state in states.values() for note in state.notes)])
         finished = all(fraction_done(state, config) >= 1 for state in states.values())
         if not finished:
             with run.locked():

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from bfr_core import prior
+from bfr_core import cli, prior
 from bfr_core.checkpoints import sha256_of
 from bfr_core.cli import OPTIONS, build_parser, main, settings
 from bfr_core.images import read_image, write_image
@@ -35,6 +35,26 @@ def test_adapt_prints_a_summary_last(quick, tmp_path, capsys):
     assert summary["steps"] == 8 and summary["verdict"] == report["verdict"] in ("adopt", "keep_base", "cannot_tell")
     assert "damage of 2 faces that were not trained on" in report["verdict_sentence"]
     assert "<html" in (tmp_path / "report.html").read_text()
+
+
+def test_before_it_starts_it_says_how_long_and_how_much_memory(quick, tmp_path, capsys):
+    assert main([*quick, "--run", str(tmp_path)]) == 0
+    said = capsys.readouterr().err
+    assert said.index("10 faces will take") < said.index("report:")
+    assert main([*quick, "--run", str(tmp_path), "--iterations", "9"]) == 0
+    assert "will take" not in capsys.readouterr().err, "it goes on, and the bar says how long"
+
+
+def test_a_first_look_shows_three_faces_and_stops(quick, tmp_path, capsys):
+    assert main([*quick, "--run", str(tmp_path), "--first-look", "--json"]) == 0
+    said = capsys.readouterr()
+    summary = json.loads(said.out.splitlines()[-1])
+    assert summary["report"] == str(tmp_path / "first_look" / "report.html") and summary["steps"] == 8
+    assert summary["forecast"]["faces"] == 10 and sum(summary["forecast"]["seconds"].values()) > 0
+    assert "about 10 faces will take" in said.err and "is no verdict" in said.err
+    assert [path.name for path in tmp_path.iterdir()] == ["first_look"], "nothing of the adaptation itself"
+    report = json.loads((tmp_path / "first_look" / "report.json").read_text())
+    assert len(report["galleries"][0]["rows"]) == 3
 
 
 def test_the_stages_one_by_one_give_what_adapt_gives(quick, photos, tiny_restorer, tiny_prior, tmp_path):
@@ -283,6 +303,38 @@ def test_restore_keeps_names_and_goes_on_after_a_bad_file(photos, tiny_restorer,
     assert (summary["restored"], summary["failed"]) == (10, 1) and summary["problems"][0]["photo"] == "text.jpg"
     made = {p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*.png")}
     assert made == {p.relative_to(photos) for p in photos.rglob("*.png")}
+
+
+def test_restore_goes_on_where_it_was_stopped_as_it_says(photos, tiny_restorer, tmp_path, capsys, monkeypatch):
+    command = ["restore", str(photos), "--aligned", "--restorer", str(tiny_restorer), "--out", str(tmp_path / "out")]
+    real = cli.Bars.__call__
+
+    def cancelled(self, stage, step, total, detail):
+        real(self, stage, step, total, detail)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.Bars, "__call__", cancelled)
+    assert main(command) == 130
+    assert "cancelled; the same command goes on where this one stopped" in capsys.readouterr().err
+    monkeypatch.setattr(cli.Bars, "__call__", real)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.png")}
+    assert before and main([*command, "--json"]) == 0
+    said = capsys.readouterr()
+    summary = json.loads(said.out)
+    assert (summary["restored"], summary["kept"]) == (10 - len(before), len(before)) and not summary["problems"]
+    assert f"{len(before)} kept, made before in the same way" in said.err
+    assert all(p.stat().st_mtime_ns == time for p, time in before.items())
+    assert main([*command, "--again", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["restored"] == 10
+
+
+def test_a_command_that_does_not_go_on_does_not_say_so(photos, tmp_path, capsys, monkeypatch):
+    def cancelled(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.Bars, "__call__", cancelled)
+    assert main(["tone", str(photos), "--out", str(tmp_path / "out")]) == 130
+    assert "the same command starts from the beginning" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_line_and_keeps_what_was_made(quick, tmp_path, capsys, monkeypatch):

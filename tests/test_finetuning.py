@@ -17,7 +17,7 @@ from bfr_core.finetuning import (
     micro_batches,
     split,
 )
-from bfr_core.objectives import Pixels, weighted
+from bfr_core.objectives import Batch, Pixels, weighted
 from bfr_core.restorers import Restorer
 from bfr_core.transplant import damage_filter, transplanted
 
@@ -46,6 +46,28 @@ def toy():
 def pairs():
     clean = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     return [(0.5 * x, x) for x in clean]  # the damage: half the light
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(last):
+    """A callback that ends the tuning after this step."""
+
+    def stop(step, total, progress):
+        if step == last:
+            raise Stop
+
+    return stop
+
+
+def flat(state, path=""):
+    """What a checkpoint holds, by dotted path."""
+    if isinstance(state, dict | list | tuple):
+        items = state.items() if isinstance(state, dict) else enumerate(state)
+        return {k: v for name, part in items for k, v in flat(part, f"{path}.{name}").items()}
+    return {path: state}
 
 
 def same(a, b):
@@ -92,6 +114,107 @@ def test_a_checkpoint_of_other_faces_is_not_used(pairs, tmp_path):
     finetune(toy(), pairs, CONFIG, checkpoint=checkpoint, fingerprint="one folder")
     _, progress = finetune(toy(), pairs, CONFIG, checkpoint=checkpoint, fingerprint="another")
     assert len(progress.losses["l1"]) == CONFIG.iterations, "all steps were done again"
+
+
+@pytest.mark.parametrize("change", [{"micro_batch": 1}, {"micro_batch": 3}, {"recompute": True}], ids=str)
+def test_what_saves_memory_may_change_under_way(pairs, tmp_path, change):
+    """It ends as if nothing had been changed, but for rounding: adversarial term, examples and anchor included."""
+    config = replace(
+        CONFIG, adversarial=0.1, discriminator_features=8, anchor=0.5, transplant=0.5, micro_batch=4, lr=1e-3
+    )
+    examples = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    whole, expected = finetune(toy(), pairs, config, examples=examples)
+
+    checkpoint = tmp_path / "last.pt"
+    with pytest.raises(Stop):
+        finetune(toy(), pairs, config, checkpoint=checkpoint, examples=examples, callback=stop_at(5))
+    steps = []
+    other = replace(config, **change)
+    assert other.lasting == config.lasting
+    resumed, progress = finetune(
+        toy(), pairs, other, checkpoint=checkpoint, examples=examples, callback=lambda step, *_: steps.append(step)
+    )
+    assert min(steps) == 6 and not progress.notes
+    for name in ("l1", "adversarial", "discriminator"):
+        assert dict(progress.losses[name]) == pytest.approx(dict(expected.losses[name]), rel=1e-4), name
+    for a, b in zip(whole.module.state_dict().values(), resumed.module.state_dict().values(), strict=True):
+        assert torch.allclose(a, b, atol=2e-5)
+
+
+def test_another_interval_of_comparisons_holds_from_the_next_on_and_is_noted(pairs, tmp_path):
+    checkpoint = tmp_path / "last.pt"
+    with pytest.raises(Stop):
+        finetune(toy(), pairs, CONFIG, checkpoint=checkpoint, callback=stop_at(5))
+    config = replace(CONFIG, judge_every=3)
+    assert config.lasting == CONFIG.lasting
+    for _ in range(2):  # said once, and kept
+        _, progress = finetune(toy(), pairs, config, checkpoint=checkpoint)
+        assert [step for step, _ in progress.held_out] == [0, 4, 6, 9, 12]
+        assert progress.notes == ["judge_every was 4 up to step 5 and is 3 from the next comparison on"]
+
+
+def test_a_checkpoint_of_other_settings_is_kept_aside_named_and_gone_on_with(pairs, tmp_path, caplog):
+    checkpoint = tmp_path / "last.pt"
+    other = replace(CONFIG, lr=5e-3, texture=0.2)
+    with pytest.raises(Stop):
+        finetune(toy(), pairs, CONFIG, checkpoint=checkpoint, fingerprint="a", callback=stop_at(7))
+    before = checkpoint.read_bytes()
+    _, progress = finetune(toy(), pairs, other, checkpoint=checkpoint, fingerprint="b")
+    (kept,) = set(tmp_path.iterdir()) - {checkpoint}
+    assert kept.read_bytes() == before and len(progress.losses["l1"]) == 12
+    said = f"lr, texture changed since the checkpoint of step 7, which is kept as {kept.name}; tuning started anew"
+    assert progress.notes == [said] and said in caplog.text
+    assert finetune(toy(), pairs, other, checkpoint=checkpoint, fingerprint="b")[1].notes == [said], "and it stays said"
+
+    steps = []
+    _, progress = finetune(
+        toy(), pairs, CONFIG, checkpoint=checkpoint, fingerprint="a", callback=lambda step, *_: steps.append(step)
+    )
+    assert min(steps) == 8 and not progress.notes, "back at the earlier settings it goes on where that tuning was"
+    _, progress = finetune(toy(), pairs, other, checkpoint=checkpoint, fingerprint="b")
+    assert progress.step == 12 and progress.notes == [said]
+    assert len(list(tmp_path.iterdir())) == 2
+    finetune(toy(), pairs, other, checkpoint=checkpoint, fingerprint="c")
+    assert "faces, targets or the base restorer changed since the checkpoint of step 12" in caplog.text
+
+
+@pytest.mark.parametrize("where", ["first pass", "second pass", "anchor", "between passes"])
+def test_a_step_cancelled_half_way_leaves_nothing_different(pairs, tmp_path, monkeypatch, where):
+    config = replace(
+        CONFIG, adversarial=0.1, discriminator_features=8, anchor=0.5, transplant=0.5, trainable="lora", lr=1e-3
+    )
+    checkpoint, base, generator = tmp_path / "last.pt", toy(), torch.get_rng_state()
+    with pytest.raises(Stop):
+        finetune(base, pairs, config, checkpoint=checkpoint, callback=stop_at(5))
+    before = torch.load(checkpoint, weights_only=True)
+
+    calls = iter(range(100))
+    at = {"first pass": 0, "second pass": 1, "between passes": 1}
+
+    def cancelled(real, stops):
+        def call(*args):
+            if stops():
+                raise Stop
+            return real(*args)
+
+        return call
+
+    if where == "anchor":
+        monkeypatch.setattr(Pixels, "anchor", cancelled(Pixels.anchor, lambda: True))
+    elif where == "between passes":
+        monkeypatch.setattr(Batch, "placed", cancelled(Batch.placed, lambda: next(calls) == 1))
+    else:
+        loss = finetuning.discriminator_loss
+        monkeypatch.setattr(finetuning, "discriminator_loss", cancelled(loss, lambda: next(calls) == at[where]))
+    with pytest.raises(Stop):
+        finetune(base, pairs, config, checkpoint=checkpoint)
+    after = torch.load(checkpoint, weights_only=True)
+    assert list(flat(before)) == list(flat(after))
+    for name, value in flat(before).items():
+        other = flat(after)[name]
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, name
+    assert any("_u" in name for name in flat(before)), "the discriminator's norms are among what was compared"
+    assert torch.equal(generator, torch.get_rng_state())
 
 
 def test_more_iterations_continue(pairs, tmp_path):

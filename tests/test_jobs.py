@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from bfr_core import restore
 from bfr_core.adaptation import faces_of, leave_out
 from bfr_core.finetuning import Progress
-from bfr_core.images import read_image
+from bfr_core.images import read_image, write_image
 from bfr_core.jobs import Jobs, Outcome, adapt_restorer, find_faces, read_status, repair_photos, thinned
 from bfr_core.mixed import ONE_DAMAGE
 from bfr_core.restore import RestoreConfig
@@ -183,7 +184,8 @@ def test_a_record_of_a_later_version_is_read(tmp_path):
 def test_faces_then_adaptation_then_repair(photos, tiny_restorer, changes, tmp_path):
     jobs, run, restorer = Jobs(), Run(tmp_path / "run"), str(tiny_restorer)
     jobs.start(run, "faces", find_faces(run, photos, restorer, changes))
-    assert jobs.wait(run).state == "done"
+    status = jobs.wait(run)
+    assert status.state == "done" and status.notes[0].startswith("10 faces will take"), status
     leave_out(run, ["face 0"])
     jobs.start(run, "adapt", adapt_restorer(run, photos, restorer, changes, "cpu"))
     status = jobs.wait(run, 120)
@@ -198,6 +200,64 @@ def test_faces_then_adaptation_then_repair(photos, tiny_restorer, changes, tmp_p
         archive.extract("face 0.png", tmp_path)
     assert read_image(tmp_path / "face 0.png").shape == (3, 32, 32)
     assert status.notes == ("10 restored",) and not (run.folder / "repaired" / "under way").exists()
+
+
+def test_while_it_adapts_it_says_how_long_that_takes_and_then_what_happened(photos, tiny_restorer, changes, tmp_path):
+    jobs, run = Jobs(), Run(tmp_path / "run")
+    many = changes | {"finetune.iterations": 4000}
+    jobs.start(run, "adapt", adapt_restorer(run, photos, str(tiny_restorer), many, "cpu"))
+    until(lambda: jobs.status(run).stage == "finetune" and jobs.status(run).step > 3, 120)
+    assert jobs.status(run).notes[0].startswith("10 faces will take")
+    jobs.cancel(run)
+    step = jobs.wait(run).step
+    few = changes | {"finetune.iterations": step + 2, "finetune.judge_every": 2}
+    jobs.start(run, "adapt", adapt_restorer(run, photos, str(tiny_restorer), few, "cpu"))
+    (note,) = jobs.wait(run, 120).notes
+    assert note.startswith("judge_every was 3 up to step") and note.endswith("is 2 from the next comparison on")
+    assert note in run.report.read_text()
+
+
+def test_a_forecast_that_cannot_be_made_leaves_the_faces(photos, tiny_restorer, changes, tmp_path):
+    jobs, run = Jobs(), Run(tmp_path / "run")
+    wrong = changes | {"prior": str(tmp_path / "none.safetensors")}
+    jobs.start(run, "faces", find_faces(run, photos, str(tiny_restorer), wrong))
+    status = jobs.wait(run)
+    assert status.state == "done" and "none.safetensors" in status.notes[0] and len(faces_of(run)) == 10
+
+
+def test_a_stopped_repair_goes_on_where_it_was(photos, tiny_restorer, tmp_path, monkeypatch):
+    jobs, run, written = Jobs(), Run(tmp_path / "run"), []
+    real = restore._write
+
+    def write(job, *how):
+        written.append(job.name)
+        time.sleep(0.05)
+        return real(job, *how)
+
+    monkeypatch.setattr(restore, "_write", write)
+    config = RestoreConfig(batch_size=1)
+    work = repair_photos(run, photos, str(tiny_restorer), config, aligned=True, device="cpu")
+    jobs.start(run, "repair", work)
+    until(lambda: jobs.status(run).step >= 3)
+    jobs.cancel(run)
+    assert jobs.wait(run).state == "cancelled" and not list(run.folder.rglob("*.zip"))
+    before = list(written)
+    assert 3 <= len(before) < 10
+    jobs.start(run, "repair", work)
+    status = jobs.wait(run)
+    assert status.state == "done" and sorted(written) == sorted({*before, *written}), "none is made twice"
+    assert status.notes == (f"{10 - len(before)} restored, {len(before)} done before it was stopped",)
+    with zipfile.ZipFile(run.folder / status.file) as archive:
+        assert len(archive.namelist()) == 10 and all(name.endswith(".png") for name in archive.namelist())
+    assert not (run.folder / "repaired" / "under way").exists()
+
+
+def test_what_a_stopped_repair_of_other_photos_left_is_in_no_zip(photos, tiny_restorer, tmp_path):
+    jobs, run = Jobs(), Run(tmp_path / "run")
+    write_image(run.folder / "repaired" / "under way" / "other.png", torch.zeros(3, 32, 32))
+    jobs.start(run, "repair", repair_photos(run, photos, str(tiny_restorer), RestoreConfig(), True, device="cpu"))
+    with zipfile.ZipFile(run.folder / jobs.wait(run).file) as archive:
+        assert len(archive.namelist()) == 10 and "other.png" not in archive.namelist()
 
 
 def test_photos_of_one_damage_are_adapted_to_as_one(photos, tiny_restorer, changes, tmp_path):

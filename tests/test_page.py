@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from bfr_core import hosted as hosted_module
+from bfr_core import jobs
 from bfr_core import page as page_module
 from bfr_core.adaptation import left_out_of
 from bfr_core.cli import main
@@ -115,6 +116,51 @@ def test_files_of_others_stay_whatever_the_page_does(page, adapted, photos):
     assert sorted(kept) == sorted(p.relative_to(run).as_posix() for p in strangers if run in p.parents)
     assert all(path.read_bytes() == b"precious" for path in [*strangers, *made])
     assert adapted not in page.names()
+
+
+def test_a_first_look_is_shown_and_the_adaptation_is_still_to_come(page, photos):
+    name, _ = page.new_run("album", [], str(photos), FEW)
+    assert "10 faces will take" in page.state(name) if finished(page, name) else ""
+    assert page.first_look(name) == ""
+    before = page.stamp(name)
+    page.look_first(name, FEW)
+    status = finished(page, name)
+    assert (status.kind, status.file) == ("look", "first_look/report.html")
+    shown = page.first_look(name)
+    assert shown.count("<img") == 12 and "3 faces and 4 of 4 steps" in shown and "10 faces will take" in shown
+    assert page.stamp(name) != before and page.verdict(name) == "" and page.names() == ["album"]
+    with pytest.raises(ValueError, match="adapt first"):
+        page.save(name)
+    page.adapt(name, FEW)
+    finished(page, name)
+    assert judged(page.verdict(name)) and page.first_look(name) == shown
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_stopped_repair_goes_on_with_its_photos(page, adapted, photos, named, monkeypatch):
+    with pytest.raises(ValueError, match="drop the photos"):
+        page.repair(adapted, [], "", aligned=True)
+    real, tell = jobs.restore_folder, []
+
+    def stops(*given, callback, **how):
+        def once(step, steps, preview):
+            tell.append(step)
+            if len(tell) == 1:
+                page.stop(adapted)
+            callback(step, steps, preview)
+
+        return real(*given, callback=once, **how)
+
+    monkeypatch.setattr(jobs, "restore_folder", stops)
+    given = [upload(page, f"{i}.png") for i in range(10)] if not named else []
+    page.repair(adapted, given, str(photos) if named else "", aligned=True)
+    assert page.jobs.wait(page.run(adapted), 60).state == "cancelled"
+    page.repair(adapted, [], "", aligned=True)
+    status = finished(page, adapted)
+    assert "done before it was stopped" in status.notes[0]
+    assert len(zipfile.ZipFile(page.repaired(adapted)).namelist()) == 10
+    with pytest.raises(ValueError, match="drop the photos"):
+        page.repair(adapted, [], "", aligned=True)
 
 
 def test_a_face_is_left_out_and_taken_back(page, photos):

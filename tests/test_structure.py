@@ -51,6 +51,7 @@ LAYERS = (
         "pictures",
     ),
     (
+        "restoration",
         "restore",
         "pseudo_targets",
         "objectives",
@@ -58,6 +59,8 @@ LAYERS = (
         "gate",
         "album",
         "adaptation",
+        "forecast",
+        "first_look",
         "ablation",
         "benchmark",
         "paper_table",
@@ -112,7 +115,13 @@ KEPT_TO = {
 }
 PACKAGE_OF = {"PIL": "pillow", "skimage": "scikit-image", "cv2": "opencv-python-headless"}
 OWN = {"bfr_core", "nodes", "installation", "install", "tools", "tests"}
-OWN |= {"train_embedded", "pack_faces", "published_shapes", "api_graph", "node_help"}  # in tools/, which the tests can import
+OWN |= {
+    "train_embedded",
+    "pack_faces",
+    "published_shapes",
+    "api_graph",
+    "node_help",
+}  # in tools/, which the tests can import
 FOLDERS = (
     "bfr_core",
     "installation",

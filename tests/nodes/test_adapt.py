@@ -51,6 +51,37 @@ def test_everything_lies_below_the_output(run: Run, models: tuple[Any, Any], pai
     assert host.asked.index("free True") < host.asked.index("empty"), "memory was asked for, and given back"
 
 
+def test_a_first_look_shows_three_faces_and_stops_what_comes_behind(
+    run: Run, models: tuple[Any, Any], faces: Any, host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restorer, prior = models
+    host.texts.clear()
+    monkeypatch.setattr("bfr_core.first_look.LEAST_SECONDS", 0.5)
+    monkeypatch.setattr("bfr_core.first_look.SECONDS", 0.5)
+    folder = host.root / "output/bfr_runs/my_run"
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    out = run("BFR_MakePseudoTargets", faces=faces, restorer=restorer, prior=prior, first_look=True)
+    assert len(out) == 5 and all(type(value).__name__ == "Blocker" for value in out)
+    assert {p: p.read_bytes() for p in before} == before
+    place = folder / "first_look"
+    assert {p for p in folder.rglob("*") if p.is_file()} - set(before) == {p for p in place.rglob("*") if p.is_file()}
+    assert "3 faces and" in host.texts[-1] and "10 faces will take" in host.texts[-1]
+    assert not restorer.network.module.training and host.previews
+
+
+def test_the_nodes_say_how_long_they_will_take(run: Run, models: tuple[Any, Any], faces: Any, host: Any) -> None:
+    restorer, prior = models
+    host.texts.clear()
+    pairs = run("BFR_MakePseudoTargets", faces=faces, restorer=restorer, prior=prior, gate=0.0)[0]
+    assert "10 faces will take" in host.texts[1] and len(pairs.opened()[2]) == 10
+    host.texts.clear()
+    run("BFR_FinetuneRestorer", pairs=pairs, restorer=restorer, **TUNING)
+    assert "10 faces will take" in host.texts[1]
+    host.texts.clear()
+    run("BFR_FinetuneRestorer", pairs=pairs, restorer=restorer, **TUNING | {"iterations": 8})
+    assert not any("will take" in text for text in host.texts), "it goes on"
+
+
 def test_weights_that_the_host_moved_in_inference_mode_can_be_tuned(
     run: Run, models: tuple[Any, Any], pairs: Any, host: Any
 ) -> None:
