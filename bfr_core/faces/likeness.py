@@ -25,7 +25,9 @@ CANNOT_TELL = "cannot tell"
 
 Distances = Sequence[float] | np.ndarray | Tensor
 Embed = Callable[[Tensor], Tensor]  # standard crops (B, 3, S, S) RGB in [0, 1] -> (B, D)
-Damage = Callable[[Tensor], Tensor]  # faces (B, 3, S, S) RGB in [0, 1] -> the same with the folder's damage on them
+# Faces (B, 3, S, S) RGB in [0, 1] -> the same with the folder's damage on them, drawn anew at every call.
+Damage = Callable[[Tensor], Tensor]
+DRAWS = 4  # of the damage: one draw's noise moves an embedding too, the mean of four hardly
 
 
 # ---------------------------------------------------------------- distances
@@ -53,20 +55,32 @@ def distances_to_strangers(embeddings: Tensor, others: Tensor) -> Tensor:
     return every[~torch.eye(len(every), dtype=torch.bool)].view(len(every), -1)
 
 
-def like_with_like(lq: Tensor, restored: Tensor, damage: Damage, embed: Embed) -> Tensor:
+def embedding_under(damage: Damage, faces: Tensor, embed: Embed, draws: int = DRAWS) -> Tensor:
+    """Where faces lie under a damage, the mean embedding over some draws of it: (B, 3, S, S) in [0, 1] -> (B, D).
+
+    Raises ValueError for less than one draw, or if `damage` gives another number of faces back.
+    """
+    if draws < 1:
+        raise ValueError(f"draws is {draws}; the damage must be drawn at least once")
+    found = []
+    for _ in range(draws):
+        lq = damage(faces)
+        if len(lq) != len(faces):
+            raise ValueError(f"of {len(faces)} faces {len(lq)} were damaged again; the numbers must be equal")
+        found.append(embed(lq))
+    return torch.stack(found).mean(0)
+
+
+def like_with_like(lq: Tensor, restored: Tensor, damage: Damage, embed: Embed, draws: int = DRAWS) -> Tensor:
     """Distance of each damaged face to its restored face under the same damage: -> (B,).
 
     lq, restored: (B, 3, S, S) RGB in [0, 1], standard crops cut by the same points; the sizes may differ, since `embed`
-    looks at both in the same way. damage: puts the folder's damage on the restored faces once more, and gives
-    as many faces back. Raises ValueError if the numbers of faces differ.
+    looks at both in the same way. damage: puts the folder's damage on the restored faces once more. draws: see
+    `embedding_under`. Raises ValueError if the numbers of faces differ.
     """
-    again = damage(restored)
-    if not len(lq) == len(restored) == len(again):
-        raise ValueError(
-            f"there are {len(lq)} damaged and {len(restored)} restored faces, of which {len(again)} were damaged "
-            "again; the numbers must be equal"
-        )
-    return likeness_distance(embed(lq), embed(again))
+    if len(lq) != len(restored):
+        raise ValueError(f"there are {len(lq)} damaged and {len(restored)} restored faces; the numbers must be equal")
+    return likeness_distance(embed(lq), embedding_under(damage, restored, embed, draws))
 
 
 # ---------------------------------------------------------------- how far is too far

@@ -16,6 +16,7 @@ from bfr_core.faces.likeness import (
     LikenessConfig,
     calibrate,
     distances_to_strangers,
+    embedding_under,
     judge,
     like_with_like,
     likeness_distance,
@@ -58,10 +59,23 @@ def test_like_is_compared_with_like():
     assert like_with_like(lq, larger, darken, mean_colour).abs().max() < 1e-6
 
 
+def test_the_noise_of_one_draw_is_averaged_away():
+    """Under a damage that adds a random tint, four draws lie half as far from where the face lies on average."""
+    faces, generator = torch.full((500, 3, 2, 2), 0.5), torch.Generator().manual_seed(0)
+
+    def tinted(some: Tensor) -> Tensor:
+        return some + 0.1 * torch.randn(len(some), 3, 1, 1, generator=generator)
+
+    one, four = (embedding_under(tinted, faces, mean_colour, draws).sub(0.5).square().mean().sqrt() for draws in (1, 4))
+    assert one == pytest.approx(0.1, rel=0.1) and four == pytest.approx(0.05, rel=0.1)
+    with pytest.raises(ValueError, match="draws is 0"):
+        embedding_under(tinted, faces, mean_colour, 0)
+
+
 def test_unequal_numbers_are_refused():
     with pytest.raises(ValueError, match="4 damaged and 3 restored"):
         like_with_like(torch.rand(4, 3, 8, 8), torch.rand(3, 3, 8, 8), lambda faces: faces, mean_colour)
-    with pytest.raises(ValueError, match="1 were damaged again"):
+    with pytest.raises(ValueError, match="of 2 faces 1 were damaged again"):
         like_with_like(torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8), lambda faces: faces[:1], mean_colour)
     with pytest.raises(ValueError, match="both must be"):
         likeness_distance(torch.rand(2, 3), torch.rand(3, 3))

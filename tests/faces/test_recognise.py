@@ -126,7 +126,7 @@ def test_a_down_block_fills_what_is_missing_below_and_to_the_right():
     face = torch.arange(64.0).view(1, 1, 8, 8)
     # The convolutions give 3 x 3, the shortcut 4 x 4 in one channel: a zero channel is appended to the shortcut.
     assert torch.equal(block(face), torch.cat([F.avg_pool2d(face, 2), torch.zeros(1, 1, 4, 4)], 1))
-    torch.nn.init.ones_(block.conv2.bias)
+    torch.nn.init.ones_(dict(block.named_parameters())["conv2.bias"])
     plus = F.pad(torch.ones(3, 3), (0, 1, 0, 1))
     assert torch.equal(block(face)[0, 1], plus)
 

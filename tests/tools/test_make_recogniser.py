@@ -20,9 +20,10 @@ from bfr_core.faces.recognise import EMBEDDED, RecogniserNet, load_recogniser
 
 def shapes() -> dict[str, tuple[int, ...]]:
     """Name in the published file -> its shape."""
-    net, found = RecogniserNet(), {"fc": (256, 128)}
+    weights = RecogniserNet().state_dict()
+    found: dict[str, tuple[int, ...]] = {"fc": (256, 128)}
     for ours, theirs in names().items():
-        out, into, height, width = net.get_submodule(ours).weight.shape
+        out, into, height, width = weights[f"{ours}.weight"].shape
         found[f"{theirs}/conv/filters"] = (height, width, into, out)
         found |= {f"{theirs}/{part}": (out,) for part in ("conv/bias", "scale/weights", "scale/biases")}
     return found
@@ -49,8 +50,8 @@ def test_a_folded_convolution_does_what_the_two_layers_did():
     x = torch.rand(1, 32, 9, 9, dtype=torch.float64)
     plain = F.conv2d(x, theirs["conv/filters"].permute(3, 2, 0, 1), theirs["conv/bias"], stride=2)
     expected = plain * torch.from_numpy(scale).view(-1, 1, 1) + torch.from_numpy(shift).view(-1, 1, 1)
-    ours = [state[f"stage2.block0.conv1.{part}"].double() for part in ("weight", "bias")]
-    assert (F.conv2d(x, *ours, stride=2) - expected).abs().max() < 1e-3
+    weight, bias = (state[f"stage2.block0.conv1.{part}"].double() for part in ("weight", "bias"))
+    assert (F.conv2d(x, weight, bias, stride=2) - expected).abs().max() < 1e-3
 
 
 def test_bytes_are_unpacked_by_their_scale_and_floats_are_taken_as_they_are():
@@ -90,7 +91,7 @@ def test_the_archive_becomes_a_file_that_loads_and_another_is_refused(tmp_path, 
     assert "is not the archive" in caplog.text and not target.exists()
     monkeypatch.setattr(make_recogniser, "SHA256", sha256_of(archive))
     assert make_recogniser.main([str(archive), "--out", str(target)]) == 0
-    weight = load_recogniser(target).get_submodule("stage5.block0.conv2").weight
+    weight = load_recogniser(target).state_dict()["stage5.block0.conv2.weight"]
     assert torch.equal(weight, folded(tensors)["stage5.block0.conv2.weight"].float())
     assert make_recogniser.main([str(tmp_path / "none.tgz")]) == 2
 
