@@ -201,6 +201,7 @@ def judge(
 ) -> list[str]:
     """`SAME`, `MAY_BE`, `OTHER` or `CANNOT_TELL` for each face.
 
+    Of a restored face, `SAME` says that it agrees with what the damaged photo still shows, and no more.
     distances: (B,), found by the comparison that `calibration` was made for; nan where there is none. strangers: (B, M)
     distances of the same damaged faces to M other people's restored faces under the same damage; a face to which
     more of them are near than the calibration's `most_missed` says nothing about who it is. readable: (B,) whether the
