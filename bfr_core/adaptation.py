@@ -17,7 +17,6 @@ from torch import Tensor
 
 from .album import MOST_EXAMPLES, AlbumConfig, Clarity, Examples, clarity, is_good
 from .faces.align import crop_face
-from .faces.identity import find_recogniser, may_recognise
 from .faces.landmarks import load_landmark_net
 from .files.ownership import Ledger, claim, is_own, made_without_list, note, sha256_of
 from .finetuning import FinetuneConfig, Progress, Watch, finetune, split
@@ -588,7 +587,7 @@ def gate_targets(
     passes.
     """
     by_hand = made_by_hand(files)
-    print_ = fingerprint(made_from, sorted(files), asdict(config), redraw is not None, may_recognise(), *by_hand)
+    print_ = fingerprint(made_from, sorted(files), asdict(config), redraw is not None, *by_hand)
     found = read_json(run.gate, {})
     if found.get("fingerprint") != print_:
         found = _gated(run, faces, files, by_hand, config, redraw, callback)
@@ -625,12 +624,12 @@ def _gated(
     redraw: Redraw | None,
     callback: StageCallback | None,
 ) -> dict[str, Any]:
-    net, recogniser, names, parts = load_landmark_net(), find_recogniser(), list(files), []
+    net, names, parts = load_landmark_net(), list(files), []
     for start in range(0, len(names), GATE_BATCH):
         some = names[start : start + GATE_BATCH]
         lq = torch.stack([read_image(faces.folder / f"{name}.png") for name in some])
         targets = torch.stack([resize_square(read_image(files[name]), lq.shape[-1], files[name]) for name in some])
-        parts.append(look_at(lq, targets, net, recogniser))
+        parts.append(look_at(lq, targets, net))
         if callback:
             callback("gate", start + len(some), len(names), None)
     folder = joined(parts)
@@ -642,7 +641,7 @@ def _gated(
         lq = read_image(faces.folder / f"{name}.png")[None]
         for attempt in range(1, config.tries + 1):
             target = redraw(lq, [name], attempt) if redraw else lq
-            again = checks_of(look_at(lq, target, net, recogniser), folder)
+            again = checks_of(look_at(lq, target, net), folder)
             if not refusals(again, config, checks)[0]:
                 write_or_keep(run.redrawn / f"{name}.png", target[0])
                 records[name], reasons[name] = as_record(again, 0), ""

@@ -8,7 +8,7 @@ import torch
 
 from .adaptation import Adapted
 from .album import MOST_EXAMPLES
-from .faces.identity import Recognise, find_recogniser, likeness
+from .faces.identity import Recognise, likeness
 from .finetuning import FinetuneConfig, split
 from .images import read_image
 from .metrics import bootstrap_difference
@@ -20,13 +20,17 @@ ROWS = 12
 BATCH = 16
 SAME_PERSON = 0.5  # cosine of two photos; strict, so that hardly anyone is compared with somebody else
 LESS_LIKE = 0.01  # likeness that a face may lose before it is named: less is the recogniser's own noise
-NOT_MEASURED = "Identity was not measured: the face recogniser's file is not on this machine."
+NOT_MEASURED = "Identity was not measured: look yourself whether each face is still the person."
 
 LOOK = "Look at the faces below, first at those that it was not trained on, before you use it."
 
 
-def report_adaptation(result: Adapted, config: FinetuneConfig) -> Path:
-    """Write report.html and report.json of a finished adaptation; faces held out of the tuning come first."""
+def report_adaptation(result: Adapted, config: FinetuneConfig, recogniser: Recognise | None = None) -> Path:
+    """Write report.html and report.json of a finished adaptation; faces held out of the tuning come first.
+
+    recogniser: standard crops -> directions of length 1, by which the report says whether each face is still the
+    person; without one it says that this was not measured.
+    """
     names = [name for name in result.faces.names if name in result.targets]
     trained, held = split(len(names), config)
     chosen = (held + trained)[:ROWS]
@@ -38,7 +42,6 @@ def report_adaptation(result: Adapted, config: FinetuneConfig) -> Path:
         target = torch.nn.functional.interpolate(read_image(result.targets[name])[None], lq.shape[-2:], mode="area")[0]
         rows.append((name if i in trained else f"{name} (not trained on)", [lq, base, target, tuned]))
     progress = result.progress
-    recogniser = find_recogniser(result.restorer.device)
     likenesses = measure_identity(result, recogniser)
     known = measure_against_good(result, recogniser)
     data = ReportData(
@@ -102,7 +105,7 @@ def identity_tables(likenesses: dict[str, tuple[float, float]]) -> list[Table]:
     dropped = sorted((after - before, name) for name, (before, after) in likenesses.items())
     dropped = [(drop, name) for drop, name in dropped if drop < -LESS_LIKE]
     note = (
-        f"Cosine of ArcFace directions, restored face to damaged photo; the adapted restorer changes it by "
+        f"Cosine of the recogniser's directions, restored face to damaged photo; the adapted restorer changes it by "
         f"{change.mean:+.3f} ({change.low:+.3f} to {change.high:+.3f}) on average. "
         f"{len(dropped)} of {len(likenesses)} faces became less like the photo: look at them."
     )
@@ -137,8 +140,8 @@ def good_photo_tables(known: dict[str, tuple[str, float, float]]) -> list[Table]
         return []
     change = bootstrap_difference([tuned for *_, tuned in known.values()], [base for _, base, _ in known.values()])
     note = (
-        "Cosine of ArcFace directions, restored face to the good face that its damaged photo is most like; the adapted "
-        f"restorer changes it by {change.mean:+.3f} ({change.low:+.3f} to {change.high:+.3f}) on average."
+        "Cosine of the recogniser's directions, restored face to the good face that its damaged photo is most like; "
+        f"the adapted restorer changes it by {change.mean:+.3f} ({change.low:+.3f} to {change.high:+.3f}) on average."
     )
     rows = [
         (name, good, f"{base:.3f}", f"{tuned:.3f}", f"{tuned - base:+.3f}")

@@ -122,6 +122,8 @@ OWN |= {
     "api_graph",
     "node_help",
 }  # in tools/, which the tests can import
+OWN |= {"train_embedded", "published_shapes", "api_graph", "node_help"}  # in tools/, which the tests can import
+OWN |= {"make_recogniser"}
 FOLDERS = (
     "bfr_core",
     "installation",

@@ -1,6 +1,7 @@
-"""Is it still the same person? ArcFace, built from facexlib's layers and loaded through our loader, where its file is.
+"""ArcFace as an extra measure of `evaluate`, where its file is: built from facexlib's layers, loaded by our loader.
 
-Source: arXiv:1801.07698. Without its file identity is not measured, and nothing stands in for it.
+The terms of its file are not stated, so nothing else asks for it; the recogniser that ships is in `recognise`.
+Source: arXiv:1801.07698. Without its file this measure is left out.
 """
 
 from __future__ import annotations

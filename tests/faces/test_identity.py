@@ -1,6 +1,8 @@
 """ArcFace: built from a file by our own loader; where it is missing, that is said and nothing stands in for it."""
 
 import logging
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,3 +68,19 @@ def test_an_unfit_file_is_one_clear_line(folder, content, caplog):
     assert find_recogniser() is None
     (record,) = caplog.records
     assert "identity is not measured" in record.message and "\n" not in record.message
+
+
+def test_no_run_depends_on_it():
+    """It is an extra measure of `evaluate`, and `verify-real` looks whether its file is sound."""
+    core = Path(__file__).resolve().parents[2] / "bfr_core"
+    users = {
+        path.relative_to(core).as_posix()
+        for path in core.rglob("*.py")
+        if {"find_recogniser", "Recogniser(", "may_recognise"} & set(words_of(path.read_text(encoding="utf-8")))
+    }
+    assert users == {"faces/identity.py", "evaluate.py", "verification.py"}
+
+
+def words_of(text):
+    """Names, and names that are called."""
+    return [word for match in re.finditer(r"\w+\(?", text) for word in (match[0], match[0].rstrip("("))]

@@ -1,0 +1,395 @@
+"""How well does the embedded recogniser tell people apart, group by group, and is a restored face still the person?
+
+    python benchmarks/likeness.py --shared DIR
+
+DIR holds portraits/, second_photos/, faces_t2i/ and diverse/, each with its landmarks.json. The restorer has seen no
+held-out portrait and no face of diverse/; nothing is tuned. Written to results/likeness.json; without --shared the
+tables of what is there are printed. Three parts:
+
+- recogniser: a face against its damaged copy and against a second photograph. Strangers are of the same group.
+- comparison: what distance says best whether a restored face is the person? The damaged face against the restored one,
+  against the restored one damaged again (four other draws of the same kind of damage), and the clean face against it.
+- verdict: limits from every second person, words for the others, also where what was put before it is a stranger, or
+  the mean of a person and a stranger.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from people import recorded_sex, stated_searches, thirds, typology_angle
+
+from bfr_core.benchmark import damaged, restored_by
+from bfr_core.faces.align import Face, crop_face, similarity, template
+from bfr_core.faces.likeness import (
+    CANNOT_TELL,
+    MAY_BE,
+    OTHER,
+    SAME,
+    LikenessConfig,
+    calibrate,
+    distances_to_strangers,
+    embedding_under,
+    judge,
+    likeness_distance,
+    true_accepts,
+)
+from bfr_core.faces.recognise import RecogniserNet, chip_of, embed, embed_faces, load_recogniser
+from bfr_core.images import read_image, replace_atomically
+from bfr_core.metrics import wilson_interval
+from bfr_core.restorers import load_restorer
+
+DAMAGES = ("camera_x4", "camera_x8", "sensor", "film_grain", "halftone", "motion_jpeg")
+SIZE = 128
+ORDER = ("second_photos", "portraits, held out", "diverse", "faces_t2i")
+RESTORED = ORDER[1:3]  # the restorer that ships has seen none of these
+PLAIN, LIKE, TRUE = "damaged and restored", "damaged and damaged again", "clean and restored"
+WORDS = (SAME, MAY_BE, OTHER, CANNOT_TELL)
+PUT = ("doing nothing", "restored", "the clean face", "half a stranger", "a stranger")
+KNOWN, ASKED = slice(0, None, 2), slice(1, None, 2)  # faces that limits are made from, faces that words are counted on
+EVERYONE = "everyone"
+CLOSE_PAIRS = 0.5  # the README of second_photos leaves out seven of its pairs for a strict test: their distance is more
+FALSE_ACCEPTS = 0.01
+QUANTILES = (0.05, 0.5, 0.95)
+RESULTS = Path(__file__).parent / "results" / "likeness.json"
+HELD_OUT = Path(__file__).parents[1] / "bfr_core" / "embedded" / "held_out.txt"
+Record = dict[str, Any]
+
+
+class People(NamedTuple):
+    """Faces of different people. faces: (N, 3, 128, 128) standard crops; clean: (N, 128) embeddings of the photos."""
+
+    names: list[str]
+    faces: Tensor
+    clean: Tensor
+    groups: dict[str, str]
+
+    def members(self) -> dict[str, list[int]]:
+        """Group -> places of its faces, everyone first."""
+        found = {EVERYONE: list(range(len(self.names)))}
+        for group in sorted(set(self.groups.values())):
+            found[group] = [i for i, name in enumerate(self.names) if self.groups.get(name) == group]
+        return {group: places for group, places in found.items() if len(places) > 1}
+
+
+# ---------------------------------------------------------------- data
+
+
+def read_people(folder: Path, names: list[str], net: RecogniserNet) -> tuple[People, dict[str, Record]]:
+    """The named faces of a folder, in no groups yet, and the folder's landmarks.json."""
+    records = json.loads((folder / "landmarks.json").read_text(encoding="utf-8"))
+    faces, clean = [], []
+    for name in names or sorted(records):
+        photo, points = read_image(folder / name), np.array(records[name]["landmarks"])
+        faces.append(crop_face(photo, Face(points), SIZE).clamp(0, 1))
+        clean.append(embed(net, chip_of(photo, points)[None]))
+    return People(names or sorted(records), torch.stack(faces), torch.cat(clean), {}), records
+
+
+def skin_tones(people: People, records: dict[str, Record]) -> dict[str, str]:
+    """Face -> third of the typology angle; black and white photographs have none."""
+    angles = {}
+    for name, face in zip(people.names, people.faces, strict=True):
+        if not records[name]["grey"]:
+            points = np.array(records[name]["landmarks"])
+            matrix = similarity(points, template(SIZE))
+            angles[name] = typology_angle(face, points @ matrix[:, :2].T + matrix[:, 2])
+    return thirds(angles)
+
+
+def read_real(shared: Path, net: RecogniserNet) -> dict[str, People]:
+    """The two sets of `RESTORED`, in groups."""
+    portraits, _ = read_people(shared / "portraits", HELD_OUT.read_text(encoding="utf-8").split(), net)
+    diverse, records = read_people(shared / "diverse", [], net)
+    tones = skin_tones(diverse, records)
+    return dict(zip(RESTORED, (portraits._replace(groups=recorded_sex()), diverse._replace(groups=tones)), strict=True))
+
+
+def read_drawn(shared: Path, net: RecogniserNet) -> dict[str, People]:
+    """The people who do not exist, by the search that their sheet states."""
+    drawn, records = read_people(shared / "faces_t2i", [], net)
+    searches = stated_searches({name: records[name]["sheet"] for name in drawn.names})
+    return {"faces_t2i": drawn._replace(groups=searches)}
+
+
+# ---------------------------------------------------------------- the recogniser by itself
+
+
+def pair_records(what: str, kind: str, people: People, first: Tensor, second: Tensor) -> list[Record]:
+    """A record a group: genuine pairs are face i of both, strangers face i and another face j of the same group."""
+    common = true_accepts(likeness_distance(first, second), distances_to_strangers(first, second), FALSE_ACCEPTS).limit
+    found = []
+    for group, places in people.members().items():
+        genuine = likeness_distance(first[places], second[places])
+        strangers = distances_to_strangers(first[places], second[places]).flatten()
+        accepts = true_accepts(genuine, strangers, FALSE_ACCEPTS)
+        found.append(
+            {
+                "set": what,
+                "damage": kind,
+                "group": group,
+                "faces": len(places),
+                "genuine": rounded(np.quantile(genuine.numpy(), QUANTILES)),
+                "strangers": rounded(np.quantile(strangers.numpy(), (0.01, 0.5))),
+                "limit": round(accepts.limit, 4),
+                "true_accepts": rounded(accepts.share),
+                "common_limit": round(common, 4),
+                "true_at_common": rounded(wilson_interval(int((genuine < common).sum()), len(genuine))),
+                "false_at_common": round(float((strangers < common).double().mean()), 5),
+            }
+        )
+    return found
+
+
+def second_photographs(shared: Path, net: RecogniserNet) -> list[Record]:
+    """Two photographs of one person, against those of others; by recorded sex."""
+    folder = shared / "second_photos"
+    records = json.loads((folder / "landmarks.json").read_text(encoding="utf-8"))
+    names = sorted(name for name, record in records.items() if record["distance"] < CLOSE_PAIRS)
+    second, _ = read_people(folder, names, net)
+    first, _ = read_people(shared / "portraits", names, net)
+    people = first._replace(groups=recorded_sex())
+    return pair_records("second_photos", "another photograph", people, first.clean, second.clean)
+
+
+# ---------------------------------------------------------------- a restored face
+
+
+class Compared(NamedTuple):
+    """Distances of N faces by one way to compare.
+
+    genuine: (N,) to their restored faces. strangers: (N, N - 1) to the restored faces of the others. known: (M, M - 1)
+    the same among those at `KNOWN`. to: one of `PUT`, in the place of the restored face -> (N // 2,), of the faces at
+    `ASKED` alone.
+    """
+
+    genuine: Tensor
+    strangers: Tensor
+    known: Tensor
+    to: dict[str, Tensor]
+
+
+def compare(people: People, kind: str, lq: Tensor, restored: Tensor, net: RecogniserNet) -> dict[str, Compared]:
+    """Way to compare -> the distances by it."""
+
+    def plain(faces: Tensor) -> Tensor:
+        return embed_faces(net, faces)
+
+    def again(faces: Tensor) -> Tensor:
+        seeds = count(1)  # a draw each
+        return embedding_under(lambda some: damaged(some, kind, next(seeds), "again"), faces, plain)
+
+    half = (restored + restored.roll(-1, 0)) / 2
+    photo, clean = plain(lq), plain(people.faces)
+    seen = {"restored": plain(restored), "doing nothing": photo[ASKED], "the clean face": clean[ASKED]}
+    seen["half a stranger"] = plain(half[ASKED])
+    seen_again = {"restored": again(restored), "doing nothing": again(lq[ASKED])}
+    seen_again |= {"the clean face": again(people.faces[ASKED]), "half a stranger": again(half[ASKED])}
+    return {PLAIN: distances_of(photo, seen), LIKE: distances_of(photo, seen_again), TRUE: distances_of(clean, seen)}
+
+
+def distances_of(own: Tensor, seen: dict[str, Tensor]) -> Compared:
+    """own: (N, 128) embeddings of what is compared with. seen: those of what is put before it, see `Compared`."""
+    restored = seen["restored"]
+    put = seen | {"restored": restored[ASKED], "a stranger": restored.roll(-1, 0)[ASKED]}
+    to = {name: likeness_distance(own[ASKED], put[name]) for name in PUT}
+    known = distances_to_strangers(own[KNOWN], restored[KNOWN])
+    return Compared(likeness_distance(own, restored), distances_to_strangers(own, restored), known, to)
+
+
+def comparison_record(what: str, kind: str, way: str, compared: Compared) -> Record:
+    """What a way says of doing nothing, of the restorer, of the truth and of strangers."""
+    accepts = true_accepts(compared.genuine, compared.strangers, FALSE_ACCEPTS)
+    return {
+        "set": what,
+        "damage": kind,
+        "way": way,
+        "faces": len(compared.strangers),
+        "medians": {name: round(float(d.median()), 4) for name, d in compared.to.items()},
+        "true_accepts": rounded(accepts.share),
+    }
+
+
+def verdict_records(kind: str, way: str, sets: dict[str, Compared]) -> list[Record]:
+    """Limits from every second person of all sets together; how the words then fall on the others, set by set."""
+    genuine = torch.cat([compared.genuine[KNOWN] for compared in sets.values()])
+    strangers = torch.cat([compared.known.flatten() for compared in sets.values()])
+    calibration = calibrate(genuine, strangers, LikenessConfig())
+    found = []
+    for what, compared in sets.items():
+        asked = compared.strangers[ASKED]
+        words = {name: judge(distances, calibration, asked) for name, distances in compared.to.items()}
+        each = asked.repeat_interleave(asked.shape[1], 0)
+        words["any stranger"] = judge(asked.flatten(), calibration, each)
+        found.append(
+            {
+                "set": what,
+                "damage": kind,
+                "way": way,
+                "known": len(genuine),
+                "asked": len(asked),
+                "same": round(calibration.same, 4),
+                "other": round(calibration.other, 4),
+                "missed": rounded(calibration.missed),
+                "reason": calibration.reason,
+                "words": {name: {word: said.count(word) for word in WORDS} for name, said in words.items()},
+            }
+        )
+    return found
+
+
+def rounded(values: Any) -> list[float]:
+    return [round(float(value), 4) for value in values]
+
+
+# ---------------------------------------------------------------- everything
+
+
+def measure_recogniser(shared: Path, net: RecogniserNet) -> dict[str, list[Record]]:
+    records = second_photographs(shared, net)
+    for what, people in (read_real(shared, net) | read_drawn(shared, net)).items():
+        for kind in DAMAGES:
+            lq = damaged(people.faces, kind, 0, "measure")
+            records += pair_records(what, kind, people, people.clean, embed_faces(net, lq))
+            print(f"{what}, {kind}: done", file=sys.stderr, flush=True)
+    return {"recogniser": records}
+
+
+def measure_restored(shared: Path, net: RecogniserNet) -> dict[str, list[Record]]:
+    restorer = load_restorer()
+    sets = read_real(shared, net)
+    result: dict[str, list[Record]] = {"comparison": [], "verdict": []}
+    for kind in DAMAGES:
+        compared: dict[str, dict[str, Compared]] = {}
+        for what, people in sets.items():
+            lq = damaged(people.faces, kind, 0, "measure")
+            compared[what] = compare(people, kind, lq, restored_by(restorer, lq), net)
+            print(f"restored {what}, {kind}: done", file=sys.stderr, flush=True)
+        for way in (PLAIN, LIKE):
+            result["verdict"] += verdict_records(kind, way, {what: ways[way] for what, ways in compared.items()})
+        for what, ways in compared.items():
+            result["comparison"] += [comparison_record(what, kind, way, found) for way, found in ways.items()]
+    return result
+
+
+PARTS = {"recogniser": measure_recogniser, "restored": measure_restored}
+
+
+# ---------------------------------------------------------------- the tables
+
+
+def share(interval: list[float]) -> str:
+    mean, low, high = interval
+    return f"{mean:.3f} ({low:.3f} to {high:.3f})"
+
+
+def recogniser_table(records: list[Record]) -> list[str]:
+    """A row a group of a set: the mean over the damages, and the damage under which its faces are known again least."""
+    lines = [
+        "| set | group | faces | true accepts at 1 % false ones, mean | under the worst damage | there: genuine 5 %, "
+        "median, 95 % | strangers 1 %, median | false accepts at the limit of the whole set: mean, most |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for what in ORDER:
+        mine = [r for r in records if r["set"] == what]
+        for group in dict.fromkeys(r["group"] for r in mine):
+            of = [r for r in mine if r["group"] == group]
+            worst = min(of, key=lambda r: r["true_accepts"])
+            genuine, strangers = (", ".join(f"{value:.2f}" for value in worst[key]) for key in ("genuine", "strangers"))
+            false = [100 * r["false_at_common"] for r in of]
+            lines.append(
+                f"| {what} | {group} | {worst['faces']} | {np.mean([r['true_accepts'][0] for r in of]):.3f} | "
+                f"{worst['damage']} {share(worst['true_accepts'])} | {genuine} | {strangers} | "
+                f"{np.mean(false):.1f} %, {max(false):.1f} % |"
+            )
+    return lines
+
+
+def damages_table(records: list[Record]) -> list[str]:
+    """True accepts of real people under each damage, with intervals."""
+    lines = [f"| set | group | faces | {' | '.join(DAMAGES)} |", "|---" * (len(DAMAGES) + 3) + "|"]
+    for what in RESTORED:
+        mine = [r for r in records if r["set"] == what]
+        for group in dict.fromkeys(r["group"] for r in mine):
+            of = {r["damage"]: r for r in mine if r["group"] == group}
+            cells = [
+                f"{100 * mean:.0f} ({100 * low:.0f} to {100 * high:.0f})"
+                for mean, low, high in (of[kind]["true_accepts"] for kind in DAMAGES)
+            ]
+            lines.append(f"| {what} | {group} | {of[DAMAGES[0]]['faces']} | {' | '.join(cells)} |")
+    return lines
+
+
+def comparison_table(records: list[Record]) -> list[str]:
+    names = list(records[0]["medians"])
+    lines = [
+        f"| set | damage | way | {' | '.join(names)} | true accepts at 1 % false ones |",
+        "|---" * (len(names) + 4) + "|",
+    ]
+    for r in sorted(records, key=lambda r: (list(ORDER).index(r["set"]), DAMAGES.index(r["damage"]))):
+        medians = " | ".join(f"{r['medians'][name]:.2f}" for name in names)
+        lines.append(f"| {r['set']} | {r['damage']} | {r['way']} | {medians} | {share(r['true_accepts'])} |")
+    return lines
+
+
+def verdict_table(records: list[Record]) -> list[str]:
+    """For good restorations, half strangers and strangers: same / may be / no longer / cannot tell, in per cent."""
+    names = ("restored", "half a stranger", "any stranger")
+    lines = [
+        f"| set | damage | way | same up to, no longer above | missed when made | {' | '.join(names)} |",
+        "|---" * (len(names) + 5) + "|",
+    ]
+    for r in sorted(records, key=lambda r: (r["way"], list(ORDER).index(r["set"]), DAMAGES.index(r["damage"]))):
+        cells = []
+        for name in names:
+            total = sum(r["words"][name].values())
+            cells.append(" / ".join(f"{100 * r['words'][name][word] / total:.0f}" for word in WORDS))
+        lines.append(
+            f"| {r['set']} | {r['damage']} | {r['way']} | {r['same']:.2f}, {r['other']:.2f} | {share(r['missed'])} | "
+            f"{' | '.join(cells)} |"
+        )
+    return lines
+
+
+def tables(result: dict[str, list[Record]]) -> str:
+    """Markdown."""
+    parts = {
+        "The recogniser by itself": recogniser_table(result["recogniser"]),
+        "True accepts at 1 % false ones of the group, %, by damage": damages_table(result["recogniser"]),
+        "What is compared": comparison_table(result["comparison"]),
+        "What is said (same / may be / no longer / cannot tell, %)": verdict_table(result["verdict"]),
+    }
+    return "\n\n".join(f"#### {title}\n\n" + "\n".join(lines) for title, lines in parts.items())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, help="the folder that holds portraits/, second_photos/ and the others")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="the others stay as they are")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    if args.shared:
+        result = json.loads(args.results.read_text(encoding="utf-8")) if args.results.is_file() else {}
+        for part in args.parts:
+            result |= PARTS[part](args.shared, load_recogniser())
+        text = json.dumps(result, indent=1)
+        replace_atomically(args.results, lambda part: part.write_text(text + "\n", encoding="utf-8"))
+    elif not args.results.is_file():
+        parser.error(f"{args.results}: no such file; --shared DIR measures")
+    print(tables(json.loads(args.results.read_text(encoding="utf-8"))))
+
+
+if __name__ == "__main__":
+    main()
