@@ -20,7 +20,8 @@ from .faces.identity import find_recogniser, may_recognise
 from .faces.landmarks import load_landmark_net
 from .finetuning import FinetuneConfig, Progress, Watch, finetune, split
 from .gate import GateConfig, as_record, checks_of, joined, look_at, refusals
-from .images import list_images, photo_names, printable, read_image, write_image
+from .files.kinds import LeftOutError, without_name
+from .images import list_images, look_through, photo_names, printable, read_image, write_image
 from .losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
 from .prior import Prior, load_prior
 from .pseudo_targets import TargetConfig, make_pseudo_targets, settled
@@ -138,13 +139,32 @@ def changed(config: Any, values: dict[str, Any]) -> Any:
 class FaceSet:
     """Aligned crops on disk. names: one a face, the crop's file name without suffix. fingerprint: of their making.
 
-    Faces that the user left out are in none of these.
+    problems: photo, problem and status ("no_face", "failed" or "left_out") of every file that gave no face. photos: the
+    photo of every face, by the face's name. Faces that the user left out are in neither names nor fingerprint.
     """
 
     folder: Path
     names: list[str]
     fingerprint: str
     problems: list[dict[str, str]]
+    photos: dict[str, str] = field(default_factory=dict)
+
+    def account(self) -> list[dict[str, str]]:
+        """photo, status ("used", or as in `problems`) and reason of every file of the photos' folder."""
+        lines = {photo: {"photo": photo, "status": "used", "reason": ""} for photo in self.photos.values()}
+        for one in self.problems:
+            status = one.get("status", "failed")  # 0.1 did not tell
+            reason = without_name(one["problem"], printable(one["photo"]))
+            lines[one["photo"]] = {"photo": one["photo"], "status": status, "reason": reason}
+        return [lines[photo] for photo in sorted(lines, key=lambda photo: Path(photo).parts)]
+
+    def label(self, name: str) -> str:
+        """What a person is told of a face: its photo, and which face of several, counted as they were found."""
+        photo = self.photos.get(name)
+        if photo is None:
+            return name
+        of_photo = [other for other, its in self.photos.items() if its == photo]
+        return f"{photo}, face {of_photo.index(name) + 1}" if len(of_photo) > 1 else photo
 
     def __len__(self) -> int:
         return len(self.names)
@@ -164,7 +184,7 @@ def collect_faces(
 
     Raises FileNotFoundError or ValueError if there are no photos, or no face in any of them.
     """
-    files = list_images(photos)
+    files, others = look_through(photos)
     relatives = [f.relative_to(photos) for f in files]
     stamps = [(r.as_posix(), *_stamp(f)) for r, f in zip(relatives, files, strict=True)]
     print_ = fingerprint(size, asdict(config), stamps)
@@ -175,18 +195,24 @@ def collect_faces(
     with journal.open("a", encoding="utf-8") as stream:
         for step, (file, relative, name) in enumerate(zip(files, relatives, photo_names(relatives), strict=True)):
             if relative.as_posix() not in done:
-                record: dict[str, Any] = {"photo": relative.as_posix(), "faces": [], "problem": ""}
+                record: dict[str, Any] = {"photo": relative.as_posix(), "faces": [], "problem": "", "status": "used"}
                 try:
                     if detector is None and not config.aligned:
                         from .faces.detect import load_detector
 
                         detector = load_detector(config.detector, config.threshold)
-                    record["faces"] = _crops_of(file, name, run.faces, size, config, detector)
-                    if not record["faces"]:
-                        record["problem"] = f"{printable(file.name)}: no face found"
+                    record["faces"], narrow = _crops_of(file, name, run.faces, size, config, detector)
+                    if record["faces"]:
+                        for reason in narrow:
+                            log.warning("%s: %s", printable(relative), reason)
+                    else:
+                        reason = "; ".join(narrow) or "no face found"
+                        record |= {"problem": f"{printable(relative)}: {reason}", "status": "no_face"}
                 except ValueError as error:
-                    record["problem"] = str(error)
-                if record["problem"]:
+                    reason = without_name(str(error), printable(file.name))
+                    status = "left_out" if isinstance(error, LeftOutError) else "failed"
+                    record |= {"problem": f"{printable(relative)}: {reason}", "status": status}
+                if record["problem"] and record["status"] != "left_out":
                     log.warning("%s", record["problem"])
                 stream.write(json.dumps(record) + "\n")
                 stream.flush()
@@ -195,7 +221,15 @@ def collect_faces(
                 callback("faces", step + 1, len(files), None)
     records = [done[r.as_posix()] for r in relatives]
     faces = [face | {"photo": r["photo"]} for r in records for face in r["faces"]]
-    problems = [{"photo": r["photo"], "problem": r["problem"]} for r in records if r["problem"]]
+    problems = [
+        {"photo": r["photo"], "problem": r["problem"], "status": r.get("status", "failed")}
+        for r in records
+        if r["problem"]
+    ]
+    problems += [
+        {"photo": path.as_posix(), "problem": f"{printable(path)}: {reason}", "status": "left_out"}
+        for path, reason in others.items()
+    ]
     if not faces:
         raise ValueError(f"{printable(photos)}: no face could be taken from its {len(files)} images")
     made = {"size": size, "fingerprint": print_, "found_by": fingerprint(asdict(config), stamps)}
@@ -212,7 +246,8 @@ def faces_of(run: Run) -> FaceSet:
     if not names:
         raise ValueError(f"{printable(run.folder)}: all of its {len(left_out)} faces are left out")
     print_ = fingerprint(index["fingerprint"], left_out) if left_out else index["fingerprint"]
-    return FaceSet(run.faces, names, print_, index["problems"])
+    photos = {face["name"]: face["photo"] for face in index["faces"] if "photo" in face}
+    return FaceSet(run.faces, names, print_, index["problems"], photos)
 
 
 def leave_out(run: Run, names: Iterable[str]) -> None:
@@ -237,15 +272,19 @@ def _face_index(run: Run) -> dict[str, Any]:
 
 def _crops_of(
     file: Path, name: str, folder: Path, size: int, config: FaceConfig, detector: Any
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """What is kept of the photo's faces, whose crops are written, and why others are left out."""
     photo = read_image(file)
     if config.aligned:
         write_image(folder / f"{name}.png", resize_square(photo, size, file))
-        return [{"name": name, "width": photo.shape[-1]}]
+        return [{"name": name, "width": photo.shape[-1]}], []
     found: list[dict[str, Any]] = []
+    narrow: list[str] = []
     for face in detector(photo):
         if face.width < config.min_face:
-            log.info("%s: a face %.0f pixels wide is too small, left out", printable(file.name), face.width)
+            narrow.append(
+                f"a face {face.width:.0f} pixels wide is left out: narrower than min_face ({config.min_face})"
+            )
             continue
         crop_name = f"{name}_{len(found)}"
         write_image(folder / f"{crop_name}.png", crop_face(photo, face, size).clamp(0, 1))
@@ -253,7 +292,7 @@ def _crops_of(
             {"name": crop_name, "width": round(face.width, 1), "score": round(face.score, 4)}
             | {"landmarks": np.round(face.landmarks, 2).tolist()}
         )
-    return found
+    return found, narrow
 
 
 def resize_square(image: Tensor, size: int, file: Path) -> Tensor:
@@ -638,6 +677,10 @@ class Adapted:
     progress: Progress
     judgement: Judgement
     good: Examples = field(default_factory=Examples)
+
+    def good_label(self, name: str) -> str:
+        """What a person is told of a good face: as of any other if it was found in the folder, else its name."""
+        return self.faces.label(name) if name in self.good.found else name
 
 
 def adapt(

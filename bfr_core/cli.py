@@ -1,10 +1,16 @@
-"""The `bfr` command. Exit status: 0 done, 2 bad input (one line says which), 130 cancelled."""
+"""The `bfr` command.
+
+Exit status: 0 done; 1 some files failed, or the disk or the memory is too small; 2 bad input, which one line names;
+130 cancelled.
+"""
 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -16,6 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .checkpoints import reason_of
+from .files.kinds import LeftOutError, left_out_lines, without_name
 from .images import printable
 from .precision import choose_device, is_out_of_memory
 
@@ -61,6 +68,7 @@ OPTIONS = {
     "--recompute": ("finetune.recompute", "compute inner values again instead of keeping them: slower, less memory"),
     "--precision": ("finetune.precision", "auto, float32 or bfloat16"),
 }
+NOT_THE_INPUT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # errors of the disk that are not bad input
 GRID_FLAGS = ("--factor", "--start", "--constrain-end", "--clean-level")
 GRID_TEXT = {
     "--factors": "values of N: the low band is what survives shrinking by N",
@@ -92,8 +100,9 @@ RESTORE_TEXT = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     args = build_parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    logging.getLogger().handlers[0].addFilter(lambda record: record.name.startswith(("bfr_core", "__main__")))
+    handler = _AboveTheBar()
+    handler.addFilter(lambda record: record.name.startswith(("bfr_core", "__main__")))
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler], force=True)
     try:
         with _Cancel() as cancel:
             summary = args.command(args, Bars(cancel))
@@ -102,15 +111,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except (ValueError, FileNotFoundError, OSError) as error:
         print(f"bfr: {printable(str(error))}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, OSError) and error.errno in NOT_THE_INPUT else 2
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         print(f"bfr: too little memory ({reason_of(error)}); try --low-memory, or --device cpu", file=sys.stderr)
-        return 2
+        return 1
     if args.json:
         print(json.dumps(summary))
-    return 0
+    return 1 if any(file["status"] == "failed" for file in summary.get("files", ())) else 0
+
+
+class _AboveTheBar(logging.Handler):
+    """Log lines of their own, where a progress bar is on the last line of the terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
 
 
 class _Cancel:
@@ -143,15 +159,18 @@ class Bars:
 
     def __init__(self, cancel: _Cancel) -> None:
         self.cancel, self.stage, self.bar = cancel, "", tqdm(disable=True)
+        self.since = time.time()  # the last call; the next stage began then
 
     def __call__(self, stage: str, step: int, total: int, detail: Any) -> None:
         if stage != self.stage:
             self.bar.close()
             self.stage = stage
-            self.bar = tqdm(desc=f"{stage:<9}", total=total, initial=0, mininterval=0.5, file=sys.stderr)
+            self.bar = tqdm(desc=f"{stage:<9}", total=total, initial=max(0, step - 1), mininterval=0.5, file=sys.stderr)
+            self.bar.start_t = self.bar.last_print_t = self.since
         self.bar.update(step - self.bar.n)
         if step >= total:
             self.bar.close()
+        self.since = time.time()
         self.cancel.check()
 
     def named(self, stage: str) -> Callable[[int, int, Any], None]:
@@ -172,8 +191,8 @@ def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     size = args.size or base.size
     with run.locked():
         found = collect_faces(args.photos, run, size, config.faces, bars)
-    print(f"{len(found)} faces in {run.faces}; {len(found.problems)} photos gave none", file=sys.stderr)
-    return {"faces": len(found), "problems": found.problems}
+    account(found.account(), FACES, f"{len(found)} faces in {printable(run.faces)}")
+    return {"faces": len(found), "files": found.account(), "problems": found.problems}
 
 
 def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
@@ -277,6 +296,7 @@ def _tuned(result: Any, pth: bool) -> dict[str, Any]:
         "best_step": progress.best_step,
         "verdict": result.judgement.verdict,
         "verdict_sentence": result.judgement.sentence,
+        "files": result.faces.account(),
     }
 
 
@@ -287,26 +307,33 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
     config = RestoreConfig(**{name: getattr(args, name) for name in RESTORE_TEXT})
     restorer = load_restorer(args.restorer).to(choose_device(args.device))
+    if args.fidelity is not None:
+        restorer = with_fidelity(restorer, args.fidelity)
+        if getattr(restorer, "fidelity_weight", None) is None:
+            log.warning("--fidelity %s: %s has none, and is used as it is", args.fidelity, printable(restorer.name))
     result = restore_folder(
         args.photos,
         args.out,
-        restorer if args.fidelity is None else with_fidelity(restorer, args.fidelity),
+        restorer,
         config,
         aligned=args.aligned,
         skip_existing=args.skip_existing,
         strip_gps=args.strip_gps,
         callback=bars.named("restore"),
     )
-    counts = {status: result.count(status) for status in ("restored", "no_face", "failed", "skipped")}
-    said = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in counts.items() if count)
-    print(f"{said}; results in {printable(args.out)}", file=sys.stderr)
-    problems = [{"photo": f.path.as_posix(), "reason": f.reason} for f in result.files if f.reason]
+    counts = {status: result.count(status) for status in RESTORED}
+    files = [
+        {"photo": f.path.as_posix(), "status": f.status, "reason": "; ".join(filter(None, (f.reason, *f.notes)))}
+        for f in result.files
+    ]
+    account(files, RESTORED, f"results in {printable(args.out)}")
+    problems = [{"photo": f["photo"], "reason": f["reason"]} for f in files if f["reason"]]
     served = {f.path.as_posix(): list(f.served) for f in result.files if f.served}
     if served:
         faces = Counter(by for of_photo in served.values() for by in of_photo)
         print("; ".join(f"{by}: {count} faces" for by, count in sorted(faces.items())), file=sys.stderr)
     times = {"seconds": round(result.seconds, 2), "network_seconds": round(result.network_seconds, 2)}
-    return counts | times | {"problems": problems} | ({"served_by": served} if served else {})
+    return counts | times | {"files": files, "problems": problems} | ({"served_by": served} if served else {})
 
 
 def export(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
@@ -345,11 +372,12 @@ def degrade(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         write_image(args.out / relative.parent / f"{relative.name}.png", result.lq[0])
         return result.parameters[0]
 
-    drawn, problems = each_photo(args.photos, one, bars.named("degrade"))
-    write_json(
-        args.out / "degrade.json", {"kind": args.kind, "seed": args.seed, "strength": args.strength, "images": drawn}
-    )
-    return {"images": len(drawn), "problems": problems}
+    drawn, files = each_photo(args.photos, one, bars.named("degrade"))
+    if drawn:
+        made = {"kind": args.kind, "seed": args.seed, "strength": args.strength, "images": drawn}
+        write_json(args.out / "degrade.json", made)
+    account(files, DONE, f"results in {printable(args.out)}")
+    return {"images": len(drawn), "files": files, "problems": problems_of(files)}
 
 
 def evaluate(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
@@ -471,16 +499,18 @@ def tone(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from .tone import read_tone, with_tone
 
     def one(file: Path, relative: Path) -> dict[str, Any]:
-        if (args.out / relative).resolve() == file.resolve():
+        if os.path.realpath(args.out / relative) == os.path.realpath(file):
             raise ValueError(f"{printable(relative)}: the result would replace the photo; give another --out")
         photo = read_photo(file)
         found = read_tone(photo.pixels, args.strength)
         write_photo(args.out / relative, with_changes(photo, pixels=with_tone(photo.pixels, found)))
         return found._asdict()
 
-    lines, problems = each_photo(args.photos, one, bars.named("tone"))
-    write_json(args.out / "tone.json", {"strength": args.strength, "photos": lines})
-    return {"photos": len(lines), "problems": problems}
+    lines, files = each_photo(args.photos, one, bars.named("tone"))
+    if lines:
+        write_json(args.out / "tone.json", {"strength": args.strength, "photos": lines})
+    account(files, DONE, f"results in {printable(args.out)}")
+    return {"photos": len(lines), "files": files, "problems": problems_of(files)}
 
 
 def vote(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
@@ -504,27 +534,56 @@ def tally(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 def each_photo(
     folder: Path, work: Callable[[Path, Path], dict[str, Any]], callback: Callable[[int, int, Any], None]
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """What work(file, relative path) returns for every photo below `folder`, by relative path; and what went wrong.
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]]]:
+    """What work(file, relative path) returns for every photo below `folder`, by relative path; and an account.
 
-    A photo that raises ValueError is logged and the others are done; if all do, so does this.
+    The account has photo, status ("done", "failed" or "left_out") and reason of every file below the folder. A photo
+    that cannot be read or written is logged and the others are done.
     """
-    from .images import list_images
+    from .images import look_through
 
-    files = list_images(folder)
+    photos, left_out = look_through(folder)
     done: dict[str, dict[str, Any]] = {}
-    problems: list[str] = []
-    for step, file in enumerate(files):
+    files = [{"photo": path.as_posix(), "status": "left_out", "reason": reason} for path, reason in left_out.items()]
+    for step, file in enumerate(photos):
         relative = file.relative_to(folder)
+        name, reason, status = relative.as_posix(), "", "done"
         try:
-            done[relative.as_posix()] = work(file, relative)
-        except ValueError as error:
-            problems.append(str(error))
-            log.warning("%s", error)
-        callback(step + 1, len(files), None)
-    if not done:
-        raise ValueError(f"none of the {len(files)} photos could be done: {problems[0]}")
-    return done, problems
+            done[name] = work(file, relative)
+        except (ValueError, OSError) as error:
+            reason = without_name(without_name(str(error), printable(relative)), printable(file.name))
+            status = "left_out" if isinstance(error, LeftOutError) else "failed"
+            if status == "failed":
+                log.warning("%s: %s", printable(name), reason)
+        files.append({"photo": name, "status": status, "reason": reason})
+        callback(step + 1, len(photos), None)
+    return done, sorted(files, key=lambda line: Path(line["photo"]).parts)
+
+
+DONE = {"done": "done", "failed": "failed", "left_out": "left out"}
+RESTORED = {
+    "restored": "restored",
+    "no_face": "copied as they are",
+    "failed": "failed",
+    "skipped": "there already",
+    "left_out": "left out",
+}
+FACES = {"used": "photos give faces", "no_face": "without a face", "failed": "failed", "left_out": "left out"}
+
+
+def account(files: Sequence[dict[str, str]], words: dict[str, str], end: str) -> None:
+    """Say how many of the files ended how, and name those that were left out."""
+    counts = Counter(file["status"] for file in files)
+    left_out = {printable(f["photo"]): printable(f["reason"]) for f in files if f["status"] == "left_out"}
+    for line in left_out_lines(left_out):
+        print(line, file=sys.stderr)
+    said = ", ".join(f"{counts[status]} {word}" for status, word in words.items() if counts[status])
+    print(f"{said}; {end}", file=sys.stderr)
+
+
+def problems_of(files: Sequence[dict[str, str]]) -> list[str]:
+    """The files with a reason, a line each."""
+    return [f"{printable(file['photo'])}: {file['reason']}" for file in files if file["reason"]]
 
 
 # ---------------------------------------------------------------- settings and flags

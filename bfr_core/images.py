@@ -129,8 +129,6 @@ def list_images(folder: Path) -> list[Path]:
     for path, reason in left_out.items():
         if reason == kinds.LINKED_FOLDER or reason.startswith(_UNLISTED):
             log.warning("%s: %s", printable(path), reason)
-    if not found:
-        raise ValueError(f"{printable(folder)}: holds no images ({', '.join(sorted(FORMATS))})")
     return found
 
 
@@ -138,7 +136,7 @@ def look_through(folder: Path) -> tuple[list[Path], dict[Path, str]]:
     """Every image file under `folder`, as `list_images` gives them, and why each of the others is left out.
 
     The others are files and whole folders (links, hidden ones), by path relative to `folder`. Raises FileNotFoundError
-    if there is no such folder, ValueError if it is a file.
+    if there is no such folder, ValueError if it is a file or has no images.
     """
     folder = Path(folder)
     if not folder.exists():
@@ -164,6 +162,9 @@ def look_through(folder: Path) -> tuple[list[Path], dict[Path, str]]:
                 found.append(Path(parent, name))
             else:
                 left_out[inside / name] = why_left_out(Path(name))
+    if not found:
+        others = "".join(f"; {printable(path)}: {reason}" for path, reason in list(left_out.items())[:3])
+        raise ValueError(f"{printable(folder)}: holds no images ({', '.join(sorted(FORMATS))}){others}")
     return sorted(found, key=lambda path: path.relative_to(folder).parts), dict(sorted(left_out.items()))
 
 
@@ -289,7 +290,9 @@ def _open(file: _WholeFile) -> Image.Image:
         return _open_jpeg_2000(file)
     if kinds.is_heif(head):
         return _open_heif(file)
-    raise ValueError("is not a JPEG, PNG, WebP, BMP, TIFF, AVIF, JPEG 2000, HEIC or GIF picture, whatever its name says")
+    raise ValueError(
+        "is not a JPEG, PNG, WebP, BMP, TIFF, AVIF, JPEG 2000, HEIC or GIF picture, whatever its name says"
+    )
 
 
 def _open_avif(file: _WholeFile) -> Image.Image:

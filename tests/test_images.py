@@ -479,7 +479,7 @@ def test_newer_kinds_are_read_and_written(tmp_path: Path, suffix: str, alpha: bo
     if images.FORMATS[suffix] != "JPEG":
         assert (back.alpha is not None) is alpha
     if not exact:
-        assert back.icc == SRGB and back.record == MARK and b"Maker" in back.exif
+        assert back.icc == SRGB and back.record == MARK and b"Maker" in (back.exif or b"")
 
 
 @pytest.mark.parametrize("suffix", [".avif", ".heic"])
@@ -527,13 +527,14 @@ def test_more_than_eight_bits_of_newer_kinds_is_said(tmp_path: Path):
     content[content.index(b"av1C") + 6] |= 0x40  # the box says 10 bits; the pixels are left alone
     assert images.kinds.bits_a_channel(bytes(content)) == 10
     smooth().save(tmp_path / "a.jp2")
-    assert images.kinds.bits_a_channel((tmp_path / "a.jp2").read_bytes()) == 8 and not read_photo(tmp_path / "a.jp2").notes
+    assert images.kinds.bits_a_channel((tmp_path / "a.jp2").read_bytes()) == 8
+    assert read_photo(tmp_path / "a.jp2").notes == ()
 
 
 def test_lossless_webp_stays_lossless(tmp_path: Path):
     source = noise("RGBA", (40, 30))
     for exif in (None, with_place(tmp_path / "e.jpg").exif):  # with and without the extended header
-        more = {"exif": exif} if exif else {}
+        more: dict[str, Any] = {"exif": exif} if exif else {}
         source.save(tmp_path / "a.webp", lossless=True, exact=True, **more)
         photo = read_photo(tmp_path / "a.webp")
         assert photo.lossless

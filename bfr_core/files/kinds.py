@@ -5,6 +5,7 @@ Nothing here decodes a picture; what is said comes from names and from the first
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 HEAD_BYTES = 4096  # of a file, in which AVIF and JPEG 2000 say how many bits a channel they have
@@ -44,6 +45,21 @@ class LeftOutError(UnreadableError):
 def why_left_out(path: Path) -> str:
     """Why a file of this name is not among the photos."""
     return HIDDEN if path.name.startswith(".") else LEFT_OUT.get(path.suffix.lower(), NO_PICTURE)
+
+
+def left_out_lines(left_out: Mapping[str, str], most: int = 20) -> list[str]:
+    """A line for each reason, which names the files that are left out for it, `most` of them at most.
+
+    left_out: file -> reason.
+    """
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        by_reason.setdefault(reason, []).append(name)
+    lines = []
+    for reason, names in by_reason.items():
+        more = f" and {len(names) - most} more" if len(names) > most else ""
+        lines.append(f"left out ({reason}): {', '.join(names[:most])}{more}")
+    return lines
 
 
 def without_name(text: str, name: str) -> str:
