@@ -18,9 +18,9 @@ from .album import MOST_EXAMPLES, AlbumConfig, Clarity, Examples, clarity, is_go
 from .faces.align import crop_face
 from .faces.identity import find_recogniser, may_recognise
 from .faces.landmarks import load_landmark_net
+from .files.kinds import LeftOutError, without_name
 from .finetuning import FinetuneConfig, Progress, Watch, finetune, split
 from .gate import GateConfig, as_record, checks_of, joined, look_at, refusals
-from .files.kinds import LeftOutError, without_name
 from .images import list_images, look_through, photo_names, printable, read_image, write_image
 from .losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
 from .prior import Prior, load_prior

@@ -191,8 +191,7 @@ def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     size = args.size or base.size
     with run.locked():
         found = collect_faces(args.photos, run, size, config.faces, bars)
-    account(found.account(), FACES, f"{len(found)} faces in {printable(run.faces)}")
-    return {"faces": len(found), "files": found.account(), "problems": found.problems}
+    return {"faces": len(found), "files": faces_said(found), "problems": found.problems}
 
 
 def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
@@ -260,6 +259,7 @@ def adapt(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 
 def _adapt_mixed(args: argparse.Namespace, config: Any, base: Any, bars: Bars) -> dict[str, Any]:
+    from .adaptation import faces_of
     from .mixed import adapt_mixed
     from .restorers import export_pth, load_restorer
 
@@ -277,6 +277,7 @@ def _adapt_mixed(args: argparse.Namespace, config: Any, base: Any, bars: Bars) -
         "verdict": result.verdict,
         "groups": [{"faces": len(g.names), "verdict": g.judgement.verdict} for g in result.groups],
         "left_to_base": len(result.left),
+        "files": faces_said(faces_of(result.run)),
     }
 
 
@@ -296,8 +297,15 @@ def _tuned(result: Any, pth: bool) -> dict[str, Any]:
         "best_step": progress.best_step,
         "verdict": result.judgement.verdict,
         "verdict_sentence": result.judgement.sentence,
-        "files": result.faces.account(),
+        "files": faces_said(result.faces),
     }
+
+
+def faces_said(faces: Any) -> list[dict[str, str]]:
+    """The account of the photos that a `FaceSet` comes from; said, too."""
+    files = faces.account()
+    account(files, FACES, f"{len(faces)} faces in {printable(faces.folder)}")
+    return files
 
 
 def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:

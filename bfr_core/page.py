@@ -6,6 +6,7 @@ Everything that came from outside (names, paths, numbers, what a run folder says
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
 import time
@@ -298,7 +299,7 @@ class Page:
 
     def typed_folder(self, text: str) -> Path:
         """The folder that was typed. Raises ValueError if it lies outside the allowed ones."""
-        path = Path(text.strip()).resolve()
+        path = Path(os.path.realpath(text.strip()))  # unlike resolve, takes a link to itself
         if not any(path == folder or folder in path.parents for folder in self.allowed):
             which = ", ".join(printable(folder) for folder in self.allowed) or "none yet"
             raise ValueError(

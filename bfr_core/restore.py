@@ -242,8 +242,11 @@ def choose_faces(found: list[Face], size: int, config: RestoreConfig, name: str 
 def _too_large(widths: list[float], size: int) -> str:
     """What is said of faces, by their widths in pixels, that are larger than the restorer."""
     some = "a face is" if len(widths) == 1 else f"{len(widths)} faces are up to"
-    times = max(widths) / size
-    return f"{some} {max(widths):.0f} pixels wide, {times:.1f} times the {size} pixels of the restorer: no finer detail is made"
+    width = max(widths)
+    return (
+        f"{some} {width:.0f} pixels wide, {width / size:.1f} times the {size} pixels of the restorer: "
+        "no finer detail is made"
+    )
 
 
 def leave_sharp(
@@ -380,8 +383,8 @@ def paste_faces(
 class FileResult:
     """What became of one file.
 
-    status: "restored", "no_face" (copied as it is), "failed", "skipped" (was there) or "left_out" (nothing is wrong with
-    it, but it is no photo). reason: why it is not restored, or not all of its faces are. notes: see `Photo`.
+    status: "restored", "no_face" (copied as it is), "failed", "skipped" (was there) or "left_out" (nothing is wrong
+    with it, but it is no photo). reason: why it is not restored, or not all of its faces are. notes: see `Photo`.
 
     served: for each restored face, largest first, the group of damages whose restorer served it, or "base"; empty if
     there was only one restorer.

@@ -20,6 +20,7 @@ CORE = ROOT / "bfr_core"
 # A module may import from its own layer and from those above it in this list, never from below.
 LAYERS = (
     (
+        "files",
         "images",
         "provenance",
         "tone",
@@ -94,6 +95,7 @@ HEAVY = {
     "cv2",
     "av",
     "pyiqa",
+    "pillow_heif",
 }
 # Host and page packages -> the only places that may import them.
 KEPT_TO = {
