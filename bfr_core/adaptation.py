@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -160,11 +160,18 @@ class FaceSet:
 
     def label(self, name: str) -> str:
         """What a person is told of a face: its photo, and which face of several, counted as they were found."""
-        photo = self.photos.get(name)
-        if photo is None:
-            return name
-        of_photo = [other for other, its in self.photos.items() if its == photo]
-        return f"{photo}, face {of_photo.index(name) + 1}" if len(of_photo) > 1 else photo
+        return self._labels.get(name, name)
+
+    @cached_property
+    def _labels(self) -> dict[str, str]:
+        of_photo: dict[str, list[str]] = {}
+        for name, photo in self.photos.items():
+            of_photo.setdefault(photo, []).append(name)
+        return {
+            name: f"{photo}, face {number}" if len(names) > 1 else photo
+            for photo, names in of_photo.items()
+            for number, name in enumerate(names, 1)
+        }
 
     def __len__(self) -> int:
         return len(self.names)

@@ -345,7 +345,7 @@ def _photo(image: Image.Image, file: _WholeFile, name: str) -> Photo:
         deep = again
     elif ";16" in raw and not image.mode.startswith(("I", "F")):
         notes.append("of its 16 bits a channel 8 are used")
-    bits = kinds.bits_a_channel(_content(file)[: kinds.HEAD_BYTES])
+    bits = kinds.bits_a_channel(_content(file, kinds.HEAD_BYTES))
     if bits > 8 and not image.mode.startswith(("I", "F")):
         notes.append(f"of its {bits} bits a channel 8 are used")
 
@@ -409,11 +409,11 @@ def _photo(image: Image.Image, file: _WholeFile, name: str) -> Photo:
     )
 
 
-def _content(file: _WholeFile) -> bytes:
-    """All of the file, which is then where it was."""
+def _content(file: _WholeFile, most: int = -1) -> bytes:
+    """All of the file, or its first bytes; it is then where it was."""
     at, file.complete = file.tell(), False
     file.seek(0)
-    content = file.read()
+    content = file.read(most)
     file.seek(at)
     return content
 

@@ -64,7 +64,10 @@ def left_out_lines(left_out: Mapping[str, str], most: int = 20) -> list[str]:
 
 def without_name(text: str, name: str) -> str:
     """`text` of an error about the file `name`, for a line that starts with the name already."""
-    return text.removeprefix(f"{name}: ").replace(f"cannot write {name} in ", "cannot be written in ", 1)
+    text = text.removeprefix(f"{name}: ")
+    for written in (name, f"{name}.png"):  # as a result of its own name, or as one that shows what it was made from
+        text = text.replace(f"cannot write {written} in ", "cannot be written in ", 1)
+    return text
 
 
 def is_heif(head: bytes) -> bool:

@@ -34,7 +34,7 @@ def raw_mode(image: Image.Image) -> str:
 
 
 def has_lower_bytes(image: Image.Image) -> bool:
-    """Whether `read_lower_bytes` can tell what Pillow leaves out of `image`, which is not loaded yet."""
+    """Whether `load_lower_bytes` can tell what Pillow leaves out of `image`, which is not loaded yet."""
     return raw_mode(image) in _SWAPPED or raw_mode(image) == _GREY_AND_ALPHA
 
 
@@ -143,7 +143,7 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def _filtered(values: np.ndarray) -> Iterator[bytes]:
-    """The rows as PNG lays them out, some at a time, each by the one of three filters that leaves the smallest bytes."""
+    """The rows as PNG lays them out, some at a time, each by that of three filters which leaves the smallest bytes."""
     height, width, channels = values.shape
     step = 2 * channels  # bytes of a pixel
     above = np.zeros((1, width * step), np.uint8)
