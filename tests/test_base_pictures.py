@@ -83,7 +83,12 @@ def test_the_page_shows_the_base_itself_and_never_another(
     result, _ = adapted
     at = Page(result.run.folder.parent, device="cpu")
     seen: list[tuple[Any, Any]] = []
-    monkeypatch.setattr(page, "_grid", lambda columns, rows: seen.append((columns, rows)) or "")
+
+    def look(columns: Any, rows: Any) -> str:
+        seen.append((columns, rows))
+        return ""
+
+    monkeypatch.setattr(page, "_grid", look)
     monkeypatch.setattr(page, "restorers", lambda: ["embedded", "tiny"])
     monkeypatch.setattr(page, "locate", lambda name: tiny_restorer)
     write_json(result.run.folder / "request.json", {"restorer": "tiny"})
