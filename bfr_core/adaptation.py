@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from torch import Tensor
 from .album import MOST_EXAMPLES, AlbumConfig, Clarity, Examples, clarity, is_good
 from .faces.align import crop_face
 from .faces.landmarks import load_landmark_net
+from .files.kinds import LeftOutError, without_name
 from .files.ownership import Ledger, claim, is_own, made_without_list, note, sha256_of
 from .finetuning import FinetuneConfig, Progress, Watch, finetune, split
 from .gate import GateConfig, as_record, checks_of, joined, look_at, refusals
-from .images import list_images, photo_names, printable, read_image, replace_atomically, write_image
+from .images import list_images, look_through, photo_names, printable, read_image, replace_atomically, write_image
 from .losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
 from .prior import Prior, load_prior
 from .pseudo_targets import TargetConfig, make_pseudo_targets, settled
@@ -141,13 +142,39 @@ def changed(config: Any, values: dict[str, Any]) -> Any:
 class FaceSet:
     """Aligned crops on disk. names: one a face, the crop's file name without suffix. fingerprint: of their making.
 
-    Faces that the user left out are in none of these.
+    problems: photo, problem and status ("no_face", "failed" or "left_out") of every file that gave no face. photos: the
+    photo of every face, by the face's name. Faces that the user left out are in neither names nor fingerprint.
     """
 
     folder: Path
     names: list[str]
     fingerprint: str
     problems: list[dict[str, str]]
+    photos: dict[str, str] = field(default_factory=dict)
+
+    def account(self) -> list[dict[str, str]]:
+        """photo, status ("used", or as in `problems`) and reason of every file of the photos' folder."""
+        lines = {photo: {"photo": photo, "status": "used", "reason": ""} for photo in self.photos.values()}
+        for one in self.problems:
+            status = one.get("status", "failed")  # 0.1 did not tell
+            reason = without_name(one["problem"], printable(one["photo"]))
+            lines[one["photo"]] = {"photo": one["photo"], "status": status, "reason": reason}
+        return [lines[photo] for photo in sorted(lines, key=lambda photo: Path(photo).parts)]
+
+    def label(self, name: str) -> str:
+        """What a person is told of a face: its photo, and which face of several, counted as they were found."""
+        return self._labels.get(name, name)
+
+    @cached_property
+    def _labels(self) -> dict[str, str]:
+        of_photo: dict[str, list[str]] = {}
+        for name, photo in self.photos.items():
+            of_photo.setdefault(photo, []).append(name)
+        return {
+            name: f"{photo}, face {number}" if len(names) > 1 else photo
+            for photo, names in of_photo.items()
+            for number, name in enumerate(names, 1)
+        }
 
     def __len__(self) -> int:
         return len(self.names)
@@ -169,7 +196,7 @@ def collect_faces(
     are deleted. A crop that was changed by hand is kept and used.
     Raises FileNotFoundError or ValueError if there are no photos, or no face in any of them.
     """
-    files = list_images(photos)
+    files, others = look_through(photos)
     relatives = [f.relative_to(photos) for f in files]
     open_stage(run.faces, _old_crops(run))
     journal = growing(run.faces / "photos.jsonl", JOURNAL_HEAD)
@@ -183,18 +210,24 @@ def collect_faces(
             key: dict[str, Any] = {"photo": photo, "name": name, "made_with": made_with, "stamp": _stamp(file)}
             record = _still_true(before.get(photo, {}), key, file, run.faces)
             if record is None:
-                record = key | {"sha256": _content(file), "faces": [], "problem": ""}
+                record = key | {"sha256": _content(file), "faces": [], "problem": "", "status": "used"}
                 try:
                     if detector is None and not config.aligned:
                         from .faces.detect import load_detector
 
                         detector = load_detector(config.detector, config.threshold)
-                    record["faces"] = _crops_of(file, name, run.faces, size, config, detector)
-                    if not record["faces"]:
-                        record["problem"] = f"{printable(file.name)}: no face found"
+                    record["faces"], narrow = _crops_of(file, name, run.faces, size, config, detector)
+                    if record["faces"]:
+                        for reason in narrow:
+                            log.warning("%s: %s", printable(relative), reason)
+                    else:
+                        reason = "; ".join(narrow) or "no face found"
+                        record |= {"problem": f"{printable(relative)}: {reason}", "status": "no_face"}
                 except ValueError as error:
-                    record["problem"] = str(error)
-                if record["problem"]:
+                    reason = without_name(str(error), printable(file.name))
+                    status = "left_out" if isinstance(error, LeftOutError) else "failed"
+                    record |= {"problem": f"{printable(relative)}: {reason}", "status": status}
+                if record["problem"] and record["status"] != "left_out":
                     log.warning("%s", record["problem"])
             if record != before.get(photo):
                 stream.write(json.dumps(record) + "\n")
@@ -209,7 +242,15 @@ def collect_faces(
         for face in r["faces"]
         if (crop := run.faces / f"{face['name']}.png")
     ]
-    problems = [{"photo": r["photo"], "problem": r["problem"]} for r in records if r["problem"]]
+    problems = [
+        {"photo": r["photo"], "problem": r["problem"], "status": r.get("status", "failed")}
+        for r in records
+        if r["problem"]
+    ]
+    problems += [
+        {"photo": path.as_posix(), "problem": f"{printable(path)}: {reason}", "status": "left_out"}
+        for path, reason in others.items()
+    ]
     now = {face["name"] for face in faces}
     remove(run.faces / f"{n}.png" for r in before.values() for n in _names_of(r) if n not in now)
     if not faces:
@@ -243,7 +284,8 @@ def faces_of(run: Run) -> FaceSet:
     if not names:
         raise ValueError(f"{printable(run.folder)}: all of its {len(left_out)} faces are left out")
     print_ = fingerprint(index["fingerprint"], left_out) if left_out else index["fingerprint"]
-    return FaceSet(run.faces, names, print_, index["problems"])
+    photos = {face["name"]: face["photo"] for face in index["faces"] if "photo" in face}
+    return FaceSet(run.faces, names, print_, index["problems"], photos)
 
 
 def leave_out(run: Run, names: Iterable[str]) -> None:
@@ -270,15 +312,19 @@ def _face_index(run: Run) -> dict[str, Any]:
 
 def _crops_of(
     file: Path, name: str, folder: Path, size: int, config: FaceConfig, detector: Any
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """What is kept of the photo's faces, whose crops are written, and why others are left out."""
     photo = read_image(file)
     if config.aligned:
         write_or_keep(folder / f"{name}.png", resize_square(photo, size, file))
-        return [{"name": name, "width": photo.shape[-1]}]
+        return [{"name": name, "width": photo.shape[-1]}], []
     found: list[dict[str, Any]] = []
+    narrow: list[str] = []
     for face in detector(photo):
         if face.width < config.min_face:
-            log.info("%s: a face %.0f pixels wide is too small, left out", printable(file.name), face.width)
+            narrow.append(
+                f"a face {face.width:.0f} pixels wide is left out: narrower than min_face ({config.min_face})"
+            )
             continue
         crop_name = f"{name}_{len(found)}"
         write_or_keep(folder / f"{crop_name}.png", crop_face(photo, face, size).clamp(0, 1))
@@ -286,7 +332,7 @@ def _crops_of(
             {"name": crop_name, "width": round(face.width, 1), "score": round(face.score, 4)}
             | {"landmarks": np.round(face.landmarks, 2).tolist()}
         )
-    return found
+    return found, narrow
 
 
 def write_or_keep(path: Path, pixels: Tensor) -> None:
@@ -782,6 +828,10 @@ class Adapted:
     progress: Progress
     judgement: Judgement
     good: Examples = field(default_factory=Examples)
+
+    def good_label(self, name: str) -> str:
+        """What a person is told of a good face: as of any other if it was found in the folder, else its name."""
+        return self.faces.label(name) if name in self.good.found else name
 
 
 def adapt(

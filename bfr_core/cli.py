@@ -1,8 +1,13 @@
-"""The `bfr` command. Exit status: 0 done, 2 bad input (one line says which), 130 cancelled."""
+"""The `bfr` command.
+
+Exit status: 0 done; 1 some files failed, or the disk or the memory is too small; 2 bad input, which one line names;
+130 cancelled.
+"""
 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import signal
@@ -16,6 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .checkpoints import reason_of
+from .files.kinds import LeftOutError, left_out_lines, without_name
 from .files.ownership import claim_results, free_place, note_result
 from .images import printable
 from .precision import choose_device, is_out_of_memory
@@ -62,6 +68,7 @@ OPTIONS = {
     "--recompute": ("finetune.recompute", "compute inner values again instead of keeping them: slower, less memory"),
     "--precision": ("finetune.precision", "auto, float32 or bfloat16"),
 }
+NOT_THE_INPUT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # errors of the disk that are not bad input
 GRID_FLAGS = ("--factor", "--start", "--constrain-end", "--clean-level")
 GRID_TEXT = {
     "--factors": "values of N: the low band is what survives shrinking by N",
@@ -93,8 +100,9 @@ RESTORE_TEXT = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     args = build_parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    logging.getLogger().handlers[0].addFilter(lambda record: record.name.startswith(("bfr_core", "__main__")))
+    handler = _AboveTheBar()
+    handler.addFilter(lambda record: record.name.startswith(("bfr_core", "__main__")))
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler], force=True)
     try:
         with _Cancel() as cancel:
             summary = args.command(args, Bars(cancel))
@@ -103,15 +111,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except (ValueError, FileNotFoundError, OSError) as error:
         print(f"bfr: {printable(str(error))}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, OSError) and error.errno in NOT_THE_INPUT else 2
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         print(f"bfr: too little memory ({reason_of(error)}); try --low-memory, or --device cpu", file=sys.stderr)
-        return 2
+        return 1
     if args.json:
         print(json.dumps(summary))
-    return 0
+    return 1 if any(file["status"] == "failed" for file in summary.get("files", ())) else 0
+
+
+class _AboveTheBar(logging.Handler):
+    """Log lines of their own, where a progress bar is on the last line of the terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
 
 
 def _when_run_again(command: Callable[..., Any]) -> str:
@@ -150,17 +165,20 @@ class Bars:
 
     def __init__(self, cancel: _Cancel) -> None:
         self.cancel, self.stage, self.bar = cancel, "", tqdm(disable=True)
+        self.since = time.time()  # the last call; the next stage began then
 
     def __call__(self, stage: str, step: int, total: int, detail: Any) -> None:
         if stage != self.stage:
             self.bar.close()
             self.stage = stage
-            self.bar = tqdm(desc=f"{stage:<9}", total=total, initial=0, mininterval=0.5, file=sys.stderr)
+            self.bar = tqdm(desc=f"{stage:<9}", total=total, initial=max(0, step - 1), mininterval=0.5, file=sys.stderr)
+            self.bar.start_t = self.bar.last_print_t = self.since
         self.bar.update(step - self.bar.n)
         if step >= total:
             self.bar.close()
         if stage == "forecast" and detail is not None:
             print("\n".join(detail.lines()), file=sys.stderr)
+        self.since = time.time()
         self.cancel.check()
 
     def named(self, stage: str) -> Callable[[int, int, Any], None]:
@@ -181,8 +199,7 @@ def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     size = args.size or base.size
     with run.locked():
         found = collect_faces(args.photos, run, size, config.faces, bars)
-    print(f"{len(found)} faces in {run.faces}; {len(found.problems)} photos gave none", file=sys.stderr)
-    return {"faces": len(found), "problems": found.problems}
+    return {"faces": len(found), "files": faces_said(found), "problems": found.problems}
 
 
 def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
@@ -265,6 +282,7 @@ def _first_look(args: argparse.Namespace, config: Any, base: Any, bars: Bars) ->
 
 
 def _adapt_mixed(args: argparse.Namespace, config: Any, base: Any, bars: Bars) -> dict[str, Any]:
+    from .adaptation import faces_of
     from .forecast import tell_before
     from .mixed import adapt_mixed
     from .restorers import export_pth, load_restorer
@@ -283,6 +301,7 @@ def _adapt_mixed(args: argparse.Namespace, config: Any, base: Any, bars: Bars) -
         "verdict": result.verdict,
         "groups": [{"faces": len(g.names), "verdict": g.judgement.verdict} for g in result.groups],
         "left_to_base": len(result.left),
+        "files": faces_said(faces_of(result.run)),
     }
 
 
@@ -303,7 +322,15 @@ def _tuned(result: Any, pth: bool) -> dict[str, Any]:
         "notes": progress.notes,
         "verdict": result.judgement.verdict,
         "verdict_sentence": result.judgement.sentence,
+        "files": faces_said(result.faces),
     }
+
+
+def faces_said(faces: Any) -> list[dict[str, str]]:
+    """The account of the photos that a `FaceSet` comes from; said, too."""
+    files = faces.account()
+    account(files, FACES, f"{len(faces)} faces in {printable(faces.folder)}")
+    return files
 
 
 def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
@@ -313,10 +340,14 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
     config = RestoreConfig(**{name: getattr(args, name) for name in RESTORE_TEXT})
     restorer = load_restorer(args.restorer).to(choose_device(args.device))
+    if args.fidelity is not None:
+        restorer = with_fidelity(restorer, args.fidelity)
+        if getattr(restorer, "fidelity_weight", None) is None:
+            log.warning("--fidelity %s: %s has none, and is used as it is", args.fidelity, printable(restorer.name))
     result = restore_folder(
         args.photos,
         args.out,
-        restorer if args.fidelity is None else with_fidelity(restorer, args.fidelity),
+        restorer,
         config,
         aligned=args.aligned,
         skip_existing=args.skip_existing,
@@ -324,17 +355,19 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         strip_gps=args.strip_gps,
         callback=bars.named("restore"),
     )
-    counts = {status: result.count(status) for status in ("restored", "kept", "no_face", "failed", "skipped")}
-    words = {"kept": "kept, made before in the same way", "no_face": "no face"}
-    said = ", ".join(f"{count} {words.get(status, status)}" for status, count in counts.items() if count)
-    print(f"{said}; results in {printable(args.out)}", file=sys.stderr)
-    problems = [{"photo": f.path.as_posix(), "reason": f.reason} for f in result.files if f.reason]
+    counts = {status: result.count(status) for status in RESTORED}
+    files = [
+        {"photo": f.path.as_posix(), "status": f.status, "reason": "; ".join(filter(None, (f.reason, *f.notes)))}
+        for f in result.files
+    ]
+    account(files, RESTORED, f"results in {printable(args.out)}")
+    problems = [{"photo": f["photo"], "reason": f["reason"]} for f in files if f["reason"]]
     served = {f.path.as_posix(): list(f.served) for f in result.files if f.served}
     if served:
         faces = Counter(by for of_photo in served.values() for by in of_photo)
         print("; ".join(f"{by}: {count} faces" for by, count in sorted(faces.items())), file=sys.stderr)
     times = {"seconds": round(result.seconds, 2), "network_seconds": round(result.network_seconds, 2)}
-    return counts | times | {"problems": problems} | ({"served_by": served} if served else {})
+    return counts | times | {"files": files, "problems": problems} | ({"served_by": served} if served else {})
 
 
 def export(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
@@ -378,12 +411,12 @@ def degrade(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         return result.parameters[0]
 
     alone = prepare_results(args.photos, args.out)
-    drawn, problems = each_photo(args.photos, one, bars.named("degrade"))
-    write_json(
-        free_place(args.out / "degrade.json"),
-        {"kind": args.kind, "seed": args.seed, "strength": args.strength, "images": drawn},
-    )
-    return {"images": len(drawn), "problems": problems}
+    drawn, files = each_photo(args.photos, one, bars.named("degrade"))
+    if drawn:
+        made = {"kind": args.kind, "seed": args.seed, "strength": args.strength, "images": drawn}
+        write_json(free_place(args.out / "degrade.json"), made)
+    account(files, DONE, f"results in {printable(args.out)}")
+    return {"images": len(drawn), "files": files, "problems": problems_of(files)}
 
 
 def evaluate(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
@@ -516,9 +549,11 @@ def tone(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         return found._asdict()
 
     alone = prepare_results(args.photos, args.out)
-    lines, problems = each_photo(args.photos, one, bars.named("tone"))
-    write_json(free_place(args.out / "tone.json"), {"strength": args.strength, "photos": lines})
-    return {"photos": len(lines), "problems": problems}
+    lines, files = each_photo(args.photos, one, bars.named("tone"))
+    if lines:
+        write_json(free_place(args.out / "tone.json"), {"strength": args.strength, "photos": lines})
+    account(files, DONE, f"results in {printable(args.out)}")
+    return {"photos": len(lines), "files": files, "problems": problems_of(files)}
 
 
 def vote(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
@@ -549,27 +584,57 @@ def prepare_results(photos: Path, out: Path) -> bool:
 
 def each_photo(
     folder: Path, work: Callable[[Path, Path], dict[str, Any]], callback: Callable[[int, int, Any], None]
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """What work(file, relative path) returns for every photo below `folder`, by relative path; and what went wrong.
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]]]:
+    """What work(file, relative path) returns for every photo below `folder`, by relative path; and an account.
 
-    A photo that raises ValueError is logged and the others are done; if all do, so does this.
+    The account has photo, status ("done", "failed" or "left_out") and reason of every file below the folder. A photo
+    that cannot be read or written is logged and the others are done.
     """
-    from .images import list_images
+    from .images import look_through
 
-    files = list_images(folder)
+    photos, left_out = look_through(folder)
     done: dict[str, dict[str, Any]] = {}
-    problems: list[str] = []
-    for step, file in enumerate(files):
+    files = [{"photo": path.as_posix(), "status": "left_out", "reason": reason} for path, reason in left_out.items()]
+    for step, file in enumerate(photos):
         relative = file.relative_to(folder)
+        name, reason, status = relative.as_posix(), "", "done"
         try:
-            done[relative.as_posix()] = work(file, relative)
-        except ValueError as error:
-            problems.append(str(error))
-            log.warning("%s", error)
-        callback(step + 1, len(files), None)
-    if not done:
-        raise ValueError(f"none of the {len(files)} photos could be done: {problems[0]}")
-    return done, problems
+            done[name] = work(file, relative)
+        except (ValueError, OSError) as error:
+            reason = without_name(without_name(str(error), printable(relative)), printable(file.name))
+            status = "left_out" if isinstance(error, LeftOutError) else "failed"
+            if status == "failed":
+                log.warning("%s: %s", printable(name), reason)
+        files.append({"photo": name, "status": status, "reason": reason})
+        callback(step + 1, len(photos), None)
+    return done, sorted(files, key=lambda line: Path(line["photo"]).parts)
+
+
+DONE = {"done": "done", "failed": "failed", "left_out": "left out"}
+RESTORED = {
+    "restored": "restored",
+    "kept": "kept, made before in the same way",
+    "no_face": "copied as they are",
+    "failed": "failed",
+    "skipped": "there already",
+    "left_out": "left out",
+}
+FACES = {"used": "photos give faces", "no_face": "without a face", "failed": "failed", "left_out": "left out"}
+
+
+def account(files: Sequence[dict[str, str]], words: dict[str, str], end: str) -> None:
+    """Say how many of the files ended how, and name those that were left out."""
+    counts = Counter(file["status"] for file in files)
+    left_out = {printable(f["photo"]): printable(f["reason"]) for f in files if f["status"] == "left_out"}
+    for line in left_out_lines(left_out):
+        print(line, file=sys.stderr)
+    said = ", ".join(f"{counts[status]} {word}" for status, word in words.items() if counts[status])
+    print(f"{said}; {end}", file=sys.stderr)
+
+
+def problems_of(files: Sequence[dict[str, str]]) -> list[str]:
+    """The files with a reason, a line each."""
+    return [f"{printable(file['photo'])}: {file['reason']}" for file in files if file["reason"]]
 
 
 # ---------------------------------------------------------------- settings and flags

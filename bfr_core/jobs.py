@@ -357,7 +357,8 @@ def repair_photos(
         finally:
             delete(out)
         counts = ", ".join(f"{result.count(s)} {word}" for s, word in REPAIRED.items() if result.count(s))
-        notes = [counts, *(f"{f.path.as_posix()}: {f.reason}" for f in result.files if f.reason)]
+        reasons = ((f.path.as_posix(), "; ".join(filter(None, (f.reason, *f.notes)))) for f in result.files)
+        notes = [counts, *(f"{name}: {reason}" for name, reason in reasons if reason)]
         return Outcome(archive.relative_to(run.folder).as_posix(), tuple(printable(note) for note in notes))
 
     return work
@@ -369,6 +370,7 @@ REPAIRED = {
     "no_face": "without a face, unchanged",
     "failed": "failed",
     "skipped": "left alone",
+    "left_out": "left out",
 }
 
 

@@ -6,7 +6,7 @@ import glob
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from .restorers import Restorer, load_restorer, save_restorer
 from .restorers.load import said_by
 from .restorers.routed import TENSORS, read_groups, save_groups
 from .runs import Run, fingerprint, open_stage, remove
-from .summary import report_adaptation
+from .summary import account_notes, report_adaptation
 from .verdict import Judgement
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class Group:
     judgement: Judgement
     progress: Progress
     shown: Gallery
+    shown_names: list[str] = field(default_factory=list)
 
     @property
     def adopted(self) -> bool:
@@ -192,20 +193,23 @@ def adapt_group(
         if not copy.exists() or (is_own(copy) and sha256_of(copy) != sha256_of(face)):
             replace_atomically(copy, partial(shutil.copy2, face))
     result = adapt(run.photos, run.folder, config, callback, str(base.device), base, prior, pause_after, before)
-    report_adaptation(result, config.finetune)
+    # The group's photos are the crops of `faces`, which are called what they are called there.
+    called = {name: Path(photo).stem for name, photo in result.faces.photos.items()}
+    labels = {name: faces.label(crop) for name, crop in called.items()}
+    report_adaptation(replace(result, faces=replace(result.faces, photos=labels)), config.finetune)
     number, judgement = run.folder.name, result.judgement
     learned = [name for name in result.faces.names if name in result.targets]
     trained, held = split(len(learned), config.finetune)
-    shown = [learned[i] for i in (held + trained)[:ROWS]]
+    shown = [called[learned[i]] for i in (held + trained)[:ROWS]]
     served = "Its own restorer serves it." if judgement.verdict == "adopt" else "The base serves it."
     gallery = Gallery(
         f"Group {number}: {len(names)} faces, {VERDICTS[judgement.verdict].lower()}",
         f"{judgement.said} {served} Faces that were not trained on come first.",
         ["damaged", "base restorer", "adapted to this group"],
-        rows_of(result.faces, shown, [base, result.restorer]),
+        rows_of(faces, shown, [base, result.restorer]),
         (f"groups/{number}/report.html", "The whole report of this group"),
     )
-    return Group(run, names, judgement, result.progress, gallery)
+    return Group(run, names, judgement, result.progress, gallery, shown)
 
 
 def rows_of(faces: FaceSet, names: Sequence[str], restorers: Sequence[Restorer]) -> list[tuple[str, list[Tensor]]]:
@@ -213,7 +217,7 @@ def rows_of(faces: FaceSet, names: Sequence[str], restorers: Sequence[Restorer])
     rows = []
     for name in names:
         lq = read_image(faces.folder / f"{name}.png")
-        rows.append((name, [lq, *(one.restore(lq[None])[0].cpu() for one in restorers)]))
+        rows.append((faces.label(name), [lq, *(one.restore(lq[None])[0].cpu() for one in restorers)]))
     return rows
 
 
@@ -251,7 +255,7 @@ def report_mixed(result: Mixed, faces: FaceSet, base: Restorer, origin: dict[str
         verdict_sentence=sentence,
         galleries=[*(group.shown for group in result.groups), left],
         tables=[Table("Groups", "", ["group", "faces", "verdict", "why"], lines)],
-        notes=[problem["problem"] for problem in faces.problems],
+        notes=account_notes(faces),
         settings=result.run.config(),
         licences=[
             f"{what}: {origin[key]}, {origin.get(f'{key}_licence', 'unknown')}"

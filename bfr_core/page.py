@@ -6,6 +6,7 @@ Everything that came from outside (names, paths, numbers, what a run folder says
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
 import time
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .adaptation import LOW_MEMORY, AdaptConfig, StageCallback, adopt_old, changed, leave_out, left_out_of, recipe
+from .files.kinds import why_left_out
 from .files.ownership import claim, delete, empty, free_name
 from .first_look import COLUMNS, place_of, read_first_look
 from .forecast import duration
@@ -324,7 +326,7 @@ class Page:
 
     def typed_folder(self, text: str) -> Path:
         """The folder that was typed. Raises ValueError if it lies outside the allowed ones."""
-        path = Path(text.strip()).resolve()
+        path = Path(os.path.realpath(text.strip()))  # unlike resolve, takes a link to itself
         if not any(path == folder or folder in path.parents for folder in self.allowed):
             which = ", ".join(printable(folder) for folder in self.allowed) or "none yet"
             raise ValueError(
@@ -348,7 +350,7 @@ class Page:
                 if came is None:
                     raise ValueError(f"{printable(file.name)}: was not uploaded here")
                 if file.suffix.lower() not in FORMATS:
-                    raise ValueError(f"{printable(file.name)}: is not a picture ({', '.join(sorted(FORMATS))})")
+                    raise ValueError(f"{printable(file.name)}: {why_left_out(file)}")
                 if file.stat().st_size > MAX_UPLOAD_BYTES:
                     raise ValueError(f"{printable(file.name)}: is larger than {MAX_UPLOAD_BYTES >> 20} MB")
                 read_photo(file, MAX_UPLOAD_PIXELS)
@@ -485,17 +487,33 @@ class Page:
         return block(f"{self._adapted_faces(run)}<table>{figures}</table>{notes}")
 
     def _adapted_faces(self, run: Run) -> str:
-        """A few faces: damaged, base, adapted."""
+        """A few faces: damaged, base, adapted; without the base where its file is not here."""
         if not run.result.is_file():
             return ""
         tuned = self.loaded(run.result)
+        restorers = {"base restorer": tuned, "adapted restorer": tuned}
+        said = ""
+        try:
+            restorers["base restorer"] = self._base_of(run, tuned)
+        except (ValueError, OSError) as error:
+            said = quiet(str(error))
+            del restorers["base restorer"]
         rows, parts = [], run.by_group() or [run]
         for part in parts:
-            names = [n for n in self._face_names(part) if (part.restored / f"{n}.png").is_file()]
+            names = [n for n in self._face_names(part) if (part.faces / f"{n}.png").is_file()]
             for n in names[: math.ceil(COMPARED_FACES / len(parts))]:
                 lq = read_image(part.faces / f"{n}.png")
-                rows.append((n, [lq, read_image(part.restored / f"{n}.png"), self._restored(tuned, lq)]))
-        return _grid(("damaged", "base restorer", "adapted restorer"), rows)
+                rows.append((n, [lq, *(self._restored(one, lq) for one in restorers.values())]))
+        return _grid(("damaged", *restorers), rows) + said
+
+    def _base_of(self, run: Run, tuned: Restorer) -> Restorer:
+        """What `tuned` was tuned from. Raises ValueError if it is not among the restorers here."""
+        base = self.restorer_named(_chosen(run).get("restorer", "embedded"))
+        wanted = tuned.metadata.get("base_sha256", base.sha256)
+        if base.sha256 != wanted:
+            name = printable(tuned.metadata.get("base", "")[:80]) or "unknown"
+            raise ValueError(f"{printable(run.folder.name)}: its base, {name}, is not among the restorers here")
+        return base
 
     def _restored(self, restorer: Restorer, face: Tensor) -> Tensor:
         return restorer.restore(square(face, restorer.size)[None])[0].cpu()
@@ -516,11 +534,9 @@ class Page:
         files = {path.relative_to(folder).as_posix(): path for path in list_images(folder)}
         if photo not in files:
             raise ValueError(f"{printable(str(photo))}: is not one of the run's photos")
-        base = _chosen(run).get("restorer", "embedded")
         source = read_photo(files[photo], MAX_UPLOAD_PIXELS)
-        versions: list[Restorer | None] = [None, self.loaded(restores)]
-        if before == "base":
-            versions[0] = self.restorer_named(base)
+        tuned = self.loaded(restores)
+        versions = [self._base_of(run, tuned) if before == "base" else None, tuned]
         aligned = self.choices_of(name).aligned
         suffix = ".png" if source.pixels[0].numel() <= LOSSLESS_PIXELS else ".jpg"
         shown = []
@@ -532,9 +548,10 @@ class Page:
                 (source.pixels, None) if restorer is None else self._repaired(source.pixels, restorer, aligned)
             )
             if aligned and restorer is None:
-                pixels = square(pixels, versions[1].size if versions[1] else pixels.shape[-1])
+                pixels = square(pixels, tuned.size)
             record = source.record.with_step(step)
-            write_photo(path, replace(source, pixels=pixels, alpha=None, exif=None, text={}, record=record))
+            photo_shown = replace(source, pixels=pixels, alpha=None, exif=None, text={}, record=record, depth=8)
+            write_photo(path, photo_shown)
             shown.append(path)
         return shown[0], shown[1]
 

@@ -79,7 +79,10 @@ class TargetConfig:
 
 
 class Targets(NamedTuple):
-    """restored, pseudo_target: (B, 3, S, S) RGB in [0, 1], both on the CPU."""
+    """restored, pseudo_target: (B, 3, S, S) RGB in [0, 1], both on the CPU.
+
+    restored: what the restorer makes of the damaged faces themselves, also where they were cleaned for the target.
+    """
 
     restored: Tensor
     pseudo_target: Tensor
@@ -127,11 +130,12 @@ def _make(
 ) -> Targets:
     device = restorer.device
     with autocast(device, config.precision):
-        if isinstance(config.t_clean, int) and config.t_clean:
-            lq = _cleaned(lq.to(device), prior, config.sampler.num_steps, config.t_clean)
         restored = restorer.restore(lq)
-        reference = to_signed(restored if config.reference == "restored" else lq.to(device))
-        reference = _resized(reference, prior.size)
+        clearer, of_clearer = lq.to(device), restored
+        if isinstance(config.t_clean, int) and config.t_clean:
+            clearer = _cleaned(clearer, prior, config.sampler.num_steps, config.t_clean)
+            of_clearer = restorer.restore(clearer)
+        reference = _resized(to_signed(of_clearer if config.reference == "restored" else clearer), prior.size)
         noise = keyed_noise(config.seed, "targets", names, device)
         target = sample_constrained(prior, reference, config.sampler, noise, callback)
     target = to_unit(_resized(target, lq.shape[-1]))

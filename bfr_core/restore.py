@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import shutil
 import threading
@@ -25,8 +26,9 @@ from .checkpoints import sha256_of
 from .faces.align import Face, crop_face, template
 from .faces.detect import load_detector
 from .faces.paste import face_patches, luma
+from .files.kinds import LeftOutError, without_name
 from .files.ownership import Ledger, begin_list, claim_results, free_name, note_result
-from .images import Photo, list_images, printable, read_photo, replace_atomically, without_place, write_photo
+from .images import Photo, look_through, printable, read_photo, replace_atomically, without_place, write_photo
 from .metrics import sharpness
 from .precision import has_bfloat16, is_out_of_memory
 from .provenance import Step
@@ -120,11 +122,12 @@ def restore_photo(
     *,
     check: Callable[[], None] | None = None,
     enlarge: Callable[[Tensor], Tensor] | None = None,
+    name: str = "",
 ) -> RestoredPhoto:
     """`photo` (3, H, W) RGB in [0, 1] with its faces restored; everything else is exactly as it was.
 
     check: called after every call of the restorer; what it raises ends the work. enlarge: (3, H, W) -> (3, nH, nW), the
-    background that the faces, restored from `photo` itself, are pasted into.
+    background that the faces, restored from `photo` itself, are pasted into. name: of the photo, for the log.
     A face that fails does not stop the others: the reason is in `skipped`. A grey photo stays grey. Whoever writes the
     result as a file says in it what it is: `replace(photo, pixels=..., record=photo.record.with_step(result.step))`.
     Raises ValueError or FileNotFoundError if the photo's shape or the detector is wrong.
@@ -134,7 +137,7 @@ def restore_photo(
         raise ValueError(f"photo has the shape {tuple(photo.shape)}; it must be (3, H, W)")
     detector = detector or load_detector(config.detector, config.threshold, restorer.device)
     found = detector(photo)
-    faces, skipped = choose_faces(found, restorer.size, config)
+    faces, skipped = choose_faces(found, restorer.size, config, name)
     crops = [crop_face(photo, face, restorer.size) for face in faces]
     faces, crops, skipped = leave_sharp(faces, crops, skipped, config)
     restored = restore_crops(crops, restorer, config.batch_size, check)
@@ -208,8 +211,11 @@ def restoration_step(
     )
 
 
-def choose_faces(found: list[Face], size: int, config: RestoreConfig) -> tuple[list[Face], list[str]]:
-    """The faces to restore, largest first, and why the others are not; warns of faces larger than `size`."""
+def choose_faces(found: list[Face], size: int, config: RestoreConfig, name: str = "") -> tuple[list[Face], list[str]]:
+    """The faces to restore, largest first, and why the others are not; warns once of faces larger than `size`.
+
+    name: of the photo, for the warning.
+    """
     faces = [face for face in found if face.width >= config.min_face]
     skipped = [
         f"a face {face.width:.0f} pixels wide is left out: narrower than min_face ({config.min_face})"
@@ -225,13 +231,19 @@ def choose_faces(found: list[Face], size: int, config: RestoreConfig) -> tuple[l
         missing = sorted(number for number in wanted if number > len(faces))
         skipped += [f"there is no face {number}: the photo has {len(faces)}" for number in missing]
         faces = sorted(chosen, key=ONE_FACE["largest"])
-    for face in faces:
-        if face.width > LARGER * size:
-            log.warning(
-                "a face is %.0f pixels wide, %.1f times the %d pixels of the restorer: no finer detail is made",
-                face.width, face.width / size, size,
-            )  # fmt: skip
+    if larger := [face.width for face in faces if face.width > LARGER * size]:
+        log.warning("%s: %s", printable(name or "the photo"), _too_large(larger, size))
     return faces, skipped
+
+
+def _too_large(widths: list[float], size: int) -> str:
+    """What is said of faces, by their widths in pixels, that are larger than the restorer."""
+    some = "a face is" if len(widths) == 1 else f"{len(widths)} faces are up to"
+    width = max(widths)
+    return (
+        f"{some} {width:.0f} pixels wide, {width / size:.1f} times the {size} pixels of the restorer: "
+        "no finer detail is made"
+    )
 
 
 def leave_sharp(
@@ -366,8 +378,11 @@ def paste_faces(
 
 @dataclass(frozen=True)
 class FileResult:
-    """What became of one file. status: "restored", "no_face" (copied as it is), "failed", "skipped" (left alone as it
-    was found), or "kept": its result was made before from the same photo, with the same restorer and settings.
+    """What became of one file.
+
+    status: "restored", "no_face" (copied as it is), "failed", "skipped" (left alone as it was found), "kept" (its
+    result was made before from the same photo, with the same restorer and settings) or "left_out" (nothing is wrong
+    with it, but it is no photo). reason: why it is not restored, or not all of its faces are. notes: see `Photo`.
 
     faces: restored in it, now or before. written: whether there is a result, of this time or kept.
     served: for each restored face, largest first, the group of damages whose restorer served it, or "base"; empty if
@@ -380,6 +395,7 @@ class FileResult:
     faces: int = 0
     served: tuple[str, ...] = ()
     written: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -409,6 +425,8 @@ class _Job:
     skipped: list[str] = field(default_factory=list)
     found: int = 0
     problem: str = ""
+    is_left_out: bool = False
+    notes: tuple[str, ...] = ()
     key: str = ""  # for the record of the folder of results
 
     @property
@@ -442,12 +460,13 @@ def restore_folder(
     strip_gps: leave out where the photos were taken.
     Where a file that is not this program's has a result's name, the result gets a number, and that is said.
     A photo without faces is copied as it is, or with `strip_gps` written anew, because a copy may hold the place in
-    ways nobody can list; one that cannot be read or written is reported, and the others go on.
+    ways nobody can list; one that cannot be read or written is reported, and the others go on. Whatever else lies in
+    the folder is in the result as left out.
     Raises FileNotFoundError or ValueError if there are no photos, or a result would replace one of them.
     """
     config, folder, out = config or RestoreConfig(), Path(folder), Path(out)
     started = time.monotonic()
-    jobs = _plan(folder, out)
+    jobs, left_out = _plan(folder, out)
     alone = claim_results(out)
     if restorer.caution:
         log.warning("%s", restorer.caution)
@@ -489,8 +508,8 @@ def restore_folder(
             result = results[job.relative] = written.result()
             if not alone and job.target.is_file():
                 note_result(job.target)
-            if result.status != "restored":
-                log.warning("%s: %s", printable(job.relative), result.reason)
+            if result.reason and result.status != "left_out":
+                log.warning("%s: %s", printable(job.relative), printable(result.reason))
             step += 1
             if callback:
                 callback(step, len(jobs), next((crop for crop in job.restored if isinstance(crop, Tensor)), None))
@@ -519,24 +538,33 @@ def restore_folder(
     finally:
         for pool in (readers, writers):
             pool.shutdown(wait=True, cancel_futures=True)
-    return FolderResult([results[job.relative] for job in jobs], time.monotonic() - started, network_seconds)
+    results |= {path: FileResult(path, "left_out", reason) for path, reason in left_out.items()}
+    files = sorted(results.values(), key=lambda file: file.path.parts)
+    return FolderResult(files, time.monotonic() - started, network_seconds)
 
 
-def _plan(folder: Path, out: Path) -> list[_Job]:
-    """A job for every photo under `folder` that is not a result of an earlier run in `out`."""
-    if folder.resolve() == out.resolve():
+def _plan(folder: Path, out: Path) -> tuple[list[_Job], dict[Path, str]]:
+    """A job for every photo under `folder`, and why the other files are left out; results in `out` are neither."""
+    real_folder, results = _real(folder), _real(out)
+    if real_folder == results:
         raise ValueError(f"{printable(out)}: is the folder of the photos; choose another folder for the results")
-    sources, results = list_images(folder), out.resolve()
-    if folder.resolve() in results.parents:
-        sources = [path for path in sources if results not in path.resolve().parents]
+    sources, left_out = look_through(folder)
+    if real_folder in results.parents:
+        sources = [path for path in sources if results not in _real(path).parents]
+        left_out = {path: reason for path, reason in left_out.items() if results not in _real(folder / path).parents}
     if not sources:
         raise ValueError(f"{printable(folder)}: holds no photos besides the results in {printable(out)}")
     jobs = [_Job(path, path.relative_to(folder), out / path.relative_to(folder)) for path in sources]
-    originals = {path.resolve() for path in sources}
+    originals = {_real(path) for path in sources}
     for job in jobs:
-        if job.target.resolve() in originals:
+        if _real(job.target) in originals:
             raise ValueError(f"{printable(job.target)}: is one of the photos; choose another folder for the results")
-    return jobs
+    return jobs, left_out
+
+
+def _real(path: Path) -> Path:
+    """`path` without links; a link that leads to itself stays, where Path.resolve raises."""
+    return Path(os.path.realpath(path))
 
 
 def _give_free_names(jobs: list[_Job]) -> None:
@@ -612,6 +640,7 @@ def _read(
     """Fill in the photo and its crops, or the problem."""
     try:
         job.photo = photo = read_photo(job.source)
+        job.notes = photo.notes
         if detector is None:
             job.crops = [square(photo.pixels, size)]
             if photo.pixels.shape[-1] > LARGER * size:
@@ -627,11 +656,12 @@ def _read(
         with one_at_a_time:
             found = detector(photo.pixels)
         job.found = len(found)
-        job.faces, job.skipped = choose_faces(found, size, config)
+        job.faces, job.skipped = choose_faces(found, size, config, str(job.relative))
         crops = [crop_face(photo.pixels, face, size) for face in job.faces]
         job.faces, job.crops, job.skipped = leave_sharp(job.faces, crops, job.skipped, config)
     except (ValueError, RuntimeError, OSError) as error:
-        job.problem, job.photo, job.crops = _first_line(error), None, []
+        job.problem, job.photo, job.crops = _reason(error, job), None, []
+        job.is_left_out = isinstance(error, LeftOutError)
 
 
 def _write_and_note(
@@ -668,7 +698,7 @@ def _write(
     photo, crops = job.photo, job.crops
     job.photo, job.crops = None, []
     if photo is None:
-        return FileResult(job.relative, "failed", job.problem)
+        return FileResult(job.relative, "left_out" if job.is_left_out else "failed", job.problem)
     photo = without_place(photo) if strip_gps else photo
     try:
         if aligned:
@@ -677,13 +707,13 @@ def _write(
                 return FileResult(job.relative, "failed", new)
             record = photo.record.with_step(step_of(1, 1))
             write_photo(job.target, replace(_aligned_photo(photo, new, crops[0], config), record=record))
-            return FileResult(job.relative, "restored", faces=1, served=job.served, written=True)
+            return FileResult(job.relative, "restored", "", 1, job.served, True, job.notes)
         result = paste_faces(photo.pixels, job.faces, crops, job.restored, job.skipped, config, parser)
         reason = "; ".join(result.skipped)
         if result.faces:
             record = photo.record.with_step(step_of(job.found, len(result.faces)))
             write_photo(job.target, replace(photo, pixels=result.pixels, record=record))
-            return FileResult(job.relative, "restored", reason, len(result.faces), job.served, True)
+            return FileResult(job.relative, "restored", reason, len(result.faces), job.served, True, job.notes)
         if strip_gps:
             write_photo(job.target, photo)
         else:
@@ -692,7 +722,12 @@ def _write(
         how = "written anew, without its place" if strip_gps else "copied as it is"
         return FileResult(job.relative, status, f"{reason or 'no face found'}; {how}", written=True)
     except (ValueError, RuntimeError, OSError) as error:
-        return FileResult(job.relative, "failed", _first_line(error))
+        return FileResult(job.relative, "failed", _reason(error, job))
+
+
+def _reason(error: Exception, job: _Job) -> str:
+    """What `error` says, without the photo's name, which is said before it."""
+    return without_name(_first_line(error), printable(job.source.name))
 
 
 def _aligned_photo(photo: Photo, restored: Tensor, crop: Tensor, config: RestoreConfig) -> Photo:

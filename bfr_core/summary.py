@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from .adaptation import Adapted
+from .adaptation import Adapted, FaceSet
 from .album import MOST_EXAMPLES
 from .faces.identity import Recognise, likeness
 from .finetuning import FinetuneConfig, split
@@ -40,7 +41,8 @@ def report_adaptation(result: Adapted, config: FinetuneConfig, recogniser: Recog
         lq = read_image(result.faces.folder / f"{name}.png")
         base, tuned = (r.restore(lq[None])[0].cpu() for r in (result.base, result.restorer))
         target = torch.nn.functional.interpolate(read_image(result.targets[name])[None], lq.shape[-2:], mode="area")[0]
-        rows.append((name if i in trained else f"{name} (not trained on)", [lq, base, target, tuned]))
+        label = result.faces.label(name)
+        rows.append((label if i in trained else f"{label} (not trained on)", [lq, base, target, tuned]))
     progress = result.progress
     likenesses = measure_identity(result, recogniser)
     known = measure_against_good(result, recogniser)
@@ -61,13 +63,12 @@ def report_adaptation(result: Adapted, config: FinetuneConfig, recogniser: Recog
             ("step kept", str(progress.best_step)),
             ("minutes of tuning", f"{progress.seconds / 60:.1f}"),
         ],
-        tables=[*identity_tables(likenesses), *good_photo_tables(known)],
-        loss_curves=progress.losses | ({"held-out faces": progress.held_out} if progress.held_out else {}),
-        notes=[
-            *progress.notes,
-            *(problem["problem"] for problem in result.faces.problems),
-            *([] if likenesses else [NOT_MEASURED]),
+        tables=[
+            *identity_tables(likenesses, result.faces.label),
+            *good_photo_tables(known, result.faces.label, result.good_label),
         ],
+        loss_curves=progress.losses | ({"held-out faces": progress.held_out} if progress.held_out else {}),
+        notes=[*progress.notes, *account_notes(result.faces), *([] if likenesses else [NOT_MEASURED])],
         settings=result.run.config(),
         licences=licences(result),
         measurements={"steps": progress.step, "best_step": progress.best_step, "held_out": progress.held_out}
@@ -80,6 +81,15 @@ def report_adaptation(result: Adapted, config: FinetuneConfig, recogniser: Recog
         | ({"likeness_to_good": known} if known else {}),
     )
     return write_report(result.run.folder, data)
+
+
+def account_notes(faces: FaceSet) -> list[str]:
+    """How many photos gave faces, and a line for every file that gave none."""
+    files = faces.account()
+    used = sum(file["status"] == "used" for file in files)
+    return [f"{used} of {len(files)} files of the folder gave faces."] * bool(files) + [
+        problem["problem"] for problem in faces.problems
+    ]
 
 
 def measure_identity(result: Adapted, recogniser: Recognise | None) -> dict[str, tuple[float, float]]:
@@ -96,8 +106,11 @@ def measure_identity(result: Adapted, recogniser: Recognise | None) -> dict[str,
     return found
 
 
-def identity_tables(likenesses: dict[str, tuple[float, float]]) -> list[Table]:
-    """The mean change of likeness, and every face that lost some, worst first; nothing if it was not measured."""
+def identity_tables(likenesses: dict[str, tuple[float, float]], label: Callable[[str], str] = str) -> list[Table]:
+    """The mean change of likeness, and every face that lost some, worst first; nothing if it was not measured.
+
+    label: what a face is called, by its name.
+    """
     if not likenesses:
         return []
     base, tuned = zip(*likenesses.values(), strict=True)
@@ -109,7 +122,9 @@ def identity_tables(likenesses: dict[str, tuple[float, float]]) -> list[Table]:
         f"{change.mean:+.3f} ({change.low:+.3f} to {change.high:+.3f}) on average. "
         f"{len(dropped)} of {len(likenesses)} faces became less like the photo: look at them."
     )
-    rows = [(name, f"{likenesses[name][0]:.3f}", f"{likenesses[name][1]:.3f}", f"{d:+.3f}") for d, name in dropped]
+    rows = [
+        (label(name), f"{likenesses[name][0]:.3f}", f"{likenesses[name][1]:.3f}", f"{d:+.3f}") for d, name in dropped
+    ]
     return [Table("Is it still the person?", note, ["face that lost likeness", "base", "adapted", "change"], rows)]
 
 
@@ -134,8 +149,15 @@ def measure_against_good(result: Adapted, recogniser: Recognise | None) -> dict[
     return found
 
 
-def good_photo_tables(known: dict[str, tuple[str, float, float]]) -> list[Table]:
-    """Likeness to good photos of the person, least first; nothing if it was not measured."""
+def good_photo_tables(
+    known: dict[str, tuple[str, float, float]],
+    label: Callable[[str], str] = str,
+    good_label: Callable[[str], str] = str,
+) -> list[Table]:
+    """Likeness to good photos of the person, least first; nothing if it was not measured.
+
+    label, good_label: what a face and a good face are called, by their names.
+    """
     if not known:
         return []
     change = bootstrap_difference([tuned for *_, tuned in known.values()], [base for _, base, _ in known.values()])
@@ -144,7 +166,7 @@ def good_photo_tables(known: dict[str, tuple[str, float, float]]) -> list[Table]
         f"the adapted restorer changes it by {change.mean:+.3f} ({change.low:+.3f} to {change.high:+.3f}) on average."
     )
     rows = [
-        (name, good, f"{base:.3f}", f"{tuned:.3f}", f"{tuned - base:+.3f}")
+        (label(name), good_label(good), f"{base:.3f}", f"{tuned:.3f}", f"{tuned - base:+.3f}")
         for name, (good, base, tuned) in sorted(known.items(), key=lambda item: item[1][2] - item[1][1])
     ]
     return [Table("Like the good photos?", note, ["face", "good face", "base", "adapted", "change"], rows)]
@@ -155,9 +177,10 @@ def good_faces(result: Adapted) -> list[Gallery]:
     good = result.good
     rows = []
     for file in good.files[:ROWS]:
-        label, face = f"{file.stem}: given", square(read_image(file), result.base.size)
+        shown = result.good_label(file.stem)
+        label, face = f"{shown}: given", square(read_image(file), result.base.size)
         if said := good.found.get(file.stem):
-            label = f"{file.stem}: sharpness {said.sharpness:.2f}, noise {said.noise:.2f}, kept {said.kept:.1f} dB"
+            label = f"{shown}: sharpness {said.sharpness:.2f}, noise {said.noise:.2f}, kept {said.kept:.1f} dB"
         rows.append((label, [face, result.restorer.restore(face[None])[0].cpu()]))
     note = (
         f"{len(good.found)} found in the folder, {len(good.files) - len(good.found)} given. They were not adapted to; "
@@ -176,7 +199,7 @@ def refused_faces(result: Adapted) -> list[Gallery]:
         lq = read_image(result.faces.folder / f"{name}.png")
         target = result.run.targets / f"{name}.png"
         shown = read_image(target) if target.exists() else torch.zeros_like(lq)
-        rows.append((f"{name}: {why}", [lq, shown]))
+        rows.append((f"{result.faces.label(name)}: {why}", [lq, shown]))
     note = (
         f"{len(refused)} faces were not learned from. The gate looks for targets that stand out; nobody looked at them."
     )

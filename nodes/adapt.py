@@ -331,7 +331,7 @@ class FinetuneRestorer(host.Node):
         if result is None:
             return None
         tuned = load_restorer(run.groups)
-        shown = [name for g in result.groups for name, _ in g.shown.rows[: max(1, ROWS // len(result.groups))]]
+        shown = [name for g in result.groups for name in g.shown_names[: max(1, ROWS // len(result.groups))]]
         rows = [pictures for _, pictures in rows_of(faces, shown, [base, tuned])]
         states = {f"group {i}: ": group.progress for i, group in enumerate(result.groups, 1)}
         said = result.lines()

@@ -230,7 +230,7 @@ def collected(
         faces = collect_faces(photos, run, restorer.network.size, config, host.Progress())
     shown = faces.batch(min(first, len(faces) - 1), first + count)
     problems = [problem["problem"] for problem in faces.problems]
-    text = lines([f"{len(faces)} faces", *([f"{len(problems)} photos gave none:"] if problems else []), *problems])
+    text = lines([f"{len(faces)} faces", *([f"{len(problems)} files gave none:"] if problems else []), *problems])
     handle = Faces(run.folder, faces.fingerprint)
     picture = folded([[face] for face in shown[:ROWS]], ROWS // 2)[None]
     return host.output(cls, handle, convert.to_image(shown), len(faces), text, text=text, picture=picture)

@@ -229,7 +229,10 @@ def stamp(path: Path) -> tuple[str, int, int]:
     if path.is_dir():
         inner = [stamp(p) for p in sorted(path.rglob("*")) if p.is_file()]
         return path.name, sum(size for _, size, _ in inner), max((time for *_, time in inner), default=0)
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError:  # gone, or a link to itself: who reads it says so
+        return path.name, 0, 0
     return path.name, status.st_size, status.st_mtime_ns
 
 

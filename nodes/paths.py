@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def inside(root: Path, text: str) -> Path:
 
 def is_inside(path: Path, root: Path) -> bool:
     """Whether `path`, links followed, is `root` or lies below it."""
-    real, real_root = path.resolve(), root.resolve()
+    real, real_root = (Path(os.path.realpath(one)) for one in (path, root))  # unlike resolve, takes a link to itself
     return real == real_root or real_root in real.parents
 
 

@@ -212,7 +212,8 @@ class RestoreFaces(host.Node):
                 if detector is None:
                     result = restore_aligned(photo, network, config, check=progress.check)
                 else:
-                    result = restore_photo(photo, network, config, detector, check=progress.check, enlarge=enlarge)
+                    how = {"check": progress.check, "enlarge": enlarge, "name": f"photo {i + 1}"}
+                    result = restore_photo(photo, network, config, detector, **how)
                 results.append(result)
                 progress.show(i + 1, len(photos), partial(getattr, result, "pixels"))
         found, restored = (sum(counts) for counts in zip(*((r.found, len(r.faces)) for r in results), strict=True))

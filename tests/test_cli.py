@@ -139,7 +139,7 @@ def test_too_little_memory_is_one_line(photos, tmp_path, monkeypatch, capsys):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nmore")
 
     monkeypatch.setattr(restorers, "load_restorer", full)
-    assert main(["restore", str(photos), "--out", str(tmp_path)]) == 2
+    assert main(["restore", str(photos), "--out", str(tmp_path)]) == 1
     assert capsys.readouterr().err.strip().splitlines() == [
         "bfr: too little memory (CUDA out of memory. Tried to allocate 20.00 MiB.); try --low-memory, or --device cpu"
     ]
@@ -298,7 +298,7 @@ def test_restore_keeps_names_and_goes_on_after_a_bad_file(photos, tiny_restorer,
     shutil.copytree(photos, folder)
     (folder / "text.jpg").write_text("not a picture")
     command = ["restore", str(folder), "--aligned", "--restorer", str(tiny_restorer), "--out", str(tmp_path / "out")]
-    assert main([*command, "--json"]) == 0
+    assert main([*command, "--json"]) == 1
     summary = json.loads(capsys.readouterr().out)
     assert (summary["restored"], summary["failed"]) == (10, 1) and summary["problems"][0]["photo"] == "text.jpg"
     made = {p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*.png")}
@@ -345,7 +345,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_made(quick, tmp_path, capsys
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    assert main([*quick, "--run", str(tmp_path), "--iterations", "9"]) == 2
+    assert main([*quick, "--run", str(tmp_path), "--iterations", "9"]) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bfr: ")]
     assert len(lines) == 1 and "No space left on device" in lines[0]
     assert (tmp_path / "restorer.safetensors").read_bytes() == before

@@ -14,9 +14,11 @@ import torch
 from PIL import Image, ImageCms, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from bfr_core import images
+from bfr_core.files.kinds import LeftOutError
 from bfr_core.images import (
     Photo,
     list_images,
+    look_through,
     photo_name,
     photo_names,
     printable,
@@ -314,17 +316,232 @@ def test_sixteen_bit_grey_uses_its_full_scale(tmp_path: Path, suffix: str):
     assert photo.grey and photo.mode == "L"
 
 
-def test_sixteen_bit_rgb_png(tmp_path: Path):
-    values = np.full((4, 5, 3), (65535, 32768, 0), ">u2")
-    rows = b"".join(b"\0" + row.tobytes() for row in values)
+def sixteen(channels: int, size: tuple[int, int] = (23, 37)) -> np.ndarray:
+    """(H, W, C) of all values that 16 bits have, a slope with noise."""
+    rng = np.random.default_rng(channels)
+    slope = np.linspace(0, 64000, size[1]).astype(np.uint16)
+    return slope[None, :, None] + rng.integers(0, 1500, (*size, channels), dtype=np.uint16)
+
+
+def png16(values: np.ndarray, *more: bytes) -> bytes:
+    """A PNG file of `values` (H, W, C) uint16, written by the specification and without filters."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", 5, 4, 16, 2, 0, 0, 0)
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    (tmp_path / "a.png").write_bytes(png)
-    np.testing.assert_array_equal(as_uint8(read_image(tmp_path / "a.png"))[2, 2], (255, 128, 0))
+    height, width, channels = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    parts = [chunk(b"IHDR", header), *(chunk(one[:4], one[4:]) for one in more)]
+    return b"\x89PNG\r\n\x1a\n" + b"".join([*parts, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")])
+
+
+def channels_of(photo: Photo) -> np.ndarray:
+    """(H, W, C) uint16 of all that a photo of 16 bits holds."""
+    planes = [photo.pixels[:1] if photo.mode == "L" else photo.pixels, *([] if photo.alpha is None else [photo.alpha])]
+    return np.rint(torch.cat(planes).double().numpy() * 65535).astype(np.uint16).transpose(1, 2, 0)
+
+
+def read_elsewhere(path: Path) -> np.ndarray:
+    """(H, W, C) as another program reads it: OpenCV for PNG, tifffile for TIFF."""
+    if path.suffix == ".tif":
+        values = pytest.importorskip("tifffile").imread(path)
+    else:
+        values = pytest.importorskip("cv2").imread(str(path), -1)
+        order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[1 if values.ndim == 2 else values.shape[-1]]
+        values = values.reshape(*values.shape[:2], -1)[..., order]
+    return values.reshape(*values.shape[:2], -1)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_sixteen_bits_in_and_out_are_the_same(tmp_path: Path, channels: int, suffix: str):
+    values = sixteen(channels)
+    (tmp_path / "a.png").write_bytes(png16(values))
+    photo = read_photo(tmp_path / "a.png")
+    assert photo.depth == 16 and photo.mode == ("L" if channels < 3 else "RGB")
+    np.testing.assert_array_equal(channels_of(photo), values)
+    write_photo(tmp_path / f"b{suffix}", photo)
+    back = read_photo(tmp_path / f"b{suffix}")
+    if suffix == ".tif" and channels == 2:  # written as RGB and alpha, because Pillow opens nothing less
+        values = values[..., [0, 0, 0, 1]]
+    assert back.depth == 16
+    np.testing.assert_array_equal(channels_of(back), values)
+    if channels != 2:  # which OpenCV gives as four
+        np.testing.assert_array_equal(read_elsewhere(tmp_path / f"b{suffix}"), values)
+
+
+@pytest.mark.parametrize("height", [255, 256, 257, 600])
+def test_sixteen_bits_of_tall_pictures(tmp_path: Path, height: int):
+    values = sixteen(3, (height, 5))
+    (tmp_path / "a.png").write_bytes(png16(values))
+    write_photo(tmp_path / "b.png", read_photo(tmp_path / "a.png"))
+    np.testing.assert_array_equal(read_elsewhere(tmp_path / "b.png"), values)
+    assert (tmp_path / "b.png").stat().st_size < (tmp_path / "a.png").stat().st_size
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_sixteen_bit_tiff_of_other_programs(tmp_path: Path, compression: str | None, order: str):
+    tifffile, values = pytest.importorskip("tifffile"), sixteen(3)
+    how = {"photometric": "rgb", "compression": compression, "byteorder": order}
+    tifffile.imwrite(tmp_path / "a.tif", values, **how)
+    np.testing.assert_array_equal(channels_of(read_photo(tmp_path / "a.tif")), values)
+    tifffile.imwrite(tmp_path / "b.tif", values.transpose(2, 0, 1), planarconfig="separate", **how)
+    with pytest.raises(ValueError, match="b.tif: has 16 bits a channel in separate planes"):
+        read_photo(tmp_path / "b.tif")
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_sixteen_bits_are_turned_with_what_the_file_says(tmp_path: Path, orientation: int):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = orientation, "Maker"
+    values = sixteen(3)
+    (tmp_path / "a.png").write_bytes(png16(values, b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")))
+    photo = read_photo(tmp_path / "a.png")
+    np.testing.assert_array_equal(channels_of(photo), np.rot90(values, 2 if orientation == 3 else -1))
+    for suffix in (".png", ".tif"):
+        write_photo(tmp_path / f"b{suffix}", replace(photo, icc=SRGB, dpi=(300.0, 300.0), record=MARK))
+        back = read_photo(tmp_path / f"b{suffix}")
+        assert (back.icc, back.record) == (SRGB, MARK) and back.dpi[0] == pytest.approx(300, abs=0.1)
+        np.testing.assert_array_equal(channels_of(back), channels_of(photo))
+        assert Image.open(tmp_path / f"b{suffix}").getexif()[0x010F] == "Maker"
+
+
+def test_place_and_date_are_kept_beside_sixteen_bits(tmp_path: Path):
+    photo = replace(with_place(tmp_path / "a.tif"), depth=16)
+    for suffix in (".png", ".tif"):
+        write_photo(tmp_path / f"b{suffix}", photo)
+        exif = Image.open(tmp_path / f"b{suffix}").getexif()
+        assert exif.get_ifd(0x8769)[0x9003].startswith("2001") and exif.get_ifd(0x8825)[1] == "N"
+        assert exif.get_ifd(0x8825)[2] == (52.0, 1.0, 2.0) and read_photo(tmp_path / f"b{suffix}").depth == 16
+
+
+def test_the_transparent_colour_of_sixteen_bits(tmp_path: Path):
+    for channels in (1, 3):
+        values = sixteen(channels)
+        key = values[3, 4]
+        (tmp_path / "a.png").write_bytes(png16(values, b"tRNS" + key.astype(">u2").tobytes()))
+        photo = read_photo(tmp_path / "a.png")
+        np.testing.assert_array_equal(photo.alpha[0].numpy() == 0, (values == key).all(-1))
+        write_photo(tmp_path / "b.png", photo)
+        np.testing.assert_array_equal(channels_of(read_photo(tmp_path / "b.png"))[..., :channels], values)
+
+
+def test_a_grey_profile_of_sixteen_bits_stays_and_one_that_does_not_fit_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    for icc, kept in ((gray_profile(1.0), True), (SRGB, False)):
+        chunk = b"iCCPa\0\0" + zlib.compress(icc)
+        (tmp_path / "a.png").write_bytes(png16(sixteen(1), chunk))
+        photo = read_photo(tmp_path / "a.png")
+        write_photo(tmp_path / "b.png", photo)
+        assert (Image.open(tmp_path / "b.png").info.get("icc_profile") == icc) is kept
+    assert caplog.messages == ["a.png: its colour profile does not fit its pixels; dropped"]
+
+
+def test_a_format_of_eight_bits_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    write_photo(tmp_path / "a.jpg", Photo(read_pil(smooth()), depth=16))
+    assert caplog.messages == ["a.jpg: JPEG is written with 8 bits a channel; the photo has 16"]
+    Image.fromarray(np.array([[0.0, 0.25], [0.5, 1.0]], np.float32)).save(tmp_path / "b.tif")
+    photo = read_photo(tmp_path / "b.tif")
+    assert caplog.messages[1:] == ["b.tif: of its 32 bits a channel 16 are kept"] and photo.depth == 16
+
+
+def test_deep_cmyk_is_said_to_lose_bits(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    values = np.full((4, 5, 4), 30_000, np.uint16)
+    pytest.importorskip("tifffile").imwrite(tmp_path / "a.tif", values, photometric="separated")
+    assert read_photo(tmp_path / "a.tif").notes == ("of its 16 bits a channel 8 are used",)
+    assert len(caplog.messages) == 1
+
+
+# ---------------------------------------------------------------- newer kinds
+
+
+def needs(suffix: str) -> None:
+    if suffix in (".heic", ".heif"):
+        pytest.importorskip("pillow_heif")
+    if suffix == ".avif":
+        pytest.importorskip("PIL.AvifImagePlugin")
+
+
+@pytest.mark.parametrize("alpha", [True, False])
+@pytest.mark.parametrize("suffix", [".avif", ".heic", ".heif", ".jp2", ".j2k", ".mpo", ".jfif"])
+def test_newer_kinds_are_read_and_written(tmp_path: Path, suffix: str, alpha: bool):
+    needs(suffix)
+    source = with_place(tmp_path / "a.png")
+    clear = torch.linspace(0, 1, source.pixels[0].numel()).view(1, *source.pixels.shape[1:])
+    write_photo(tmp_path / f"a{suffix}", replace(source, alpha=clear if alpha else None, icc=SRGB, record=MARK))
+    back = read_photo(tmp_path / f"a{suffix}")
+    exact = suffix in (".jp2", ".j2k")
+    assert (back.pixels - source.pixels).abs().max() < (1e-6 if exact else 0.1)
+    assert back.format == images.FORMATS[suffix] and back.pixels.shape == source.pixels.shape
+    if images.FORMATS[suffix] != "JPEG":
+        assert (back.alpha is not None) is alpha
+    if not exact:
+        assert back.icc == SRGB and back.record == MARK and b"Maker" in (back.exif or b"")
+
+
+@pytest.mark.parametrize("suffix", [".avif", ".heic"])
+def test_newer_kinds_are_turned_upright_once(tmp_path: Path, suffix: str):
+    needs(suffix)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.new("RGB", (64, 32), (250, 0, 0))
+    picture.paste((0, 0, 250), (0, 0, 32, 32))  # left, and above when seen upright
+    if suffix == ".heic":
+        from pillow_heif import from_pillow
+
+        from_pillow(picture).save(tmp_path / "a.heic", exif=exif.tobytes())
+    else:
+        picture.save(tmp_path / "a.avif", exif=exif.tobytes())
+    photo = read_photo(tmp_path / f"a{suffix}")
+    write_photo(tmp_path / f"b{suffix}", photo)
+    for seen in (photo.pixels, read_image(tmp_path / f"b{suffix}")):
+        assert seen.shape == (3, 64, 32)
+        assert seen[:, 8, 16].tolist() == pytest.approx([0, 0, 250 / 255], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "module", "says"),
+    [(".heic", "pillow_heif", "package pillow-heif"), (".avif", "PIL.AvifImagePlugin", "Pillow 11.3")],
+)
+def test_a_kind_whose_package_is_missing_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, module: str, says: str
+):
+    import sys
+
+    brand = suffix[1:].encode()
+    (tmp_path / f"a{suffix}").write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(4) + brand + b"mif1")
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delattr(f"PIL.{module.split('.')[-1]}", raising=False)
+    with pytest.raises(LeftOutError, match=f"^a{suffix}: .*{says}"):
+        read_photo(tmp_path / f"a{suffix}")
+
+
+def test_more_than_eight_bits_of_newer_kinds_is_said(tmp_path: Path):
+    needs(".avif")
+    smooth().save(tmp_path / "a.avif")
+    content = bytearray((tmp_path / "a.avif").read_bytes())
+    assert read_photo(tmp_path / "a.avif").notes == ()
+    content[content.index(b"av1C") + 6] |= 0x40  # the box says 10 bits; the pixels are left alone
+    assert images.kinds.bits_a_channel(bytes(content)) == 10
+    smooth().save(tmp_path / "a.jp2")
+    assert images.kinds.bits_a_channel((tmp_path / "a.jp2").read_bytes()) == 8
+    assert read_photo(tmp_path / "a.jp2").notes == ()
+
+
+def test_lossless_webp_stays_lossless(tmp_path: Path):
+    source = noise("RGBA", (40, 30))
+    for exif in (None, with_place(tmp_path / "e.jpg").exif):  # with and without the extended header
+        more: dict[str, Any] = {"exif": exif} if exif else {}
+        source.save(tmp_path / "a.webp", lossless=True, exact=True, **more)
+        photo = read_photo(tmp_path / "a.webp")
+        assert photo.lossless
+        write_photo(tmp_path / "b.webp", photo)
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "b.webp")), np.asarray(source))
+        source.save(tmp_path / "c.webp", **more)
+        assert not read_photo(tmp_path / "c.webp").lossless
 
 
 def test_float_and_32_bit_tiff(tmp_path: Path):
@@ -401,20 +618,31 @@ def test_alpha_a_format_cannot_hold_is_dropped_with_a_line(
     assert (read_image(tmp_path / f"a{suffix}") - photo.pixels).abs().mean() < 0.01
 
 
-@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
-def test_of_several_pictures_the_first_is_used_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str):
+def two_pictures(path: Path, kind: str) -> None:
+    """A red picture and a blue one in one file."""
     first, second = Image.new("RGB", (16, 16), (250, 0, 0)), Image.new("RGB", (16, 16), (0, 0, 250))
-    first.save(tmp_path / f"a{suffix}", save_all=True, append_images=[second])
-    assert read_image(tmp_path / f"a{suffix}")[:, 8, 8].tolist() == pytest.approx([250 / 255, 0, 0], abs=0.02)
-    assert "first" in caplog.text
+    first.save(path, kind, save_all=True, append_images=[second])
 
 
-def test_gif_under_another_name(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    frames = [Image.new("RGB", (16, 16), (250, 0, 0)), Image.new("RGB", (16, 16), (0, 0, 250))]
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    (tmp_path / "a.gif").rename(tmp_path / "a.png")
-    assert read_image(tmp_path / "a.png")[:, 8, 8].tolist() == pytest.approx([250 / 255, 0, 0], abs=0.02)
-    assert "first" in caplog.text
+@pytest.mark.parametrize(("suffix", "kind"), [(".tif", "TIFF"), (".mpo", "MPO"), (".jpg", "MPO")])
+def test_of_several_pictures_the_first_is_used_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str, kind: str
+):
+    two_pictures(tmp_path / f"a{suffix}", kind)
+    photo = read_photo(tmp_path / f"a{suffix}")
+    assert photo.pixels[:, 8, 8].tolist() == pytest.approx([250 / 255, 0, 0], abs=0.02)
+    assert photo.notes == ("of its 2 pictures only the first is used",)
+    assert caplog.messages == [f"a{suffix}: of its 2 pictures only the first is used"]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind"), [(".png", "PNG"), (".webp", "WEBP"), (".gif", "GIF"), (".png", "GIF"), (".avif", "AVIF")]
+)
+def test_an_animation_is_left_out_by_name(tmp_path: Path, suffix: str, kind: str):
+    two_pictures(tmp_path / f"a{suffix}", kind)
+    with pytest.raises(LeftOutError, match=f"^a{suffix}: is an animation of 2 frames") as error:
+        read_photo(tmp_path / f"a{suffix}")
+    assert not error.value.reason.startswith("a.") and one_line(error)
 
 
 def test_png_text_and_resolution_are_kept(tmp_path: Path):
@@ -430,7 +658,7 @@ def test_png_text_and_resolution_are_kept(tmp_path: Path):
 
 
 def test_one_pixel(tmp_path: Path):
-    for suffix in sorted(images.IMAGE_SUFFIXES):
+    for suffix in sorted(images.IMAGE_SUFFIXES - {".avif", ".heic", ".heif"}):
         write_image(tmp_path / f"a{suffix}", torch.full((3, 1, 1), 0.5))
         assert read_image(tmp_path / f"a{suffix}").shape == (3, 1, 1)
 
@@ -447,12 +675,13 @@ def test_very_long_photo_is_read_without_pillows_own_limit(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("pillow_fills_in", [False, True])
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tif"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tif", ".jp2", ".avif", ".heic"])
 @pytest.mark.parametrize("kept", [0.02, 0.5, 0.9])
 def test_cut_files_are_refused_whatever_the_host_told_pillow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, kept: float, pillow_fills_in: bool
 ):
-    noise(size=(200, 160)).save(tmp_path / f"a{suffix}")
+    needs(suffix)
+    write_image(tmp_path / f"a{suffix}", read_pil(noise(size=(200, 160))))
     content = (tmp_path / f"a{suffix}").read_bytes()
     (tmp_path / f"a{suffix}").write_bytes(content[: int(len(content) * kept)])
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", pillow_fills_in)
@@ -473,7 +702,7 @@ def test_files_that_are_no_pictures(tmp_path: Path, content: bytes):
 
 def test_bytes_flipped_anywhere_give_a_picture_or_one_line(tmp_path: Path):
     rng = np.random.default_rng(0)
-    for image_format in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"):
+    for image_format in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000", "AVIF"):
         whole = BytesIO()
         smooth().save(whole, image_format)
         for _ in range(40):
@@ -531,6 +760,22 @@ def test_list_images(tmp_path: Path):
     (tmp_path / "b/up").symlink_to(tmp_path)
     found = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
     assert found == ["a.webp", "b/1.jpg", "b/2.PNG", "b/c/x.jpg/inner.tif", "loop.jpg"]
+
+
+@posix
+def test_every_other_file_has_a_reason(tmp_path: Path):
+    for name in (".DS_Store", "b/anim.gif", "b/a.CR2", "b/film.mp4", "b/notes.txt", "b/draw.psd", "b/x.jxl", "a.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "b/up").symlink_to(tmp_path)
+    found, left_out = look_through(tmp_path)
+    assert found == [tmp_path / "a.jpg"]
+    assert {path.as_posix(): reason.split()[-1] for path, reason in left_out.items()} == {
+        ".DS_Store": "dot", ".git": "dot", "b/a.CR2": "first", "b/anim.gif": "PNG", "b/draw.psd": "TIFF",
+        "b/film.mp4": "pictures", "b/notes.txt": "picture", "b/up": "followed", "b/x.jxl": "PNG",
+    }  # fmt: skip
+    assert all(reason.isprintable() for reason in left_out.values())
 
 
 def test_list_images_errors(tmp_path: Path):

@@ -100,6 +100,7 @@ HEAVY = {
     "cv2",
     "av",
     "pyiqa",
+    "pillow_heif",
 }
 # Host and page packages -> the only places that may import them.
 KEPT_TO = {

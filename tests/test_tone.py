@@ -53,7 +53,7 @@ def test_grey_stays_grey_and_flat_is_not_blown_up(picture):
 def test_the_command_keeps_names_and_says_what_it_did(picture, tmp_path, capsys):
     write_image(tmp_path / "in" / "a" / "old.png", 0.3 + 0.4 * picture)
     (tmp_path / "in" / "bad.png").write_text("no picture")
-    assert main(["tone", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--json"]) == 0
+    assert main(["tone", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--json"]) == 1
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["photos"] == 1 and "bad.png" in summary["problems"][0]
     made = json.loads((tmp_path / "out" / "tone.json").read_text())["photos"]["a/old.png"]
@@ -61,8 +61,8 @@ def test_the_command_keeps_names_and_says_what_it_did(picture, tmp_path, capsys)
         read_image(tmp_path / "in" / "a" / "old.png"), Tone(tuple(made["gain"]), tuple(made["offset"]))
     )
     assert (read_photo(tmp_path / "out" / "a" / "old.png").pixels - expected).abs().max() < 0.003
-    assert main(["tone", str(tmp_path / "in"), "--out", str(tmp_path / "in")]) == 2
-    assert "would replace" in capsys.readouterr().err
+    assert main(["tone", str(tmp_path / "in"), "--out", str(tmp_path / "in")]) == 1
+    assert "a/old.png: the result would replace the photo" in capsys.readouterr().err
 
 
 def test_a_strength_out_of_range_is_refused(picture):
