@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from .finetuning import FinetuneConfig, Progress, Watch, finetune, split
 from .gate import GateConfig, as_record, checks_of, joined, look_at, refusals
 from .images import list_images, photo_names, printable, read_image, write_image
 from .losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
+from .precision import Precision, release_memory, usual_precision
 from .prior import Prior, load_prior
 from .pseudo_targets import TargetConfig, make_pseudo_targets, settled
 from .restore import square
@@ -158,10 +160,16 @@ class FaceSet:
 
 
 def collect_faces(
-    photos: Path, run: Run, size: int, config: FaceConfig, callback: StageCallback | None = None
+    photos: Path,
+    run: Run,
+    size: int,
+    config: FaceConfig,
+    callback: StageCallback | None = None,
+    device: torch.device | str = "cpu",
 ) -> FaceSet:
     """Aligned crops of every face under `photos`, in run.faces; a photo that cannot be used is logged and left out.
 
+    device: where the detector's network runs.
     Raises FileNotFoundError or ValueError if there are no photos, or no face in any of them.
     """
     files = list_images(photos)
@@ -180,7 +188,7 @@ def collect_faces(
                     if detector is None and not config.aligned:
                         from .faces.detect import load_detector
 
-                        detector = load_detector(config.detector, config.threshold)
+                        detector = load_detector(config.detector, config.threshold, device)
                     record["faces"] = _crops_of(file, name, run.faces, size, config, detector)
                     if not record["faces"]:
                         record["problem"] = f"{printable(file.name)}: no face found"
@@ -277,13 +285,14 @@ def take_good_faces(
     What was found is kept in run.album. Where none is good, or none would be left to adapt to, `faces` are returned as
     they are. Raises as `collect_faces` for a folder of good photos that gives no face.
     """
-    found = find_good_faces(run, faces, base, prior, config.album, callback) if config.album.find else {}
+    precision = config.targets.precision
+    found = find_good_faces(run, faces, base, prior, config.album, callback, precision) if config.album.find else {}
     if len(found) == len(faces):
         log.warning("all %d faces look good already; they are adapted to as they are", len(faces))
         found = {}
     files, made_from = [faces.folder / f"{name}.png" for name in found], [faces.fingerprint, sorted(found)]
     if config.album.good:
-        given = collect_faces(Path(config.album.good), Run(run.good), base.size, config.faces, callback)
+        given = collect_faces(Path(config.album.good), Run(run.good), base.size, config.faces, callback, base.device)
         files += [given.path(i) for i in range(len(given))]
         made_from += [given.fingerprint]
     if not files:
@@ -303,6 +312,7 @@ def find_good_faces(
     prior: Prior,
     config: AlbumConfig,
     callback: StageCallback | None = None,
+    precision: Precision = "auto",
 ) -> dict[str, Clarity]:
     """Those of `faces` that are good, by name: see `album`. A face that was enlarged to its crop is not."""
     print_ = fingerprint(faces.fingerprint, base.sha256, prior.sha256)
@@ -312,7 +322,7 @@ def find_good_faces(
         seen: dict[str, Clarity] = {}
         for start in range(0, len(faces), GATE_BATCH):
             lq = faces.batch(start, start + GATE_BATCH)
-            parts = [clarity(face, base, prior)[0] for face in lq.split(1)]
+            parts = [clarity(face, base, prior, precision)[0] for face in lq.split(1)]
             seen |= dict(zip(faces.names[start : start + GATE_BATCH], parts, strict=True))
             if callback:
                 callback("album", start + len(lq), len(faces), None)
@@ -369,7 +379,8 @@ def draw_targets(
     print_ = fingerprint(faces.fingerprint, restorer.sha256, prior.sha256, asdict(config))
     for folder in (run.restored, run.targets):
         stage_folder(folder, print_)
-    run.record("targets", asdict(config) | {"restorer": restorer.name, "prior": prior.name})
+    computed = {"computed_in": restorer.at_precision(config.precision).precision}
+    run.record("targets", asdict(config) | computed | {"restorer": restorer.name, "prior": prior.name})
     calls = config.sampler.network_calls
     total = len(faces) * calls
     for start in range(0, len(faces), config.batch_size):
@@ -566,7 +577,9 @@ def tune(
     pairs = FolderPairs([faces.folder / f"{n}.png" for n in names], [targets[n] for n in names], restorer.size)
     # Steps and minutes may grow between sessions; everything else must stay, or the tuning starts anew.
     lasting = asdict(replace(config, iterations=1, minutes=0.0, checkpoint_seconds=0.0))
-    run.record("finetune", asdict(config) | {"restorer": restorer.name, "prior": prior.name if prior else None})
+    computed = usual_precision(restorer.device) if config.precision == "auto" else config.precision
+    made_with = {"restorer": restorer.name, "prior": prior.name if prior else None, "computed_in": computed}
+    run.record("finetune", asdict(config) | made_with)
 
     def step(done: int, total: int, progress: Progress) -> None:
         if callback:
@@ -657,10 +670,9 @@ def adapt(
     Raises FileNotFoundError or ValueError, in one line, for photos, weights or settings that cannot be used.
     """
     run = Run(run_dir)
-    base = (restorer or load_restorer(config.restorer)).to(device)
-    prior = (prior or load_prior(config.prior)).to(device)
-    with run.locked():
-        faces = collect_faces(Path(folder), run, base.size, config.faces, callback)
+    base, prior = restorer or load_restorer(config.restorer), prior or load_prior(config.prior)
+    with run.locked(), lent(base, prior, device):
+        faces = collect_faces(Path(folder), run, base.size, config.faces, callback, base.device)
         faces, good = take_good_faces(run, faces, base, prior, config, callback)
         targets, made_from = make_targets(run, faces, base, prior, config, callback)
         prior.to("cpu")  # its memory is the tuning's now
@@ -668,6 +680,22 @@ def adapt(
             run, faces, targets, made_from, base, config.finetune, prior, callback, pause_after=pause_after, good=good
         )
         return Adapted(run, tuned[0], base, prior, faces, targets, *tuned[1:], good)
+
+
+@contextmanager
+def lent(base: Restorer, prior: Prior, device: torch.device | str) -> Iterator[None]:
+    """A context in which both networks are on `device`. The prior leaves it in any case, the base after an error."""
+    places = base.device, prior.device
+    base.to(device)
+    prior.to(device)
+    try:
+        yield
+    except BaseException:
+        base.to(places[0])
+        raise
+    finally:
+        prior.to(places[1])
+        release_memory()
 
 
 def match_in_order(run: Run, faces: FaceSet, targets: Tensor, first: int = 0) -> dict[str, Path]:

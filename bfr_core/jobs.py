@@ -22,7 +22,7 @@ from .adaptation import StageCallback, adapt, changed, collect_faces, recipe
 from .finetuning import Progress
 from .images import printable, replace_atomically, to_unit
 from .mixed import ONE_DAMAGE, adapt_mixed
-from .precision import choose_device
+from .precision import choose_device, release_memory
 from .restore import RestoreConfig, restore_folder
 from .restorers import load_restorer
 from .runs import Run, is_held, read_json, write_json
@@ -214,6 +214,7 @@ class _Job:
                 log.exception("the job failed")
             self.status = replace(self.status, state="failed", error=_line(error))
         self.preview = None
+        release_memory()
         self.status = replace(self.status, seconds_left=None)
         self._write()
 
@@ -262,14 +263,14 @@ def thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
 # ---------------------------------------------------------------- what jobs do
 
 
-def find_faces(run: Run, photos: Path, restorer: str, changes: Mapping[str, Any]) -> Work:
+def find_faces(run: Run, photos: Path, restorer: str, changes: Mapping[str, Any], device: str = "auto") -> Work:
     """Take the faces from the photos, at the size that the restorer wants."""
 
     def work(callback: StageCallback) -> Outcome:
         base = load_restorer(restorer)
         config = changed(recipe(base), dict(changes))
         with run.locked():
-            faces = collect_faces(photos, run, base.size, config.faces, callback)
+            faces = collect_faces(photos, run, base.size, config.faces, callback, choose_device(device))
         return Outcome(notes=tuple(problem["problem"] for problem in faces.problems))
 
     return work

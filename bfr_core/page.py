@@ -223,7 +223,8 @@ class Page:
     def look_for_faces(self, name: str, choices: Choices) -> None:
         run = self.run(name)
         self.remember(run, choices)
-        self.jobs.start(run, "faces", find_faces(run, self.photos_of(run), choices.restorer, choices.settings()))
+        find = find_faces(run, self.photos_of(run), choices.restorer, choices.settings(), self.device)
+        self.jobs.start(run, "faces", find)
 
     def adapt(self, name: str | None, choices: Choices) -> Status:
         """Start the adaptation, or go on with it; a run that is at work already is left alone."""
