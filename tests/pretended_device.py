@@ -25,6 +25,7 @@ INDEXED_BY = {"__getitem__", "__setitem__"}  # with indices of the CPU, too
 # Take a single number of the CPU beside tensors of the device.
 TAKE_NUMBERS = {f"{a}{name}{b}" for name in ("add", "sub", "mul", "div", "truediv", "pow")
                 for a, b in (("", ""), ("", "_"), ("__", "__"), ("__r", "__"))}  # fmt: skip
+TAKE_NUMBERS |= {"_foreach_mul_"}  # as gradients are clipped by: PyTorch itself asks where they really lie
 LACKING = ("linalg_", "fft_", "isin", "svd", "qr", "cdist", "stft")
 PRESENT = {"linalg_norm", "linalg_vector_norm"}
 
@@ -75,10 +76,6 @@ class PretendedDevice(TorchFunctionMode):
             return DEVICE if there else func(*args)
         if name in ("to", "cpu", "cuda"):
             return self._move(name, args, kwargs)
-        if name == "backward":  # what it computes again, it computes under the mode
-            with self:
-                engine, one = torch.autograd.Variable._execution_engine, torch.ones_like(args[0])
-                return engine.run_backward((args[0],), (one,), False, False, (), True, True)
         if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == DEVICE.type:
             if kwargs.get("generator") is not None:
                 raise Refused(f"{name} on {DEVICE} with a generator of the CPU")
@@ -147,7 +144,7 @@ class PretendedDevice(TorchFunctionMode):
 
 
 class Follower(TorchDispatchMode):
-    """Marks what TorchScript and the backward pass compute, which the mode above does not see."""
+    """Marks what TorchScript and the backward pass compute, which the mode above does not see and cannot refuse."""
 
     def __init__(self, card: PretendedDevice) -> None:
         super().__init__()
