@@ -324,7 +324,8 @@ def finetune(
     finally:
         if between_steps:
             save()
-        keep_all(restorer.blocks(net))
+        for part in filter(None, (net, critic)):  # no longer needed, but referring to themselves in circles: recomputed
+            part.to("meta")  # blocks and PyTorch's parametrizations would hold their memory until Python's next look
     if fraction_done(progress, config) < 1:  # paused: the checkpoint is of an unbroken tuning, the result may be better
         judge()
     ema.load_state_dict(best)
@@ -353,12 +354,6 @@ def recompute(blocks: list[nn.Module]) -> None:
         block.forward = partial(  # type: ignore[method-assign]
             checkpointed, block.forward, use_reentrant=False, preserve_rng_state=False
         )
-
-
-def keep_all(blocks: list[nn.Module]) -> None:
-    """Undo `recompute`, by which a block refers to itself, so that its memory is free as soon as nobody needs it."""
-    for block in blocks:
-        block.__dict__.pop("forward", None)
 
 
 def split(count: int, config: FinetuneConfig) -> tuple[list[int], list[int]]:

@@ -484,12 +484,13 @@ def test_nothing_of_restoring_stays_on_the_device(
     assert in_use() == before
 
 
-def test_a_tuned_network_is_gone_as_soon_as_nobody_needs_it(card: Any, tiny_restorer: Path) -> None:
+@pytest.mark.parametrize("trainable", ["full", "lora"])
+def test_a_tuned_network_is_gone_as_soon_as_nobody_needs_it(card: Any, tiny_restorer: Path, trainable: Any) -> None:
     """Without waiting for Python's collector of circles, which may come when the memory was needed long ago."""
     device, in_use = card
     restorer = load_restorer(tiny_restorer).to(device)
     pairs = list(zip(faces(4, 32), faces(4, 32, 1), strict=True))
-    config = replace(TUNE, perceptual=0, recompute=True)
+    config = replace(TUNE, perceptual=0, recompute=True, trainable=trainable)
     finetune(restorer, pairs, config)  # what PyTorch keeps of a first time
     gc.collect()
     before = in_use()
