@@ -354,7 +354,7 @@ def test_measures_of_pictures_on_the_device(device: torch.device) -> None:
 @pytest.mark.parametrize("trainable", ["full", "lora"])
 @pytest.mark.parametrize("name", ["tiny", "CodeFormer"])
 def test_tuning_on_the_device(
-    device: torch.device, on_device: tuple[Restorer, Prior], tmp_path: Path, name: str, trainable: str
+    device: torch.device, on_device: tuple[Restorer, Prior], tmp_path: Path, name: str, trainable: Any
 ) -> None:
     """Two steps with every term, then two more from the checkpoint; what it changed is factored for its file."""
     restorer, prior = (small(name).to(device), on_device[1]) if name != "tiny" else on_device
@@ -439,7 +439,8 @@ def test_nothing_of_an_adaptation_stays_on_the_device(
         if stage == end and (stage != "finetune" or step == 3):
             raise error
 
-    for given in ({}, {"restorer": base, "prior": prior}):
+    callers: tuple[dict[str, Any], ...] = ({}, {"restorer": base, "prior": prior})
+    for given in callers:
         try:
             adapt(photos, tmp_path / f"run{len(given)}", config, callback, device.type, **given)
             assert end == "finished" and set(met) >= set(STAGES)

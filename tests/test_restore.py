@@ -360,7 +360,7 @@ def test_codes_are_chosen_in_float32_unless_asked(monkeypatch):
 
 def test_a_precision_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="precision is 'half'"):
-        RestoreConfig(precision="half")
+        RestoreConfig(precision="half")  # type: ignore[arg-type]
 
 
 class Small(nn.Module):
