@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from .finetuning import FinetuneConfig, Progress, Watch, finetune, split
 from .gate import GateConfig, as_record, checks_of, joined, look_at, refusals
 from .images import list_images, look_through, photo_names, printable, read_image, replace_atomically, write_image
 from .losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
+from .precision import Precision, release_memory, usual_precision
 from .prior import Prior, load_prior
 from .pseudo_targets import TargetConfig, make_pseudo_targets, settled
 from .restore import square
@@ -188,10 +190,16 @@ class FaceSet:
 
 
 def collect_faces(
-    photos: Path, run: Run, size: int, config: FaceConfig, callback: StageCallback | None = None
+    photos: Path,
+    run: Run,
+    size: int,
+    config: FaceConfig,
+    callback: StageCallback | None = None,
+    device: torch.device | str = "cpu",
 ) -> FaceSet:
     """Aligned crops of every face under `photos`, in run.faces; a photo that cannot be used is logged and left out.
 
+    device: where the detector's network runs.
     Only photos that are new, or whose content, name or settings changed, are looked at; crops of photos that are gone
     are deleted. A crop that was changed by hand is kept and used.
     Raises FileNotFoundError or ValueError if there are no photos, or no face in any of them.
@@ -215,7 +223,7 @@ def collect_faces(
                     if detector is None and not config.aligned:
                         from .faces.detect import load_detector
 
-                        detector = load_detector(config.detector, config.threshold)
+                        detector = load_detector(config.detector, config.threshold, device)
                     record["faces"], narrow = _crops_of(file, name, run.faces, size, config, detector)
                     if record["faces"]:
                         for reason in narrow:
@@ -365,13 +373,14 @@ def take_good_faces(
     What was found is kept in run.album. Where none is good, or none would be left to adapt to, `faces` are returned as
     they are. Raises as `collect_faces` for a folder of good photos that gives no face.
     """
-    found = find_good_faces(run, faces, base, prior, config.album, callback) if config.album.find else {}
+    precision = config.targets.precision
+    found = find_good_faces(run, faces, base, prior, config.album, callback, precision) if config.album.find else {}
     if len(found) == len(faces):
         log.warning("all %d faces look good already; they are adapted to as they are", len(faces))
         found = {}
     files, made_from = [faces.folder / f"{name}.png" for name in found], [faces.fingerprint, sorted(found)]
     if config.album.good:
-        given = collect_faces(Path(config.album.good), Run(run.good), base.size, config.faces, callback)
+        given = collect_faces(Path(config.album.good), Run(run.good), base.size, config.faces, callback, base.device)
         files += [given.path(i) for i in range(len(given))]
         made_from += [given.fingerprint]
     if not files:
@@ -391,6 +400,7 @@ def find_good_faces(
     prior: Prior,
     config: AlbumConfig,
     callback: StageCallback | None = None,
+    precision: Precision = "auto",
 ) -> dict[str, Clarity]:
     """Those of `faces` that are good, by name: see `album`. A face that was enlarged to its crop is not."""
     keys = {n: fingerprint(sha256_of(faces.folder / f"{n}.png"), base.sha256, prior.sha256) for n in faces.names}
@@ -399,7 +409,7 @@ def find_good_faces(
     missing = [n for n in faces.names if n not in seen]
     for start in range(0, len(missing), GATE_BATCH):
         for name in missing[start : start + GATE_BATCH]:
-            found = clarity(read_image(faces.folder / f"{name}.png")[None], base, prior)[0]
+            found = clarity(read_image(faces.folder / f"{name}.png")[None], base, prior, precision)[0]
             seen[name] = {"key": keys[name], **found._asdict()}
         if callback:
             callback("album", len(seen), len(faces), None)
@@ -499,7 +509,8 @@ def draw_targets(
         log.info("targets/: %d are drawn anew, because faces, networks or settings changed", changed_)
     made = _without_strays(run, made, faces)
     write_json(marker, {"made": made})
-    run.record("targets", asdict(config) | {"restorer": restorer.name, "prior": prior.name})
+    computed = {"computed_in": restorer.at_precision(config.precision).precision}
+    run.record("targets", asdict(config) | computed | {"restorer": restorer.name, "prior": prior.name})
     calls = config.sampler.network_calls
     total, there = len(faces) * calls, len(faces) - len(missing)
     for start in range(0, len(missing), config.batch_size):
@@ -756,7 +767,9 @@ def tune(
     """
     names = [name for name in faces.names if name in targets]
     pairs = FolderPairs([faces.folder / f"{n}.png" for n in names], [targets[n] for n in names], restorer.size)
-    run.record("finetune", asdict(config) | {"restorer": restorer.name, "prior": prior.name if prior else None})
+    computed = usual_precision(restorer.device) if config.precision == "auto" else config.precision
+    made_with = {"restorer": restorer.name, "prior": prior.name if prior else None, "computed_in": computed}
+    run.record("finetune", asdict(config) | made_with)
 
     def step(done: int, total: int, progress: Progress) -> None:
         if callback:
@@ -853,10 +866,9 @@ def adapt(
     Raises FileNotFoundError or ValueError, in one line, for photos, weights or settings that cannot be used.
     """
     run = Run(run_dir)
-    base = (restorer or load_restorer(config.restorer)).to(device)
-    prior = (prior or load_prior(config.prior)).to(device)
-    with run.locked():
-        faces = collect_faces(Path(folder), run, base.size, config.faces, callback)
+    base, prior = restorer or load_restorer(config.restorer), prior or load_prior(config.prior)
+    with run.locked(), lent(base, prior, device):
+        faces = collect_faces(Path(folder), run, base.size, config.faces, callback, base.device)
         faces, good = take_good_faces(run, faces, base, prior, config, callback)
         if before and not run.checkpoint.exists():
             before(run, faces, base, prior, config)
@@ -866,6 +878,22 @@ def adapt(
             run, faces, targets, made_from, base, config.finetune, prior, callback, pause_after=pause_after, good=good
         )
         return Adapted(run, tuned[0], base, prior, faces, targets, *tuned[1:], good)
+
+
+@contextmanager
+def lent(base: Restorer, prior: Prior, device: torch.device | str) -> Iterator[None]:
+    """A context in which both networks are on `device`. The prior leaves it in any case, the base after an error."""
+    places = base.device, prior.device
+    base.to(device)
+    prior.to(device)
+    try:
+        yield
+    except BaseException:
+        base.to(places[0])
+        raise
+    finally:
+        prior.to(places[1])
+        release_memory()
 
 
 def match_in_order(run: Run, faces: FaceSet, targets: Tensor, first: int = 0) -> dict[str, Path]:

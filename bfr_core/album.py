@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from .images import to_signed
 from .metrics import psnr, sharpness
 from .noise_level import noise_ratio
-from .precision import autocast
+from .precision import Precision, autocast, where_all_works
 from .prior import Prior
 from .restorers import Restorer
 
@@ -64,15 +64,15 @@ class Examples:
 
 
 @torch.no_grad()
-def clarity(faces: Tensor, base: Restorer, prior: Prior) -> list[Clarity]:
-    """faces: (B, 3, S, S) RGB in [0, 1], S the restorer's size."""
-    placed = faces.to(base.device)
-    restored = base.restore(placed).to(faces.device)
-    image = to_signed(placed)
+def clarity(faces: Tensor, base: Restorer, prior: Prior, precision: Precision = "auto") -> list[Clarity]:
+    """faces: (B, 3, S, S) RGB in [0, 1], S the restorer's size. precision: that the prior computes in."""
+    restored = base.restore(faces).to(faces.device)
+    image = to_signed(faces)
     if image.shape[-1] != prior.size:
-        image = F.interpolate(image, (prior.size, prior.size), mode="bicubic", antialias=True, align_corners=False)
-    with autocast(prior.device, "auto"):
-        noise = noise_ratio(prior, image, NUM_STEPS, NOISE_INDEX).float()
+        size = (prior.size, prior.size)
+        image = F.interpolate(where_all_works(image), size, mode="bicubic", antialias=True, align_corners=False)
+    with autocast(prior.device, precision):
+        noise = noise_ratio(prior, image.to(prior.device), NUM_STEPS, NOISE_INDEX).float()
     columns = sharpness(faces), noise, psnr(restored, faces)
     return [Clarity(*(round(float(v), 4) for v in values)) for values in zip(*columns, strict=True)]
 

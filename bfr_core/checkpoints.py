@@ -47,9 +47,15 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         state, metadata = _read_tensors(path)
     _refuse_absurd(path, state)
     for name, value in state.items():
-        if value.is_floating_point() and value.numel() and not torch.stack(torch.aminmax(value)).isfinite().all():
+        if value.is_floating_point() and value.numel() and not _is_finite(value):
             raise ValueError(f"{path.name}: {name} holds NaN or infinite numbers; the file is damaged, get it anew")
-    return state, metadata
+    # Apart from the file, which is mapped into memory: while it is, Windows does not let anyone replace it.
+    return {name: value.clone() for name, value in state.items()}, metadata
+
+
+def _is_finite(value: Tensor) -> bool:
+    value = value.float() if value.dtype == torch.float16 else value  # PyTorch 2.1 has no aminmax of float16
+    return bool(torch.stack(torch.aminmax(value)).isfinite().all())
 
 
 def _refuse_absurd(path: Path, state: Mapping[str, Tensor]) -> None:

@@ -66,7 +66,7 @@ OPTIONS = {
     "--trainable": ("finetune.trainable", "full, or lora for low-rank changes only, saved alone as well"),
     "--rank": ("finetune.rank", "of the low-rank changes"),
     "--recompute": ("finetune.recompute", "compute inner values again instead of keeping them: slower, less memory"),
-    "--precision": ("finetune.precision", "auto, float32 or bfloat16"),
+    "--precision": ("finetune.precision", "of sampling and tuning: auto (by the hardware), float32 or bfloat16"),
 }
 NOT_THE_INPUT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # errors of the disk that are not bad input
 GRID_FLAGS = ("--factor", "--start", "--constrain-end", "--clean-level")
@@ -94,6 +94,7 @@ RESTORE_TEXT = {
     "numbers": "for numbered: which faces, counted from the left, such as 1,3",
     "skip_sharp": "leave faces alone that are this sharp already, 1 being a clean face; 0 = restore all",
     "mask": "square, or face for face and hair only, which needs ParseNet's file",
+    "precision": "auto (by the hardware, never by timing), float32 or bfloat16",
 }
 
 
@@ -198,7 +199,7 @@ def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     run = Run(args.run)
     size = args.size or base.size
     with run.locked():
-        found = collect_faces(args.photos, run, size, config.faces, bars)
+        found = collect_faces(args.photos, run, size, config.faces, bars, base.device)
     return {"faces": len(found), "files": faces_said(found), "problems": found.problems}
 
 
@@ -239,7 +240,10 @@ def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     run = Run(args.run)
     prior = load_prior(config.prior) if config.finetune.perceptual else None
     with run.locked():
-        found = collect_faces(args.photos, run, base.size, config.faces, bars) if args.photos else faces_of(run)
+        if args.photos:
+            found = collect_faces(args.photos, run, base.size, config.faces, bars, base.device)
+        else:
+            found = faces_of(run)
         if args.targets:
             files = match_targets(found, args.targets)
             made_from = targets_print(found, files)
@@ -655,6 +659,7 @@ def settings(args: argparse.Namespace, restorer: Any) -> Any:
     if getattr(args, "low_memory", False):
         given |= {path: value for path, value in LOW_MEMORY.items() if given.get(path) is None}
     given |= dict.fromkeys(("targets.seed", "finetune.seed"), getattr(args, "seed", None))
+    given["targets.precision"] = given["finetune.precision"]
     left = [path for path in SEARCHED if given.get(path) == "auto"]
     given |= dict.fromkeys(left)
     if left:
@@ -679,7 +684,8 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     def on_device(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        sub.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, ...")
+        text = "auto (a CUDA GPU if there is one, else the CPU), cpu, cuda, cuda:1, mps, ..."
+        sub.add_argument("--device", default="auto", help=text)
         return sub
 
     def tunes(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -707,7 +713,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of photos")
     sub.add_argument("--size", type=int, help="side of the crops (the restorer's)")
     text = "Draw pseudo targets for the faces of a run, and refuse those that are not fit."
-    on_device(with_run(command(targets, text, *SOURCES, *TARGET_FLAGS, *GATE_FLAGS)))
+    on_device(with_run(command(targets, text, *SOURCES, *TARGET_FLAGS, *GATE_FLAGS, "--precision")))
     tuning = command(finetune, "Tune the restorer on a run's faces.", *FACE_FLAGS, *SOURCES, *GATE_FLAGS, *TUNE_FLAGS)
     sub = tunes(with_run(tuning))
     sub.add_argument(

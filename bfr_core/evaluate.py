@@ -200,7 +200,9 @@ def network_measures() -> dict[str, NetworkMeasure]:
 
 def all_measures(restored: Tensor, hq: Tensor, networks: Mapping[str, NetworkMeasure]) -> dict[str, Tensor]:
     """`face_measures` and those of `networks`: key of `MEASURES` -> (B,)."""
-    return face_measures(restored, hq) | {key: measure(restored, hq).double() for key, measure in networks.items()}
+    return face_measures(restored, hq) | {
+        key: measure(restored, hq).cpu().double() for key, measure in networks.items()
+    }
 
 
 def notes_on_networks(networks: Mapping[str, NetworkMeasure], faces: int, has_fid: bool) -> list[str]:
@@ -225,7 +227,7 @@ def _landmark_distance(restored: Tensor, hq: Tensor) -> Tensor:
     net = load_landmark_net(device=hq.device)
     ours, clean = (read_aligned(net, x) for x in (restored, hq))
     seen = torch.minimum(ours.score, clean.score) >= FACE_SCORE
-    return torch.where(seen, 100 * landmark_distance(ours.points, clean.points), torch.nan).double()
+    return torch.where(seen, 100 * landmark_distance(ours.points, clean.points), torch.nan).cpu().double()
 
 
 def summarise(values: Mapping[str, Sequence[float] | np.ndarray | Tensor], seed: int = 0) -> dict[str, Interval]:

@@ -30,7 +30,7 @@ from .images import printable, replace_atomically
 from .losses import ImageLoss, UNetDiscriminator, discriminator_loss, generator_loss
 from .lowrank import add_low_rank, merge_low_rank
 from .objectives import Batch, Objective, objective_of, weighted
-from .precision import Precision, autocast, is_out_of_memory
+from .precision import Precision, autocast, check_precision, is_out_of_memory, release_memory
 from .restorers import Restorer
 from .transplant import damage_filter, transplanted
 
@@ -97,6 +97,7 @@ class FinetuneConfig:
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
+        check_precision(self.precision)
         if self.iterations < 1:
             raise ValueError(f"iterations is {self.iterations}; it must be 1 or more")
         if self.minutes < 0:
@@ -310,7 +311,7 @@ def finetune(
                     raise ValueError("too little memory to tune on one face at a time; try --low-memory") from None
                 micro_batch //= 2
                 log.warning("too little memory; going on with %d faces a pass", micro_batch)
-                torch.cuda.empty_cache()
+                release_memory()
                 continue
             if not all(map(math.isfinite, sums.values())):
                 raise ValueError(f"the loss became NaN at step {progress.step}; try a lower lr or precision float32")
@@ -339,6 +340,8 @@ def finetune(
     finally:
         if between_steps:
             save()
+        for part in filter(None, (net, critic)):  # no longer needed, but referring to themselves in circles: recomputed
+            part.to("meta")  # blocks and PyTorch's parametrizations would hold their memory until Python's next look
     if fraction_done(progress, config) < 1:  # paused: the checkpoint is of an unbroken tuning, the result may be better
         judge()
     ema.load_state_dict(best)

@@ -18,6 +18,7 @@ from .faces.identity import Recognise, likeness
 from .faces.landmarks import LandmarkNet, landmark_distance, read_aligned
 from .lowpass import low_pass
 from .metrics import high_band, kid_features
+from .precision import where_all_works
 
 CHECKED_SIZE = 128  # faces are checked at this size, whatever the restorer's
 FINE_SIGMA = 0.7  # pixels; what is finer is noise or the finest detail
@@ -173,4 +174,6 @@ def at_checked_size(image: Tensor) -> Tensor:
     """`image` (B, 3, S, S) resized to `CHECKED_SIZE`, where faces of all restorers are compared."""
     if image.shape[-1] == CHECKED_SIZE:
         return image
-    return F.interpolate(image, (CHECKED_SIZE, CHECKED_SIZE), mode="bilinear", antialias=True, align_corners=False)
+    size = (CHECKED_SIZE, CHECKED_SIZE)
+    resized = F.interpolate(where_all_works(image), size, mode="bilinear", antialias=True, align_corners=False)
+    return resized.to(image.device)

@@ -24,7 +24,7 @@ from .first_look import first_look
 from .forecast import Forecast, forecast_run, tell_before
 from .images import printable, replace_atomically, to_unit
 from .mixed import ONE_DAMAGE, adapt_mixed
-from .precision import choose_device
+from .precision import choose_device, release_memory
 from .prior import load_prior
 from .restore import RestoreConfig, restore_folder
 from .restorers import load_restorer
@@ -218,6 +218,7 @@ class _Job:
                 log.exception("the job failed")
             self.status = replace(self.status, state="failed", error=_line(error))
         self.preview = None
+        release_memory()
         self.status = replace(self.status, seconds_left=None)
         self._write()
 
@@ -277,7 +278,7 @@ def find_faces(run: Run, photos: Path, restorer: str, changes: Mapping[str, Any]
         base = load_restorer(restorer).to(choose_device(device))
         config = changed(recipe(base), dict(changes))
         with run.locked():
-            faces = collect_faces(photos, run, base.size, config.faces, callback)
+            faces = collect_faces(photos, run, base.size, config.faces, callback, base.device)
         problems = tuple(problem["problem"] for problem in faces.problems)
         try:
             prior = load_prior(config.prior).to(base.device)

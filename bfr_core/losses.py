@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .precision import full_precision
+
 log = logging.getLogger(__name__)
 
 ImageLoss = Callable[[Tensor, Tensor], Tensor]
@@ -38,14 +40,16 @@ def texture_loss(restored: Tensor, pseudo_target: Tensor, sigma: float = 1.5, wi
     """Difference in local texture strength: the answer to plastic skin that a mean of absolute differences rewards.
 
     Texture strength is the standard deviation of the high band (grey image minus its Gaussian blur of `sigma`
-    pixels) in a Gaussian window. Where the texture lies is left to the other terms.
+    pixels) in a Gaussian window. Where the texture lies is left to the other terms. It is computed in float32 or wider
+    even under autocast: in bfloat16 the difference of an image and its blur would be mostly rounding.
     """
 
     def strength(image: Tensor) -> Tensor:
-        grey = image.mean(1, keepdim=True)
+        grey = image.to(torch.promote_types(image.dtype, torch.float32)).mean(1, keepdim=True)
         return (gaussian_blur((grey - gaussian_blur(grey, sigma)) ** 2, window) + 1e-5).sqrt()
 
-    return (strength(restored) - strength(pseudo_target)).abs().mean()
+    with full_precision(restored.device):
+        return (strength(restored) - strength(pseudo_target)).abs().mean()
 
 
 def perceptual_loss(encode: Callable[[Tensor], list[Tensor]]) -> ImageLoss:

@@ -75,7 +75,7 @@ def factor_change(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], rank:
     for name, weight in tuned.items():
         if not weight.is_floating_point() or torch.equal(weight, base[name]):
             continue
-        change = weight.float() - base[name].float()
+        change = (weight.float() - base[name].float()).cpu()
         if change.ndim < 2 or min(matrix(change).shape) <= rank:
             factors[f"{name}.change"] = change
             continue

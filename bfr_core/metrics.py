@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .lowpass import low_pass
+from .precision import where_all_works
 
 PSNR_CAP = 100.0
 DETAIL_SIGMA = 1.5
@@ -152,7 +153,7 @@ def sharpness(image: Tensor) -> Tensor:
     It is read off the smooth parts, which are most of a face: the median of the finest diagonal differences
     (D. L. Donoho and I. M. Johnstone, 1994).
     """
-    grey = image.double().clamp(0, 1).mean(1, keepdim=True)
+    grey = where_all_works(image).double().clamp(0, 1).mean(1, keepdim=True)
     top, bottom = grey[..., :-1:2, :], grey[..., 1::2, :]
     diagonal = (top[..., :-1:2] - top[..., 1::2] - bottom[..., :-1:2] + bottom[..., 1::2]) / 2
     noise = diagonal.abs().flatten(1).median(1).values / 0.6745
@@ -254,7 +255,7 @@ def fid(features_a: Tensor, features_b: Tensor) -> float:
     """
     if min(len(features_a), len(features_b)) < FID_LEAST:
         raise ValueError(f"sets of {len(features_a)} and {len(features_b)} faces; FID needs {FID_LEAST} in each")
-    a, b = features_a.double().cpu(), features_b.double().cpu()
+    a, b = features_a.cpu().double(), features_b.cpu().double()
     covariance_a, covariance_b = torch.cov(a.T), torch.cov(b.T)
     values, vectors = torch.linalg.eigh(covariance_a)
     root = vectors * values.clamp_min(0).sqrt() @ vectors.T
@@ -363,8 +364,7 @@ def _pair(restored: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     if restored.shape != other.shape or restored.ndim != 4 or restored.shape[1] != 3:
         shapes = f"{tuple(restored.shape)} and {tuple(other.shape)}"
         raise ValueError(f"images of shapes {shapes}; two equal shapes (B, 3, H, W) are needed")
-    if restored.device.type == "mps":  # has no float64
-        restored, other = restored.cpu(), other.cpu()
+    restored, other = where_all_works(restored), where_all_works(other)
     return restored.double().clamp(0, 1), other.double().clamp(0, 1)
 
 
@@ -407,7 +407,7 @@ def _separable(image: Tensor, weights: Tensor) -> Tensor:
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
     """(N, M) float64 on the CPU."""
-    a, b = a.double().cpu(), b.double().cpu()
+    a, b = a.cpu().double(), b.cpu().double()
     return (a @ b.T / a.shape[1] + 1) ** 3
 
 

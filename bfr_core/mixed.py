@@ -96,7 +96,7 @@ def adapt_mixed(
     run = Run(run_dir)
     base = (restorer or load_restorer(config.restorer)).to(device)
     with run.locked():
-        faces = collect_faces(Path(folder), run, base.size, config.faces, callback)
+        faces = collect_faces(Path(folder), run, base.size, config.faces, callback, base.device)
         if result := adapt_groups(run, faces, config, base, callback=callback, before=before):
             return result
     whole = adapt(folder, run_dir, config, callback, device, base, before=before)

@@ -61,7 +61,7 @@ def _scores(score: Callable[[Tensor], Tensor], least: int) -> Callable[[Tensor],
     def scores(faces: Tensor) -> Tensor:
         if min(faces.shape[-2:]) < least:
             return torch.full((len(faces),), torch.nan, dtype=torch.float64)
-        return torch.cat([score(face.float().clamp(0, 1)).flatten() for face in faces.split(1)]).double()
+        return torch.cat([score(face.float().clamp(0, 1)).flatten() for face in faces.split(1)]).cpu().double()
 
     return scores
 

@@ -100,7 +100,7 @@ def bench_paper(
     """
     run = Run(out)
     with run.locked():
-        faces = collect_faces(Path(hq), run, restorer.size, config.faces, callback)
+        faces = collect_faces(Path(hq), run, restorer.size, config.faces, callback, restorer.device)
         group_of = read_groups(groups, photos_of(run)) if groups else {}
         adapt_to, measure_on = halves(faces.names, most, config.targets.seed)
         adapt_hq, clean = (

@@ -6,24 +6,50 @@ import contextlib
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager:
-    """A context in which networks run in `precision`; "auto" is bfloat16 where the hardware has it natively.
+    """A context in which networks run in `precision`, whatever is around it; "auto" is as `usual_precision` says.
 
-    Raises ValueError for another name.
+    Raises ValueError for another name, and for bfloat16 where PyTorch cannot switch a network to it.
     """
-    if precision not in ("auto", "float32", "bfloat16"):
-        raise ValueError(f"precision is {precision!r}; it must be auto, float32 or bfloat16")
-    if precision == "float32" or (precision == "auto" and not has_bfloat16(device)):
-        return contextlib.nullcontext()
+    if check_precision(precision) == "auto":
+        precision = usual_precision(device)
+    if precision == "float32":
+        return full_precision(device)
+    if not has_autocast(device):
+        raise ValueError(f"precision is 'bfloat16', which this PyTorch does not offer on {device}; use auto or float32")
     return torch.autocast(device.type, torch.bfloat16)
 
 
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager:
+    """A context without autocast, for what is no network: products of matrices and convolutions stay float32 in it."""
+    return torch.autocast(device.type, enabled=False) if has_autocast(device) else contextlib.nullcontext()
+
+
+def has_autocast(device: torch.device) -> bool:
+    """Whether PyTorch can switch the number format of networks on this kind of device."""
+    tell = getattr(torch.amp, "is_autocast_available", None)  # since PyTorch 2.4
+    return tell(device.type) if tell else device.type in ("cpu", "cuda")
+
+
+def check_precision(precision: Precision) -> Precision:
+    """`precision` itself. Raises ValueError for a name that is not one of `Precision`."""
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise ValueError(f"precision is {precision!r}; it must be auto, float32 or bfloat16")
+    return precision
+
+
+def usual_precision(device: torch.device) -> Precision:
+    """What "auto" means on this device, by its hardware alone: bfloat16 where it is native, else float32."""
+    return "bfloat16" if has_bfloat16(device) else "float32"
+
+
 def choose_device(name: str = "auto") -> torch.device:
-    """The device called `name`; "auto" is the first GPU if there is one that torch can use, else the CPU.
+    """The device called `name`; "auto" is the first CUDA GPU if there is one that torch can use, else the CPU.
 
     Raises ValueError for a device that is not here.
     """
@@ -43,11 +69,25 @@ def is_out_of_memory(error: BaseException) -> bool:
     return said or isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
 
 
+def release_memory() -> None:
+    """Give memory of graphics cards that PyTorch keeps for later use, and that no tensor needs, back to the system."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
 def has_bfloat16(device: torch.device) -> bool:
     """True where bfloat16 arithmetic is native, so that it saves time."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        # torch.cuda.is_bf16_supported counts emulation, too, unless told not to, which it can be since PyTorch 2.4.
+        return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu":
         return False
     check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(check and check())
+
+
+def where_all_works(image: Tensor) -> Tensor:
+    """`image`, on the CPU if its own device lacks float64, linear algebra or bicubic sampling, as Apple's GPU does."""
+    return image.cpu() if image.device.type == "mps" else image

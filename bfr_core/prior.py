@@ -92,7 +92,7 @@ class Prior(nn.Module):
         out = self.network(F.pixel_unshuffle(x_t, self.patch), t).float()
         out, *variance = out.split(3 * self.patch**2, 1)
         out = F.pixel_shuffle(out, self.patch)
-        alpha_bar = self.alpha_bar.to(t.device)[t].to(x_t.dtype).view(-1, 1, 1, 1)
+        alpha_bar = self.alpha_bar.to(x_t.dtype).to(t.device)[t].view(-1, 1, 1, 1)  # no float64 on the device
         signal, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         if self.prediction == "v_prediction":  # arXiv:2202.00512, section 4
             out = signal * out + sigma * x_t

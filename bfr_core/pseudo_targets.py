@@ -16,7 +16,7 @@ from .draws import keyed_noise
 from .images import to_signed, to_unit
 from .metrics import DETAIL_SIGMA, high_band, psnr
 from .noise_level import estimate_noise_level
-from .precision import Precision, autocast, is_out_of_memory
+from .precision import Precision, autocast, check_precision, is_out_of_memory, release_memory, where_all_works
 from .prior import Prior
 from .restorers import Restorer
 from .sampler import Callback as SamplerCallback
@@ -47,6 +47,7 @@ class TargetConfig:
     detail: what the target's high band is multiplied by. The prior's answer is a mean, and too smooth; above 1 makes up
     for that. 1 = as drawn, as in the paper; "auto": until it is as strong as in clean faces, see `detail_gain`.
     batch_size: faces per network call. seed: of the draws, which are keyed by face.
+    precision: that restorer and prior compute in; "auto" is settled by the hardware, and what it was is recorded.
     """
 
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
@@ -59,6 +60,7 @@ class TargetConfig:
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
+        check_precision(self.precision)
         last = self.sampler.num_steps - 1
         if self.t_clean != "auto" and not (isinstance(self.t_clean, int) and 0 <= self.t_clean <= last):
             raise ValueError(f"t_clean is {self.t_clean}; it must be auto, or 0 (not) to num_steps - 1 = {last}")
@@ -112,7 +114,7 @@ def make_pseudo_targets(
         if len(lq) == 1 or not is_out_of_memory(error):
             raise
     log.warning("too little memory for %d faces at once; going on with half as many", len(lq))
-    torch.cuda.empty_cache()
+    release_memory()
     parts = [
         make_pseudo_targets(lq[part], names[part], restorer, prior, config, callback)
         for part in (slice(0, len(lq) // 2), slice(len(lq) // 2, None))
@@ -130,6 +132,7 @@ def _make(
 ) -> Targets:
     device = restorer.device
     with autocast(device, config.precision):
+        restorer = restorer.at_precision(config.precision)
         restored = restorer.restore(lq)
         clearer, of_clearer = lq.to(device), restored
         if isinstance(config.t_clean, int) and config.t_clean:
@@ -269,4 +272,5 @@ def _cleaned(lq: Tensor, prior: Prior, num_steps: int, level: int) -> Tensor:
 def _resized(image: Tensor, size: int) -> Tensor:
     if image.shape[-1] == size:
         return image
-    return F.interpolate(image, (size, size), mode="bicubic", antialias=True, align_corners=False)
+    resized = F.interpolate(where_all_works(image), (size, size), mode="bicubic", antialias=True, align_corners=False)
+    return resized.to(image.device)

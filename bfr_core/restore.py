@@ -30,7 +30,7 @@ from .files.kinds import LeftOutError, without_name
 from .files.ownership import Ledger, begin_list, claim_results, free_name, note_result
 from .images import Photo, look_through, printable, read_photo, replace_atomically, without_place, write_photo
 from .metrics import sharpness
-from .precision import has_bfloat16, is_out_of_memory
+from .precision import Precision, check_precision, is_out_of_memory, release_memory, where_all_works
 from .provenance import Step
 from .restoration.record import RestorationRecord, Written, key_of
 from .restorers.base import Restorer
@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 RestoreCallback = Callable[[int, int, "Tensor | None"], None]
 FindFaces = Callable[[Tensor], list[Face]]  # a FaceDetector, or anything else that answers for a photo
 Parser = Callable[[Tensor], Tensor]  # a restored crop (3, S, S) -> the part of it that is pasted, (1, S, S)
-TRIAL_PAYS = 4  # times as many photos as are restored to try a precision: from here on trying it may save time
 LARGER = 1.05  # of the restorer's size: from here on a face is said to be too large
 ONE_FACE: dict[str, Callable[[Face], float]] = {  # a choice of one face: the least by this
     "largest": lambda face: -face.width,
@@ -63,6 +62,8 @@ class RestoreConfig:
     skip_sharp: faces at least this sharp at the restorer's size are left alone, see `metrics.sharpness`; 0 = none.
     mask: "square" pastes the whole crop with a soft rim, "face" only what ParseNet takes for face and hair, which needs
     its file.
+    precision: that the restorer computes in; "auto" is settled by the hardware and the kind of network, so that one
+    photo always gives the same pixels on one machine. What it was stands in the record of the picture.
     """
 
     detector: str = "auto"
@@ -75,8 +76,10 @@ class RestoreConfig:
     numbers: str = "1"
     skip_sharp: float = 0.0
     mask: str = "square"
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
+        check_precision(self.precision)
         if self.faces not in CHOICES:
             raise ValueError(f'faces is "{self.faces}"; choose one of {", ".join(CHOICES)}')
         if not re.fullmatch(r"\s*[1-9]\d*(\s*,\s*[1-9]\d*)*\s*", self.numbers):
@@ -135,6 +138,7 @@ def restore_photo(
     config = config or RestoreConfig()
     if photo.ndim != 3 or photo.shape[0] != 3:
         raise ValueError(f"photo has the shape {tuple(photo.shape)}; it must be (3, H, W)")
+    restorer = restorer.at_precision(config.precision)
     detector = detector or load_detector(config.detector, config.threshold, restorer.device)
     found = detector(photo)
     faces, skipped = choose_faces(found, restorer.size, config, name)
@@ -156,10 +160,11 @@ def restore_aligned(
 ) -> RestoredPhoto:
     """An aligned face (3, N, N), RGB in [0, 1], restored from edge to edge: no smaller than it was or the restorer is.
 
-    Of `config` only `blend` counts. check: as in `restore_photo`. A grey face stays grey. If the restorer fails, the
-    reason is in `skipped`. Raises ValueError if the picture is not square.
+    Of `config` only `blend` and `precision` count. check: as in `restore_photo`. A grey face stays grey. If the
+    restorer fails, the reason is in `skipped`. Raises ValueError if the picture is not square.
     """
     config = config or RestoreConfig()
+    restorer = restorer.at_precision(config.precision)
     size = max(restorer.size, photo.shape[-1])
     crop, large = square(photo, restorer.size), square(photo, size)
     restored = restore_crops([crop], restorer, 1, check)[0]
@@ -194,7 +199,7 @@ def restoration_step(
     if detector is None:
         settings |= {"aligned": True, "blend": config.blend}
     else:
-        settings |= asdict(config) | {"detector": getattr(detector, "name", "own")}
+        settings = asdict(config) | settings | {"detector": getattr(detector, "name", "own")}
         del settings["batch_size"]  # changes nothing
     if served:
         settings["served_by"] = ", ".join(served)
@@ -285,28 +290,6 @@ def load_parser(config: RestoreConfig, restorer: Restorer) -> Parser | None:
     return FaceParser(restorer.device)
 
 
-def settle_precision(restorer: Restorer, crops: list[Tensor]) -> Restorer:
-    """`restorer` in bfloat16 where that is native, faster on these crops, and changes less than 1/255 on average.
-
-    crops: (3, S, S) each, the first batch; each is restored twice.
-    """
-    if restorer.precision != "float32" or not has_bfloat16(restorer.device):
-        return restorer
-    half, lq = replace(restorer, precision="bfloat16"), torch.stack(crops)
-
-    def timed(one: Restorer) -> tuple[float, Tensor]:
-        one.restore(lq[:1])  # the first call prepares
-        before = time.perf_counter()
-        result = one.restore(lq).cpu()
-        return time.perf_counter() - before, result
-
-    try:
-        (full_seconds, full), (half_seconds, less) = timed(restorer), timed(half)
-    except (ValueError, RuntimeError):  # NaN in bfloat16, or too little memory, which is met later
-        return restorer
-    return half if half_seconds < full_seconds and (full - less).abs().mean() < 1 / 255 else restorer
-
-
 def restore_crops(
     crops: list[Tensor],
     restorer: Restorer,
@@ -332,7 +315,7 @@ def restore_crops(
         if full and len(batch) > 1:
             batch_size = len(batch) // 2
             log.warning("too little memory for %d faces at once; going on with %d", len(batch), batch_size)
-            torch.cuda.empty_cache()
+            release_memory()
             continue
         if problem and len(batch) == 1:
             results, by = [*results, problem], [""]
@@ -465,6 +448,7 @@ def restore_folder(
     Raises FileNotFoundError or ValueError if there are no photos, or a result would replace one of them.
     """
     config, folder, out = config or RestoreConfig(), Path(folder), Path(out)
+    restorer = restorer.at_precision(config.precision)
     started = time.monotonic()
     jobs, left_out = _plan(folder, out)
     alone = claim_results(out)
@@ -474,7 +458,7 @@ def restore_folder(
     parser = None if aligned else load_parser(config, restorer)
     record, made_with = RestorationRecord(out), _made_with(restorer, config, detector, strip_gps)
     results: dict[Path, FileResult] = {}
-    network_seconds, step, settled = 0.0, 0, False
+    network_seconds, step = 0.0, 0
     results |= {job.relative: left for job in jobs if (left := _left_alone(job, record, made_with, skip_existing))}
     others = [job for job in jobs if job.relative not in results]
     _give_free_names(others)
@@ -519,10 +503,6 @@ def restore_folder(
         for group in _groups(_ahead(readers, read, todo, 2 * group_size + 1), group_size):
             crops = [crop for job in group for crop in job.crops]
             before = time.monotonic()
-            if crops and not settled:
-                tried, settled = crops[: config.batch_size], True
-                if len(todo) >= TRIAL_PAYS * len(tried):
-                    restorer = settle_precision(restorer, tried)
             told: list[str] = []
             results_and_servers = zip(restore_crops(crops, restorer, config.batch_size, None, told), told, strict=True)
             network_seconds += time.monotonic() - before
@@ -739,7 +719,7 @@ def _aligned_photo(photo: Photo, restored: Tensor, crop: Tensor, config: Restore
 
 def _whole(restored: Tensor, crop: Tensor, size: int, grey: bool, config: RestoreConfig) -> Tensor:
     """The restored crop blended with the crop, at `size`: (3, size, size)."""
-    pixels = torch.lerp(crop, restored, config.blend)
+    pixels = torch.lerp(crop, restored.to(crop), config.blend)
     return square(luma(pixels).expand(3, -1, -1) if grey else pixels, size)
 
 
@@ -750,7 +730,9 @@ def square(image: Tensor, size: int) -> Tensor:
         raise ValueError(f"is {width} x {height} pixels; an aligned face is square")
     if height == size:
         return image
-    return F.interpolate(image[None], (size, size), mode="bicubic", antialias=True, align_corners=False)[0].clamp(0, 1)
+    picture = where_all_works(image)[None]
+    resized = F.interpolate(picture, (size, size), mode="bicubic", antialias=True, align_corners=False)[0]
+    return resized.clamp(0, 1).to(image.device)
 
 
 def _first_line(error: Exception) -> str:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .precision import where_all_works
+
 SUPPORT = 15  # pixels, of a face 128 pixels wide; in proportion for larger ones, at most MOST
 MOST = 31
 DIRECT = 15  # widest filter that is applied pixel by pixel; wider ones through spectra, ten times as fast at 512 x 512
@@ -33,8 +35,10 @@ def damage_filter(target: Tensor, lq: Tensor) -> Tensor:
     """The filter (K, K), one for all colours, that makes of `target` the most of `lq` that a filter can.
 
     target, lq: (3, S, S) in [0, 1]. Least squares with a ridge that pulls towards the filter that changes nothing, so
-    what cannot be told stays as it is. Solved through the correlations of the windowed pictures: K^2 unknowns.
+    what cannot be told stays as it is. Solved through the correlations of the windowed pictures: K^2 unknowns, in
+    float64. The filter is of the dtype and on the device of `target`.
     """
+    given, target, lq = target, where_all_works(target), where_all_works(lq)
     side = target.shape[-1]
     radius = min(MOST, SUPPORT * side // 128) // 2
     window = torch.hann_window(side, periodic=False, dtype=torch.float64, device=target.device)
@@ -49,15 +53,17 @@ def damage_filter(target: Tensor, lq: Tensor) -> Tensor:
     normal = own[apart[..., 0], apart[..., 1]]
     ridge = RIDGE * own[0, 0].clamp_min(1e-12) * torch.eye(len(offsets), dtype=own.dtype, device=own.device)
     wanted = cross[offsets[:, 0] % side, offsets[:, 1] % side]
-    found = torch.linalg.solve(normal + ridge, wanted).view(2 * radius + 1, -1).to(target.dtype)
+    found = torch.linalg.solve(normal + ridge, wanted).view(2 * radius + 1, -1)
+    found = found.to(target.dtype)
     found[radius, radius] += 1
-    return found
+    return found.to(given.device)
 
 
 def without_sharpening(kernel: Tensor) -> Tensor:
     """The filter (K, K), K odd, with no frequency made stronger than it was."""
-    spectrum = torch.fft.fft2(torch.fft.ifftshift(kernel.double()))
-    return torch.fft.fftshift(torch.fft.ifft2(spectrum / spectrum.abs().clamp_min(1)).real).to(kernel.dtype)
+    spectrum = torch.fft.fft2(torch.fft.ifftshift(where_all_works(kernel).double()))
+    limited = torch.fft.ifft2(spectrum / spectrum.abs().clamp_min(1)).real
+    return torch.fft.fftshift(limited).to(kernel.dtype).to(kernel.device)
 
 
 def filtered(image: Tensor, kernel: Tensor) -> Tensor:
@@ -71,8 +77,9 @@ def filtered(image: Tensor, kernel: Tensor) -> Tensor:
 
 def _by_spectrum(padded: Tensor, kernel: Tensor) -> Tensor:
     """The same, of an image that its edges are put around already; what wraps around falls on them."""
+    device, padded, kernel = padded.device, where_all_works(padded), where_all_works(kernel)
     height, width = padded.shape[-2:]
     size = [-(-n // 32) * 32 for n in (height, width)]  # a prime number of pixels would take several times as long
     product = torch.fft.rfft2(padded, s=size) * torch.fft.rfft2(kernel, s=size)
     around = kernel.shape[-1] - 1
-    return torch.fft.irfft2(product, s=size)[..., around:height, around:width].contiguous()
+    return torch.fft.irfft2(product, s=size)[..., around:height, around:width].contiguous().to(device)

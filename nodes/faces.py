@@ -227,7 +227,7 @@ def collected(
 ) -> io.NodeOutput:
     """Collect the faces of `photos` in `run`; the node's outputs."""
     with run.locked():
-        faces = collect_faces(photos, run, restorer.network.size, config, host.Progress())
+        faces = collect_faces(photos, run, restorer.network.size, config, host.Progress(), host.device())
     shown = faces.batch(min(first, len(faces) - 1), first + count)
     problems = [problem["problem"] for problem in faces.problems]
     text = lines([f"{len(faces)} faces", *([f"{len(problems)} files gave none:"] if problems else []), *problems])

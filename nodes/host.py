@@ -262,6 +262,11 @@ def managed(network: Restorer | Prior) -> Managed:
     return Managed(network, model_patcher.ModelPatcher(carrier, load_device=load, offload_device=rest))
 
 
+def device() -> torch.device:
+    """Where ComfyUI wants networks to run."""
+    return model_management.get_torch_device()
+
+
 @contextmanager
 def on_device(*models: Managed, faces: int = 1) -> Iterator[None]:
     """The models, whole, on ComfyUI's device, with room for `faces` at once; ComfyUI may move them away afterwards.

@@ -75,6 +75,7 @@ def tiny_prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers UNet2DModel for 32 x 32 images in 2 x 2 patches, as a folder."""
     import json
 
+    import safetensors.torch  # noqa: F401  (diffusers 0.31 takes it for imported when it saves)
     import torch
     from diffusers import UNet2DModel
 

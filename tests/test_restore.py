@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 import weakref
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -25,10 +25,9 @@ from bfr_core.restore import (
     restore_crops,
     restore_folder,
     restore_photo,
-    settle_precision,
 )
-from bfr_core.restorers import load_restorer
 from bfr_core.restorers.base import Restorer
+from bfr_core.restorers.codeformer import CodeFormer
 
 PLAIN = RestoreConfig(match_colour=False)  # a uniform change is a cast, and would be taken out again
 
@@ -47,6 +46,11 @@ class Brighter(nn.Module):
 
 def fake_restorer(amount: float = 0.1, size: int = 64) -> Restorer:
     return Restorer(Brighter(amount).eval(), "fake", size, "fake")
+
+
+@dataclass(eq=False)
+class Faithful(Restorer):
+    fidelity_weight: float = 0.7
 
 
 def found(*faces: Face):
@@ -220,8 +224,7 @@ def test_a_photo_in_memory_comes_with_its_step() -> None:
     step = restore_photo(smooth(200, 300), fake_restorer(), PLAIN, found(*faces)).step
     assert (step.faces_found, step.faces_restored) == (2, 1) and step.settings["detector"] == "own"
     assert restore_photo(smooth(200, 300), fake_restorer(), PLAIN, found()).step is None
-    codeformer = fake_restorer()
-    codeformer.fidelity_weight = 0.7  # type: ignore[attr-defined]
+    codeformer = Faithful(Brighter().eval(), "fake", 64, "fake")
     settings = restore_photo(smooth(200, 300), codeformer, PLAIN, found(*faces)).step.settings
     assert settings["fidelity_weight"] == 0.7 and settings["size"] == 64
 
@@ -450,7 +453,6 @@ def test_photos_are_read_and_written_while_the_network_works(tmp_path: Path, mon
 
     monkeypatch.setattr(module, "_read", telling(module._read, "2.png", read))
     monkeypatch.setattr(module, "_write", telling(module._write, "0.png", written))
-    monkeypatch.setattr(module, "settle_precision", lambda restorer, crops: restorer)
     for i in range(6):
         write_image(tmp_path / "in" / f"{i}.png", smooth(64, 64))
     restorer = Restorer(Waiting().eval(), "fake", 64, "fake")
@@ -458,48 +460,41 @@ def test_photos_are_read_and_written_while_the_network_works(tmp_path: Path, mon
     assert result.count("restored") == 6
 
 
-@pytest.mark.parametrize(
-    ("native", "seconds", "error", "chosen"),
-    [
-        (True, 0.5, 0.001, "bfloat16"),
-        (True, 2.0, 0.001, "float32"),
-        (True, 0.5, 0.01, "float32"),
-        (False, 0.5, 0.0, "float32"),
-    ],
-    ids=["faster and alike", "slower", "changes the picture", "not native"],
-)
-def test_half_precision_only_where_it_pays_and_does_not_show(
-    tiny_restorer, monkeypatch, native, seconds, error, chosen
-):
-    """The clock and the networks are made up: bfloat16 takes `seconds` where float32 takes one, and errs by `error`."""
-    clock = [0.0]
-
-    def restore(self, lq):
-        clock[0] += len(lq) * (seconds if self.precision == "bfloat16" else 1.0)
-        return lq + (error if self.precision == "bfloat16" else 0.0)
-
-    monkeypatch.setattr(module, "has_bfloat16", lambda device: native)
-    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(Restorer, "restore", restore)
-    tiny, crops = load_restorer(tiny_restorer), [torch.zeros(3, 32, 32)] * 4
-    assert settle_precision(tiny, crops).precision == chosen
-
-
-@pytest.mark.parametrize(("photos", "tried"), [(3, 0), (4, 1), (9, 1)])
-def test_a_precision_is_tried_on_the_first_batch_and_only_where_it_may_pay(tmp_path, monkeypatch, photos, tried):
-    for i in range(photos):
-        write_image(tmp_path / "in" / f"{i}.png", smooth(64, 64))
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("asked", ["auto", "float32", "bfloat16"])
+def test_the_precision_is_chosen_by_the_hardware_or_by_the_user(tmp_path, monkeypatch, native, asked):
+    """And it is the same for one photo, for an aligned one, and for a folder of any number of them."""
+    monkeypatch.setattr("bfr_core.precision.has_bfloat16", lambda device: native)
     seen = []
 
-    def settle(restorer, crops):
-        seen.append(len(crops))
-        return replace(restorer, precision="bfloat16")
+    class Telling(Brighter):
+        def forward(self, lq: Tensor) -> Tensor:
+            seen.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+            return lq
 
-    monkeypatch.setattr(module, "settle_precision", settle)
-    monkeypatch.setattr(module, "restoration_step", lambda restorer, *_, **__: used.append(restorer.precision))
-    used: list[str] = []
-    restore_folder(tmp_path / "in", tmp_path / "out", fake_restorer(), RestoreConfig(batch_size=1), aligned=True)
-    assert seen == [1] * tried and used == ["bfloat16" if tried else "float32"] * photos
+    restorer, config = Restorer(Telling().eval(), "fake", 64, "fake"), RestoreConfig(precision=asked)
+    for i in range(9):
+        write_image(tmp_path / "in" / f"{i}.png", smooth(64, 64))
+    restore_folder(tmp_path / "in", tmp_path / "out", restorer, config, aligned=True)
+    aligned = restore_aligned(smooth(64, 64), restorer, config)
+    whole = restore_photo(smooth(200, 200), restorer, config, found(face_at(50, 50, 60)))
+    expected = "bfloat16" if asked == "bfloat16" or (asked == "auto" and native) else "float32"
+    assert set(seen) == {getattr(torch, expected)}
+    record = read_photo(tmp_path / "out" / "0.png").record
+    for step in (aligned.step, whole.step, record.steps[-1]):
+        assert step.settings["precision"] == expected, "the record says what was computed in, never auto"
+
+
+def test_codes_are_chosen_in_float32_unless_asked(monkeypatch):
+    monkeypatch.setattr("bfr_core.precision.has_bfloat16", lambda device: True)
+    restorer = CodeFormer(Brighter().eval(), "CodeFormer", 64, "fake")
+    assert restorer.at_precision("auto").precision == "float32"
+    assert restorer.at_precision("bfloat16").precision == "bfloat16"
+
+
+def test_a_precision_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="precision is 'half'"):
+        RestoreConfig(precision="half")  # type: ignore[arg-type]
 
 
 class Small(nn.Module):

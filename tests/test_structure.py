@@ -197,7 +197,7 @@ def unit(path: Path) -> str:
 def test_relative_imports_are_understood() -> None:
     assert {"images", "finetuning"} <= core_imports(CORE / "adaptation.py")
     assert "checkpoints" in core_imports(CORE / "restorers" / "load.py")
-    assert core_imports(CORE / "lowpass.py") == set()
+    assert core_imports(CORE / "schedule.py") == set()
 
 
 def test_every_module_has_a_layer() -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..precision import where_all_works
+
 # Left eye, right eye, nose, left and right mouth corner (as seen in the picture) in a 512 x 512 crop:
 # the FFHQ-style template of facexlib, on which CodeFormer, GFPGAN and RestoreFormer were trained.
 TEMPLATE_512 = np.array(
@@ -76,8 +78,10 @@ def warp(image: Tensor, matrix: np.ndarray, height: int, width: int, padding_mod
     """Resample `image` so that photo point p lands on M p, without aliasing when M shrinks.
 
     image: (B, C, H, W) float, any range. matrix: (2, 3), source to result, in pixel-centre coordinates.
-    padding_mode: as in torch's grid_sample. Returns (B, C, height, width), clipped to the range of `image`.
+    padding_mode: as in torch's grid_sample. Returns (B, C, height, width), clipped to the range of `image`. The grid is
+    computed in float64 on the CPU.
     """
+    device, image = image.device, where_all_works(image)
     scale = similarity_scale(matrix)
     if scale < 0.9:
         new_h, new_w = (max(1, round(n * scale)) for n in image.shape[-2:])
@@ -88,17 +92,15 @@ def warp(image: Tensor, matrix: np.ndarray, height: int, width: int, padding_mod
         matrix = np.concatenate([linear, (matrix[:, 2] + linear @ (0.5 - 0.5 * shrink))[:, None]], 1)
     else:
         small = image
-    inverse = torch.from_numpy(invert(matrix)).to(image.device)
+    inverse = torch.from_numpy(invert(matrix))
     ys, xs = torch.meshgrid(
-        torch.arange(height, dtype=torch.float64, device=image.device),
-        torch.arange(width, dtype=torch.float64, device=image.device),
-        indexing="ij",
+        torch.arange(height, dtype=torch.float64), torch.arange(width, dtype=torch.float64), indexing="ij"
     )
     source = torch.stack([xs, ys, torch.ones_like(xs)], -1) @ inverse.T  # (height, width, 2)
-    size = torch.tensor([small.shape[-1], small.shape[-2]], dtype=torch.float64, device=image.device)
-    grid = ((source + 0.5) * 2 / size - 1).to(small.dtype).expand(len(image), -1, -1, -1)
+    size = torch.tensor([small.shape[-1], small.shape[-2]], dtype=torch.float64)
+    grid = ((source + 0.5) * 2 / size - 1).to(small).expand(len(image), -1, -1, -1)
     out = F.grid_sample(small, grid, mode="bicubic", padding_mode=padding_mode, align_corners=False)
-    return out.clamp(image.amin(), image.amax())
+    return out.clamp(image.amin(), image.amax()).to(device)
 
 
 def warp_region(photo: Tensor, matrix: np.ndarray, height: int, width: int) -> Tensor:

@@ -97,18 +97,19 @@ def scan(net: LandmarkNet, photo: Tensor) -> list[Face]:
     extent = np.array([photo.shape[-1], photo.shape[-2]])
     scale = min(MAX_ENLARGE, math.sqrt(SCAN_PIXELS / extent.prod()))
     largest = resized(photo[None].float(), scale) if scale < 1 else photo[None].float()
-    largest = to_grey(largest.to(device))
+    largest = to_grey(largest)
     faces: list[Face] = []
     while True:
         level = resized(largest, scale * extent[0] / largest.shape[-1])
         actual = np.array([level.shape[-1], level.shape[-2]]) / extent
         # Half a cell of border, as a face may touch the photo's edge, and whole cells.
         pad = [max(WINDOW, math.ceil(n / STRIDE) * STRIDE + CROP) - n - BORDER for n in level.shape[:1:-1]]
-        logit, landmarks = (out[0] for out in net(F.pad(level, (BORDER, pad[0], BORDER, pad[1]), mode="replicate")))
+        padded = F.pad(level.to(device), (BORDER, pad[0], BORDER, pad[1]), mode="replicate")
+        logit, landmarks = (out[0] for out in net(padded))
         scores = torch.sigmoid(logit)
         rows, columns = torch.nonzero(scores > PROPOSAL_SCORE, as_tuple=True)
         centre = torch.stack([columns, rows], -1) * STRIDE + (CROP - 1) / 2 - BORDER
-        points = (landmarks[rows, columns] + centre[:, None]).double().cpu().numpy()
+        points = (landmarks[rows, columns] + centre[:, None]).cpu().double().numpy()
         faces += [
             Face((p + 0.5) / actual - 0.5, s) for p, s in zip(points, scores[rows, columns].tolist(), strict=True)
         ]
@@ -133,6 +134,7 @@ def refine(net: LandmarkNet, photo: Tensor, faces: list[Face], views: Tensor, ba
     """
     refined: list[Face] = []
     half, count = WIDE / 2, len(views)
+    mirrored = torch.linalg.det(views[:, :, :2].cpu()) < 0
     views = views.to(next(net.parameters()))
     for start in range(0, len(faces), batch):
         part = faces[start : start + batch]
@@ -143,17 +145,17 @@ def refine(net: LandmarkNet, photo: Tensor, faces: list[Face], views: Tensor, ba
         logit, landmarks = net(windows)
         points = landmarks[:, 1, 1].unflatten(0, (-1, count)) * (2 / WINDOW)  # from the middle, half a side being 1
         points = points @ views[:, :, :2].mT + views[:, None, :, 2]
-        mirrored = torch.linalg.det(views[:, :, :2]) < 0
+        points = points.cpu()
         points = torch.where(mirrored[:, None, None], points[:, :, MIRRORED], points)
         points = ((points + 1) * half - 0.5).double()
         mean = points.mean(1)
         spread = (points - mean[:, None]).norm(dim=-1).mean((1, 2)) / (mean[:, 0] - mean[:, 1]).norm(dim=-1).clamp_min(
             1
         )
-        total = logit[:, 1, 1].unflatten(0, (-1, count)).mean(1).double()
+        total = logit[:, 1, 1].unflatten(0, (-1, count)).mean(1).cpu().double()
         if count > 1:
             total = total + DISAGREEMENT * (SPREAD - spread)
-        for matrix, found, score in zip(matrices, mean.cpu().numpy(), torch.sigmoid(total).tolist(), strict=True):
+        for matrix, found, score in zip(matrices, mean.numpy(), torch.sigmoid(total).tolist(), strict=True):
             inverse = invert(matrix)
             refined.append(Face(found @ inverse[:, :2].T + inverse[:, 2], score))
     return refined
@@ -166,7 +168,7 @@ def faces_in_boxes(net: LandmarkNet, photo: Tensor, boxes: Tensor, threshold: fl
     A box in which no face of this score can be aligned gives none.
     """
     guesses = []
-    for left, top, right, bottom in boxes.double().tolist():
+    for left, top, right, bottom in boxes.tolist():
         if right > left and bottom > top:
             side = CROP_OVER_BOX * (bottom - top)
             x, y = (left + right) / 2 - side / 2, (top + bottom) / 2 - side * BOX_CENTRE
@@ -239,7 +241,7 @@ class RetinaFaceDetector:
             raise ValueError(
                 f"{printable(path)}: not RetinaFace weights ({reason_of(error)}); get the file again"
             ) from None
-        self.net.requires_grad_(False)
+        self.net = self.net.to(device).eval().requires_grad_(False)
         self.threshold = threshold
 
     @torch.inference_mode()

@@ -52,7 +52,7 @@ class Recogniser:
         matrix = similarity(template(faces.shape[-1]), TEMPLATE_112)
         found = []
         for some in faces.split(BATCH):
-            image = warp(some.to(self.device), matrix, SIDE, SIDE) * 2 - 1
+            image = warp(some, matrix, SIDE, SIDE).to(self.device) * 2 - 1
             found.append(F.normalize(self.net(image) + self.net(image.flip(-1))).cpu())
         return torch.cat(found)
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..precision import where_all_works
+
 EMBEDDED = Path(__file__).resolve().parent.parent / "embedded" / "landmarks.safetensors"
 CROP = 64  # width of the standard crop of a face the network is looking at
 MARGIN = 16  # what it sees around that crop on each side: a window is 96 x 96
@@ -55,8 +57,8 @@ class AlignedFaces(NamedTuple):
 def read_aligned(net: LandmarkNet, faces: Tensor) -> AlignedFaces:
     """Score and landmarks of standard crops, (B, 3, S, S) RGB in [0, 1]; the mean of each and its mirror image."""
     device = next(net.parameters()).device
-    small = F.interpolate(to_grey(faces.to(device)), (CROP, CROP), mode="bilinear", antialias=True)
-    windows = F.pad(small, (MARGIN,) * 4, mode="replicate")
+    small = F.interpolate(where_all_works(to_grey(faces)), (CROP, CROP), mode="bilinear", antialias=True)
+    windows = F.pad(small.to(device), (MARGIN,) * 4, mode="replicate")
     logit, points = (out[:, 1, 1] for out in net(torch.cat([windows, windows.flip(-1)])))
     plain, mirrored = (points / CROP + 0.5).chunk(2)
     mirrored = torch.stack([1 - mirrored[..., 0], mirrored[..., 1]], -1)[:, MIRRORED]

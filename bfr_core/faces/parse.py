@@ -35,11 +35,11 @@ class FaceParser:
     def __call__(self, crop: Tensor) -> Tensor:
         """crop: (3, S, S) RGB in [0, 1]. Returns (1, S, S) in [0, 1], 1 on the face, soft at its rim."""
         image = F.interpolate(crop[None].to(self.device), (SIZE, SIZE), mode="bilinear", align_corners=False)
-        classes = self.net(image * 2 - 1)[0].argmax(1, keepdim=True)
-        face = ~torch.isin(classes, torch.tensor(NOT_FACE, device=self.device))
+        classes = self.net(image * 2 - 1)[0].argmax(1, keepdim=True).cpu()
+        face = ~torch.isin(classes, torch.tensor(NOT_FACE))
         radius = 3 * SOFT
-        taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=self.device) / SOFT) ** 2)
+        taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / SOFT) ** 2)
         taps = (taps / taps.sum()).view(1, 1, 1, -1)
         mask = F.conv2d(F.pad(face.float(), (radius,) * 4, mode="replicate"), taps)
         mask = F.conv2d(mask, taps.transpose(2, 3))
-        return F.interpolate(mask, crop.shape[-2:], mode="area")[0].cpu()
+        return F.interpolate(mask, crop.shape[-2:], mode="area")[0]

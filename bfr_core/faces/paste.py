@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..precision import where_all_works
 from .align import Face, invert, similarity, template, warp
 
 MASK_OUTER, MASK_INNER = 0.97, 0.72  # of the crop's half side: nothing beyond the first, everything within the second
@@ -135,6 +136,7 @@ def colour_gap(crop: Tensor, original_crop: Tensor) -> Tensor:
     The gap is measured in the rim of the mask and carried inwards; being smooth and only added, it leaves the face's
     contrast alone.
     """
+    device, crop, original_crop = crop.device, where_all_works(crop), where_all_works(original_crop)
     size = crop.shape[-1]
     identity = np.array([[1.0, 0, 0], [0, 1, 0]])
     mask = crop_mask(identity, size, size, size).to(crop)
@@ -149,7 +151,7 @@ def colour_gap(crop: Tensor, original_crop: Tensor) -> Tensor:
         padding = (kernel.shape[2] // 2, kernel.shape[3] // 2)
         gap = F.conv2d(gap, kernel.expand(channels, -1, -1, -1), padding=padding, groups=channels)
     field = gap[:, :-1] / gap[:, -1:]
-    return F.interpolate(field, (size, size), mode="bicubic", align_corners=False)[0]
+    return F.interpolate(field, (size, size), mode="bicubic", align_corners=False)[0].to(device)
 
 
 def luma(image: Tensor) -> Tensor:

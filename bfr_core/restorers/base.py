@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from ..images import printable
-from ..precision import Precision, autocast
+from ..precision import Precision, autocast, check_precision, usual_precision
 
 # The verdict on its tuning in a restorer's file -> what is said to whoever uses it.
 CAUTIONS = {
@@ -60,6 +60,15 @@ class Restorer:
         """This restorer, its network moved to `device`."""
         self.module.to(device)
         return self
+
+    def usual_precision(self) -> Precision:
+        """The precision that "auto" means for this network where it is: never a matter of timing."""
+        return usual_precision(self.device)
+
+    def at_precision(self, precision: Precision) -> Restorer:
+        """This restorer, whose `restore` computes in `precision`. Raises ValueError for a name that is not one."""
+        chosen = self.usual_precision() if check_precision(precision) == "auto" else precision
+        return replace(self, precision=chosen)
 
     def __call__(self, lq: Tensor) -> Tensor:
         """Restored faces: (B, 3, size, size) RGB in [0, 1] -> the same shape; differentiable, not clamped."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..precision import Precision, full_precision, where_all_works
 from .base import Restorer
 
 FROZEN = ("quantize.", "generator.", "fuse_convs_dict.")
@@ -39,6 +40,10 @@ class CodeFormer(Restorer):
         if not 0 <= self.fidelity_weight <= 1:
             raise ValueError(f"fidelity_weight is {self.fidelity_weight}; it must be 0 to 1")
 
+    def usual_precision(self) -> Precision:
+        """float32: rounding would choose other codes, and thereby another face."""
+        return "float32"
+
     def __call__(self, lq: Tensor) -> Tensor:
         image, _ = self.module(lq * 2 - 1, weight=self.fidelity_weight)
         return (image + 1) / 2
@@ -63,9 +68,14 @@ class CodeFormer(Restorer):
 
     @torch.no_grad()
     def target_codes(self, hq: Tensor) -> Tensor:
-        """Indices of the codebook entries nearest to the encoding of clean faces: (B, HW) long."""
-        flat = self._encoded(hq).float().flatten(2).mT  # (B, HW, C)
-        return torch.cdist(flat, self.codebook.float().expand(len(flat), -1, -1)).argmin(2)
+        """Indices of the codebook entries nearest to the encoding of clean faces: (B, HW) long.
+
+        In float32 even under autocast: they are what is learned, and rounding makes another entry the nearest.
+        """
+        with full_precision(hq.device):
+            flat = where_all_works(self._encoded(hq.float()).flatten(2).mT)  # (B, HW, C)
+            codebook = where_all_works(self.codebook.float()).expand(len(flat), -1, -1)
+            return torch.cdist(flat, codebook).argmin(2).to(hq.device)
 
     @property
     def codebook(self) -> Tensor:

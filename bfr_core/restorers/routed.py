@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..checkpoints import load_tensors, save_tensors, sha256_of
 from ..damage_groups import FEATURES, DamageGroups, describe
 from ..images import printable
+from ..precision import Precision
 from .base import Restorer
 
 GROUPS = "bfr_groups"  # value of the metadata entry "kind" of such a file
@@ -43,6 +44,12 @@ class Routed(Restorer):
             raise ValueError(f"{record['name']}: {printable(wrong[0])} is not of the size of its base, {base.size}")
         module = nn.ModuleList(one.module for one in members if one)
         return cls(module, base.architecture, base.size, groups=groups, members=tuple(members), **record)
+
+    def usual_precision(self) -> Precision:
+        """As its base says."""
+        base = self.members[0]
+        assert base is not None
+        return base.usual_precision()
 
     def __call__(self, lq: Tensor) -> Tensor:
         return self.restore(lq)
