@@ -360,7 +360,8 @@ def _photo(image: Image.Image, file: _WholeFile, name: str) -> Photo:
         deep = again
     elif ";16" in raw and not image.mode.startswith(("I", "F")):
         notes.append("of its 16 bits a channel 8 are used")
-    bits = kinds.bits_a_channel(_content(file, kinds.HEAD_BYTES))
+    said = image.info.get("bit_depth") if file_format == "HEIF" else None
+    bits = int(said or kinds.bits_a_channel(_content(file, kinds.HEAD_BYTES)))
     if bits > 8 and not image.mode.startswith(("I", "F")):
         notes.append(f"of its {bits} bits a channel 8 are used")
 

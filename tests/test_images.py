@@ -531,6 +531,15 @@ def test_more_than_eight_bits_of_newer_kinds_is_said(tmp_path: Path):
     assert read_photo(tmp_path / "a.jp2").notes == ()
 
 
+def test_a_heic_of_ten_bits_is_said_to_lose_two(tmp_path: Path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    values = sixteen(3, (64, 64))
+    pillow_heif.from_bytes("RGB;16", (64, 64), values.tobytes()).save(tmp_path / "a.heic")
+    assert read_photo(tmp_path / "a.heic").notes == ("of its 10 bits a channel 8 are used",)
+    write_image(tmp_path / "b.heic", read_pil(smooth()))
+    assert read_photo(tmp_path / "b.heic").notes == ()
+
+
 def test_lossless_webp_stays_lossless(tmp_path: Path):
     source = noise("RGBA", (40, 30))
     for exif in (None, with_place(tmp_path / "e.jpg").exif):  # with and without the extended header
