@@ -381,14 +381,17 @@ def ablate(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 
 def bench(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from .damage.camera import published_kind
     from .paper_table import SETS, as_dict, bench_paper, format_table
     from .prior import load_prior
 
-    names = [name for name, kind in SETS.items() if kind in args.sets]
+    names = [name for name, of in SETS.items() if published_kind(*of, "ratio") in args.sets]
     restorer = base_restorer(args)
     config = settings(args, restorer)
     prior = load_prior(config.prior).to(restorer.device)
-    table = bench_paper(args.hq, args.out, restorer, prior, config, names, args.faces, args.groups, bars)
+    table = bench_paper(
+        args.hq, args.out, restorer, prior, config, names, args.faces, args.groups, bars, reading=args.reading
+    )
     print(format_table(table), file=sys.stderr if args.json else sys.stdout)
     return as_dict(table)
 
@@ -554,6 +557,7 @@ def settings(args: argparse.Namespace, restorer: Any) -> Any:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bfr", description="Tune a face restorer to your own damaged photos.")
+    from .damage.camera import READINGS, published_kind
     from .degradations import DAMAGES
     from .paper_table import SETS
     from .restore import RestoreConfig
@@ -645,9 +649,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="tables, pictures, and what it goes on from"
     )
-    kinds = list(SETS.values())
+    kinds = [published_kind(*of, "ratio") for of in SETS.values()]
     text = f"some of {', '.join(kinds)} (all)"
     sub.add_argument("--sets", nargs="+", choices=kinds, default=kinds, metavar="SET", help=text)
+    text = (
+        "how faces that are not 512 pixels wide are shrunk: ratio, by as much as the published ones; pixels, to as many"
+    )
+    sub.add_argument("--reading", choices=tuple(READINGS), default="ratio", help=f"{text} pixels of the face (ratio)")
     sub.add_argument("--faces", type=int, default=200, metavar="N", help="faces used at most, drawn by lot (200)")
     text = "CSV file with the columns name (of a photo or face) and group, for gains by group of people"
     sub.add_argument("--groups", type=Path, metavar="FILE", help=text)

@@ -23,6 +23,7 @@ from torch import Tensor
 from . import metrics
 from .adaptation import AdaptConfig, StageCallback, collect_faces, perceptual_term
 from .benchmark import ROWS, departures, make_trial, read_cell, run_trial
+from .damage.camera import CAMERA_TO_SRGB, READINGS, SENSOR_NOISE, published_kind
 from .draws import keyed_generator
 from .evaluate import (
     MEASURES,
@@ -44,7 +45,7 @@ from .runs import Run, fingerprint, read_json, write_json
 log = logging.getLogger(__name__)
 
 # The authors' sets are of one ISO each; 1500 is what they call moderate noise.
-SETS = {f"{shrink}x ISO {iso}": f"camera_x{shrink}_iso{iso}" for shrink in (4, 8) for iso in (1500, 3000)}
+SETS = {f"{shrink}x ISO {iso}": (shrink, iso) for shrink in (4, 8) for iso in SENSOR_NOISE}
 # The measures of the paper's table, and ours that need no network; those that cannot be taken here are left out.
 SHORT = {
     "psnr": "PSNR",
@@ -69,7 +70,8 @@ class PaperTable:
     """What was measured.
 
     sets: set -> method -> measure -> interval over faces. gains: set -> group of people, `EVERYONE` first -> measure ->
-    interval of adapted - base. groups: faces in each. notes: what was left out, and why.
+    interval of adapted - base. groups: faces in each. notes: what was left out, and why. reading: one of
+    `READINGS`, of the sets.
     """
 
     adapted_to: int
@@ -78,6 +80,7 @@ class PaperTable:
     gains: dict[str, dict[str, dict[str, Interval]]]
     groups: dict[str, int]
     notes: list[str] = field(default_factory=list)
+    reading: str = "ratio"
 
 
 def bench_paper(
@@ -90,11 +93,13 @@ def bench_paper(
     most: int = 200,
     groups: Path | None = None,
     callback: StageCallback | None = None,
+    reading: str = "ratio",
 ) -> PaperTable:
     """Run every method on every set and write table.txt, table.csv, table.json and pictures/ below `out`.
 
     hq: folder of clean photos, or of aligned faces with config.faces.aligned. sets: some of `SETS`. most: faces used at
-    most, drawn by lot; all are held in memory. groups: see `read_groups`. Stopped and run again it goes on; cells are
+    most, drawn by lot; all are held in memory. groups: see `read_groups`. reading: of the sets' shrinking, one of
+    `READINGS`. Stopped and run again it goes on; cells are
     made anew when faces, settings, networks, or the measures that can be taken have changed.
     Raises FileNotFoundError or ValueError, in one line.
     """
@@ -108,7 +113,8 @@ def bench_paper(
         )
         judge = Judge(clean)
         made_from = fingerprint(
-            *(faces.fingerprint, adapt_to, measure_on, restorer.sha256, prior.sha256, departures(config), judge.taken)
+            *(faces.fingerprint, adapt_to, measure_on, restorer.sha256, prior.sha256, departures(config), judge.taken),
+            *(SENSOR_NOISE, CAMERA_TO_SRGB),
         )
         term = perceptual_term(config.finetune, prior, restorer.device)
         pictures = run.folder / "pictures"
@@ -134,8 +140,8 @@ def bench_paper(
                 run_trial(trial, restorer, prior, config, done, keep, term)
             return done
 
-        cells = {name: cell(SETS[name], i * len(ROWS)) for i, name in enumerate(sets)}
-        table = tabulate(cells, adapt_to, measure_on, group_of, judge.notes)
+        cells = {name: cell(published_kind(*SETS[name], reading), i * len(ROWS)) for i, name in enumerate(sets)}
+        table = tabulate(cells, adapt_to, measure_on, group_of, judge.notes, reading)
         write_table(run.folder, table)
     return table
 
@@ -229,6 +235,7 @@ def tabulate(
     measure_on: Sequence[str],
     group_of: dict[str, str],
     notes: list[str],
+    reading: str = "ratio",
 ) -> PaperTable:
     """Means with intervals from the kept cells: set -> method -> record."""
     members = {EVERYONE: list(range(len(measure_on)))}
@@ -249,7 +256,9 @@ def tabulate(
             group: differences({k: v[places] for k, v in after.items()}, {k: v[places] for k, v in before.items()})
             for group, places in members.items()
         }
-    return PaperTable(len(adapt_to), len(measure_on), sets, gains, {g: len(p) for g, p in members.items()}, notes)
+    return PaperTable(
+        len(adapt_to), len(measure_on), sets, gains, {g: len(p) for g, p in members.items()}, notes, reading
+    )
 
 
 def format_table(table: PaperTable) -> str:
@@ -269,7 +278,8 @@ def format_table(table: PaperTable) -> str:
             shown = [format_interval(values.get(key), MEASURES[key].decimals) for key in gained]
             body.append([name, group, str(table.groups[group]), *shown])
     lines += ["", f"{GAIN}: mean (95% interval over faces)", *_aligned(body)]
-    head = f"{table.adapted_to} faces to adapt to, {table.measured} others to measure on; means over these"
+    head = f"{table.adapted_to} faces to adapt to, {table.measured} others to measure on; means over these; "
+    head += f"sets shrunk to the {READINGS[table.reading]} as published"
     return "\n".join([head, "", *lines, "", *table.notes]).rstrip()
 
 

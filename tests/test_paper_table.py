@@ -11,6 +11,7 @@ import pytest
 
 from bfr_core.benchmark import ROWS
 from bfr_core.cli import main
+from bfr_core.damage.camera import READINGS, published_kind
 from bfr_core.degradations import DAMAGES
 from bfr_core.images import read_image
 from bfr_core.metrics import Interval
@@ -59,10 +60,22 @@ def test_the_table_is_printed_written_and_kept(command, tmp_path, capsys):
 
 
 def test_the_sets_are_the_papers():
-    assert {tuple(name.replace("x ISO", "").split()) for name in SETS} == {
-        (shrink, iso) for shrink in "48" for iso in ("1500", "3000")
-    }
-    assert set(SETS.values()) <= set(DAMAGES)
+    assert {name: (int(name[0]), int(name[-4:])) for name in SETS} == SETS
+    assert set(SETS.values()) == {(shrink, iso) for shrink in (4, 8) for iso in (1500, 3000)}
+    assert {published_kind(*of, reading) for of in SETS.values() for reading in READINGS} <= set(DAMAGES)
+
+
+def test_the_reading_is_named_and_changes_the_faces(command, tmp_path, capsys):
+    psnr = {}
+    for reading in READINGS:
+        out = tmp_path / reading
+        asked = [*command[: command.index("--sets")], "--sets", "camera_x8_iso1500", *command[-5:]]
+        assert main([*asked, "--out", str(out), "--reading", reading]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["reading"] == reading
+        assert f"shrunk to the {READINGS[reading]}" in (out / "table.txt").read_text().splitlines()[0]
+        psnr[reading] = found["sets"]["8x ISO 1500"]["damaged"]["psnr"]["mean"]
+    assert psnr["pixels"] > psnr["ratio"] + 1
 
 
 def test_halves_are_drawn_by_lot_and_share_no_face():

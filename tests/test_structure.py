@@ -40,6 +40,7 @@ LAYERS = (
         "noise_level",
         "losses",
         "faces",
+        "damage",
         "degradations",
         "damage_groups",
         "transplant",

@@ -1,0 +1,1 @@
+"""Damage: made, measured, put on other faces."""
