@@ -356,7 +356,14 @@ def evaluate(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from .evaluate import as_dict, format_table, write_csv, write_plot
     from .evaluate import evaluate as compare
 
-    result = compare(args.restored, args.clean, args.lq, factor=args.factor, callback=bars.named("evaluate"))
+    result = compare(
+        args.restored,
+        args.clean,
+        args.lq,
+        factor=args.factor,
+        callback=bars.named("evaluate"),
+        reference=args.reference,
+    )
     if args.csv:
         write_csv(args.csv, result)
     if args.plot:
@@ -694,9 +701,14 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(tally, "Count the votes that people sent back.")
     sub.add_argument("key", type=Path, metavar="KEY", help="the vote's key.json")
     sub.add_argument("votes", type=Path, nargs="+", metavar="VOTES", help="files that voters saved")
-    sub = command(evaluate, "Compare restored faces with clean ones of the same names.")
+    sub = command(evaluate, "Measure restored faces: against clean ones of the same names, or without such.")
     sub.add_argument("restored", type=Path, metavar="RESTORED")
-    sub.add_argument("--clean", type=Path, required=True, metavar="DIR")
+    text = "clean faces of the same names; without them, what needs no truth is measured"
+    sub.add_argument("--clean", type=Path, metavar="DIR", help=text)
+    text = (
+        "for FID: statistics of a reference set (.npz with mu and sigma, .pth with mean and cov), or a folder of faces"
+    )
+    sub.add_argument("--reference", type=Path, metavar="FILE", help=text)
     sub.add_argument("--lq", type=Path, metavar="DIR", help="the damaged faces, for a row of their own")
     sub.add_argument("--factor", type=int, default=8, help="of the low band that is compared with the damaged faces")
     sub.add_argument("--csv", type=Path, metavar="FILE", help="write one line per face")
