@@ -68,6 +68,7 @@ GRID_TEXT = {
     "--ends": "values of L: last level at which the low band is held",
     "--clean-levels": "levels at which the prior cleans the face before it is restored (0: not, the default; auto)",
 }
+REFERENCE_TEXT = "of FID: statistics of a reference set (.npz: mu, sigma; .pth: mean, cov), or a folder of faces"
 FACE_FLAGS = ("--aligned", "--detector", "--min-face")
 TARGET_FLAGS = tuple(f for f, (path, _) in OPTIONS.items() if path.startswith("targets."))
 GATE_FLAGS = ("--gate", "--gate-tries")
@@ -362,7 +363,7 @@ def evaluate(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         args.lq,
         factor=args.factor,
         callback=bars.named("evaluate"),
-        reference=args.reference,
+        reference=args.reference_set,
     )
     if args.csv:
         write_csv(args.csv, result)
@@ -397,7 +398,18 @@ def bench(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     config = settings(args, restorer)
     prior = load_prior(config.prior).to(restorer.device)
     table = bench_paper(
-        args.hq, args.out, restorer, prior, config, names, args.faces, args.groups, bars, reading=args.reading
+        args.hq,
+        args.out,
+        restorer,
+        prior,
+        config,
+        names,
+        args.faces,
+        args.groups,
+        bars,
+        reading=args.reading,
+        split=args.split,
+        reference=args.reference_set,
     )
     print(format_table(table), file=sys.stderr if args.json else sys.stdout)
     return as_dict(table)
@@ -566,7 +578,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bfr", description="Tune a face restorer to your own damaged photos.")
     from .damage.camera import READINGS, published_kind
     from .degradations import DAMAGES
-    from .paper_table import SETS
+    from .paper_table import SETS, SPLITS
     from .restore import RestoreConfig
 
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -664,6 +676,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--reading", choices=tuple(READINGS), default="ratio", help=f"{text} pixels of the face (ratio)")
     sub.add_argument("--faces", type=int, default=200, metavar="N", help="faces used at most, drawn by lot (200)")
+    text = "halves of the faces, or published: 2,500 to adapt to and 500 to measure on, always the same (halves)"
+    sub.add_argument("--split", choices=SPLITS, default="halves", help=text)
+    sub.add_argument("--reference-set", type=Path, metavar="FILE", help=REFERENCE_TEXT)
     text = "CSV file with the columns name (of a photo or face) and group, for gains by group of people"
     sub.add_argument("--groups", type=Path, metavar="FILE", help=text)
     sub.add_argument("--seed", type=int, metavar="N", help="of every random draw (0)")
@@ -708,7 +723,7 @@ def build_parser() -> argparse.ArgumentParser:
     text = (
         "for FID: statistics of a reference set (.npz with mu and sigma, .pth with mean and cov), or a folder of faces"
     )
-    sub.add_argument("--reference", type=Path, metavar="FILE", help=text)
+    sub.add_argument("--reference-set", type=Path, metavar="FILE", help=text)
     sub.add_argument("--lq", type=Path, metavar="DIR", help="the damaged faces, for a row of their own")
     sub.add_argument("--factor", type=int, default=8, help="of the low band that is compared with the damaged faces")
     sub.add_argument("--csv", type=Path, metavar="FILE", help="write one line per face")

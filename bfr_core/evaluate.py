@@ -64,6 +64,7 @@ MEASURES = {
 }
 BY_NETWORKS = ("identity", "lpips", "niqe", "musiq", "maniqa")  # there where package and file are
 WITHOUT_TRUTH = ("niqe", "musiq", "maniqa")  # of these, those that need no clean face
+NO_REFERENCE = "FID against the reference set is left out: its network's package or file is not on this machine"
 FACE_SCORE = 0.2  # of a standard crop, from which its landmarks mean something
 DAMAGED, RESTORED, CLEAN, DIFFERENCE = "damaged", "restored", "clean", "restored - damaged"
 
@@ -197,7 +198,7 @@ def _against_the_reference(
 ) -> list[str]:
     """Adds FID against a reference set's statistics to the rows; returns notes on what that says."""
     if wanted is None:
-        return ["FID against the reference set is left out: its network's package or file is not on this machine"]
+        return [NO_REFERENCE]
     count = len(seen[RESTORED])
     if count < 2:
         return ["FID against the reference set is left out: it needs two faces or more"]

@@ -27,12 +27,14 @@ from .damage.camera import CAMERA_TO_SRGB, READINGS, SENSOR_NOISE, published_kin
 from .draws import keyed_generator
 from .evaluate import (
     MEASURES,
+    NO_REFERENCE,
     all_measures,
     differences,
     face_measures,
     format_interval,
     network_measures,
     notes_on_networks,
+    reference_statistics,
     summarise,
 )
 from .images import printable, read_image, replace_atomically, write_image
@@ -49,11 +51,15 @@ SETS = {f"{shrink}x ISO {iso}": (shrink, iso) for shrink in (4, 8) for iso in SE
 # The measures of the paper's table, and ours that need no network; those that cannot be taken here are left out.
 SHORT = {
     "psnr": "PSNR",
+    "psnr_matched": "PSNR cm",
     "ssim": "SSIM",
+    "ssim_matched": "SSIM cm",
     "lpips": "LPIPS",
     "fid": "FID",
+    "fid_reference": "FID ref",
     "niqe": "NIQE",
     "musiq": "MUSIQ",
+    "maniqa": "MANIQA",
     "identity": "IDA",
     "landmarks": "LMD",
     "kid": "KID",
@@ -63,6 +69,8 @@ SHORT = {
 GAIN, EVERYONE = "adapted - base", "all"
 SHOWN_FACES = 6
 LEAST = 4  # faces: two to adapt to, two to measure on
+SPLITS = ("halves", "published")
+PUBLISHED_SPLIT = (2500, 500)  # faces adapted to and measured on in the paper
 
 
 @dataclass(frozen=True)
@@ -94,12 +102,15 @@ def bench_paper(
     groups: Path | None = None,
     callback: StageCallback | None = None,
     reading: str = "ratio",
+    split: str = "halves",
+    reference: Path | None = None,
 ) -> PaperTable:
     """Run every method on every set and write table.txt, table.csv, table.json and pictures/ below `out`.
 
     hq: folder of clean photos, or of aligned faces with config.faces.aligned. sets: some of `SETS`. most: faces used at
     most, drawn by lot; all are held in memory. groups: see `read_groups`. reading: of the sets' shrinking, one of
-    `READINGS`. Stopped and run again it goes on; cells are
+    `READINGS`. split: "halves", or "published", see `parts_of`; `most` is then not asked. reference: for FID, a file of
+    statistics or a folder, see `evaluate.reference_statistics`. Stopped and run again it goes on; cells are
     made anew when faces, settings, networks, or the measures that can be taken have changed.
     Raises FileNotFoundError or ValueError, in one line.
     """
@@ -107,11 +118,11 @@ def bench_paper(
     with run.locked():
         faces = collect_faces(Path(hq), run, restorer.size, config.faces, callback)
         group_of = read_groups(groups, photos_of(run)) if groups else {}
-        adapt_to, measure_on = halves(faces.names, most, config.targets.seed)
+        adapt_to, measure_on = parts_of(faces.names, most, config.targets.seed, split)
         adapt_hq, clean = (
             torch.stack([read_image(faces.folder / f"{n}.png") for n in names]) for names in (adapt_to, measure_on)
         )
-        judge = Judge(clean)
+        judge = Judge(clean, reference)
         made_from = fingerprint(
             *(faces.fingerprint, adapt_to, measure_on, restorer.sha256, prior.sha256, departures(config), judge.taken),
             *(SENSOR_NOISE, CAMERA_TO_SRGB),
@@ -152,14 +163,20 @@ class Judge:
     taken: names of the measures that depend on what is on this machine. notes: on those that are not.
     """
 
-    def __init__(self, clean: Tensor) -> None:
+    def __init__(self, clean: Tensor, reference: Path | None = None) -> None:
         self.clean, self.networks = clean, network_measures()
-        self.inception = find_inception() if len(clean) >= metrics.FID_LEAST else None
-        self.kid_features, self.fid_features = metrics.kid_features(clean), self._seen(clean)
-        self.taken = sorted(
-            [*self.networks, *(["fid"] if self.inception else []), *face_measures(clean[:1], clean[:1])]
-        )
+        self.large = len(clean) >= metrics.FID_LEAST
+        self.inception = find_inception() if self.large or reference else None
+        self.kid_features = metrics.kid_features(clean)
+        self.fid_features = self._seen(clean) if self.large else torch.empty(0)
+        self.reference = reference_statistics(reference, self.inception) if reference and self.inception else None
+        distances = ["fid"] if self.large and self.inception else []
+        if self.reference:
+            distances.append(f"fid against {fingerprint(self.reference.mean.tolist())}")
+        self.taken = sorted([*self.networks, *distances, *face_measures(clean[:1], clean[:1])])
         self.notes = notes_on_networks(self.networks, len(clean), self.inception is not None)
+        if reference and not self.reference:
+            self.notes.append(NO_REFERENCE)
 
     def record(self, restored: Tensor) -> dict[str, Any]:
         """faces: measure -> a number for each face, null where it is undefined; kid, fid: of the whole set."""
@@ -169,8 +186,11 @@ class Judge:
         faces = {k: [round(v, 5) if math.isfinite(v) else None for v in values] for k, values in found.items()}
         record: dict[str, Any] = {"faces": faces}
         record["kid"] = list(metrics.paired_kid(metrics.kid_features(restored), self.kid_features))
-        if self.inception:
-            record["fid"] = metrics.fid(self._seen(restored), self.fid_features)
+        seen = self._seen(restored)
+        if self.large and self.inception:
+            record["fid"] = metrics.fid(seen, self.fid_features)
+        if self.reference:
+            record["fid_reference"] = metrics.frechet_distance(metrics.statistics_of(seen), self.reference)
         return record
 
     def _seen(self, faces: Tensor) -> Tensor:
@@ -180,6 +200,24 @@ class Judge:
 def strip(faces: Tensor) -> Tensor:
     """The first faces side by side: (N, 3, S, S) -> (3, S, n S)."""
     return torch.cat(list(faces[:SHOWN_FACES]), 2)
+
+
+def parts_of(names: Sequence[str], most: int, seed: int, split: str) -> tuple[list[str], list[str]]:
+    """The names to adapt to and those to measure on: "halves", see there, or "published", 2,500 and 500.
+
+    The published split is fixed: of a folder it is the same whatever the seed. Raises ValueError for too few faces.
+    """
+    if split == "halves":
+        return halves(names, most, seed)
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
+    first, second = PUBLISHED_SPLIT
+    if len(names) < first + second:
+        raise ValueError(
+            f"{len(names)} faces are too few for the published split of {first} and {second}; use --split halves"
+        )
+    order = torch.randperm(len(names), generator=keyed_generator(0, "published split")).tolist()
+    return [names[i] for i in sorted(order[:first])], [names[i] for i in sorted(order[first : first + second])]
 
 
 def halves(names: Sequence[str], most: int, seed: int) -> tuple[list[str], list[str]]:
@@ -248,8 +286,9 @@ def tabulate(
         sets[name] = {}
         for row in ROWS:
             values = summarise(_columns(rows[row])) | {"kid": Interval(*rows[row]["kid"])}
-            if "fid" in rows[row]:
-                values["fid"] = Interval(rows[row]["fid"], math.nan, math.nan)
+            for key in ("fid", "fid_reference"):
+                if key in rows[row]:
+                    values[key] = Interval(rows[row][key], math.nan, math.nan)
             sets[name][row] = values
         after, before = _columns(rows["adapted"]), _columns(rows["base"])
         gains[name] = {
@@ -271,7 +310,7 @@ def format_table(table: PaperTable) -> str:
             columns.append((name if not number else "", [SHORT[key], *means]))
     lines = _across(columns)
     lines += ["", *(f"{SHORT[key]}: {MEASURES[key].title}, {MEASURES[key].goal}" for key in keys)]
-    gained = [key for key in keys if key not in ("kid", "fid", "detail_energy")]
+    gained = [key for key in keys if key not in ("kid", "fid", "fid_reference", "detail_energy")]
     body = [["", "group", "faces", *(SHORT[key] for key in gained)]]
     for name, groups in table.gains.items():
         for group, values in groups.items():

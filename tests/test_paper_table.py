@@ -8,14 +8,16 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
+from bfr_core import paper_table
 from bfr_core.benchmark import ROWS
 from bfr_core.cli import main
 from bfr_core.damage.camera import READINGS, published_kind
 from bfr_core.degradations import DAMAGES
 from bfr_core.images import read_image
 from bfr_core.metrics import Interval
-from bfr_core.paper_table import EVERYONE, SETS, as_dict, format_table, halves, read_groups, tabulate
+from bfr_core.paper_table import EVERYONE, SETS, as_dict, format_table, halves, parts_of, read_groups, tabulate
 
 
 @pytest.fixture
@@ -86,6 +88,34 @@ def test_halves_are_drawn_by_lot_and_share_no_face():
     assert set(adapt_to) | set(measure_on) != set(names[:12])
     with pytest.raises(ValueError, match="3 faces are too few"):
         halves(names, 3, 0)
+
+
+def test_the_published_split_is_fixed_and_needs_a_large_folder():
+    names = [f"{i:05d}" for i in range(3200)]
+    adapt_to, measure_on = parts_of(names, 200, 0, "published")
+    assert (len(adapt_to), len(measure_on)) == (2500, 500) and not set(adapt_to) & set(measure_on)
+    assert parts_of(names, 200, 1, "published") == (adapt_to, measure_on)
+    assert parts_of(names, 200, 1, "halves") == halves(names, 200, 1)
+    with pytest.raises(ValueError, match="2999 faces are too few for the published split of 2500 and 500"):
+        parts_of(names[:2999], 200, 0, "published")
+    with pytest.raises(ValueError, match="split is 'else'; it must be one of halves, published"):
+        parts_of(names, 200, 0, "else")
+
+
+def test_fid_against_a_reference_set_is_in_the_table(photos, tmp_path, monkeypatch):
+    clean = torch.stack([read_image(path) for path in sorted(photos.rglob("*.png"))])
+
+    def inception(faces):
+        return torch.stack([faces.mean((1, 2, 3)), faces.std((1, 2, 3))], 1)
+
+    monkeypatch.setattr(paper_table, "find_inception", lambda: inception)
+    judge = paper_table.Judge(clean, photos)
+    assert judge.record(clean)["fid_reference"] == pytest.approx(0, abs=1e-9) and "fid" not in judge.record(clean)
+    worse = judge.record((clean * 0.5).clamp(0, 1))
+    assert worse["fid_reference"] > 0.01
+    assert judge.taken != paper_table.Judge(clean).taken
+    monkeypatch.setattr(paper_table, "find_inception", lambda: None)
+    assert any("FID against the reference set is left out" in note for note in paper_table.Judge(clean, photos).notes)
 
 
 def test_too_few_faces_are_one_line(command, capsys):
