@@ -49,6 +49,7 @@ LAYERS = (
         "pictures",
     ),
     (
+        "restoration",
         "restore",
         "pseudo_targets",
         "objectives",
@@ -95,6 +96,7 @@ HEAVY = {
     "cv2",
     "av",
     "pyiqa",
+    "timm",
 }
 # Host and page packages -> the only places that may import them.
 KEPT_TO = {
@@ -241,7 +243,7 @@ def test_every_package_used_is_declared() -> None:
     )
     assert len(extras) == 2
     declared |= {canonical(name) for line in extras for name in re.findall(r'"([A-Za-z0-9_-]+)', line)}
-    elsewhere = set(KEPT_TO) | {"spandrel_extra_arches", "pip", "pyiqa"}
+    elsewhere = set(KEPT_TO) | {"spandrel_extra_arches", "pip", "pyiqa", "timm"}
     for folder in ("bfr_core", "nodes", "scripts", "tools", "tests", "benchmarks"):
         files = modules(ROOT / folder)
         local = OWN | elsewhere | {path.stem for path in files}

@@ -1,0 +1,1 @@
+"""The fast path: photos in, restored photos out."""
