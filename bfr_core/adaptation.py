@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,10 @@ from .verdict import Judgement, judge, load_usual
 
 log = logging.getLogger(__name__)
 
+NO_LPIPS = (
+    "perceptual: its term must be LPIPS here, whose VGG file vgg16-397923af.pth is not in torch's folder of checkpoints; "
+    "put it there (torchvision fetches it by models.vgg16(weights='IMAGENET1K_V1')), or set perceptual to 0"
+)
 StageCallback = Callable[[str, int, int, Any], None]
 CACHED_BYTES = 1 << 30
 GATE_BATCH = 16
@@ -296,6 +300,18 @@ def take_good_faces(
     return faces, Examples(tuple(files), print_, found)
 
 
+def with_real_faces(
+    run: Run, good: Examples, size: int, config: AdaptConfig, callback: StageCallback | None = None
+) -> Examples:
+    """`good` with the faces of the folder config.album.real, if there is one. Raises as `collect_faces` for it."""
+    if not config.album.real:
+        return good
+    given = collect_faces(Path(config.album.real), Run(run.real), size, config.faces, callback)
+    log.info("real faces for the discriminator: %d", len(given))
+    files = tuple(given.path(i) for i in range(len(given)))
+    return replace(good, real=files, real_fingerprint=given.fingerprint)
+
+
 def find_good_faces(
     run: Run,
     faces: FaceSet,
@@ -527,6 +543,27 @@ class FolderPairs:
         return lq, target
 
 
+class FolderFaces:
+    """Faces read from disk, kept as bytes up to `CACHED_BYTES`."""
+
+    def __init__(self, files: Sequence[Path], size: int) -> None:
+        self.files, self.size = files, size
+        self._kept: dict[int, Tensor] = {}
+        self._room = CACHED_BYTES // max(1, 3 * size * size)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        face = self._kept.get(index)
+        if face is None:
+            file = self.files[index]
+            face = resize_square(read_image(file), self.size, file).mul(255).round().byte()
+            if len(self._kept) < self._room:
+                self._kept[index] = face
+        return face.float() / 255
+
+
 def match_targets(faces: FaceSet, folder: Path) -> dict[str, Path]:
     """Images of `folder` by the face they belong to: a target has the name of its crop, in any image format.
 
@@ -576,6 +613,7 @@ def tune(
     examples = [resize_square(read_image(file), restorer.size, file) for file in files]
     held = split(len(pairs), config)[1]
     shown = [good.fingerprint] if good and examples else []
+    shown += [good.real_fingerprint] if good and good.real else []
     tuned, progress = finetune(
         restorer,
         pairs,
@@ -583,6 +621,7 @@ def tune(
         checkpoint=run.checkpoint,
         fingerprint=fingerprint(made_from, names, restorer.sha256, lasting, held, *shown),
         examples=torch.stack(examples) if examples else None,
+        real=FolderFaces(good.real, restorer.size) if good and good.real else None,
         perceptual=None if restorer.tuned_by_codes else perceptual_term(config, prior, restorer.device),
         callback=step,
         watch=watch,
@@ -616,6 +655,8 @@ def perceptual_term(config: FinetuneConfig, prior: Prior | None, device: torch.d
     if vgg is not None:
         log.info("perceptual term: LPIPS (VGG)")
         return lpips_loss(vgg, device)
+    if config.perceptual_by == "lpips":
+        raise ValueError(NO_LPIPS)
     if prior is None:
         raise ValueError("the perceptual term needs LPIPS's VGG file or a prior; give --prior, or set perceptual to 0")
     log.info("perceptual term: features of the prior's encoder, since LPIPS's VGG file is not on this machine")
@@ -662,6 +703,7 @@ def adapt(
     with run.locked():
         faces = collect_faces(Path(folder), run, base.size, config.faces, callback)
         faces, good = take_good_faces(run, faces, base, prior, config, callback)
+        good = with_real_faces(run, good, base.size, config, callback)
         targets, made_from = make_targets(run, faces, base, prior, config, callback)
         prior.to("cpu")  # its memory is the tuning's now
         tuned = tune(
