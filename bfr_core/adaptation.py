@@ -33,9 +33,10 @@ from .verdict import Judgement, judge, load_usual
 log = logging.getLogger(__name__)
 
 NO_LPIPS = (
-    "perceptual: its term must be LPIPS here, whose VGG file vgg16-397923af.pth is not in torch's folder of checkpoints; "
-    "put it there (torchvision fetches it by models.vgg16(weights='IMAGENET1K_V1')), or set perceptual to 0"
+    "perceptual must be LPIPS here, whose VGG file vgg16-397923af.pth is not in torch's folder of checkpoints; put it "
+    "there (torchvision fetches it by models.vgg16(weights='IMAGENET1K_V1')), or set perceptual to 0"
 )
+NOT_JUDGED = Judgement("not_judged", "no face was held out of the tuning, as set, so nothing shows whether it helped")
 StageCallback = Callable[[str, int, int, Any], None]
 CACHED_BYTES = 1 << 30
 GATE_BATCH = 16
@@ -61,8 +62,12 @@ class FaceConfig:
 
 @dataclass(frozen=True)
 class AdaptConfig:
-    """Everything one adaptation depends on. restorer, prior: "embedded" or a file or folder."""
+    """Everything one adaptation depends on. restorer, prior: "embedded" or a file or folder.
 
+    recipe: name of what the settings started from, see `published`.
+    """
+
+    recipe: str = "recommended"
     restorer: str = "embedded"
     prior: str = "embedded"
     faces: FaceConfig = field(default_factory=FaceConfig)
@@ -628,7 +633,7 @@ def tune(
         pause_after=pause_after,
     )
     judged = [pairs[i] for i in held[:MOST_JUDGED]]
-    judgement = judged_on_faces(restorer, tuned, judged)
+    judgement = judged_on_faces(restorer, tuned, judged) if config.held_out else NOT_JUDGED
     log.info("verdict: %s: %s", judgement.verdict, judgement.sentence)
     base = {"base": restorer.name, "base_sha256": restorer.sha256, "base_licence": restorer.licence}
     teacher = {"prior": prior.name, "prior_sha256": prior.sha256, "prior_licence": prior.licence} if prior else {}
@@ -701,6 +706,7 @@ def adapt(
     base = (restorer or load_restorer(config.restorer)).to(device)
     prior = (prior or load_prior(config.prior)).to(device)
     with run.locked():
+        run.record("recipe", {"name": config.recipe, "real": config.album.real})
         faces = collect_faces(Path(folder), run, base.size, config.faces, callback)
         faces, good = take_good_faces(run, faces, base, prior, config, callback)
         good = with_real_faces(run, good, base.size, config, callback)

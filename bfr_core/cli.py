@@ -42,6 +42,7 @@ OPTIONS = {
     "--gate-tries": ("gate.tries", "further draws for a refused target before it is left out"),
     "--album": ("album.find", "use the folder's own sharp faces as examples of what a good face is"),
     "--good": ("album.good", "folder of good photos of the people, used likewise"),
+    "--real": ("album.real", "folder of good photos of anybody, which the discriminator alone takes for real"),
     "--iterations": ("finetune.iterations", "tuning steps"),
     "--minutes": ("finetune.minutes", "tune for so long at most; 0 = until the steps are done"),
     "--batch-size": ("finetune.batch_size", "faces per tuning step"),
@@ -72,7 +73,7 @@ REFERENCE_TEXT = "of FID: statistics of a reference set (.npz: mu, sigma; .pth: 
 FACE_FLAGS = ("--aligned", "--detector", "--min-face")
 TARGET_FLAGS = tuple(f for f, (path, _) in OPTIONS.items() if path.startswith("targets."))
 GATE_FLAGS = ("--gate", "--gate-tries")
-ALBUM_FLAGS = ("--album", "--good")
+ALBUM_FLAGS = ("--album", "--good", "--real")
 TUNE_FLAGS = tuple(f for f, (path, _) in OPTIONS.items() if path.startswith("finetune."))
 SOURCES = ("--restorer", "--prior")
 
@@ -203,7 +204,9 @@ def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         match_targets,
         targets_of,
         tune,
+        with_real_faces,
     )
+    from .album import Examples
     from .prior import load_prior
     from .runs import Run, fingerprint, read_json
     from .summary import report_adaptation
@@ -222,7 +225,8 @@ def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         else:
             made_from = read_json(run.targets / "stage.json", {}).get("fingerprint", "")
             files = accepted_targets(run, targets_of(run, found), made_from)
-        tuned = tune(run, found, files, made_from, base, config.finetune, prior, bars)
+        good = with_real_faces(run, Examples(), base.size, config, bars)
+        tuned = tune(run, found, files, made_from, base, config.finetune, prior, bars, good=good)
         result = Adapted(run, tuned[0], base, prior, found, files, *tuned[1:])
         report_adaptation(result, config.finetune)
     return _tuned(result, args.export_pth)
@@ -560,8 +564,9 @@ def base_restorer(args: argparse.Namespace) -> Any:
 
 
 def settings(args: argparse.Namespace, restorer: Any) -> Any:
-    """The recipe for `restorer`, changed by the flags that were given."""
-    from .adaptation import LOW_MEMORY, changed, recipe
+    """The recipe that --recipe names for `restorer`, changed by the flags that were given."""
+    from .adaptation import LOW_MEMORY
+    from .published import RECOMMENDED, settings_of
 
     given = {path: getattr(args, _dest(flag), None) for flag, (path, _) in OPTIONS.items()}
     if getattr(args, "low_memory", False):
@@ -571,7 +576,8 @@ def settings(args: argparse.Namespace, restorer: Any) -> Any:
     given |= dict.fromkeys(left)
     if left:
         given["targets.search"] = tuple(path.rsplit(".", 1)[1] for path in left)
-    return changed(recipe(restorer), {path: value for path, value in given.items() if value is not None})
+    values = {path: value for path, value in given.items() if value is not None}
+    return settings_of(restorer, getattr(args, "recipe", RECOMMENDED), values)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -579,6 +585,7 @@ def build_parser() -> argparse.ArgumentParser:
     from .damage.camera import READINGS, published_kind
     from .degradations import DAMAGES
     from .paper_table import SETS, SPLITS
+    from .published import RECIPES, RECOMMENDED
     from .restore import RestoreConfig
 
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -602,15 +609,19 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--export-pth", action="store_true", help=text)
         return on_device(sub)
 
+    def by_recipe(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        text = "settings to start from: what suits the restorer, or arXiv:2410.04618 to the letter; flags change them"
+        sub.add_argument("--recipe", choices=RECIPES, default=RECOMMENDED, help=f"{text} ({RECOMMENDED})")
+        return sub
+
     def with_run(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
         sub.add_argument("--run", type=Path, required=True, metavar="DIR", help="folder that holds the adaptation")
         sub.add_argument("--seed", type=int, metavar="N", help="of every random draw (0)")
         return sub
 
     every = (*FACE_FLAGS, *SOURCES, *TARGET_FLAGS, *GATE_FLAGS, *ALBUM_FLAGS, *TUNE_FLAGS)
-    sub = tunes(
-        with_run(command(adapt, "Photos in, adapted restorer out; run again, it goes on where it was.", *every))
-    )
+    sub = command(adapt, "Photos in, adapted restorer out; run again, it goes on where it was.", *every)
+    sub = tunes(with_run(by_recipe(sub)))
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of damaged photos")
     text = "find groups of faces that share a damage, and adapt to each by itself; writes groups.safetensors"
     sub.add_argument("--mixed", action="store_true", help=text)
@@ -618,9 +629,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of photos")
     sub.add_argument("--size", type=int, help="side of the crops (the restorer's)")
     text = "Draw pseudo targets for the faces of a run, and refuse those that are not fit."
-    on_device(with_run(command(targets, text, *SOURCES, *TARGET_FLAGS, *GATE_FLAGS)))
-    tuning = command(finetune, "Tune the restorer on a run's faces.", *FACE_FLAGS, *SOURCES, *GATE_FLAGS, *TUNE_FLAGS)
-    sub = tunes(with_run(tuning))
+    on_device(with_run(by_recipe(command(targets, text, *SOURCES, *TARGET_FLAGS, *GATE_FLAGS))))
+    flags = (*FACE_FLAGS, *SOURCES, *GATE_FLAGS, "--real", *TUNE_FLAGS)
+    sub = tunes(with_run(by_recipe(command(finetune, "Tune the restorer on a run's faces.", *flags))))
     sub.add_argument(
         "photos", type=Path, nargs="?", metavar="PHOTOS", help="folder of photos, if the run has no faces yet"
     )

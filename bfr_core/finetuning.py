@@ -489,9 +489,7 @@ def real_faces(real: Faces, count: int, mirror: bool, *key: int | str) -> Tensor
     )
 
 
-def with_examples(
-    faces: Tensor, examples: Tensor | None, share: float, *key: int | str, mirror: bool = True
-) -> Tensor:
+def with_examples(faces: Tensor, examples: Tensor | None, share: float, *key: int | str, mirror: bool = True) -> Tensor:
     """`faces` (B, 3, S, S), a share of them replaced by examples, mirrored at random; which, the key decides."""
     if examples is None:
         return faces

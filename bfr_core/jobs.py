@@ -18,11 +18,12 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from .adaptation import StageCallback, adapt, changed, collect_faces, recipe
+from .adaptation import StageCallback, adapt, collect_faces
 from .finetuning import Progress
 from .images import printable, replace_atomically, to_unit
 from .mixed import ONE_DAMAGE, adapt_mixed
 from .precision import choose_device
+from .published import RECOMMENDED, settings_of
 from .restore import RestoreConfig, restore_folder
 from .restorers import load_restorer
 from .runs import Run, is_held, read_json, write_json
@@ -262,12 +263,12 @@ def thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
 # ---------------------------------------------------------------- what jobs do
 
 
-def find_faces(run: Run, photos: Path, restorer: str, changes: Mapping[str, Any]) -> Work:
+def find_faces(run: Run, photos: Path, restorer: str, changes: Mapping[str, Any], recipe: str = RECOMMENDED) -> Work:
     """Take the faces from the photos, at the size that the restorer wants."""
 
     def work(callback: StageCallback) -> Outcome:
         base = load_restorer(restorer)
-        config = changed(recipe(base), dict(changes))
+        config = settings_of(base, recipe, changes)
         with run.locked():
             faces = collect_faces(photos, run, base.size, config.faces, callback)
         return Outcome(notes=tuple(problem["problem"] for problem in faces.problems))
@@ -276,16 +277,22 @@ def find_faces(run: Run, photos: Path, restorer: str, changes: Mapping[str, Any]
 
 
 def adapt_restorer(
-    run: Run, photos: Path, restorer: str, changes: Mapping[str, Any], device: str = "auto", mixed: bool = False
+    run: Run,
+    photos: Path,
+    restorer: str,
+    changes: Mapping[str, Any],
+    device: str = "auto",
+    mixed: bool = False,
+    recipe: str = RECOMMENDED,
 ) -> Work:
-    """The whole adaptation, with its report; `changes` are made to the restorer's recipe, by dotted path.
+    """The whole adaptation, with its report; `changes` are made to the recipe of this name, by dotted path.
 
     mixed: one for each group of faces that share a damage, see `mixed`.
     """
 
     def work(callback: StageCallback) -> Outcome:
         base = load_restorer(restorer).to(choose_device(device))
-        config = changed(recipe(base), dict(changes) | {"restorer": restorer})
+        config = settings_of(base, recipe, dict(changes) | {"restorer": restorer})
         if mixed:
             found = adapt_mixed(photos, run.folder, config, callback, str(base.device), base)
             return Outcome(run.result.name, () if found.groups else (ONE_DAMAGE,))

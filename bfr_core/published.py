@@ -6,7 +6,7 @@ added later must be entered in one of the two tables, or a test fails.
 Two things stay as they are here, on purpose. The discriminator is frozen whenever the restorer's gradient is taken; in
 the authors' code it is so only in the first part of a batch, and in the others a tenth of the restorer's adversarial
 gradient is added to the discriminator's own. And where the low band is held down to the last index (L = 0), the level
-below is the clean image; in the authors' code the index wraps round to the noisiest, which is why they use L = 1 or more.
+below that is the clean image; in the authors' code the index wraps round to the noisiest.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ RECIPES = (RECOMMENDED, PUBLISHED_RECIPE)
 
 # For every restorer. Betas are Adam's; AdamW, which the paper names for SwinIR, is Adam where nothing decays.
 PUBLISHED: dict[str, Any] = {
+    "recipe": PUBLISHED_RECIPE,
     "targets.sampler.kind": "paper",
     "targets.sampler.num_steps": 250,
     "targets.sampler.t_start": 150,
@@ -114,32 +115,35 @@ LEFT_TO_USER = frozenset(
 def settings_of(restorer: Restorer, name: str, values: Mapping[str, Any] | None = None) -> AdaptConfig:
     """The settings of the recipe `name`, one of `RECIPES`, for `restorer`, with the user's `values` by dotted path.
 
-    Raises ValueError, in one line, for another name, for several restorers in one, for a value that cannot be, and for
-    the published recipe where LPIPS's file is missing.
+    Of the published recipe it is logged what the values change, and if the discriminator has no real faces. Raises
+    ValueError, in one line, for another name, for several restorers in one, for a value that cannot be, and for the
+    published recipe where LPIPS's file is missing.
     """
-    values = dict(values or {})
-    if name == PUBLISHED_RECIPE:
-        return published(restorer, values)
-    if name != RECOMMENDED:
-        raise ValueError(f"recipe is {name!r}; it must be one of {', '.join(RECIPES)}")
-    return changed(recipe(restorer), values)
-
-
-def published(restorer: Restorer, values: Mapping[str, Any] | None = None) -> AdaptConfig:
-    """The published settings for `restorer`, changed by `values`, by dotted path; what these change is logged.
-
-    For networks that the paper did not tune they are SwinIR's. Raises as `settings_of`.
-    """
-    recipe(restorer)  # refuses several restorers in one
-    decided = PUBLISHED | (PUBLISHED_BY_CODES if restorer.tuned_by_codes else {})
-    config: AdaptConfig = changed(changed(AdaptConfig(), decided), dict(values or {}))
-    if not restorer.tuned_by_codes and config.finetune.perceptual and find_vgg() is None:
-        raise ValueError(f"recipe published: {NO_LPIPS}")
-    if own := departures(config, decided):
+    config: AdaptConfig = changed(recipe_of(restorer, name), dict(values or {}))
+    if name == RECOMMENDED:
+        return config
+    by_image = not restorer.tuned_by_codes
+    if by_image and config.finetune.perceptual and config.finetune.perceptual_by == "lpips" and find_vgg() is None:
+        raise ValueError(f"recipe {name}: {NO_LPIPS}")
+    if own := departures(config, published(restorer)):
         log.warning("the published recipe is changed: %s", "; ".join(own))
-    if config.finetune.adversarial and not restorer.tuned_by_codes and not config.album.real:
+    if by_image and config.finetune.adversarial and not config.album.real:
         log.warning("the discriminator has no folder of real faces (--real DIR) and takes the pseudo targets for real")
     return config
+
+
+def recipe_of(restorer: Restorer, name: str) -> AdaptConfig:
+    """The recipe `name` for `restorer`, unchanged. Raises ValueError for another name, or for several in one."""
+    own = recipe(restorer)
+    if name not in RECIPES:
+        raise ValueError(f"recipe is {name!r}; it must be one of {', '.join(RECIPES)}")
+    return own if name == RECOMMENDED else changed(AdaptConfig(), published(restorer))
+
+
+def published(restorer: Restorer) -> dict[str, Any]:
+    """What the published recipe decides for `restorer`, by dotted path; for networks that the paper did not tune,
+    what it says of SwinIR."""
+    return PUBLISHED | (PUBLISHED_BY_CODES if restorer.tuned_by_codes else {})
 
 
 def departures(config: AdaptConfig, decided: Mapping[str, Any]) -> list[str]:
