@@ -414,6 +414,7 @@ def bench(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         reading=args.reading,
         split=args.split,
         reference=args.reference_set,
+        with_published=args.published,
     )
     print(format_table(table), file=sys.stderr if args.json else sys.stdout)
     return as_dict(table)
@@ -687,6 +688,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--reading", choices=tuple(READINGS), default="ratio", help=f"{text} pixels of the face (ratio)")
     sub.add_argument("--faces", type=int, default=200, metavar="N", help="faces used at most, drawn by lot (200)")
+    text = "also tune by the published recipe: as many steps as ours, without LPIPS where its file is not here"
+    sub.add_argument("--published", action="store_true", help=text)
     text = "halves of the faces, or published: 2,500 to adapt to and 500 to measure on, always the same (halves)"
     sub.add_argument("--split", choices=SPLITS, default="halves", help=text)
     sub.add_argument("--reference-set", type=Path, metavar="FILE", help=REFERENCE_TEXT)

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,18 @@ from torch import Tensor
 
 from . import metrics
 from .adaptation import AdaptConfig, StageCallback, collect_faces, perceptual_term
-from .benchmark import ROWS, departures, make_trial, read_cell, run_trial
-from .damage.camera import CAMERA_TO_SRGB, READINGS, SENSOR_NOISE, published_kind
+from .benchmark import (
+    ROWS,
+    Trial,
+    departures,
+    make_trial,
+    read_cell,
+    restored_by,
+    run_trial,
+    targets_of,
+    tuned,
+)
+from .damage.camera import CAMERA_TO_SRGB, PUBLISHED_SIZE, READINGS, SENSOR_NOISE, published_kind
 from .draws import keyed_generator
 from .evaluate import (
     MEASURES,
@@ -38,9 +48,12 @@ from .evaluate import (
     summarise,
 )
 from .images import printable, read_image, replace_atomically, write_image
+from .losses import find_vgg
 from .metrics import Interval
 from .optional_metrics import find_inception
 from .prior import Prior
+from .published import PUBLISHED_RECIPE, published, recipe_of, settings_of
+from .published import departures as departures_of
 from .restorers import Restorer
 from .runs import Run, fingerprint, read_json, write_json
 
@@ -69,6 +82,7 @@ SHORT = {
 GAIN, EVERYONE = "adapted - base", "all"
 SHOWN_FACES = 6
 LEAST = 4  # faces: two to adapt to, two to measure on
+PUBLISHED_ROW = "published recipe"
 SPLITS = ("halves", "published")
 PUBLISHED_SPLIT = (2500, 500)  # faces adapted to and measured on in the paper
 
@@ -104,13 +118,15 @@ def bench_paper(
     reading: str = "ratio",
     split: str = "halves",
     reference: Path | None = None,
+    with_published: bool = False,
 ) -> PaperTable:
     """Run every method on every set and write table.txt, table.csv, table.json and pictures/ below `out`.
 
     hq: folder of clean photos, or of aligned faces with config.faces.aligned. sets: some of `SETS`. most: faces used at
     most, drawn by lot; all are held in memory. groups: see `read_groups`. reading: of the sets' shrinking, one of
     `READINGS`. split: "halves", or "published", see `parts_of`; `most` is then not asked. reference: for FID, a file of
-    statistics or a folder, see `evaluate.reference_statistics`. Stopped and run again it goes on; cells are
+    statistics or a folder, see `evaluate.reference_statistics`. with_published: also tune by the published recipe, see
+    `published_trial`. Stopped and run again it goes on; cells are
     made anew when faces, settings, networks, or the measures that can be taken have changed.
     Raises FileNotFoundError or ValueError, in one line.
     """
@@ -137,7 +153,7 @@ def bench_paper(
 
             def tell() -> None:
                 if callback:
-                    callback("bench", before + len(done), len(sets) * len(ROWS), None)
+                    callback("bench", before + len(done), len(sets) * len(rows), None)
 
             def keep(row: str, restored: Tensor, more: dict[str, Any]) -> None:
                 done[row] = judge.record(restored) | more
@@ -146,15 +162,59 @@ def bench_paper(
                 tell()
 
             tell()
-            if any(row not in done for row in ROWS):
-                trial = make_trial(adapt_hq, clean, kind, config.targets.seed)
+            if with_published and done.get(PUBLISHED_ROW, {}).get("recipe") != preset:
+                done.pop(PUBLISHED_ROW, None)
+            trial = make_trial(adapt_hq, clean, kind, config.targets.seed) if set(rows) - set(done) else None
+            if trial and set(ROWS) - set(done):
                 run_trial(trial, restorer, prior, config, done, keep, term)
+            if trial and with_published and PUBLISHED_ROW not in done:
+                restored = published_trial(trial, restorer, prior, config, reading)
+                keep(PUBLISHED_ROW, restored, {"recipe": preset})
             return done
 
-        cells = {name: cell(published_kind(*SETS[name], reading), i * len(ROWS)) for i, name in enumerate(sets)}
+        rows = (*ROWS, PUBLISHED_ROW) if with_published else ROWS
+        preset = ""
+        if with_published:
+            judge.notes.append(said_of_published(restorer, config, reading))
+            preset = fingerprint(asdict(published_settings(restorer, config, reading)))
+        cells = {name: cell(published_kind(*SETS[name], reading), i * len(rows)) for i, name in enumerate(sets)}
         table = tabulate(cells, adapt_to, measure_on, group_of, judge.notes, reading)
         write_table(run.folder, table)
     return table
+
+
+def published_settings(restorer: Restorer, config: AdaptConfig, reading: str) -> AdaptConfig:
+    """The published recipe as it is compared with `config`: as many steps, the same draws, without LPIPS where its file
+    is not here.
+
+    With the reading "pixels" N shrinks with the face, as the sets do; with "ratio" it is the published one.
+    """
+    values: dict[str, Any] = {
+        "finetune.iterations": config.finetune.iterations,
+        "finetune.seed": config.finetune.seed,
+        "targets.seed": config.targets.seed,
+        "targets.batch_size": config.targets.batch_size,
+    }
+    own = recipe_of(restorer, PUBLISHED_RECIPE)
+    if reading == "pixels":
+        values["targets.sampler.factor"] = max(1, own.targets.sampler.factor * restorer.size // PUBLISHED_SIZE)
+    if not restorer.tuned_by_codes and find_vgg() is None:
+        values["finetune.perceptual"] = 0.0
+    return settings_of(restorer, PUBLISHED_RECIPE, values)
+
+
+def published_trial(trial: Trial, restorer: Restorer, prior: Prior, config: AdaptConfig, reading: str) -> Tensor:
+    """The measured faces as restored after a tuning by the published recipe, see `published_settings`."""
+    preset = published_settings(restorer, config, reading)
+    targets = targets_of(trial.adapt_lq, restorer, prior, preset.targets)
+    term = perceptual_term(preset.finetune, prior, restorer.device)
+    return restored_by(tuned(restorer, trial.adapt_lq, targets, preset.finetune, term), trial.lq)
+
+
+def said_of_published(restorer: Restorer, config: AdaptConfig, reading: str) -> str:
+    """What of the published recipe is not as published in this table, in a line."""
+    preset = published_settings(restorer, config, reading)
+    return f"{PUBLISHED_ROW}: {'; '.join(departures_of(preset, published(restorer))) or 'as it is'}"
 
 
 class Judge:
@@ -284,7 +344,7 @@ def tabulate(
     gains: dict[str, dict[str, dict[str, Interval]]] = {}
     for name, rows in cells.items():
         sets[name] = {}
-        for row in ROWS:
+        for row in (row for row in (*ROWS, PUBLISHED_ROW) if row in rows):
             values = summarise(_columns(rows[row])) | {"kid": Interval(*rows[row]["kid"])}
             for key in ("fid", "fid_reference"):
                 if key in rows[row]:
@@ -303,10 +363,11 @@ def tabulate(
 def format_table(table: PaperTable) -> str:
     """Plain text: methods down, sets and their measures across; then what adapting gained, by group; then the notes."""
     keys = [k for k in SHORT if any(k in values for rows in table.sets.values() for values in rows.values())]
-    columns: list[tuple[str, list[str]]] = [("", ["", *ROWS])]
+    methods = [row for row in (*ROWS, PUBLISHED_ROW) if any(row in rows for rows in table.sets.values())]
+    columns: list[tuple[str, list[str]]] = [("", ["", *methods])]
     for name, rows in table.sets.items():
         for number, key in enumerate(keys):
-            means = [_mean(rows[row].get(key), MEASURES[key].decimals) for row in ROWS]
+            means = [_mean(rows.get(row, {}).get(key), MEASURES[key].decimals) for row in methods]
             columns.append((name if not number else "", [SHORT[key], *means]))
     lines = _across(columns)
     lines += ["", *(f"{SHORT[key]}: {MEASURES[key].title}, {MEASURES[key].goal}" for key in keys)]

@@ -80,6 +80,26 @@ def test_the_reading_is_named_and_changes_the_faces(command, tmp_path, capsys):
     assert psnr["pixels"] > psnr["ratio"] + 1
 
 
+def test_the_published_recipe_is_a_row_and_what_is_changed_of_it_is_said(command, tmp_path, capsys, monkeypatch):
+    """With two steps of sampling: 150 for each face would take minutes."""
+    monkeypatch.setattr(paper_table, "find_vgg", lambda: None)
+    monkeypatch.setattr(paper_table, "targets_of", lambda lq, *_: lq.flip(0))
+    asked = [*command[: command.index("--sets")], "--sets", "camera_x4_iso1500", *command[-5:], "--reading", "pixels"]
+    assert main(asked) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert main([*asked, "--published"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    before, after = (one["sets"]["4x ISO 1500"] for one in (plain, found))
+    assert set(after) - set(before) == {"published recipe"} and all(after[row] == before[row] for row in before)
+    (note,) = (note for note in found["notes"] if note.startswith("published recipe: "))
+    assert "finetune.iterations 2 (20000)" in note and "finetune.perceptual 0.0 (0.4)" in note
+    assert "targets.sampler.factor 1 (16)" in note  # 16 of 512 pixels are 1 of 32
+    text = (tmp_path / "out" / "table.txt").read_text()
+    assert any(line.startswith("published recipe  ") for line in text.splitlines()) and note in text
+    assert main(asked) == 0  # kept, and shown as they were measured
+    assert "published recipe" in json.loads(capsys.readouterr().out)["sets"]["4x ISO 1500"]
+
+
 def test_halves_are_drawn_by_lot_and_share_no_face():
     names = [str(i) for i in range(20)]
     adapt_to, measure_on = halves(names, 12, 0)
