@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -36,6 +36,11 @@ from .verdict import Judgement, judge, load_usual
 
 log = logging.getLogger(__name__)
 
+NO_LPIPS = (
+    "perceptual must be LPIPS here, whose VGG file vgg16-397923af.pth is not in torch's folder of checkpoints; put it "
+    "there (torchvision fetches it by models.vgg16(weights='IMAGENET1K_V1')), or set perceptual to 0"
+)
+NOT_JUDGED = Judgement("not_judged", "no face was held out of the tuning, as set, so nothing shows whether it helped")
 StageCallback = Callable[[str, int, int, Any], None]
 Before = Callable[["Run", "FaceSet", "Restorer", "Prior", "AdaptConfig"], None]  # see `adapt`
 CACHED_BYTES = 1 << 30
@@ -63,8 +68,12 @@ class FaceConfig:
 
 @dataclass(frozen=True)
 class AdaptConfig:
-    """Everything one adaptation depends on. restorer, prior: "embedded" or a file or folder."""
+    """Everything one adaptation depends on. restorer, prior: "embedded" or a file or folder.
 
+    recipe: name of what the settings started from, see `published`.
+    """
+
+    recipe: str = "recommended"
     restorer: str = "embedded"
     prior: str = "embedded"
     faces: FaceConfig = field(default_factory=FaceConfig)
@@ -391,6 +400,18 @@ def take_good_faces(
         left = [name for name in faces.names if name not in found]
         faces = replace(faces, names=left, fingerprint=fingerprint(faces.fingerprint, sorted(found)))
     return faces, Examples(tuple(files), print_, found)
+
+
+def with_real_faces(
+    run: Run, good: Examples, size: int, config: AdaptConfig, callback: StageCallback | None = None
+) -> Examples:
+    """`good` with the faces of the folder config.album.real, if there is one. Raises as `collect_faces` for it."""
+    if not config.album.real:
+        return good
+    given = collect_faces(Path(config.album.real), Run(run.real), size, config.faces, callback)
+    log.info("real faces for the discriminator: %d", len(given))
+    files = tuple(given.path(i) for i in range(len(given)))
+    return replace(good, real=files, real_fingerprint=given.fingerprint)
 
 
 def find_good_faces(
@@ -730,6 +751,27 @@ class FolderPairs:
         return lq, target
 
 
+class FolderFaces:
+    """Faces read from disk, kept as bytes up to `CACHED_BYTES`."""
+
+    def __init__(self, files: Sequence[Path], size: int) -> None:
+        self.files, self.size = files, size
+        self._kept: dict[int, Tensor] = {}
+        self._room = CACHED_BYTES // max(1, 3 * size * size)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        face = self._kept.get(index)
+        if face is None:
+            file = self.files[index]
+            face = resize_square(read_image(file), self.size, file).mul(255).round().byte()
+            if len(self._kept) < self._room:
+                self._kept[index] = face
+        return face.float() / 255
+
+
 def match_targets(faces: FaceSet, folder: Path) -> dict[str, Path]:
     """Images of `folder` by the face they belong to: a target has the name of its crop, in any image format.
 
@@ -779,6 +821,7 @@ def tune(
     examples = [resize_square(read_image(file), restorer.size, file) for file in files]
     held = split(len(pairs), config)[1]
     shown = [good.fingerprint] if good and examples else []
+    shown += [good.real_fingerprint] if good and good.real else []
     tuned, progress = finetune(
         restorer,
         pairs,
@@ -786,13 +829,14 @@ def tune(
         checkpoint=run.checkpoint,
         fingerprint=fingerprint(made_from, names, restorer.sha256, config.lasting, held, *shown),
         examples=torch.stack(examples) if examples else None,
+        real=FolderFaces(good.real, restorer.size) if good and good.real else None,
         perceptual=None if restorer.tuned_by_codes else perceptual_term(config, prior, restorer.device),
         callback=step,
         watch=watch,
         pause_after=pause_after,
     )
     judged = [pairs[i] for i in held[:MOST_JUDGED]]
-    judgement = judged_on_faces(restorer, tuned, judged)
+    judgement = judged_on_faces(restorer, tuned, judged) if config.held_out else NOT_JUDGED
     log.info("verdict: %s: %s", judgement.verdict, judgement.sentence)
     base = {"base": restorer.name, "base_sha256": restorer.sha256, "base_licence": restorer.licence}
     teacher = {"prior": prior.name, "prior_sha256": prior.sha256, "prior_licence": prior.licence} if prior else {}
@@ -819,6 +863,8 @@ def perceptual_term(config: FinetuneConfig, prior: Prior | None, device: torch.d
     if vgg is not None:
         log.info("perceptual term: LPIPS (VGG)")
         return lpips_loss(vgg, device)
+    if config.perceptual_by == "lpips":
+        raise ValueError(NO_LPIPS)
     if prior is None:
         raise ValueError("the perceptual term needs LPIPS's VGG file or a prior; give --prior, or set perceptual to 0")
     log.info("perceptual term: features of the prior's encoder, since LPIPS's VGG file is not on this machine")
@@ -868,8 +914,10 @@ def adapt(
     run = Run(run_dir)
     base, prior = restorer or load_restorer(config.restorer), prior or load_prior(config.prior)
     with run.locked(), lent(base, prior, device):
+        run.record("recipe", {"name": config.recipe, "real": config.album.real})
         faces = collect_faces(Path(folder), run, base.size, config.faces, callback, base.device)
         faces, good = take_good_faces(run, faces, base, prior, config, callback)
+        good = with_real_faces(run, good, base.size, config, callback)
         if before and not run.checkpoint.exists():
             before(run, faces, base, prior, config)
         targets, made_from = make_targets(run, faces, base, prior, config, callback)

@@ -31,13 +31,15 @@ class AlbumConfig:
     """Whether good faces are used, and what they must be like.
 
     find: take the folder's own good faces for examples instead of adapting to them. good: a folder of good photos, ""
-    for none; their faces are examples, too, whatever they are like.
+    for none; their faces are examples, too, whatever they are like. real: a folder of good photos of anybody, "" for
+    none; the discriminator takes their faces for real, and nothing else is done with them.
     least_sharpness: by `metrics.sharpness`, 1 for an average clean face. most_noise: what the prior takes off, over the
     weakest noise that it is asked for. least_kept: agreement of the face with what the base makes of it, PSNR in dB.
     """
 
     find: bool = False
     good: str = ""
+    real: str = ""
     least_sharpness: float = 0.9
     most_noise: float = 0.6
     least_kept: float = 35.0
@@ -55,12 +57,15 @@ class Clarity(NamedTuple):
 class Examples:
     """Good faces. files: their crops. fingerprint: of what they were made from, "" if there are none.
 
-    found: name -> what says so, of those that were found in the folder.
+    found: name -> what says so, of those that were found in the folder. real, real_fingerprint: the same of those for
+    the discriminator alone.
     """
 
     files: tuple[Path, ...] = ()
     fingerprint: str = ""
     found: dict[str, Clarity] = field(default_factory=dict)
+    real: tuple[Path, ...] = ()
+    real_fingerprint: str = ""
 
 
 @torch.no_grad()

@@ -49,6 +49,7 @@ OPTIONS = {
     "--gate-tries": ("gate.tries", "further draws for a refused target before it is left out"),
     "--album": ("album.find", "use the folder's own sharp faces as examples of what a good face is"),
     "--good": ("album.good", "folder of good photos of the people, used likewise"),
+    "--real": ("album.real", "folder of good photos of anybody, which the discriminator alone takes for real"),
     "--iterations": ("finetune.iterations", "tuning steps"),
     "--minutes": ("finetune.minutes", "tune for so long at most; 0 = until the steps are done"),
     "--batch-size": ("finetune.batch_size", "faces per tuning step"),
@@ -76,10 +77,11 @@ GRID_TEXT = {
     "--ends": "values of L: last level at which the low band is held",
     "--clean-levels": "levels at which the prior cleans the face before it is restored (0: not, the default; auto)",
 }
+REFERENCE_TEXT = "of FID: statistics of a reference set (.npz: mu, sigma; .pth: mean, cov), or a folder of faces"
 FACE_FLAGS = ("--aligned", "--detector", "--min-face")
 TARGET_FLAGS = tuple(f for f, (path, _) in OPTIONS.items() if path.startswith("targets."))
 GATE_FLAGS = ("--gate", "--gate-tries")
-ALBUM_FLAGS = ("--album", "--good")
+ALBUM_FLAGS = ("--album", "--good", "--real")
 TUNE_FLAGS = tuple(f for f, (path, _) in OPTIONS.items() if path.startswith("finetune."))
 SOURCES = ("--restorer", "--prior")
 
@@ -230,7 +232,9 @@ def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         targets_of,
         targets_print,
         tune,
+        with_real_faces,
     )
+    from .album import Examples
     from .prior import load_prior
     from .runs import Run
     from .summary import report_adaptation
@@ -252,7 +256,8 @@ def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
             drawn = targets_of(run, found)
             made_from = targets_print(found, drawn)
             files = accepted_targets(run, drawn, made_from)
-        tuned = tune(run, found, files, made_from, base, config.finetune, prior, bars)
+        good = with_real_faces(run, Examples(), base.size, config, bars)
+        tuned = tune(run, found, files, made_from, base, config.finetune, prior, bars, good=good)
         result = Adapted(run, tuned[0], base, prior, found, files, *tuned[1:])
         report_adaptation(result, config.finetune)
     return _tuned(result, args.export_pth)
@@ -427,7 +432,14 @@ def evaluate(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from .evaluate import as_dict, format_table, write_csv, write_plot
     from .evaluate import evaluate as compare
 
-    result = compare(args.restored, args.clean, args.lq, factor=args.factor, callback=bars.named("evaluate"))
+    result = compare(
+        args.restored,
+        args.clean,
+        args.lq,
+        factor=args.factor,
+        callback=bars.named("evaluate"),
+        reference=args.reference_set,
+    )
     if args.csv:
         write_csv(free_place(args.csv), result)
     if args.plot:
@@ -454,14 +466,29 @@ def ablate(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 
 def bench(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from .damage.camera import published_kind
     from .paper_table import SETS, as_dict, bench_paper, format_table
     from .prior import load_prior
 
-    names = [name for name, kind in SETS.items() if kind in args.sets]
+    names = [name for name, of in SETS.items() if published_kind(*of, "ratio") in args.sets]
     restorer = base_restorer(args)
     config = settings(args, restorer)
     prior = load_prior(config.prior).to(restorer.device)
-    table = bench_paper(args.hq, args.out, restorer, prior, config, names, args.faces, args.groups, bars)
+    table = bench_paper(
+        args.hq,
+        args.out,
+        restorer,
+        prior,
+        config,
+        names,
+        args.faces,
+        args.groups,
+        bars,
+        reading=args.reading,
+        split=args.split,
+        reference=args.reference_set,
+        with_published=args.published,
+    )
     print(format_table(table), file=sys.stderr if args.json else sys.stdout)
     return as_dict(table)
 
@@ -652,8 +679,9 @@ def base_restorer(args: argparse.Namespace) -> Any:
 
 
 def settings(args: argparse.Namespace, restorer: Any) -> Any:
-    """The recipe for `restorer`, changed by the flags that were given."""
-    from .adaptation import LOW_MEMORY, changed, recipe
+    """The recipe that --recipe names for `restorer`, changed by the flags that were given."""
+    from .adaptation import LOW_MEMORY
+    from .published import RECOMMENDED, settings_of
 
     given = {path: getattr(args, _dest(flag), None) for flag, (path, _) in OPTIONS.items()}
     if getattr(args, "low_memory", False):
@@ -664,13 +692,16 @@ def settings(args: argparse.Namespace, restorer: Any) -> Any:
     given |= dict.fromkeys(left)
     if left:
         given["targets.search"] = tuple(path.rsplit(".", 1)[1] for path in left)
-    return changed(recipe(restorer), {path: value for path, value in given.items() if value is not None})
+    values = {path: value for path, value in given.items() if value is not None}
+    return settings_of(restorer, getattr(args, "recipe", RECOMMENDED), values)
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bfr", description="Tune a face restorer to your own damaged photos.")
+    from .damage.camera import READINGS, published_kind
     from .degradations import DAMAGES
-    from .paper_table import SETS
+    from .paper_table import SETS, SPLITS
+    from .published import RECIPES, RECOMMENDED
     from .restore import RestoreConfig
 
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -695,15 +726,19 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--export-pth", action="store_true", help=text)
         return on_device(sub)
 
+    def by_recipe(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        text = "settings to start from: what suits the restorer, or arXiv:2410.04618 to the letter; flags change them"
+        sub.add_argument("--recipe", choices=RECIPES, default=RECOMMENDED, help=f"{text} ({RECOMMENDED})")
+        return sub
+
     def with_run(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
         sub.add_argument("--run", type=Path, required=True, metavar="DIR", help="folder that holds the adaptation")
         sub.add_argument("--seed", type=int, metavar="N", help="of every random draw (0)")
         return sub
 
     every = (*FACE_FLAGS, *SOURCES, *TARGET_FLAGS, *GATE_FLAGS, *ALBUM_FLAGS, *TUNE_FLAGS)
-    sub = tunes(
-        with_run(command(adapt, "Photos in, adapted restorer out; run again, it goes on where it was.", *every))
-    )
+    sub = command(adapt, "Photos in, adapted restorer out; run again, it goes on where it was.", *every)
+    sub = tunes(with_run(by_recipe(sub)))
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of damaged photos")
     text = "find groups of faces that share a damage, and adapt to each by itself; writes groups.safetensors"
     sub.add_argument("--mixed", action="store_true", help=text)
@@ -713,9 +748,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of photos")
     sub.add_argument("--size", type=int, help="side of the crops (the restorer's)")
     text = "Draw pseudo targets for the faces of a run, and refuse those that are not fit."
-    on_device(with_run(command(targets, text, *SOURCES, *TARGET_FLAGS, *GATE_FLAGS, "--precision")))
-    tuning = command(finetune, "Tune the restorer on a run's faces.", *FACE_FLAGS, *SOURCES, *GATE_FLAGS, *TUNE_FLAGS)
-    sub = tunes(with_run(tuning))
+    on_device(with_run(by_recipe(command(targets, text, *SOURCES, *TARGET_FLAGS, *GATE_FLAGS, "--precision"))))
+    flags = (*FACE_FLAGS, *SOURCES, *GATE_FLAGS, "--real", *TUNE_FLAGS)
+    sub = tunes(with_run(by_recipe(command(finetune, "Tune the restorer on a run's faces.", *flags))))
     sub.add_argument(
         "photos", type=Path, nargs="?", metavar="PHOTOS", help="folder of photos, if the run has no faces yet"
     )
@@ -766,10 +801,19 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="tables, pictures, and what it goes on from"
     )
-    kinds = list(SETS.values())
+    kinds = [published_kind(*of, "ratio") for of in SETS.values()]
     text = f"some of {', '.join(kinds)} (all)"
     sub.add_argument("--sets", nargs="+", choices=kinds, default=kinds, metavar="SET", help=text)
+    text = (
+        "how faces that are not 512 pixels wide are shrunk: ratio, by as much as the published ones; pixels, to as many"
+    )
+    sub.add_argument("--reading", choices=tuple(READINGS), default="ratio", help=f"{text} pixels of the face (ratio)")
     sub.add_argument("--faces", type=int, default=200, metavar="N", help="faces used at most, drawn by lot (200)")
+    text = "also tune by the published recipe: as many steps as ours, without LPIPS where its file is not here"
+    sub.add_argument("--published", action="store_true", help=text)
+    text = "halves of the faces, or published: 2,500 to adapt to and 500 to measure on, always the same (halves)"
+    sub.add_argument("--split", choices=SPLITS, default="halves", help=text)
+    sub.add_argument("--reference-set", type=Path, metavar="FILE", help=REFERENCE_TEXT)
     text = "CSV file with the columns name (of a photo or face) and group, for gains by group of people"
     sub.add_argument("--groups", type=Path, metavar="FILE", help=text)
     sub.add_argument("--seed", type=int, metavar="N", help="of every random draw (0)")
@@ -807,9 +851,14 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(tally, "Count the votes that people sent back.")
     sub.add_argument("key", type=Path, metavar="KEY", help="the vote's key.json")
     sub.add_argument("votes", type=Path, nargs="+", metavar="VOTES", help="files that voters saved")
-    sub = command(evaluate, "Compare restored faces with clean ones of the same names.")
+    sub = command(evaluate, "Measure restored faces: against clean ones of the same names, or without such.")
     sub.add_argument("restored", type=Path, metavar="RESTORED")
-    sub.add_argument("--clean", type=Path, required=True, metavar="DIR")
+    text = "clean faces of the same names; without them, what needs no truth is measured"
+    sub.add_argument("--clean", type=Path, metavar="DIR", help=text)
+    text = (
+        "for FID: statistics of a reference set (.npz with mu and sigma, .pth with mean and cov), or a folder of faces"
+    )
+    sub.add_argument("--reference-set", type=Path, metavar="FILE", help=text)
     sub.add_argument("--lq", type=Path, metavar="DIR", help="the damaged faces, for a row of their own")
     sub.add_argument("--factor", type=int, default=8, help="of the low band that is compared with the damaged faces")
     sub.add_argument("--csv", type=Path, metavar="FILE", help="write one line per face")

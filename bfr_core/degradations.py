@@ -19,6 +19,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from .damage.camera import READINGS, SENSOR_NOISE, published_camera, published_kind
+
 DESIGN_SIZE = 128
 Parameters = dict[str, float]
 
@@ -92,20 +94,15 @@ def sensor(image: Tensor, generator: torch.Generator, strength: float) -> tuple[
     return lq, {"shot": shot, "read": read, "red_gain": red_gain, "blue_gain": blue_gain}
 
 
-def camera(
-    image: Tensor, generator: torch.Generator, strength: float, shrink: int, iso: float | None = None
-) -> tuple[Tensor, Parameters]:
-    """A face small in the frame, at a high ISO: shrunk, back to raw light, noise, developed, enlarged.
+def camera(image: Tensor, generator: torch.Generator, strength: float, shrink: int) -> tuple[Tensor, Parameters]:
+    """A face small in the frame, at an ISO from 800 to 6400: shrunk, back to raw light, noise, developed, enlarged.
 
-    Noise by ISO, tone curve and gains as in Brooks et al., "Unprocessing images", arXiv:1811.11127. `shrink` is meant
-    for 512 pixels and is the same at every size; strength above 1 adds noise only. iso: at strength 1; None draws one
-    from 800 to 6400. The sets of arXiv:2410.04618 have one ISO each, with the noise of a phone's sensor that its
-    authors measured; here the ISO is that of the curve above.
+    Noise by ISO, tone curve and gains as in Brooks et al., "Unprocessing images", arXiv:1811.11127. `shrink` is the
+    same at every size; strength above 1 adds noise only. The sets of arXiv:2410.04618 are other kinds, those with an
+    ISO in their names: see `damage.camera`.
     """
     height, width = image.shape[-2:]
-    if iso is None:
-        iso = 100 * math.exp(_uniform(generator, math.log(8), math.log(64)))
-    iso = iso * strength
+    iso = 100 * math.exp(_uniform(generator, math.log(8), math.log(64))) * strength
     shot = 1e-4 * iso / 100
     read = math.sqrt(math.exp(2.18 * math.log(max(shot, 1e-9)) + 1.2 + 0.26 * _normal(generator)))
     red_gain = _uniform(generator, 1.9, 2.4)
@@ -242,10 +239,12 @@ DAMAGES: dict[str, Callable[[Tensor, torch.Generator, float], tuple[Tensor, Para
     "film_grain": film_grain,
     "camera_x4": partial(camera, shrink=4),
     "camera_x8": partial(camera, shrink=8),
-    "camera_x4_iso1500": partial(camera, shrink=4, iso=1500.0),
-    "camera_x4_iso3000": partial(camera, shrink=4, iso=3000.0),
-    "camera_x8_iso1500": partial(camera, shrink=8, iso=1500.0),
-    "camera_x8_iso3000": partial(camera, shrink=8, iso=3000.0),
+    **{
+        published_kind(shrink, iso, reading): partial(published_camera, shrink=shrink, iso=iso, reading=reading)
+        for reading in READINGS
+        for shrink in (4, 8)
+        for iso in SENSOR_NOISE
+    },
     "blind_twice": blind_twice,
     "shared_online": shared_online,
     "video": video,

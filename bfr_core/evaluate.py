@@ -1,4 +1,4 @@
-"""Restored faces against clean copies of the same faces: folders in, a table with intervals out."""
+"""Restored faces against clean copies of the same faces, or without such: folders in, a table with intervals out."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from . import metrics
 from .faces.identity import find_recogniser, likeness
 from .faces.landmarks import landmark_distance, load_landmark_net, read_aligned
 from .images import list_images, printable, read_image, replace_atomically
 from .losses import find_vgg, lpips_loss
-from .metrics import Interval
-from .optional_metrics import find_inception, find_quality
+from .metrics import FeatureStatistics, Interval
+from .optional_metrics import find_inception, find_quality, read_statistics
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,9 @@ class Measure:
 MEASURES = {
     "psnr": Measure("PSNR (dB)", "higher is better", 2),
     "psnr_affine": Measure("PSNR after affine colour fit (dB)", "higher is better", 2),
+    "psnr_matched": Measure("PSNR, colour-matched as published (dB)", "higher is better", 2),
     "ssim": Measure("SSIM", "higher is better", 3),
+    "ssim_matched": Measure("SSIM, colour-matched as published", "higher is better", 3),
     "gmsd": Measure("GMSD", "lower is better", 4),
     "vif": Measure("VIF", "higher is better", 3),
     "fsim": Measure("FSIM", "higher is better", 3),
@@ -51,13 +54,19 @@ MEASURES = {
     "lpips": Measure("LPIPS, VGG", "lower is better", 3),
     "niqe": Measure("NIQE, against its authors' natural images", "lower is better", 2),
     "musiq": Measure("MUSIQ, trained on KonIQ-10k", "higher is better", 1),
+    "maniqa": Measure("MANIQA, trained on KonIQ-10k", "higher is better", 3),
     "kid": Measure("KID, random convolutions, against the clean faces", "lower is better", 3),
     "fid": Measure("FID, Inception 2015-12-05, against the clean faces", "lower is better", 2),
+    "fid_reference": Measure("FID, Inception 2015-12-05, against the reference set", "lower is better", 2),
     "low_band": Measure("Low band against damaged", "lower is better", 4),
+    "likeness": Measure("Identity against damaged, ArcFace IR-SE50 (degrees)", "lower is better", 1),
+    "sharpness": Measure("Sharpness", "about 1 in a clean face", 2),
 }
-BY_NETWORKS = ("identity", "lpips", "niqe", "musiq")  # there where package and file are
+BY_NETWORKS = ("identity", "lpips", "niqe", "musiq", "maniqa")  # there where package and file are
+WITHOUT_TRUTH = ("niqe", "musiq", "maniqa")  # of these, those that need no clean face
+NO_REFERENCE = "FID against the reference set is left out: its network's package or file is not on this machine"
 FACE_SCORE = 0.2  # of a standard crop, from which its landmarks mean something
-DAMAGED, RESTORED, DIFFERENCE = "damaged", "restored", "restored - damaged"
+DAMAGED, RESTORED, CLEAN, DIFFERENCE = "damaged", "restored", "clean", "restored - damaged"
 
 
 @dataclass(frozen=True)
@@ -84,27 +93,36 @@ class Evaluation:
 
 def evaluate(
     restored: Path,
-    clean: Path,
+    clean: Path | None = None,
     lq: Path | None = None,
     factor: int = 8,
     seed: int = 0,
     callback: Callable[[int, int, Tensor | None], None] | None = None,
+    reference: Path | None = None,
 ) -> Evaluation:
     """How close the faces in `restored` are to those in `clean`, and, given `lq`, how much was gained on those.
 
+    Without `clean`, of real photographs, what needs no truth is measured: quality by networks, sharpness and, given
+    `lq`, low band and identity against the photo, which is resized to the result. reference: for FID, a file of
+    statistics or a folder of faces, see `reference_statistics`.
     Files match by relative path without suffix; a face counts if every folder has it, readable, in one size. Others
     are named in a note and left out. factor: of the low band that restored and lq are compared in. seed: of the
     bootstrap. callback(step, total, None) is called per face and may raise to cancel.
     Raises FileNotFoundError or ValueError, in one line, for a folder without images or when nothing matches.
     """
-    folders = {RESTORED: Path(restored), "clean": Path(clean)} | ({DAMAGED: Path(lq)} if lq is not None else {})
+    given = {RESTORED: restored, CLEAN: clean, DAMAGED: lq}
+    folders = {role: Path(folder) for role, folder in given.items() if folder is not None}
     matches, notes = match_files(folders)
     sets = [DAMAGED, RESTORED] if lq is not None else [RESTORED]
-    networks = network_measures()
+    networks = network_measures() if clean is not None else {}
+    alone = without_truth()
     per_face: dict[str, list[dict[str, float]]] = {name: [] for name in sets}
-    inception = find_inception() if len(matches) >= metrics.FID_LEAST else None
-    features: dict[str, list[Tensor]] = {name: [] for name in [*sets, "clean"]}
-    seen: dict[str, list[Tensor]] = {name: [] for name in [*sets, "clean"]}
+    large = clean is not None and len(matches) >= metrics.FID_LEAST
+    inception = find_inception() if large or reference is not None else None
+    wanted = reference_statistics(reference, inception) if reference is not None and inception else None
+    roles = [*sets, *([CLEAN] if clean is not None else [])]
+    features: dict[str, list[Tensor]] = {name: [] for name in roles}
+    seen: dict[str, list[Tensor]] = {name: [] for name in roles}
     faces, sizes = [], set()
     for step, (face, paths) in enumerate(matches.items()):
         if callback:
@@ -116,19 +134,19 @@ def evaluate(
             notes.append(f"left out: {error}")
             continue
         faces.append(face)
-        sizes.add(images["clean"].shape[-2:])
+        sizes.add(images[RESTORED].shape[-2:])
         for name in sets:
-            found = all_measures(images[name], images["clean"], networks)
-            numbers = {key: float(value[0]) for key, value in found.items()}
-            if lq is not None and not any(side % factor for side in images["clean"].shape[-2:]):
-                numbers["low_band"] = float(metrics.low_band_consistency(images[name], images[DAMAGED], factor)[0])
-            per_face[name].append(numbers)
-        if min(images["clean"].shape[-2:]) >= metrics.KID_LEAST:
-            for name, collected in features.items():
-                collected.append(metrics.kid_features(images[name])[0])
-        if inception:
-            for name, collected in seen.items():
-                collected.append(inception(images[name])[0])
+            found = all_measures(images[name], images[CLEAN], networks) if clean is not None else {}
+            if clean is None:
+                found = {key: measure(images[name]) for key, measure in alone.items()}
+            if lq is not None:
+                found |= against_damaged(images[name], images[DAMAGED], factor, clean is None)
+            per_face[name].append({key: float(value[0]) for key, value in found.items()})
+        for name in roles:
+            if clean is not None and min(images[name].shape[-2:]) >= metrics.KID_LEAST:
+                features[name].append(metrics.kid_features(images[name])[0])
+            if inception and (large or name != CLEAN):
+                seen[name].append(inception(images[name])[0])
     if callback:
         callback(len(matches), len(matches), None)
     if not faces:
@@ -136,24 +154,100 @@ def evaluate(
 
     values = {name: _columns(numbers) for name, numbers in per_face.items()}
     rows = [Row(name, summarise(values[name], seed)) for name in sets]
-    if len(sizes) > 1 or len(features["clean"]) != len(faces) or len(faces) < 2:
-        notes.append("KID is left out: it needs two faces or more, all of one size, no smaller than 32 x 32 pixels")
+    if clean is not None:
+        notes += _against_the_clean_set(rows, features, seen, len(faces), sizes, seed)
+        notes += notes_on_networks(networks, len(faces), bool(seen[CLEAN]))
+        if not _has_piq():
+            notes.append("GMSD, VIF and FSIM are left out: they need the package piq (pip install piq)")
     else:
-        clean_features = torch.stack(features["clean"])
-        for row in rows:
-            row.values["kid"] = metrics.paired_kid(torch.stack(features[row.name]), clean_features, seed)
-    if len(seen["clean"]) >= metrics.FID_LEAST:
-        for row in rows:
-            distance = metrics.fid(torch.stack(seen[row.name]), torch.stack(seen["clean"]))
-            row.values["fid"] = Interval(distance, math.nan, math.nan)
+        notes += _notes_without_truth(alone, lq is not None)
+    if reference is not None:
+        notes += _against_the_reference(rows, seen, wanted)
     if lq is not None:
         rows.append(Row(DIFFERENCE, differences(values[RESTORED], values[DAMAGED], seed)))
-    notes += notes_on_networks(networks, len(faces), bool(seen["clean"]))
-    if not _has_piq():
-        notes.append("GMSD, VIF and FSIM are left out: they need the package piq (pip install piq)")
     for note in notes:
         log.info("%s", note)
     return Evaluation(rows, faces, values, notes)
+
+
+def _against_the_clean_set(
+    rows: list[Row],
+    features: dict[str, list[Tensor]],
+    seen: dict[str, list[Tensor]],
+    faces: int,
+    sizes: set[torch.Size],
+    seed: int,
+) -> list[str]:
+    """Adds KID and FID against the clean faces to the rows; returns a note on what is left out."""
+    notes = []
+    if len(sizes) > 1 or len(features[CLEAN]) != faces or faces < 2:
+        notes.append("KID is left out: it needs two faces or more, all of one size, no smaller than 32 x 32 pixels")
+    else:
+        clean_features = torch.stack(features[CLEAN])
+        for row in rows:
+            row.values["kid"] = metrics.paired_kid(torch.stack(features[row.name]), clean_features, seed)
+    if len(seen[CLEAN]) >= metrics.FID_LEAST:
+        for row in rows:
+            distance = metrics.fid(torch.stack(seen[row.name]), torch.stack(seen[CLEAN]))
+            row.values["fid"] = Interval(distance, math.nan, math.nan)
+    return notes
+
+
+def _against_the_reference(
+    rows: list[Row], seen: dict[str, list[Tensor]], wanted: FeatureStatistics | None
+) -> list[str]:
+    """Adds FID against a reference set's statistics to the rows; returns notes on what that says."""
+    if wanted is None:
+        return [NO_REFERENCE]
+    count = len(seen[RESTORED])
+    if count < 2:
+        return ["FID against the reference set is left out: it needs two faces or more"]
+    for row in rows:
+        distance = metrics.frechet_distance(metrics.statistics_of(torch.stack(seen[row.name])), wanted)
+        row.values["fid_reference"] = Interval(distance, math.nan, math.nan)
+    if count >= metrics.FID_LEAST:
+        return []
+    return [f"FID against the reference set is of {count} faces: compare it only with that of as many others"]
+
+
+def reference_statistics(reference: Path, inception: Callable[[Tensor], Tensor]) -> FeatureStatistics:
+    """Statistics of a reference set: of a file, see `read_statistics`, or of the faces in a folder.
+
+    Raises FileNotFoundError or ValueError, in one line.
+    """
+    if not Path(reference).is_dir():
+        return read_statistics(reference)
+    return metrics.statistics_of(torch.stack([inception(read_image(path)[None])[0] for path in list_images(reference)]))
+
+
+def without_truth() -> dict[str, Callable[[Tensor], Tensor]]:
+    """Measures that need no clean face, those that are here: key of `MEASURES` -> ((B, 3, H, W) -> (B,))."""
+    return {**find_quality(), "sharpness": metrics.sharpness}
+
+
+def against_damaged(restored: Tensor, lq: Tensor, factor: int, likeness_too: bool) -> dict[str, Tensor]:
+    """How much of the damaged photo is kept: its low band and, if asked for and measurable here, its identity."""
+    found = {}
+    if lq.shape != restored.shape:
+        lq = F.interpolate(lq, restored.shape[-2:], mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    if not any(side % factor for side in restored.shape[-2:]):
+        found["low_band"] = metrics.low_band_consistency(restored, lq, factor)
+    if likeness_too and (recogniser := find_recogniser()):
+        found["likeness"] = likeness(recogniser(restored), recogniser(lq)).arccos().rad2deg().double()
+    return found
+
+
+def _notes_without_truth(alone: Mapping[str, object], has_lq: bool) -> list[str]:
+    """What is not measured without clean faces, and why, a line each."""
+    notes = ["without clean faces nothing here says that a detail is right, only that it is clear and agrees"]
+    missing = [MEASURES[key].title for key in WITHOUT_TRUTH if key not in alone]
+    if has_lq and find_recogniser() is None:
+        missing.append(MEASURES["likeness"].title)
+    if missing:
+        notes.append(f"not measured, their packages or files are not on this machine: {'; '.join(missing)}")
+    if not has_lq:
+        notes.append("low band and identity are not compared with the damaged faces: give them with --lq")
+    return notes
 
 
 def face_measures(restored: Tensor, hq: Tensor, only: Sequence[str] = tuple(MEASURES)) -> dict[str, Tensor]:
@@ -165,12 +259,13 @@ def face_measures(restored: Tensor, hq: Tensor, only: Sequence[str] = tuple(MEAS
     measures = {
         "psnr": metrics.psnr,
         "psnr_affine": metrics.psnr_after_affine_fit,
+        "psnr_matched": metrics.psnr_matched,
         "detail_energy": metrics.high_band_energy_ratio,
         "detail_correlation": metrics.high_band_correlation,
     }
     side = min(hq.shape[-2:])
     if side >= 11:
-        measures["ssim"] = metrics.ssim
+        measures["ssim"], measures["ssim_matched"] = metrics.ssim, metrics.ssim_matched
     if _has_piq():
         measures["gmsd"] = metrics.gmsd
         if side >= 41:
@@ -186,7 +281,7 @@ NetworkMeasure = Callable[[Tensor, Tensor], Tensor]
 def network_measures() -> dict[str, NetworkMeasure]:
     """Measures by networks whose package and file are here: key of `MEASURES` -> (restored, hq), (B, 3, H, W), -> (B,).
 
-    identity: angle between ArcFace's directions; lpips: arXiv:1801.03924; niqe, musiq: see `find_quality`.
+    identity: angle between ArcFace's directions; lpips: arXiv:1801.03924; niqe, musiq, maniqa: see `find_quality`.
     """
     found: dict[str, NetworkMeasure] = {}
     if recogniser := find_recogniser():
@@ -375,9 +470,9 @@ def _stem(relative: Path) -> str:
 
 
 def _read(face: str, paths: dict[str, Path]) -> dict[str, Tensor]:
-    """Role -> (1, 3, H, W). Raises ValueError, in one line, if one cannot be read or the sizes differ."""
+    """Role -> (1, 3, H, W). Raises ValueError, in one line, if one cannot be read or is not of the clean one's size."""
     images = {role: read_image(path)[None] for role, path in paths.items()}
-    if len({image.shape for image in images.values()}) > 1:
+    if CLEAN in images and len({image.shape for image in images.values()}) > 1:
         sizes = ", ".join(f"{role} {image.shape[-1]} x {image.shape[-2]}" for role, image in images.items())
         raise ValueError(f"{printable(face)}: sizes differ ({sizes} pixels)")
     return images

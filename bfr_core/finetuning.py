@@ -32,6 +32,7 @@ from .lowrank import add_low_rank, merge_low_rank
 from .objectives import Batch, Objective, objective_of, weighted
 from .precision import Precision, autocast, check_precision, is_out_of_memory, release_memory
 from .restorers import Restorer
+from .stochastic_depth import drawing, switch_on
 from .transplant import damage_filter, transplanted
 
 log = logging.getLogger(__name__)
@@ -59,9 +60,15 @@ class FinetuneConfig:
     blind damage, so that it stays good at what the base could do.
     transplant: share of the faces that get the damage of any face of the folder, put on their own target, see
     `transplant`.
+    betas, critic_betas: Adam's, for the restorer and for the discriminator. critic_lr: learning rate of the
+    discriminator throughout; 0 = that of the restorer. clip: largest norm of the restorer's gradient; 0 = any.
+    mirror: whether half of the faces are mirrored. stochastic_depth: leave out parts of the network at random where it
+    has such parts, as in its first training. perceptual_by: "any" measures the perceptual term by LPIPS where its file
+    is, else by the prior's encoder; "lpips" takes nothing else.
     trainable: "full", or "lora" for low-rank changes of `rank` only, which need less memory and make a small file.
     recompute: keep only what passes between the network's blocks and compute the rest again; slower, less memory.
-    discriminator_features: width of the discriminator. ema: decay of the moving average that becomes the result.
+    discriminator_features: width of the discriminator. ema: decay of the moving average that becomes the result,
+    0 = none; with ema_warmup it is less in the first steps.
     held_out: share of the faces on which checkpoints are compared and which are never trained on.
     judged_on: the damage that these have then: their "own", whose target is the base's work, which favours the base, or
     "transplanted", each the damage of the next, see `transplant`.
@@ -82,6 +89,13 @@ class FinetuneConfig:
     feature: float = 1.0
     code: float = 0.5
     halve_at: tuple[float, ...] = ()
+    betas: tuple[float, float] = (0.9, 0.999)
+    critic_betas: tuple[float, float] = (0.9, 0.99)
+    critic_lr: float = 0.0
+    clip: float = 1.0
+    mirror: bool = True
+    stochastic_depth: bool = False
+    perceptual_by: Literal["any", "lpips"] = "any"
     trainable: Literal["full", "lora"] = "full"
     rank: int = 8
     recompute: bool = False
@@ -89,6 +103,7 @@ class FinetuneConfig:
     transplant: float = 0.0
     discriminator_features: int = 64
     ema: float = 0.995
+    ema_warmup: bool = True
     held_out: float = 0.1
     judged_on: Literal["own", "transplanted"] = "own"
     judge_every: int = 500
@@ -107,6 +122,11 @@ class FinetuneConfig:
         for name in ("batch_size", "micro_batch", "judge_every", "rank"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        for name in ("critic_lr", "clip"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.perceptual_by not in ("any", "lpips"):
+            raise ValueError(f"perceptual_by is {self.perceptual_by!r}; it must be 'any' or 'lpips'")
         for name in ("anchor", "warmup", "transplant"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 to 1")
@@ -132,6 +152,14 @@ class Pairs(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]: ...
+
+
+class Faces(Protocol):
+    """Faces alone: item i is (3, S, S) RGB in [0, 1] on the CPU. A tensor (N, 3, S, S) is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Tensor: ...
 
 
 @dataclass
@@ -164,6 +192,7 @@ def finetune(
     fingerprint: str = "",
     perceptual: ImageLoss | None = None,
     examples: Tensor | None = None,
+    real: Faces | None = None,
     callback: TuneCallback | None = None,
     watch: Watch | None = None,
     pause_after: float = 0.0,
@@ -176,7 +205,8 @@ def finetune(
     perceptual: the term weighted by `config.perceptual`, required unless that is 0 or it is tuned by codes.
     examples: (N, 3, S, S) RGB in [0, 1], good faces. The discriminator takes them for real, in place of the pseudo
     targets, and in up to half of the cases they stand for a pseudo target that is to get another's damage or ordinary
-    damage, see `transplant` and `anchor`. They must be part of `fingerprint`.
+    damage, see `transplant` and `anchor`. They must be part of `fingerprint`. real: faces that the discriminator takes
+    for real in place of both, and that serve nothing else; part of `fingerprint`, too.
     callback: (step, steps, progress) after every step and between the faces that checkpoints are compared on; what it
     raises ends the tuning, after a checkpoint. watch: (moving average, progress) after every step, for looking only.
     pause_after: minutes after which this session ends with the best so far, to be gone on with; 0 = never.
@@ -192,14 +222,16 @@ def finetune(
     ema = copy.deepcopy(net).requires_grad_(False)
     student, average = replace(restorer, module=net), replace(restorer, module=ema)
     if config.recompute:
-        recompute(restorer.blocks(net))
+        recompute(restorer.blocks(net), config.stochastic_depth)
+    if config.stochastic_depth:
+        switch_on(net)
     objective = objective_of(restorer, config.weights, perceptual)
-    optimizer = torch.optim.Adam(tuned, config.lr)
+    optimizer = torch.optim.Adam(tuned, config.lr, betas=config.betas)
     critic: UNetDiscriminator | None = None
     critic_optimizer: torch.optim.Optimizer | None = None
     if config.adversarial and not restorer.tuned_by_codes:
         critic = _seeded(config.seed, partial(UNetDiscriminator, config.discriminator_features)).to(device).eval()
-        critic_optimizer = torch.optim.Adam(critic.parameters(), config.lr, betas=(0.9, 0.99))
+        critic_optimizer = torch.optim.Adam(critic.parameters(), config.lr, betas=config.critic_betas)
     progress = Progress()
     filters: dict[int, Tensor] = {}
     best = _weights(ema)
@@ -263,7 +295,7 @@ def finetune(
         for batch in batches:
             batch = batch.placed(student)
             share = len(batch.lq) / config.batch_size
-            with autocast(device, config.precision):
+            with autocast(device, config.precision), drawing(config, device, progress.step, first):
                 terms, restored = objective.terms(student, batch)
                 if critic is not None and restored is not None:
                     critic.requires_grad_(False)
@@ -274,9 +306,13 @@ def finetune(
             if critic is not None and restored is not None:
                 with autocast(device, config.precision):
                     key = (config.seed, "real", progress.step)
-                    faces = with_examples(batch.target, examples, 1.0, *key, first=first)
-                    real, fake = critic(faces).float(), critic(restored.detach()).float()
-                    critic_loss = discriminator_loss(real, fake)
+                    faces = (
+                        real_faces(real, len(batch.lq), config.mirror, *key, first=first).to(batch.target)
+                        if real is not None
+                        else with_examples(batch.target, examples, 1.0, *key, mirror=config.mirror, first=first)
+                    )
+                    scores = critic(faces).float(), critic(restored.detach()).float()
+                    critic_loss = discriminator_loss(*scores)
                 (critic_loss * share).backward()
                 terms["discriminator"] = critic_loss
             for name, value in terms.items():
@@ -315,16 +351,19 @@ def finetune(
                 continue
             if not all(map(math.isfinite, sums.values())):
                 raise ValueError(f"the loss became NaN at step {progress.step}; try a lower lr or precision float32")
-            nn.utils.clip_grad_norm_(tuned, 1.0)
+            if config.clip:
+                nn.utils.clip_grad_norm_(tuned, config.clip)
             between_steps = False  # from here to the end of the step the state is of two steps at once
-            for group in optimizer.param_groups + (critic_optimizer.param_groups if critic_optimizer else []):
+            for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, done)
+            for group in critic_optimizer.param_groups if critic_optimizer else []:
+                group["lr"] = config.critic_lr or learning_rate(config, done)
             optimizer.step()
             if critic is not None and critic_optimizer:
                 critic_optimizer.step()
                 critic.renew_norms()
             progress.step += 1
-            average_into(ema, net, min(config.ema, (1 + progress.step) / (10 + progress.step)))
+            average_into(ema, net, average_decay(config, progress.step))
             for name, total in sums.items():
                 progress.losses.setdefault(name, []).append((progress.step, total))
             progress.seconds = earlier + time.monotonic() - started
@@ -364,11 +403,14 @@ def prepare(restorer: Restorer, config: FinetuneConfig) -> tuple[nn.Module, list
     return net, tuned
 
 
-def recompute(blocks: list[nn.Module]) -> None:
-    """Keep only the inputs of `blocks` for the backward pass and compute what is inside again. arXiv:1604.06174."""
+def recompute(blocks: list[nn.Module], draws: bool = False) -> None:
+    """Keep only the inputs of `blocks` for the backward pass and compute what is inside again. arXiv:1604.06174.
+
+    draws: whether there is chance in the blocks, which must then fall out the same again.
+    """
     for block in blocks:
         block.forward = partial(  # type: ignore[method-assign]
-            checkpointed, block.forward, use_reentrant=False, preserve_rng_state=False
+            checkpointed, block.forward, use_reentrant=False, preserve_rng_state=draws
         )
 
 
@@ -399,7 +441,8 @@ def micro_batches(
         epoch, place = divmod(position, len(train))
         generator = keyed_generator(config.seed, "epoch", epoch)
         at = int(torch.randperm(len(train), generator=generator)[place])
-        chosen.append((train[at], bool(torch.rand(len(train), generator=generator)[place] < 0.5)))
+        mirrored = bool(torch.rand(len(train), generator=generator)[place] < 0.5) and config.mirror
+        chosen.append((train[at], mirrored))
         generator = keyed_generator(config.seed, "transplant", position)
         chance, donor = torch.rand(2, generator=generator).tolist()
         other = int(donor * (len(train) - 1))  # any but the face itself
@@ -457,7 +500,26 @@ def examples_share(examples: Tensor) -> float:
     return min(MOST_EXAMPLES_SHARE, len(examples) / EXAMPLES_FOR_ALL)
 
 
-def with_examples(faces: Tensor, examples: Tensor | None, share: float, *key: int | str, first: int = 0) -> Tensor:
+def real_faces(real: Faces, count: int, mirror: bool, *key: int | str, first: int = 0) -> Tensor:
+    """`count` of the faces in `real`, (count, 3, S, S), half of them mirrored if so.
+
+    first: place of the first face in its step's batch; the key and the place decide which, as in `with_examples`.
+    """
+    which, mirrored = _draws(2, count, key, first)
+    faces = [real[int(place)] for place in (which * len(real)).long()]
+    return torch.stack(
+        [face.flip(-1) if mirror and chance < 0.5 else face for face, chance in zip(faces, mirrored, strict=True)]
+    )
+
+
+def _draws(numbers: int, count: int, key: tuple[int | str, ...], first: int) -> Tensor:
+    """(numbers, count) uniform draws, of which each face's depend on the key and on its place in the step's batch."""
+    return torch.stack([torch.rand(numbers, generator=keyed_generator(*key, first + i)) for i in range(count)], 1)
+
+
+def with_examples(
+    faces: Tensor, examples: Tensor | None, share: float, *key: int | str, mirror: bool = True, first: int = 0
+) -> Tensor:
     """`faces` (B, 3, S, S), a share of them replaced by examples, mirrored at random.
 
     first: place of the first face in its step's batch. The key and the place decide which, however the batch is cut
@@ -465,8 +527,8 @@ def with_examples(faces: Tensor, examples: Tensor | None, share: float, *key: in
     """
     if examples is None:
         return faces
-    drawn = [torch.rand(3, generator=keyed_generator(*key, first + i)) for i in range(len(faces))]
-    chance, which, mirrored = torch.stack(drawn, 1)
+    chance, which, mirrored = _draws(3, len(faces), key, first)
+    mirrored = mirrored if mirror else torch.ones_like(mirrored)
     taken = examples[(which * len(examples)).long()].to(faces)
     taken = torch.where((mirrored < 0.5).to(faces.device).view(-1, 1, 1, 1), taken.flip(-1), taken)
     return torch.where((chance < share).to(faces.device).view(-1, 1, 1, 1), taken, faces)
@@ -517,6 +579,11 @@ def fraction_done(progress: Progress, config: FinetuneConfig) -> float:
 def cosine(start: float, end: float, done: float) -> float:
     """Cosine from `start` at done = 0 to `end` at done = 1. Source: arXiv:1608.03983, eq. 5."""
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def average_decay(config: FinetuneConfig, step: int) -> float:
+    """Decay of the moving average at `step`, counted from 1: less in the first steps if it is to warm up."""
+    return min(config.ema, (1 + step) / (10 + step)) if config.ema_warmup else config.ema
 
 
 @torch.no_grad()

@@ -19,11 +19,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from .adaptation import recipe
 from .files.ownership import scratch
 from .hosted import Hosted, in_words, wish_of
 from .images import read_photo, write_photo
 from .page import ADVANCED, MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS, Choices, Page, value_at
+from .published import RECOMMENDED, recipe_of
 from .runs import read_json
 
 PREFIX = "/bfr-adapt/v1"
@@ -105,6 +105,8 @@ def new_run(page: Page, body: Mapping[str, Any]) -> str:
         restorer=str(body.get("restorer", "embedded")),
         minutes=float(body.get("minutes", 0.0)),
         aligned=bool(body.get("aligned", False)),
+        recipe=str(body.get("recipe", RECOMMENDED)),
+        real=str(body.get("real", "")),
     )
     name, _ = page.new_run(str(body.get("name", "")), [], str(body.get("folder", "")), own)
     return name
@@ -116,7 +118,7 @@ def go_on(page: Page, name: str, body: Mapping[str, Any]) -> Reply:
     changes = body.get("changes", {})
     if not isinstance(changes, Mapping) or not set(changes) <= set(ADVANCED):
         raise ValueError(f"changes must be settings among {', '.join(ADVANCED)}")
-    config = recipe(page.restorer_named(own.restorer))
+    config = recipe_of(page.restorer_named(own.restorer), own.recipe)
     typed = {path: type(value_at(config, path))(value) for path, value in changes.items()}
     minutes = float(body.get("minutes", own.minutes))
     mixed = bool(body.get("mixed", own.mixed))

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from .adaptation import StageCallback, adapt, changed, collect_faces, recipe
+from .adaptation import StageCallback, adapt, collect_faces
 from .files.ownership import delete, free_name, is_own
 from .finetuning import Progress
 from .first_look import first_look
@@ -26,6 +26,7 @@ from .images import printable, replace_atomically, to_unit
 from .mixed import ONE_DAMAGE, adapt_mixed
 from .precision import choose_device, release_memory
 from .prior import load_prior
+from .published import RECOMMENDED, settings_of
 from .restore import RestoreConfig, restore_folder
 from .restorers import load_restorer
 from .runs import Run, is_held, read_json, write_json
@@ -271,12 +272,19 @@ def thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
 # ---------------------------------------------------------------- what jobs do
 
 
-def find_faces(run: Run, photos: Path, restorer: str, changes: Mapping[str, Any], device: str = "auto") -> Work:
+def find_faces(
+    run: Run,
+    photos: Path,
+    restorer: str,
+    changes: Mapping[str, Any],
+    device: str = "auto",
+    recipe: str = RECOMMENDED,
+) -> Work:
     """Take the faces from the photos, at the size that the restorer wants, and say what adapting to them will take."""
 
     def work(callback: StageCallback) -> Outcome:
         base = load_restorer(restorer).to(choose_device(device))
-        config = changed(recipe(base), dict(changes))
+        config = settings_of(base, recipe, changes)
         with run.locked():
             faces = collect_faces(photos, run, base.size, config.faces, callback, base.device)
         problems = tuple(problem["problem"] for problem in faces.problems)
@@ -291,16 +299,22 @@ def find_faces(run: Run, photos: Path, restorer: str, changes: Mapping[str, Any]
 
 
 def adapt_restorer(
-    run: Run, photos: Path, restorer: str, changes: Mapping[str, Any], device: str = "auto", mixed: bool = False
+    run: Run,
+    photos: Path,
+    restorer: str,
+    changes: Mapping[str, Any],
+    device: str = "auto",
+    mixed: bool = False,
+    recipe: str = RECOMMENDED,
 ) -> Work:
-    """The whole adaptation, with its report; `changes` are made to the restorer's recipe, by dotted path.
+    """The whole adaptation, with its report; `changes` are made to the recipe of this name, by dotted path.
 
     mixed: one for each group of faces that share a damage, see `mixed`.
     """
 
     def work(callback: StageCallback) -> Outcome:
         base = load_restorer(restorer).to(choose_device(device))
-        config = changed(recipe(base), dict(changes) | {"restorer": restorer})
+        config = settings_of(base, recipe, dict(changes) | {"restorer": restorer})
         before = tell_before(callback)
         if mixed:
             found = adapt_mixed(photos, run.folder, config, callback, str(base.device), base, before)
@@ -312,12 +326,19 @@ def adapt_restorer(
     return work
 
 
-def look_first(run: Run, photos: Path | None, restorer: str, changes: Mapping[str, Any], device: str = "auto") -> Work:
+def look_first(
+    run: Run,
+    photos: Path | None,
+    restorer: str,
+    changes: Mapping[str, Any],
+    device: str = "auto",
+    recipe: str = RECOMMENDED,
+) -> Work:
     """The first look, see `first_look`; settings as in `adapt_restorer`."""
 
     def work(callback: StageCallback) -> Outcome:
         base = load_restorer(restorer).to(choose_device(device))
-        config = changed(recipe(base), dict(changes) | {"restorer": restorer})
+        config = settings_of(base, recipe, dict(changes) | {"restorer": restorer})
         look = first_look(photos, run, config, callback, str(base.device), base)
         return Outcome(look.run.report.relative_to(run.folder).as_posix(), tuple(look.forecast.lines()))
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .adaptation import LOW_MEMORY, AdaptConfig, StageCallback, adopt_old, changed, leave_out, left_out_of, recipe
+from .adaptation import LOW_MEMORY, AdaptConfig, StageCallback, adopt_old, leave_out, left_out_of
 from .files.kinds import why_left_out
 from .files.ownership import claim, delete, empty, free_name
 from .first_look import COLUMNS, place_of, read_first_look
@@ -40,6 +40,7 @@ from .images import (
 from .jobs import Jobs, Outcome, Status, adapt_restorer, find_faces, look_first, repair_photos, thinned, zip_files
 from .precision import choose_device
 from .provenance import Step
+from .published import RECIPES, RECOMMENDED, recipe_of, settings_of
 from .report import VERDICTS, chart, data_uri
 from .restore import RestoreConfig, restoration_step, restore_photo, square
 from .restorers import Restorer, load_restorer
@@ -138,7 +139,8 @@ STYLE = """<style>
 class Choices:
     """What a person chose for a run. minutes: of tuning at most, 0 = until done. changes: see `ADVANCED`.
 
-    mixed: an adaptation for each group of faces that share a damage, see `mixed`.
+    mixed: an adaptation for each group of faces that share a damage, see `mixed`. recipe: one of `RECIPES`.
+    real: a folder of good faces of anybody, for the discriminator alone; "" for none.
     """
 
     restorer: str = "embedded"
@@ -148,12 +150,15 @@ class Choices:
     low_memory: bool = False
     changes: Mapping[str, Any] = field(default_factory=dict)
     mixed: bool = False
+    recipe: str = RECOMMENDED
+    real: str = ""
 
     def settings(self) -> dict[str, Any]:
-        """Changes to the restorer's recipe, by dotted path."""
+        """Changes to the recipe, by dotted path."""
         lean = dict(LOW_MEMORY) if self.low_memory else {}
         own = {"finetune.minutes": float(self.minutes), "faces.aligned": self.aligned, "faces.min_face": self.min_face}
-        return lean | own | dict(self.changes)
+        real = {"album.real": self.real.strip()} if self.real.strip() else {}
+        return lean | own | real | dict(self.changes)
 
 
 class Page:
@@ -232,18 +237,21 @@ class Page:
     def look_for_faces(self, name: str, choices: Choices) -> None:
         run = self.run(name)
         self.remember(run, choices)
-        find = find_faces(run, self.photos_of(run), choices.restorer, choices.settings(), self.device)
-        self.jobs.start(run, "faces", find)
+        photos, settings = self.photos_of(run), choices.settings()
+        self.jobs.start(run, "faces", find_faces(run, photos, choices.restorer, settings, self.device, choices.recipe))
 
     def adapt(self, name: str | None, choices: Choices) -> Status:
         """Start the adaptation, or go on with it; a run that is at work already is left alone."""
         run = self.run(name)
         if (status := self.jobs.status(run)).active:
             return status
-        changed(recipe(self.restorer_named(choices.restorer)), choices.settings())  # raises for a bad setting, now
+        values = choices.settings()
+        settings_of(self.restorer_named(choices.restorer), choices.recipe, values)  # raises for a bad setting, now
+        if choices.real.strip():
+            self.typed_folder(choices.real)
         photos = self.photos_of(run)
         self.remember(run, choices)
-        teach = adapt_restorer(run, photos, choices.restorer, choices.settings(), self.device, choices.mixed)
+        teach = adapt_restorer(run, photos, choices.restorer, values, self.device, choices.mixed, choices.recipe)
 
         def work(callback: StageCallback) -> Outcome:
             try:
@@ -258,9 +266,11 @@ class Page:
         run = self.run(name)
         if (status := self.jobs.status(run)).active:
             return status
-        changed(recipe(self.restorer_named(choices.restorer)), choices.settings())  # raises for a bad setting, now
+        settings = choices.settings()
+        settings_of(self.restorer_named(choices.restorer), choices.recipe, settings)  # raises for a bad setting, now
         self.remember(run, choices)
-        return self.jobs.start(run, "look", look_first(run, None, choices.restorer, choices.settings(), self.device))
+        work = look_first(run, None, choices.restorer, settings, self.device, choices.recipe)
+        return self.jobs.start(run, "look", work)
 
     def first_look(self, name: str | None) -> str:
         """The run's last first look, as HTML; "" if it has none."""
@@ -298,13 +308,15 @@ class Page:
         known = {key: kept[key] for key in Choices.__dataclass_fields__ if key in kept}
         if known.get("restorer", "embedded") not in restorers():
             known["restorer"] = "embedded"
+        if known.get("recipe", RECOMMENDED) not in RECIPES:
+            known["recipe"] = RECOMMENDED
         choices = Choices(**known)
         own = {path: value for path, value in choices.changes.items() if path in ADVANCED}
-        return replace(choices, changes=self.defaults(choices.restorer) | own)
+        return replace(choices, changes=self.defaults(choices.restorer, choices.recipe) | own)
 
-    def defaults(self, restorer: str) -> dict[str, Any]:
-        """Values of the `ADVANCED` settings in the recipe for `restorer`."""
-        config = recipe(self.restorer_named(restorer))
+    def defaults(self, restorer: str, recipe: str = RECOMMENDED) -> dict[str, Any]:
+        """Values of the `ADVANCED` settings in the recipe of this name for `restorer`."""
+        config = recipe_of(self.restorer_named(restorer), recipe)
         return {path: value_at(config, path) for path in ADVANCED}
 
     def photos_of(self, run: Run) -> Path:
@@ -734,6 +746,8 @@ def _chosen_elsewhere(run: Run) -> dict[str, Any]:
         "aligned": faces.get("aligned"),
         "min_face": faces.get("min_face"),
         "mixed": "groups" in tuning,
+        "recipe": config.get("recipe", {}).get("name"),
+        "real": config.get("recipe", {}).get("real"),
         "changes": {path: value for path in ADVANCED if (value := _at(config, path)) is not None},
     }
     return {name: value for name, value in given.items() if value is not None}

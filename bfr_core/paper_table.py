@@ -12,7 +12,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,37 +22,57 @@ from torch import Tensor
 
 from . import metrics
 from .adaptation import AdaptConfig, StageCallback, collect_faces, perceptual_term
-from .benchmark import ROWS, departures, make_trial, read_cell, run_trial
+from .benchmark import (
+    ROWS,
+    Trial,
+    departures,
+    make_trial,
+    read_cell,
+    restored_by,
+    run_trial,
+    targets_of,
+    tuned,
+)
+from .damage.camera import CAMERA_TO_SRGB, PUBLISHED_SIZE, READINGS, SENSOR_NOISE, published_kind
 from .draws import keyed_generator
 from .evaluate import (
     MEASURES,
+    NO_REFERENCE,
     all_measures,
     differences,
     face_measures,
     format_interval,
     network_measures,
     notes_on_networks,
+    reference_statistics,
     summarise,
 )
 from .images import printable, read_image, replace_atomically, write_image
+from .losses import find_vgg
 from .metrics import Interval
 from .optional_metrics import find_inception
 from .prior import Prior
+from .published import PUBLISHED_RECIPE, published, recipe_of, settings_of
+from .published import departures as departures_of
 from .restorers import Restorer
 from .runs import Run, fingerprint, read_json, write_json
 
 log = logging.getLogger(__name__)
 
 # The authors' sets are of one ISO each; 1500 is what they call moderate noise.
-SETS = {f"{shrink}x ISO {iso}": f"camera_x{shrink}_iso{iso}" for shrink in (4, 8) for iso in (1500, 3000)}
+SETS = {f"{shrink}x ISO {iso}": (shrink, iso) for shrink in (4, 8) for iso in SENSOR_NOISE}
 # The measures of the paper's table, and ours that need no network; those that cannot be taken here are left out.
 SHORT = {
     "psnr": "PSNR",
+    "psnr_matched": "PSNR cm",
     "ssim": "SSIM",
+    "ssim_matched": "SSIM cm",
     "lpips": "LPIPS",
     "fid": "FID",
+    "fid_reference": "FID ref",
     "niqe": "NIQE",
     "musiq": "MUSIQ",
+    "maniqa": "MANIQA",
     "identity": "IDA",
     "landmarks": "LMD",
     "kid": "KID",
@@ -62,6 +82,9 @@ SHORT = {
 GAIN, EVERYONE = "adapted - base", "all"
 SHOWN_FACES = 6
 LEAST = 4  # faces: two to adapt to, two to measure on
+PUBLISHED_ROW = "published recipe"
+SPLITS = ("halves", "published")
+PUBLISHED_SPLIT = (2500, 500)  # faces adapted to and measured on in the paper
 
 
 @dataclass(frozen=True)
@@ -69,7 +92,8 @@ class PaperTable:
     """What was measured.
 
     sets: set -> method -> measure -> interval over faces. gains: set -> group of people, `EVERYONE` first -> measure ->
-    interval of adapted - base. groups: faces in each. notes: what was left out, and why.
+    interval of adapted - base. groups: faces in each. notes: what was left out, and why. reading: one of
+    `READINGS`, of the sets.
     """
 
     adapted_to: int
@@ -78,6 +102,7 @@ class PaperTable:
     gains: dict[str, dict[str, dict[str, Interval]]]
     groups: dict[str, int]
     notes: list[str] = field(default_factory=list)
+    reading: str = "ratio"
 
 
 def bench_paper(
@@ -90,11 +115,18 @@ def bench_paper(
     most: int = 200,
     groups: Path | None = None,
     callback: StageCallback | None = None,
+    reading: str = "ratio",
+    split: str = "halves",
+    reference: Path | None = None,
+    with_published: bool = False,
 ) -> PaperTable:
     """Run every method on every set and write table.txt, table.csv, table.json and pictures/ below `out`.
 
     hq: folder of clean photos, or of aligned faces with config.faces.aligned. sets: some of `SETS`. most: faces used at
-    most, drawn by lot; all are held in memory. groups: see `read_groups`. Stopped and run again it goes on; cells are
+    most, drawn by lot; all are held in memory. groups: see `read_groups`. reading: of the sets' shrinking, one of
+    `READINGS`. split: "halves", or "published", see `parts_of`; `most` is then not asked. reference: for FID, a file of
+    statistics or a folder, see `evaluate.reference_statistics`. with_published: also tune by the published recipe, see
+    `published_trial`. Stopped and run again it goes on; cells are
     made anew when faces, settings, networks, or the measures that can be taken have changed.
     Raises FileNotFoundError or ValueError, in one line.
     """
@@ -102,13 +134,14 @@ def bench_paper(
     with run.locked():
         faces = collect_faces(Path(hq), run, restorer.size, config.faces, callback, restorer.device)
         group_of = read_groups(groups, photos_of(run)) if groups else {}
-        adapt_to, measure_on = halves(faces.names, most, config.targets.seed)
+        adapt_to, measure_on = parts_of(faces.names, most, config.targets.seed, split)
         adapt_hq, clean = (
             torch.stack([read_image(faces.folder / f"{n}.png") for n in names]) for names in (adapt_to, measure_on)
         )
-        judge = Judge(clean)
+        judge = Judge(clean, reference)
         made_from = fingerprint(
-            *(faces.fingerprint, adapt_to, measure_on, restorer.sha256, prior.sha256, departures(config), judge.taken)
+            *(faces.fingerprint, adapt_to, measure_on, restorer.sha256, prior.sha256, departures(config), judge.taken),
+            *(SENSOR_NOISE, CAMERA_TO_SRGB),
         )
         term = perceptual_term(config.finetune, prior, restorer.device)
         pictures = run.folder / "pictures"
@@ -120,7 +153,7 @@ def bench_paper(
 
             def tell() -> None:
                 if callback:
-                    callback("bench", before + len(done), len(sets) * len(ROWS), None)
+                    callback("bench", before + len(done), len(sets) * len(rows), None)
 
             def keep(row: str, restored: Tensor, more: dict[str, Any]) -> None:
                 done[row] = judge.record(restored) | more
@@ -129,15 +162,59 @@ def bench_paper(
                 tell()
 
             tell()
-            if any(row not in done for row in ROWS):
-                trial = make_trial(adapt_hq, clean, kind, config.targets.seed)
+            if with_published and done.get(PUBLISHED_ROW, {}).get("recipe") != preset:
+                done.pop(PUBLISHED_ROW, None)
+            trial = make_trial(adapt_hq, clean, kind, config.targets.seed) if set(rows) - set(done) else None
+            if trial and set(ROWS) - set(done):
                 run_trial(trial, restorer, prior, config, done, keep, term)
+            if trial and with_published and PUBLISHED_ROW not in done:
+                restored = published_trial(trial, restorer, prior, config, reading)
+                keep(PUBLISHED_ROW, restored, {"recipe": preset})
             return done
 
-        cells = {name: cell(SETS[name], i * len(ROWS)) for i, name in enumerate(sets)}
-        table = tabulate(cells, adapt_to, measure_on, group_of, judge.notes)
+        rows = (*ROWS, PUBLISHED_ROW) if with_published else ROWS
+        preset = ""
+        if with_published:
+            judge.notes.append(said_of_published(restorer, config, reading))
+            preset = fingerprint(asdict(published_settings(restorer, config, reading)))
+        cells = {name: cell(published_kind(*SETS[name], reading), i * len(rows)) for i, name in enumerate(sets)}
+        table = tabulate(cells, adapt_to, measure_on, group_of, judge.notes, reading)
         write_table(run.folder, table)
     return table
+
+
+def published_settings(restorer: Restorer, config: AdaptConfig, reading: str) -> AdaptConfig:
+    """The published recipe as it is compared with `config`: as many steps, the same draws, without LPIPS where its file
+    is not here.
+
+    With the reading "pixels" N shrinks with the face, as the sets do; with "ratio" it is the published one.
+    """
+    values: dict[str, Any] = {
+        "finetune.iterations": config.finetune.iterations,
+        "finetune.seed": config.finetune.seed,
+        "targets.seed": config.targets.seed,
+        "targets.batch_size": config.targets.batch_size,
+    }
+    own = recipe_of(restorer, PUBLISHED_RECIPE)
+    if reading == "pixels":
+        values["targets.sampler.factor"] = max(1, own.targets.sampler.factor * restorer.size // PUBLISHED_SIZE)
+    if not restorer.tuned_by_codes and find_vgg() is None:
+        values["finetune.perceptual"] = 0.0
+    return settings_of(restorer, PUBLISHED_RECIPE, values)
+
+
+def published_trial(trial: Trial, restorer: Restorer, prior: Prior, config: AdaptConfig, reading: str) -> Tensor:
+    """The measured faces as restored after a tuning by the published recipe, see `published_settings`."""
+    preset = published_settings(restorer, config, reading)
+    targets = targets_of(trial.adapt_lq, restorer, prior, preset.targets)
+    term = perceptual_term(preset.finetune, prior, restorer.device)
+    return restored_by(tuned(restorer, trial.adapt_lq, targets, preset.finetune, term), trial.lq)
+
+
+def said_of_published(restorer: Restorer, config: AdaptConfig, reading: str) -> str:
+    """What of the published recipe is not as published in this table, in a line."""
+    preset = published_settings(restorer, config, reading)
+    return f"{PUBLISHED_ROW}: {'; '.join(departures_of(preset, published(restorer))) or 'as it is'}"
 
 
 class Judge:
@@ -146,14 +223,20 @@ class Judge:
     taken: names of the measures that depend on what is on this machine. notes: on those that are not.
     """
 
-    def __init__(self, clean: Tensor) -> None:
+    def __init__(self, clean: Tensor, reference: Path | None = None) -> None:
         self.clean, self.networks = clean, network_measures()
-        self.inception = find_inception() if len(clean) >= metrics.FID_LEAST else None
-        self.kid_features, self.fid_features = metrics.kid_features(clean), self._seen(clean)
-        self.taken = sorted(
-            [*self.networks, *(["fid"] if self.inception else []), *face_measures(clean[:1], clean[:1])]
-        )
+        self.large = len(clean) >= metrics.FID_LEAST
+        self.inception = find_inception() if self.large or reference else None
+        self.kid_features = metrics.kid_features(clean)
+        self.fid_features = self._seen(clean) if self.large else torch.empty(0)
+        self.reference = reference_statistics(reference, self.inception) if reference and self.inception else None
+        distances = ["fid"] if self.large and self.inception else []
+        if self.reference:
+            distances.append(f"fid against {fingerprint(self.reference.mean.tolist())}")
+        self.taken = sorted([*self.networks, *distances, *face_measures(clean[:1], clean[:1])])
         self.notes = notes_on_networks(self.networks, len(clean), self.inception is not None)
+        if reference and not self.reference:
+            self.notes.append(NO_REFERENCE)
 
     def record(self, restored: Tensor) -> dict[str, Any]:
         """faces: measure -> a number for each face, null where it is undefined; kid, fid: of the whole set."""
@@ -163,8 +246,11 @@ class Judge:
         faces = {k: [round(v, 5) if math.isfinite(v) else None for v in values] for k, values in found.items()}
         record: dict[str, Any] = {"faces": faces}
         record["kid"] = list(metrics.paired_kid(metrics.kid_features(restored), self.kid_features))
-        if self.inception:
-            record["fid"] = metrics.fid(self._seen(restored), self.fid_features)
+        seen = self._seen(restored)
+        if self.large and self.inception:
+            record["fid"] = metrics.fid(seen, self.fid_features)
+        if self.reference:
+            record["fid_reference"] = metrics.frechet_distance(metrics.statistics_of(seen), self.reference)
         return record
 
     def _seen(self, faces: Tensor) -> Tensor:
@@ -174,6 +260,24 @@ class Judge:
 def strip(faces: Tensor) -> Tensor:
     """The first faces side by side: (N, 3, S, S) -> (3, S, n S)."""
     return torch.cat(list(faces[:SHOWN_FACES]), 2)
+
+
+def parts_of(names: Sequence[str], most: int, seed: int, split: str) -> tuple[list[str], list[str]]:
+    """The names to adapt to and those to measure on: "halves", see there, or "published", 2,500 and 500.
+
+    The published split is fixed: of a folder it is the same whatever the seed. Raises ValueError for too few faces.
+    """
+    if split == "halves":
+        return halves(names, most, seed)
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
+    first, second = PUBLISHED_SPLIT
+    if len(names) < first + second:
+        raise ValueError(
+            f"{len(names)} faces are too few for the published split of {first} and {second}; use --split halves"
+        )
+    order = torch.randperm(len(names), generator=keyed_generator(0, "published split")).tolist()
+    return [names[i] for i in sorted(order[:first])], [names[i] for i in sorted(order[first : first + second])]
 
 
 def halves(names: Sequence[str], most: int, seed: int) -> tuple[list[str], list[str]]:
@@ -229,6 +333,7 @@ def tabulate(
     measure_on: Sequence[str],
     group_of: dict[str, str],
     notes: list[str],
+    reading: str = "ratio",
 ) -> PaperTable:
     """Means with intervals from the kept cells: set -> method -> record."""
     members = {EVERYONE: list(range(len(measure_on)))}
@@ -239,37 +344,42 @@ def tabulate(
     gains: dict[str, dict[str, dict[str, Interval]]] = {}
     for name, rows in cells.items():
         sets[name] = {}
-        for row in ROWS:
+        for row in (row for row in (*ROWS, PUBLISHED_ROW) if row in rows):
             values = summarise(_columns(rows[row])) | {"kid": Interval(*rows[row]["kid"])}
-            if "fid" in rows[row]:
-                values["fid"] = Interval(rows[row]["fid"], math.nan, math.nan)
+            for key in ("fid", "fid_reference"):
+                if key in rows[row]:
+                    values[key] = Interval(rows[row][key], math.nan, math.nan)
             sets[name][row] = values
         after, before = _columns(rows["adapted"]), _columns(rows["base"])
         gains[name] = {
             group: differences({k: v[places] for k, v in after.items()}, {k: v[places] for k, v in before.items()})
             for group, places in members.items()
         }
-    return PaperTable(len(adapt_to), len(measure_on), sets, gains, {g: len(p) for g, p in members.items()}, notes)
+    return PaperTable(
+        len(adapt_to), len(measure_on), sets, gains, {g: len(p) for g, p in members.items()}, notes, reading
+    )
 
 
 def format_table(table: PaperTable) -> str:
     """Plain text: methods down, sets and their measures across; then what adapting gained, by group; then the notes."""
     keys = [k for k in SHORT if any(k in values for rows in table.sets.values() for values in rows.values())]
-    columns: list[tuple[str, list[str]]] = [("", ["", *ROWS])]
+    methods = [row for row in (*ROWS, PUBLISHED_ROW) if any(row in rows for rows in table.sets.values())]
+    columns: list[tuple[str, list[str]]] = [("", ["", *methods])]
     for name, rows in table.sets.items():
         for number, key in enumerate(keys):
-            means = [_mean(rows[row].get(key), MEASURES[key].decimals) for row in ROWS]
+            means = [_mean(rows.get(row, {}).get(key), MEASURES[key].decimals) for row in methods]
             columns.append((name if not number else "", [SHORT[key], *means]))
     lines = _across(columns)
     lines += ["", *(f"{SHORT[key]}: {MEASURES[key].title}, {MEASURES[key].goal}" for key in keys)]
-    gained = [key for key in keys if key not in ("kid", "fid", "detail_energy")]
+    gained = [key for key in keys if key not in ("kid", "fid", "fid_reference", "detail_energy")]
     body = [["", "group", "faces", *(SHORT[key] for key in gained)]]
     for name, groups in table.gains.items():
         for group, values in groups.items():
             shown = [format_interval(values.get(key), MEASURES[key].decimals) for key in gained]
             body.append([name, group, str(table.groups[group]), *shown])
     lines += ["", f"{GAIN}: mean (95% interval over faces)", *_aligned(body)]
-    head = f"{table.adapted_to} faces to adapt to, {table.measured} others to measure on; means over these"
+    head = f"{table.adapted_to} faces to adapt to, {table.measured} others to measure on; means over these; "
+    head += f"sets shrunk to the {READINGS[table.reading]} as published"
     return "\n".join([head, "", *lines, "", *table.notes]).rstrip()
 
 

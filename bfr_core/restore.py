@@ -32,6 +32,7 @@ from .images import Photo, look_through, printable, read_photo, replace_atomical
 from .metrics import sharpness
 from .precision import Precision, check_precision, is_out_of_memory, release_memory, where_all_works
 from .provenance import Step
+from .restoration.grey import greyed, is_nearly_grey, tinted
 from .restoration.record import RestorationRecord, Written, key_of
 from .restorers.base import Restorer
 from .runs import fingerprint
@@ -131,7 +132,8 @@ def restore_photo(
 
     check: called after every call of the restorer; what it raises ends the work. enlarge: (3, H, W) -> (3, nH, nW), the
     background that the faces, restored from `photo` itself, are pasted into. name: of the photo, for the log.
-    A face that fails does not stop the others: the reason is in `skipped`. A grey photo stays grey. Whoever writes the
+    A face that fails does not stop the others: the reason is in `skipped`. A grey photo stays grey, and a face that is
+    nearly grey keeps its tint and gets no other colours. Whoever writes the
     result as a file says in it what it is: `replace(photo, pixels=..., record=photo.record.with_step(result.step))`.
     Raises ValueError or FileNotFoundError if the photo's shape or the detector is wrong.
     """
@@ -307,8 +309,8 @@ def restore_crops(
         batch = crops[len(results) : len(results) + batch_size]
         problem, full = "", False
         try:
-            restored, by = restorer.restore_and_tell(torch.stack(batch))
-            results += restored.cpu().unbind()
+            restored, by = _restored_batch(batch, restorer)
+            results += restored
         except (ValueError, RuntimeError, MemoryError) as error:
             problem, full, by = _first_line(error), is_out_of_memory(error), []
         # From here on the error, and with it all that the failed call held in memory, is gone.
@@ -326,6 +328,18 @@ def restore_crops(
         if check:
             check()
     return results
+
+
+def _restored_batch(batch: list[Tensor], restorer: Restorer) -> tuple[list[Tensor], list[str]]:
+    """The crops of one batch restored, on the CPU, and what restored them; nearly grey ones as such, see `grey`."""
+    nearly_grey = [is_nearly_grey(crop) for crop in batch]
+    lq = [greyed(crop) if grey else crop for crop, grey in zip(batch, nearly_grey, strict=True)]
+    restored, by = restorer.restore_and_tell(torch.stack(lq))
+    faces = restored.cpu().unbind()
+    return [
+        tinted(face, crop.to(face)) if grey else face
+        for face, crop, grey in zip(faces, batch, nearly_grey, strict=True)
+    ], by
 
 
 def paste_faces(

@@ -45,6 +45,7 @@ class Run:
     photos/, given/   photos and targets that came as pictures, not as files
     album.json        how clear each face is, where good ones were looked for
     good/             faces of photos that were given as good ones
+    real/             faces of photos that the discriminator takes for real
     settled.json      settings that were left to the faces ("auto")
     gate.json         what the gate found of each
     checkpoints/      training state
@@ -92,6 +93,10 @@ class Run:
     @property
     def album(self) -> Path:
         return self.folder / "album.json"
+
+    @property
+    def real(self) -> Path:
+        return self.folder / "real"
 
     @property
     def good(self) -> Path:

@@ -25,6 +25,7 @@ from .page import (
     said,
     value_at,
 )
+from .published import RECIPES
 from .restore import CHOICES
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ MIXED = (
     f"Groups of {LEAST} faces or more that share a damage are found, and each is adapted to by itself. When photos are "
     "repaired, each face goes to the restorer for its damage, or to the base if it is like no group."
 )
+HOW = "recommended: what suits the restorer. published: arXiv:2410.04618 to the letter; slow, and not judged."
+REAL = "What the discriminator takes for real, where there is one. Empty: the clean faces that were imagined."
 ANOTHER = "another"  # run than any that was looked at, so that all is shown
 Shown = dict[Any, Any]  # component -> its new value; what is not in it stays as it is
 BEFORE = {"the damaged photo": "damaged", "the base restorer": "base"}
@@ -113,6 +116,9 @@ def build(page: Page) -> Any:
                         default.min_face, label="Smallest face", info="Pixels of the photo.", precision=0
                     )
                     low_memory = gr.Checkbox(default.low_memory, label="Low memory: slower, for small graphics cards")
+                with gr.Row():
+                    how = gr.Dropdown(list(RECIPES), value=default.recipe, label="Recipe", info=HOW, interactive=True)
+                    real = gr.Textbox(default.real, label="Folder of good faces of anybody", info=REAL, max_lines=1)
             progress, looked = gr.HTML(), gr.HTML()
         with gr.Tab("3. Result"):
             verdict = gr.HTML()
@@ -145,7 +151,7 @@ def build(page: Page) -> Any:
                 sure = gr.Checkbox(False, label="Delete the open run, with its faces and its restorer")
                 delete = gr.Button("Delete", variant="stop")
 
-        chosen = [restorer, minutes, mixed, aligned, min_face, low_memory, *advanced]
+        chosen = [restorer, minutes, mixed, aligned, min_face, low_memory, how, real, *advanced]
         shown = [
             state,
             progress,
@@ -167,9 +173,9 @@ def build(page: Page) -> Any:
         ]
 
         def as_choices(*values: Any) -> Choices:
-            net, limit, by_group, square, smallest, lean, *rest = values
-            changes = changes_of(rest, page.defaults(net))
-            return Choices(net, limit or 0.0, square, int(smallest or 0), lean, changes, by_group)
+            net, limit, by_group, square, smallest, lean, recipe, good, *rest = values
+            changes = changes_of(rest, page.defaults(net, recipe))
+            return Choices(net, limit or 0.0, square, int(smallest or 0), lean, changes, by_group, recipe, good or "")
 
         def look(run: str | None, last: str) -> Shown:
             """What of the run has to be shown anew: all of it if anything changed since `last`, else what moves."""
@@ -213,6 +219,7 @@ def build(page: Page) -> Any:
         def opened(run: str | None) -> Shown:
             own = page.choices_of(run if run in page.names() else None)
             values = [own.restorer, own.minutes, own.mixed, own.aligned, own.min_face, own.low_memory]
+            values += [own.recipe, own.real]
             return dict(zip(chosen, [*values, *own.changes.values()], strict=True)) | look(run, ANOTHER)
 
         def begin(files: Any, path: str, called: str, *values: Any) -> Shown:
@@ -265,8 +272,8 @@ def build(page: Page) -> Any:
             fields = dict(zip(advanced, page.defaults(default.restorer).values(), strict=True))
             return fields | {name: gr.update(choices=page.names(), value=page.latest()), table: page.table()}
 
-        def recipe_of(net: str) -> Shown:
-            return dict(zip(advanced, page.defaults(net).values(), strict=True))
+        def recipe_of(net: str, recipe: str) -> Shown:
+            return dict(zip(advanced, page.defaults(net, recipe).values(), strict=True))
 
         def tell(line: str) -> Shown:
             return {message: gr.update(value=line, visible=bool(line))}
@@ -295,7 +302,8 @@ def build(page: Page) -> Any:
         wire(repair.click, mend, [name, to_repair, repair_folder, with_base, strip_gps, crops], [to_repair, *shown])
         wire(compare_runs.click, side_by_side, [name, other], [compared])
         wire(delete.click, remove, [name, sure], [name, sure])
-        wire(restorer.input, recipe_of, [restorer], advanced)
+        for choice in (restorer, how):
+            wire(choice.input, recipe_of, [restorer, how], advanced)
         compat.on_select(gallery, safe(toggle), [name], [message, faces_said, gallery, seen])
         compat.every(demo, LOOK_SECONDS, safe(look), [name, seen], [message, *shown])
         on(demo.load, reopened, [], [name, table, *advanced], quiet=True)

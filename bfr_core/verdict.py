@@ -163,7 +163,7 @@ class Judgement:
     measures: the figures that were weighed, by name. vetoes: what spoke against the tuned restorer, in words.
     """
 
-    verdict: Literal["adopt", "keep_base", "cannot_tell"]
+    verdict: Literal["adopt", "keep_base", "cannot_tell", "not_judged"]
     sentence: str
     gain: Interval | None = None
     measures: dict[str, float] = field(default_factory=dict)

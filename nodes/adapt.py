@@ -21,9 +21,9 @@ from ..bfr_core.adaptation import (
     changed,
     make_targets,
     perceptual_term,
-    recipe,
     tune,
 )
+from ..bfr_core.album import Examples
 from ..bfr_core.checkpoints import load_tensors
 from ..bfr_core.files.names import numbered
 from ..bfr_core.files.ownership import begin_list, delete, is_own
@@ -35,6 +35,8 @@ from ..bfr_core.images import printable, read_image, to_unit
 from ..bfr_core.losses import find_vgg
 from ..bfr_core.mixed import ONE_DAMAGE, adapt_groups, rows_of
 from ..bfr_core.pictures import draw_curve, sheet, side_by_side
+from ..bfr_core.published import PUBLISHED_RECIPE as PUBLISHED
+from ..bfr_core.published import RECOMMENDED, settings_of
 from ..bfr_core.report import VERDICTS
 from ..bfr_core.restorers import Restorer, export_pth, load_restorer, save_restorer
 from ..bfr_core.restorers.load import save_several
@@ -58,8 +60,12 @@ from .faces import (
 )
 
 SAMPLER, TUNING = SamplerConfig(), FinetuneConfig()
-RECOMMENDED, OWN = "recommended", "as set below"
-SETTINGS = "recommended: what suits the restorer's size and kind, whatever is set below. Else: as set below."
+OWN = "as set below"
+RECIPES = [RECOMMENDED, PUBLISHED, OWN]
+SETTINGS = (
+    "recommended: what suits the restorer's size and kind, whatever is set below. published: arXiv:2410.04618 to the "
+    "letter. Else: as set below."
+)
 
 
 class MakePseudoTargets(host.Node):
@@ -78,7 +84,7 @@ class MakePseudoTargets(host.Node):
                 host.PriorType.Input("prior", tooltip="The diffusion prior that knows what faces look like."),
                 host.seed_widget(),
                 *gate_widgets(),
-                io.Combo.Input("settings", options=[RECOMMENDED, OWN], default=RECOMMENDED, tooltip=SETTINGS),
+                io.Combo.Input("settings", options=RECIPES, default=RECOMMENDED, tooltip=SETTINGS),
                 host.widget(
                     SAMPLER,
                     "kind",
@@ -139,7 +145,8 @@ class MakePseudoTargets(host.Node):
         first_look: bool = False,
         **own: Any,
     ) -> io.NodeOutput:
-        config = changed(recipe(restorer.network), {"targets.seed": seed, "gate.limit": gate})
+        asked = {"targets.seed": seed} | ({} if settings == PUBLISHED else {"gate.limit": gate})
+        config = settings_of(restorer.network, PUBLISHED if settings == PUBLISHED else RECOMMENDED, asked)
         if settings == OWN:
             sampler = SamplerConfig(
                 kind=own["sampler"],
@@ -231,7 +238,7 @@ class FinetuneRestorer(host.Node):
                     "low_memory", default=False,
                     tooltip="Tunes small changes, one face at a time: slower, for a small graphics card.",
                 ),
-                io.Combo.Input("settings", options=[RECOMMENDED, OWN], default=RECOMMENDED, tooltip=SETTINGS),
+                io.Combo.Input("settings", options=RECIPES, default=RECOMMENDED, tooltip=SETTINGS),
                 host.widget(TUNING, "iterations", "Tuning steps.", min=1, max=1_000_000),
                 host.widget(TUNING, "batch_size", "Faces a step.", min=1, max=256),
                 host.widget(TUNING, "micro_batch", "Faces in the network at once; less memory.", min=1, max=64),
@@ -250,6 +257,11 @@ class FinetuneRestorer(host.Node):
                     "mixed", optional=True, default=False,
                     tooltip="For faces that do not share one damage: finds groups of faces that do, draws targets and "
                     "tunes for each by itself, and gives a restorer that sends each face to the one for its damage.",
+                ),
+                host.FacesType.Input(
+                    "real",
+                    optional=True,
+                    tooltip="Good faces of anybody, which the discriminator alone takes for real; else the targets.",
                 ),
             ],
             [
@@ -277,11 +289,15 @@ class FinetuneRestorer(host.Node):
         settings: str,
         mixed: bool = False,
         prior: host.Managed | None = None,
+        real: Faces | None = None,
         **own: Any,
     ) -> io.NodeOutput:
-        config = tuning_config(restorer.network, seed, low_memory, own if settings == OWN else {})
+        name = PUBLISHED if settings == PUBLISHED else RECOMMENDED
+        config = tuning_config(restorer.network, seed, low_memory, own if settings == OWN else {}, name)
+        if mixed and real:
+            raise ValueError("real is for one restorer; disconnect it, or switch mixed off")
         lasting = asdict(replace(config, iterations=1, micro_batch=1, recompute=False))
-        tuned_with = fingerprint(restorer.network.sha256, lasting, mixed)
+        tuned_with = fingerprint(restorer.network.sha256, lasting, mixed, real.folder if real else None)
         folder = with_settings(pairs.opened()[0], "finetune", tuned_with).folder
         pairs = replace(pairs, faces=replace(pairs.faces, folder=folder))
         if mixed and (output := cls.by_group(pairs, restorer, config, minutes_this_run)):
@@ -304,7 +320,7 @@ class FinetuneRestorer(host.Node):
                 host.say(cls, lines(["tuning ...", *whole.lines()]))
             tuned, done, judgement = tune(
                 run, faces, targets, pairs.made_from, base, config, features,
-                progress, look, minutes_this_run,
+                progress, look, minutes_this_run, real_faces_in(real),
             )  # fmt: skip
             report_adaptation(Adapted(run, tuned, base, features, faces, targets, done, judgement), config)
         rows = look.faces(tuned, base)
@@ -399,11 +415,21 @@ def group_by_group(progress: host.Progress) -> Callable[[str, int, int, Any], No
     return step
 
 
-def tuning_config(restorer: Restorer, seed: int, low_memory: bool, own: dict[str, Any]) -> FinetuneConfig:
-    """The recipe for `restorer`, changed by the `own` settings, then for a small card if asked."""
-    config = recipe(restorer)
-    config = replace(config, finetune=replace(config.finetune, seed=seed, **own))
-    return (changed(config, LOW_MEMORY) if low_memory else config).finetune
+def tuning_config(
+    restorer: Restorer, seed: int, low_memory: bool, own: dict[str, Any], name: str = RECOMMENDED
+) -> FinetuneConfig:
+    """The recipe of this name for `restorer`, changed by the `own` settings, then for a small card if asked."""
+    values = {f"finetune.{setting}": value for setting, value in own.items()} | {"finetune.seed": seed}
+    return settings_of(restorer, name, values | (LOW_MEMORY if low_memory else {})).finetune
+
+
+def real_faces_in(real: Faces | None) -> Examples | None:
+    """The faces that the discriminator is to take for real, as `tune` wants them."""
+    if real is None:
+        return None
+    _, found = real.opened()
+    files = tuple(found.path(i) for i in range(len(found)))
+    return Examples(real=files, real_fingerprint=found.fingerprint)
 
 
 class Look:

@@ -9,13 +9,16 @@ import sys
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from bfr_core import evaluate as ev
 from bfr_core import metrics
+from bfr_core.cli import main
 from bfr_core.images import read_image, write_image
+from bfr_core.optional_metrics import write_statistics
 
 
 def picture(seed: int, size: int = 48) -> Tensor:
@@ -37,7 +40,7 @@ def save(folder: Path, name: str, image: Tensor) -> None:
 
 WITHOUT_FILES = [
     "not measured, their packages or files are not on this machine: Identity, ArcFace IR-SE50 (degrees); LPIPS, VGG; "
-    "NIQE, against its authors' natural images; MUSIQ, trained on KonIQ-10k",
+    "NIQE, against its authors' natural images; MUSIQ, trained on KonIQ-10k; MANIQA, trained on KonIQ-10k",
     "FID is left out: it needs 2000 faces or more",
 ]
 
@@ -200,6 +203,7 @@ def test_networks_are_used_where_their_files_are(folders, monkeypatch):
     monkeypatch.setattr(ev, "find_vgg", lambda: Path("vgg"))
     monkeypatch.setattr(ev, "lpips_loss", lambda vgg: lambda a, b: (a - b).abs().mean())
     scores = {"niqe": lambda faces: faces.mean((1, 2, 3)), "musiq": lambda faces: faces.amax((1, 2, 3))}
+    scores["maniqa"] = lambda faces: faces.amin((1, 2, 3))
     monkeypatch.setattr(ev, "find_quality", lambda: scores)
     result = ev.evaluate(folders["restored"], folders["clean"])
     (row,) = result.rows
@@ -237,3 +241,67 @@ def test_a_plot_is_a_picture_of_every_measure(folders, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ValueError, match="pip install matplotlib"):
         ev.write_plot(tmp_path / "none.png", result)
+
+
+def test_without_clean_faces_what_needs_no_truth_is_measured(folders, monkeypatch):
+    monkeypatch.setattr(ev, "find_recogniser", lambda: lambda faces: torch.eye(2)[[0 if faces.std() > 0.25 else 1]])
+    monkeypatch.setattr(ev, "find_quality", lambda: {"maniqa": lambda faces: faces.mean((1, 2, 3))})
+    result = ev.evaluate(folders["restored"], lq=folders["lq"])
+    assert [row.name for row in result.rows] == ["damaged", "restored", "restored - damaged"]
+    before, after, _ = result.rows
+    assert set(after.values) == {"maniqa", "sharpness", "low_band", "likeness"}
+    assert before.values["low_band"].mean == before.values["likeness"].mean == 0 < after.values["low_band"].mean
+    first, photo = (
+        read_image(folders[name] / file)[None] for name, file in (("restored", "a/0.png"), ("lq", "a/0.jpg"))
+    )
+    assert result.per_face["restored"]["maniqa"][0] == pytest.approx(first.mean().item(), abs=1e-6)
+    wanted = metrics.low_band_consistency(first, photo, 8).item()
+    assert result.per_face["restored"]["low_band"][0] == pytest.approx(wanted)
+    assert set(result.per_face["restored"]["likeness"]) <= {0.0, 90.0}
+    assert any("NIQE" in note and "MANIQA" not in note for note in result.notes)
+    assert "MANIQA, trained on KonIQ-10k, higher is better" in ev.format_table(result)
+
+
+def test_a_photo_smaller_than_its_result_is_enlarged_where_nothing_is_clean(folders, tmp_path):
+    for i in range(6):
+        save(tmp_path / "large", f"a/{i}.png", picture(i, 96))
+    result = ev.evaluate(tmp_path / "large", lq=folders["lq"])
+    assert len(result.faces) == 6 and 0 < result.rows[1].values["low_band"].mean < 0.3
+    assert "likeness" not in result.rows[1].values
+    assert any("Identity against damaged" in note for note in result.notes)
+    (alone,) = ev.evaluate(tmp_path / "large").rows
+    assert set(alone.values) == {"sharpness"}
+
+
+def test_fid_against_a_reference_set(folders, tmp_path, monkeypatch):
+    """The features are mean and deviation of a face: the distance is worked out by hand from its formula."""
+
+    def inception(faces: Tensor) -> Tensor:
+        return torch.stack([faces.mean((1, 2, 3)), faces.std((1, 2, 3))], 1)
+
+    evaluate = ev.evaluate
+    assert any(
+        "FID against the reference set is left out" in n
+        for n in evaluate(folders["restored"], reference=folders["clean"]).notes
+    )
+    monkeypatch.setattr(ev, "find_inception", lambda: inception)
+    mean, covariance = torch.tensor([0.4, 0.2]).double(), torch.diag(torch.tensor([0.01, 0.0025])).double()
+    write_statistics(tmp_path / "set.npz", metrics.FeatureStatistics(mean, covariance))
+    (row,) = evaluate(folders["restored"], reference=tmp_path / "set.npz").rows
+    own = np.array([inception(read_image(folders["restored"] / f"a/{i}.png")[None])[0].tolist() for i in range(6)])
+    both = np.cov(own.T) @ covariance.numpy()
+    between = np.sqrt(np.linalg.eigvals(both)).sum().real
+    wanted = ((own.mean(0) - [0.4, 0.2]) ** 2).sum() + np.trace(np.cov(own.T)) + 0.0125 - 2 * between
+    assert row.values["fid_reference"].mean == pytest.approx(wanted, rel=1e-4)
+    result = evaluate(folders["clean"], folders["clean"], reference=folders["clean"])
+    assert result.rows[0].values["fid_reference"].mean == pytest.approx(0, abs=1e-9)
+    assert "FID against the reference set is of 6 faces: compare it only with that of as many others" in result.notes
+
+
+def test_the_command_measures_without_clean_faces(folders, capsys):
+    assert main(["evaluate", str(folders["restored"]), "--lq", str(folders["lq"]), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "sharpness" in found["rows"]["restored"] and "psnr" not in found["rows"]["restored"]
+    assert main(["evaluate", str(folders["restored"]), "--clean", str(folders["clean"]), "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)["rows"]["restored"]
+    assert row["psnr_matched"]["mean"] > row["psnr"]["mean"] - 0.5 and "ssim_matched" in row

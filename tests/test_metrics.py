@@ -335,3 +335,41 @@ def test_student_interval_of_one_face_has_no_ends_and_of_unequal_numbers_is_refu
     for a, b in (([], []), ([1.0], [1.0, 2.0])):
         with pytest.raises(ValueError, match="pair up"):
             metrics.student_difference(a, b)
+
+
+def test_colour_matching_sets_mean_and_deviation_of_each_channel():
+    draw = torch.Generator().manual_seed(3)
+    hq = 0.3 + 0.4 * torch.rand(2, 3, 24, 24, generator=draw, dtype=torch.float64)
+    gain, offset = torch.tensor([0.8, 1.1, 0.9]).view(3, 1, 1), torch.tensor([0.05, -0.02, 0.1]).view(3, 1, 1)
+    shifted = hq * gain + offset  # stays inside [0, 1]
+    assert torch.allclose(metrics.colour_matched(shifted, hq), hq, atol=1e-9)
+    assert (metrics.psnr_matched(shifted, hq) == metrics.PSNR_CAP).all() and (metrics.psnr(shifted, hq) < 30).all()
+    assert torch.allclose(metrics.ssim_matched(shifted, hq), torch.ones(2).double())
+    noisy = (shifted + 0.05 * torch.randn(shifted.shape, generator=draw)).clamp(0, 1)
+    made = metrics.colour_matched(noisy, hq)
+    for statistic in (torch.mean, torch.std):
+        assert torch.allclose(statistic(made, dim=(2, 3)), statistic(hq, dim=(2, 3)))
+    wanted = -10 * torch.log10((made - hq).square().mean((1, 2, 3)))
+    assert torch.allclose(metrics.psnr_matched(noisy, hq), wanted)
+    flat = torch.full_like(hq, 0.9)
+    assert torch.isfinite(metrics.psnr_matched(flat, hq)).all()
+
+
+def test_colour_matched_ssim_is_scikit_images():
+    structural_similarity = pytest.importorskip("skimage.metrics").structural_similarity
+    draw = torch.Generator().manual_seed(4)
+    hq, restored = torch.rand(2, 1, 3, 32, 32, generator=draw, dtype=torch.float64)
+    made = metrics.colour_matched(restored, hq)[0].permute(1, 2, 0).numpy()
+    wanted = structural_similarity(
+        made, hq[0].permute(1, 2, 0).numpy(), data_range=1.0, channel_axis=-1, gaussian_weights=True,
+        use_sample_covariance=False,
+    )  # fmt: skip
+    assert metrics.ssim_matched(restored, hq).item() == pytest.approx(wanted, abs=1e-6)
+
+
+def test_statistics_of_different_networks_are_refused():
+    a, b = (metrics.statistics_of(torch.rand(5, size)) for size in (2, 3))
+    with pytest.raises(ValueError, match="statistics of 2 and of 3 features are not of one network"):
+        metrics.frechet_distance(a, b)
+    with pytest.raises(ValueError, match="N of 2 or more"):
+        metrics.statistics_of(torch.rand(1, 2))

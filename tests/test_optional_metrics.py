@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from bfr_core import optional_metrics as om
+from bfr_core.metrics import FeatureStatistics
 
 
 @pytest.fixture
@@ -59,9 +61,11 @@ def test_files_without_the_package_are_left_alone(hub, monkeypatch):
 def test_scores_of_what_is_here(hub, pyiqa, capsys):
     place(hub, om.PYIQA_FILES["niqe"])
     place(hub, om.PYIQA_FILES["musiq"])
+    place(hub, om.PYIQA_FILES["maniqa"])
     found = om.find_quality()
-    assert list(found) == pyiqa == ["niqe", "musiq"] and capsys.readouterr().out == ""
-    faces = torch.rand(3, 3, 96, 96)
+    assert list(found) == pyiqa == ["niqe", "musiq", "maniqa"] and capsys.readouterr().out == ""
+    assert found["maniqa"](torch.rand(2, 3, 223, 224)).isnan().all()
+    faces = torch.rand(3, 3, 224, 224)
     for scores in found.values():
         assert torch.allclose(scores(faces), faces.mean((1, 2, 3)).double(), atol=1e-6)
     assert found["niqe"](faces[..., :95]).isnan().all() and not found["musiq"](faces[..., :95]).isnan().any()
@@ -99,3 +103,68 @@ def test_inception_is_built_from_the_file(hub, monkeypatch):
     found = features(faces)
     assert found.shape == (2, 2048) and torch.isfinite(found).all()
     assert torch.allclose(features(faces[1:])[0], found[1], atol=1e-4)
+
+
+def test_maniqa_fetches_nothing_and_always_looks_at_the_same_cut_outs(hub, pyiqa, monkeypatch):
+    """Stand-ins that do what the package does: build a network by timm, and cut out by torch's own generator."""
+    built: list[bool] = []
+    timm = ModuleType("timm")
+    timm.create_model = lambda name, pretrained=False: built.append(pretrained)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    find = om.find_spec
+    monkeypatch.setattr(om, "find_spec", lambda name: True if name == "timm" else find(name))
+
+    def create_metric(name: str, device: str):
+        sys.modules["timm"].create_model("vit_base_patch8_224", pretrained=True)
+
+        def score(face):
+            assert not torch.is_grad_enabled()
+            return face[..., torch.randint(face.shape[-1], (20,))].mean()[None]
+
+        return score
+
+    monkeypatch.setattr(sys.modules["pyiqa"], "create_metric", create_metric)
+    place(hub, om.PYIQA_FILES["maniqa"])
+    before, state = timm.create_model, torch.get_rng_state()
+    scores = om.find_quality()["maniqa"]
+    faces = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(scores(faces), scores(faces)) and torch.equal(scores(faces)[1:], scores(faces[1:]))
+    assert built == [False] and timm.create_model is before and torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["set.npz", "set.pth", "arrays.pth"])
+def test_statistics_are_read_from_both_kinds_of_file(tmp_path, name):
+    mean, covariance = torch.rand(4).double(), torch.eye(4).double()
+    path = tmp_path / name
+    if name == "set.npz":
+        om.write_statistics(path, FeatureStatistics(mean, covariance))
+    elif name == "set.pth":
+        torch.save({"mean": mean, "cov": covariance}, path)
+    elif hasattr(torch.serialization, "safe_globals"):
+        torch.save({"mean": mean.numpy(), "cov": covariance.numpy()}, path)
+    else:
+        pytest.skip("this torch reads no arrays")
+    found = om.read_statistics(path)
+    assert torch.equal(found.mean, mean) and torch.equal(found.covariance, covariance)
+
+
+def test_files_that_are_no_statistics_are_one_line(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (pytest.fail, ("the file's code was run",))
+
+    for name, content, said in (
+        ("trap.pth", {"mean": Trap(), "cov": torch.eye(2)}, "can run code and is refused"),
+        ("else.pth", {"weight": torch.zeros(2)}, "neither mu and sigma nor mean and cov"),
+        ("shape.pth", {"mean": torch.zeros(3), "cov": torch.eye(2)}, r"mean \(3,\) and covariance \(2, 2\) do not fit"),
+    ):
+        torch.save(content, tmp_path / name)
+        with pytest.raises(ValueError, match=said):
+            om.read_statistics(tmp_path / name)
+    np.savez(tmp_path / "trap.npz", mu=np.array([Trap()], dtype=object), sigma=np.eye(1))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "trap.npz").read_bytes()[:100])
+    for name in ("trap.npz", "cut.npz"):
+        with pytest.raises(ValueError, match=f"{name}: holds no statistics that can be read"):
+            om.read_statistics(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="no such file of statistics"):
+        om.read_statistics(tmp_path / "absent.npz")

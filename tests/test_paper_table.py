@@ -8,13 +8,16 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
+from bfr_core import paper_table
 from bfr_core.benchmark import ROWS
 from bfr_core.cli import main
+from bfr_core.damage.camera import READINGS, published_kind
 from bfr_core.degradations import DAMAGES
 from bfr_core.images import read_image
 from bfr_core.metrics import Interval
-from bfr_core.paper_table import EVERYONE, SETS, as_dict, format_table, halves, read_groups, tabulate
+from bfr_core.paper_table import EVERYONE, SETS, as_dict, format_table, halves, parts_of, read_groups, tabulate
 from bfr_core.runs import write_json
 
 
@@ -60,10 +63,42 @@ def test_the_table_is_printed_written_and_kept(command, tmp_path, capsys):
 
 
 def test_the_sets_are_the_papers():
-    assert {tuple(name.replace("x ISO", "").split()) for name in SETS} == {
-        (shrink, iso) for shrink in "48" for iso in ("1500", "3000")
-    }
-    assert set(SETS.values()) <= set(DAMAGES)
+    assert {name: (int(name[0]), int(name[-4:])) for name in SETS} == SETS
+    assert set(SETS.values()) == {(shrink, iso) for shrink in (4, 8) for iso in (1500, 3000)}
+    assert {published_kind(*of, reading) for of in SETS.values() for reading in READINGS} <= set(DAMAGES)
+
+
+def test_the_reading_is_named_and_changes_the_faces(command, tmp_path, capsys):
+    psnr = {}
+    for reading in READINGS:
+        out = tmp_path / reading
+        asked = [*command[: command.index("--sets")], "--sets", "camera_x8_iso1500", *command[-5:]]
+        assert main([*asked, "--out", str(out), "--reading", reading]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["reading"] == reading
+        assert f"shrunk to the {READINGS[reading]}" in (out / "table.txt").read_text().splitlines()[0]
+        psnr[reading] = found["sets"]["8x ISO 1500"]["damaged"]["psnr"]["mean"]
+    assert psnr["pixels"] > psnr["ratio"] + 1
+
+
+def test_the_published_recipe_is_a_row_and_what_is_changed_of_it_is_said(command, tmp_path, capsys, monkeypatch):
+    """With two steps of sampling: 150 for each face would take minutes."""
+    monkeypatch.setattr(paper_table, "find_vgg", lambda: None)
+    monkeypatch.setattr(paper_table, "targets_of", lambda lq, *_: lq.flip(0))
+    asked = [*command[: command.index("--sets")], "--sets", "camera_x4_iso1500", *command[-5:], "--reading", "pixels"]
+    assert main(asked) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert main([*asked, "--published"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    before, after = (one["sets"]["4x ISO 1500"] for one in (plain, found))
+    assert set(after) - set(before) == {"published recipe"} and all(after[row] == before[row] for row in before)
+    (note,) = (note for note in found["notes"] if note.startswith("published recipe: "))
+    assert "finetune.iterations 2 (20000)" in note and "finetune.perceptual 0.0 (0.4)" in note
+    assert "targets.sampler.factor 1 (16)" in note  # 16 of 512 pixels are 1 of 32
+    text = (tmp_path / "out" / "table.txt").read_text()
+    assert any(line.startswith("published recipe  ") for line in text.splitlines()) and note in text
+    assert main(asked) == 0  # kept, and shown as they were measured
+    assert "published recipe" in json.loads(capsys.readouterr().out)["sets"]["4x ISO 1500"]
 
 
 def test_halves_are_drawn_by_lot_and_share_no_face():
@@ -74,6 +109,34 @@ def test_halves_are_drawn_by_lot_and_share_no_face():
     assert set(adapt_to) | set(measure_on) != set(names[:12])
     with pytest.raises(ValueError, match="3 faces are too few"):
         halves(names, 3, 0)
+
+
+def test_the_published_split_is_fixed_and_needs_a_large_folder():
+    names = [f"{i:05d}" for i in range(3200)]
+    adapt_to, measure_on = parts_of(names, 200, 0, "published")
+    assert (len(adapt_to), len(measure_on)) == (2500, 500) and not set(adapt_to) & set(measure_on)
+    assert parts_of(names, 200, 1, "published") == (adapt_to, measure_on)
+    assert parts_of(names, 200, 1, "halves") == halves(names, 200, 1)
+    with pytest.raises(ValueError, match="2999 faces are too few for the published split of 2500 and 500"):
+        parts_of(names[:2999], 200, 0, "published")
+    with pytest.raises(ValueError, match="split is 'else'; it must be one of halves, published"):
+        parts_of(names, 200, 0, "else")
+
+
+def test_fid_against_a_reference_set_is_in_the_table(photos, tmp_path, monkeypatch):
+    clean = torch.stack([read_image(path) for path in sorted(photos.rglob("*.png"))])
+
+    def inception(faces):
+        return torch.stack([faces.mean((1, 2, 3)), faces.std((1, 2, 3))], 1)
+
+    monkeypatch.setattr(paper_table, "find_inception", lambda: inception)
+    judge = paper_table.Judge(clean, photos)
+    assert judge.record(clean)["fid_reference"] == pytest.approx(0, abs=1e-9) and "fid" not in judge.record(clean)
+    worse = judge.record((clean * 0.5).clamp(0, 1))
+    assert worse["fid_reference"] > 0.01
+    assert judge.taken != paper_table.Judge(clean).taken
+    monkeypatch.setattr(paper_table, "find_inception", lambda: None)
+    assert any("FID against the reference set is left out" in note for note in paper_table.Judge(clean, photos).notes)
 
 
 def test_too_few_faces_are_one_line(command, capsys):

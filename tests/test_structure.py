@@ -39,6 +39,7 @@ LAYERS = (
         "lowrank",
         "prior",
         "sampler",
+        "stochastic_depth",
         "noise_level",
         "losses",
         "faces",
@@ -61,6 +62,7 @@ LAYERS = (
         "adaptation",
         "forecast",
         "first_look",
+        "published",
         "ablation",
         "benchmark",
         "paper_table",
@@ -101,6 +103,7 @@ HEAVY = {
     "av",
     "pyiqa",
     "pillow_heif",
+    "timm",
 }
 # Host and page packages -> the only places that may import them.
 KEPT_TO = {
@@ -255,7 +258,7 @@ def test_every_package_used_is_declared() -> None:
     )
     assert len(extras) == 2
     declared |= {canonical(name) for line in extras for name in re.findall(r'"([A-Za-z0-9_-]+)', line)}
-    elsewhere = set(KEPT_TO) | {"spandrel_extra_arches", "pip", "pyiqa"}
+    elsewhere = set(KEPT_TO) | {"spandrel_extra_arches", "pip", "pyiqa", "timm"}
     for folder in ("bfr_core", "nodes", "scripts", "tools", "tests", "benchmarks"):
         files = modules(ROOT / folder)
         local = OWN | elsewhere | {path.stem for path in files}

@@ -446,3 +446,36 @@ def test_a_missing_package_is_named(
     monkeypatch.setitem(sys.modules, "spandrel", None)
     with pytest.raises(ValueError, match=r"the package spandrel is missing: run this pack's install.py"):
         run("BFR_LoadRestorer", restorer="tiny.safetensors")
+
+
+def test_both_nodes_take_the_published_recipe(
+    run: Run, models: tuple[Any, Any], faces: Any, pairs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restorer, prior = models
+    node, published = sys.modules["any-name.nodes.adapt"], sys.modules["any-name.bfr_core.published"]
+    monkeypatch.setattr(published, "find_vgg", lambda: Path("vgg"))
+    seen: dict[str, Any] = {}
+
+    def stop(name: str, place: int) -> Callable[..., None]:
+        def act(*given: Any, **_: Any) -> None:
+            seen[name] = given[place]
+            seen["good"] = given[-1]
+            raise ValueError("seen")
+
+        return act
+
+    monkeypatch.setattr(node, "make_targets", stop("targets", 4))
+    monkeypatch.setattr(node, "tune", stop("finetune", 5))
+    wanted = published.recipe_of(restorer.network, "published")
+    with pytest.raises(ValueError, match="seen"):
+        run("BFR_MakePseudoTargets", faces=faces, restorer=restorer, prior=prior, settings="published", gate=4.0)
+    assert seen["targets"] == wanted and wanted.gate.limit == 0
+    with pytest.raises(ValueError, match="seen"):
+        run("BFR_FinetuneRestorer", pairs=pairs, restorer=restorer, settings="published", real=faces)
+    assert seen["finetune"] == wanted.finetune
+    assert len(seen["good"].real) == 10 and not seen["good"].files and seen["good"].real_fingerprint
+    with pytest.raises(ValueError, match="real is for one restorer"):
+        run("BFR_FinetuneRestorer", pairs=pairs, restorer=restorer, real=faces, mixed=True)
+    monkeypatch.setattr(published, "find_vgg", lambda: None)
+    with pytest.raises(ValueError, match="recipe published: perceptual must be LPIPS here"):
+        run("BFR_FinetuneRestorer", pairs=pairs, restorer=restorer, settings="published")

@@ -1,0 +1,48 @@
+"""Photographs without colour that are stored with some: old prints as colour JPEG.
+
+A restorer that learned on colour photos paints such a face in part. So it is given grey, and what it answers gets the
+print's own tint back.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..faces.paste import luma
+
+MOST_COLOUR = 10 / 255**2  # mean variance of the differences between channels up to which a face is nearly grey
+
+
+def is_nearly_grey(face: Tensor) -> bool:
+    """Whether the channels of `face` (3, H, W) in [0, 1] hardly differ, but for a tint that is the same everywhere.
+
+    The limit is the one that is usual with published restorers: 10 in steps of 255.
+    """
+    differences = face - face.roll(1, 0)  # red - blue, green - red, blue - green
+    return float(differences.var((1, 2), correction=0).mean()) <= MOST_COLOUR
+
+
+def greyed(face: Tensor) -> Tensor:
+    """The luma of `face` (3, H, W) in each channel; to the bit as it is where the channels are equal."""
+    return face if _is_grey(face) else luma(face).expand(3, -1, -1)
+
+
+def tinted(restored: Tensor, damaged: Tensor) -> Tensor:
+    """The luma of `restored` (3, H, W) with the tint of `damaged`: each channel a straight line of luma, as there.
+
+    `damaged`: (3, H, W) in [0, 1], nearly grey. Returns [0, 1]; grey to the bit where `damaged` is.
+    """
+    grey = luma(restored)
+    if _is_grey(damaged):
+        return grey.expand(3, -1, -1)
+    seen = luma(damaged)
+    centred, mean = seen - seen.mean(), damaged.mean((1, 2), keepdim=True)
+    spread = centred.square().sum()
+    slope = (centred * (damaged - mean)).sum((1, 2), keepdim=True) / spread.clamp_min(1e-12)
+    slope = torch.where(spread > 1e-6 * seen.numel(), slope, torch.ones_like(slope))  # a flat face says nothing of it
+    return (mean + slope * (grey - seen.mean())).clamp(0, 1)
+
+
+def _is_grey(face: Tensor) -> bool:
+    return torch.equal(face[0], face[1]) and torch.equal(face[1], face[2])
