@@ -3,8 +3,8 @@
 Everything that this project added is off. Every setting is decided here, or left to the user by name: a setting that is
 added later must be entered in one of the two tables, or a test fails.
 
-Three things stay as they are here, on purpose. The discriminator is frozen whenever the restorer's gradient is taken; in
-the authors' code it is so only in the first part of a batch, and in the others a tenth of the restorer's adversarial
+Three things stay as they are here, on purpose. The discriminator is frozen whenever the restorer's gradient is taken;
+in the authors' code it is so only in the first part of a batch, and in the others a tenth of the restorer's adversarial
 gradient is added to the discriminator's own. And where the low band is held down to the last index (L = 0), the level
 below that is the clean image; in the authors' code the index wraps round to the noisiest. And the discriminator's
 spectral norms are renewed once a step; in the authors' code in each pass, so that there its weights depend on how a
