@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .album import MOST_EXAMPLES, AlbumConfig, Clarity, Examples, clarity, is_good
 from .faces.align import crop_face
+from .faces.detect import check_detector
 from .faces.identity import find_recogniser, may_recognise
 from .faces.landmarks import load_landmark_net
 from .finetuning import FinetuneConfig, Progress, Watch, finetune, split
@@ -26,7 +27,7 @@ from .prior import Prior, load_prior
 from .pseudo_targets import TargetConfig, make_pseudo_targets, settled
 from .restore import square
 from .restorers import Restorer, load_restorer, save_change, save_restorer
-from .runs import Run, fingerprint, read_json, stage_folder, write_json
+from .runs import Run, fingerprint, read_json, read_table, stage_folder, write_json
 from .sampler import SamplerConfig
 from .verdict import Judgement, judge, load_usual
 
@@ -53,6 +54,11 @@ class FaceConfig:
     detector: str = "auto"
     threshold: float = 0.5
     min_face: int = 32
+
+    def __post_init__(self) -> None:
+        check_detector(self.detector, self.threshold)
+        if self.min_face < 1:
+            raise ValueError(f"min_face is {self.min_face}; it must be 1 pixel or more")
 
 
 @dataclass(frozen=True)
@@ -164,6 +170,8 @@ def collect_faces(
 
     Raises FileNotFoundError or ValueError if there are no photos, or no face in any of them.
     """
+    if not 16 <= size <= 2048:
+        raise ValueError(f"size is {size}; the side of a crop must be 16 to 2048 pixels")
     files = list_images(photos)
     relatives = [f.relative_to(photos) for f in files]
     stamps = [(r.as_posix(), *_stamp(f)) for r, f in zip(relatives, files, strict=True)]
@@ -224,13 +232,13 @@ def leave_out(run: Run, names: Iterable[str]) -> None:
 
 def left_out_of(run: Run) -> list[str]:
     """Names of the run's faces that the user left out, sorted; they stay so at another size of the crops."""
-    marked = read_json(run.left_out, {"names": []})
-    return marked["names"] if marked.get("found_by") == _face_index(run).get("found_by") else []
+    marked = read_table(run.left_out, names=list)
+    return marked.get("names", []) if marked.get("found_by") == _face_index(run).get("found_by") else []
 
 
 def _face_index(run: Run) -> dict[str, Any]:
-    index = read_json(run.faces / "faces.json")
-    if index is None:
+    index = read_table(run.faces / "faces.json", faces=list, problems=list)
+    if not index:
         raise ValueError(f"{printable(run.folder)}: holds no faces yet; start with 'bfr faces PHOTOS --run ...'")
     return index
 

@@ -318,7 +318,7 @@ def export(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     if args.out.suffix == ".pth":
         export_pth(args.out, restorer)
     else:
-        save_restorer(args.out, restorer, {k: v for k, v in restorer.metadata.items() if k != "kind"})
+        save_restorer(args.out, restorer, restorer.metadata)
     print(f"restorer: {printable(args.out)}, licence: {printable(restorer.licence)}", file=sys.stderr)
     return {"restorer": str(args.out), "licence": restorer.licence}
 

@@ -10,13 +10,18 @@ import torch
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
+def check_precision(precision: str) -> None:
+    """Raise ValueError unless `precision` is auto, float32 or bfloat16."""
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise ValueError(f"precision is {precision!r}; it must be auto, float32 or bfloat16")
+
+
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager:
     """A context in which networks run in `precision`; "auto" is bfloat16 where the hardware has it natively.
 
     Raises ValueError for another name.
     """
-    if precision not in ("auto", "float32", "bfloat16"):
-        raise ValueError(f"precision is {precision!r}; it must be auto, float32 or bfloat16")
+    check_precision(precision)
     if precision == "float32" or (precision == "auto" and not has_bfloat16(device)):
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16)

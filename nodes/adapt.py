@@ -30,7 +30,7 @@ from ..bfr_core.report import VERDICTS
 from ..bfr_core.restorers import Restorer, export_pth, load_restorer, save_restorer
 from ..bfr_core.restorers.load import is_tuned, save_several
 from ..bfr_core.restorers.routed import Routed
-from ..bfr_core.runs import Run, read_json
+from ..bfr_core.runs import Run, read_table
 from ..bfr_core.sampler import SamplerConfig
 from ..bfr_core.summary import report_adaptation
 from . import convert, host, paths
@@ -288,7 +288,7 @@ class FinetuneRestorer(host.Node):
     ) -> io.NodeOutput:
         """What the run came to. states: of its tunings, by what stands before the names of their curves."""
         host.free()
-        report = read_json(run.folder / "report.json", {})
+        report = read_table(run.folder / "report.json")
         text = lines([f"{VERDICTS.get(report['verdict'], 'Not judged')}. {report['verdict_sentence']}", *said])
         finished = all(fraction_done(state, config) >= 1 for state in states.values())
         if not finished:

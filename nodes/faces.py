@@ -29,7 +29,7 @@ from ..bfr_core.adaptation import (
 from ..bfr_core.gate import GateConfig
 from ..bfr_core.images import printable, read_image, write_image
 from ..bfr_core.pictures import sheet
-from ..bfr_core.runs import Run, fingerprint, read_json, stage_folder, write_json
+from ..bfr_core.runs import Run, fingerprint, read_table, stage_folder, write_json
 from . import convert, host, paths
 
 LISTED = 20  # lines of a report before it says how many more there are
@@ -72,7 +72,7 @@ class Pairs:
     def opened(self) -> tuple[Run, FaceSet, dict[str, Path]]:
         """The run, its faces, and the accepted targets by face name. Raises ValueError if they were replaced since."""
         run, faces = self.faces.opened()
-        if read_json(run.gate, {}).get("made_from") != self.made_from:
+        if read_table(run.gate).get("made_from") != self.made_from:
             raise ValueError(
                 f"run {printable(run.folder.name)} got other targets since; give each graph its own run name, "
                 "and queue again"
@@ -296,7 +296,7 @@ def paired(
     progress: host.Progress,
 ) -> io.NodeOutput:
     """Outputs of a node that has made targets."""
-    refused = read_json(run.gate, {}).get("refused", {})
+    refused = read_table(run.gate).get("refused", {})
     reasons = [f"{printable(name)}: {reason}" for name, reason in refused.items()]
     said = [f"{len(accepted)} targets are fit to learn from, {len(refused)} are refused"]
     text = lines([*said, *reasons])
@@ -333,7 +333,7 @@ def run_state(run: Run) -> tuple[str, int]:
     was deleted, so that it is made again. A run that is not there yet is begun: it must be the same one next time."""
     if not (run.folder / MARK).exists():
         write_json(run.folder / MARK, {"id": uuid.uuid4().hex})
-    return read_json(run.folder / MARK)["id"], times_paused(run)
+    return read_table(run.folder / MARK)["id"], times_paused(run)
 
 
 def lines(texts: list[str]) -> str:

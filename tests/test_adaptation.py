@@ -335,3 +335,10 @@ def test_faces_left_out_stay_out_when_the_run_goes_on(photos, config, tmp_path):
     write_image(tmp_path / "photos" / "face 4.png", torch.rand(3, 32, 32))
     with run.locked():
         assert len(collect_faces(tmp_path / "photos", run, 32, ALIGNED)) == 1  # other faces
+
+
+def test_crops_of_a_side_that_none_has_are_refused(photos, tmp_path):
+    for size in (0, -8, 10**6):
+        with pytest.raises(ValueError, match=f"size is {size}"):
+            collect_faces(photos, Run(tmp_path), size, FaceConfig(aligned=True))
+    assert not list(tmp_path.iterdir())

@@ -44,6 +44,16 @@ class Routed(Restorer):
         module = nn.ModuleList(one.module for one in members if one)
         return cls(module, base.architecture, base.size, groups=groups, members=tuple(members), **record)
 
+    @property
+    def fidelity_weight(self) -> float | None:
+        """CodeFormer's fidelity_weight, one for all members; None where no member is a CodeFormer."""
+        weights = (getattr(one, "fidelity_weight", None) for one in self.members if one)
+        return next((weight for weight in weights if weight is not None), None)
+
+    def with_fidelity(self, fidelity_weight: float) -> Routed:
+        """The same with every CodeFormer among the members at this fidelity_weight."""
+        return replace(self, members=tuple(one and one.with_fidelity(fidelity_weight) for one in self.members))
+
     def __call__(self, lq: Tensor) -> Tensor:
         return self.restore(lq)
 
