@@ -514,9 +514,9 @@ def average_into(ema: nn.Module, net: nn.Module, decay: float) -> None:
 
 
 def _seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
-    """`make()` with torch's global generator seeded for its duration only."""
+    """`make()` with torch's global generator of the CPU seeded for its duration only; those of cards stay as they are."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return make()
 
 

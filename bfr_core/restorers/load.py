@@ -76,7 +76,8 @@ def load_restorer(name_or_path: str | Path = "embedded") -> Restorer:
     is_codeformer = {"position_emb", "idx_pred_layer.1.weight"} <= set(state)
     try:
         registry = _with_extras() if is_codeformer else spandrel.MAIN_REGISTRY
-        with LimitedBuilding(state):
+        # What a network is filled with before its file is read must not move the process's random numbers.
+        with torch.random.fork_rng(devices=[]), LimitedBuilding(state):
             descriptor = spandrel.ModelLoader(registry=registry).load_from_state_dict(state)
     except spandrel.UnsupportedModelError:
         if is_codeformer:

@@ -1,9 +1,12 @@
 import shutil
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bfr_core.faces.detect import load_detector
+from bfr_core.faces.landmarks import load_landmark_net
 from bfr_core.restorers import export_pth, load_restorer, save_change, save_restorer
 
 
@@ -285,3 +288,12 @@ def test_a_restorer_from_a_file_of_changes_is_saved_whole(tiny_restorer, tmp_pat
     for a, b in zip(opened.module.state_dict().values(), changed.module.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     assert opened.metadata["base_sha256"] == base.sha256 and "kind" not in opened.metadata
+
+
+@pytest.mark.parametrize("load", [load_restorer, load_landmark_net, partial(load_detector, "embedded")])
+def test_loading_moves_no_random_numbers(load):
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    load()
+    assert torch.equal(torch.rand(3), wanted)
