@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -164,15 +164,21 @@ class FaceSet:
 
 
 def collect_faces(
-    photos: Path, run: Run, size: int, config: FaceConfig, callback: StageCallback | None = None
+    photos: Path,
+    run: Run,
+    size: int,
+    config: FaceConfig,
+    callback: StageCallback | None = None,
+    files: Sequence[Path] | None = None,
 ) -> FaceSet:
     """Aligned crops of every face under `photos`, in run.faces; a photo that cannot be used is logged and left out.
 
+    files: those photos under it that are used; all that `list_images` finds if left out.
     Raises FileNotFoundError or ValueError if there are no photos, or no face in any of them.
     """
     if not 16 <= size <= 2048:
         raise ValueError(f"size is {size}; the side of a crop must be 16 to 2048 pixels")
-    files = list_images(photos)
+    files = list_images(photos) if files is None else list(files)
     relatives = [f.relative_to(photos) for f in files]
     stamps = [(r.as_posix(), *_stamp(f)) for r, f in zip(relatives, files, strict=True)]
     print_ = fingerprint(size, asdict(config), stamps)

@@ -514,7 +514,7 @@ def average_into(ema: nn.Module, net: nn.Module, decay: float) -> None:
 
 
 def _seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
-    """`make()` with torch's global generator of the CPU seeded for its duration only; those of cards stay as they are."""
+    """`make()` with torch's global generator of the CPU seeded for its duration only; no card's is."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return make()

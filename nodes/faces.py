@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -26,6 +27,7 @@ from ..bfr_core.adaptation import (
     match_in_order,
     targets_of,
 )
+from ..bfr_core.checkpoints import sha256_of
 from ..bfr_core.gate import GateConfig
 from ..bfr_core.images import printable, read_image, write_image
 from ..bfr_core.pictures import sheet
@@ -39,7 +41,7 @@ MARK = "comfyui.json"  # file of a run that tells it from an earlier one of its 
 
 @dataclass(frozen=True)
 class Faces:
-    """Handle of the faces in a run. fingerprint: of their making, `FaceSet.fingerprint`."""
+    """Handle of the faces in a run. fingerprint: `contents` of them."""
 
     folder: Path
     fingerprint: str
@@ -48,12 +50,17 @@ class Faces:
         """The run and its faces. Raises ValueError if it has been filled with others since."""
         run = Run(self.folder)
         faces = faces_of(run)
-        if faces.fingerprint != self.fingerprint:
+        if contents(faces) != self.fingerprint:
             raise ValueError(
                 f"run {printable(self.folder.name)} was filled with other faces since; give each graph its own run "
                 "name, and queue again"
             )
         return run, faces
+
+
+def contents(faces: FaceSet) -> str:
+    """Fingerprint of the crops themselves: the same faces have the same, with whatever settings they were found."""
+    return fingerprint([(name, sha256_of(faces.path(i))) for i, name in enumerate(faces.names)])
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,7 @@ class Pairs:
 
 
 FACES = FaceConfig()
+AS_TYPED = "as typed"
 RUN = (
     "Name of the run: a folder under output/bfr_runs in which the faces, targets and the restorer are kept, and from "
     "which work goes on after a stop."
@@ -138,6 +146,14 @@ class FacesFromFolder(host.Node):
                 io.String.Input("folder", default="", tooltip="Folder of photos inside it; those below it count, too."),
                 io.String.Input("run", default="my_run", tooltip=RUN),
                 *face_widgets(),
+                io.Combo.Input(
+                    "input_folder",
+                    optional=True,
+                    options=[AS_TYPED, *host.photo_folders()],
+                    default=AS_TYPED,
+                    tooltip="A folder of ComfyUI's folder input, linked ones included, in place of the one that is "
+                    "typed above.",
+                ),
             ],
             face_outputs(),
             ("face crop", "detect faces", "dataset"),
@@ -145,25 +161,46 @@ class FacesFromFolder(host.Node):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, place: str, folder: str, run: str, **_: Any) -> str:
+    def fingerprint_inputs(cls, place: str, folder: str, run: str, input_folder: str = AS_TYPED, **_: Any) -> str:
         """Changes when a photo does, and as `run_state`."""
-        root = host.folder(place)
-        source = paths.inside(root, folder)
-        stamps = [(f.relative_to(source).as_posix(), *host.stamp(f)[1:]) for f in paths.images_inside(source, root)]
+        root, source = chosen_folder(place, folder, input_folder)
+        images, _left_out = paths.images_inside(source, root)
+        stamps = [(f.relative_to(source).as_posix(), *host.stamp(f)[1:]) for f in images]
         return fingerprint(stamps, *run_state(host.open_run(run)))
 
     @classmethod
     def work(
-        cls, restorer: host.Managed, place: str, folder: str, run: str, first: int, count: int, **settings: Any
+        cls,
+        restorer: host.Managed,
+        place: str,
+        folder: str,
+        run: str,
+        first: int,
+        count: int,
+        input_folder: str = AS_TYPED,
+        **settings: Any,
     ) -> io.NodeOutput:
-        root = host.folder(place)
-        source = paths.inside(root, folder)
+        root, source = chosen_folder(place, folder, input_folder)
         if paths.is_inside(host.folder("output") / host.RUNS, source):
             raise ValueError(
                 f"folder {printable(folder)!r} holds the runs themselves; choose the folder of photos in it"
             )
-        paths.images_inside(source, root)
-        return collected(cls, source, host.open_run(run), restorer, FaceConfig(**settings), first, count)
+        images, left_out = paths.images_inside(source, root)
+        opened = host.open_run(run)
+        return collected(cls, source, opened, restorer, face_config(settings), first, count, images, left_out)
+
+
+def chosen_folder(place: str, folder: str, input_folder: str) -> tuple[Path, Path]:
+    """ComfyUI's folder, and the folder of photos in it: the one chosen from the list, else the one typed."""
+    if input_folder != AS_TYPED:
+        place, folder = "input", input_folder
+    root = host.folder(place)
+    return root, paths.to_read(root, folder)
+
+
+def face_config(settings: dict[str, Any]) -> FaceConfig:
+    """The settings that the widgets give; for aligned pictures, in which no face is sought, nothing else counts."""
+    return FaceConfig(aligned=True) if settings["aligned"] else FaceConfig(**settings)
 
 
 class FacesFromImages(host.Node):
@@ -206,19 +243,32 @@ class FacesFromImages(host.Node):
                 if not path.exists():
                     write_image(path, photo)
                 progress.show(i + 1, len(photos))
-        return collected(cls, opened.photos, opened, restorer, FaceConfig(**settings), first, count)
+        return collected(cls, opened.photos, opened, restorer, face_config(settings), first, count)
 
 
 def collected(
-    cls: type[host.Node], photos: Path, run: Run, restorer: host.Managed, config: FaceConfig, first: int, count: int
+    cls: type[host.Node],
+    photos: Path,
+    run: Run,
+    restorer: host.Managed,
+    config: FaceConfig,
+    first: int,
+    count: int,
+    images: list[Path] | None = None,
+    left_out: Sequence[str] = (),
 ) -> io.NodeOutput:
-    """Collect the faces of `photos` in `run`; the node's outputs."""
+    """Collect the faces of `photos` in `run`; the node's outputs.
+
+    images: those under `photos` that are used, None for all. left_out: why others are not, a line each.
+    """
     with run.locked():
-        faces = collect_faces(photos, run, restorer.network.size, config, host.Progress())
+        faces = collect_faces(photos, run, restorer.network.size, config, host.Progress(), images)
     shown = faces.batch(min(first, len(faces) - 1), first + count)
     problems = [problem["problem"] for problem in faces.problems]
-    text = lines([f"{len(faces)} faces", *([f"{len(problems)} photos gave none:"] if problems else []), *problems])
-    handle = Faces(run.folder, faces.fingerprint)
+    said = [f"{len(problems)} photos gave none:", *problems] if problems else []
+    said += [f"{len(left_out)} links were not followed:", *left_out] if left_out else []
+    text = lines([f"{len(faces)} faces", *said])
+    handle = Faces(run.folder, contents(faces))
     picture = folded([[face] for face in shown[:ROWS]], ROWS // 2)[None]
     return host.output(cls, handle, convert.to_image(shown), len(faces), text, text=text, picture=picture)
 
@@ -259,7 +309,7 @@ class TargetsFromImages(host.Node):
         with run.locked():
             files = match_in_order(run, found, convert.to_photos(images), first)
             stamps = [(name, host.stamp(path)[1:]) for name, path in files.items()]
-            made_from = fingerprint(found.fingerprint, stamps)
+            made_from = fingerprint(faces.fingerprint, stamps)
             config = GateConfig(limit=gate)
             accepted = gate_targets(run, found, files, made_from, config, None, progress)
         return paired(cls, run, found, accepted, Pairs(faces, made_from, None), progress)

@@ -45,6 +45,12 @@ class Routed(Restorer):
         return cls(module, base.architecture, base.size, groups=groups, members=tuple(members), **record)
 
     @property
+    def caution(self) -> str:
+        """A line of warning if every group keeps the base; else ""."""
+        own = f"{self.name}: the verdict on its tuning was: keep the base, which does better for every group of damages"
+        return "" if any(self.members[1:]) else printable(own)
+
+    @property
     def fidelity_weight(self) -> float | None:
         """CodeFormer's fidelity_weight, one for all members; None where no member is a CodeFormer."""
         weights = (getattr(one, "fidelity_weight", None) for one in self.members if one)

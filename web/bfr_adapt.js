@@ -1,0 +1,49 @@
+// Shows what a node says (verdict, counts, cautions) below its widgets.
+//
+// The server also sends these texts while the graph runs. Pages that show those make a widget named SHOWN_BY_PAGE on
+// the node, and then nothing is added; others, ComfyUI's frontend 1.42 among them, show nothing without this.
+import { app } from "../../scripts/app.js";
+import { ComfyWidgets } from "../../scripts/widgets.js";
+
+const KEY = "bfr_text"; // of the outputs that a node shows, see nodes/host.py
+const OURS = "bfr_text";
+const SHOWN_BY_PAGE = "$$node-text-preview";
+const LEAST_HEIGHT = 90; // of a node's text, in pixels of the graph
+
+function widgetNamed(node, name) {
+  return node.widgets?.find((widget) => widget.name === name);
+}
+
+function textWidget(node) {
+  const found = widgetNamed(node, OURS);
+  if (found) return found;
+  const { widget } = ComfyWidgets.STRING(node, OURS, ["STRING", { multiline: true }], app);
+  widget.label = "";
+  widget.serialize = false; // neither in saved workflows, whose values go by their order,
+  widget.options.serialize = false; // nor in what is sent to the server
+  widget.options.read_only = true;
+  const element = widget.inputEl ?? widget.element;
+  if (element) element.readOnly = true;
+  const least = node.computeSize();
+  node.setSize([Math.max(node.size[0], least[0]), Math.max(node.size[1] + LEAST_HEIGHT, least[1])]);
+  return widget;
+}
+
+function show(node, texts) {
+  const shown = widgetNamed(node, SHOWN_BY_PAGE);
+  if (shown?.value && !widgetNamed(node, OURS)) return;
+  textWidget(node).value = texts.join("\n");
+  app.graph?.setDirtyCanvas(true, true);
+}
+
+app.registerExtension({
+  name: "BFRAdapt.Texts",
+  beforeRegisterNodeDef(nodeType, nodeData) {
+    if (!nodeData.name.startsWith("BFR_")) return;
+    const before = nodeType.prototype.onExecuted;
+    nodeType.prototype.onExecuted = function (output) {
+      before?.apply(this, arguments);
+      if (output?.[KEY]?.length) show(this, output[KEY]);
+    };
+  },
+});
