@@ -467,7 +467,8 @@ class Page:
             return failed(error)
         if not report:
             return ""
-        kind = report.get("verdict") if report.get("verdict") in VERDICTS else "not_judged"
+        verdict = str(report.get("verdict"))
+        kind = verdict if verdict in VERDICTS else "not_judged"
         sentence = text(report.get("verdict_sentence", ""))
         return block(f'<p class="verdict {kind}"><b>{VERDICTS[kind]}.</b> {sentence}</p>')
 

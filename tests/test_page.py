@@ -362,9 +362,11 @@ def test_time_left_in_words():
     ]  # fmt: skip
 
 
-BROKEN = ("{", "[1]", "3", '{"faces": 3}', '{"faces": [3, {}]}', '{"figures": 3}', '{"figures": [3]}')
-BROKEN += ('{"tables": [{"title": "Groups"}]}', '{"verdict": []}', '{"loss_curves": {"l1": 3}}', '{"curves": 3}')
-BROKEN += ('{"changes": 3, "minutes": "many"}', '{"photos": []}', '{"finetune": []}', '{"finetune": {"groups": "x"}}')
+BROKEN = (
+    "{", "[1]", "3", '{"faces": 3}', '{"faces": [3, {}]}', '{"figures": 3}', '{"figures": [3]}',
+    '{"tables": [{"title": "Groups"}]}', '{"verdict": []}', '{"loss_curves": {"l1": 3}}', '{"curves": 3}',
+    '{"changes": 3, "minutes": "many"}', '{"photos": []}', '{"finetune": []}', '{"finetune": {"groups": "x"}}',
+)  # fmt: skip
 RECORDS = ("job.json", "report.json", "request.json", "config.json", "faces/faces.json", "left_out.json")
 
 

@@ -30,8 +30,8 @@ from bfr_core.vote import make_ballot
         (lambda: RestoreConfig(detector="eyes"), 'detector is "eyes"'),
         (lambda: RestoreConfig(skip_sharp=math.nan), "skip_sharp is nan"),
         (lambda: TargetConfig(batch_size=0), "batch_size is 0"),
-        (lambda: TargetConfig(reference="best"), "reference is 'best'"),
-        (lambda: TargetConfig(precision="half"), "precision is 'half'"),
+        (lambda: TargetConfig(reference="best"), "reference is 'best'"),  # type: ignore[arg-type]
+        (lambda: TargetConfig(precision="half"), "precision is 'half'"),  # type: ignore[arg-type]
         (lambda: SamplerConfig(factor=0), "factor is 0"),
         (lambda: GateConfig(limit=math.nan), "gate limit is nan"),
         (lambda: GateConfig(most_moved=-1), "gate most_moved is -1"),
@@ -41,7 +41,7 @@ from bfr_core.vote import make_ballot
         (lambda: FinetuneConfig(adversarial=-0.1), "adversarial is -0.1"),
         (lambda: FinetuneConfig(ema=1), "ema is 1"),
         (lambda: FinetuneConfig(halve_at=(0.5, 2)), "halve_at is"),
-        (lambda: FinetuneConfig(precision="half"), "precision is 'half'"),
+        (lambda: FinetuneConfig(precision="half"), "precision is 'half'"),  # type: ignore[arg-type]
         (lambda: evaluate(Path("a"), Path("b"), factor=0), "factor is 0"),
         (lambda: make_ballot(Path("a"), Path("a"), Path("a"), Path("b"), most=0), "most is 0"),
     ],
