@@ -8,6 +8,7 @@ import pytest
 
 from bfr_core.adaptation import FaceConfig
 from bfr_core.album import AlbumConfig
+from bfr_core.cli import main
 from bfr_core.evaluate import evaluate
 from bfr_core.finetuning import FinetuneConfig
 from bfr_core.gate import GateConfig
@@ -49,3 +50,19 @@ from bfr_core.vote import make_ballot
 def test_settings_out_of_their_range_are_refused_by_name(make, says):
     with pytest.raises(ValueError, match=re.escape(says)):
         make()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("evaluate", "a", "--clean", "b", "--factor", "0"), "factor is 0"),
+        (("faces", "a", "--run", "r", "--min-face", "-5"), "min_face is -5"),
+        (("restore", "a", "--out", "b", "--threshold", "7"), "threshold is 7"),
+        (("vote", "a", "--a", "a", "--b", "a", "--out", "b", "--most", "0"), "most is 0"),
+        (("adapt", "a", "--run", "r", "--lr", "nan"), "lr is nan"),
+    ],
+)
+def test_commands_refuse_them_with_status_2(words, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert says in capsys.readouterr().err and not list(tmp_path.iterdir())

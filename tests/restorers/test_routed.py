@@ -204,9 +204,17 @@ class Faithful(Restorer):
         return torch.full_like(lq, self.fidelity_weight)
 
 
+def test_one_that_keeps_the_base_everywhere_says_so(file):
+    routed = load_restorer(file)
+    assert isinstance(routed, Routed) and routed.caution == ""
+    kept = replace(routed, members=(routed.members[0], None, None))
+    assert "keep the base" in kept.caution and kept.name in kept.caution
+
+
 def test_fidelity_reaches_every_member(file, lq):
     routed = load_restorer(file)
-    assert routed.fidelity_weight is None and torch.equal(with_fidelity(routed, 0.9).restore(lq), routed.restore(lq))
+    assert isinstance(routed, Routed) and routed.fidelity_weight is None
+    assert torch.equal(with_fidelity(routed, 0.9).restore(lq), routed.restore(lq))
     members = [Faithful(**{f.name: getattr(one, f.name) for f in fields(Restorer)}) for one in routed.members if one]
     several = replace(routed, members=(*members, None))
     assert several.restore(lq).eq(0.5).all() and several.fidelity_weight == 0.5
