@@ -8,6 +8,7 @@ import { ComfyWidgets } from "../../scripts/widgets.js";
 const KEY = "bfr_text"; // of the outputs that a node shows, see nodes/host.py
 const OURS = "bfr_text";
 const SHOWN_BY_PAGE = "$$node-text-preview";
+const TYPE = /^BFR_/; // of our nodes
 const LEAST_HEIGHT = 90; // of a node's text, in pixels of the graph
 
 function widgetNamed(node, name) {
@@ -36,14 +37,29 @@ function show(node, texts) {
   app.graph?.setDirtyCanvas(true, true);
 }
 
+// The node that a page names "4", or "<id of a subgraph>:4".
+function nodeNamed(name) {
+  const parts = name.split(":");
+  const root = app.rootGraph ?? app.graph;
+  const graph = parts.length > 1 ? root?.subgraphs?.get(parts[0]) : root;
+  return graph?.getNodeById?.(Number(parts.at(-1)));
+}
+
 app.registerExtension({
   name: "BFRAdapt.Texts",
   beforeRegisterNodeDef(nodeType, nodeData) {
-    if (!nodeData.name.startsWith("BFR_")) return;
+    if (!TYPE.test(nodeData.name)) return;
     const before = nodeType.prototype.onExecuted;
     nodeType.prototype.onExecuted = function (output) {
       before?.apply(this, arguments);
       if (output?.[KEY]?.length) show(this, output[KEY]);
     };
+  },
+  // When a page brings outputs of an earlier time back, such as from its list of runs, no node is told.
+  onNodeOutputsUpdated(outputs) {
+    for (const [name, output] of Object.entries(outputs ?? {})) {
+      const node = output?.[KEY]?.length && nodeNamed(name);
+      if (node && TYPE.test(node.type)) show(node, output[KEY]);
+    }
   },
 });

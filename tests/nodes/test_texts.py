@@ -13,7 +13,10 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "web" / "bfr_adapt.js"
 APP = """
-export const app = {extensions: [], graph: {setDirtyCanvas() {}}, registerExtension(e) { this.extensions.push(e); }};
+export const app = {
+  extensions: [], nodes: {}, graph: {setDirtyCanvas() {}, getNodeById: (id) => app.nodes[id]},
+  registerExtension(e) { this.extensions.push(e); },
+};
 """
 WIDGETS = """
 export const ComfyWidgets = {STRING(node, name, kind) {
@@ -27,7 +30,7 @@ import { app } from "/scripts/app.js";
 import "/extensions/pack/bfr_adapt.js";
 window.make = (type) => {
   class Node {
-    widgets = []; size = [300, 100]; before = [];
+    widgets = []; size = [300, 100]; before = []; type = type;
     computeSize() { return [200, 50 + 40 * this.widgets.length]; }
     setSize(size) { this.size = size; }
     onExecuted(output) { this.before.push(output); }
@@ -35,6 +38,7 @@ window.make = (type) => {
   app.extensions.forEach((e) => e.beforeRegisterNodeDef(Node, {name: type}));
   return new Node();
 };
+window.app = app;
 </script>"""
 RUN = """
 const [type, kept, outputs] = arguments, node = make(type);
@@ -81,3 +85,21 @@ def test_nothing_is_shown_twice_and_other_nodes_are_left_alone(texts: Any) -> No
     assert [w[0] for w in texts("BFR_Compare", [by_page], said)[0]] == ["$$node-text-preview"]
     assert [w[1] for w in texts("BFR_Compare", [by_page | {"value": ""}], said)[0]] == ["", "2 faces"]
     assert texts("SomeNode", [], said)[:2] == [[], [300, 100]]
+
+
+BACK = """
+const [type, outputs] = arguments, node = make(type), inner = make(type);
+app.nodes = {4: node};
+app.graph.subgraphs = new Map([["box", {getNodeById: (id) => id === 7 && inner}]]);
+app.extensions.forEach((e) => e.onNodeOutputsUpdated(outputs));
+return [node, inner].map((n) => n.widgets.map((w) => w.value));
+"""
+
+
+def test_texts_come_back_with_outputs_of_an_earlier_time(texts: Any, browser: Any) -> None:
+    said = {"bfr_text": ["2 faces"]}
+    back = {"4": said, "box:7": {"bfr_text": ["3 faces"]}, "9": said, "other:7": said}
+    assert browser.execute_script(BACK, "BFR_Compare", back) == [["2 faces"], ["3 faces"]]
+    assert browser.execute_script(BACK, "BFR_Compare", {"4": {"images": []}, "box:7": None}) == [[], []]
+    assert browser.execute_script(BACK, "SomeNode", {"4": said}) == [[], []]
+    assert browser.execute_script(BACK, "BFR_Compare", None) == [[], []]
