@@ -181,7 +181,7 @@ def page(comfy: Any, browser: Any) -> Any:
     time.sleep(2)  # it opens a graph of its own
     browser.execute_script(SETTINGS)
     for button in browser.find_elements("css selector", ".p-dialog-close-button, .p-dialog [aria-label=Close]"):
-        button.click()  # a first start shows templates
+        browser.execute_script("arguments[0].click()", button)  # a first start shows templates
         time.sleep(1)
     return browser
 
