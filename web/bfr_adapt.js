@@ -9,6 +9,8 @@ const KEY = "bfr_text"; // of the outputs that a node shows, see nodes/host.py
 const OURS = "bfr_text";
 const SHOWN_BY_PAGE = "$$node-text-preview";
 const TYPE = /^BFR_/; // of our nodes
+// A text of Faces from Folder or Compare, which stands in a saved workflow where a newer version has a value.
+const LEFT_OVER = /^\d+ faces(\n|$)|^columns: | is better: | best at 1: /;
 const LEAST_HEIGHT = 90; // of a node's text, in pixels of the graph
 
 function widgetNamed(node, name) {
@@ -32,9 +34,21 @@ function textWidget(node) {
 
 function show(node, texts) {
   const shown = widgetNamed(node, SHOWN_BY_PAGE);
+  if (shown) shown.serialize = false; // older pages would save the text among the values, which go by their order
   if (shown?.value && !widgetNamed(node, OURS)) return;
   textWidget(node).value = texts.join("\n");
   app.graph?.setDirtyCanvas(true, true);
+}
+
+// Older pages saved a text behind the values. Where a value was added since, the text is not taken for that.
+function dropLeftOvers(node, inputs) {
+  for (const widget of node.widgets ?? []) {
+    const usual = inputs[widget.name]?.[1]?.default;
+    const text = typeof widget.value === "string";
+    if (text && (typeof usual === "boolean" || (typeof usual === "string" && LEFT_OVER.test(widget.value)))) {
+      widget.value = usual;
+    }
+  }
 }
 
 // The node that a page names "4", or "<id of a subgraph>:4".
@@ -49,6 +63,12 @@ app.registerExtension({
   name: "BFRAdapt.Texts",
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (!TYPE.test(nodeData.name)) return;
+    const inputs = { ...nodeData.input?.required, ...nodeData.input?.optional };
+    const configured = nodeType.prototype.onConfigure;
+    nodeType.prototype.onConfigure = function () {
+      configured?.apply(this, arguments);
+      dropLeftOvers(this, inputs);
+    };
     const before = nodeType.prototype.onExecuted;
     nodeType.prototype.onExecuted = function (output) {
       before?.apply(this, arguments);

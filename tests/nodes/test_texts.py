@@ -28,14 +28,14 @@ export const ComfyWidgets = {STRING(node, name, kind) {
 PAGE = """<script type="module">
 import { app } from "/scripts/app.js";
 import "/extensions/pack/bfr_adapt.js";
-window.make = (type) => {
+window.make = (type, optional = {}) => {
   class Node {
     widgets = []; size = [300, 100]; before = []; type = type;
     computeSize() { return [200, 50 + 40 * this.widgets.length]; }
     setSize(size) { this.size = size; }
     onExecuted(output) { this.before.push(output); }
   }
-  app.extensions.forEach((e) => e.beforeRegisterNodeDef(Node, {name: type}));
+  app.extensions.forEach((e) => e.beforeRegisterNodeDef(Node, {name: type, input: {required: {}, optional}}));
   return new Node();
 };
 window.app = app;
@@ -82,7 +82,8 @@ def test_a_nodes_text_is_shown_once_and_saved_nowhere(texts: Any) -> None:
 def test_nothing_is_shown_twice_and_other_nodes_are_left_alone(texts: Any) -> None:
     said = [{"bfr_text": ["2 faces"]}]
     by_page = {"name": "$$node-text-preview", "value": "2 faces"}
-    assert [w[0] for w in texts("BFR_Compare", [by_page], said)[0]] == ["$$node-text-preview"]
+    (widget,) = texts("BFR_Compare", [by_page], said)[0]
+    assert widget[:3] == ["$$node-text-preview", "2 faces", False], "and it is saved nowhere"
     assert [w[1] for w in texts("BFR_Compare", [by_page | {"value": ""}], said)[0]] == ["", "2 faces"]
     assert texts("SomeNode", [], said)[:2] == [[], [300, 100]]
 
@@ -103,3 +104,28 @@ def test_texts_come_back_with_outputs_of_an_earlier_time(texts: Any, browser: An
     assert browser.execute_script(BACK, "BFR_Compare", {"4": {"images": []}, "box:7": None}) == [[], []]
     assert browser.execute_script(BACK, "SomeNode", {"4": said}) == [[], []]
     assert browser.execute_script(BACK, "BFR_Compare", None) == [[], []]
+
+
+OPENED = """
+const [optional, values] = arguments, node = make("BFR_Compare", optional);
+node.widgets = Object.keys(optional).map((name, i) => ({name, value: values[i] ?? optional[name][1].default}));
+node.onConfigure({widgets_values: values});
+return node.widgets.map((w) => w.value);
+"""
+
+
+@pytest.mark.parametrize(
+    ("values", "read"),
+    [
+        (["saved: mine.safetensors", "old", "mine"], [False, "old", "mine"]),
+        ([True, "10 faces", "PSNR (dB), higher is better: restored 20.00"], [True, "as typed", "restored"]),
+        ([False, "10 faces\n2 photos gave none:", "columns: restored; no clean"], [False, "as typed", "restored"]),
+        ([True, "10 faces of mine", "columns"], [True, "10 faces of mine", "columns"]),
+    ],
+)
+def test_texts_that_older_pages_saved_are_taken_for_no_value(
+    texts: Any, browser: Any, values: list, read: list
+) -> None:
+    usual = {"only_adopted": False, "input_folder": "as typed", "name_of_restored": "restored"}
+    optional = {name: ["ANY", {"default": value}] for name, value in usual.items()}
+    assert browser.execute_script(OPENED, optional, values) == read
