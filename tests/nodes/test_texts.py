@@ -107,8 +107,9 @@ def test_texts_come_back_with_outputs_of_an_earlier_time(texts: Any, browser: An
 
 
 OPENED = """
-const [optional, values] = arguments, node = make("BFR_Compare", optional);
-node.widgets = Object.keys(optional).map((name, i) => ({name, value: values[i] ?? optional[name][1].default}));
+const [names, usual, values] = arguments;
+const node = make("BFR_Compare", Object.fromEntries(names.map((name, i) => [name, ["ANY", {default: usual[i]}]])));
+node.widgets = names.map((name, i) => ({name, value: values[i]}));
 node.onConfigure({widgets_values: values});
 return node.widgets.map((w) => w.value);
 """
@@ -127,5 +128,4 @@ def test_texts_that_older_pages_saved_are_taken_for_no_value(
     texts: Any, browser: Any, values: list, read: list
 ) -> None:
     usual = {"only_adopted": False, "input_folder": "as typed", "name_of_restored": "restored"}
-    optional = {name: ["ANY", {"default": value}] for name, value in usual.items()}
-    assert browser.execute_script(OPENED, optional, values) == read
+    assert browser.execute_script(OPENED, list(usual), list(usual.values()), values) == read
