@@ -65,6 +65,8 @@ def ablate(
     first by name; all are held in memory. Finished cells are kept in
     out/ablation.json, and not made again. Raises FileNotFoundError or ValueError in one line.
     """
+    if limit < 1:
+        raise ValueError(f"limit is {limit}; it must be 1 face or more")
     pairs, notes = match_files({"damaged": Path(lq), "clean": Path(clean)})
     for note in notes:
         log.info("%s", note)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .album import MOST_EXAMPLES, AlbumConfig, Clarity, Examples, clarity, is_good
 from .faces.align import crop_face
+from .faces.detect import check_detector
 from .faces.landmarks import load_landmark_net
 from .files.kinds import LeftOutError, without_name
 from .files.ownership import Ledger, claim, is_own, made_without_list, note, sha256_of
@@ -30,7 +31,17 @@ from .prior import Prior, load_prior
 from .pseudo_targets import TargetConfig, make_pseudo_targets, settled
 from .restore import square
 from .restorers import Restorer, load_restorer, save_change, save_restorer
-from .runs import Run, fingerprint, growing, old_files, open_stage, read_json, remove, stage_folder, write_json
+from .runs import (
+    Run,
+    fingerprint,
+    growing,
+    old_files,
+    open_stage,
+    read_table,
+    remove,
+    stage_folder,
+    write_json,
+)
 from .sampler import SamplerConfig
 from .verdict import Judgement, judge, load_usual
 
@@ -64,6 +75,11 @@ class FaceConfig:
     detector: str = "auto"
     threshold: float = 0.5
     min_face: int = 32
+
+    def __post_init__(self) -> None:
+        check_detector(self.detector, self.threshold)
+        if self.min_face < 1:
+            raise ValueError(f"min_face is {self.min_face}; it must be 1 pixel or more")
 
 
 @dataclass(frozen=True)
@@ -205,15 +221,20 @@ def collect_faces(
     config: FaceConfig,
     callback: StageCallback | None = None,
     device: torch.device | str = "cpu",
+    files: Sequence[Path] | None = None,
 ) -> FaceSet:
     """Aligned crops of every face under `photos`, in run.faces; a photo that cannot be used is logged and left out.
 
     device: where the detector's network runs.
+    files: those photos under it that are used; all that `look_through` finds if left out.
     Only photos that are new, or whose content, name or settings changed, are looked at; crops of photos that are gone
     are deleted. A crop that was changed by hand is kept and used.
     Raises FileNotFoundError or ValueError if there are no photos, or no face in any of them.
     """
-    files, others = look_through(photos)
+    if not 16 <= size <= 2048:
+        raise ValueError(f"size is {size}; the side of a crop must be 16 to 2048 pixels")
+    found, others = look_through(photos)
+    files = found if files is None else list(files)
     relatives = [f.relative_to(photos) for f in files]
     open_stage(run.faces, _old_crops(run))
     journal = growing(run.faces / "photos.jsonl", JOURNAL_HEAD)
@@ -313,7 +334,7 @@ def leave_out(run: Run, names: Iterable[str]) -> None:
 
 def left_out_of(run: Run) -> list[str]:
     """Names of the run's faces that the user left out, sorted; they stay so at another size of the crops."""
-    marked = read_json(run.left_out, {"names": {}})["names"]
+    marked = read_table(run.left_out, names=(dict, list)).get("names", {})
     faces = {face["name"]: face.get("found") for face in _face_index(run)["faces"]}
     if not isinstance(marked, dict):  # of version 0.1
         return sorted(faces.keys() & set(marked))
@@ -321,8 +342,8 @@ def left_out_of(run: Run) -> list[str]:
 
 
 def _face_index(run: Run) -> dict[str, Any]:
-    index = read_json(run.faces / "faces.json")
-    if index is None:
+    index = read_table(run.faces / "faces.json", faces=list, problems=list)
+    if not index:
         raise ValueError(f"{printable(run.folder)}: holds no faces yet; start with 'bfr faces PHOTOS --run ...'")
     return index
 
@@ -425,7 +446,7 @@ def find_good_faces(
 ) -> dict[str, Clarity]:
     """Those of `faces` that are good, by name: see `album`. A face that was enlarged to its crop is not."""
     keys = {n: fingerprint(sha256_of(faces.folder / f"{n}.png"), base.sha256, prior.sha256) for n in faces.names}
-    kept: dict[str, dict[str, Any]] = read_json(run.album, {}).get("clarity", {})
+    kept: dict[str, dict[str, Any]] = read_table(run.album, clarity=dict).get("clarity", {})
     seen = {n: kept[n] for n in faces.names if n in kept and kept[n].get("key") == keys[n]}
     missing = [n for n in faces.names if n not in seen]
     for start in range(0, len(missing), GATE_BATCH):
@@ -456,7 +477,7 @@ def settled_targets(
     if config.is_settled:
         return config
     print_ = fingerprint(restorer.sha256, prior.sha256, asdict(config))
-    found = read_json(run.settled, {})
+    found = read_table(run.settled)
     if found.get("made_with") != print_ or not _still_typical(found, faces):
 
         def step(call: int, calls: int) -> None:
@@ -519,7 +540,7 @@ def draw_targets(
         open_stage(folder, _old_crops(run))
     _adopt_redrawn(run)
     marker = run.targets / "stage.json"
-    made: dict[str, str] = read_json(marker, {}).get("made", {})
+    made: dict[str, str] = read_table(marker, made=dict).get("made", {})
     keys = {n: target_key(faces.folder / f"{n}.png", n, restorer, prior, config) for n in faces.names}
     files = {n: run.targets / f"{n}.png" for n in faces.names}
     by_hand = made_by_hand({n: path for n, path in files.items() if path.exists()})
@@ -577,7 +598,8 @@ def _adopt_redrawn(run: Run) -> None:
 
 def _without_strays(run: Run, made: dict[str, str], faces: FaceSet) -> dict[str, str]:
     """`made` less the targets of faces that are no longer in the photos, which are deleted; those left out stay."""
-    known = {face["name"] for face in read_json(run.faces / "faces.json", {"faces": []})["faces"]} | set(faces.names)
+    found = read_table(run.faces / "faces.json", faces=list).get("faces", [])
+    known = {face["name"] for face in found} | set(faces.names)
     strays = [name for name in made if name not in known]
     folders = (run.restored, run.targets, run.redrawn)
     remove(folder / f"{name}.png" for name in strays for folder in folders)
@@ -588,7 +610,7 @@ def _old_crops(run: Run) -> list[str]:
     """For `open_stage`: what version 0.1 called the pictures of the run's faces, and its own files beside them."""
     journal, index = run.faces / "photos.jsonl", run.faces / "faces.json"
     names = [name for record in _lines_of(journal) for name in _names_of(record)]
-    names += [face["name"] for face in (read_json(index, {"faces": []}) if not names else {"faces": []})["faces"]]
+    names += [face["name"] for face in (read_table(index, faces=list) if not names else {}).get("faces", [])]
     return [journal.name, index.name, *(f"{glob.escape(name)}.png" for name in names)]
 
 
@@ -634,7 +656,7 @@ def keep_redraws(
 ) -> Redraw:
     """`redraw`, each draw of which is kept in run.redrawn, tries/, and not made again."""
     folder = run.redrawn / "tries"
-    drawn: dict[str, str] = read_json(folder / "tries.json", {})
+    drawn: dict[str, str] = read_table(folder / "tries.json")
 
     def kept(lq: Tensor, names: list[str], attempt: int) -> Tensor:
         for face, name in zip(lq, names, strict=True):
@@ -666,7 +688,7 @@ def gate_targets(
     """
     by_hand = made_by_hand(files)
     print_ = fingerprint(made_from, sorted(files), asdict(config), redraw is not None, *by_hand)
-    found = read_json(run.gate, {})
+    found = read_table(run.gate, seen=dict, refused=dict, redrawn=list)
     if found.get("fingerprint") != print_:
         found = _gated(run, faces, files, by_hand, config, redraw, callback)
         seen = {name: sha256_of(path) for name, path in files.items()}
@@ -683,7 +705,7 @@ def gate_targets(
 
 def accepted_targets(run: Run, files: dict[str, Path], made_from: str) -> dict[str, Path]:
     """Those of `files` that passed the gate when it last saw them; the others, if it did not see them as they are."""
-    found = read_json(run.gate, {})
+    found = read_table(run.gate, seen=dict, refused=dict, redrawn=list)
     seen, redrawn, refused = found.get("seen", {}), set(found.get("redrawn", ())), found.get("refused", {})
     accepted = {}
     for name, path in files.items():

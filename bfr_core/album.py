@@ -44,6 +44,11 @@ class AlbumConfig:
     most_noise: float = 0.6
     least_kept: float = 35.0
 
+    def __post_init__(self) -> None:
+        for name in ("least_sharpness", "most_noise", "least_kept"):
+            if not getattr(self, name) >= 0:  # also where it is not a number
+                raise ValueError(f"album {name} is {getattr(self, name)}; it must be 0 or more")
+
 
 class Clarity(NamedTuple):
     """What says whether a face is good, see `AlbumConfig`; a number each."""

@@ -27,6 +27,11 @@ MAX_REASON = 160  # characters of another library's words
 WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "params-ema", "model", "net")
 METADATA = "bfr_adapt"  # where a PyTorch file of this program has what a safetensors file has as metadata
 PREFIXES = ("module.", "_orig_mod.", "netG.")  # that wrappers of networks put before every name
+HEAD = 512  # bytes at the start of a file, by which other kinds of files are known
+GIT_LFS = b"version https://git-lfs"
+PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")
+ARCHIVES = {b"\x1f\x8b": "a gzip archive", b"7z\xbc\xaf\x27\x1c": "a 7z archive", b"Rar!": "a RAR archive"}
+TEXT = frozenset(b"\t\r\n") | frozenset(range(32, 127))
 SPARE_BYTES = 1 << 26  # that building a network may take beyond what its file holds
 
 
@@ -41,6 +46,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise FileNotFoundError(f"{path}: no such file")
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path.name}: has {path.stat().st_size} bytes; that is no network this program knows")
+    _refuse_other_kinds(path)
     if path.suffix == ".safetensors":
         state, metadata = _read_safetensors(path)
     else:
@@ -56,6 +62,31 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _is_finite(value: Tensor) -> bool:
     value = value.float() if value.dtype == torch.float16 else value  # PyTorch 2.1 has no aminmax of float16
     return bool(torch.stack(torch.aminmax(value)).isfinite().all())
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    """Raise ValueError, naming what the file is and what to do, if by its start it plainly holds no weights."""
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    is_safetensors = head[8:9] == b"{"  # after a length, whose bytes may be an archive's mark
+    if not head:
+        said = "is empty; get the file anew"
+    elif path.suffix.lower() == ".onnx":
+        said = (
+            "is an ONNX file; such a network cannot be tuned and is not opened here; give its .pth or .safetensors file"
+        )
+    elif text.startswith(GIT_LFS):
+        said = "is a git-lfs pointer, which stands for the weights and holds none; run 'git lfs pull' or download it"
+    elif text.startswith(PAGES):
+        said = "is a web page, which came in place of the weights; download the file itself"
+    elif (archive := next((ARCHIVES[mark] for mark in ARCHIVES if head.startswith(mark)), "")) and not is_safetensors:
+        said = f"is {archive}; unpack it and give the file of weights that is in it"
+    elif TEXT.issuperset(head):
+        said = "is a text, which holds no weights; get the file anew"
+    else:
+        return
+    raise ValueError(f"{path.name}: {said}")
 
 
 def _refuse_absurd(path: Path, state: Mapping[str, Tensor]) -> None:

@@ -389,7 +389,7 @@ def export(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     if place.suffix == ".pth":
         export_pth(place, restorer)
     else:
-        save_restorer(place, restorer, {k: v for k, v in restorer.metadata.items() if k != "kind"})
+        save_restorer(place, restorer, restorer.metadata)
     print(f"restorer: {printable(place)}, licence: {printable(restorer.licence)}", file=sys.stderr)
     return {"restorer": str(place), "licence": restorer.licence}
 

@@ -108,8 +108,11 @@ def evaluate(
     Files match by relative path without suffix; a face counts if every folder has it, readable, in one size. Others
     are named in a note and left out. factor: of the low band that restored and lq are compared in. seed: of the
     bootstrap. callback(step, total, None) is called per face and may raise to cancel.
-    Raises FileNotFoundError or ValueError, in one line, for a folder without images or when nothing matches.
+    Raises FileNotFoundError or ValueError, in one line, for a folder without images, when nothing matches, or for a
+    factor below 1.
     """
+    if factor < 1:
+        raise ValueError(f"factor is {factor}; it must be 1 or more")
     given = {RESTORED: restored, CLEAN: clean, DAMAGED: lq}
     folders = {role: Path(folder) for role, folder in given.items() if folder is not None}
     matches, notes = match_files(folders)

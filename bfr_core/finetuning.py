@@ -115,11 +115,14 @@ class FinetuneConfig:
         check_precision(self.precision)
         if self.iterations < 1:
             raise ValueError(f"iterations is {self.iterations}; it must be 1 or more")
-        if self.minutes < 0:
-            raise ValueError(f"minutes is {self.minutes}; it must be 0 (no limit) or more")
+        if not self.lr > 0:
+            raise ValueError(f"lr is {self.lr}; it must be above 0")
+        for name in ("minutes", "lr_end", "checkpoint_seconds", *TERMS):
+            if not getattr(self, name) >= 0:  # also where it is not a number
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if self.trainable not in ("full", "lora"):
             raise ValueError(f"trainable is {self.trainable!r}; it must be 'full' or 'lora'")
-        for name in ("batch_size", "micro_batch", "judge_every", "rank"):
+        for name in ("batch_size", "micro_batch", "judge_every", "rank", "discriminator_features"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
         for name in ("critic_lr", "clip"):
@@ -130,6 +133,11 @@ class FinetuneConfig:
         for name in ("anchor", "warmup", "transplant"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 to 1")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; it must be 0 to less than 1")
+        if not all(0 < share < 1 for share in self.halve_at):
+            raise ValueError(f"halve_at is {self.halve_at}; each must be a share of the tuning between 0 and 1")
+        check_precision(self.precision)
         if self.judged_on not in ("own", "transplanted"):
             raise ValueError(f"judged_on is {self.judged_on!r}; it must be 'own' or 'transplanted'")
         if not 0 <= self.held_out < 1:

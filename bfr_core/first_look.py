@@ -26,7 +26,7 @@ from .images import list_images, printable, read_image, replace_atomically, writ
 from .prior import Prior, load_prior
 from .report import Gallery, ReportData, write_report
 from .restorers import Restorer, load_restorer
-from .runs import Run, fingerprint, read_json, stage_folder, write_json
+from .runs import Run, fingerprint, read_json, read_table, stage_folder, write_json
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def few_faces(
     Raises FileNotFoundError or ValueError if there are none.
     """
     own = changed(config, {"gate.limit": 0.0, "targets.search": (), "album": AlbumConfig()})
-    if read_json(run.faces / "faces.json", {}).get("size") == size:
+    if read_table(run.faces / "faces.json").get("size") == size:
         known = faces_of(run)
         names = [known.names[i] for i in spread(len(known), FACES)]
         return replace(known, names=names, fingerprint=fingerprint(known.fingerprint, names)), own, len(known)

@@ -41,8 +41,9 @@ class GateConfig:
     most_moved: float = 0.25
 
     def __post_init__(self) -> None:
-        if self.tries < 0 or self.limit < 0:
-            raise ValueError(f"gate tries is {self.tries} and limit {self.limit}; both must be 0 or more")
+        for name in ("tries", "limit", "least_score", "most_moved"):
+            if not getattr(self, name) >= 0:  # also where it is not a number
+                raise ValueError(f"gate {name} is {getattr(self, name)}; it must be 0 or more")
 
 
 class Checks(NamedTuple):

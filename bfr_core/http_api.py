@@ -13,7 +13,6 @@ What cannot be done is answered with 400 and {"detail": one line}.
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -24,7 +23,7 @@ from .hosted import Hosted, in_words, wish_of
 from .images import read_photo, write_photo
 from .page import ADVANCED, MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS, Choices, Page, value_at
 from .published import RECOMMENDED, recipe_of
-from .runs import read_json
+from .runs import read_table
 
 PREFIX = "/bfr-adapt/v1"
 Reply = dict[str, Any]
@@ -43,7 +42,7 @@ def add_routes(app: Any, hosted: Hosted, logins: Mapping[str, str]) -> None:
     def safe(act: Callable[[], Reply]) -> Reply:
         try:
             return act()
-        except (ValueError, TypeError, OSError) as error:
+        except (ValueError, TypeError, OverflowError, OSError) as error:
             line = (str(error) or type(error).__name__).splitlines()[0]
             raise fastapi.HTTPException(400, line) from None
 
@@ -83,7 +82,7 @@ def logged_in(header: str, logins: Mapping[str, str]) -> bool:
     kind, _, code = header.partition(" ")
     try:
         user, _, password = base64.b64decode(code, validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # not base64, not UTF-8, or not ASCII to begin with
         return False
     known = user in logins
     right = hmac.compare_digest(password.encode(), logins.get(user, "").encode())
@@ -91,11 +90,14 @@ def logged_in(header: str, logins: Mapping[str, str]) -> bool:
 
 
 def about(page: Page, name: str) -> Reply:
-    """A run's last job, whether it has a restorer, and its verdict ("" if none)."""
+    """A run's last job, whether it has a restorer, and its verdict ("" if none). What is damaged is its error."""
     run = page.run(name)
-    status = asdict(page.jobs.status(run))
+    status = asdict(page.status(run))
     kept = {key: status[key] for key in ("kind", "state", "stage", "step", "steps", "seconds_left", "error")}
-    verdict = read_json(run.folder / "report.json", {}).get("verdict", "")
+    try:
+        verdict = read_table(run.folder / "report.json", verdict=str).get("verdict", "")
+    except ValueError as error:
+        verdict, kept["error"] = "", kept["error"] or str(error)
     return {"name": name, "verdict": verdict, "adapted": run.result.is_file()} | kept
 
 
@@ -144,5 +146,5 @@ def restored(hosted: Hosted, body: Mapping[str, Any]) -> Reply:
 def _decoded(code: str) -> bytes:
     try:
         return base64.b64decode(code, validate=True)
-    except binascii.Error:
+    except ValueError:  # also for letters that are not ASCII
         raise ValueError("image must be a picture file in base64") from None

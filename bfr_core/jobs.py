@@ -6,19 +6,21 @@ Nothing here knows a page: a job is a thread that calls a function and writes do
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from .adaptation import StageCallback, adapt, collect_faces
-from .files.ownership import delete, free_name, is_own
+from .files.ownership import delete, is_own
 from .finetuning import Progress
 from .first_look import first_look
 from .forecast import Forecast, forecast_run, tell_before
@@ -29,7 +31,7 @@ from .prior import load_prior
 from .published import RECOMMENDED, settings_of
 from .restore import RestoreConfig, restore_folder
 from .restorers import load_restorer
-from .runs import Run, is_held, read_json, write_json
+from .runs import Run, is_held, read_table, write_json
 from .summary import report_adaptation
 
 log = logging.getLogger(__name__)
@@ -148,12 +150,14 @@ class Jobs:
 
 
 def read_status(run: Run) -> Status:
-    """What the run folder says of its last job, or of what was done to the run since without one."""
-    kept = read_json(_record(run), {})
-    known = {name: kept[name] for name in Status.__dataclass_fields__ if name in kept}
-    known["notes"] = tuple(kept.get("notes", ()))
-    known["curves"] = {name: [(step, value) for step, value in c] for name, c in kept.get("curves", {}).items()}
-    status = Status(**known)
+    """What the run folder says of its last job, or of what was done to the run since without one.
+
+    Where job.json is damaged, the job failed, by that reason; starting it again writes the file anew.
+    """
+    try:
+        status = _kept_status(_record(run))
+    except (ValueError, OSError) as error:
+        status = Status(state="failed", error=_line(error))
     if status.active and is_held(_lock(run)):
         return status
     if run.busy():
@@ -161,6 +165,30 @@ def read_status(run: Run) -> Status:
     if status.active:
         status = replace(status, state="stopped", seconds_left=None)
     return _without_a_job(run, status) or status
+
+
+def _kept_status(record: Path) -> Status:
+    """The status in a job.json. Raises ValueError naming the file if it is damaged."""
+    text, whole = dict.fromkeys(("kind", "state", "stage", "error", "file"), str), ("step", "steps", "group", "groups")
+    kinds = text | dict.fromkeys(whole, int) | {"seconds_left": (int, float, type(None)), "notes": list, "curves": dict}
+    kept = read_table(record, **kinds)
+    known = {name: kept[name] for name in Status.__dataclass_fields__ if name in kept}
+    try:
+        known["notes"] = tuple(map(str, kept.get("notes", ())))
+        known["curves"] = {str(name): points_of(c) for name, c in kept.get("curves", {}).items()}
+        if kept.get("state", "new") not in get_args(State):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ValueError(f"{printable(record.name)}: is damaged; start the run again to make it anew") from None
+    return Status(**known)
+
+
+def points_of(curve: Any) -> list[tuple[int, float]]:
+    """A curve out of a JSON file as (step, value); steps without a value are left out.
+
+    Raises TypeError or ValueError if it is none.
+    """
+    return [(int(step), float(value)) for step, value in curve if value is not None]
 
 
 def _without_a_job(run: Run, last: Status) -> Status | None:
@@ -372,8 +400,8 @@ def repair_photos(
             if not any(file.faces for file in result.files):
                 said = "; ".join(printable(f"{f.path.as_posix()}: {f.reason}") for f in result.files[:3])
                 raise ValueError(f"none of the {len(result.files)} photos was restored: {said}")
-            number = 1 + sum(1 for _ in out.parent.glob("*.zip"))
-            archive = free_name(out.parent / f"repaired {number}.zip", always=True)
+            numbered = (out.parent / f"repaired {number}.zip" for number in count(1))
+            archive = next(path for path in numbered if not os.path.lexists(path))
             own = [path for path in sorted(out.rglob("[!.]*")) if is_own(path)]
             replace_atomically(archive, partial(zip_files, out, own))
         finally:

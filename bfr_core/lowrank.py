@@ -80,9 +80,10 @@ def factor_change(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], rank:
             factors[f"{name}.change"] = change
             continue
         flat = matrix(change)
-        u, s, v = torch.svd_lowrank(flat, min(2 * rank + 4, *flat.shape), niter=4)
+        # On the CPU and without draws: torch.svd_lowrank would move the process's random numbers.
+        u, s, vh = torch.linalg.svd(flat.cpu(), full_matrices=False)
         root = s[:rank].sqrt()
-        factors[f"{name}.up"], factors[f"{name}.down"] = u[:, :rank] * root, root[:, None] * v[:, :rank].T
+        factors[f"{name}.up"], factors[f"{name}.down"] = u[:, :rank] * root, root[:, None] * vh[:rank]
     return factors
 
 

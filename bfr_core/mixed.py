@@ -224,7 +224,7 @@ def rows_of(faces: FaceSet, names: Sequence[str], restorers: Sequence[Restorer])
 def write_groups(result: Mixed, groups: DamageGroups, base: Restorer) -> dict[str, str]:
     """Save groups.safetensors and a copy of the base beside the groups' runs; returns what they were made from."""
     copy = result.run.folder / "groups" / "base.safetensors"
-    save_restorer(copy, base, {k: v for k, v in base.metadata.items() if k != "kind"})
+    save_restorer(copy, base, base.metadata)
     of_one = said_by(result.groups[0].run.restorer)
     origin = {key: of_one[key] for key in ORIGIN if key in of_one}
     members = [group.run.restorer if group.adopted else None for group in result.groups]

@@ -9,11 +9,14 @@ import math
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from html import escape
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,18 @@ from .images import (
     write_image,
     write_photo,
 )
-from .jobs import Jobs, Outcome, Status, adapt_restorer, find_faces, look_first, repair_photos, thinned, zip_files
+from .jobs import (
+    Jobs,
+    Outcome,
+    Status,
+    adapt_restorer,
+    find_faces,
+    look_first,
+    points_of,
+    repair_photos,
+    thinned,
+    zip_files,
+)
 from .precision import choose_device
 from .provenance import Step
 from .published import RECIPES, RECOMMENDED, recipe_of, settings_of
@@ -46,7 +60,7 @@ from .restore import RestoreConfig, restoration_step, restore_photo, square
 from .restorers import Restorer, load_restorer
 from .restorers.load import EMBEDDED
 from .restorers.routed import group_files
-from .runs import Run, fingerprint, read_json, say_kept, write_json
+from .runs import Run, fingerprint, read_table, say_kept, write_json
 from .weights import TABLE, locate
 
 MAX_UPLOAD_BYTES = 200 << 20  # of one file
@@ -161,6 +175,13 @@ class Choices:
         return lean | own | real | dict(self.changes)
 
 
+NUMBER = (int, float)
+CHOSEN: dict[str, Any] = {  # types of what a request.json may hold of `Choices`
+    "restorer": str, "minutes": NUMBER, "aligned": bool, "min_face": int, "low_memory": bool, "changes": dict,
+    "mixed": bool, "recipe": str, "real": str,
+}  # fmt: skip
+
+
 class Page:
     """The runs below one folder, and what may be done with them.
 
@@ -188,6 +209,7 @@ class Page:
         self.uploads = Path(uploads).resolve() if uploads else self.cache
         self.jobs = Jobs()
         self._loaded: dict[tuple[Any, ...], Restorer] = {}
+        self._loading = threading.Lock()  # buttons, hosts and HTTP calls ask from threads of their own
 
     # ------------------------------------------------------------ runs
 
@@ -205,10 +227,17 @@ class Page:
             raise ValueError(f"{printable(str(name))}: there is no such run")
         return Run(self.runs / name)
 
+    def status(self, run: Run) -> Status:
+        """How far the run's last job is; for a run whose own files are damaged that it failed, by that reason."""
+        try:
+            return self.jobs.status(run)
+        except (ValueError, OSError) as error:
+            return Status(state="failed", error=printable(str(error)))
+
     def latest(self) -> str | None:
         """The run to show when the page is opened: the one that is at work, else the newest."""
         names = self.names()
-        active = (name for name in names if self.jobs.status(self.run(name)).active)
+        active = (name for name in names if self.status(self.run(name)).active)
         return next(active, names[0] if names else None)
 
     def new_run(self, title: str, uploads: Sequence[str], folder: str, choices: Choices) -> tuple[str, list[str]]:
@@ -218,7 +247,7 @@ class Page:
             raise ValueError("drop some photos first, or name a folder")
         self.restorer_named(choices.restorer)
         fallback = photos.name if photos else f"run {time.strftime('%Y-%m-%d %H.%M')}"
-        run = Run(self._free(title.strip() or fallback))
+        run = Run(self._new_folder(title.strip() or fallback))
         problems = []
         run.claim()
         try:
@@ -243,7 +272,7 @@ class Page:
     def adapt(self, name: str | None, choices: Choices) -> Status:
         """Start the adaptation, or go on with it; a run that is at work already is left alone."""
         run = self.run(name)
-        if (status := self.jobs.status(run)).active:
+        if (status := self.status(run)).active:
             return status
         values = choices.settings()
         settings_of(self.restorer_named(choices.restorer), choices.recipe, values)  # raises for a bad setting, now
@@ -264,7 +293,7 @@ class Page:
     def look_first(self, name: str | None, choices: Choices) -> Status:
         """Start the first look at what an adaptation would do; a run that is at work already is left alone."""
         run = self.run(name)
-        if (status := self.jobs.status(run)).active:
+        if (status := self.status(run)).active:
             return status
         settings = choices.settings()
         settings_of(self.restorer_named(choices.restorer), choices.recipe, settings)  # raises for a bad setting, now
@@ -274,7 +303,10 @@ class Page:
 
     def first_look(self, name: str | None) -> str:
         """The run's last first look, as HTML; "" if it has none."""
-        found = read_first_look(self.run(name))
+        try:
+            found = read_first_look(self.run(name))
+        except ValueError as error:
+            return failed(error)
         if found is None:
             return ""
         rows, lines = found
@@ -286,7 +318,7 @@ class Page:
     def delete(self, name: str | None) -> list[str]:
         """Delete the run with all that this program wrote there; what is kept, by its path in the run's folder."""
         run = self.run(name)
-        if self.jobs.status(run).active:
+        if self.status(run).active:
             raise ValueError(f"{printable(str(name))}: is at work; stop it first")
         adopt_old(run)
         kept = delete(run.folder)
@@ -295,7 +327,7 @@ class Page:
 
     def remember(self, run: Run, choices: Choices) -> None:
         """Keep what was chosen, so that the run can be gone on with after the page or the server was closed."""
-        kept = read_json(run.folder / "request.json", {"photos": ""})
+        kept = read_table(run.folder / "request.json", photos=str)
         chosen = {name: getattr(choices, name) for name in Choices.__dataclass_fields__} | {
             "changes": dict(choices.changes)
         }
@@ -305,13 +337,13 @@ class Page:
         """What was chosen for the run last, with the recipe's values for the rest."""
         run = self.run(name) if name else None
         kept = _chosen(run) if run else {}
-        known = {key: kept[key] for key in Choices.__dataclass_fields__ if key in kept}
+        known = {key: kept[key] for key, kind in CHOSEN.items() if isinstance(kept.get(key), kind)}
         if known.get("restorer", "embedded") not in restorers():
             known["restorer"] = "embedded"
         if known.get("recipe", RECOMMENDED) not in RECIPES:
             known["recipe"] = RECOMMENDED
         choices = Choices(**known)
-        own = {path: value for path, value in choices.changes.items() if path in ADVANCED}
+        own = {k: value for k, value in choices.changes.items() if k in ADVANCED and isinstance(value, int | float)}
         return replace(choices, changes=self.defaults(choices.restorer, choices.recipe) | own)
 
     def defaults(self, restorer: str, recipe: str = RECOMMENDED) -> dict[str, Any]:
@@ -321,7 +353,7 @@ class Page:
 
     def photos_of(self, run: Run) -> Path:
         """The folder of the run's photos, checked anew: what a run folder says is not trusted."""
-        kept = read_json(run.folder / "request.json", {}).get("photos")
+        kept = read_table(run.folder / "request.json", photos=str).get("photos")
         if kept:
             return self.typed_folder(kept)
         if run.photos.is_dir():
@@ -379,12 +411,17 @@ class Page:
             raise ValueError(f"none of the files can be used: {'; '.join(problems[:3])}")
         return problems
 
-    def _free(self, title: str) -> Path:
-        """A folder for a new run, named after `title`, that does not exist yet."""
+    def _new_folder(self, title: str) -> Path:
+        """A new, empty folder for a run, named after `title`: two that are made at once never get one name."""
         stem = photo_name(Path(re.sub(r"[^\w .()-]+", "-", f"{title[:80]}.run").replace("__", "_"))).strip()
-        names = {path.name.casefold() for path in self.runs.iterdir()}
-        number = next(n for n in range(1, 10_000) if _numbered(stem, n).casefold() not in names)
-        return self.runs / _numbered(stem, number)
+        for number in count(1):
+            folder = self.runs / _numbered(stem, number)
+            taken = {path.name.casefold() for path in self.runs.iterdir()}  # also where the disk tells a from A
+            if folder.name.casefold() not in taken:
+                with suppress(FileExistsError):  # made by another since
+                    folder.mkdir()
+                    return folder
+        raise AssertionError("there is a number for every run")
 
     # ------------------------------------------------------------ faces
 
@@ -409,7 +446,7 @@ class Page:
     def toggle(self, name: str | None, index: int) -> None:
         """Leave out the face at this place in `faces`, or use it again."""
         run = self.run(name)
-        if self.jobs.status(run).active:
+        if self.status(run).active:
             raise ValueError("stop the run before you change its faces")
         face = self._face_names(run)[index]
         leave_out(run, set(left_out_of(run)) ^ {face})
@@ -427,14 +464,13 @@ class Page:
         )
 
     def _face_names(self, run: Run) -> list[str]:
-        index = read_json(run.faces / "faces.json", {"faces": []})
-        return [name for face in index["faces"] if _plain_name(name := str(face["name"]))]
+        return [name for face in _face_records(run) if _plain_name(name := str(face.get("name", "")))]
 
     # ------------------------------------------------------------ how it goes
 
     def state(self, name: str | None) -> str:
         """What the run is at, with a bar and the time left, and what its last job had to say, as HTML."""
-        status = self.jobs.status(self.run(name))
+        status = self.status(self.run(name))
         parts = [_headline(status)]
         if status.active and status.steps:
             parts.append(
@@ -445,7 +481,7 @@ class Page:
     def progress(self, name: str | None) -> str:
         """Stages, triplets and curves of the adaptation, as HTML."""
         run = self.run(name)
-        status, preview = self.jobs.status(run), self.jobs.preview(run)
+        status, preview = self.status(run), self.jobs.preview(run)
         adapting = status.kind == "adapt"
         groups = run.by_group()
         parts = [_stages(status.stage, bool(_chosen(run).get("mixed")))] if adapting and status.active else []
@@ -472,7 +508,7 @@ class Page:
         """Changes whenever something about the run changes that is not shown by `progress`."""
         if not name or name not in self.names():
             return ""
-        run, status = self.run(name), self.jobs.status(self.run(name))
+        run, status = self.run(name), self.status(self.run(name))
         looked = place_of(run).folder / "first_look.json"
         times = [_touched(path) for path in (run.faces / "faces.json", run.left_out, run.report, run.result, looked)]
         return f"{name} {status.kind} {status.state} {status.file} {times}"
@@ -481,20 +517,30 @@ class Page:
 
     def verdict(self, name: str | None) -> str:
         """The run's verdict on itself, as HTML; "" if it has none yet."""
-        report = read_json(self.run(name).folder / "report.json")
-        if report is None:
+        run = self.run(name)
+        try:
+            report = read_table(run.folder / "report.json", verdict=str)
+        except ValueError as error:
+            return failed(error)
+        if not report:
             return ""
-        kind = report.get("verdict") if report.get("verdict") in VERDICTS else "not_judged"
+        verdict = str(report.get("verdict"))
+        kind = verdict if verdict in VERDICTS else "not_judged"
         sentence = text(report.get("verdict_sentence", ""))
         return block(f'<p class="verdict {kind}"><b>{VERDICTS[kind]}.</b> {sentence}</p>')
 
     def details(self, name: str | None) -> str:
         """Faces before and after, figures and notes of the run's report, as HTML."""
         run = self.run(name)
-        report = read_json(run.folder / "report.json", {})
-        figures = "".join(_row((f.get("label", ""), f.get("value", ""))) for f in report.get("figures", []))
-        tables = [table for table in report.get("tables", []) if table.get("title") == "Groups"]
-        figures += "".join(_row(cells) for table in tables for cells in (table["columns"], *table["rows"]))
+        try:
+            report = read_table(run.folder / "report.json", figures=list, tables=list, notes=list)
+        except ValueError:  # which `verdict` says
+            report = {}
+        figures = "".join(_row((f.get("label", ""), f.get("value", ""))) for f in _tables(report.get("figures", [])))
+        tables = [table for table in _tables(report.get("tables", [])) if table.get("title") == "Groups"]
+        for table in tables:
+            rows = (table.get("columns"), *(table["rows"] if isinstance(table.get("rows"), list) else ()))
+            figures += "".join(_row(cells) for cells in rows if isinstance(cells, list))
         notes = "".join(quiet(str(note)) for note in report.get("notes", []))
         return block(f"{self._adapted_faces(run)}<table>{figures}</table>{notes}")
 
@@ -532,8 +578,7 @@ class Page:
 
     def photos(self, name: str | None) -> list[str]:
         """The run's photos that have faces, by relative path."""
-        index = read_json(self.run(name).faces / "faces.json", {"faces": []})
-        return list(dict.fromkeys(str(face["photo"]) for face in index["faces"] if "photo" in face))
+        return list(dict.fromkeys(str(face["photo"]) for face in _face_records(self.run(name)) if "photo" in face))
 
     def before_after(self, name: str | None, photo: str | None, before: str = "damaged") -> tuple[Path, Path]:
         """Two pictures of the whole photo at full size, in the page's cache: before and after.
@@ -610,7 +655,7 @@ class Page:
         With neither, a repair that was stopped goes on with its photos.
         """
         run = self.run(name)
-        if self.jobs.status(run).active:
+        if self.status(run).active:
             raise ValueError("the run is at work; wait for it, or stop it")
         restorer: str | Path = self.choices_of(name).restorer if with_base else _adapted(run, NO_RESTORER)
         photos, problems = run.folder / "to_repair", []
@@ -633,17 +678,17 @@ class Page:
 
     def _stopped_repair(self, run: Run) -> Path | None:
         """The photos of a repair that was stopped, to go on with; None if the last job was something else, or ended."""
-        status = self.jobs.status(run)
+        status = self.status(run)
         if status.kind != "repair" or status.state not in ("cancelled", "stopped", "failed"):
             return None
-        kept = read_json(run.folder / "repair.json", {}).get("photos")
+        kept = read_table(run.folder / "repair.json", photos=str).get("photos")
         photos = self.typed_folder(kept) if kept else run.folder / "to_repair"
         return photos if photos.is_dir() else None
 
     def repaired(self, name: str | None) -> Path | None:
         """The last zip of repaired photos, in the page's cache."""
         run = self.run(name)
-        status = self.jobs.status(run)
+        status = self.status(run)
         archives = list((run.folder / "repaired").glob("*.zip"))
         if not archives or (status.kind == "repair" and status.active):
             return None
@@ -657,12 +702,11 @@ class Page:
         rows = []
         for name in self.names():
             run = self.run(name)
-            status = self.jobs.status(run)
+            status = self.status(run)
             verdict = _verdict_of(run)
-            state = f"{KINDS.get(status.kind, '')}: {status.state}" if status.kind else ""
+            state = f"{KINDS.get(status.kind, '')}: {status.state}" if status.kind else status.error
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(_touched(run.folder)))
-            cells = (name, len(self._face_names(run)) or "", verdict, state, when)
-            rows.append(_row(cells))
+            rows.append(_row((name, _number_of_faces(run), verdict, state, when)))
         if not rows:
             return block(quiet("There are no runs yet."))
         head = "".join(f"<th>{word}</th>" for word in ("run", "faces", "verdict", "last job", "when"))
@@ -680,7 +724,7 @@ class Page:
             rows.append((n, [lq, *(self._restored(net, lq) for net in nets)]))
         verdicts = []
         for run in runs:
-            sentence = read_json(run.folder / "report.json", {}).get("verdict_sentence", "")
+            sentence = read_table(run.folder / "report.json").get("verdict_sentence", "")
             verdicts.append(f"<p><b>{text(run.folder.name)}: {text(_verdict_of(run))}.</b> {text(sentence)}</p>")
         return block("".join(verdicts) + _grid(("damaged", *names), rows))
 
@@ -700,15 +744,17 @@ class Page:
         """The restorer in a file, kept while the file stays as it is; the last few are."""
         status = Path(source).stat() if isinstance(source, Path) else None
         key = (str(source), status and (status.st_size, status.st_mtime_ns))
-        if key not in self._loaded:
-            while len(self._loaded) > 2:
-                self._loaded.pop(next(iter(self._loaded)))
-            self._loaded[key] = load_restorer(source).to(choose_device(self.device))
-        return self._loaded[key]
+        with self._loading:
+            if key not in self._loaded:
+                while len(self._loaded) > 2:
+                    self._loaded.pop(next(iter(self._loaded)))
+                self._loaded[key] = load_restorer(source).to(choose_device(self.device))
+            return self._loaded[key]
 
     def forget(self) -> None:
         """Let go of the networks that were kept; jobs keep their own."""
-        self._loaded.clear()
+        with self._loading:
+            self._loaded.clear()
 
 
 def restorers() -> list[str]:
@@ -732,7 +778,7 @@ def _adapted(run: Run, advice: str = "adapt first") -> Path:
 
 def _chosen(run: Run) -> dict[str, Any]:
     """What was chosen for the run last, as `Page.remember` keeps it."""
-    return read_json(run.folder / "request.json") or _chosen_elsewhere(run)
+    return read_table(run.folder / "request.json") or _chosen_elsewhere(run)
 
 
 def _chosen_elsewhere(run: Run) -> dict[str, Any]:
@@ -864,19 +910,37 @@ def _kept_curves(run: Run) -> dict[str, list[tuple[int, float]]]:
     """The curves of the run's report, or of its groups'; {} if it has none, or they are not numbers."""
     if groups := list(enumerate(run.by_group(), 1)):
         return {f"group {i}: {CURVES.get(n, n)}": c for i, one in groups for n, c in _kept_curves(one).items()}
-    kept = read_json(run.folder / "report.json", {}).get("loss_curves", {})
     try:
-        return {str(n): thinned([(int(x), float(y)) for x, y in points if y is not None]) for n, points in kept.items()}
-    except (AttributeError, TypeError, ValueError):
+        kept = read_table(run.folder / "report.json", loss_curves=dict).get("loss_curves", {})
+        return {str(name): thinned(points_of(curve)) for name, curve in kept.items()}
+    except (TypeError, ValueError):
         return {}
 
 
 def _verdict_of(run: Run) -> str:
     """The run's verdict in a word; a damaged report hides no other run."""
     try:
-        return VERDICTS.get(read_json(run.folder / "report.json", {}).get("verdict", ""), "")
+        return VERDICTS.get(read_table(run.folder / "report.json", verdict=str).get("verdict", ""), "")
     except ValueError:
         return "report damaged"
+
+
+def _face_records(run: Run) -> list[dict[str, Any]]:
+    """What the run's faces.json holds of each face; [] if it has none. Raises ValueError naming the file if damaged."""
+    return _tables(read_table(run.faces / "faces.json", faces=list).get("faces", []))
+
+
+def _number_of_faces(run: Run) -> int | str:
+    """For the list of all runs, in which a damaged one hides no other."""
+    try:
+        return len(_face_records(run)) or ""
+    except ValueError:
+        return "list damaged"
+
+
+def _tables(values: Iterable[Any]) -> list[dict[str, Any]]:
+    """Those of `values`, read from a file, that are tables."""
+    return [value for value in values if isinstance(value, dict)]
 
 
 def _plain_name(name: str) -> bool:

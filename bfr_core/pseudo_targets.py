@@ -64,6 +64,11 @@ class TargetConfig:
         last = self.sampler.num_steps - 1
         if self.t_clean != "auto" and not (isinstance(self.t_clean, int) and 0 <= self.t_clean <= last):
             raise ValueError(f"t_clean is {self.t_clean}; it must be auto, or 0 (not) to num_steps - 1 = {last}")
+        if self.reference not in ("restored", "lq"):
+            raise ValueError(f"reference is {self.reference!r}; it must be 'restored' or 'lq'")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; it must be 1 or more")
+        check_precision(self.precision)
         if unknown := set(self.search) - set(SEARCHED):
             raise ValueError(f"search names {', '.join(sorted(unknown))}; it may name {', '.join(SEARCHED)}")
         if self.detail != "auto" and not (isinstance(self.detail, int | float) and 0 <= self.detail <= 2):

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from .checkpoints import sha256_of
 from .faces.align import Face, crop_face, template
-from .faces.detect import load_detector
+from .faces.detect import check_detector, load_detector
 from .faces.paste import face_patches, luma
 from .files.kinds import LeftOutError, without_name
 from .files.ownership import Ledger, begin_list, claim_results, free_name, note_result
@@ -87,7 +87,10 @@ class RestoreConfig:
             raise ValueError(
                 f'numbers is "{printable(self.numbers)}"; give faces counted from the left, such as "1, 3"'
             )
-        if self.skip_sharp < 0:
+        check_detector(self.detector, self.threshold)
+        if self.min_face < 1:
+            raise ValueError(f"min_face is {self.min_face}; it must be 1 pixel or more")
+        if not self.skip_sharp >= 0:
             raise ValueError(f"skip_sharp is {self.skip_sharp}; it must be 0 (never) or more")
         if self.mask not in ("square", "face"):
             raise ValueError(f'mask is "{self.mask}"; choose "square" or "face"')
@@ -196,8 +199,8 @@ def restoration_step(
     if not restored or not config.blend:
         return None
     settings: dict[str, Any] = {"size": restorer.size, "precision": restorer.precision}
-    if hasattr(restorer, "fidelity_weight"):
-        settings["fidelity_weight"] = restorer.fidelity_weight
+    if (fidelity_weight := getattr(restorer, "fidelity_weight", None)) is not None:
+        settings["fidelity_weight"] = fidelity_weight
     if detector is None:
         settings |= {"aligned": True, "blend": config.blend}
     else:

@@ -198,8 +198,9 @@ class Run:
         write_json(self.folder / "config.json", self.config() | {stage: settings})
 
     def config(self) -> dict[str, Any]:
-        """Settings of the stages done so far."""
-        return read_json(self.folder / "config.json", {})
+        """Settings of the stages done so far. Raises ValueError naming config.json if it is damaged."""
+        path = self.folder / "config.json"
+        return read_table(path, **dict.fromkeys(read_table(path), dict))
 
 
 def is_held(lock: Path) -> bool:
@@ -233,7 +234,7 @@ def stage_folder(folder: Path, fingerprint: str, made_before: Iterable[str] = ()
     """
     open_stage(folder, made_before)
     marker = folder / "stage.json"
-    if read_json(marker, {}).get("fingerprint") != fingerprint:
+    if read_table(marker).get("fingerprint") != fingerprint:
         if marker.exists():
             log.info("%s/: photos or settings changed since it was made; made anew", folder.name)
         say_kept(empty(folder))
@@ -289,5 +290,17 @@ def read_json(path: Path, default: Any = None) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return default
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"{printable(path)}: is damaged; delete it to make it anew") from None
+
+
+def read_table(path: Path, **kinds: Any) -> dict[str, Any]:
+    """The table in a JSON file, {} if there is no file. kinds: what an entry must be, a type or a tuple of types.
+
+    Raises ValueError naming the file if it is damaged, holds something else, or an entry is of another type.
+    """
+    found = read_json(path, {})
+    sound = isinstance(found, dict)
+    if not sound or any(name in found and not isinstance(found[name], kind) for name, kind in kinds.items()):
+        raise ValueError(f"{printable(path)}: is damaged; delete it to make it anew")
+    return found

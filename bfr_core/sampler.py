@@ -56,6 +56,8 @@ class SamplerConfig:
             raise ValueError(f"t_constrain_end is {self.t_constrain_end}; it must be 0 or more")
         if not 1 <= self.calls <= self.t_start:
             raise ValueError(f"calls is {self.calls}; it must be 1 to t_start = {self.t_start}")
+        if self.factor < 1:
+            raise ValueError(f"factor is {self.factor}; it must be 1 or more")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta is {self.eta}; it must be 0 to 1")
 

@@ -181,7 +181,7 @@ def build(page: Page) -> Any:
             """What of the run has to be shown anew: all of it if anything changed since `last`, else what moves."""
             stamp = page.stamp(run)
             if stamp == last:
-                active = stamp and page.jobs.status(page.run(run)).active
+                active = stamp and page.status(page.run(run)).active
                 return {state: page.state(run), progress: page.progress(run)} if active else {seen: stamp}
             nothing = gr.update(value=None, visible=False)
             if not stamp:
@@ -193,7 +193,7 @@ def build(page: Page) -> Any:
                     saved: nothing,
                 }
                 return words | files | {table: page.table(), seen: stamp}
-            status, photos, repaired = page.jobs.status(page.run(run)), page.photos(run), page.repaired(run)
+            status, photos, repaired = page.status(page.run(run)), page.photos(run), page.repaired(run)
             faces = page.faces(run)
             goes_on = status.kind == "adapt" and status.state in ("cancelled", "stopped", "failed")
             return {

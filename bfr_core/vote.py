@@ -62,6 +62,8 @@ def make_ballot(damaged: Path, a: Path, b: Path, out: Path, seed: int = 0, most:
     damaged, a, b: folders whose files match by relative path without suffix. most: photos at most, drawn by lot.
     Raises FileNotFoundError or ValueError, in one line, where nothing matches or can be read.
     """
+    if most < 1:
+        raise ValueError(f"most is {most}; it must be 1 photo or more")
     matches, _ = match_files({"damaged": Path(damaged), "a": Path(a), "b": Path(b)})
     names = list(matches)
     order = torch.randperm(len(names), generator=keyed_generator(seed, "vote")).tolist()

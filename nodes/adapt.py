@@ -41,7 +41,7 @@ from ..bfr_core.report import VERDICTS
 from ..bfr_core.restorers import Restorer, export_pth, load_restorer, save_restorer
 from ..bfr_core.restorers.load import save_several
 from ..bfr_core.restorers.routed import Routed
-from ..bfr_core.runs import Run, fingerprint, read_json
+from ..bfr_core.runs import Run, fingerprint, read_table
 from ..bfr_core.sampler import SamplerConfig
 from ..bfr_core.summary import report_adaptation
 from . import convert, host, paths
@@ -273,6 +273,10 @@ class FinetuneRestorer(host.Node):
                     display_name="before_after", tooltip="Faces: damaged, base, target (if not mixed), tuned."
                 ),
                 io.String.Output(display_name="run_folder", tooltip="Where report.html and the rest of the run lies."),
+                io.Boolean.Output(
+                    display_name="adopt",
+                    tooltip="True if the verdict is to adopt the tuned restorer; to branch on, such as with a switch.",
+                ),
             ],
             ("train", "finetune", "adapt"),
             is_output_node=True,
@@ -367,7 +371,7 @@ class FinetuneRestorer(host.Node):
     ) -> io.NodeOutput:
         """What the run came to. states: of its tunings, by what stands before the names of their curves."""
         host.free()
-        report = read_json(run.folder / "report.json", {})
+        report = read_table(run.folder / "report.json")
         verdict = f"{VERDICTS.get(report['verdict'], 'Not judged')}. {report['verdict_sentence']}"
         text = lines([verdict, *said, *(note for state in states.values() for note in state.notes)])
         finished = all(fraction_done(state, config) >= 1 for state in states.values())
@@ -379,8 +383,9 @@ class FinetuneRestorer(host.Node):
         picture = host.shrunk(folded(rows)[None], host.RESULT_PIXELS)[0]
         picture = sheet([*curves(states, picture.shape[-1]), [picture]])[None]
         values = (text, finished, convert.to_image(sheet(curves(states))), convert.to_image(sheet(rows)))
+        adopt = report["verdict"] == "adopt"
         progress.end(picture)
-        return host.output(cls, host.managed(tuned), *values, str(run.folder), text=text, picture=picture)
+        return host.output(cls, host.managed(tuned), *values, str(run.folder), adopt, text=text, picture=picture)
 
 
 def curves(states: dict[str, Progress], width: int = 512) -> list[list[Tensor]]:
@@ -493,6 +498,13 @@ class SaveRestorer(host.Node):
                 io.Boolean.Input(
                     "also_pth", default=False, tooltip="Write a .pth, too, for packs that read only that (ReActor)."
                 ),
+                io.Boolean.Input(
+                    "only_adopted",
+                    optional=True,
+                    default=False,
+                    tooltip="Refuses a restorer of which the verdict says to keep the base, or that nobody can tell. "
+                    "Off: it is saved, and this is said.",
+                ),
             ],
             [io.String.Output(display_name="path", tooltip="The file that was written.")],
             ("export", "checkpoint"),
@@ -500,7 +512,11 @@ class SaveRestorer(host.Node):
         )
 
     @classmethod
-    def work(cls, restorer: host.Managed, name: str, half: bool, also_pth: bool) -> io.NodeOutput:
+    def work(
+        cls, restorer: host.Managed, name: str, half: bool, also_pth: bool, only_adopted: bool = False
+    ) -> io.NodeOutput:
+        if only_adopted and (caution := restorer.network.caution):
+            raise ValueError(f"{caution}; it is not saved, because only_adopted is on")
         if not name.strip("./ "):
             raise ValueError("name is empty; give the file a name")
         root = host.save_folder()
@@ -519,8 +535,8 @@ class SaveRestorer(host.Node):
         elif path != wanted and is_own(wanted) and same_content(wanted, path):  # the same graph was run again
             delete(path)
             path = wanted
-        text = f"saved: {printable(path.relative_to(root).as_posix())}"
-        return host.output(cls, str(path), text=text)
+        saved = f"saved: {printable(path.relative_to(root).as_posix())}"
+        return host.output(cls, str(path), text=lines([saved, *([network.caution] if network.caution else [])]))
 
 
 def same_content(path: Path, other: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from comfy_api.latest import io
@@ -13,6 +14,7 @@ from ..bfr_core.degradations import DAMAGES, degrade
 from ..bfr_core.demo import draw_faces
 from ..bfr_core.draws import keyed_generator
 from ..bfr_core.evaluate import MEASURES, face_measures, format_interval, summarise
+from ..bfr_core.images import printable
 from ..bfr_core.pictures import sheet, side_by_side
 from . import convert, host
 from .faces import ROWS
@@ -35,6 +37,8 @@ class Compare(host.Node):
                 io.Int.Input(
                     "rows", default=ROWS, min=1, max=64, tooltip="Pictures shown at most; all are measured."
                 ),
+                name_widget("restored"),
+                name_widget("other"),
             ],
             [
                 io.Image.Output(display_name="grid", tooltip="A row a picture: damaged, restored, other, clean."),
@@ -52,8 +56,11 @@ class Compare(host.Node):
         other: Tensor | None = None,
         damaged: Tensor | None = None,
         clean: Tensor | None = None,
+        name_of_restored: str = "",
+        name_of_other: str = "",
     ) -> io.NodeOutput:
-        given = {"damaged": damaged, "restored": restored, "other": other, "clean": clean}
+        named = distinct_names(name_of_restored, name_of_other)
+        given = {"damaged": damaged, named[0]: restored, named[1]: other, "clean": clean}
         sets = {name: convert.to_photos(image) for name, image in given.items() if image is not None}
         counts = {name: len(photos) for name, photos in sets.items()}
         if len(set(counts.values())) > 1:
@@ -65,6 +72,23 @@ class Compare(host.Node):
         )
         grid = sheet([list(row) for row in zip(*(photos[:rows] for photos in sets.values()), strict=True)])[None]
         return host.output(cls, convert.to_image(grid), text, text=text, picture=grid)
+
+
+def name_widget(which: str) -> Any:
+    """What the pictures of an input are called in the texts."""
+    tooltip = f"What the pictures of '{which}' are called in the texts, such as the name of their restorer."
+    return io.String.Input(f"name_of_{which}", optional=True, default=which, tooltip=tooltip)
+
+
+def distinct_names(restored: str, other: str) -> tuple[str, str]:
+    """The two names as they are shown. Raises ValueError if they, or those of other columns, are the same."""
+    names = (printable(restored.strip()) or "restored", printable(other.strip()) or "other")
+    if len({*names, "damaged", "clean"}) < 4:
+        raise ValueError(
+            f"name_of_restored is {names[0]!r} and name_of_other {names[1]!r}; they must differ, from 'damaged' and "
+            "'clean' as well"
+        )
+    return names
 
 
 def figures(sets: dict[str, Tensor]) -> list[str]:
@@ -104,19 +128,21 @@ class Degrade(host.Node):
                     "strength", default=1.0, min=0.0, max=4.0, step=0.1, tooltip="0: next to nothing, 1: the usual."
                 ),
                 host.seed_widget(),
+                host.preview_widget(),
             ],
             [io.Image.Output(display_name="images", tooltip="The damaged pictures.")],
             ("noise", "blur", "jpeg", "damage"),
         )
 
     @classmethod
-    def work(cls, images: Tensor, kind: str, strength: float, seed: int) -> io.NodeOutput:
+    def work(cls, images: Tensor, kind: str, strength: float, seed: int, preview: bool = True) -> io.NodeOutput:
         photos, damaged = convert.to_photos(images), []
         progress = host.Progress()
         for i, photo in enumerate(photos):
             damaged.append(degrade(photo[None], kind, keyed_generator(seed, kind, i), strength).lq[0])
             progress.show(i + 1, len(photos))
-        return host.output(cls, convert.to_image(torch.stack(damaged)), picture=torch.stack(damaged))
+        made = torch.stack(damaged)
+        return host.output(cls, convert.to_image(made), picture=made if preview else None)
 
 
 class DrawFaces(host.Node):
@@ -135,13 +161,14 @@ class DrawFaces(host.Node):
                 host.PriorType.Input("prior", tooltip="The diffusion prior that draws."),
                 io.Int.Input("count", default=8, min=1, max=256, tooltip="How many faces."),
                 host.seed_widget(),
+                host.preview_widget(),
             ],
             [io.Image.Output(display_name="images", tooltip="Clean faces at the prior's size, aligned.")],
             ("synthetic faces", "sample faces", "demo"),
         )
 
     @classmethod
-    def work(cls, prior: host.Managed, count: int, seed: int) -> io.NodeOutput:
+    def work(cls, prior: host.Managed, count: int, seed: int, preview: bool = True) -> io.NodeOutput:
         progress, drawn = host.Progress(), []
         names = [f"drawn_{i}" for i in range(count)]
         with host.on_device(prior, faces=cls.AT_ONCE):
@@ -155,4 +182,4 @@ class DrawFaces(host.Node):
                 drawn.append(draw_faces(prior.network, some, seed, show).cpu())
         faces = torch.cat(drawn)
         progress.end(faces)
-        return host.output(cls, convert.to_image(faces), picture=faces)
+        return host.output(cls, convert.to_image(faces), picture=faces if preview else None)

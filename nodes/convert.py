@@ -44,7 +44,8 @@ def to_mask(mask: Tensor) -> Tensor:
 
 def to_pillow(picture: Tensor) -> Image.Image:
     """(3, H, W) in [0, 1] -> an 8-bit RGB picture."""
-    return Image.fromarray(picture.detach().cpu().clamp(0, 1).mul(255).byte().permute(1, 2, 0).contiguous().numpy())
+    pixels = picture.detach().float().cpu().clamp(0, 1).mul(255).round().byte()
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
 def boxes_of(segs: tuple, height: int, width: int) -> Tensor:

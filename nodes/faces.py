@@ -10,6 +10,7 @@ import itertools
 import re
 import shutil
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
@@ -35,7 +36,7 @@ from ..bfr_core.files.ownership import claim, is_own, sha256_of
 from ..bfr_core.gate import GateConfig
 from ..bfr_core.images import printable, read_image, replace_atomically, write_image
 from ..bfr_core.pictures import sheet
-from ..bfr_core.runs import Run, fingerprint, read_json, stage_folder, write_json
+from ..bfr_core.runs import Run, fingerprint, read_table, stage_folder, write_json
 from . import convert, host, paths
 
 STAGES = ("targets", "finetune")
@@ -50,7 +51,7 @@ DEFAULT_RUN = "my_run"  # the name that a run has unless the user gives it one: 
 
 @dataclass(frozen=True)
 class Faces:
-    """Handle of the faces in a run. fingerprint: of their making, `FaceSet.fingerprint`."""
+    """Handle of the faces in a run. fingerprint: of their crops, `FaceSet.fingerprint`."""
 
     folder: Path
     fingerprint: str
@@ -83,7 +84,7 @@ class Pairs:
     def opened(self) -> tuple[Run, FaceSet, dict[str, Path]]:
         """The run, its faces, and the accepted targets by face name. Raises ValueError if they were replaced since."""
         run, faces = self.faces.opened()
-        if read_json(run.gate, {}).get("made_from") != self.made_from:
+        if read_table(run.gate).get("made_from") != self.made_from:
             raise ValueError(
                 f"run {printable(run.folder.name)} got other targets since; give each graph its own run name, "
                 "and queue again"
@@ -93,6 +94,7 @@ class Pairs:
 
 
 FACES = FaceConfig()
+AS_TYPED = "as typed"
 RUN = (
     "Name of the run: a folder under output/bfr_runs in which the faces, targets and the restorer are kept, and from "
     f"which work goes on after a stop. Under the name {DEFAULT_RUN}, other photos or settings make a new run beside it."
@@ -149,6 +151,14 @@ class FacesFromFolder(host.Node):
                 io.String.Input("folder", default="", tooltip="Folder of photos inside it; those below it count, too."),
                 io.String.Input("run", default=DEFAULT_RUN, tooltip=RUN),
                 *face_widgets(),
+                io.Combo.Input(
+                    "input_folder",
+                    optional=True,
+                    options=[AS_TYPED, *host.photo_folders()],
+                    default=AS_TYPED,
+                    tooltip="A folder of ComfyUI's folder input, linked ones included, in place of the one that is "
+                    "typed above.",
+                ),
             ],
             face_outputs(),
             ("face crop", "detect faces", "dataset"),
@@ -156,27 +166,51 @@ class FacesFromFolder(host.Node):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, place: str, folder: str, run: str, **_: Any) -> str:
+    def fingerprint_inputs(cls, place: str, folder: str, run: str, input_folder: str = AS_TYPED, **_: Any) -> str:
         """Changes when a photo does, and as `run_states`."""
-        root = host.folder(place)
-        source = paths.inside(root, folder)
-        stamps = [(f.relative_to(source).as_posix(), *host.stamp(f)[1:]) for f in paths.images_inside(source, root)]
+        root, source = chosen_folder(place, folder, input_folder)
+        images, _left_out = paths.images_inside(source, root)
+        stamps = [(f.relative_to(source).as_posix(), *host.stamp(f)[1:]) for f in images]
         return fingerprint(stamps, *run_states(run))
 
     @classmethod
     def work(
-        cls, restorer: host.Managed, place: str, folder: str, run: str, first: int, count: int, **settings: Any
+        cls,
+        restorer: host.Managed,
+        place: str,
+        folder: str,
+        run: str,
+        first: int,
+        count: int,
+        input_folder: str = AS_TYPED,
+        **settings: Any,
     ) -> io.NodeOutput:
-        root = host.folder(place)
-        source = paths.inside(root, folder)
+        root, source = chosen_folder(place, folder, input_folder)
         if paths.is_inside(host.folder("output") / host.RUNS, source):
             raise ValueError(
                 f"folder {printable(folder)!r} holds the runs themselves; choose the folder of photos in it"
             )
-        paths.images_inside(source, root)
-        made_of = [place, folder, taken_with(settings)]
+        images, left_out = paths.images_inside(source, root)
+        made_of = [*named_folder(place, folder, input_folder), taken_with(settings)]
         opened = open_run(run, made_of, restorer.network.size)
-        return collected(cls, source, opened, restorer, FaceConfig(**settings), first, count)
+        return collected(cls, source, opened, restorer, face_config(settings), first, count, images, left_out)
+
+
+def named_folder(place: str, folder: str, input_folder: str) -> tuple[str, str]:
+    """ComfyUI's folder and the path in it that the widgets name: the one chosen from the list, else the one typed."""
+    return (place, folder) if input_folder == AS_TYPED else ("input", input_folder)
+
+
+def chosen_folder(place: str, folder: str, input_folder: str) -> tuple[Path, Path]:
+    """ComfyUI's folder, and the folder of photos in it that `named_folder` names."""
+    place, folder = named_folder(place, folder, input_folder)
+    root = host.folder(place)
+    return root, paths.to_read(root, folder)
+
+
+def face_config(settings: dict[str, Any]) -> FaceConfig:
+    """The settings that the widgets give; for aligned pictures, in which no face is sought, nothing else counts."""
+    return FaceConfig(aligned=True) if settings.get("aligned") else FaceConfig(**settings)
 
 
 class FacesFromImages(host.Node):
@@ -219,18 +253,31 @@ class FacesFromImages(host.Node):
                 if not path.exists():
                     write_image(path, photo)
                 progress.show(i + 1, len(photos))
-        return collected(cls, opened.photos, opened, restorer, FaceConfig(**settings), first, count)
+        return collected(cls, opened.photos, opened, restorer, face_config(settings), first, count)
 
 
 def collected(
-    cls: type[host.Node], photos: Path, run: Run, restorer: host.Managed, config: FaceConfig, first: int, count: int
+    cls: type[host.Node],
+    photos: Path,
+    run: Run,
+    restorer: host.Managed,
+    config: FaceConfig,
+    first: int,
+    count: int,
+    images: list[Path] | None = None,
+    left_out: Sequence[str] = (),
 ) -> io.NodeOutput:
-    """Collect the faces of `photos` in `run`; the node's outputs."""
+    """Collect the faces of `photos` in `run`; the node's outputs.
+
+    images: those under `photos` that are used, None for all. left_out: why others are not, a line each.
+    """
     with run.locked():
-        faces = collect_faces(photos, run, restorer.network.size, config, host.Progress(), host.device())
+        faces = collect_faces(photos, run, restorer.network.size, config, host.Progress(), host.device(), images)
     shown = faces.batch(min(first, len(faces) - 1), first + count)
     problems = [problem["problem"] for problem in faces.problems]
-    text = lines([f"{len(faces)} faces", *([f"{len(problems)} files gave none:"] if problems else []), *problems])
+    said = [f"{len(problems)} files gave none:", *problems] if problems else []
+    said += [f"{len(left_out)} links were not followed:", *left_out] if left_out else []
+    text = lines([f"{len(faces)} faces", *said])
     handle = Faces(run.folder, faces.fingerprint)
     picture = folded([[face] for face in shown[:ROWS]], ROWS // 2)[None]
     return host.output(cls, handle, convert.to_image(shown), len(faces), text, text=text, picture=picture)
@@ -308,7 +355,7 @@ def paired(
     progress: host.Progress,
 ) -> io.NodeOutput:
     """Outputs of a node that has made targets."""
-    refused = read_json(run.gate, {}).get("refused", {})
+    refused = read_table(run.gate).get("refused", {})
     reasons = [f"{printable(name)}: {reason}" for name, reason in refused.items()]
     said = [f"{len(accepted)} targets are fit to learn from, {len(refused)} are refused"]
     text = lines([*said, *reasons])
@@ -342,8 +389,8 @@ def times_paused(run: Run) -> int:
 
 def taken_with(settings: dict[str, Any]) -> str:
     """Of a faces node's widgets those that decide what its run holds."""
-    own = FaceConfig(**{name: settings[name] for name in FaceConfig.__dataclass_fields__ if name in settings})
-    return fingerprint(asdict(own))
+    own = {name: settings[name] for name in FaceConfig.__dataclass_fields__ if name in settings}
+    return fingerprint(asdict(face_config(own)))
 
 
 def open_run(name: str, made_of: list[Any], size: int) -> Run:
@@ -421,7 +468,7 @@ def begun(run: Run) -> dict[str, Any]:
     run.claim()
     if not (run.folder / MARK).exists():
         write_json(run.folder / MARK, {"id": uuid.uuid4().hex})
-    return read_json(run.folder / MARK)
+    return read_table(run.folder / MARK)
 
 
 def lines(texts: list[str]) -> str:

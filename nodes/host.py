@@ -36,7 +36,10 @@ CATEGORY = "BFR Adapt"
 RUNS = "bfr_runs"  # folder of the runs, below ComfyUI's output
 RESTORERS, PRIORS = "facerestore_models", "bfr_priors"  # folders below ComfyUI's models; other packs use the first, too
 WEIGHT_SUFFIXES = (".safetensors", ".pth")
+FOLDERS_DEEP, MOST_FOLDERS = 3, 500  # of the list of folders in ComfyUI's input
 PREVIEW_SECONDS, PREVIEW_PIXELS = 0.5, 512
+MOST_NAMED = 5  # files in a line
+TEXT_KEY = "bfr_text"  # of a node's text among what it shows, as web/bfr_adapt.js looks for it
 RESULT_PICTURES, RESULT_PIXELS = 9, 1024
 SHOWN_PIXELS = 2048  # of a picture on a node: what is larger is shown smaller
 # Memory asked for, in bytes per pixel of a face: to run a restorer or prior, and to tune one. Generous.
@@ -138,12 +141,21 @@ def seed_widget() -> Any:
     return io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=control, tooltip=tooltip)
 
 
+def preview_widget() -> Any:
+    """Whether the pictures of a batch are shown on the node, which writes each to the disk."""
+    tooltip = "Shows the pictures on the node, which writes each as a temporary PNG; switch it off for video frames."
+    return io.Boolean.Input("preview", optional=True, default=True, tooltip=tooltip)
+
+
 def output(cls: type[Node], *values: Any, text: str = "", picture: Tensor | None = None) -> io.NodeOutput:
-    """The node's outputs, with `text` and `picture` (B, 3, H, W) shown on the node."""
+    """The node's outputs, with `text` and `picture` (B, 3, H, W) shown on the node.
+
+    Not every page shows the text that `say` sends; web/bfr_adapt.js then shows that of `TEXT_KEY`.
+    """
     shown: dict[str, Any] = {}
     if text:
         say(cls, text)
-        shown["text"] = [escaped(text)]
+        shown |= {"text": [escaped(text)], TEXT_KEY: [text]}
     if picture is not None:
         shown |= ui.PreviewImage(convert.to_image(shrunk(picture, SHOWN_PIXELS)), cls=cls).as_dict()
     return io.NodeOutput(*values, ui=shown)
@@ -180,6 +192,11 @@ def folder(place: str) -> Path:
     return Path(folder_paths.get_input_directory() if place == "input" else folder_paths.get_output_directory())
 
 
+def photo_folders() -> list[str]:
+    """Folders of ComfyUI's folder "input" by their path in it, linked ones included; no file is opened."""
+    return paths.folders_inside(folder("input"), FOLDERS_DEEP, MOST_FOLDERS)
+
+
 def open_run(name: str) -> Run:
     """The run of this name. Raises ValueError for a name that leads elsewhere or is empty."""
     if not name.strip("./ "):
@@ -192,6 +209,14 @@ def open_run(name: str) -> Run:
 def weight_files(kind: str) -> list[str]:
     """Files of weights in ComfyUI's folders of this kind, by relative path; nothing is opened."""
     return [name for name in folder_paths.get_filename_list(kind) if name.lower().endswith(WEIGHT_SUFFIXES)]
+
+
+def onnx_said() -> list[str]:
+    """A line that names the ONNX files in ComfyUI's folders of restorers, which `weight_files` leaves out; or none."""
+    names = [name for name in folder_paths.get_filename_list(RESTORERS) if name.lower().endswith(".onnx")]
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    shown = ", ".join(map(printable, names[:MOST_NAMED]))
+    return [f"not listed, because ONNX files cannot be opened or tuned here: {shown}{more}"] if names else []
 
 
 def prior_folders() -> list[str]:
@@ -208,7 +233,7 @@ def weight_path(kind: str, name: str) -> str | Path:
     if name == "embedded":
         return name
     for root in map(Path, folder_paths.get_folder_paths(kind)):
-        path = paths.inside(root, name.replace("\\", "/"))  # ComfyUI lists folders of Windows with backslashes
+        path = paths.to_read(root, name.replace("\\", "/"))  # ComfyUI lists folders of Windows with backslashes
         if path.exists():
             return path
     raise FileNotFoundError(f"{printable(name)}: is not in ComfyUI's folder {kind}; refresh the list (R)")

@@ -40,7 +40,8 @@ class LoadRestorer(host.Node):
                     "restorer",
                     options=["embedded", *host.weight_files(host.RESTORERS)],
                     default="embedded",
-                    tooltip=f"A file of models/{host.RESTORERS}; 'embedded' is small and comes with this pack.",
+                    tooltip=f"A file of models/{host.RESTORERS}; 'embedded' is small and comes with this pack. "
+                    "ONNX files (GPEN, ReActor's default) cannot be opened or tuned here and are not listed.",
                 )
             ],
             [
@@ -61,7 +62,7 @@ class LoadRestorer(host.Node):
         loaded = load_restorer(host.weight_path(host.RESTORERS, restorer))
         about = f"{loaded.name}: {loaded.architecture}, {loaded.size} x {loaded.size} pixels, licence: {loaded.licence}"
         about = lines([printable(about), *([loaded.caution] if loaded.caution else [])])
-        return host.output(cls, host.managed(loaded), about, text=about)
+        return host.output(cls, host.managed(loaded), about, text=lines([about, *host.onnx_said()]))
 
 
 class LoadPrior(host.Node):
@@ -172,6 +173,7 @@ class RestoreFaces(host.Node):
                 DetectorType.Input(
                     "bbox_detector", optional=True, tooltip="A face detector of the Impact Pack; used in place of ours."
                 ),
+                host.preview_widget(),
             ],
             [
                 io.Image.Output(display_name="images", tooltip="The photos with their faces restored."),
@@ -195,6 +197,7 @@ class RestoreFaces(host.Node):
         upscale_model: Any = None,
         segs: Any = None,
         bbox_detector: Any = None,
+        preview: bool = True,
         **settings: Any,
     ) -> io.NodeOutput:
         config = RestoreConfig(**settings)
@@ -231,7 +234,7 @@ class RestoreFaces(host.Node):
         progress.end(made)
         whole = convert.with_alpha(convert.to_image(made), images)
         values = (whole, convert.to_mask(masks), faces, text, found, restored, found - restored)
-        return host.output(cls, *values, text=text, picture=made)
+        return host.output(cls, *values, text=text, picture=made if preview else None)
 
 
 def detector_for(

@@ -489,3 +489,10 @@ def test_a_run_of_version_0_1_goes_on_and_its_files_are_replaced(own_photos, con
     result = adapt(own_photos, run.folder, replace(config, targets=replace(config.targets, seed=1)))
     assert len(result.targets) == 10 and (run.targets / "stranger.png").read_text() == "mine"
     assert is_own(run.targets / "face 4.png") and is_own(run.restorer) and is_own(run.folder / "log.txt")
+
+
+def test_crops_of_a_side_that_none_has_are_refused(photos, tmp_path):
+    for size in (0, -8, 10**6):
+        with pytest.raises(ValueError, match=f"size is {size}"):
+            collect_faces(photos, Run(tmp_path), size, FaceConfig(aligned=True))
+    assert not list(tmp_path.iterdir())

@@ -263,3 +263,45 @@ def test_numbers_that_files_give(value):
         assert whole_number(5, 1, 10) == whole_number("5", 1, 10) == 5
     with pytest.raises(ValueError, match="must be a whole number from 1 to 10"):
         whole_number(value, 1, 10)
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 376637898\n"
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (LFS, "is a git-lfs pointer"),
+        (b"\xef\xbb\xbf\r\n<!DOCTYPE html><html><head>", "is a web page"),
+        (b"<HTML lang=en>", "is a web page"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied', "is a web page"),
+        (b"Not Found\n", "is a text"),
+        (b'{"error": "Invalid username or password."}', "is a text"),
+        (b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03" + bytes(40), "is a gzip archive"),
+        (b"Rar!\x1a\x07\x01\x00" + bytes(40), "is a RAR archive"),
+        (b"", "is empty"),
+    ],
+)
+def test_what_is_given_in_place_of_weights_is_named(tmp_path, suffix, content, says):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=says) as caught:
+        load_tensors(path)
+    assert str(caught.value).startswith(path.name) and "\n" not in str(caught.value)
+    assert "code" not in str(caught.value), "nothing dangerous is in it"
+
+
+def test_an_onnx_file_is_named_with_what_to_give(tmp_path):
+    path = tmp_path / "GPEN-BFR-512.onnx"
+    path.write_bytes(b"\x08\x06\x12\x07pytorch")
+    with pytest.raises(ValueError, match=r"is an ONNX file.*\.pth or \.safetensors"):
+        load_tensors(path)
+
+
+def test_a_length_that_looks_like_an_archives_mark_is_none(tmp_path):
+    header = b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
+    length = int.from_bytes(b"\x1f\x8b", "little")  # 35,615, and its bytes begin as gzip's do
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + header.ljust(length) + b"\x07")
+    assert load_tensors(path)[0]["a"].tolist() == [7]

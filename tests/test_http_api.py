@@ -99,3 +99,35 @@ def test_pictures_of_a_stranger_stay_in_the_cache(hosted, tmp_path: Path):
     hosted.page.cache.mkdir()
     client(hosted).post(f"{PREFIX}/restore", json={"restorer": "x", "image": base64.b64encode(b"no").decode()})
     assert {path.name for path in hosted.page.cache.rglob("*")} <= {"api", LIST}
+
+
+@pytest.mark.parametrize("code", ["Zoë", "é", "\ud800", "4pyTOvCfmIA=", "YTpi\xa0"])
+def test_a_header_that_is_no_login_is_refused_in_any_letters(hosted, code):
+    assert not logged_in(f"Basic {code}", {"ada": "love:lace"})
+    web = client(hosted, {"ada": "love:lace"})
+    header = f"Basic {code}".encode("latin-1", "replace")
+    assert web.get(f"{PREFIX}/runs", headers={"Authorization": header}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "reason"),
+    [
+        ("/restore", '{"restorer": "album", "image": "Zoë"}', "base64"),
+        ("/runs/album/adapt", '{"changes": {"finetune.iterations": Infinity}}', "infinity"),
+        ("/runs/album/adapt", '{"changes": {"finetune.anchor": NaN}}', "anchor is nan"),
+    ],
+)
+def test_letters_and_numbers_of_any_kind_are_one_line(hosted, path, body, reason):
+    (hosted.page.runs / "album").mkdir()
+    (hosted.page.runs / "album" / "request.json").write_text("{}")
+    answer = client(hosted).post(PREFIX + path, content=body.encode(), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400 and reason in answer.json()["detail"]
+
+
+def test_a_damaged_run_hides_no_other(hosted):
+    for name, file in (("a", "job.json"), ("b", "config.json"), ("c", "report.json"), ("whole", "none.json")):
+        (hosted.page.runs / name).mkdir()
+        (hosted.page.runs / name / "request.json").write_text("{}")
+        (hosted.page.runs / name / file).write_text("[1]")
+    runs = {run["name"]: run for run in client(hosted).get(f"{PREFIX}/runs").json()["runs"]}
+    assert all("is damaged" in runs[name]["error"] for name in "abc") and runs["whole"]["error"] == ""

@@ -281,3 +281,26 @@ def test_a_cancelled_adaptation_goes_on_when_started_again(photos, tiny_restorer
     assert jobs.status(run).step > reached
     jobs.cancel(run)
     jobs.wait(run)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{", "[]", "3", "null", '"text"', "\x00", "[" * 100_000, '{"curves": 3}', '{"curves": {"l1": [1, 2]}}',
+        '{"curves": {"l1": [["a", "b"]]}}', '{"notes": 3}', '{"state": "somewhere"}', '{"state": []}',
+        '{"steps": "ten"}', '{"seconds_left": {}}', '{"error": null}',
+    ],
+)  # fmt: skip
+def test_a_damaged_record_is_a_failure_that_says_so_and_the_run_can_be_started(tmp_path, content):
+    (tmp_path / "job.json").write_text(content)
+    status = read_status(Run(tmp_path))
+    assert status.state == "failed" and "job.json: is damaged" in status.error
+    jobs = Jobs()
+    assert jobs.start(Run(tmp_path), "faces", lambda callback: Outcome("made")).state in ("waiting", "running", "done")
+    assert jobs.wait(Run(tmp_path)).state == "done" and read_status(Run(tmp_path)).file == "made"
+
+
+def test_a_record_of_this_program_is_read_as_it_was_written(tmp_path):
+    write_json(tmp_path / "job.json", {"kind": "adapt", "state": "done", "curves": {"l1": [[1, 0.5], [2, None]]}})
+    status = read_status(Run(tmp_path))
+    assert (status.kind, status.state, status.curves) == ("adapt", "done", {"l1": [(1, 0.5)]})

@@ -85,3 +85,19 @@ def test_a_change_for_another_network_is_refused():
         apply_change({"a": torch.zeros(3)}, {"b.change": torch.zeros(3)})
     with pytest.raises(ValueError, match="another size"):
         apply_change({"a": torch.zeros(3)}, {"a.change": torch.zeros(4)})
+
+
+def test_the_factors_are_the_nearest_and_move_no_random_numbers():
+    generator = torch.Generator().manual_seed(0)
+    base = {"w": torch.randn(6, 20, generator=generator)}
+    change = torch.randn(6, 2, generator=generator) @ torch.randn(2, 20, generator=generator)
+    noise = 1e-3 * torch.randn(6, 20, generator=generator)
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    exact = factor_change(base, {"w": base["w"] + change}, rank=2)
+    near = factor_change(base, {"w": base["w"] + change + noise}, rank=2)
+    assert torch.equal(torch.rand(3), wanted), "the process's random numbers were moved"
+    assert torch.allclose(exact["w.up"] @ exact["w.down"], change, atol=1e-4)
+    least = torch.linalg.svdvals(change + noise)[2:].square().sum().sqrt()  # Eckart and Young
+    assert torch.isclose((near["w.up"] @ near["w.down"] - change - noise).norm(), least, rtol=1e-2)

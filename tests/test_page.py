@@ -2,8 +2,11 @@
 
 import json
 import shutil
+import threading
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -431,3 +434,88 @@ def test_time_left_in_words():
     assert [duration(s) for s in seconds] == [
         "less than a minute", "about 2 min", "about 1 h 0 min", "about 2 h 2 min", "unknown"
     ]  # fmt: skip
+
+
+BROKEN = (
+    "{", "[1]", "3", '{"faces": 3}', '{"faces": [3, {}]}', '{"figures": 3}', '{"figures": [3]}',
+    '{"tables": [{"title": "Groups"}]}', '{"verdict": []}', '{"loss_curves": {"l1": 3}}', '{"curves": 3}',
+    '{"changes": 3, "minutes": "many"}', '{"photos": []}', '{"finetune": []}', '{"finetune": {"groups": "x"}}',
+)  # fmt: skip
+RECORDS = ("job.json", "report.json", "request.json", "config.json", "faces/faces.json", "left_out.json")
+
+
+@pytest.mark.parametrize("content", BROKEN)
+@pytest.mark.parametrize("record", RECORDS)
+def test_a_damaged_run_hides_no_other_and_can_be_deleted(page, record, content):
+    for name in ("whole", "damaged"):
+        for other in ("request.json", "config.json"):
+            write_json(page.runs / name / other, {})
+    write_json(page.runs / "whole/report.json", {"verdict": "adopt"})
+    (page.runs / "damaged" / record).parent.mkdir(exist_ok=True)
+    (page.runs / "damaged" / record).write_text(content)
+    assert set(page.names()) == {"whole", "damaged"} and page.latest() in page.names()
+    assert "Adopt" in page.table() and "damaged" in page.table()
+    for act in (
+        page.choices_of, page.state, page.progress, page.verdict, page.details, page.faces, page.faces_said,
+        page.photos, page.stamp, page.repaired, lambda name: page.adapt(name, FEW), page.stop,
+    ):  # fmt: skip
+        with suppress(ValueError):  # in one line, which the page shows
+            act("damaged")
+    page.delete("damaged")
+    assert page.names() == ["whole"]
+
+
+def test_a_damaged_report_is_said_beside_the_rest(page, adapted):
+    (page.run(adapted).folder / "report.json").write_text("[]")
+    assert "report.json: is damaged" in page.verdict(adapted) and "Adapted" in page.state(adapted)
+    assert "<img" in page.details(adapted) and page.faces(adapted)
+
+
+def test_runs_that_are_made_at_once_get_names_of_their_own(page, monkeypatch):
+    together = threading.Barrier(4)
+    listed = Path.iterdir
+
+    def iterdir(self):
+        found = list(listed(self))
+        with suppress(threading.BrokenBarrierError):
+            together.wait(1)  # all have looked before any goes on
+        return iter(found)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(page._new_folder, ["album"] * 4))
+    assert {path.name for path in made} == {"album", "album 2", "album 3", "album 4"}
+
+
+def test_networks_are_kept_and_let_go_of_by_several_threads(page, tiny_restorer, tmp_path, monkeypatch):
+    files = [Path(shutil.copyfile(tiny_restorer, tmp_path / f"{i}.safetensors")) for i in range(4)]
+    opened, at_work = [], threading.Lock()
+
+    def load(source):
+        assert at_work.acquire(blocking=False), "two threads load at once"
+        opened.append(source)
+        time.sleep(0.01)
+        at_work.release()
+        return load_restorer(source)
+
+    monkeypatch.setattr(page_module, "load_restorer", load)
+    with ThreadPoolExecutor(8) as pool:
+        same = list(pool.map(page.loaded, files[:1] * 8))
+        assert len(opened) == 1 and len({id(net) for net in same}) == 1
+        asked = [pool.submit(page.loaded, file) for file in files * 4]
+        asked += [pool.submit(page.forget) for _ in range(8)]
+        for future in asked:
+            future.result()
+    assert len(page._loaded) <= 3
+
+
+def test_a_zip_takes_the_name_of_no_other(page, adapted, photos):
+    folder = page.run(adapted).folder / "repaired"
+    for _ in range(2):
+        page.repair(adapted, [], str(photos), aligned=True)
+        finished(page, adapted)
+    second = (folder / "repaired 2.zip").read_bytes()
+    (folder / "repaired 1.zip").unlink()
+    page.repair(adapted, [], str(photos), with_base=True, aligned=True)
+    finished(page, adapted)
+    assert (folder / "repaired 2.zip").read_bytes() == second and (folder / "repaired 1.zip").is_file()

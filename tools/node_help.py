@@ -75,7 +75,7 @@ def read_texts(language: str) -> Texts:
 
 def main() -> None:
     """Load the pack among the tests' stand-ins for ComfyUI and write everything."""
-    sys.path.insert(0, str(ROOT / "tests" / "nodes"))
+    sys.path[:0] = [str(ROOT / "tests" / "nodes"), str(ROOT)]
     stand_ins = importlib.import_module("conftest")
     sys.modules.update(stand_ins.modules())
     stand_ins.load_pack()

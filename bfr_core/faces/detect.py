@@ -44,6 +44,14 @@ class FaceDetector(Protocol):
     def __call__(self, photo: Tensor) -> list[Face]: ...
 
 
+def check_detector(kind: str, threshold: float) -> None:
+    """Raise ValueError unless `kind` names a detector and `threshold` lies in [0, 1]."""
+    if kind not in ("auto", "embedded", "retinaface"):
+        raise ValueError(f'detector is "{kind}"; choose "auto", "embedded" or "retinaface"')
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold}; it must lie between 0 and 1")
+
+
 def load_detector(
     kind: str = "auto", threshold: float = 0.5, device: str | torch.device = "cpu", weights: Path | None = None
 ) -> FaceDetector:
@@ -53,10 +61,7 @@ def load_detector(
     that the environment variable BFR_WEIGHTS names and facexlib's own. Nothing is ever downloaded.
     Raises ValueError for another `kind` and FileNotFoundError if "retinaface" is not there.
     """
-    if kind not in ("auto", "embedded", "retinaface"):
-        raise ValueError(f'detector is "{kind}"; choose "auto", "embedded" or "retinaface"')
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold is {threshold}; it must lie between 0 and 1")
+    check_detector(kind, threshold)
     if kind != "embedded":
         folders = retinaface_folders(weights)
         found = next((f / RETINAFACE_FILE for f in folders if (f / RETINAFACE_FILE).is_file()), None)

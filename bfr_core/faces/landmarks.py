@@ -85,7 +85,8 @@ def load_landmark_net(path: Path = EMBEDDED, device: str | torch.device = "cpu")
 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: the embedded face network is missing; reinstall BFR Adapt")
-    net = LandmarkNet()
+    with torch.random.fork_rng(devices=[]):  # it is filled with random numbers before its own
+        net = LandmarkNet()
     try:
         net.load_state_dict({key: value.float() for key, value in load_file(path).items()})
     except Exception as error:  # safetensors and torch raise many kinds, all of which mean the same to the user

@@ -70,6 +70,10 @@ class Restorer:
         chosen = self.usual_precision() if check_precision(precision) == "auto" else precision
         return replace(self, precision=chosen)
 
+    def with_fidelity(self, fidelity_weight: float) -> Restorer:
+        """This restorer at CodeFormer's fidelity_weight, 0 to 1; itself where no network of it has one."""
+        return self
+
     def __call__(self, lq: Tensor) -> Tensor:
         """Restored faces: (B, 3, size, size) RGB in [0, 1] -> the same shape; differentiable, not clamped."""
         return self.module(lq)

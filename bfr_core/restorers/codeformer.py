@@ -44,6 +44,9 @@ class CodeFormer(Restorer):
         """float32: rounding would choose other codes, and thereby another face."""
         return "float32"
 
+    def with_fidelity(self, fidelity_weight: float) -> CodeFormer:
+        return replace(self, fidelity_weight=fidelity_weight)
+
     def __call__(self, lq: Tensor) -> Tensor:
         image, _ = self.module(lq * 2 - 1, weight=self.fidelity_weight)
         return (image + 1) / 2
@@ -89,8 +92,8 @@ class CodeFormer(Restorer):
 
 
 def with_fidelity(restorer: Restorer, fidelity_weight: float) -> Restorer:
-    """`restorer` with this fidelity_weight if it is a CodeFormer, else itself. Raises ValueError outside [0, 1]."""
-    return replace(restorer, fidelity_weight=fidelity_weight) if isinstance(restorer, CodeFormer) else restorer
+    """`restorer` with this fidelity_weight in every CodeFormer of it, else itself. Raises ValueError outside [0, 1]."""
+    return restorer.with_fidelity(fidelity_weight)
 
 
 def code_losses(predicted: Codes, codes: Tensor, codebook: Tensor) -> dict[str, Tensor]:

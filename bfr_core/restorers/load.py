@@ -49,6 +49,7 @@ ADAPTERS: dict[str, type[Restorer]] = {
 CODEFORMER_MARK = "codeformer"  # in the name of a .pth file: by this other programs know which network it is
 DEFAULT_SIZE = 512  # of published face restorers, whose files do not say it
 SIZES = (16, 2048)  # smallest and largest that a file may say
+OF_ITS_KIND = ("kind", "members")  # metadata of a file of changes or of groups; a restorer written whole is neither
 
 
 def load_restorer(name_or_path: str | Path = "embedded") -> Restorer:
@@ -75,7 +76,8 @@ def load_restorer(name_or_path: str | Path = "embedded") -> Restorer:
     is_codeformer = {"position_emb", "idx_pred_layer.1.weight"} <= set(state)
     try:
         registry = _with_extras() if is_codeformer else spandrel.MAIN_REGISTRY
-        with LimitedBuilding(state):
+        # What a network is filled with before its file is read must not move the process's random numbers.
+        with torch.random.fork_rng(devices=[]), LimitedBuilding(state):
             descriptor = spandrel.ModelLoader(registry=registry).load_from_state_dict(state)
     except spandrel.UnsupportedModelError:
         if is_codeformer:
@@ -111,9 +113,9 @@ def save_restorer(path: Path, restorer: Restorer, metadata: Mapping[str, object]
     """Write the restorer as .safetensors under its base file's own keys; whole or not at all.
 
     spandrel, ComfyUI and `load_restorer` open it. metadata: added to architecture, size and licence; values other
-    than text are written as JSON.
+    than text are written as JSON. What says how another kind of file is read, `OF_ITS_KIND`, is left out.
     """
-    text = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+    text = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items() if k not in OF_ITS_KIND}
     save_tensors(path, _file_state(restorer, torch.float16 if half else torch.float32), _own_metadata(restorer) | text)
 
 
@@ -123,9 +125,9 @@ def save_several(path: Path, routed: Routed, half: bool = False) -> None:
     for i, one in enumerate(routed.members):
         file = path.with_suffix(".groups") / (f"{i}.safetensors" if i else "base.safetensors")
         if one:
-            save_restorer(file, one, {k: v for k, v in one.metadata.items() if k not in ("kind", "licence")}, half)
+            save_restorer(file, one, {k: v for k, v in one.metadata.items() if k != "licence"}, half)
         files.append(file if one else None)
-    metadata = {k: v for k, v in routed.metadata.items() if k not in ("kind", "members")}
+    metadata = {k: v for k, v in routed.metadata.items() if k not in OF_ITS_KIND}
     assert routed.groups is not None and files[0] is not None
     save_groups(path, routed.groups, files[0], files[1:], metadata)
 
@@ -147,7 +149,7 @@ def export_pth(path: Path, restorer: Restorer) -> None:
     What its file says of itself, licences included, goes with it under a key that those programs pass over.
     """
     state = {k: v.cpu().contiguous() for k, v in _file_state(restorer, torch.float32).items()}
-    metadata = {k: v for k, v in restorer.metadata.items() if k != "kind"} | _own_metadata(restorer)
+    metadata = {k: v for k, v in restorer.metadata.items() if k not in OF_ITS_KIND} | _own_metadata(restorer)
     replace_atomically(path, lambda part: torch.save({"params_ema": state, METADATA: metadata}, part))
     named, is_one = CODEFORMER_MARK in path.name.lower(), isinstance(restorer, CodeFormer)
     if named != is_one:

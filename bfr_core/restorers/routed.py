@@ -51,6 +51,22 @@ class Routed(Restorer):
         assert base is not None
         return base.usual_precision()
 
+    @property
+    def caution(self) -> str:
+        """A line of warning if every group keeps the base; else ""."""
+        own = f"{self.name}: the verdict on its tuning was: keep the base, which does better for every group of damages"
+        return "" if any(self.members[1:]) else printable(own)
+
+    @property
+    def fidelity_weight(self) -> float | None:
+        """CodeFormer's fidelity_weight, one for all members; None where no member is a CodeFormer."""
+        weights = (getattr(one, "fidelity_weight", None) for one in self.members if one)
+        return next((weight for weight in weights if weight is not None), None)
+
+    def with_fidelity(self, fidelity_weight: float) -> Routed:
+        """The same with every CodeFormer among the members at this fidelity_weight."""
+        return replace(self, members=tuple(one and one.with_fidelity(fidelity_weight) for one in self.members))
+
     def __call__(self, lq: Tensor) -> Tensor:
         return self.restore(lq)
 

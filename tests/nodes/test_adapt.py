@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bfr_core.faces.align import Face, template
 from bfr_core.images import read_image, write_image
-from bfr_core.restorers import load_restorer
+from bfr_core.restorers import load_restorer, save_change
 from tests.two_damages import BLURRED, judged
 
 TUNING = {
@@ -38,9 +39,10 @@ def pairs(run: Run, models: tuple[Any, Any], faces: Any) -> Any:
 
 def test_everything_lies_below_the_output(run: Run, models: tuple[Any, Any], pairs: Any, host: Any) -> None:
     before = {p for p in host.root.rglob("*") if "output" not in p.parts}
-    tuned, verdict, finished, curve, shown, folder = run(
+    tuned, verdict, finished, curve, shown, folder, adopt = run(
         "BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING
     )
+    assert adopt is verdict.startswith("Adopt")
     assert finished and verdict.startswith(("Adopt", "Keep the base", "Cannot tell"))
     assert curve.shape == (1, 256, 512, 3) and shown.shape == (1, 8 * 32, 4 * 32, 3)
     assert Path(folder) == host.root / "output/bfr_runs/my_run"
@@ -347,10 +349,10 @@ def mixed_pairs(
 def test_mixed_gives_a_restorer_that_sends_each_face_to_its_own(
     run: Run, models: tuple[Any, Any], mixed_pairs: Any, mixed_photos: Path
 ) -> None:
-    tuned, verdict, finished, curve, shown, folder = run(
+    tuned, verdict, finished, curve, shown, folder, adopt = run(
         "BFR_FinetuneRestorer", pairs=mixed_pairs, restorer=models[0], mixed=True, **TUNING
     )
-    assert finished and curve.shape == (1, 2 * 256, 512, 3) and shown.shape == (1, 8 * 32, 3 * 32, 3)
+    assert finished and adopt is True and curve.shape == (1, 2 * 256, 512, 3) and shown.shape == (1, 8 * 32, 3 * 32, 3)
     assert verdict.startswith("Adopt. 2 groups of damages were found.")
     assert f"group 2: {BLURRED} faces, keep the base: worse" in verdict.splitlines()
     config = json.loads((Path(folder) / "groups/1/config.json").read_text())
@@ -479,3 +481,77 @@ def test_both_nodes_take_the_published_recipe(
     monkeypatch.setattr(published, "find_vgg", lambda: None)
     with pytest.raises(ValueError, match="recipe published: perceptual must be LPIPS here"):
         run("BFR_FinetuneRestorer", pairs=pairs, restorer=restorer, settings="published")
+
+
+VERDICT = {"verdict": "keep_base", "base": "b.pth", "base_sha256": "00"}
+
+
+def test_a_run_that_keeps_the_base_is_saved_with_a_caution_or_refused(
+    run: Run, models: tuple[Any, Any], host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = models[0].network
+    monkeypatch.setattr(network, "metadata", {**network.metadata, **VERDICT})
+    with pytest.raises(ValueError, match=r"keep the base.*b.pth.*not saved, because only_adopted is on"):
+        run("BFR_SaveRestorer", restorer=models[0], name="mine", only_adopted=True)
+    assert not (host.root / "models/facerestore_models/mine.safetensors").exists()
+    run("BFR_SaveRestorer", restorer=models[0], name="mine")
+    saved, caution = host.texts[-1].splitlines()
+    assert saved == "saved: mine.safetensors" and "keep the base" in caution
+    monkeypatch.setattr(network, "metadata", {**network.metadata, "verdict": "adopt"})
+    run("BFR_SaveRestorer", restorer=models[0], name="mine", only_adopted=True)
+    assert host.texts[-1] == "saved: mine.safetensors"
+
+
+def test_adopt_is_false_for_every_other_verdict(
+    run: Run, models: tuple[Any, Any], pairs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = sys.modules["any-name.nodes.adapt"].read_table
+    for verdict in ("adopt", "keep_base", "cannot_tell", "not_judged"):
+        said = {"verdict": verdict, "verdict_sentence": "So it is."}
+        monkeypatch.setattr(sys.modules["any-name.nodes.adapt"], "read_table", lambda path, s=said: report(path) | s)
+        outputs = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)
+        assert outputs[-1] is (verdict == "adopt")
+
+
+def test_a_restorer_from_a_file_of_changes_is_saved_whole(run: Run, models: tuple[Any, Any], host: Any) -> None:
+    folder = host.root / "models/facerestore_models"
+    base = load_restorer(folder / "tiny.safetensors")
+    tuned = load_restorer(folder / "tiny.safetensors")
+    with torch.no_grad():
+        tuned.module.get_parameter("ending.bias").add_(0.1)
+    save_change(folder / "change.safetensors", base, tuned, 2, {"verdict": "adopt"})
+    loaded = run("BFR_LoadRestorer", restorer="change.safetensors")[0]
+    run("BFR_SaveRestorer", restorer=loaded, name="whole", also_pth=True)
+    for name in ("whole.safetensors", "whole.pth"):
+        again = run("BFR_LoadRestorer", restorer=name)[0]
+        for a, b in zip(*(r.network.module.state_dict().values() for r in (again, loaded)), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_settings_of_the_search_change_nothing_of_faces_that_are_the_same(
+    run: Run, models: tuple[Any, Any], faces: Any
+) -> None:
+    images = torch.rand(10, 32, 32, 3)
+    pairs = run("BFR_TargetsFromImages", faces=faces, images=images, gate=0.0)[0]
+    longer = TUNING | {"iterations": 10**6, "minutes_this_run": 0.02}
+    first = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **longer)[1]
+    searched = {"threshold": 0.7, "detector": "embedded", "min_face": 16}
+    again = run("BFR_FacesFromFolder", restorer=models[0], folder="photos", aligned=True, **searched)[0]
+    assert again == faces
+    same = run("BFR_TargetsFromImages", faces=again, images=images, gate=0.0)[0]
+    assert same == pairs
+    then = run("BFR_FinetuneRestorer", pairs=same, restorer=models[0], **longer)[1]
+    assert int(then.split()[3]) > int(first.split()[3]) > 0, "the tuning went on"
+
+
+def test_a_handle_is_of_the_faces_and_not_of_how_they_were_found(
+    run: Run, models: tuple[Any, Any], host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = lambda *_: lambda photo: [Face(template(32) + 8)]  # noqa: E731
+    monkeypatch.setattr(sys.modules["any-name.bfr_core.faces.detect"], "load_detector", found)
+    write_image(host.root / "input/photos/a.png", torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    made = [
+        run("BFR_FacesFromFolder", restorer=models[0], folder="photos", threshold=threshold)[0]
+        for threshold in (0.5, 0.6)
+    ]
+    assert made[0] == made[1] and len(made[0].opened()[1]) == 1

@@ -153,7 +153,15 @@ def test_compare_and_degrade(run: Run, host: Any) -> None:
     grid, figures = run("BFR_Compare", restored=lq, damaged=lq, clean=clean, rows=2)
     assert grid.shape == (1, 2 * 64, 3 * 96, 3) and "PSNR (dB)" in figures
     _, figures = run("BFR_Compare", restored=lq)
-    assert "no clean pictures" in figures
+    assert figures == "columns: restored; no clean pictures to measure by"
+    named = {"name_of_restored": "mine", "name_of_other": "GFPGAN 1.4"}
+    _, figures = run("BFR_Compare", restored=lq, other=clean, clean=clean, **named)
+    assert all("mine " in line and "GFPGAN 1.4 " in line and "other" not in line for line in figures.splitlines())
+    _, figures = run("BFR_Compare", restored=lq, other=lq, damaged=lq, name_of_restored=" ", name_of_other="base")
+    assert figures.startswith("columns: damaged, restored, base;")
+    for same in ({"name_of_restored": "other"}, {"name_of_other": "clean"}):
+        with pytest.raises(ValueError, match="they must differ"):
+            run("BFR_Compare", restored=lq, **same)
     with pytest.raises(ValueError, match="differ in number"):
         run("BFR_Compare", restored=lq, clean=clean[:2])
 
@@ -202,3 +210,53 @@ def test_the_last_live_picture_is_the_result_and_texts_come_before_pictures(
     monkeypatch.setattr(sys.modules["any-name.nodes.host"], "RESULT_PIXELS", 48)
     run("BFR_RestoreFaces", restorer=models[0], images=photo())
     assert host.previews[-1][1].size == (48, 32)
+
+
+def test_texts_come_plain_for_the_extension_and_escaped_for_pages(nodes: dict[str, type], host: Any) -> None:
+    node: Any = nodes["BFR_Compare"]
+    shown = node.execute(restored=photo(), rows=1, name_of_restored="a < b & c").ui
+    assert shown["bfr_text"] == ["columns: a < b & c; no clean pictures to measure by"]
+    assert shown["text"] == ["columns: a &lt; b &amp; c; no clean pictures to measure by"] == host.texts[-1:]
+    script = (Path(__file__).parents[2] / "web/bfr_adapt.js").read_text(encoding="utf-8")
+    assert f'const KEY = "{sys.modules["any-name.nodes.host"].TEXT_KEY}";' in script
+
+
+@pytest.mark.parametrize("preview", [True, False])
+def test_no_picture_is_written_where_the_preview_is_off(
+    nodes: dict[str, type], models: tuple[Any, Any], found: list[Face], preview: bool
+) -> None:
+    restorer, prior = models
+    for name, inputs in {
+        "BFR_RestoreFaces": {"restorer": restorer, "images": photo(3)},
+        "BFR_Degrade": {"images": photo(3), "seed": 0},
+        "BFR_DrawFaces": {"prior": prior, "count": 2, "seed": 0},
+    }.items():
+        node: Any = nodes[name]
+        sockets = node.define_schema().inputs
+        assert sockets[-1].id == "preview" and sockets[-1].options["optional"], "old workflows have no value for it"
+        defaults = {s.id: s.options["default"] for s in sockets if "default" in s.options}
+        assert ("images" in node.execute(**(defaults | inputs | {"preview": preview})).ui) is preview
+        assert "images" in node.execute(**({k: v for k, v in defaults.items() if k != "preview"} | inputs)).ui
+
+
+def test_live_pictures_are_rounded(pack: Any) -> None:
+    to_pillow = sys.modules["any-name.nodes.convert"].to_pillow
+    levels = torch.arange(256).div(255).sub(1e-4).clamp(0).expand(3, 4, 256)
+    assert np.array_equal(np.array(to_pillow(levels))[0, :, 0], np.arange(256))
+
+
+def test_onnx_files_are_named_where_the_restorer_is_loaded(
+    nodes: dict[str, type], models: tuple[Any, Any], host: Any
+) -> None:
+    folder = host.root / "models/facerestore_models"
+    for i in range(7):
+        (folder / f"GPEN-{i}.onnx").write_bytes(b"\x08\x06")
+    node: Any = nodes["BFR_LoadRestorer"]
+    assert node.define_schema().inputs[0].options["options"] == ["embedded", "tiny.safetensors"]
+    about, line = node.execute(restorer="tiny.safetensors").ui["bfr_text"][0].splitlines()
+    assert line.startswith("not listed, because ONNX files cannot be opened") and line.endswith(
+        "GPEN-4.onnx and 2 more"
+    )
+    assert node.execute(restorer="tiny.safetensors").args[1] == about, "the output is of the restorer alone"
+    with pytest.raises(ValueError, match=r"GPEN-0.onnx: is an ONNX file"):
+        node.execute(restorer="GPEN-0.onnx")

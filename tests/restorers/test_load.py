@@ -1,7 +1,12 @@
+import shutil
+from functools import partial
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bfr_core.faces.detect import load_detector
+from bfr_core.faces.landmarks import load_landmark_net
 from bfr_core.restorers import export_pth, load_restorer, save_change, save_restorer
 
 
@@ -266,3 +271,29 @@ def test_tables_that_point_outside_themselves_are_one_clear_line(tmp_path):
     save_file(state, tmp_path / "a.safetensors", {"size": "16"})
     with pytest.raises(ValueError, match="restorer a.safetensors looks outside its own tables"):
         load_restorer(tmp_path / "a.safetensors").restore(torch.rand(1, 3, 16, 16))
+
+
+@pytest.mark.parametrize("write", ["save_restorer", "export_pth"])
+def test_a_restorer_from_a_file_of_changes_is_saved_whole(tiny_restorer, tmp_path, write):
+    base, tuned = load_restorer(tiny_restorer), load_restorer(tiny_restorer)
+    with torch.no_grad():
+        tuned.module.get_parameter("ending.bias").add_(0.1)
+    shutil.copyfile(tiny_restorer, tmp_path / "tiny.safetensors")
+    save_change(tmp_path / "change.safetensors", base, tuned, 2, {"verdict": "adopt"})
+    changed = load_restorer(tmp_path / "change.safetensors")
+    path = tmp_path / "elsewhere" / ("whole.pth" if write == "export_pth" else "whole.safetensors")
+    path.parent.mkdir()
+    export_pth(path, changed) if write == "export_pth" else save_restorer(path, changed, changed.metadata)
+    opened = load_restorer(path)
+    for a, b in zip(opened.module.state_dict().values(), changed.module.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert opened.metadata["base_sha256"] == base.sha256 and "kind" not in opened.metadata
+
+
+@pytest.mark.parametrize("load", [load_restorer, load_landmark_net, partial(load_detector, "embedded")])
+def test_loading_moves_no_random_numbers(load):
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    load()
+    assert torch.equal(torch.rand(3), wanted)

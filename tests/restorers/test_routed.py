@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
@@ -12,7 +12,8 @@ from bfr_core.checkpoints import load_tensors, save_tensors, sha256_of
 from bfr_core.damage_groups import FEATURES, DamageGroups, describe
 from bfr_core.images import read_photo, write_image
 from bfr_core.restore import restore_folder
-from bfr_core.restorers import export_pth, load_restorer, save_restorer
+from bfr_core.restorers import Restorer, export_pth, load_restorer, save_restorer
+from bfr_core.restorers.codeformer import CodeFormer, with_fidelity
 from bfr_core.restorers.routed import Routed, save_groups
 
 RECORD = {"base": "tiny.safetensors", "base_sha256": "00", "licence": "test"}
@@ -190,3 +191,37 @@ def test_members_of_different_sizes_are_refused(file, tiny_restorer):
     entries[1]["sha256"] = sha256_of(member)
     rewritten(file, json.dumps(entries))
     refused(file, "restorer.safetensors is not of the size of its base, 32")
+
+
+@dataclass(eq=False)
+class Faithful(Restorer):
+    """Stands for a CodeFormer: its result is its fidelity_weight everywhere."""
+
+    fidelity_weight: float = 0.5
+    with_fidelity = CodeFormer.with_fidelity
+
+    def __call__(self, lq):
+        return torch.full_like(lq, self.fidelity_weight)
+
+
+def test_one_that_keeps_the_base_everywhere_says_so(file):
+    routed = load_restorer(file)
+    assert isinstance(routed, Routed) and routed.caution == ""
+    kept = replace(routed, members=(routed.members[0], None, None))
+    assert "keep the base" in kept.caution and kept.name in kept.caution
+
+
+def test_fidelity_reaches_every_member(file, lq):
+    routed = load_restorer(file)
+    assert isinstance(routed, Routed) and routed.fidelity_weight is None
+    assert torch.equal(with_fidelity(routed, 0.9).restore(lq), routed.restore(lq))
+    members = [Faithful(**{f.name: getattr(one, f.name) for f in fields(Restorer)}) for one in routed.members if one]
+    several = replace(routed, members=(*members, None))
+    assert several.restore(lq).eq(0.5).all() and several.fidelity_weight == 0.5
+    other = with_fidelity(several, 0.9)
+    assert (
+        isinstance(other, Routed)
+        and torch.allclose(other.restore(lq), torch.tensor(0.9))
+        and other.fidelity_weight == 0.9
+    )
+    assert several.restore(lq).eq(0.5).all(), "the first is as it was"

@@ -1,0 +1,131 @@
+"""The script that shows the nodes' texts, in a headless Chromium, on a page as thin as can be."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "web" / "bfr_adapt.js"
+APP = """
+export const app = {
+  extensions: [], nodes: {}, graph: {setDirtyCanvas() {}, getNodeById: (id) => app.nodes[id]},
+  registerExtension(e) { this.extensions.push(e); },
+};
+"""
+WIDGETS = """
+export const ComfyWidgets = {STRING(node, name, kind) {
+  const widget = {name, kind, value: "", options: {}, element: document.createElement("textarea")};
+  node.widgets.push(widget);
+  return {widget};
+}};
+"""
+PAGE = """<script type="module">
+import { app } from "/scripts/app.js";
+import "/extensions/pack/bfr_adapt.js";
+window.make = (type, optional = {}) => {
+  class Node {
+    widgets = []; size = [300, 100]; before = []; type = type;
+    computeSize() { return [200, 50 + 40 * this.widgets.length]; }
+    setSize(size) { this.size = size; }
+    onExecuted(output) { this.before.push(output); }
+  }
+  app.extensions.forEach((e) => e.beforeRegisterNodeDef(Node, {name: type, input: {required: {}, optional}}));
+  return new Node();
+};
+window.app = app;
+</script>"""
+RUN = """
+const [type, kept, outputs] = arguments, node = make(type);
+node.widgets.push(...kept);
+outputs.forEach((output) => node.onExecuted(output));
+return [node.widgets.map((w) => [w.name, w.value, w.serialize, w.options?.serialize, w.element?.readOnly]),
+        node.size, node.before.length];
+"""
+
+
+@pytest.fixture
+def texts(browser: Any, tmp_path: Path) -> Iterator[Any]:
+    """(type of node, widgets that the page made, outputs) -> widgets, size, and how often the page was told."""
+    for name, content in {
+        "index.html": PAGE,
+        "scripts/app.js": APP,
+        "scripts/widgets.js": WIDGETS,
+        "extensions/pack/bfr_adapt.js": SCRIPT.read_text(encoding="utf-8"),
+    }.items():
+        (tmp_path / "site" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "site" / name).write_text(content, encoding="utf-8")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path / "site"))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        browser.get(f"http://127.0.0.1:{server.server_port}/index.html")
+        yield lambda *given: browser.execute_script(RUN, *given)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_nodes_text_is_shown_once_and_saved_nowhere(texts: Any) -> None:
+    said = [{"bfr_text": ["2 faces <b>found</b>", "keep the base"]}, {"images": []}, {"bfr_text": ["3 faces"]}]
+    widgets, size, told = texts("BFR_RestoreFaces", [], said[:1])
+    assert widgets == [["bfr_text", "2 faces <b>found</b>\nkeep the base", False, False, True]] and told == 1
+    assert size == [300, 190], "the node grows, so that nothing is covered"
+    widgets, again, told = texts("BFR_RestoreFaces", [], said)
+    assert [w[1] for w in widgets] == ["3 faces"] and again == size and told == 3
+
+
+def test_nothing_is_shown_twice_and_other_nodes_are_left_alone(texts: Any) -> None:
+    said = [{"bfr_text": ["2 faces"]}]
+    by_page = {"name": "$$node-text-preview", "value": "2 faces"}
+    (widget,) = texts("BFR_Compare", [by_page], said)[0]
+    assert widget[:3] == ["$$node-text-preview", "2 faces", False], "and it is saved nowhere"
+    assert [w[1] for w in texts("BFR_Compare", [by_page | {"value": ""}], said)[0]] == ["", "2 faces"]
+    assert texts("SomeNode", [], said)[:2] == [[], [300, 100]]
+
+
+BACK = """
+const [type, outputs] = arguments, node = make(type), inner = make(type);
+app.nodes = {4: node};
+app.graph.subgraphs = new Map([["box", {getNodeById: (id) => id === 7 && inner}]]);
+app.extensions.forEach((e) => e.onNodeOutputsUpdated(outputs));
+return [node, inner].map((n) => n.widgets.map((w) => w.value));
+"""
+
+
+def test_texts_come_back_with_outputs_of_an_earlier_time(texts: Any, browser: Any) -> None:
+    said = {"bfr_text": ["2 faces"]}
+    back = {"4": said, "box:7": {"bfr_text": ["3 faces"]}, "9": said, "other:7": said}
+    assert browser.execute_script(BACK, "BFR_Compare", back) == [["2 faces"], ["3 faces"]]
+    assert browser.execute_script(BACK, "BFR_Compare", {"4": {"images": []}, "box:7": None}) == [[], []]
+    assert browser.execute_script(BACK, "SomeNode", {"4": said}) == [[], []]
+    assert browser.execute_script(BACK, "BFR_Compare", None) == [[], []]
+
+
+OPENED = """
+const [names, usual, values] = arguments;
+const node = make("BFR_Compare", Object.fromEntries(names.map((name, i) => [name, ["ANY", {default: usual[i]}]])));
+node.widgets = names.map((name, i) => ({name, value: values[i]}));
+node.onConfigure({widgets_values: values});
+return node.widgets.map((w) => w.value);
+"""
+
+
+@pytest.mark.parametrize(
+    ("values", "read"),
+    [
+        (["saved: mine.safetensors", "old", "mine"], [False, "old", "mine"]),
+        ([True, "10 faces", "PSNR (dB), higher is better: restored 20.00"], [True, "as typed", "restored"]),
+        ([False, "10 faces\n2 photos gave none:", "columns: restored; no clean"], [False, "as typed", "restored"]),
+        ([True, "10 faces of mine", "columns"], [True, "10 faces of mine", "columns"]),
+    ],
+)
+def test_texts_that_older_pages_saved_are_taken_for_no_value(
+    texts: Any, browser: Any, values: list, read: list
+) -> None:
+    usual = {"only_adopted": False, "input_folder": "as typed", "name_of_restored": "restored"}
+    assert browser.execute_script(OPENED, list(usual), list(usual.values()), values) == read

@@ -1,0 +1,85 @@
+// Shows what a node says (verdict, counts, cautions) below its widgets.
+//
+// The server also sends these texts while the graph runs. Pages that show those make a widget named SHOWN_BY_PAGE on
+// the node, and then nothing is added; others, ComfyUI's frontend 1.42 among them, show nothing without this.
+import { app } from "../../scripts/app.js";
+import { ComfyWidgets } from "../../scripts/widgets.js";
+
+const KEY = "bfr_text"; // of the outputs that a node shows, see nodes/host.py
+const OURS = "bfr_text";
+const SHOWN_BY_PAGE = "$$node-text-preview";
+const TYPE = /^BFR_/; // of our nodes
+// A text of Faces from Folder or Compare, which stands in a saved workflow where a newer version has a value.
+const LEFT_OVER = /^\d+ faces(\n|$)|^columns: | is better: | best at 1: /;
+const LEAST_HEIGHT = 90; // of a node's text, in pixels of the graph
+
+function widgetNamed(node, name) {
+  return node.widgets?.find((widget) => widget.name === name);
+}
+
+function textWidget(node) {
+  const found = widgetNamed(node, OURS);
+  if (found) return found;
+  const { widget } = ComfyWidgets.STRING(node, OURS, ["STRING", { multiline: true }], app);
+  widget.label = "";
+  widget.serialize = false; // neither in saved workflows, whose values go by their order,
+  widget.options.serialize = false; // nor in what is sent to the server
+  widget.options.read_only = true;
+  const element = widget.inputEl ?? widget.element;
+  if (element) element.readOnly = true;
+  const least = node.computeSize();
+  node.setSize([Math.max(node.size[0], least[0]), Math.max(node.size[1] + LEAST_HEIGHT, least[1])]);
+  return widget;
+}
+
+function show(node, texts) {
+  const shown = widgetNamed(node, SHOWN_BY_PAGE);
+  if (shown) shown.serialize = false; // older pages would save the text among the values, which go by their order
+  if (shown?.value && !widgetNamed(node, OURS)) return;
+  textWidget(node).value = texts.join("\n");
+  app.graph?.setDirtyCanvas(true, true);
+}
+
+// Older pages saved a text behind the values. Where a value was added since, the text is not taken for that.
+function dropLeftOvers(node, inputs) {
+  for (const widget of node.widgets ?? []) {
+    const usual = inputs[widget.name]?.[1]?.default;
+    const text = typeof widget.value === "string";
+    if (text && (typeof usual === "boolean" || (typeof usual === "string" && LEFT_OVER.test(widget.value)))) {
+      widget.value = usual;
+    }
+  }
+}
+
+// The node that a page names "4", or "<id of a subgraph>:4".
+function nodeNamed(name) {
+  const parts = name.split(":");
+  const root = app.rootGraph ?? app.graph;
+  const graph = parts.length > 1 ? root?.subgraphs?.get(parts[0]) : root;
+  return graph?.getNodeById?.(Number(parts.at(-1)));
+}
+
+app.registerExtension({
+  name: "BFRAdapt.Texts",
+  beforeRegisterNodeDef(nodeType, nodeData) {
+    if (!TYPE.test(nodeData.name)) return;
+    const inputs = { ...nodeData.input?.required, ...nodeData.input?.optional };
+    const configured = nodeType.prototype.onConfigure;
+    nodeType.prototype.onConfigure = function () {
+      configured?.apply(this, arguments);
+      dropLeftOvers(this, inputs);
+    };
+    const before = nodeType.prototype.onExecuted;
+    nodeType.prototype.onExecuted = function (output) {
+      before?.apply(this, arguments);
+      if (output?.[KEY]?.length) show(this, output[KEY]);
+    };
+  },
+  // When a page brings outputs of an earlier time back, such as from its list of runs, no node is told.
+  onNodeOutputsUpdated(outputs) {
+    for (const [name, output] of Object.entries(outputs ?? {})) {
+      const node = output?.[KEY]?.length && nodeNamed(name);
+      if (node && TYPE.test(node.type)) show(node, output[KEY]);
+    }
+  },
+});
