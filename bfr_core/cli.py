@@ -168,20 +168,18 @@ class Bars:
 
     def __init__(self, cancel: _Cancel) -> None:
         self.cancel, self.stage, self.bar = cancel, "", tqdm(disable=True)
-        self.since = time.time()  # the last call; the next stage began then
 
     def __call__(self, stage: str, step: int, total: int, detail: Any) -> None:
         if stage != self.stage:
             self.bar.close()
             self.stage = stage
-            self.bar = tqdm(desc=f"{stage:<9}", total=total, initial=max(0, step - 1), mininterval=0.5, file=sys.stderr)
-            self.bar.start_t = self.bar.last_print_t = self.since
+            # Nobody has timed what came before the first call; the speed is that of what comes after it.
+            self.bar = tqdm(desc=f"{stage:<9}", total=total, initial=step, mininterval=0.5, file=sys.stderr)
         self.bar.update(step - self.bar.n)
         if step >= total:
             self.bar.close()
         if stage == "forecast" and detail is not None:
             print("\n".join(detail.lines()), file=sys.stderr)
-        self.since = time.time()
         self.cancel.check()
 
     def named(self, stage: str) -> Callable[[int, int, Any], None]:

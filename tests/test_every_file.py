@@ -278,7 +278,7 @@ def test_an_older_reader_of_the_faces_file_is_not_needed(tmp_path: Path, plain: 
 
 
 def test_one_photo_has_no_speed_of_its_own_invention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock is made up: loading took 2 seconds, the only photo 3."""
+    """The clock is made up: loading the networks took a part of the 5 seconds, nobody knows which."""
     clock, screen = [100.0], StringIO()
     for where in ("time.time", "tqdm.std.time"):
         monkeypatch.setattr(where, lambda: clock[0])
@@ -288,7 +288,7 @@ def test_one_photo_has_no_speed_of_its_own_invention(monkeypatch: pytest.MonkeyP
         clock[0] += 5
         bars("restore", 1, 1, None)
     last = screen.getvalue().split("\r")[-1]
-    assert "1/1" in last and "5.00s/it" in last, last
+    assert "1/1" in last and "?it/s" in last, last
 
 
 def test_work_done_before_is_no_speed_either(monkeypatch: pytest.MonkeyPatch) -> None:
