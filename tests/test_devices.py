@@ -77,7 +77,10 @@ def small(name: str) -> Restorer:
     """A published restorer's kinds of layers for 64 x 64 faces."""
     if name == "CodeFormer":
         pytest.importorskip("spandrel_extra_arches")
-    module = small_network(name).eval().requires_grad_(False)
+    try:
+        module = small_network(name).eval().requires_grad_(False)
+    except ImportError as error:
+        pytest.skip(f"an older spandrel gives this network another name ({error.name})")
     return ADAPTERS[name](module=module, architecture=name, size=64, name=name)
 
 
