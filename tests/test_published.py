@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -145,11 +145,11 @@ def test_without_lpips_it_is_refused_in_one_line_unless_it_is_left_out(monkeypat
 class Adam:
     """Adam as written in arXiv:1412.6980, algorithm 1, in float64."""
 
-    def __init__(self, parameters: list[Tensor], betas: tuple[float, float]) -> None:
+    def __init__(self, parameters: Sequence[Tensor], betas: tuple[float, float]) -> None:
         self.first, self.second = ([torch.zeros_like(p).double() for p in parameters] for _ in range(2))
         self.betas, self.steps = betas, 0
 
-    def step(self, parameters: list[Tensor], gradients: list[Tensor], rate: float) -> None:
+    def step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], rate: float) -> None:
         self.steps += 1
         one, two = self.betas
         for p, g, m, v in zip(parameters, gradients, self.first, self.second, strict=True):
@@ -217,8 +217,8 @@ def test_swinirs_steps_are_those_of_the_formulas(checkpoint: Path) -> None:
     assert torch.allclose(kept["optimizer"]["state"][0]["exp_avg_sq"].double(), ours.second[0], rtol=1e-4)
     for number, (name, p) in enumerate(critic.named_parameters()):
         state = kept["critic_optimizer"]["state"][number]
-        close = {"rtol": 2e-3, "atol": 1e-3 * float(theirs.second[number].abs().max())}
-        assert torch.allclose(state["exp_avg_sq"].double(), theirs.second[number], **close), name
+        wanted, least = theirs.second[number], 1e-3 * float(theirs.second[number].abs().max())
+        assert torch.allclose(state["exp_avg_sq"].double(), wanted, rtol=2e-3, atol=least), name
         moved = (kept["critic"][name] - p).abs().max()
         assert moved < 2e-6, f"{name} moved by {moved} more than its 2 steps of 2e-5"
 
@@ -244,7 +244,7 @@ def test_codeformers_first_step_is_that_of_the_formulas(checkpoint: Path) -> Non
             wanted = base.codebook[codes[0]].T.reshape(predicted.feature.shape)  # type: ignore[attr-defined]
             likelihood = predicted.logits.log_softmax(2)[0].gather(1, codes[0][:, None])
             total = total + ((predicted.feature - wanted) ** 2).mean() - 0.5 * likelihood.mean()
-    gradients = torch.autograd.grad(total / 8, parameters, allow_unused=True)
+    gradients: Sequence[Tensor | None] = torch.autograd.grad(total / 8, parameters, allow_unused=True)
 
     kept = torch.load(checkpoint, weights_only=True)
     names = [name for name, _ in base.tuned_parameters(net)]
