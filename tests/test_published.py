@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -145,11 +145,11 @@ def test_without_lpips_it_is_refused_in_one_line_unless_it_is_left_out(monkeypat
 class Adam:
     """Adam as written in arXiv:1412.6980, algorithm 1, in float64."""
 
-    def __init__(self, parameters: list[Tensor], betas: tuple[float, float]) -> None:
+    def __init__(self, parameters: Sequence[Tensor], betas: tuple[float, float]) -> None:
         self.first, self.second = ([torch.zeros_like(p).double() for p in parameters] for _ in range(2))
         self.betas, self.steps = betas, 0
 
-    def step(self, parameters: list[Tensor], gradients: list[Tensor], rate: float) -> None:
+    def step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], rate: float) -> None:
         self.steps += 1
         one, two = self.betas
         for p, g, m, v in zip(parameters, gradients, self.first, self.second, strict=True):
