@@ -24,18 +24,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from adaptation import held_out_faces
 
-from bfr_core import load_prior, load_restorer, metrics
-from bfr_core.adaptation import SMALL
-from bfr_core.album import AlbumConfig, clarity, is_good
-from bfr_core.benchmark import damaged, restored_by, targets_of
-from bfr_core.degradations import stored_as_jpeg
-from bfr_core.evaluate import format_interval
+from bfr_core import load_prior, load_restorer
+from bfr_core.adaptation.adapt import SMALL
+from bfr_core.adaptation.good_faces import AlbumConfig, clarity, is_good
+from bfr_core.adaptation.targets import settled
+from bfr_core.damage.synthetic import stored_as_jpeg
+from bfr_core.diffusion.prior import Prior
 from bfr_core.faces.align import Face, crop_face
-from bfr_core.finetuning import finetune
-from bfr_core.images import read_image
-from bfr_core.prior import Prior
-from bfr_core.pseudo_targets import settled
+from bfr_core.files.photos import read_image
+from bfr_core.metrics import measures as metrics
 from bfr_core.restorers import Restorer
+from bfr_core.studies.benchmark import damaged, restored_by, targets_of
+from bfr_core.studies.evaluate import format_interval
+from bfr_core.training.finetune import finetune
 
 DAMAGES = (
     "sensor",

@@ -22,14 +22,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from adaptation import DAMAGES, held_out_faces
 
-from bfr_core import load_prior, load_restorer, metrics
-from bfr_core.adaptation import SMALL
-from bfr_core.benchmark import damaged, restored_by, targets_of, tuned
-from bfr_core.evaluate import format_interval
+from bfr_core import load_prior, load_restorer
+from bfr_core.adaptation.adapt import SMALL
+from bfr_core.adaptation.target_checks import checks_of, look_at, refusals
+from bfr_core.adaptation.targets import settled
 from bfr_core.faces.landmarks import load_landmark_net
-from bfr_core.gate import checks_of, look_at, refusals
-from bfr_core.metrics import high_band
-from bfr_core.pseudo_targets import settled
+from bfr_core.metrics import measures as metrics
+from bfr_core.metrics.measures import high_band
+from bfr_core.studies.benchmark import damaged, restored_by, targets_of, tuned
+from bfr_core.studies.evaluate import format_interval
 
 # Each: (targets (B, 3, S, S), index of the face) -> the spoiled one.
 WAYS: dict[str, Callable[[Tensor, int], Tensor]] = {

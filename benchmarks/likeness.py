@@ -31,7 +31,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from people import recorded_sex, stated_searches, thirds, typology_angle
 
-from bfr_core.benchmark import damaged, restored_by
 from bfr_core.faces.align import Face, crop_face, similarity, template
 from bfr_core.faces.likeness import (
     CANNOT_TELL,
@@ -47,9 +46,10 @@ from bfr_core.faces.likeness import (
     true_accepts,
 )
 from bfr_core.faces.recognise import RecogniserNet, chip_of, embed, embed_faces, load_recogniser
-from bfr_core.images import read_image, replace_atomically
-from bfr_core.metrics import wilson_interval
+from bfr_core.files.photos import read_image, replace_atomically
+from bfr_core.metrics.measures import wilson_interval
 from bfr_core.restorers import load_restorer
+from bfr_core.studies.benchmark import damaged, restored_by
 
 DAMAGES = ("camera_x4", "camera_x8", "sensor", "film_grain", "halftone", "motion_jpeg")
 SIZE = 128

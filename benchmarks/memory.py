@@ -35,15 +35,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 from published_shapes import PRIOR_SETTINGS, RESTORERS, prior_state, restorer_state
 
-from bfr_core.adaptation import LOW_MEMORY, changed, recipe
-from bfr_core.checkpoints import save_tensors
-from bfr_core.finetuning import finetune
-from bfr_core.images import replace_atomically
-from bfr_core.losses import perceptual_loss
-from bfr_core.precision import autocast
-from bfr_core.prior import load_prior
+from bfr_core.adaptation.adapt import LOW_MEMORY, changed, recipe
+from bfr_core.device import autocast
+from bfr_core.diffusion.prior import load_prior
+from bfr_core.files.photos import replace_atomically
+from bfr_core.files.tensors import save_tensors
 from bfr_core.restorers import Restorer, load_restorer
-from bfr_core.verification import device_name, peak_memory
+from bfr_core.studies.verification import device_name, peak_memory
+from bfr_core.training.finetune import finetune
+from bfr_core.training.losses import perceptual_loss
 
 COLUMNS = ("network", "what", "precision", "batch", "seconds a face", "peak memory", "ratio to the bare network")
 STOPPED = (-2, -15)  # exit codes of a process that was ended from outside; such a line is measured again
@@ -107,7 +107,7 @@ def tuning_step(
     said: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: said.append(record.getMessage())
-    logging.getLogger("bfr_core.finetuning").addHandler(handler)
+    logging.getLogger("bfr_core.training.finetune").addHandler(handler)
     stamps: list[float] = []
 
     def stop_after_two(*_: object) -> None:

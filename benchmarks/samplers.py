@@ -22,12 +22,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from adaptation import DAMAGES, held_out_faces
 
-from bfr_core import load_prior, load_restorer, metrics
-from bfr_core.adaptation import SMALL
-from bfr_core.benchmark import damaged, restored_by, targets_of, tuned
-from bfr_core.evaluate import face_measures, format_interval
-from bfr_core.pseudo_targets import settled
-from bfr_core.sampler import SamplerConfig
+from bfr_core import load_prior, load_restorer
+from bfr_core.adaptation.adapt import SMALL
+from bfr_core.adaptation.targets import settled
+from bfr_core.diffusion.sampler import SamplerConfig
+from bfr_core.metrics import measures as metrics
+from bfr_core.studies.benchmark import damaged, restored_by, targets_of, tuned
+from bfr_core.studies.evaluate import face_measures, format_interval
 
 PAPER = replace(SMALL.targets, sampler=SamplerConfig("paper", t_start=60, t_constrain_end=15, factor=2))
 

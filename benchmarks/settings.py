@@ -22,13 +22,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from adaptation import held_out_faces
 
 from bfr_core import load_prior, load_restorer
-from bfr_core.adaptation import SMALL
-from bfr_core.benchmark import damaged, restored_by
-from bfr_core.degradations import DAMAGES
-from bfr_core.metrics import psnr
-from bfr_core.prior import Prior
-from bfr_core.pseudo_targets import best_sampler, make_pseudo_targets, samplers_to_try, settled
+from bfr_core.adaptation.adapt import SMALL
+from bfr_core.adaptation.targets import best_sampler, make_pseudo_targets, samplers_to_try, settled
+from bfr_core.damage.synthetic import DAMAGES
+from bfr_core.diffusion.prior import Prior
+from bfr_core.metrics.measures import psnr
 from bfr_core.restorers import Restorer
+from bfr_core.studies.benchmark import damaged, restored_by
 
 SEARCH = ("t_start", "factor")
 

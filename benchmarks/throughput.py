@@ -19,9 +19,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bfr_core import SamplerConfig, load_prior, load_restorer, sample_constrained
-from bfr_core.images import write_image
-from bfr_core.precision import autocast
-from bfr_core.restore import RestoreConfig, restore_folder
+from bfr_core.device import autocast
+from bfr_core.files.photos import write_image
+from bfr_core.restoration.restore import RestoreConfig, restore_folder
 
 CROPS, BATCH, CALLS = 200, 8, 10
 

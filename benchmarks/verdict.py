@@ -34,16 +34,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from adaptation import held_out_faces
 
 from bfr_core import load_prior, load_restorer
-from bfr_core.adaptation import SMALL
-from bfr_core.benchmark import damaged, restored_by, targets_of, tuned
-from bfr_core.draws import keyed_generator
-from bfr_core.evaluate import face_measures
+from bfr_core.adaptation.adapt import SMALL
+from bfr_core.adaptation.targets import settled
+from bfr_core.adaptation.verdict import (
+    Agreement,
+    Appearance,
+    Cues,
+    Judgement,
+    Limits,
+    Trial,
+    decide,
+    gather,
+    load_usual,
+    look_at,
+)
 from bfr_core.faces.landmarks import load_landmark_net
-from bfr_core.finetuning import FinetuneConfig
-from bfr_core.metrics import Interval, student_difference, wilson_interval
-from bfr_core.pseudo_targets import settled
+from bfr_core.metrics.measures import Interval, student_difference, wilson_interval
+from bfr_core.randomness import keyed_generator
 from bfr_core.restorers import save_restorer
-from bfr_core.verdict import Agreement, Appearance, Cues, Judgement, Limits, Trial, decide, gather, load_usual, look_at
+from bfr_core.studies.benchmark import damaged, restored_by, targets_of, tuned
+from bfr_core.studies.evaluate import face_measures
+from bfr_core.training.finetune import FinetuneConfig
 
 DAMAGES = ("sensor", "halftone", "film_grain", "motion_jpeg", "camera_x4", "shared_online", "blind_twice", "video")
 TRUTH = ("psnr", "ssim", "gmsd", "detail_correlation", "detail_energy", "landmarks")
@@ -116,7 +127,7 @@ def no_anchor(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
 
 
 def blurred(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
-    from bfr_core.metrics import high_band
+    from bfr_core.metrics.measures import high_band
 
     soft = targets - high_band(targets, 1.0 + run.seed % 3)
     return Case(lq, soft, QUICK)

@@ -1,13 +1,22 @@
-"""BFR Adapt: tune a blind face restorer to damage it has never seen, with a diffusion prior and no clean photos."""
+"""BFR Adapt: tune a blind face restorer to damage it has never seen, with a diffusion prior and no clean photos.
 
-from .adaptation import AdaptConfig, adapt
-from .finetuning import FinetuneConfig, finetune
-from .lowpass import low_pass
-from .prior import load_prior
-from .pseudo_targets import TargetConfig, make_pseudo_targets
-from .restore import RestoreConfig, restore_photo
-from .restorers import load_restorer
-from .sampler import SamplerConfig, sample_constrained
+The names below are loaded when they are first used, so that the command line can prepare the threads before torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .adaptation.adapt import AdaptConfig, adapt
+    from .adaptation.targets import TargetConfig, make_pseudo_targets
+    from .diffusion.low_pass import low_pass
+    from .diffusion.prior import load_prior
+    from .diffusion.sampler import SamplerConfig, sample_constrained
+    from .restoration.restore import RestoreConfig, restore_photo
+    from .restorers import load_restorer
+    from .training.finetune import FinetuneConfig, finetune
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,3 +34,24 @@ __all__ = [
     "restore_photo",
     "sample_constrained",
 ]
+_PLACES = {
+    "AdaptConfig": "adaptation.adapt",
+    "FinetuneConfig": "training.finetune",
+    "RestoreConfig": "restoration.restore",
+    "SamplerConfig": "diffusion.sampler",
+    "TargetConfig": "adaptation.targets",
+    "adapt": "adaptation.adapt",
+    "finetune": "training.finetune",
+    "load_prior": "diffusion.prior",
+    "load_restorer": "restorers",
+    "low_pass": "diffusion.low_pass",
+    "make_pseudo_targets": "adaptation.targets",
+    "restore_photo": "restoration.restore",
+    "sample_constrained": "diffusion.sampler",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_PLACES[name]}", __name__), name)

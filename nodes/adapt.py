@@ -13,7 +13,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..bfr_core.adaptation import (
+from ..bfr_core.adaptation.adapt import (
     LOW_MEMORY,
     AdaptConfig,
     Adapted,
@@ -23,27 +23,28 @@ from ..bfr_core.adaptation import (
     perceptual_term,
     tune,
 )
-from ..bfr_core.album import Examples
-from ..bfr_core.checkpoints import load_tensors
+from ..bfr_core.adaptation.first_look import COLUMNS
+from ..bfr_core.adaptation.first_look import first_look as look_first
+from ..bfr_core.adaptation.forecast import MEASURED_FACES, forecast, measure_targets, measure_tuning
+from ..bfr_core.adaptation.good_faces import Examples
+from ..bfr_core.adaptation.per_damage import ONE_DAMAGE, adapt_groups, rows_of
+from ..bfr_core.adaptation.published import PUBLISHED_RECIPE as PUBLISHED
+from ..bfr_core.adaptation.published import RECOMMENDED, settings_of
+from ..bfr_core.adaptation.report import report_adaptation
+from ..bfr_core.adaptation.run import Run
+from ..bfr_core.diffusion.sampler import SamplerConfig
 from ..bfr_core.files.names import numbered
 from ..bfr_core.files.ownership import begin_list, delete, is_own
-from ..bfr_core.finetuning import FinetuneConfig, Progress, fraction_done, split
-from ..bfr_core.first_look import COLUMNS
-from ..bfr_core.first_look import first_look as look_first
-from ..bfr_core.forecast import MEASURED_FACES, forecast, measure_targets, measure_tuning
-from ..bfr_core.images import printable, read_image, to_unit
-from ..bfr_core.losses import find_vgg
-from ..bfr_core.mixed import ONE_DAMAGE, adapt_groups, rows_of
-from ..bfr_core.pictures import draw_curve, sheet, side_by_side
-from ..bfr_core.published import PUBLISHED_RECIPE as PUBLISHED
-from ..bfr_core.published import RECOMMENDED, settings_of
-from ..bfr_core.report import VERDICTS
+from ..bfr_core.files.photos import printable, read_image, to_unit
+from ..bfr_core.files.records import fingerprint, read_table
+from ..bfr_core.files.tensors import load_tensors
+from ..bfr_core.reports.html import VERDICTS
+from ..bfr_core.reports.pictures import draw_curve, sheet, side_by_side
 from ..bfr_core.restorers import Restorer, export_pth, load_restorer, save_restorer
 from ..bfr_core.restorers.load import save_several
 from ..bfr_core.restorers.routed import Routed
-from ..bfr_core.runs import Run, fingerprint, read_table
-from ..bfr_core.sampler import SamplerConfig
-from ..bfr_core.summary import report_adaptation
+from ..bfr_core.training.finetune import FinetuneConfig, Progress, fraction_done, split
+from ..bfr_core.training.losses import find_vgg
 from . import convert, host, paths
 from .faces import (
     ROWS,

@@ -20,7 +20,7 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..bfr_core.adaptation import (
+from ..bfr_core.adaptation.adapt import (
     AdaptConfig,
     FaceConfig,
     FaceSet,
@@ -32,11 +32,13 @@ from ..bfr_core.adaptation import (
     targets_of,
     targets_print,
 )
+from ..bfr_core.adaptation.run import Run
+from ..bfr_core.adaptation.target_checks import GateConfig
 from ..bfr_core.files.ownership import claim, is_own, sha256_of
-from ..bfr_core.gate import GateConfig
-from ..bfr_core.images import printable, read_image, replace_atomically, write_image
-from ..bfr_core.pictures import sheet
-from ..bfr_core.runs import Run, fingerprint, read_table, stage_folder, write_json
+from ..bfr_core.files.photos import printable, read_image, replace_atomically, write_image
+from ..bfr_core.files.records import fingerprint, read_table, write_json
+from ..bfr_core.files.stages import stage_folder
+from ..bfr_core.reports.pictures import sheet
 from . import convert, host, paths
 
 STAGES = ("targets", "finetune")

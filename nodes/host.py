@@ -23,11 +23,11 @@ from server import PromptServer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..bfr_core.images import printable
-from ..bfr_core.pictures import sheet
-from ..bfr_core.prior import Prior
+from ..bfr_core.adaptation.run import Run
+from ..bfr_core.diffusion.prior import Prior
+from ..bfr_core.files.photos import printable
+from ..bfr_core.reports.pictures import sheet
 from ..bfr_core.restorers import Restorer
-from ..bfr_core.runs import Run
 from . import convert, paths
 
 log = logging.getLogger(__name__)

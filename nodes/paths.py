@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..bfr_core.images import list_images, printable
+from ..bfr_core.files.photos import list_images, printable
 
 MOST_BYTES = 255  # of a name, in UTF-8, that file systems allow
 MOST_PATH_BYTES = 1024

@@ -10,12 +10,12 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..bfr_core.diffusion.prior import load_prior
 from ..bfr_core.faces.align import Face
 from ..bfr_core.faces.detect import faces_in_boxes, load_detector
 from ..bfr_core.faces.landmarks import load_landmark_net
-from ..bfr_core.images import printable
-from ..bfr_core.prior import load_prior
-from ..bfr_core.restore import CHOICES, RestoreConfig, RestoredPhoto, restore_aligned, restore_photo
+from ..bfr_core.files.photos import printable
+from ..bfr_core.restoration.restore import CHOICES, RestoreConfig, RestoredPhoto, restore_aligned, restore_photo
 from ..bfr_core.restorers import load_restorer
 from ..bfr_core.restorers.codeformer import CodeFormer, with_fidelity
 from . import convert, host

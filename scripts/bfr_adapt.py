@@ -14,11 +14,12 @@ from modules.ui_common import create_refresh_button
 from modules.ui_components import InputAccordion
 from PIL import Image
 
-from bfr_core import gradio_compat, ui
-from bfr_core.hosted import Hosted, Wish, existing, in_words, wish_of
-from bfr_core.http_api import add_routes
-from bfr_core.page import Page
-from bfr_core.weights import ALSO
+from bfr_core.files.weights import ALSO
+from bfr_core.web import gradio_compat
+from bfr_core.web import gradio_page as ui
+from bfr_core.web.hosted import Hosted, Wish, existing, in_words, wish_of
+from bfr_core.web.http_api import add_routes
+from bfr_core.web.page import Page
 
 NAME = "BFR Adapt"
 TAB = "bfr_adapt"

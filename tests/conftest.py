@@ -95,7 +95,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten aligned 32 x 32 pictures in a folder and a folder below it."""
     import torch
 
-    from bfr_core.images import write_image
+    from bfr_core.files.photos import write_image
 
     folder = tmp_path_factory.mktemp("photos")
     generator = torch.Generator().manual_seed(0)
@@ -118,7 +118,7 @@ def verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The adaptation to noise is adopted, that to blur is not."""
     from tests.two_damages import judged
 
-    monkeypatch.setattr("bfr_core.adaptation.judged_on_faces", judged)
+    monkeypatch.setattr("bfr_core.adaptation.adapt.judged_on_faces", judged)
 
 
 @pytest.fixture(scope="session")

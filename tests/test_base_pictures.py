@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from bfr_core import mixed, page, summary
-from bfr_core.adaptation import AdaptConfig, FaceConfig, adapt, changed
-from bfr_core.images import read_image, write_image
-from bfr_core.page import Page
-from bfr_core.report import ReportData
+from bfr_core.adaptation import per_damage as mixed
+from bfr_core.adaptation import report as summary
+from bfr_core.adaptation.adapt import AdaptConfig, FaceConfig, adapt, changed
+from bfr_core.adaptation.run import Run
+from bfr_core.diffusion.sampler import SamplerConfig
+from bfr_core.files.photos import read_image, write_image
+from bfr_core.files.records import write_json
+from bfr_core.reports.html import ReportData
 from bfr_core.restorers import load_restorer
 from bfr_core.restorers.base import Restorer
-from bfr_core.runs import Run, write_json
-from bfr_core.sampler import SamplerConfig
+from bfr_core.web import page
+from bfr_core.web.page import Page
 
 CLEANED = {  # the prior cleans the face strongly before the restorer sees it
     "faces": FaceConfig(aligned=True),

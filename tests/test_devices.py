@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bfr_core import precision as precision_module
-from bfr_core.adaptation import (
+from bfr_core import device as precision_module
+from bfr_core.adaptation.adapt import (
     SMALL,
     FaceConfig,
     adapt,
@@ -30,36 +30,42 @@ from bfr_core.adaptation import (
     judged_on_faces,
     perceptual_term,
 )
-from bfr_core.album import clarity
-from bfr_core.checkpoints import load_tensors, save_tensors
-from bfr_core.damage_groups import FEATURES, DamageGroups
-from bfr_core.demo import draw_faces
-from bfr_core.draws import keyed_noise
-from bfr_core.evaluate import face_measures
+from bfr_core.adaptation.good_faces import clarity
+from bfr_core.adaptation.run import Run
+from bfr_core.adaptation.target_checks import at_checked_size, look_at
+from bfr_core.adaptation.targets import TargetConfig, make_pseudo_targets
+from bfr_core.adaptation.verdict import load_usual
+from bfr_core.damage.groups import FEATURES, DamageGroups
+from bfr_core.damage.transplant import damage_filter, filtered, transplanted, without_sharpening
+from bfr_core.device import autocast, choose_device, full_precision, has_bfloat16, usual_precision
+from bfr_core.diffusion.low_pass import low_pass, low_pass_operator
+from bfr_core.diffusion.noise_level import estimate_noise_level
+from bfr_core.diffusion.prior import Prior, load_prior
+from bfr_core.diffusion.sampler import SamplerConfig, sample_constrained
 from bfr_core.faces.align import Face, crop_face, template, warp
 from bfr_core.faces.detect import EmbeddedDetector, faces_in_boxes, load_detector
 from bfr_core.faces.landmarks import load_landmark_net, read_aligned
 from bfr_core.faces.paste import paste_face
-from bfr_core.finetuning import FinetuneConfig, finetune
-from bfr_core.gate import at_checked_size, look_at
-from bfr_core.images import write_image
-from bfr_core.losses import UNetDiscriminator, discriminator_loss, generator_loss, perceptual_loss, texture_loss
-from bfr_core.lowpass import low_pass, low_pass_operator
-from bfr_core.lowrank import factor_change
-from bfr_core.metrics import high_band, kid_features, psnr, sharpness
-from bfr_core.noise_level import estimate_noise_level
-from bfr_core.objectives import Batch, objective_of, weighted
-from bfr_core.precision import autocast, choose_device, full_precision, has_bfloat16, usual_precision
-from bfr_core.prior import Prior, load_prior
-from bfr_core.pseudo_targets import TargetConfig, make_pseudo_targets
-from bfr_core.restore import RestoreConfig, restore_aligned, restore_folder, restore_photo
+from bfr_core.files.photos import write_image
+from bfr_core.files.tensors import load_tensors, save_tensors
+from bfr_core.metrics.measures import high_band, kid_features, psnr, sharpness
+from bfr_core.randomness import keyed_noise
+from bfr_core.restoration.restore import RestoreConfig, restore_aligned, restore_folder, restore_photo
 from bfr_core.restorers import ADAPTERS, Restorer, load_restorer
 from bfr_core.restorers.codeformer import CodeFormer, code_losses
+from bfr_core.restorers.low_rank import factor_change
 from bfr_core.restorers.routed import Routed, save_groups
-from bfr_core.runs import Run
-from bfr_core.sampler import SamplerConfig, sample_constrained
-from bfr_core.transplant import damage_filter, filtered, transplanted, without_sharpening
-from bfr_core.verdict import load_usual
+from bfr_core.studies.demo import draw_faces
+from bfr_core.studies.evaluate import face_measures
+from bfr_core.training.finetune import FinetuneConfig, finetune
+from bfr_core.training.losses import (
+    UNetDiscriminator,
+    discriminator_loss,
+    generator_loss,
+    perceptual_loss,
+    texture_loss,
+)
+from bfr_core.training.objectives import Batch, objective_of, weighted
 from tests.pretended_device import DEVICE, WIDE, PretendedDevice, Refused, tensors
 
 META = torch.device("meta")
@@ -519,7 +525,7 @@ def test_the_low_band_is_exact_under_autocast() -> None:
 
 def phi_matrices(size: int, factor: int) -> tuple[Tensor, Tensor]:
     """The two matrices of phi, read off what it does."""
-    from bfr_core.lowpass import _resize_pair
+    from bfr_core.diffusion.low_pass import _resize_pair
 
     shrink, enlarge = _resize_pair(size, factor)
     return shrink.float(), enlarge.float()
@@ -530,7 +536,8 @@ def test_the_texture_loss_is_exact_under_autocast(monkeypatch: pytest.MonkeyPatc
     exact = texture_loss(a, b)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(texture_loss(a, b), exact)
-        monkeypatch.setattr("bfr_core.losses.full_precision", lambda device: torch.autocast("cpu", torch.bfloat16))
+        as_bfloat16 = torch.autocast("cpu", torch.bfloat16)
+        monkeypatch.setattr("bfr_core.training.losses.full_precision", lambda device: as_bfloat16)
         assert abs(texture_loss(a, b) - exact) > 0.01 * exact, "what the context is there for"
 
 
@@ -605,7 +612,7 @@ def test_a_precision_reaches_sampling_and_restoring(
 def test_the_flag_of_the_command_line_reaches_all_of_it(
     tmp_path: Path, photos: Path, tiny_restorer: Path, tiny_prior: Path, asked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bfr_core.cli import main
+    from bfr_core.cli.commands import main
 
     monkeypatch.setattr(precision_module, "has_bfloat16", lambda device: asked == "float32")
     run = tmp_path / "run"

@@ -17,11 +17,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bfr_core import images, restorers
-from bfr_core.cli import Bars, _Cancel, main
+from bfr_core import restorers
+from bfr_core.cli.commands import Bars, _Cancel, main
 from bfr_core.faces.align import Face, template
 from bfr_core.faces.detect import load_detector
-from bfr_core.images import Photo, read_photo, write_image, write_photo
+from bfr_core.files import photos as images
+from bfr_core.files.photos import Photo, read_photo, write_image, write_photo
 from bfr_core.restorers.base import Restorer
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs a link to itself")
@@ -48,8 +49,8 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Restorer:
 def four_faces(monkeypatch: pytest.MonkeyPatch) -> None:
     """The detector finds four faces in every photo that is not black, one of them 10 pixels wide, two 150."""
     faces = [face_at(10, 10, 150), face_at(170, 10, 150), face_at(330, 10, 60), face_at(400, 10, 10)]
-    monkeypatch.setattr("bfr_core.restore.load_detector", lambda *_: lambda photo: faces if photo.max() else [])
-    monkeypatch.setattr("bfr_core.faces.detect.load_detector", lambda *_: lambda photo: faces if photo.max() else [])
+    for place in ("restoration.restore", "faces.detect"):
+        monkeypatch.setattr(f"bfr_core.{place}.load_detector", lambda *_: lambda photo: faces if photo.max() else [])
 
 
 def face_at(x: float, y: float, width: float) -> Face:
@@ -262,8 +263,9 @@ def test_sixteen_bits_far_from_the_face_are_kept_by_tone_and_restore_in_every_la
 
 def test_an_older_reader_of_the_faces_file_is_not_needed(tmp_path: Path, plain: Restorer, capsys: Any) -> None:
     """A run of 0.1, which did not say what became of a photo, is still read."""
-    from bfr_core.adaptation import faces_of
-    from bfr_core.runs import Run, write_json
+    from bfr_core.adaptation.adapt import faces_of
+    from bfr_core.adaptation.run import Run
+    from bfr_core.files.records import write_json
 
     index = {"fingerprint": "x", "faces": [{"name": "a_0", "photo": "a.jpg"}, {"name": "a_1", "photo": "a.jpg"}]}
     problems = [{"photo": "b.jpg", "problem": "b.jpg: no face found"}]

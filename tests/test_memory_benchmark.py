@@ -79,8 +79,8 @@ def test_an_ended_measurement_is_no_result(memory: Any, tmp_path, monkeypatch):
 def test_a_tuning_that_did_not_fit_at_once_says_so(memory: Any, tmp_path, monkeypatch, tiny_restorer):
     import torch
 
-    from bfr_core.objectives import Pixels
     from bfr_core.restorers import load_restorer
+    from bfr_core.training.objectives import Pixels
 
     real = Pixels.terms
 

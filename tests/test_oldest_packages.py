@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bfr_core.runs import fingerprint
+from bfr_core.files.records import fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
 # The oldest that are promised, and what goes with them: NumPy 1 with that PyTorch, an old hub client with diffusers.

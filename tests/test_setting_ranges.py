@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from bfr_core.adaptation import FaceConfig
-from bfr_core.album import AlbumConfig
-from bfr_core.cli import main
-from bfr_core.evaluate import evaluate
-from bfr_core.finetuning import FinetuneConfig
-from bfr_core.gate import GateConfig
-from bfr_core.pseudo_targets import TargetConfig
-from bfr_core.restore import RestoreConfig
-from bfr_core.sampler import SamplerConfig
-from bfr_core.vote import make_ballot
+from bfr_core.adaptation.adapt import FaceConfig
+from bfr_core.adaptation.good_faces import AlbumConfig
+from bfr_core.adaptation.target_checks import GateConfig
+from bfr_core.adaptation.targets import TargetConfig
+from bfr_core.cli.commands import main
+from bfr_core.diffusion.sampler import SamplerConfig
+from bfr_core.restoration.restore import RestoreConfig
+from bfr_core.studies.evaluate import evaluate
+from bfr_core.studies.vote import make_ballot
+from bfr_core.training.finetune import FinetuneConfig
 
 
 @pytest.mark.parametrize(

@@ -17,76 +17,16 @@ from installation.packages import canonical, read_requirements
 ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "bfr_core"
 
-# A module may import from its own layer and from those above it in this list, never from below.
+# A room may import from its own layer and from those above it in this list, never from below; no circles anywhere.
 LAYERS = (
-    (
-        "settings",
-        "files",
-        "images",
-        "provenance",
-        "tone",
-        "lowpass",
-        "schedule",
-        "draws",
-        "precision",
-        "unet",
-        "checkpoints",
-        "weights",
-        "runs",
-    ),
-    (
-        "restorers",
-        "lowrank",
-        "prior",
-        "sampler",
-        "stochastic_depth",
-        "noise_level",
-        "losses",
-        "faces",
-        "damage",
-        "degradations",
-        "damage_groups",
-        "transplant",
-        "metrics",
-        "optional_metrics",
-        "pictures",
-    ),
-    (
-        "restoration",
-        "restore",
-        "pseudo_targets",
-        "objectives",
-        "finetuning",
-        "gate",
-        "album",
-        "adaptation",
-        "forecast",
-        "first_look",
-        "published",
-        "ablation",
-        "benchmark",
-        "paper_table",
-        "evaluate",
-        "inspection",
-        "verdict",
-        "report",
-        "summary",
-        "vote",
-        "mixed",
-        "jobs",
-    ),
-    (
-        "cli",
-        "page",
-        "hosted",
-        "http_api",
-        "ui",
-        "gradio_compat",
-        "demo",
-        "verification",
-        "__init__",
-        "__main__",
-    ),
+    ("device", "randomness", "settings", "threads"),
+    ("files",),
+    ("restorers", "diffusion", "faces", "damage", "metrics"),
+    ("restoration", "training", "reports"),
+    ("adaptation",),
+    ("studies", "cluster"),
+    ("web", "cli"),
+    ("__init__", "__main__"),
 )
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 # Slow to import, or absent in some hosts: imported inside the function that uses them.
@@ -113,9 +53,9 @@ KEPT_TO = {
     "server": ("nodes",),
     "folder_paths": ("nodes",),
     "modules": ("scripts",),
-    "gradio": ("bfr_core/ui.py", "bfr_core/gradio_compat.py"),
-    "fastapi": ("bfr_core/http_api.py",),
-    "starlette": ("bfr_core/gradio_compat.py",),
+    "gradio": ("bfr_core/web/gradio_page.py", "bfr_core/web/gradio_compat.py"),
+    "fastapi": ("bfr_core/web/http_api.py",),
+    "starlette": ("bfr_core/web/gradio_compat.py",),
 }
 PACKAGE_OF = {"PIL": "pillow", "skimage": "scikit-image", "cv2": "opencv-python-headless"}
 OWN = {"bfr_core", "nodes", "installation", "install", "tools", "tests"}
@@ -198,9 +138,15 @@ def unit(path: Path) -> str:
 
 
 def test_relative_imports_are_understood() -> None:
-    assert {"images", "finetuning"} <= core_imports(CORE / "adaptation.py")
-    assert "checkpoints" in core_imports(CORE / "restorers" / "load.py")
-    assert core_imports(CORE / "schedule.py") == set()
+    assert {"files", "training"} <= core_imports(CORE / "adaptation" / "adapt.py")
+    assert "files" in core_imports(CORE / "restorers" / "load.py")
+    assert core_imports(CORE / "diffusion" / "schedule.py") == set()
+
+
+def test_every_room_says_what_may_live_there() -> None:
+    for room in (path for path in CORE.iterdir() if any(path.glob("*.py"))):
+        said = ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8")))
+        assert said and said.endswith("."), f"{room.name}/__init__.py: needs a sentence that says what may live there"
 
 
 def test_every_module_has_a_layer() -> None:
@@ -296,13 +242,15 @@ WRITES_OF = {"shutil", "torch", "Path", "path", "part", "temporary", "figure"}
 # What writes without `replace_atomically`, and why nothing of others can be lost by it.
 WRITES_ITSELF = {
     ("bfr_core/files/ownership.py", "_add"): "the lists themselves, which only grow",
-    ("bfr_core/images.py", "replace_atomically"): "the scratch file",
-    ("bfr_core/degradations.py", "video"): "in memory",
-    ("bfr_core/images.py", "_write_bytes"): "is given the scratch file by replace_atomically",
-    ("bfr_core/jobs.py", "zip_files"): "is given the scratch file by replace_atomically",
-    ("bfr_core/weights.py", "_fetch_rest"): "a part whose name no other program gives",
-    ("bfr_core/http_api.py", "restored"): "a scratch file",
-    ("bfr_core/adaptation.py", "collect_faces"): "adds lines to a file that `growing` answers for",
+    ("bfr_core/files/photos.py", "replace_atomically"): "the scratch file",
+    ("bfr_core/damage/synthetic.py", "video"): "in memory",
+    ("bfr_core/files/photos.py", "_write_bytes"): "is given the scratch file by replace_atomically",
+    ("bfr_core/web/jobs.py", "zip_files"): "is given the scratch file by replace_atomically",
+    ("bfr_core/metrics/optional.py", "write"): "is given the scratch file by replace_atomically",
+    ("bfr_core/files/weights.py", "_fetch_rest"): "a part whose name no other program gives",
+    ("bfr_core/web/http_api.py", "restored"): "a scratch file",
+    ("bfr_core/restoration/record.py", "add"): "adds lines to a record that is of its own name",
+    ("bfr_core/adaptation/adapt.py", "collect_faces"): "adds lines to a file that `growing` answers for",
 }
 
 

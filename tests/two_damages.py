@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bfr_core.degradations import degrade
-from bfr_core.images import write_image
-from bfr_core.verdict import Judgement
+from bfr_core.adaptation.verdict import Judgement
+from bfr_core.damage.synthetic import degrade
+from bfr_core.files.photos import write_image
 
 NOISY, BLURRED = 18, 16
 

@@ -30,7 +30,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bfr_core.images import replace_atomically
+from bfr_core.files.photos import replace_atomically
 
 COMMIT = "20531e981f99cd8fd42023d3e71000582f2e04c2"
 BASE_URL = f"https://raw.githubusercontent.com/Hainish/congress-images-225x275/{COMMIT}/images/"

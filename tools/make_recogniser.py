@@ -24,8 +24,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bfr_core.checkpoints import save_tensors, sha256_of
 from bfr_core.faces.recognise import EMBEDDED, STAGES
+from bfr_core.files.tensors import save_tensors, sha256_of
 
 SOURCE = "@vladmandic/face-api 1.7.15"
 SHA256 = "0d77fffeef362ef9c0939cf6c567f3a2e8e177f114fa257a3270cbd2e509b031"

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bfr_core.checkpoints import load_tensors
+from bfr_core.device import autocast
 from bfr_core.faces.align import Face, similarity, similarity_scale, template, warp
-from bfr_core.precision import autocast
+from bfr_core.files.tensors import load_tensors
 
 SIZE = 128
 PATCH = 2
@@ -245,8 +245,8 @@ def new_restorer() -> Any:
 
 def train_restorer(args: argparse.Namespace) -> None:
     """The usual blind recipe: blur, shrink, Gaussian noise and JPEG, drawn anew for every face; some faces grey."""
-    from bfr_core.degradations import degrade
-    from bfr_core.losses import pixel_loss, texture_loss
+    from bfr_core.damage.synthetic import degrade
+    from bfr_core.training.losses import pixel_loss, texture_loss
 
     faces = training_faces(args)
     net = new_restorer().to(memory_format=torch.channels_last)
@@ -275,7 +275,7 @@ def train_restorer(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Write the moving averages as fp16, of what was trained: embedded/prior128 and restorer128.safetensors."""
-    from bfr_core.checkpoints import save_tensors
+    from bfr_core.files.tensors import save_tensors
 
     if found := latest(args.work, "prior"):
         state, record = found
@@ -307,12 +307,12 @@ def export(args: argparse.Namespace) -> None:
 def usual(args: argparse.Namespace) -> None:
     """Write what the verdict compares with, see `bfr_core.verdict`: embedded/usual.safetensors, what the training faces
     look like, and embedded/drawn_faces.png, the first faces that the prior draws, their detail made as strong."""
-    from bfr_core.checkpoints import save_tensors
-    from bfr_core.demo import draw_faces
-    from bfr_core.images import write_image
-    from bfr_core.metrics import high_band
-    from bfr_core.prior import load_prior
-    from bfr_core.verdict import DRAWN_FILE, USUAL_FILE, usual_of
+    from bfr_core.adaptation.verdict import DRAWN_FILE, USUAL_FILE, usual_of
+    from bfr_core.diffusion.prior import load_prior
+    from bfr_core.files.photos import write_image
+    from bfr_core.files.tensors import save_tensors
+    from bfr_core.metrics.measures import high_band
+    from bfr_core.studies.demo import draw_faces
 
     drawn = torch.cat([draw_faces(load_prior(), [f"usual_{i}" for i in range(j, j + 8)], 0) for j in (0, 8)])
     faces = training_faces(args)[::4].float() / 255  # variant 0 of each face is the exact crop
@@ -328,11 +328,11 @@ def usual(args: argparse.Namespace) -> None:
 
 def card(args: argparse.Namespace) -> None:
     """Pictures and figures for the model card: unconditional samples, the nearest training face of each, losses."""
-    from bfr_core.demo import draw_faces
+    from bfr_core.diffusion.prior import load_prior
     from bfr_core.faces.align import crop_face
-    from bfr_core.images import read_image, write_image
-    from bfr_core.prior import load_prior
+    from bfr_core.files.photos import read_image, write_image
     from bfr_core.restorers import load_restorer
+    from bfr_core.studies.demo import draw_faces
 
     prior, faces = load_prior(), training_faces(args)[::4]  # variant 0 of each face is the exact crop
     drawn = torch.cat([draw_faces(prior, [f"card_{i}" for i in range(j, j + 8)], 0) for j in (0, 8)])
@@ -362,7 +362,7 @@ def card(args: argparse.Namespace) -> None:
     for t in (50, 100, 200, 300, 400, 600, 800):
         errors = [_x0_error(prior, some, t) for some in (seen, unseen)]
         print(f"t = {t}: clean-image error, training {errors[0]:.4f}, held out {errors[1]:.4f}")
-    from bfr_core.degradations import degrade
+    from bfr_core.damage.synthetic import degrade
 
     lq = degrade(unseen, "blind", torch.Generator().manual_seed(0)).lq
     restored = load_restorer().restore(lq)
@@ -373,8 +373,8 @@ def card(args: argparse.Namespace) -> None:
 @torch.no_grad()
 def _x0_error(prior: Any, faces: Tensor, t: int) -> float:
     """Mean squared error, on the scale of [-1, 1], of the clean image that the prior predicts at level t."""
-    from bfr_core.sampler import predict_x0
-    from bfr_core.schedule import q_sample
+    from bfr_core.diffusion.sampler import predict_x0
+    from bfr_core.diffusion.schedule import q_sample
 
     alpha_bar = float(prior.alpha_bar[t])
     x0 = faces * 2 - 1

@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from train_embedded import held_out_names, save  # puts the repository on sys.path, so it comes first
 
+from bfr_core.device import autocast
 from bfr_core.faces.align import similarity, template, warp
 from bfr_core.faces.landmarks import CROP, EMBEDDED, MARGIN, STRIDE, WINDOW, LandmarkNet, to_grey
-from bfr_core.precision import autocast
 
 CANVAS = 224  # a stored face: its standard crop is 112 wide and the picture goes on around it
 CANVAS_CROP = 112

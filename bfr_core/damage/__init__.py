@@ -1,1 +1,1 @@
-"""Damage of photos: making it, estimating a folder's, putting it on another face, telling kinds apart."""
+"""Damage of photos: make it, estimate a folder's, put it on another face, tell kinds apart, and undo faded tones."""

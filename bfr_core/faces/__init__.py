@@ -1,0 +1,1 @@
+"""Faces as places in a photo: find, align, find landmarks, recognise, parse and paste them."""

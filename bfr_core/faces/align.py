@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..precision import where_all_works
+from ..device import where_all_works
 
 # Left eye, right eye, nose, left and right mouth corner (as seen in the picture) in a 512 x 512 crop:
 # the FFHQ-style template of facexlib, on which CodeFormer, GFPGAN and RestoreFormer were trained.

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checkpoints import load_tensors, reason_of
-from ..images import printable
-from ..weights import search_folders
+from ..files.photos import printable
+from ..files.tensors import load_tensors, reason_of
+from ..files.weights import search_folders
 from .align import Face, invert, similarity, template, warp_region
 from .landmarks import CROP, STRIDE, WINDOW, LandmarkNet, load_landmark_net, to_grey
 

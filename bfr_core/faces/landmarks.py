@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..precision import where_all_works
+from ..device import where_all_works
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "embedded" / "landmarks.safetensors"
 CROP = 64  # width of the standard crop of a face the network is looking at

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checkpoints import load_tensors, reason_of
-from ..weights import resolve
+from ..files.tensors import load_tensors, reason_of
+from ..files.weights import resolve
 
 FILE = "parsing_parsenet.pth"
 SIZE = 512  # of the crops it was trained on

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..precision import where_all_works
+from ..device import where_all_works
 from .align import Face, invert, similarity, template, warp
 
 MASK_OUTER, MASK_INNER = 0.97, 0.72  # of the crop's half side: nothing beyond the first, everything within the second

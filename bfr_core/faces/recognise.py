@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checkpoints import load_tensors, reason_of
+from ..files.tensors import load_tensors, reason_of
 from .align import similarity, similarity_scale, template
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "embedded" / "recogniser.safetensors"

@@ -1,1 +1,1 @@
-"""All that touches the disk."""
+"""What touches the disk or comes from outside: photos, names, writing, deleting, tensors, provenance, weights."""

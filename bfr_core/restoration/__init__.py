@@ -1,1 +1,1 @@
-"""The fast path: photos in, photos with restored faces out."""
+"""The fast path: restore the faces of one photo or of a folder with a restorer that is there."""

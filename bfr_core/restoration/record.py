@@ -12,9 +12,9 @@ import threading
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from ..checkpoints import sha256_of
-from ..images import replace_atomically
-from ..runs import fingerprint
+from ..files.photos import replace_atomically
+from ..files.records import fingerprint
+from ..files.tensors import sha256_of
 
 NAME = ".bfr_restored.jsonl"
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from ..images import printable
-from ..precision import Precision, autocast, check_precision, usual_precision
+from ..device import Precision, autocast, check_precision, usual_precision
+from ..files.photos import printable
 
 # The verdict on its tuning in a restorer's file -> what is said to whoever uses it.
 CAUTIONS = {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..precision import Precision, full_precision, where_all_works
+from ..device import Precision, full_precision, where_all_works
 from .base import Restorer
 
 FROZEN = ("quantize.", "generator.", "fuse_convs_dict.")

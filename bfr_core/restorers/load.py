@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from ..checkpoints import (
+from ..files.photos import printable, replace_atomically
+from ..files.tensors import (
     METADATA,
     LimitedBuilding,
     load_tensors,
@@ -23,12 +24,11 @@ from ..checkpoints import (
     whole_number,
     without_prefix,
 )
-from ..images import printable, replace_atomically
-from ..lowrank import KIND, apply_change, factor_change
-from ..weights import entry_of, licence_of, locations, resolve
+from ..files.weights import entry_of, licence_of, locations, resolve
 from .base import Restorer
 from .codeformer import CodeFormer
 from .gfpgan import GFPGAN
+from .low_rank import KIND, apply_change, factor_change
 from .nafnet import NAFNet
 from .restoreformer import RestoreFormer
 from .routed import GROUPS, ONE_GROUP, Routed, members_of, read_groups, save_groups

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints import load_tensors, save_tensors, sha256_of
-from ..damage_groups import FEATURES, DamageGroups, describe
-from ..images import printable
-from ..precision import Precision
+from ..damage.groups import FEATURES, DamageGroups, describe
+from ..device import Precision
+from ..files.photos import printable
+from ..files.tensors import load_tensors, save_tensors, sha256_of
 from .base import Restorer
 
 GROUPS = "bfr_groups"  # value of the metadata entry "kind" of such a file

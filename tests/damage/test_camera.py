@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from bfr_core.damage import camera
 from bfr_core.damage.camera import SENSOR_NOISE, SensorNoise, draw_illuminant, published_camera, shrink_factor
-from bfr_core.metrics import psnr
+from bfr_core.metrics.measures import psnr
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -24,7 +24,7 @@ def seeded(seed: int) -> torch.Generator:
 def sharp_faces(shared: Path) -> Tensor:
     """Eight faces of people who do not exist, taken evenly from faces256 and enlarged to 512 pixels."""
     from bfr_core.faces.align import Face, crop_face
-    from bfr_core.images import read_image
+    from bfr_core.files.photos import read_image
 
     folder = shared / "faces256"
     marks = json.loads((folder / "landmarks.json").read_text())

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from bfr_core.faces.align import Face, template
 from bfr_core.faces.detect import EmbeddedDetector, distinct, faces_in_boxes, load_detector
 from bfr_core.faces.landmarks import load_landmark_net
-from bfr_core.images import read_image
+from bfr_core.files.photos import read_image
 
 # Middle of the face and width of its head, in pixels.
 SOLVAY = np.array([

@@ -57,7 +57,7 @@ def test_landmarks_of_aligned_crops_mirror_with_the_face_and_tell_people_apart(s
     import numpy as np
 
     from bfr_core.faces.align import Face, crop_face
-    from bfr_core.images import read_image
+    from bfr_core.files.photos import read_image
 
     landmarks = json.loads((shared / "portraits" / "landmarks.json").read_text())
     names = sorted(landmarks)[:80:5]  # no training has seen them

@@ -25,7 +25,7 @@ from bfr_core.faces.recognise import (
     embed_faces,
     load_recogniser,
 )
-from bfr_core.images import read_image
+from bfr_core.files.photos import read_image
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bfr_core.adaptation.run import LOG_HEAD, Run
 from bfr_core.files.ownership import (
     LIST,
     Ledger,
@@ -21,8 +22,9 @@ from bfr_core.files.ownership import (
     scratch,
     tidy,
 )
-from bfr_core.images import list_images, replace_atomically
-from bfr_core.runs import LOG_HEAD, Run, growing, stage_folder, write_json
+from bfr_core.files.photos import list_images, replace_atomically
+from bfr_core.files.records import write_json
+from bfr_core.files.stages import growing, stage_folder
 
 
 def write(path: Path, text: str = "ours") -> Path:

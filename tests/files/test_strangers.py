@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bfr_core.cli import main
+from bfr_core.cli.commands import main
 from bfr_core.files.ownership import LIST, is_own
-from bfr_core.images import write_image
+from bfr_core.files.photos import write_image
 
 STRANGE = b"not of this program"
 Files = dict[Path, bytes]
@@ -146,7 +146,7 @@ def test_the_folder_of_a_stage_that_holds_others_files_is_refused(quick, tmp_pat
 
 
 def test_nothing_of_others_is_lost_when_a_run_is_made_again_and_deleted(quick, tmp_path):
-    from bfr_core.page import Page
+    from bfr_core.web.page import Page
 
     page = Page(tmp_path / "runs", [])
     run = page.runs / "mine"

@@ -29,7 +29,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bfr_core.images import write_image
+from bfr_core.files.photos import write_image
 
 ROOT = Path(__file__).resolve().parents[2]
 ALIAS = "any-name"

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from bfr_core.faces.align import Face, template
-from bfr_core.images import read_image, write_image
+from bfr_core.files.photos import read_image, write_image
 from bfr_core.restorers import load_restorer, save_change
 from tests.two_damages import BLURRED, judged
 
@@ -59,8 +59,8 @@ def test_a_first_look_shows_three_faces_and_stops_what_comes_behind(
 ) -> None:
     restorer, prior = models
     host.texts.clear()
-    monkeypatch.setattr("bfr_core.first_look.LEAST_SECONDS", 0.5)
-    monkeypatch.setattr("bfr_core.first_look.SECONDS", 0.5)
+    monkeypatch.setattr("bfr_core.adaptation.first_look.LEAST_SECONDS", 0.5)
+    monkeypatch.setattr("bfr_core.adaptation.first_look.SECONDS", 0.5)
     folder = host.root / "output/bfr_runs/my_run"
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     out = run("BFR_MakePseudoTargets", faces=faces, restorer=restorer, prior=prior, first_look=True)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from bfr_core.images import write_image
+from bfr_core.files.photos import write_image
 
 BAD = [
     "/etc",

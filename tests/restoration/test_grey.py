@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bfr_core.degradations import stored_as_jpeg
-from bfr_core.images import read_image
+from bfr_core.damage.synthetic import stored_as_jpeg
+from bfr_core.files.photos import read_image
 from bfr_core.restoration.grey import MOST_COLOUR, greyed, is_nearly_grey, tinted
-from bfr_core.restore import restore_crops
+from bfr_core.restoration.restore import restore_crops
 
 
 class Painter:

@@ -64,7 +64,7 @@ def test_a_file_of_changes_is_applied_to_its_base(tiny_restorer, tmp_path):
 
 def test_a_change_finds_its_base_under_a_hosts_name_for_it(tiny_restorer, tmp_path, monkeypatch):
     """Made in WebUI, where the file is called otherwise, and shared with someone who has it from its publisher."""
-    from bfr_core import weights
+    from bfr_core.files import weights
 
     theirs, mine = tmp_path / "theirs", tmp_path / "mine"
     for folder, name in ((theirs, "tiny-v0.1.0.pth"), (mine, "tiny.pth")):
@@ -207,8 +207,8 @@ def test_names_inside_a_file_cannot_write_on_the_screen(tiny_restorer, tmp_path,
 def test_a_codeformer_is_exported_under_a_name_by_which_it_is_known(tmp_path, tiny_restorer, caplog, name, warned):
     from published_shapes import small_network
 
+    from bfr_core.adaptation.run import Run
     from bfr_core.restorers.codeformer import CodeFormer
-    from bfr_core.runs import Run
 
     net = small_network("CodeFormer").eval()
     export_pth(tmp_path / name, CodeFormer(net, "CodeFormer", 64, "base.pth"))

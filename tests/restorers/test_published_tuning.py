@@ -15,13 +15,13 @@ import torch
 from published_shapes import RESTORERS, prior_state, restorer_state, small_network
 from safetensors.torch import save_file
 
-from bfr_core import finetuning
-from bfr_core.finetuning import FinetuneConfig, Progress, finetune, prepare, recompute
-from bfr_core.losses import perceptual_loss
-from bfr_core.lowrank import apply_change, factor_change, matrix
-from bfr_core.objectives import objective_of, weighted
-from bfr_core.prior import load_prior
+from bfr_core.diffusion.prior import load_prior
 from bfr_core.restorers import ADAPTERS, Restorer, load_restorer
+from bfr_core.restorers.low_rank import apply_change, factor_change, matrix
+from bfr_core.training import finetune as finetuning
+from bfr_core.training.finetune import FinetuneConfig, Progress, finetune, prepare, recompute
+from bfr_core.training.losses import perceptual_loss
+from bfr_core.training.objectives import objective_of, weighted
 
 CONFIG = FinetuneConfig(
     iterations=3, batch_size=2, micro_batch=1, perceptual=0, adversarial=0, texture=0.1, held_out=0, precision="float32"

@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields, replace
 import pytest
 import torch
 
-from bfr_core.adaptation import recipe
-from bfr_core.checkpoints import load_tensors, save_tensors, sha256_of
-from bfr_core.damage_groups import FEATURES, DamageGroups, describe
-from bfr_core.images import read_photo, write_image
-from bfr_core.restore import restore_folder
+from bfr_core.adaptation.adapt import recipe
+from bfr_core.damage.groups import FEATURES, DamageGroups, describe
+from bfr_core.files.photos import read_photo, write_image
+from bfr_core.files.tensors import load_tensors, save_tensors, sha256_of
+from bfr_core.restoration.restore import restore_folder
 from bfr_core.restorers import Restorer, export_pth, load_restorer, save_restorer
 from bfr_core.restorers.codeformer import CodeFormer, with_fidelity
 from bfr_core.restorers.routed import Routed, save_groups

@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from bfr_core.images import write_image
+from bfr_core.files.photos import write_image
 from tests.gradio_page import Gradio, multipart, strings
 from tests.tab import Tab, until
 

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from bfr_core import hosted as hosted_module
 from bfr_core.faces.align import Face, template
-from bfr_core.hosted import Wish, wish_of
-from bfr_core.page import Choices
-from bfr_core.weights import locate
+from bfr_core.files.weights import locate
+from bfr_core.web import hosted as hosted_module
+from bfr_core.web.hosted import Wish, wish_of
+from bfr_core.web.page import Choices
 from tests.scripts.conftest import ROOT, PostprocessedImage, WebUI
 
 FEW = Choices(aligned=True, changes={"finetune.iterations": 4})
@@ -80,7 +80,7 @@ def test_a_restorer_comes_with_its_run_and_goes_with_it(
     webui: WebUI, photos: Path, tiny_restorer: Path, tiny_prior: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bfr_core.restorers.load.EMBEDDED", tiny_restorer)
-    monkeypatch.setattr("bfr_core.prior.EMBEDDED", tiny_prior)
+    monkeypatch.setattr("bfr_core.diffusion.prior.EMBEDDED", tiny_prior)
     webui.shared.cmd_opts.bfr_allow = [str(photos)]
     webui.load()
     webui.callbacks["before_ui"]()

@@ -14,8 +14,8 @@ from make_recogniser import folded, names, read_tensors
 from safetensors import safe_open
 from torch.nn import functional as F
 
-from bfr_core.checkpoints import sha256_of
 from bfr_core.faces.recognise import EMBEDDED, RecogniserNet, load_recogniser
+from bfr_core.files.tensors import sha256_of
 
 
 def shapes() -> dict[str, tuple[int, ...]]:

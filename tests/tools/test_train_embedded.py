@@ -10,7 +10,7 @@ import train_embedded
 from safetensors.torch import save_file
 from torch import nn
 
-from bfr_core.images import write_image
+from bfr_core.files.photos import write_image
 
 ROOT = Path(__file__).resolve().parents[2]
 FACE = [[40.0, 50.0], [80.0, 50.0], [60.0, 72.0], [45.0, 95.0], [75.0, 95.0]]

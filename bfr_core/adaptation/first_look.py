@@ -1,0 +1,200 @@
+"""A first look before an adaptation: three faces, about two minutes, before and after.
+
+It calls the stages of the adaptation themselves, on a run of its own inside the run, of which nothing else changes.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..diffusion.prior import Prior, load_prior
+from ..files.ownership import delete
+from ..files.photos import list_images, printable, read_image, replace_atomically, write_image
+from ..files.records import fingerprint, read_json, read_table, write_json
+from ..files.stages import stage_folder
+from ..reports.html import Gallery, ReportData, write_report
+from ..restorers import Restorer, load_restorer
+from ..training.finetune import Progress
+from .adapt import AdaptConfig, FaceSet, StageCallback, changed, collect_faces, faces_of, leave_out, make_targets
+from .adapt import tune as tune_faces
+from .forecast import Forecast, Pace, duration, forecast, measure
+from .good_faces import AlbumConfig
+from .run import Run
+
+log = logging.getLogger(__name__)
+
+FACES = 3
+SECONDS = 120.0  # that it takes, with all it does
+LEAST_SECONDS = 20.0  # of them that are spent on the tuning
+MOST_PHOTOS = 24  # that are looked through for faces
+PICTURES = ("damaged", "before", "after", "target")  # the folders that its pictures are in
+COLUMNS = ("damaged", "base restorer", "adapted for a first look", "clean face to learn from")
+
+
+@dataclass(frozen=True)
+class FirstLook:
+    """run: where it lies, with report.html. rows: each face's name, and its pictures under `COLUMNS`.
+
+    forecast: of the whole adaptation. said: what it was, in a sentence. steps, seconds: of the tuning.
+    """
+
+    run: Run
+    rows: list[tuple[str, list[Tensor]]]
+    forecast: Forecast
+    said: str
+    steps: int
+    seconds: float
+
+
+def place_of(run: Run) -> Run:
+    """Where the first look of a run lies: a run of its own."""
+    return Run(run.folder / "first_look")
+
+
+def first_look(
+    photos: Path | None,
+    run: Run,
+    config: AdaptConfig,
+    callback: StageCallback | None = None,
+    device: str = "cpu",
+    restorer: Restorer | None = None,
+    prior: Prior | None = None,
+    seconds: float = 0.0,
+) -> FirstLook:
+    """What the adaptation makes of three faces: of the run if it has some, else of those found in `photos`.
+
+    seconds: about how long it takes; `SECONDS` if 0.
+    The recipe is that of the whole, but that nothing is gated, since there is no folder for a target to stand out in,
+    that no sampler is searched for, and that the tuning ends when the time does. Where one step takes longer than that
+    so does the look. Other arguments and errors as in `adaptation.adapt`; the run itself is only read.
+    """
+    started = time.monotonic()
+    place = place_of(run)
+    base = (restorer or load_restorer(config.restorer)).to(device)
+    prior = (prior or load_prior(config.prior)).to(device)
+    with place.locked():
+        faces, own, count = few_faces(photos, run, place, base.size, config, callback)
+        lq = faces.batch(0, FACES)
+        pace = measure(lq, base, prior, config, callback)
+        targets, made_from = make_targets(place, faces, base, prior, own, callback)
+        prior.to("cpu")  # its memory is the tuning's now
+        left = max(LEAST_SECONDS, (seconds or SECONDS) - (time.monotonic() - started))
+        tuning = changed(own, {"finetune.minutes": left / 60}).finetune
+        tuned, progress, _ = tune_faces(place, faces, targets, made_from, base, tuning, prior, callback)
+        delete(place.checkpoint)  # another look is another tuning
+        made = [lq, base.restore_each(lq), tuned.restore_each(lq), _targets(targets, faces, base.size)]
+        rows = [(name, list(pictures)) for name, *pictures in zip(faces.names, *made, strict=True)]
+        return kept(place, rows, _forecast(pace, count, len(faces), config, photos), config, progress)
+
+
+def few_faces(
+    photos: Path | None, run: Run, place: Run, size: int, config: AdaptConfig, callback: StageCallback | None
+) -> tuple[FaceSet, AdaptConfig, int]:
+    """`FACES` faces, the settings they are adapted to with, and how many there are in all, 0 if unknown.
+
+    They are the run's own where it has some, which are only read; else photos are copied to `place` to find them in.
+    Raises FileNotFoundError or ValueError if there are none.
+    """
+    own = changed(config, {"gate.limit": 0.0, "targets.search": (), "album": AlbumConfig()})
+    if read_table(run.faces / "faces.json").get("size") == size:
+        known = faces_of(run)
+        names = [known.names[i] for i in spread(len(known), FACES)]
+        return replace(known, names=names, fingerprint=fingerprint(known.fingerprint, names)), own, len(known)
+    if photos is None:
+        raise ValueError(f"{printable(run.folder)}: holds no faces yet; name the folder of the photos")
+    files, found, count = list_images(photos), None, FACES
+    while found is None or (len(found) < FACES and count <= min(MOST_PHOTOS, 2 * len(files))):
+        bring(place, [files[i] for i in spread(len(files), count)], photos)
+        try:
+            found = collect_faces(place.photos, place, size, own.faces, callback)
+        except ValueError:  # no face in any of these
+            if count >= min(MOST_PHOTOS, len(files)):
+                raise
+        count *= 2
+    leave_out(place, found.names[FACES:])
+    return faces_of(place), own, 0
+
+
+def bring(place: Run, files: Sequence[Path], folder: Path) -> None:
+    """Copies of these files of `folder`, under their own names, as the photos of the first look, and no others."""
+    copies = {place.photos / file.relative_to(folder): file for file in files}
+    stamps = [(str(copy), file.stat().st_size, file.stat().st_mtime_ns) for copy, file in copies.items()]
+    stage_folder(place.photos, fingerprint(stamps))
+    for copy, file in copies.items():
+        if not copy.exists():
+            replace_atomically(copy, partial(shutil.copy2, file))
+
+
+def spread(count: int, some: int) -> list[int]:
+    """At most `some` of `count` places, evenly spread."""
+    some = min(some, count)
+    return [i * count // some for i in range(some)]
+
+
+def kept(
+    place: Run,
+    rows: list[tuple[str, list[Tensor]]],
+    whole: Forecast,
+    config: AdaptConfig,
+    progress: Progress,
+) -> FirstLook:
+    """Write the first look's pictures, first_look.json and report.html."""
+    tuning = config.finetune
+    steps = f"{progress.step} of {tuning.iterations} steps, {duration(progress.seconds)} of teaching"
+    said = (
+        f"{len(rows)} faces and {steps}: this shows the direction and is no verdict. "
+        "The adaptation learns from all faces, and judges itself."
+    )
+    for name, pictures in rows:
+        for folder, picture in zip(PICTURES, pictures, strict=True):
+            write_image(place.folder / folder / f"{name}.png", picture)
+    data = ReportData(
+        title="A first look",
+        verdict="not_judged",
+        verdict_sentence=said,
+        galleries=[Gallery("Before and after", "", COLUMNS, rows)],
+        notes=whole.lines(),
+        settings=place.config(),
+        measurements={"steps": progress.step, "forecast": whole.as_record()},
+    )
+    write_report(place.folder, data)
+    record: dict[str, Any] = {"names": [name for name, _ in rows], "said": said, "lines": whole.lines()}
+    write_json(place.folder / "first_look.json", record)
+    return FirstLook(place, rows, whole, said, progress.step, progress.seconds)
+
+
+def read_first_look(run: Run) -> tuple[list[tuple[str, list[Tensor]]], list[str]] | None:
+    """Rows and lines of the run's last first look; None if it has none that is whole."""
+    place = place_of(run)
+    record = read_json(place.folder / "first_look.json")
+    if not isinstance(record, dict) or not isinstance(record.get("names"), list):
+        return None
+    rows = []
+    for name in record["names"]:
+        files = [place.folder / folder / Path(f"{name}.png").name for folder in PICTURES]
+        if not all(file.is_file() for file in files):
+            return None
+        rows.append((str(name), [read_image(file) for file in files]))
+    return rows, [str(line) for line in [record.get("said", ""), *record.get("lines", [])]]
+
+
+def _targets(targets: dict[str, Path], faces: FaceSet, size: int) -> Tensor:
+    pictures = torch.stack([read_image(targets[name]) for name in faces.names])
+    return torch.nn.functional.interpolate(pictures, (size, size), mode="area")
+
+
+def _forecast(pace: Pace, count: int, seen: int, config: AdaptConfig, photos: Path | None) -> Forecast:
+    """Of the whole: for the faces that are known, else for one a photo."""
+    if count or photos is None:
+        return forecast(pace, count or seen, config)
+    return forecast(pace, max(seen, len(list_images(photos))), config, guessed=True)

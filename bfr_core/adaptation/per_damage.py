@@ -1,0 +1,272 @@
+"""Adapt to a folder whose photos do not share one damage: groups are found, and each gets an adaptation of its own."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..damage.groups import KNOWN_FACES, DamageGroups, describe, known_descriptions, one_damage, units_of
+from ..diffusion.prior import Prior, load_prior
+from ..files.ownership import is_own, sha256_of
+from ..files.photos import read_image, replace_atomically
+from ..files.records import fingerprint
+from ..files.stages import open_stage, remove
+from ..files.tensors import load_tensors, save_tensors
+from ..reports.html import VERDICTS, Gallery, ReportData, Table, Verdict, write_report
+from ..restorers import Restorer, load_restorer, save_restorer
+from ..restorers.load import said_by
+from ..restorers.routed import TENSORS, read_groups, save_groups
+from ..training.finetune import Progress, split
+from .adapt import AdaptConfig, Adapted, Before, FaceSet, StageCallback, adapt, collect_faces
+from .report import account_notes, report_adaptation
+from .run import Run
+from .verdict import Judgement
+
+log = logging.getLogger(__name__)
+
+BATCH = 16
+ROWS = 6  # faces of a group that the report shows
+ORIGIN = tuple(f"{what}{end}" for what in ("base", "prior") for end in ("", "_sha256", "_licence"))
+ONE_DAMAGE = "Nothing speaks for more than one kind of damage: one adaptation serves all."
+VERSION = 1  # of the descriptions; another one makes groups that were kept be found anew
+
+
+@dataclass(frozen=True)
+class Group:
+    """Faces that share a damage, and what became of them. shown: of the report."""
+
+    run: Run
+    names: list[str]
+    judgement: Judgement
+    progress: Progress
+    shown: Gallery
+    shown_names: list[str] = field(default_factory=list)
+
+    @property
+    def adopted(self) -> bool:
+        return self.judgement.verdict == "adopt"
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Result of `adapt_mixed`. left: names of faces that are in no group. whole: if there is one damage only, the usual
+    adaptation to all of them, which has no groups."""
+
+    run: Run
+    groups: list[Group]
+    left: list[str]
+    whole: Adapted | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        return "adopt" if any(group.adopted for group in self.groups) else "keep_base"
+
+    def lines(self) -> list[str]:
+        """What became of the groups, a line each."""
+        said = [
+            f"group {i}: {len(g.names)} faces, {VERDICTS[g.judgement.verdict].lower()}: {g.judgement.sentence}"
+            for i, g in enumerate(self.groups, 1)
+        ]
+        return [*said, f"{len(self.left)} faces are like no group and keep the base"]
+
+
+def adapt_mixed(
+    folder: Path,
+    run_dir: Path,
+    config: AdaptConfig,
+    callback: StageCallback | None = None,
+    device: str = "cpu",
+    restorer: Restorer | None = None,
+    before: Before | None = None,
+) -> Mixed:
+    """One adaptation for each group of faces that share a damage; everything is kept in `run_dir`, and resumed from it.
+
+    A face that is like no group, and a group whose adaptation is not to be adopted, keep the base. `groups.safetensors`
+    restores with them all. config.finetune.minutes is shared among the groups. Arguments and errors as in
+    `adaptation.adapt`.
+    """
+    if config.album.find:
+        raise ValueError("--album cannot be used with --mixed: good faces are a group of their own; use --good")
+    run = Run(run_dir)
+    base = (restorer or load_restorer(config.restorer)).to(device)
+    with run.locked():
+        faces = collect_faces(Path(folder), run, base.size, config.faces, callback, base.device)
+        if result := adapt_groups(run, faces, config, base, callback=callback, before=before):
+            return result
+    whole = adapt(folder, run_dir, config, callback, device, base, before=before)
+    report_adaptation(whole, config.finetune)
+    return Mixed(run, [], [], whole)
+
+
+def adapt_groups(
+    run: Run,
+    faces: FaceSet,
+    config: AdaptConfig,
+    base: Restorer,
+    prior: Prior | None = None,
+    callback: StageCallback | None = None,
+    pause_after: float = 0.0,
+    before: Before | None = None,
+) -> Mixed | None:
+    """`adapt_mixed` for faces that the run, which the caller holds, has already; None if nothing speaks for groups.
+
+    base, prior: config.restorer and, where it is loaded already, config.prior. callback: also ("group", i, count, None)
+    before the stages of each. pause_after: as in `finetune`, in minutes, shared among the groups.
+    """
+    groups, routes = group_faces(run, faces, base, callback)
+    if one_damage(groups):
+        log.info(ONE_DAMAGE)
+        return None
+    named = [[name for name, route in zip(faces.names, routes, strict=True) if route == i] for i in range(len(groups))]
+    log.info("groups: %s", ", ".join(f"{len(names)} faces" for names in named))
+    prior = prior or load_prior(config.prior)
+    made_with = {"restorer": base.name, "prior": prior.name}
+    run.record("targets", asdict(config.targets) | made_with)
+    run.record("finetune", asdict(config.finetune) | made_with | {"groups": len(named)})
+    minutes = config.finetune.minutes / len(named)
+    own = replace(config, faces=replace(config.faces, aligned=True), finetune=replace(config.finetune, minutes=minutes))
+    done = []
+    for i, names in enumerate(named, 1):
+        if callback:
+            callback("group", i, len(named), None)
+        how = (own, base, prior, callback, pause_after / len(named), before)
+        done.append(adapt_group(run.of_group(i), faces, names, *how))
+    result = Mixed(run, done, [name for name, route in zip(faces.names, routes, strict=True) if route < 0])
+    origin = write_groups(result, groups, base)
+    report_mixed(result, faces, base, origin)
+    return result
+
+
+def group_faces(
+    run: Run, faces: FaceSet, base: Restorer, callback: StageCallback | None = None
+) -> tuple[DamageGroups, list[int]]:
+    """The groups of damages among `faces`, and for each face its group, -1 for none; kept in the run's groups/."""
+    kept = run.folder / "groups" / "found.safetensors"
+    print_ = fingerprint(VERSION, faces.fingerprint, base.sha256)
+    if kept.exists():
+        tensors, metadata = load_tensors(kept)
+        routes = tensors.pop("routes", torch.empty(0)).tolist()
+        if metadata.get("fingerprint") == print_ and len(routes) == len(faces):
+            return read_groups(kept, tensors), routes
+    some = min(KNOWN_FACES, len(faces))
+    sample = {i * len(faces) // some for i in range(some)}
+    described: list[Tensor] = []
+    restored: list[Tensor] = []
+    for start in range(0, len(faces), BATCH):
+        lq = faces.batch(start, start + BATCH)
+        new = base.restore_each(lq)
+        described.append(describe(lq, new))
+        restored += [face for i, face in enumerate(new, start) if i in sample]
+        if callback:
+            callback("groups", start + len(lq), len(faces), None)
+    units = units_of(known_descriptions(torch.stack(restored), base.restore_each))
+    groups = DamageGroups.of(torch.cat(described), units)
+    routes = groups.route(torch.cat(described))
+    tensors = {name: getattr(groups, name) for name in TENSORS} | {"routes": torch.tensor(routes)}
+    save_tensors(kept, tensors, {"fingerprint": print_})
+    return groups, routes
+
+
+def adapt_group(
+    run: Run,
+    faces: FaceSet,
+    names: list[str],
+    config: AdaptConfig,
+    base: Restorer,
+    prior: Prior,
+    callback: StageCallback | None,
+    pause_after: float,
+    before: Before | None = None,
+) -> Group:
+    """The usual adaptation, in a run of its own, to the faces of these names."""
+    own = [f"{name}.png" for name in names]
+    open_stage(run.photos, map(glob.escape, own))
+    remove(path for path in sorted(run.photos.glob("*.png")) if path.name not in set(own))
+    for name in own:
+        copy, face = run.photos / name, faces.folder / name
+        if not copy.exists() or (is_own(copy) and sha256_of(copy) != sha256_of(face)):
+            replace_atomically(copy, partial(shutil.copy2, face))
+    result = adapt(run.photos, run.folder, config, callback, str(base.device), base, prior, pause_after, before)
+    # The group's photos are the crops of `faces`, which are called what they are called there.
+    called = {name: Path(photo).stem for name, photo in result.faces.photos.items()}
+    labels = {name: faces.label(crop) for name, crop in called.items()}
+    report_adaptation(replace(result, faces=replace(result.faces, photos=labels)), config.finetune)
+    number, judgement = run.folder.name, result.judgement
+    learned = [name for name in result.faces.names if name in result.targets]
+    trained, held = split(len(learned), config.finetune)
+    shown = [called[learned[i]] for i in (held + trained)[:ROWS]]
+    served = "Its own restorer serves it." if judgement.verdict == "adopt" else "The base serves it."
+    gallery = Gallery(
+        f"Group {number}: {len(names)} faces, {VERDICTS[judgement.verdict].lower()}",
+        f"{judgement.said} {served} Faces that were not trained on come first.",
+        ["damaged", "base restorer", "adapted to this group"],
+        rows_of(faces, shown, [base, result.restorer]),
+        (f"groups/{number}/report.html", "The whole report of this group"),
+    )
+    return Group(run, names, judgement, result.progress, gallery, shown)
+
+
+def rows_of(faces: FaceSet, names: Sequence[str], restorers: Sequence[Restorer]) -> list[tuple[str, list[Tensor]]]:
+    """For a gallery: each face, damaged and by each restorer."""
+    rows = []
+    for name in names:
+        lq = read_image(faces.folder / f"{name}.png")
+        rows.append((faces.label(name), [lq, *(one.restore(lq[None])[0].cpu() for one in restorers)]))
+    return rows
+
+
+def write_groups(result: Mixed, groups: DamageGroups, base: Restorer) -> dict[str, str]:
+    """Save groups.safetensors and a copy of the base beside the groups' runs; returns what they were made from."""
+    copy = result.run.folder / "groups" / "base.safetensors"
+    save_restorer(copy, base, base.metadata)
+    of_one = said_by(result.groups[0].run.restorer)
+    origin = {key: of_one[key] for key in ORIGIN if key in of_one}
+    members = [group.run.restorer if group.adopted else None for group in result.groups]
+    save_groups(result.run.groups, groups, copy, members, origin | {"licence": base.licence, "size": str(base.size)})
+    return origin
+
+
+def report_mixed(result: Mixed, faces: FaceSet, base: Restorer, origin: dict[str, str]) -> Path:
+    """Write report.html and report.json: a line and pictures for each group, and the faces left to the base."""
+    helped = [group for group in result.groups if group.adopted]
+    count = sum(len(group.names) for group in helped)
+    sentence = (
+        f"{len(result.groups)} groups of damages were found. Restorers of their own serve {len(helped)} of them, "
+        f"{count} of {len(faces)} faces; the base serves the others. Look at the faces below before you use it."
+    )
+    lines = [
+        (f"group {i}", str(len(group.names)), VERDICTS[group.judgement.verdict], group.judgement.said)
+        for i, group in enumerate(result.groups, 1)
+    ]
+    lines += [("no group", str(len(result.left)), "-", "Like none of the groups; the base serves them.")]
+    left = Gallery(
+        "Left to the base", f"{len(result.left)} faces are like no group.", ["damaged", "base restorer"],
+        rows_of(faces, result.left[:ROWS], [base]),
+    )  # fmt: skip
+    data = ReportData(
+        title="A restorer for each damage",
+        verdict=result.verdict,
+        verdict_sentence=sentence,
+        galleries=[*(group.shown for group in result.groups), left],
+        tables=[Table("Groups", "", ["group", "faces", "verdict", "why"], lines)],
+        notes=account_notes(faces),
+        settings=result.run.config(),
+        licences=[
+            f"{what}: {origin[key]}, {origin.get(f'{key}_licence', 'unknown')}"
+            for what, key in (("base restorer", "base"), ("prior", "prior"))
+            if key in origin
+        ],
+        measurements={
+            "groups": [{"faces": group.names, "judgement": group.judgement} for group in result.groups],
+            "left_to_base": result.left,
+        },
+    )
+    return write_report(result.run.folder, data)

@@ -1,0 +1,281 @@
+"""Stage 1: from a damaged face to a clean face that agrees with it. Source: arXiv:2410.04618, section 3.1."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..damage.transplant import transplanted
+from ..device import Precision, autocast, check_precision, is_out_of_memory, release_memory, where_all_works
+from ..diffusion.noise_level import estimate_noise_level
+from ..diffusion.prior import Prior
+from ..diffusion.sampler import Callback as SamplerCallback
+from ..diffusion.sampler import SamplerConfig, denoise_once, sample_constrained
+from ..files.photos import to_signed, to_unit
+from ..metrics.measures import DETAIL_SIGMA, high_band, psnr
+from ..randomness import keyed_noise
+from ..restorers import Restorer
+
+log = logging.getLogger(__name__)
+
+# log10 of the energy of the high band (below 1.5 pixels at 128 x 128) over that of the band from there to 3 pixels:
+# mean over the 944 faces that the embedded models were trained on; 0.21 for the portraits, 0.11 for the made-up faces.
+FINE_OVER_COARSER = 0.173
+MOST_GAIN = 1.3
+# What is tried of a setting that is left to the faces, as multiples of the one given.
+SEARCHED = {"t_start": (0.25, 0.5, 1.0, 2.0), "factor": (1.0, 2.0, 4.0)}
+SEARCH_FACES = 8
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """How pseudo targets are made.
+
+    sampler: see `SamplerConfig`. reference: what the low band is taken from, the restored face or the damaged one.
+    t_clean: before it is restored, the damaged face is taken for a clean one under noise of this level, counted like
+    t_start, and cleaned by one call of the prior: noise that the restorer never saw no longer reaches the reference.
+    0 = not, as in the paper; "auto": the level of the noise that the faces have, see `noise_level`.
+    search: which of the sampler's "t_start" and "factor" are left to the faces: the best of some values around those
+    given, by known answers, see `best_sampler`; t_constrain_end then follows t_start.
+    detail: what the target's high band is multiplied by. The prior's answer is a mean, and too smooth; above 1 makes up
+    for that. 1 = as drawn, as in the paper; "auto": until it is as strong as in clean faces, see `detail_gain`.
+    batch_size: faces per network call. seed: of the draws, which are keyed by face.
+    precision: that restorer and prior compute in; "auto" is settled by the hardware, and what it was is recorded.
+    """
+
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    reference: Literal["restored", "lq"] = "restored"
+    t_clean: int | Literal["auto"] = 0
+    search: tuple[str, ...] = ()
+    detail: float | Literal["auto"] = 1.0
+    batch_size: int = 8
+    seed: int = 0
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        check_precision(self.precision)
+        last = self.sampler.num_steps - 1
+        if self.t_clean != "auto" and not (isinstance(self.t_clean, int) and 0 <= self.t_clean <= last):
+            raise ValueError(f"t_clean is {self.t_clean}; it must be auto, or 0 (not) to num_steps - 1 = {last}")
+        if self.reference not in ("restored", "lq"):
+            raise ValueError(f"reference is {self.reference!r}; it must be 'restored' or 'lq'")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; it must be 1 or more")
+        check_precision(self.precision)
+        if unknown := set(self.search) - set(SEARCHED):
+            raise ValueError(f"search names {', '.join(sorted(unknown))}; it may name {', '.join(SEARCHED)}")
+        if self.detail != "auto" and not (isinstance(self.detail, int | float) and 0 <= self.detail <= 2):
+            raise ValueError(f"detail is {self.detail}; it must be auto, or 0 to 2, 1 to leave targets as drawn")
+
+    @property
+    def is_settled(self) -> bool:
+        """False where something is left to the faces."""
+        return "auto" not in (self.t_clean, self.detail) and not self.search
+
+    @property
+    def network_calls(self) -> int:
+        """Evaluations of the prior that one face takes, at most."""
+        return self.sampler.network_calls + (self.t_clean != 0)
+
+
+class Targets(NamedTuple):
+    """restored, pseudo_target: (B, 3, S, S) RGB in [0, 1], both on the CPU.
+
+    restored: what the restorer makes of the damaged faces themselves, also where they were cleaned for the target.
+    """
+
+    restored: Tensor
+    pseudo_target: Tensor
+
+
+@torch.no_grad()
+def make_pseudo_targets(
+    lq: Tensor,
+    names: Sequence[str],
+    restorer: Restorer,
+    prior: Prior,
+    config: TargetConfig,
+    callback: SamplerCallback | None = None,
+) -> Targets:
+    """Clean, consistent versions of damaged faces.
+
+    lq: (B, 3, S, S) RGB in [0, 1], S the restorer's size. names: one a face; each keys its face's draws.
+    config: where it says "auto" these faces alone decide; `settled` lets a sample of the folder decide once for all.
+    callback: (network call, network calls, preview in [-1, 1]); what it raises ends the sampling.
+    Faces are resized to the prior's size and back if it differs from S. Where the memory is too small for all at once,
+    halves are taken; the targets are the same.
+    """
+    config = settled(config, lq, restorer, prior)
+    try:
+        return _make(lq, names, restorer, prior, config, callback)
+    except (RuntimeError, MemoryError) as error:
+        if len(lq) == 1 or not is_out_of_memory(error):
+            raise
+    log.warning("too little memory for %d faces at once; going on with half as many", len(lq))
+    release_memory()
+    parts = [
+        make_pseudo_targets(lq[part], names[part], restorer, prior, config, callback)
+        for part in (slice(0, len(lq) // 2), slice(len(lq) // 2, None))
+    ]
+    return Targets(*(torch.cat(kind) for kind in zip(*parts, strict=True)))
+
+
+def _make(
+    lq: Tensor,
+    names: Sequence[str],
+    restorer: Restorer,
+    prior: Prior,
+    config: TargetConfig,
+    callback: SamplerCallback | None,
+) -> Targets:
+    device = restorer.device
+    with autocast(device, config.precision):
+        restorer = restorer.at_precision(config.precision)
+        restored = restorer.restore(lq)
+        clearer, of_clearer = lq.to(device), restored
+        if isinstance(config.t_clean, int) and config.t_clean:
+            clearer = _cleaned(clearer, prior, config.sampler.num_steps, config.t_clean)
+            of_clearer = restorer.restore(clearer)
+        reference = _resized(to_signed(of_clearer if config.reference == "restored" else clearer), prior.size)
+        noise = keyed_noise(config.seed, "targets", names, device)
+        target = sample_constrained(prior, reference, config.sampler, noise, callback)
+    target = to_unit(_resized(target, lq.shape[-1]))
+    if isinstance(config.detail, float | int) and config.detail != 1:
+        target = (target + (config.detail - 1) * high_band(target, _sigma(target))).clamp(0, 1)
+    return Targets(restored.cpu(), target.cpu())
+
+
+@torch.no_grad()
+def settled(
+    config: TargetConfig,
+    lq: Tensor,
+    restorer: Restorer,
+    prior: Prior,
+    callback: Callable[[int, int], None] | None = None,
+) -> TargetConfig:
+    """`config` with numbers for what is left to the faces `lq`: t_clean, then the sampler's settings, then detail.
+
+    lq: (B, 3, S, S) RGB in [0, 1]; a dozen faces of a folder are enough. callback: (step, steps) for each of these.
+    """
+    if config.t_clean == "auto":
+        image = _resized(to_signed(lq.to(prior.device)), prior.size)
+        with autocast(prior.device, config.precision):
+            level = estimate_noise_level(prior, image, config.sampler.num_steps, callback)
+        config = replace(config, t_clean=level)
+    if config.search:
+        sampler = best_sampler(lq[:SEARCH_FACES], restorer, prior, config, callback)
+        config = replace(config, sampler=sampler, search=())
+    if config.detail == "auto":
+        config = replace(
+            config, detail=detail_gain(_sample(lq, restorer, prior, replace(config, detail=1.0), callback))
+        )
+    return config
+
+
+def _sample(
+    lq: Tensor,
+    restorer: Restorer,
+    prior: Prior,
+    config: TargetConfig,
+    callback: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Pseudo targets of some faces, to settle the settings by. callback: (faces x calls done, in all)."""
+    drawn = []
+    for start in range(0, len(lq), config.batch_size):
+        some = lq[start : start + config.batch_size]
+        names = [f"settled {start + i}" for i in range(len(some))]
+
+        def step(call: int, calls: int, preview: Tensor, start: int = start, count: int = len(some)) -> None:
+            if callback:
+                callback(start * calls + call * count, len(lq) * calls)
+
+        drawn.append(make_pseudo_targets(some, names, restorer, prior, config, step).pseudo_target)
+    return torch.cat(drawn)
+
+
+def best_sampler(
+    lq: Tensor,
+    restorer: Restorer,
+    prior: Prior,
+    config: TargetConfig,
+    callback: Callable[[int, int], None] | None = None,
+) -> SamplerConfig:
+    """The sampler, among those that `config.search` asks for, whose targets come nearest to known answers.
+
+    Each face's damage is put on the target of the next, made with the settings given; what is known of that one is what
+    lay under it. lq: (B, 3, S, S) RGB in [0, 1]. Of one face, or where no damage can be told, the first is as good as
+    any. callback: as `settled`, anew for each sampler.
+    """
+    plain = replace(config, search=(), detail=1.0)
+    targets = _sample(lq, restorer, prior, plain, callback)
+    known = targets.roll(1, 0)
+    damaged = torch.stack([transplanted(*faces) for faces in zip(known, lq, targets, strict=True)])
+
+    def score(sampler: SamplerConfig) -> float:
+        made = _sample(damaged, restorer, prior, replace(plain, sampler=sampler), callback)
+        return float(psnr(made, known).mean())
+
+    return max(samplers_to_try(config.sampler, config.search, prior.size), key=score)
+
+
+def samplers_to_try(sampler: SamplerConfig, search: Sequence[str], size: int) -> list[SamplerConfig]:
+    """`sampler` with each combination of the settings named in `search`; factors divide `size`, the prior's."""
+    starts = [sampler.t_start * x for x in SEARCHED["t_start"]] if "t_start" in search else [sampler.t_start]
+    factors = [sampler.factor * x for x in SEARCHED["factor"]] if "factor" in search else [sampler.factor]
+    found = []
+    for start, factor in product(starts, factors):
+        start, factor = max(1, min(round(start), sampler.num_steps - 1)), round(factor)
+        end = round(sampler.t_constrain_end * start / sampler.t_start)
+        if size % factor == 0:
+            found.append(
+                replace(sampler, t_start=start, t_constrain_end=end, factor=factor, calls=min(sampler.calls, start))
+            )
+    return found
+
+
+def detail_gain(faces: Tensor) -> float:
+    """What the high band of `faces` must be multiplied by to be as strong as in clean ones, next to the coarser band.
+
+    faces: (B, 3, S, S) RGB in [0, 1]. 1 if it is strong enough, at most `MOST_GAIN`. In pictures of real things the
+    strengths of neighbouring bands hang together (D. J. Field, 1987), much alike from face to face, at any contrast.
+    """
+    fine = high_band(faces, _sigma(faces))
+
+    def ratio(gain: float) -> float:
+        made = faces + (gain - 1) * fine
+        high = high_band(made, _sigma(faces))
+        coarser = high_band(made, 2 * _sigma(faces)) - high
+        energy = (band.square().mean((1, 2, 3)).clamp_min(1e-12) for band in (high, coarser))
+        return float((next(energy) / next(energy)).log10().mean())
+
+    low, high = 1.0, MOST_GAIN
+    if ratio(low) >= FINE_OVER_COARSER or float(fine.abs().max()) < 1e-4:
+        return low
+    for _ in range(8):  # the coarser band grows with it a little, so it is searched for, not computed
+        middle = (low + high) / 2
+        low, high = (middle, high) if ratio(middle) < FINE_OVER_COARSER else (low, middle)
+    return round(high, 2)
+
+
+def _sigma(faces: Tensor) -> float:
+    """Where detail begins: 1.5 pixels of a face 128 pixels wide."""
+    return DETAIL_SIGMA * faces.shape[-1] / 128
+
+
+def _cleaned(lq: Tensor, prior: Prior, num_steps: int, level: int) -> Tensor:
+    image = _resized(to_signed(lq), prior.size)
+    return to_unit(_resized(denoise_once(prior, image, num_steps, level), lq.shape[-1]))
+
+
+def _resized(image: Tensor, size: int) -> Tensor:
+    if image.shape[-1] == size:
+        return image
+    resized = F.interpolate(where_all_works(image), (size, size), mode="bicubic", antialias=True, align_corners=False)
+    return resized.to(image.device)

@@ -1,0 +1,266 @@
+"""Did tuning help? Judged from damaged faces alone, no clean copies, on faces that neither restorer was tuned on.
+
+The proof are two tests with known answers. The damage of each face, by its pseudo target, is put on the target of
+another: that would be passed by a restorer that learned blurred, shifted or foreign targets, too. And the damage that
+the tuned restorer sees in each face is put on clean faces that owe nothing to the folder or its teacher: that shows
+what it takes for damage and is not. What the restored faces and the targets look like has a veto.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..damage.transplant import damage_filter, transplanted, without_sharpening
+from ..diffusion.low_pass import low_pass
+from ..faces.landmarks import LandmarkNet, landmark_distance, read_aligned
+from ..files.photos import read_image
+from ..files.tensors import load_tensors
+from ..metrics.measures import Interval, high_band, high_band_correlation, kid_features, psnr, student_difference
+from .target_checks import CHECKED_SIZE, at_checked_size
+
+CONSISTENT_AT = 8  # shrinking by this leaves of a 128-pixel face what survives most damage
+USUAL_FILE = Path(__file__).parents[1] / "embedded" / "usual.safetensors"
+DRAWN_FILE = USUAL_FILE.with_name("drawn_faces.png")
+FEWEST_JUDGED = 2  # faces; of one, damage cannot be put on another
+TRIED = 12  # faces, at least, that are given the damage of the judged ones
+Restore = Callable[[Tensor], Tensor]
+
+
+class Usual(NamedTuple):
+    """What clean faces of `gate.CHECKED_SIZE` look like, in features that took no part in any training.
+
+    mean, spread: of `metrics.kid_features`, (D,). energy: of the high band, log10, mean over faces.
+    drawn: clean faces of nobody, (M, 3, S, S) RGB in [0, 1]: answers that owe nothing to the folder or its teacher.
+    """
+
+    mean: Tensor
+    spread: Tensor
+    energy: Tensor
+    drawn: Tensor
+
+
+class Appearance(NamedTuple):
+    """What can be said of faces next to their damaged copies; each (B,), better when higher except `energy`.
+
+    consistency: how well the low band agrees with the damaged face, in dB. landmarks: minus the distance from the
+    damaged face's landmarks, in eye distances. realism: minus the distance from clean faces in random-convolution
+    features. kept: correlation of the detail with the damaged face's. energy: log10 of the detail's energy, over clean
+    faces'.
+    """
+
+    consistency: Tensor
+    landmarks: Tensor
+    realism: Tensor
+    kept: Tensor
+    energy: Tensor
+
+
+class Agreement(NamedTuple):
+    """How near restored faces come to what is wanted; each (B,). fidelity: PSNR in dB. detail: correlation."""
+
+    fidelity: Tensor
+    detail: Tensor
+
+
+class Cues(NamedTuple):
+    """Of one restorer on the judged faces. teacher: agreement with their pseudo targets. transfer: with the targets of
+    other faces, which were given these faces' damage, so that the answer is known. known: with clean ones, see `Trial`.
+    """
+
+    looks: Appearance
+    teacher: Agreement
+    transfer: Agreement
+    known: Agreement
+
+
+def usual_of(faces: Tensor, drawn: Tensor) -> Usual:
+    """The statistics of clean faces (N, 3, S, S), of which hundreds make sense, with other clean faces to try on."""
+    parts = [(kid_features(some), _energy(some)) for some in at_checked_size(faces).split(64)]
+    features = torch.cat([part[0] for part in parts])
+    return Usual(
+        features.mean(0), features.std(0).clamp_min(1e-6), torch.cat([part[1] for part in parts]).mean(), drawn
+    )
+
+
+def load_usual() -> Usual:
+    """The statistics of the faces that the embedded models were trained on, and faces drawn by the embedded prior."""
+    tensors, _ = load_tensors(USUAL_FILE)
+    sheet = read_image(DRAWN_FILE).unfold(1, CHECKED_SIZE, CHECKED_SIZE).unfold(2, CHECKED_SIZE, CHECKED_SIZE)
+    drawn = sheet.permute(1, 2, 0, 3, 4).flatten(0, 1)
+    return Usual(**{name: tensors[name].float() for name in ("mean", "spread", "energy")}, drawn=drawn)
+
+
+class Trial(NamedTuple):
+    """clean: faces of nobody in the folder. given: with its damage. (R * B, 3, S, S) both, the B damages in turn."""
+
+    clean: Tensor
+    given: Tensor
+
+    @classmethod
+    def of(cls, lq: Tensor, restored: Tensor, usual: Usual) -> Trial:
+        """Drawn faces with the damage of `lq`, which is what makes them of `restored`; (B, 3, S, S) in [0, 1] both.
+
+        Damage does not sharpen: a restorer that blurs would undo that.
+        """
+        rounds = -(-TRIED // len(lq))
+        drawn = F.interpolate(usual.drawn, lq.shape[-2:], mode="bicubic", antialias=True).clamp(0, 1).to(lq.device)
+        clean = drawn[torch.arange(rounds * len(lq)) % len(drawn)]
+        damages = [without_sharpening(damage_filter(*faces)) for faces in zip(restored, lq, strict=True)] * rounds
+        donors = zip(clean, lq.repeat(rounds, 1, 1, 1), restored.repeat(rounds, 1, 1, 1), damages, strict=True)
+        return cls(clean, torch.stack([transplanted(*faces) for faces in donors]))
+
+    def agreement(self, restore: Restore, damages: int) -> Agreement:
+        """How near `restore` comes to the clean faces: the mean for each of the damages."""
+        found = agreement(restore(self.given), self.clean)
+        return Agreement(*(value.view(-1, damages).mean(0) for value in found))
+
+
+@torch.no_grad()
+def gather(restore: Restore, lq: Tensor, targets: Tensor, trial: Trial, usual: Usual, net: LandmarkNet) -> Cues:
+    """Cues for `restore` on damaged faces `lq` with their pseudo targets, (B, 3, S, S) RGB in [0, 1] both, B >= 2."""
+    restored = restore(lq)
+    others = targets.roll(1, 0)
+    again = restore(torch.stack([transplanted(*faces) for faces in zip(others, lq, targets, strict=True)]))
+    return Cues(
+        look_at(restored, lq, usual, net),
+        agreement(restored, targets),
+        agreement(again, others),
+        trial.agreement(restore, len(lq)),
+    )
+
+
+@torch.no_grad()
+def look_at(faces: Tensor, lq: Tensor, usual: Usual, net: LandmarkNet) -> Appearance:
+    """Looks of `faces`, restored or pseudo targets, next to their damaged copies `lq`: (B, 3, S, S) in [0, 1]."""
+    faces, lq = at_checked_size(faces), at_checked_size(lq)
+    error = (low_pass(faces, CONSISTENT_AT) - low_pass(lq, CONSISTENT_AT)).square().mean((1, 2, 3))
+    return Appearance(
+        consistency=-10 * error.clamp_min(1e-8).log10(),
+        landmarks=-landmark_distance(read_aligned(net, faces).points, read_aligned(net, lq).points),
+        realism=-((kid_features(faces) - usual.mean) / usual.spread).square().mean(1).sqrt(),
+        kept=high_band_correlation(faces, lq),
+        energy=_energy(faces) - usual.energy,
+    )
+
+
+def agreement(restored: Tensor, wanted: Tensor) -> Agreement:
+    """(B, 3, S, S) RGB in [0, 1] both."""
+    restored, wanted = at_checked_size(restored), at_checked_size(wanted)
+    return Agreement(psnr(restored, wanted), high_band_correlation(restored, wanted))
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """verdict, and why in a sentence. gain: PSNR (dB) won on clean faces that were given the damage, or None.
+
+    measures: the figures that were weighed, by name. vetoes: what spoke against the tuned restorer, in words.
+    """
+
+    verdict: Literal["adopt", "keep_base", "cannot_tell", "not_judged"]
+    sentence: str
+    gain: Interval | None = None
+    measures: dict[str, float] = field(default_factory=dict)
+    vetoes: tuple[str, ...] = ()
+
+    @property
+    def said(self) -> str:
+        """The sentence, with a capital and a full stop."""
+        return f"{self.sentence[:1].upper()}{self.sentence[1:]}."
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What restored faces and targets must not fall short of, on average, where they do worse than the base's faces.
+
+    consistency: dB, in the low band. landmarks: eye distances from the damaged face's. realism: how much further from
+    clean faces than the base's. energy: log10, how far the detail's energy may be from that of clean faces.
+    gain: dB won on clean faces that prove nothing, since the tuned restorer says itself what the damage is.
+    transfer: dB won on the targets of other faces that prove nothing, since tuning practises it.
+    """
+
+    consistency: float = 24.0
+    landmarks: float = 0.1
+    realism: float = 0.1
+    energy: float = 0.3
+    gain: float = 0.1
+    transfer: float = 0.0
+
+
+def judge(
+    base: Restore,
+    tuned: Restore,
+    lq: Tensor,
+    targets: Tensor,
+    usual: Usual,
+    net: LandmarkNet,
+    limits: Limits | None = None,
+) -> Judgement:
+    """The verdict on damaged faces `lq` with their pseudo targets, (N, 3, S, S), which were not tuned on."""
+    if len(lq) < FEWEST_JUDGED:
+        return Judgement("keep_base", "too few faces to hold any out, so nothing shows that tuning helped")
+    trial = Trial.of(lq, tuned(lq), usual)
+    before, after = (gather(restore, lq, targets, trial, usual, net) for restore in (base, tuned))
+    return decide(before, after, look_at(targets, lq, usual, net), limits or Limits())
+
+
+def decide(base: Cues, tuned: Cues, targets: Appearance, limits: Limits) -> Judgement:
+    """The verdict on what was gathered of the base, the tuned restorer and the pseudo targets."""
+    gain = student_difference(tuned.known.fidelity, base.known.fidelity)
+    transfer = student_difference(tuned.transfer.fidelity, base.transfer.fidelity)
+    vetoes = [
+        f"{who} {said}"
+        for who, looks in (("the faces it restores", tuned.looks), ("the pseudo targets", targets))
+        for said in worse(looks, base.looks, limits)
+    ]
+    measures = {
+        f"{who} {part} {name}": round(float(value.mean()), 5)
+        for who, cues in (("base", base), ("adapted", tuned))
+        for part, values in cues._asdict().items()
+        for name, value in values._asdict().items()
+    }
+    measures |= {f"targets {name}": round(float(value.mean()), 5) for name, value in targets._asdict().items()}
+    count = len(tuned.known.fidelity)
+    shown = f"{_shown(gain)} on clean faces that were given the damage of {count} faces that were not trained on"
+    if vetoes:
+        return Judgement("keep_base", f"{shown}, but {'; '.join(vetoes)}", gain, measures, tuple(vetoes))
+    if gain.low > limits.gain and transfer.low > limits.transfer:
+        return Judgement("adopt", f"the adapted restorer undoes this damage better: {shown}", gain, measures)
+    if gain.high < 0:
+        return Judgement("keep_base", f"the adapted restorer undoes this damage worse: {shown}", gain, measures)
+    if transfer.high < 0:
+        other = f"worse, {_shown(transfer)}, by the pseudo targets of other faces that were given it"
+        return Judgement("keep_base", f"the adapted restorer undoes this damage {other}", gain, measures)
+    if gain.low > limits.gain:
+        other = f"too little, {_shown(transfer)}, by the pseudo targets of other faces that were given it"
+        return Judgement("cannot_tell", f"{shown}, but {other}", gain, measures)
+    return Judgement("cannot_tell", f"too little is gained to tell it from chance: {shown}", gain, measures)
+
+
+def _shown(gain: Interval) -> str:
+    return f"{gain.mean:+.2f} dB ({gain.low:+.2f} to {gain.high:+.2f})"
+
+
+def worse(looks: Appearance, base: Appearance, limits: Limits) -> list[str]:
+    """What faces do worse than those of the base, and worse than they may, in words."""
+    own, usual = ({name: float(value.mean()) for name, value in x._asdict().items()} for x in (looks, base))
+    found = []
+    if own["consistency"] < min(limits.consistency, usual["consistency"]):
+        found.append(f"disagree with the damaged faces ({own['consistency']:.1f} dB in the low band)")
+    if own["landmarks"] < min(-limits.landmarks, usual["landmarks"]):
+        found.append(f"move eyes, nose or mouth (by {-own['landmarks']:.2f} eye distances)")
+    if own["realism"] < usual["realism"] - limits.realism:
+        found.append("look less like clean faces")
+    if abs(own["energy"]) > max(limits.energy, abs(usual["energy"])):
+        found.append("are too smooth" if own["energy"] < 0 else "have too much texture or noise")
+    return found
+
+
+def _energy(faces: Tensor) -> Tensor:
+    return high_band(faces).square().mean((1, 2, 3)).clamp_min(1e-12).log10()

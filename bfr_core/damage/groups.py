@@ -1,0 +1,175 @@
+"""Which faces of a folder share a damage? Groups are found among their descriptions, and each face finds its group.
+
+A face's damage is described by the power spectra of the damaged face and of what the base restorer takes off it. What
+counts as a difference is learned from the folder itself: its restored faces are damaged in known ways, and directions
+in which descriptions vary under one damage weigh less. Faces fall into two groups where the nearest of one is clearly
+further from the other than neighbours within them are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ..randomness import keyed_generator
+from .synthetic import degrade
+
+LEAST = 15  # faces of a group; fewer are too few to adapt to
+GAP = 1.25  # distance between groups over that of neighbours in them, from which they are two
+BEYOND = 2.0  # distance from a group's centre over that of its own faces, from which a face is not of it
+KNOWN = ("sensor", "halftone", "motion_jpeg", "blind")  # damages that are put on the folder's faces
+KNOWN_FACES = 32  # of the folder, that get them
+SHRINK = 0.3  # of the covariance, towards features that do not vary together
+BANDS = torch.linspace(0.03, 0.5, 11)  # cycles a pixel
+AXES = ((0.1, 0.3), (0.3, 0.5))  # bands in which lines along the axes are looked for: blocks, mosaics
+FLOOR = 1e-6  # of a spectrum: rounding to 8 bits
+OPPONENT = ((1 / 3, 1 / 3, 1 / 3), (0.5, 0.0, -0.5), (0.25, -0.5, 0.25))  # RGB to lightness and two chromas
+FEATURES = 2 * 3 * (len(BANDS) + len(AXES))  # of a description
+Restore = Callable[[Tensor], Tensor]
+
+
+@torch.no_grad()
+def describe(lq: Tensor, restored: Tensor) -> Tensor:
+    """(B, D) descriptions of the damage of faces `lq`, given what the base makes of them; (B, 3, S, S) in [0, 1]."""
+    both = torch.cat([lq, lq - restored], 1).float().unflatten(1, (2, 3))
+    channels = torch.einsum("ij,bpjhw->bpihw", torch.tensor(OPPONENT, device=lq.device), both).flatten(1, 2)
+    side = lq.shape[-1]
+    window = torch.hann_window(side, periodic=False, device=lq.device)
+    window = window[:, None] * window
+    spectrum = torch.fft.fft2((channels - channels.mean((2, 3), keepdim=True)) * window).abs().square()
+    spectrum = spectrum / window.square().sum() + FLOOR
+    f = torch.fft.fftfreq(side, device=lq.device)
+    radius = (f[:, None].square() + f.square()).sqrt()
+    along = torch.minimum(f[:, None].abs(), f.abs()) < 0.02
+
+    def mean(low: float, high: float, where: Tensor) -> Tensor:
+        return spectrum[..., (radius >= low) & (radius < high) & where].mean(-1).log()
+
+    everywhere, bounds = torch.ones_like(along), [*BANDS.tolist(), 1.0]
+    parts = [mean(low, high, everywhere) for low, high in pairwise(bounds)]
+    parts += [mean(*band, along) - mean(*band, ~along) for band in AXES]
+    return torch.stack(parts, -1).flatten(1).cpu()
+
+
+def known_descriptions(restored: Tensor, base: Restore, seed: int = 0) -> Tensor:
+    """(len(KNOWN), B, D) descriptions of `restored` faces (B, 3, S, S) under known damages.
+
+    base: the restorer, (B, 3, S, S) -> the same.
+    """
+    found = []
+    for kind in KNOWN:
+        lq = degrade(restored.cpu(), kind, keyed_generator(seed, "known damage", kind)).lq
+        found.append(describe(lq, base(lq).cpu()))
+    return torch.stack(found)
+
+
+def units_of(known: Tensor) -> Tensor:
+    """The matrix (D, D) that takes descriptions to units: in them, faces under one damage vary alike in all directions.
+
+    known: of `known_descriptions`, several damages and faces.
+    """
+    within = (known - known.mean(1, keepdim=True)).flatten(0, 1).double()
+    spread = within.std(0).clamp_min(1e-6)
+    correlation = (within / spread).T @ (within / spread) / max(1, len(within) - 1)
+    correlation = torch.lerp(correlation, torch.eye(len(spread), dtype=torch.float64), SHRINK)
+    whiten = torch.linalg.inv(torch.linalg.cholesky(correlation)).T / len(spread) ** 0.5
+    return (whiten / spread[:, None]).float()
+
+
+def find_groups(points: Tensor, least: int = LEAST) -> list[list[int]]:
+    """Groups of `points` (N, D), in units: lists of at least `least` indices, the largest first; one if none differ.
+
+    Single linkage: the longest links are cut, one after the other. A piece too small for a group falls off; two that
+    are large enough are two groups if the link is GAP times as long as links in the looser of them usually are.
+    """
+    links = _links(points)
+
+    def parts(members: list[int]) -> list[list[int]]:
+        rest = members
+        while len(rest) >= 2 * least:
+            inside = set(rest)
+            own = [link for link in links if link[1] in inside and link[2] in inside]
+            length, one_end, _ = own[-1]
+            first = _reached(one_end, own[:-1])
+            pieces = sorted([sorted(first), sorted(inside - first)], key=len)
+            if len(pieces[0]) < least:
+                rest = pieces[1]
+                continue
+            usual = max(_usual(own[:-1], set(piece)) for piece in pieces)
+            return [group for piece in pieces for group in parts(piece)] if length >= GAP * usual else [members]
+        return [members]
+
+    return sorted(parts(list(range(len(points)))), key=len, reverse=True)
+
+
+def _usual(links: list[tuple[float, int, int]], members: set[int]) -> float:
+    return float(torch.tensor([length for length, a, _ in links if a in members]).median())
+
+
+def _links(points: Tensor) -> list[tuple[float, int, int]]:
+    """The N - 1 shortest links that join all points, shortest first: (length, one end, the other). Prim's way."""
+    points = points.double()
+    nearest = torch.full((len(points),), torch.inf, dtype=torch.float64)
+    neighbour = torch.zeros(len(points), dtype=torch.long)
+    outside = torch.ones(len(points), dtype=torch.bool)
+    links, at = [], 0
+    for _ in range(len(points) - 1):
+        outside[at] = False
+        away = (points - points[at]).norm(dim=1)
+        nearer = outside & (away < nearest)
+        nearest[nearer], neighbour[nearer] = away[nearer], at
+        at = int(torch.where(outside, nearest, torch.inf).argmin())
+        links.append((float(nearest[at]), at, int(neighbour[at])))
+    return sorted(links)
+
+
+def _reached(start: int, links: list[tuple[float, int, int]]) -> set[int]:
+    """Every point that `links` lead to from `start`."""
+    beside: dict[int, list[int]] = {}
+    for _, a, b in links:
+        beside.setdefault(a, []).append(b)
+        beside.setdefault(b, []).append(a)
+    found, todo = {start}, [start]
+    while todo:
+        new = [point for point in beside.get(todo.pop(), []) if point not in found]
+        found.update(new)
+        todo += new
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class DamageGroups:
+    """Groups of damages. units: see `units_of`. centres: (G, D), of each group in units. usual: (G,), how far its faces
+    usually are from its centre."""
+
+    units: Tensor
+    centres: Tensor
+    usual: Tensor
+
+    @classmethod
+    def of(cls, descriptions: Tensor, units: Tensor, least: int = LEAST) -> DamageGroups:
+        """The groups among `descriptions` (N, D)."""
+        points = descriptions @ units
+        groups = [points[group] for group in find_groups(points, least)]
+        centres = torch.stack([group.mean(0) for group in groups])
+        away = [(group - centre).norm(dim=1).median() for group, centre in zip(groups, centres, strict=True)]
+        return cls(units, centres, torch.stack(away))
+
+    def __len__(self) -> int:
+        return len(self.centres)
+
+    def route(self, descriptions: Tensor) -> list[int]:
+        """For each of `descriptions` (B, D) its group, or -1 if it is like none."""
+        away = torch.cdist(descriptions @ self.units, self.centres)
+        nearest = away.argmin(1)
+        found = torch.where(away.gather(1, nearest[:, None])[:, 0] <= BEYOND * self.usual[nearest], nearest, -1)
+        return found.tolist()
+
+
+def one_damage(groups: DamageGroups) -> bool:
+    """Whether nothing speaks for more than one damage, so that one adaptation serves all."""
+    return len(groups) == 1

@@ -1,0 +1,375 @@
+"""Make clean faces look damaged in seeded ways: for training the embedded models, for tests and for evaluation.
+
+Every length (blur, dot pitch, shrinking) is meant for a face 128 pixels wide and grows with the picture, so that a
+damage looks alike at 512; the grid of a sensor or of JPEG stays as fine as its pixels. At strength 1 the person is
+still recognisable: noise, dots and grain leave 18-24 dB at 128, blur 23-30 dB.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from .camera import READINGS, SENSOR_NOISE, published_camera, published_kind
+
+DESIGN_SIZE = 128
+Parameters = dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Degraded:
+    """lq: (B, 3, H, W) in [0, 1]. parameters: for each image the figures that were drawn, ready for JSON."""
+
+    lq: Tensor
+    parameters: list[Parameters]
+
+
+def degrade(hq: Tensor, kind: str, generator: torch.Generator, strength: float = 1.0) -> Degraded:
+    """`hq` with damage `kind`, one of DAMAGES, drawn anew for each image.
+
+    hq: (B, 3, H, W) RGB in [0, 1], any size; 8 pixels or more make sense. generator: on the CPU; the same seed gives
+    the same pixels. strength: 0 does next to nothing, 1 is the usual damage, 2 doubles its amounts.
+    Images are damaged in order from the one generator, so an image's damage depends on those before it. When a face
+    must be damaged alike whatever batch it comes in, call with a batch of one and a generator seeded for that face.
+    Returns lq with the dtype and device of `hq`. Raises ValueError for an unknown kind, shape or strength.
+    """
+    if kind not in DAMAGES:
+        raise ValueError(f"unknown damage {kind!r}; use one of {', '.join(DAMAGES)}")
+    if hq.ndim != 4 or hq.shape[1] != 3:
+        raise ValueError(f"hq must be (B, 3, H, W), not {tuple(hq.shape)}")
+    if not (math.isfinite(strength) and strength >= 0):
+        raise ValueError(f"strength must be 0 or more, not {strength}")
+    damaged, parameters = [], []
+    for image in hq.detach().float().cpu().clamp(0, 1):
+        lq, drawn = DAMAGES[kind](image, generator, strength)
+        damaged.append(lq.clamp(0, 1))
+        parameters.append({name: round(value, 5) for name, value in drawn.items()})
+    lq = torch.stack(damaged) if damaged else hq.detach().clone()
+    return Degraded(lq.to(hq), parameters)
+
+
+# ---------------------------------------------------------------- the damages: (3, H, W) -> (3, H, W), what was drawn
+
+
+def blind(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
+    """The usual blind pipeline: blur, shrink, noise, JPEG, back to size; the embedded restorer is trained on it."""
+    height, width = image.shape[-2:]
+    scale = _scale(image)
+    sigma = _uniform(generator, 0.2, 2.2) * scale * strength
+    stretch = _uniform(generator, 0.4, 1.0)  # 1 is a round blur
+    angle = _uniform(generator, 0, math.pi)
+    factor = max(1.0, 1 + (_uniform(generator, 1, 4) * scale - 1) * strength)
+    noise = _uniform(generator, 0, 0.06) * strength
+    quality = _quality(_uniform(generator, 35, 95), strength)
+
+    lq = _convolve(image, _gaussian_kernel(sigma, sigma * stretch, angle))
+    small = (max(4, round(height / factor)), max(4, round(width / factor)))
+    lq = F.interpolate(lq[None], small, mode="bicubic", antialias=True)[0]
+    lq = lq + noise * torch.randn(lq.shape, generator=generator)
+    lq = F.interpolate(stored_as_jpeg(lq, quality)[None], (height, width), mode="bicubic")[0]
+    drawn = {"sigma": sigma, "stretch": stretch, "angle": angle, "factor": factor, "noise": noise, "quality": quality}
+    return lq, drawn
+
+
+def sensor(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
+    """Noise of a small sensor in poor light: drawn in raw light on a Bayer mosaic, then developed as a camera does.
+
+    Its variance grows with the light (photons) above a floor (read-out); white balance, colour matrix and demosaicing
+    turn it into coloured blotches a few pixels wide, strongest in the shadows.
+    """
+    shot = _uniform(generator, 0.004, 0.012) * strength**2
+    read = _uniform(generator, 0.008, 0.02) * strength
+    red_gain = _uniform(generator, 1.5, 2.3)
+    blue_gain = _uniform(generator, 1.4, 2.2)
+    lq = _to_display(_photographed(_to_linear(image), shot, read, (red_gain, 1.0, blue_gain), generator))
+    return lq, {"shot": shot, "read": read, "red_gain": red_gain, "blue_gain": blue_gain}
+
+
+def camera(image: Tensor, generator: torch.Generator, strength: float, shrink: int) -> tuple[Tensor, Parameters]:
+    """A face small in the frame, at an ISO from 800 to 6400: shrunk, back to raw light, noise, developed, enlarged.
+
+    Noise by ISO, tone curve and gains as in Brooks et al., "Unprocessing images", arXiv:1811.11127. `shrink` is the
+    same at every size; strength above 1 adds noise only. The sets of arXiv:2410.04618 are other kinds, those with an
+    ISO in their names: see `damage.camera`.
+    """
+    height, width = image.shape[-2:]
+    iso = 100 * math.exp(_uniform(generator, math.log(8), math.log(64))) * strength
+    shot = 1e-4 * iso / 100
+    read = math.sqrt(math.exp(2.18 * math.log(max(shot, 1e-9)) + 1.2 + 0.26 * _normal(generator)))
+    red_gain = _uniform(generator, 1.9, 2.4)
+    blue_gain = _uniform(generator, 1.5, 1.9)
+
+    factor = 1 + (shrink - 1) * min(1.0, strength)
+    small = (max(4, round(height / factor)), max(4, round(width / factor)))
+    lq = F.interpolate(image[None], small, mode="bicubic", antialias=True)[0].clamp(0, 1)
+    lq = 0.5 - torch.sin(torch.asin(1 - 2 * lq) / 3)  # undoes the tone curve below
+    lq = _to_display(_photographed(_to_linear(lq), shot, read, (red_gain, 1.0, blue_gain), generator))
+    lq = lq.square() * (3 - 2 * lq)
+    lq = F.interpolate(lq[None], (height, width), mode="bicubic")[0]
+    return lq, {"iso": iso, "shot": shot, "read": read, "red_gain": red_gain, "blue_gain": blue_gain, "factor": factor}
+
+
+def blind_twice(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
+    """Two rounds of the blind pipeline, the second milder, and a last JPEG: after Real-ESRGAN, arXiv:2107.10833."""
+    lq, first = blind(image, generator, strength)
+    lq, second = blind(lq.clamp(0, 1), generator, 0.5 * strength)
+    quality = _quality(_uniform(generator, 40, 95), strength)
+    drawn = {f"{name}_{i}": value for i, part in enumerate((first, second), 1) for name, value in part.items()}
+    return stored_as_jpeg(lq, quality), drawn | {"quality": quality}
+
+
+def shared_online(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
+    """Sent round the internet: three times made smaller by a little, moved by part of a block, and stored as JPEG."""
+    height, width = image.shape[-2:]
+    lq = image
+    drawn: Parameters = {}
+    for i in range(1, 4):
+        scale = 1 - _uniform(generator, 0.05, 0.45) * min(1.5, strength)
+        quality = _quality(_uniform(generator, 15, 50), strength)
+        shift = int(_uniform(generator, 0, 8))
+        lq = F.interpolate(lq[None], scale_factor=scale, mode="bilinear", antialias=True)[0]
+        lq = stored_as_jpeg(lq.roll((shift, shift), (1, 2)), quality).roll((-shift, -shift), (1, 2))
+        lq = F.interpolate(lq[None], (height, width), mode="bicubic")[0].clamp(0, 1)
+        drawn |= {f"scale_{i}": scale, f"quality_{i}": quality, f"shift_{i}": float(shift)}
+    return lq, drawn
+
+
+def video(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
+    """A frame of a small H.264 film in which the face moves. Raises ImportError without PyAV (`pip install av`)."""
+    try:
+        import av
+    except ImportError:
+        raise ImportError("damage 'video' needs the package av: pip install av") from None
+    crf = min(51.0, round(_uniform(generator, 30, 38) * max(0.1, strength) ** 0.3))
+    move = [int(_uniform(generator, -3, 4)) for _ in range(2)]
+    even = F.pad(image[None], (0, image.shape[-1] % 2, 0, image.shape[-2] % 2), mode="replicate")[0]
+    stream = BytesIO()
+    with av.open(stream, "w", format="mp4") as container:
+        encoder = container.add_stream("libx264", rate=25, options={"crf": str(int(crf)), "preset": "veryfast"})
+        encoder.height, encoder.width, encoder.pix_fmt = *even.shape[-2:], "yuv420p"
+        for frame in range(5):
+            moved = even.roll((move[0] * (frame - 4), move[1] * (frame - 4)), (1, 2))
+            pixels = moved.mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()
+            container.mux(encoder.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(encoder.encode())
+    stream.seek(0)
+    with av.open(stream, "r") as film:
+        last = list(film.decode(video=0))[-1].to_ndarray(format="rgb24")
+    lq = torch.from_numpy(last).permute(2, 0, 1).float() / 255
+    return lq[:, : image.shape[-2], : image.shape[-1]], {"crf": crf, "down": float(move[0]), "right": float(move[1])}
+
+
+def motion_jpeg(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
+    """A shaken shot, sent as a small file: blur along a slightly bent line, then strong JPEG."""
+    length = _uniform(generator, 4, 10) * _scale(image) * strength
+    angle = _uniform(generator, 0, math.pi)
+    bend = _uniform(generator, -0.6, 0.6)
+    quality = _quality(_uniform(generator, 8, 20), strength)
+    lq = stored_as_jpeg(_convolve(image, _motion_kernel(length, angle, bend)), quality)
+    return lq, {"length": length, "angle": angle, "bend": bend, "quality": quality}
+
+
+def halftone(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
+    """Printed in four inks with a dot screen at an angle of its own for each, then scanned a little soft."""
+    height, width = image.shape[-2:]
+    pitch = max(1.5, _uniform(generator, 2.4, 3.6) * _scale(image) * max(1.0, strength))
+    turn = _uniform(generator, -0.15, 0.15)
+    scan_blur = pitch * _uniform(generator, 0.2, 0.3)
+    paper = _uniform(generator, 0, 0.1) * max(1.0, strength)
+    fine = max(1, math.ceil(10 / pitch))  # a dot needs about ten samples across to be round
+
+    black = 0.6 * (1 - image.amax(0))  # grey component: part of the dark is printed in black instead of three inks
+    inks = torch.cat([1 - image / (1 - black).clamp_min(1e-3), black[None]]).clamp(0, 1)
+    inks = F.interpolate(inks[None], scale_factor=fine, mode="bilinear", align_corners=False)[0]
+    y, x = torch.meshgrid(torch.arange(height * fine) / fine, torch.arange(width * fine) / fine, indexing="ij")
+    print_ = torch.ones(3, *x.shape)
+    for ink, screen_angle, colour in zip(inks, SCREEN_ANGLES, INK_COLOURS, strict=True):
+        phase = (_uniform(generator, 0, 1), _uniform(generator, 0, 1))
+        covered = _dots(ink, x, y, pitch, screen_angle + turn, phase, softness=0.5 / (fine * pitch))
+        print_ *= 1 - covered * (1 - torch.tensor(colour))[:, None, None]
+    scanned = _convolve(F.avg_pool2d(print_[None], fine)[0], _gaussian_kernel(scan_blur, scan_blur, 0))
+    lq = scanned * (1 - paper * torch.tensor([0.3, 0.6, 1.0]))[:, None, None]  # yellowed
+    lq = image + min(1.0, strength) * (lq - image)
+    return lq, {"pitch": pitch, "turn": turn, "scan_blur": scan_blur, "paper": paper}
+
+
+def film_grain(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
+    """Fast film, enlarged: soft, with clumped grain that is strongest in the mid-tones and mostly without colour."""
+    scale = _scale(image)
+    softness = _uniform(generator, 0.4, 0.9) * scale * strength
+    grain_size = _uniform(generator, 0.5, 1.0) * scale
+    amount = _uniform(generator, 0.06, 0.11) * strength
+    colour = _uniform(generator, 0.1, 0.4)
+
+    soft = _convolve(image, _gaussian_kernel(softness, softness, 0))
+    kernel = _gaussian_kernel(grain_size, grain_size, 0)
+    grain = _convolve(torch.randn(4, *image.shape[-2:], generator=generator), kernel) / kernel.square().sum().sqrt()
+    grain = math.sqrt(1 - colour**2) * grain[:1] + colour * grain[1:]
+    luma = (soft * LUMA[:, None, None]).sum(0, keepdim=True).clamp(0, 1)
+    lq = soft + amount * (0.35 + 1.3 * (luma * (1 - luma)).sqrt()) * grain
+    return lq, {"softness": softness, "grain_size": grain_size, "amount": amount, "colour": colour}
+
+
+def faded(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
+    """A print that lay in the light: blacks lifted, whites dulled, blue most, so that it yellows. No detail is lost."""
+    drawn: Parameters = {}
+    lq = image.clone()
+    for channel, (name, share) in enumerate((("red", 0.6), ("green", 0.8), ("blue", 1.0))):
+        black = min(0.45, share * _uniform(generator, 0.08, 0.25) * strength)
+        white = max(0.55, 1 - share * _uniform(generator, 0.1, 0.3) * strength)
+        lq[channel] = black + (white - black) * image[channel]
+        drawn |= {f"{name}_black": black, f"{name}_white": white}
+    return lq, drawn
+
+
+DAMAGES: dict[str, Callable[[Tensor, torch.Generator, float], tuple[Tensor, Parameters]]] = {
+    "blind": blind,
+    "sensor": sensor,
+    "motion_jpeg": motion_jpeg,
+    "halftone": halftone,
+    "film_grain": film_grain,
+    "camera_x4": partial(camera, shrink=4),
+    "camera_x8": partial(camera, shrink=8),
+    **{
+        published_kind(shrink, iso, reading): partial(published_camera, shrink=shrink, iso=iso, reading=reading)
+        for reading in READINGS
+        for shrink in (4, 8)
+        for iso in SENSOR_NOISE
+    },
+    "blind_twice": blind_twice,
+    "shared_online": shared_online,
+    "video": video,
+    "faded": faded,
+}
+
+LUMA = torch.tensor([0.299, 0.587, 0.114])
+# A typical camera's colour matrix: rows sum to one, so white stays white, and it makes noise more colourful.
+CAMERA_TO_SRGB = torch.tensor([[1.6, -0.45, -0.15], [-0.25, 1.5, -0.25], [0.0, -0.55, 1.55]])
+SCREEN_ANGLES = tuple(math.radians(angle) for angle in (15, 75, 0, 45))  # cyan, magenta, yellow, black
+INK_COLOURS = ((0.1, 0.95, 1.0), (0.97, 0.1, 0.95), (1.0, 0.97, 0.1), (0.08, 0.08, 0.08))  # a little impure
+
+
+# ---------------------------------------------------------------- blur
+
+
+def _gaussian_kernel(sigma_x: float, sigma_y: float, angle: float) -> Tensor:
+    """(K, K) Gaussian, turned by `angle` radians, summing to one; K is odd and follows the larger sigma (pixels)."""
+    radius = max(1, math.ceil(2.5 * max(sigma_x, sigma_y)))
+    line = torch.arange(-radius, radius + 1.0)
+    y, x = line[:, None], line[None]
+    u = x * math.cos(angle) + y * math.sin(angle)
+    v = y * math.cos(angle) - x * math.sin(angle)
+    kernel = torch.exp(-0.5 * ((u / max(sigma_x, 0.05)) ** 2 + (v / max(sigma_y, 0.05)) ** 2))
+    return kernel / kernel.sum()
+
+
+def _motion_kernel(length: float, angle: float, bend: float) -> Tensor:
+    """(K, K) path of a moving camera: an arc `length` pixels long that turns by `bend` radians, drawn smoothly."""
+    steps = max(2, math.ceil(length * 4))
+    heading = angle + bend * torch.linspace(-0.5, 0.5, steps)
+    path = torch.stack([heading.cos(), heading.sin()]).cumsum(1) * (length / steps)
+    path = path - path.mean(1, keepdim=True)
+    radius = max(1, math.ceil(length / 2))
+    line = torch.arange(-radius, radius + 1.0)
+    # Each point of the path covers the pixels around it in proportion to their distance (a tent of width one).
+    x = (1 - (line[:, None] - path[0]).abs()).clamp_min(0)
+    y = (1 - (line[:, None] - path[1]).abs()).clamp_min(0)
+    kernel = y @ x.T
+    return kernel / kernel.sum()
+
+
+def _convolve(image: Tensor, kernel: Tensor) -> Tensor:
+    """Each channel of `image` (C, H, W) blurred by `kernel` (K, K); the edge pixels are repeated outwards."""
+    radius = kernel.shape[-1] // 2
+    padded = F.pad(image[:, None], (radius,) * 4, mode="replicate")
+    return F.conv2d(padded, kernel[None, None])[:, 0]
+
+
+# ---------------------------------------------------------------- files, light and dots
+
+
+def stored_as_jpeg(image: Tensor, quality: float) -> Tensor:
+    """`image` (3, H, W) after being stored as JPEG with halved colour resolution."""
+    pixels = image.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    stored = BytesIO()
+    Image.fromarray(pixels).save(stored, "JPEG", quality=int(quality), subsampling=2)
+    return torch.from_numpy(np.array(Image.open(stored))).permute(2, 0, 1).float() / 255
+
+
+def _to_linear(display: Tensor) -> Tensor:
+    """sRGB values to linear light, both in [0, 1] (IEC 61966-2-1)."""
+    return torch.where(display <= 0.04045, display / 12.92, ((display + 0.055) / 1.055) ** 2.4)
+
+
+def _to_display(light: Tensor) -> Tensor:
+    """Linear light to sRGB values, clipped to [0, 1]."""
+    light = light.clamp(0, 1)
+    return torch.where(light <= 0.0031308, light * 12.92, 1.055 * light.clamp_min(1e-8) ** (1 / 2.4) - 0.055)
+
+
+def _photographed(
+    light: Tensor, shot: float, read: float, gains: tuple[float, float, float], generator: torch.Generator
+) -> Tensor:
+    """Linear sRGB light (3, H, W) as a camera gives it back: noise of variance shot * signal + read^2 on its mosaic."""
+    gain = torch.tensor(gains)[:, None, None]
+    raw = torch.einsum("ij,jhw->ihw", torch.linalg.inv(CAMERA_TO_SRGB), light) / gain * _bayer(light)
+    noisy = raw + (shot * raw.clamp_min(0) + read**2).sqrt() * torch.randn(light.shape[-2:], generator=generator)
+    return torch.einsum("ij,jhw->ihw", CAMERA_TO_SRGB, _demosaic(noisy * _bayer(light)) * gain)
+
+
+def _bayer(image: Tensor) -> Tensor:
+    """(3, H, W) ones where an RGGB sensor sees red, green, blue."""
+    masks = torch.zeros_like(image)
+    masks[0, 0::2, 0::2] = 1
+    masks[1, 0::2, 1::2] = 1
+    masks[1, 1::2, 0::2] = 1
+    masks[2, 1::2, 1::2] = 1
+    return masks
+
+
+def _demosaic(mosaic: Tensor) -> Tensor:
+    """Bilinear: each colour missing at a pixel is the mean of those around it."""
+    kernel = torch.tensor([[0.25, 0.5, 0.25], [0.5, 1.0, 0.5], [0.25, 0.5, 0.25]])
+    seen = F.conv2d(F.pad(_bayer(mosaic)[:, None], (1, 1, 1, 1)), kernel[None, None])
+    return (F.conv2d(F.pad(mosaic[:, None], (1, 1, 1, 1)), kernel[None, None]) / seen)[:, 0]
+
+
+def _dots(
+    ink: Tensor, x: Tensor, y: Tensor, pitch: float, angle: float, phase: tuple[float, float], softness: float
+) -> Tensor:
+    """Share of each fine sample that the dots of one ink cover: dots that grow, join at
+    their corners, and leave holes."""
+    u = (x * math.cos(angle) + y * math.sin(angle)) / pitch + phase[0]
+    v = (y * math.cos(angle) - x * math.sin(angle)) / pitch + phase[1]
+    # Distance from a dot's centre along each axis, 0...1, is spread evenly; so the distribution of the sum is known
+    # and a threshold can be found for which the dots cover just the share that `ink` asks for.
+    away = (2 * (u - u.floor()) - 1).abs() + (2 * (v - v.floor()) - 1).abs()
+    share = torch.where(away < 1, away.square() / 2, 1 - (2 - away).square() / 2)
+    return ((ink - share) / softness + 0.5).clamp(0, 1)
+
+
+def _scale(image: Tensor) -> float:
+    """Size of `image` in units of the faces the damages were designed on."""
+    return math.sqrt(image.shape[-2] * image.shape[-1]) / DESIGN_SIZE
+
+
+def _uniform(generator: torch.Generator, low: float, high: float) -> float:
+    return low + (high - low) * torch.rand((), generator=generator).item()
+
+
+def _normal(generator: torch.Generator) -> float:
+    return torch.randn((), generator=generator).item()
+
+
+def _quality(quality: float, strength: float) -> float:
+    """JPEG quality with its distance from 100 scaled, as a whole number from 2 to 100."""
+    return float(min(100, max(2, round(100 - (100 - quality) * strength))))

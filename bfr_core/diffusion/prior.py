@@ -1,0 +1,349 @@
+"""A diffusion prior of faces behind one interface: (x_t, t) -> noise and learned variance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ..files.ownership import begin_list
+from ..files.tensors import (
+    MAX_JSON,
+    load_tensors,
+    misfit_of,
+    reason_of,
+    save_tensors,
+    sha256_of,
+    whole_number,
+    without_prefix,
+)
+from ..files.weights import licence_of, resolve
+from .guided_unet import UNet
+from .schedule import linear_alpha_bar
+
+EMBEDDED = Path(__file__).parents[1] / "embedded" / "prior128"
+MAX_CHANNELS = 8192
+MAX_LAYERS = 64  # of a level, and levels
+MAX_STEPS = 100_000  # of a schedule
+SIZES = (16, 2048)  # smallest and largest side of images that a file may say
+CONVERTED = "prior.safetensors"  # the file in a folder that `convert_prior` wrote
+# What the shapes of a published U-Net do not tell, by the file's SHA-256, in guided-diffusion's argument names.
+KNOWN_SETTINGS: dict[str, dict[str, Any]] = {
+    "e16446b14cff4fedf1102ba67945fcced2074500a3fe8fd2bfad5d818928d1d0": {
+        "image_size": 512,
+        "num_head_channels": 64,
+        "resblock_updown": False,
+        "use_new_attention_order": False,
+    },
+}
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of diffusers' attention
+FEATURE_TIMESTEP = 20  # nearly clean: the level at which clean images are compared in the prior's encoder
+
+
+class Prior(nn.Module):
+    """A network that tells noise from face.
+
+    encode: (x, t, run) -> features, run(block, ...) calling a block. encoder: the parts of the network that it uses.
+    alpha_bar: (T,) float64, noise levels of the base indices 0 ... T-1.
+    prediction: what the network predicts, "epsilon", "v_prediction" or "sample", in diffusers' terms.
+    patch: p > 1 if the network sees p x p pixels as channels.
+    size: side in pixels of the images it was trained on. name, sha256, licence: of the file, for the record.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        encode: Callable[..., list[Tensor]],
+        alpha_bar: Tensor,
+        *,
+        encoder: Sequence[nn.Module] = (),
+        prediction: str = "epsilon",
+        patch: int = 1,
+        size: int,
+        name: str,
+        sha256: str = "",
+        licence: str = "unknown",
+    ) -> None:
+        super().__init__()
+        if prediction not in ("epsilon", "v_prediction", "sample"):
+            raise ValueError(f"{name}: prediction_type is {prediction!r}; known are epsilon, v_prediction and sample")
+        self.network = network.eval().requires_grad_(False)
+        self._encode, self._encoder = encode, list(encoder)
+        self.alpha_bar = alpha_bar
+        self.prediction, self.patch, self.size = prediction, patch, size
+        self.name, self.sha256, self.licence = name, sha256, licence
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def forward(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Noise in `x_t`, and the variance channels in [-1, 1] or None.
+
+        x_t: (B, 3, H, W) float, signed images noised to level t; t: (B,) long, base indices 0 ... T-1.
+        """
+        out = self.network(F.pixel_unshuffle(x_t, self.patch), t).float()
+        out, *variance = out.split(3 * self.patch**2, 1)
+        out = F.pixel_shuffle(out, self.patch)
+        alpha_bar = self.alpha_bar.to(x_t.dtype).to(t.device)[t].view(-1, 1, 1, 1)  # no float64 on the device
+        signal, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        if self.prediction == "v_prediction":  # arXiv:2202.00512, section 4
+            out = signal * out + sigma * x_t
+        elif self.prediction == "sample":
+            out = (x_t - signal * out) / sigma
+        return out, F.pixel_shuffle(variance[0], self.patch) if variance else None
+
+    def features(self, image: Tensor, recompute: bool = False) -> list[Tensor]:
+        """Encoder features of clean images (B, 3, H, W) in [-1, 1], finest first; differentiable.
+
+        recompute: keep only what passes between the blocks for the backward pass. Source: arXiv:1604.06174.
+        """
+        t = torch.full((len(image),), FEATURE_TIMESTEP, device=image.device)
+        x = F.pixel_unshuffle(image, self.patch)
+        if recompute:
+            return self._encode(x, t, partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
+        return self._encode(x, t)
+
+    def encoder_to(self, device: torch.device | str) -> Prior:
+        """This prior, what `features` needs of it on `device` and the rest where it is."""
+        for part in self._encoder or [self.network]:
+            part.to(device)
+        return self
+
+
+def load_prior(name_or_path: str | Path = "embedded") -> Prior:
+    """The prior in a diffusers folder, or in a guided-diffusion .pth or .safetensors file, on the CPU.
+
+    "embedded" is the 128 x 128 prior that ships with this project; a name of `weights.TABLE` is looked for where such
+    files lie. Raises FileNotFoundError, or ValueError when the file is damaged or not a face prior.
+    """
+    path = EMBEDDED if str(name_or_path) == "embedded" else resolve(name_or_path)
+    if path.is_dir() and not (path / CONVERTED).is_file():
+        return _load_diffusers(path)
+    return _load_guided_diffusion(path / CONVERTED if path.is_dir() else path)
+
+
+def convert_prior(name_or_path: str | Path, folder: Path) -> Path:
+    """Write a guided-diffusion checkpoint as a folder that holds all that loading needs; returns the folder.
+
+    The tensors stay as they are; settings, licence and the SHA-256 of the source travel in the file. Raises as
+    `load_prior`.
+    """
+    path = resolve(name_or_path)
+    state, metadata = load_tensors(path)
+    digest = sha256_of(path)
+    settings = _settings_of(path, metadata, digest)
+    licence = metadata.get("licence") or licence_of(digest)
+    record = {"unet": json.dumps(settings), "licence": licence, "source": path.name, "source_sha256": digest}
+    whole = _unet_of(state)
+    _build_unet(path, whole, settings)
+    begin_list(folder)
+    save_tensors(folder / CONVERTED, whole, record)
+    return folder
+
+
+def _settings_of(path: Path, metadata: Mapping[str, str], digest: str) -> dict[str, Any]:
+    """What shapes cannot tell: from the file's metadata, the known files, or a .json beside it, in that order."""
+    sidecar = path.with_suffix(".json")
+    if "unet" in metadata:
+        try:
+            return dict(json.loads(metadata["unet"]))
+        except (ValueError, TypeError):
+            raise ValueError(f"{path.name}: its metadata 'unet' is not a table of settings") from None
+    if digest in KNOWN_SETTINGS:
+        return KNOWN_SETTINGS[digest]
+    return _read_json(sidecar) if sidecar.exists() else {}
+
+
+def _build_unet(path: Path, state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> UNet:
+    state = {name: value.float() for name, value in _unet_of(state).items()}
+    if not holds_unet(state):
+        raise ValueError(f"{path.name}: no guided-diffusion U-Net in this file")
+    if max(max(v.shape, default=0) for v in state.values()) > MAX_CHANNELS * 4:
+        raise ValueError(f"{path.name}: layers of absurd size")
+    try:
+        with torch.device("meta"):  # the layers take the file's tensors, so none is filled with random numbers first
+            return UNet(state, settings)
+    except (RuntimeError, KeyError, ValueError, IndexError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{path.name}: its U-Net cannot be rebuilt ({misfit_of(error)})") from None
+
+
+def _load_guided_diffusion(path: Path) -> Prior:
+    state, metadata = load_tensors(path)
+    # A converted file says of which file it is; it is not read once more to be named.
+    digest = metadata.get("source_sha256") or sha256_of(path)
+    settings = _settings_of(path, metadata, digest)
+    network = _build_unet(path, state, settings)
+    return Prior(
+        network,
+        network.encode,
+        linear_alpha_bar(),
+        encoder=network.encoder,
+        size=_size(path, "image_size", settings.get("image_size", 512)),
+        name=metadata.get("source", path.name),
+        sha256=digest,
+        licence=metadata.get("licence") or licence_of(digest),
+    )
+
+
+def holds_unet(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are tensors of a guided-diffusion U-Net."""
+    return {"input_blocks.0.0.weight", "time_embed.0.weight", "out.2.weight"} <= set(_unet_of(state))
+
+
+def _unet_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    parts = ("time_embed", "input_blocks", "middle_block", "output_blocks", "out")
+    named = {name.removeprefix("unet."): value for name, value in without_prefix(state).items()}
+    return {name: value for name, value in named.items() if name.split(".")[0] in parts}
+
+
+def _load_diffusers(folder: Path) -> Prior:
+    from diffusers import UNet2DModel
+
+    inner = folder / "unet" if (folder / "unet" / "config.json").exists() else folder
+    config = _read_json(inner / "config.json")
+    if config.get("_class_name") != "UNet2DModel":
+        raise ValueError(f"{folder.name}: config.json describes {config.get('_class_name')!r}, not a UNet2DModel")
+    scheduler_file = next(
+        (f for f in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json") if f.exists()),
+        None,
+    )
+    scheduler = _read_json(scheduler_file) if scheduler_file else {}
+    files = sorted(inner.glob("diffusion_pytorch_model.*"))
+    weights = next((f for suffix in (".safetensors", ".bin") for f in files if f.suffix == suffix), None)
+    if weights is None:
+        raise FileNotFoundError(f"{folder}: no diffusion_pytorch_model.safetensors in it")
+    state, metadata = load_tensors(weights)
+    _refuse_absurd(folder, config)
+    try:
+        with torch.device("meta"):  # no memory is taken, whatever the config asks for; the tensors are the file's
+            network = UNet2DModel.from_config({k: v for k, v in config.items() if not k.startswith("_")})
+        network.load_state_dict({_todays_name(k): v.float() for k, v in state.items()}, assign=True)
+    except Exception as error:  # whatever a strange config makes diffusers stumble on
+        raise ValueError(f"{folder.name}: weights do not fit its config.json ({reason_of(error)})") from None
+    channels = network.config.in_channels
+    patch = round((channels / 3) ** 0.5)
+    if 3 * patch**2 != channels:
+        raise ValueError(f"{folder.name}: in_channels is {channels}; a prior of RGB patches has 3 p^2")
+    return Prior(
+        _Sample(network),
+        partial(_encode_diffusers, network),
+        _schedule_of(folder, scheduler),
+        encoder=[network.time_embedding, network.conv_in, network.down_blocks],
+        prediction=scheduler.get("prediction_type", "epsilon"),
+        patch=patch,
+        size=patch * _size(folder, "sample_size", config.get("sample_size") or 64),
+        name=folder.name,
+        sha256=sha256_of(weights),
+        licence=metadata.get("licence", "unknown"),
+    )
+
+
+def _todays_name(name: str) -> str:
+    """A tensor's name in diffusers since 0.12; google/ddpm-ema-celebahq-256 and others of its age say it otherwise."""
+    block, found, part = name.rpartition(".attentions.")
+    number, *rest = part.split(".")
+    if not found or rest[0] not in OLD_NAMES:
+        return name
+    return f"{block}{found}{number}.{OLD_NAMES[rest[0]]}.{'.'.join(rest[1:])}"
+
+
+class _Sample(nn.Module):
+    """A UNet2DModel that returns its tensor."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.network(x, t, return_dict=False)[0]
+
+
+def _encode_diffusers(
+    network: Any, x: Tensor, t: Tensor, run: Callable[..., Any] = lambda block, **given: block(**given)
+) -> list[Tensor]:
+    """The down path of UNet2DModel.forward."""
+    if network.config.center_input_sample:
+        x = 2 * x - 1
+    emb = network.time_embedding(network.time_proj(t).to(x.dtype))
+    x = network.conv_in(x)
+    features = [x]
+    for block in network.down_blocks:
+        x, skips = run(block, hidden_states=x, temb=emb)
+        features += list(skips)
+    return features
+
+
+def alpha_bar_of(scheduler: Mapping[str, Any]) -> Tensor:
+    """alpha_bar of a diffusers scheduler config, (T,) float64; linear 1e-4 ... 0.02 over 1,000 where it is silent."""
+    alpha_bar = _alpha_bar_by_name(scheduler)
+    if not scheduler.get("rescale_betas_zero_snr"):
+        return alpha_bar
+    signal = alpha_bar.sqrt()  # arXiv:2305.08891, algorithm 1; a trace of the image is left, as in diffusers
+    return ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])).square().clamp_min(2.0**-24)
+
+
+def _alpha_bar_by_name(scheduler: Mapping[str, Any]) -> Tensor:
+    kind = scheduler.get("beta_schedule", "linear")
+    steps = int(scheduler.get("num_train_timesteps", 1000))
+    first, last = float(scheduler.get("beta_start", 1e-4)), float(scheduler.get("beta_end", 0.02))
+    if scheduler.get("trained_betas") is not None:
+        return torch.cumprod(1 - torch.tensor(scheduler["trained_betas"], dtype=torch.float64), 0)
+    if kind == "linear":
+        return linear_alpha_bar(steps, first, last)
+    if kind == "scaled_linear":
+        return torch.cumprod(1 - torch.linspace(first**0.5, last**0.5, steps, dtype=torch.float64) ** 2, 0)
+    if kind == "squaredcos_cap_v2":  # arXiv:2102.09672, eq. 17
+        level = torch.cos((torch.arange(steps + 1, dtype=torch.float64) / steps + 0.008) / 1.008 * torch.pi / 2) ** 2
+        return torch.cumprod(1 - (1 - level[1:] / level[:-1]).clamp(max=0.999), 0)
+    raise ValueError(f"beta_schedule is {kind!r}; known are linear, scaled_linear and squaredcos_cap_v2")
+
+
+def _schedule_of(folder: Path, scheduler: Mapping[str, Any]) -> Tensor:
+    try:
+        whole_number(scheduler.get("num_train_timesteps", 1000), 2, MAX_STEPS)
+        alpha_bar = alpha_bar_of(scheduler)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder.name}: its scheduler's settings cannot be used ({error})") from None
+    if alpha_bar.ndim != 1 or len(alpha_bar) < 2 or not ((alpha_bar > 0) & (alpha_bar < 1)).all():
+        raise ValueError(f"{folder.name}: its scheduler's settings give noise levels outside 0 to 1")
+    return alpha_bar
+
+
+def _size(path: Path, name: str, value: Any) -> int:
+    try:
+        return whole_number(value, *SIZES)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {name} {error}") from None
+
+
+def _refuse_absurd(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise ValueError for a diffusers config that asks for a network which no file can hold."""
+    widths, layers = config.get("block_out_channels") or [], config.get("layers_per_block", 2)
+    for most, values in ((MAX_CHANNELS, widths), (MAX_LAYERS, [layers, len(widths)])):
+        try:
+            for value in values:
+                whole_number(value, 1, most)
+        except (ValueError, TypeError):
+            raise ValueError(f"{folder.name}: layers of absurd size or number in its config.json") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise ValueError(f"{path.name}: has {path.stat().st_size} bytes; that is no table of settings")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        raise ValueError(f"{path.name}: not valid JSON") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name}: not a table of settings")
+    return content

@@ -1,0 +1,1 @@
+"""How good faces are: measures of pairs, of sets, their intervals, and networks that are optional."""

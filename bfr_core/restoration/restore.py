@@ -1,0 +1,756 @@
+"""Restore the faces of a photo, or of a folder of photos: find, align, restore, paste back."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..device import Precision, check_precision, is_out_of_memory, release_memory, where_all_works
+from ..faces.align import Face, crop_face, template
+from ..faces.detect import check_detector, load_detector
+from ..faces.paste import face_patches, luma
+from ..files.kinds import LeftOutError, without_name
+from ..files.ownership import Ledger, begin_list, claim_results, free_name, note_result
+from ..files.photos import Photo, look_through, printable, read_photo, replace_atomically, without_place, write_photo
+from ..files.provenance import Step
+from ..files.records import fingerprint
+from ..files.tensors import sha256_of
+from ..metrics.measures import sharpness
+from ..restorers.base import Restorer
+from .grey import greyed, is_nearly_grey, tinted
+from .record import RestorationRecord, Written, key_of
+
+log = logging.getLogger(__name__)
+RestoreCallback = Callable[[int, int, "Tensor | None"], None]
+FindFaces = Callable[[Tensor], list[Face]]  # a FaceDetector, or anything else that answers for a photo
+Parser = Callable[[Tensor], Tensor]  # a restored crop (3, S, S) -> the part of it that is pasted, (1, S, S)
+LARGER = 1.05  # of the restorer's size: from here on a face is said to be too large
+ONE_FACE: dict[str, Callable[[Face], float]] = {  # a choice of one face: the least by this
+    "largest": lambda face: -face.width,
+    "leftmost": lambda face: face.landmarks[:, 0].mean(),
+    "rightmost": lambda face: -face.landmarks[:, 0].mean(),
+    "topmost": lambda face: face.landmarks[:, 1].mean(),
+    "bottommost": lambda face: -face.landmarks[:, 1].mean(),
+}
+CHOICES = ("all", *ONE_FACE, "numbered")
+
+
+@dataclass(frozen=True)
+class RestoreConfig:
+    """How faces are restored.
+
+    detector: "auto", "embedded" or "retinaface". threshold: least score of a face, in [0, 1].
+    min_face: narrowest face, in photo pixels of its crop, that is restored. batch_size: faces in the network at once.
+    blend: 0 keeps the photo, 1 the restored face. match_colour: let the restored face take the photo's colours.
+    faces: one of `CHOICES`; "numbered" are those of `numbers`, such as "1, 3", counted from the left of the photo.
+    skip_sharp: faces at least this sharp at the restorer's size are left alone, see `metrics.sharpness`; 0 = none.
+    mask: "square" pastes the whole crop with a soft rim, "face" only what ParseNet takes for face and hair, which needs
+    its file.
+    precision: that the restorer computes in; "auto" is settled by the hardware and the kind of network, so that one
+    photo always gives the same pixels on one machine. What it was stands in the record of the picture.
+    """
+
+    detector: str = "auto"
+    threshold: float = 0.5
+    min_face: int = 16
+    batch_size: int = 8
+    blend: float = 1.0
+    match_colour: bool = True
+    faces: str = "all"
+    numbers: str = "1"
+    skip_sharp: float = 0.0
+    mask: str = "square"
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        check_precision(self.precision)
+        if self.faces not in CHOICES:
+            raise ValueError(f'faces is "{self.faces}"; choose one of {", ".join(CHOICES)}')
+        if not re.fullmatch(r"\s*[1-9]\d*(\s*,\s*[1-9]\d*)*\s*", self.numbers):
+            raise ValueError(
+                f'numbers is "{printable(self.numbers)}"; give faces counted from the left, such as "1, 3"'
+            )
+        check_detector(self.detector, self.threshold)
+        if self.min_face < 1:
+            raise ValueError(f"min_face is {self.min_face}; it must be 1 pixel or more")
+        if not self.skip_sharp >= 0:
+            raise ValueError(f"skip_sharp is {self.skip_sharp}; it must be 0 (never) or more")
+        if self.mask not in ("square", "face"):
+            raise ValueError(f'mask is "{self.mask}"; choose "square" or "face"')
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
+        if not 0 <= self.blend <= 1:
+            raise ValueError(f"blend is {self.blend}; it must lie between 0 and 1")
+
+
+@dataclass(frozen=True, eq=False)
+class RestoredPhoto:
+    """A photo with its faces restored.
+
+    pixels: (3, H, W) in [0, 1]. faces: those restored, where they are in it. skipped: why others were not.
+    mask: (1, H, W) in [0, 1], how new a pixel is. crops: the restored faces, (3, S, S) each. found: faces seen.
+    step: for the record of the picture; None if nothing was generated.
+    """
+
+    pixels: Tensor
+    faces: list[Face]
+    skipped: list[str]
+    mask: Tensor
+    crops: list[Tensor] = field(default_factory=list)
+    found: int = 0
+    step: Step | None = None
+
+
+# ---------------------------------------------------------------- one photo
+
+
+def restore_photo(
+    photo: Tensor,
+    restorer: Restorer,
+    config: RestoreConfig | None = None,
+    detector: FindFaces | None = None,
+    *,
+    check: Callable[[], None] | None = None,
+    enlarge: Callable[[Tensor], Tensor] | None = None,
+    name: str = "",
+) -> RestoredPhoto:
+    """`photo` (3, H, W) RGB in [0, 1] with its faces restored; everything else is exactly as it was.
+
+    check: called after every call of the restorer; what it raises ends the work. enlarge: (3, H, W) -> (3, nH, nW), the
+    background that the faces, restored from `photo` itself, are pasted into. name: of the photo, for the log.
+    A face that fails does not stop the others: the reason is in `skipped`. A grey photo stays grey, and a face that is
+    nearly grey keeps its tint and gets no other colours. Whoever writes the
+    result as a file says in it what it is: `replace(photo, pixels=..., record=photo.record.with_step(result.step))`.
+    Raises ValueError or FileNotFoundError if the photo's shape or the detector is wrong.
+    """
+    config = config or RestoreConfig()
+    if photo.ndim != 3 or photo.shape[0] != 3:
+        raise ValueError(f"photo has the shape {tuple(photo.shape)}; it must be (3, H, W)")
+    restorer = restorer.at_precision(config.precision)
+    detector = detector or load_detector(config.detector, config.threshold, restorer.device)
+    found = detector(photo)
+    faces, skipped = choose_faces(found, restorer.size, config, name)
+    crops = [crop_face(photo, face, restorer.size) for face in faces]
+    faces, crops, skipped = leave_sharp(faces, crops, skipped, config)
+    restored = restore_crops(crops, restorer, config.batch_size, check)
+    if enlarge:
+        width = photo.shape[-1]
+        photo = enlarged(photo, enlarge)
+        faces = [moved(face, photo.shape[-1] / width) for face in faces]
+        crops = [crop_face(photo, face, restorer.size) for face in faces]
+    result = paste_faces(photo, faces, crops, restored, skipped, config, load_parser(config, restorer))
+    step = restoration_step(restorer, config, detector, len(found), len(result.faces))
+    return replace(result, found=len(found), step=step)
+
+
+def restore_aligned(
+    photo: Tensor, restorer: Restorer, config: RestoreConfig | None = None, *, check: Callable[[], None] | None = None
+) -> RestoredPhoto:
+    """An aligned face (3, N, N), RGB in [0, 1], restored from edge to edge: no smaller than it was or the restorer is.
+
+    Of `config` only `blend` and `precision` count. check: as in `restore_photo`. A grey face stays grey. If the
+    restorer fails, the reason is in `skipped`. Raises ValueError if the picture is not square.
+    """
+    config = config or RestoreConfig()
+    restorer = restorer.at_precision(config.precision)
+    size = max(restorer.size, photo.shape[-1])
+    crop, large = square(photo, restorer.size), square(photo, size)
+    restored = restore_crops([crop], restorer, 1, check)[0]
+    if isinstance(restored, str):
+        return RestoredPhoto(large, [], [f"the face failed: {restored}"], large.new_zeros(1, size, size), [], 1)
+    grey = torch.equal(photo[0], photo[1]) and torch.equal(photo[1], photo[2])
+    pixels = _whole(restored, crop, size, grey, config)
+    mask = large.new_full((1, size, size), config.blend)
+    step = restoration_step(restorer, config, None, 1, 1)
+    return RestoredPhoto(pixels, [Face(template(size))], [], mask, [restored], 1, step)
+
+
+def restoration_step(
+    restorer: Restorer,
+    config: RestoreConfig,
+    detector: FindFaces | None,
+    found: int,
+    restored: int,
+    served: Sequence[str] = (),
+) -> Step | None:
+    """What a picture's record says of a restoration; None if nothing in the picture is generated.
+
+    detector: None for aligned faces. found, restored: numbers of faces. served: see `FileResult`.
+    """
+    from .. import __version__  # not known yet while the package is loading
+
+    if not restored or not config.blend:
+        return None
+    settings: dict[str, Any] = {"size": restorer.size, "precision": restorer.precision}
+    if (fidelity_weight := getattr(restorer, "fidelity_weight", None)) is not None:
+        settings["fidelity_weight"] = fidelity_weight
+    if detector is None:
+        settings |= {"aligned": True, "blend": config.blend}
+    else:
+        settings = asdict(config) | settings | {"detector": getattr(detector, "name", "own")}
+        del settings["batch_size"]  # changes nothing
+    if served:
+        settings["served_by"] = ", ".join(served)
+    origin = ("base", "base_sha256", "base_licence", "prior", "prior_sha256", "prior_licence")
+    return Step(
+        software=f"BFR Adapt {__version__}",
+        restorer=restorer.name,
+        sha256=restorer.sha256,
+        licence=restorer.licence,
+        **{name: restorer.metadata[name] for name in origin if name in restorer.metadata},
+        faces_found=found,
+        faces_restored=restored,
+        settings=settings,
+    )
+
+
+def choose_faces(found: list[Face], size: int, config: RestoreConfig, name: str = "") -> tuple[list[Face], list[str]]:
+    """The faces to restore, largest first, and why the others are not; warns once of faces larger than `size`.
+
+    name: of the photo, for the warning.
+    """
+    faces = [face for face in found if face.width >= config.min_face]
+    skipped = [
+        f"a face {face.width:.0f} pixels wide is left out: narrower than min_face ({config.min_face})"
+        for face in found
+        if face.width < config.min_face
+    ]
+    if config.faces in ONE_FACE:
+        faces = sorted(faces, key=ONE_FACE[config.faces])[:1]
+    if config.faces == "numbered":
+        wanted = {int(number) for number in config.numbers.split(",")}
+        numbered = enumerate(sorted(faces, key=ONE_FACE["leftmost"]), 1)
+        chosen = [face for number, face in numbered if number in wanted]
+        missing = sorted(number for number in wanted if number > len(faces))
+        skipped += [f"there is no face {number}: the photo has {len(faces)}" for number in missing]
+        faces = sorted(chosen, key=ONE_FACE["largest"])
+    if larger := [face.width for face in faces if face.width > LARGER * size]:
+        log.warning("%s: %s", printable(name or "the photo"), _too_large(larger, size))
+    return faces, skipped
+
+
+def _too_large(widths: list[float], size: int) -> str:
+    """What is said of faces, by their widths in pixels, that are larger than the restorer."""
+    some = "a face is" if len(widths) == 1 else f"{len(widths)} faces are up to"
+    width = max(widths)
+    return (
+        f"{some} {width:.0f} pixels wide, {width / size:.1f} times the {size} pixels of the restorer: "
+        "no finer detail is made"
+    )
+
+
+def leave_sharp(
+    faces: list[Face], crops: list[Tensor], skipped: list[str], config: RestoreConfig
+) -> tuple[list[Face], list[Tensor], list[str]]:
+    """`faces`, their `crops` and `skipped` without the faces that are sharp already, see `RestoreConfig.skip_sharp`."""
+    if not config.skip_sharp or not crops:
+        return faces, crops, skipped
+    measured = sharpness(torch.stack(crops)).tolist()
+    blurred = [i for i, value in enumerate(measured) if value < config.skip_sharp]
+    sharp = [i for i in range(len(faces)) if i not in blurred]
+    skipped = skipped + [
+        f"a face {faces[i].width:.0f} pixels wide is left alone: already sharp ({measured[i]:.2f})" for i in sharp
+    ]
+    return [faces[i] for i in blurred], [crops[i] for i in blurred], skipped
+
+
+def enlarged(photo: Tensor, enlarge: Callable[[Tensor], Tensor]) -> Tensor:
+    """`enlarge(photo)` in [0, 1], grey if `photo` was. Raises ValueError if it has other proportions."""
+    larger = enlarge(photo).clamp(0, 1)
+    height, width = photo.shape[-2:]
+    if larger.shape[-2] * width != larger.shape[-1] * height:
+        raise ValueError(f"the enlarged background is {larger.shape[-1]} x {larger.shape[-2]} for {width} x {height}")
+    grey = torch.equal(photo[0], photo[1]) and torch.equal(photo[1], photo[2])
+    return luma(larger).expand(3, -1, -1) if grey else larger
+
+
+def moved(face: Face, scale: float) -> Face:
+    """`face` in the photo enlarged by `scale`."""
+    return replace(face, landmarks=(face.landmarks + 0.5) * scale - 0.5)
+
+
+def load_parser(config: RestoreConfig, restorer: Restorer) -> Parser | None:
+    """ParseNet, if the settings ask for it. Raises FileNotFoundError if its file is not here."""
+    if config.mask != "face":
+        return None
+    from ..faces.parse import FaceParser
+
+    return FaceParser(restorer.device)
+
+
+def restore_crops(
+    crops: list[Tensor],
+    restorer: Restorer,
+    batch_size: int,
+    check: Callable[[], None] | None = None,
+    served: list[str] | None = None,
+) -> list[Tensor | str]:
+    """For each crop (3, S, S) the restored one, on the CPU, or the reason why there is none.
+
+    check: called after every call of the restorer; what it raises ends the work. served: gets for each crop what
+    restored it, see `Restorer.restore_and_tell`.
+    """
+    results: list[Tensor | str] = []
+    while len(results) < len(crops):
+        batch = crops[len(results) : len(results) + batch_size]
+        problem, full = "", False
+        try:
+            restored, by = _restored_batch(batch, restorer)
+            results += restored
+        except (ValueError, RuntimeError, MemoryError) as error:
+            problem, full, by = _first_line(error), is_out_of_memory(error), []
+        # From here on the error, and with it all that the failed call held in memory, is gone.
+        if full and len(batch) > 1:
+            batch_size = len(batch) // 2
+            log.warning("too little memory for %d faces at once; going on with %d", len(batch), batch_size)
+            release_memory()
+            continue
+        if problem and len(batch) == 1:
+            results, by = [*results, problem], [""]
+        elif problem:  # perhaps of one face only
+            results += restore_crops(batch, restorer, len(batch) // 2, check, by)
+        if served is not None:
+            served += by
+        if check:
+            check()
+    return results
+
+
+def _restored_batch(batch: list[Tensor], restorer: Restorer) -> tuple[list[Tensor], list[str]]:
+    """The crops of one batch restored, on the CPU, and what restored them; nearly grey ones as such, see `grey`."""
+    nearly_grey = [is_nearly_grey(crop) for crop in batch]
+    lq = [greyed(crop) if grey else crop for crop, grey in zip(batch, nearly_grey, strict=True)]
+    restored, by = restorer.restore_and_tell(torch.stack(lq))
+    faces = restored.cpu().unbind()
+    return [
+        tinted(face, crop.to(face)) if grey else face
+        for face, crop, grey in zip(faces, batch, nearly_grey, strict=True)
+    ], by
+
+
+def paste_faces(
+    photo: Tensor,
+    faces: list[Face],
+    crops: list[Tensor],
+    restored: list[Tensor | str],
+    skipped: list[str],
+    config: RestoreConfig,
+    parser: Parser | None = None,
+) -> RestoredPhoto:
+    """`photo` with every restored crop in its place. Where faces overlap, the smaller one is pasted last.
+
+    parser: finds the part of a restored crop that is pasted; all of it if left out.
+    """
+    pixels, mask = photo.clone(), photo.new_zeros(1, *photo.shape[-2:])
+    done, new_crops, skipped = [], [], list(skipped)
+    for face, crop, new in zip(faces, crops, restored, strict=True):
+        if isinstance(new, str):
+            skipped.append(f"a face {face.width:.0f} pixels wide failed: {new}")
+            continue
+        how: dict[str, Any] = {"blend": config.blend, "match_colour": config.match_colour}
+        for patch in face_patches(pixels, new, face, crop, **how, region=parser(new) if parser else None):
+            pixels[patch.place] = patch.pixels
+            mask[patch.place] = torch.maximum(mask[patch.place], patch.mask)
+        done.append(face)
+        new_crops.append(new)
+    return RestoredPhoto(pixels, done, skipped, mask, new_crops)
+
+
+# ---------------------------------------------------------------- a folder
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """What became of one file.
+
+    status: "restored", "no_face" (copied as it is), "failed", "skipped" (left alone as it was found), "kept" (its
+    result was made before from the same photo, with the same restorer and settings) or "left_out" (nothing is wrong
+    with it, but it is no photo). reason: why it is not restored, or not all of its faces are. notes: see `Photo`.
+
+    faces: restored in it, now or before. written: whether there is a result, of this time or kept.
+    served: for each restored face, largest first, the group of damages whose restorer served it, or "base"; empty if
+    there was only one restorer.
+    """
+
+    path: Path  # relative to the folder
+    status: str
+    reason: str = ""
+    faces: int = 0
+    served: tuple[str, ...] = ()
+    written: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FolderResult:
+    """What became of a folder: a line for each file, in their order, and where the time went, in seconds."""
+
+    files: list[FileResult]
+    seconds: float = 0.0
+    network_seconds: float = 0.0
+
+    def count(self, status: str) -> int:
+        return sum(file.status == status for file in self.files)
+
+
+@dataclass(eq=False)
+class _Job:
+    """A file on its way through `restore_folder`."""
+
+    source: Path
+    relative: Path
+    target: Path
+    photo: Photo | None = None
+    faces: list[Face] = field(default_factory=list)
+    crops: list[Tensor] = field(default_factory=list)
+    restored: list[Tensor | str] = field(default_factory=list)
+    served: tuple[str, ...] = ()
+    skipped: list[str] = field(default_factory=list)
+    found: int = 0
+    problem: str = ""
+    is_left_out: bool = False
+    notes: tuple[str, ...] = ()
+    key: str = ""  # for the record of the folder of results
+
+    @property
+    def name(self) -> str:
+        """Path of the result in its folder, with forward slashes; it has a number where the photo's name was taken."""
+        return self.relative.with_name(self.target.name).as_posix()
+
+
+def restore_folder(
+    folder: Path,
+    out: Path,
+    restorer: Restorer,
+    config: RestoreConfig | None = None,
+    *,
+    aligned: bool = False,
+    skip_existing: bool = False,
+    again: bool = False,
+    strip_gps: bool = False,
+    callback: RestoreCallback | None = None,
+) -> FolderResult:
+    """Restore every photo under `folder` into `out`, under the same relative path, name and format.
+
+    Stopped and called again it goes on: a result that is there, made from the same photo with the same restorer and
+    settings, is kept; `out` holds a record of that, see `restoration.record`. A result that was changed since it was
+    made is left alone, and named.
+
+    aligned: the photos are standard crops; results are at least as large as the restorer and as the photo was.
+    skip_existing: leave results alone that are there already, whatever they were made with. again: keep none, make them
+    anew. callback(step, total, preview): after every file, preview
+    being a restored crop (3, S, S) or None; it may raise to stop.
+    strip_gps: leave out where the photos were taken.
+    Where a file that is not this program's has a result's name, the result gets a number, and that is said.
+    A photo without faces is copied as it is, or with `strip_gps` written anew, because a copy may hold the place in
+    ways nobody can list; one that cannot be read or written is reported, and the others go on. Whatever else lies in
+    the folder is in the result as left out.
+    Raises FileNotFoundError or ValueError if there are no photos, or a result would replace one of them.
+    """
+    config, folder, out = config or RestoreConfig(), Path(folder), Path(out)
+    restorer = restorer.at_precision(config.precision)
+    started = time.monotonic()
+    jobs, left_out = _plan(folder, out)
+    alone = claim_results(out)
+    if restorer.caution:
+        log.warning("%s", restorer.caution)
+    detector = None if aligned else load_detector(config.detector, config.threshold, restorer.device)
+    parser = None if aligned else load_parser(config, restorer)
+    record, made_with = RestorationRecord(out), _made_with(restorer, config, detector, strip_gps)
+    results: dict[Path, FileResult] = {}
+    network_seconds, step = 0.0, 0
+    results |= {job.relative: left for job in jobs if (left := _left_alone(job, record, made_with, skip_existing))}
+    others = [job for job in jobs if job.relative not in results]
+    _give_free_names(others)
+    for job in others:
+        kept = None if again else record.made_before(job.name, job.source, made_with)
+        if kept:
+            results[job.relative] = FileResult(job.relative, "kept", kept.reason, kept.faces, kept.served, True)
+    for step in range(1, 1 + len(results)):
+        if callback:
+            callback(step, len(jobs), None)
+    if results:
+        log.info("%d of %d results are there already", len(results), len(jobs))
+    todo = [job for job in jobs if job.relative not in results]
+    one_at_a_time = threading.Lock()  # detectors keep notes while they look
+
+    def read(job: _Job) -> _Job:
+        job.key = key_of(job.source, made_with)  # of what is read next: a photo that changes then has another key
+        _read(job, restorer.size, config, detector, one_at_a_time)
+        return job
+
+    readers = ThreadPoolExecutor(2, "bfr-read")
+    writers = ThreadPoolExecutor(2, "bfr-write")
+    # Photos may be large: few are held at once. Aligned faces are small, and fill a batch together.
+    group_size = config.batch_size if aligned else 1
+    writing: deque[tuple[_Job, Future[FileResult]]] = deque()
+
+    def collect(at_most: int) -> None:
+        nonlocal step
+        while len(writing) > at_most:
+            job, written = writing.popleft()
+            result = results[job.relative] = written.result()
+            if not alone and job.target.is_file():
+                note_result(job.target)
+            if result.reason and result.status != "left_out":
+                log.warning("%s: %s", printable(job.relative), printable(result.reason))
+            step += 1
+            if callback:
+                callback(step, len(jobs), next((crop for crop in job.restored if isinstance(crop, Tensor)), None))
+            job.restored = []
+
+    try:
+        for group in _groups(_ahead(readers, read, todo, 2 * group_size + 1), group_size):
+            crops = [crop for job in group for crop in job.crops]
+            before = time.monotonic()
+            told: list[str] = []
+            results_and_servers = zip(restore_crops(crops, restorer, config.batch_size, None, told), told, strict=True)
+            network_seconds += time.monotonic() - before
+            for job in group:
+                of_job = list(islice(results_and_servers, len(job.crops)))
+                job.restored = [new for new, _ in of_job]
+                job.served = tuple(by for _, by in of_job if by)
+                step_of = partial(restoration_step, restorer, config, detector, served=job.served)
+                how = (config, aligned, parser, step_of, strip_gps, record)
+                writing.append((job, writers.submit(_write_and_note, job, *how)))
+            collect(2 * group_size)
+        collect(0)
+    finally:
+        for pool in (readers, writers):
+            pool.shutdown(wait=True, cancel_futures=True)
+    results |= {path: FileResult(path, "left_out", reason) for path, reason in left_out.items()}
+    files = sorted(results.values(), key=lambda file: file.path.parts)
+    return FolderResult(files, time.monotonic() - started, network_seconds)
+
+
+def _plan(folder: Path, out: Path) -> tuple[list[_Job], dict[Path, str]]:
+    """A job for every photo under `folder`, and why the other files are left out; results in `out` are neither."""
+    real_folder, results = _real(folder), _real(out)
+    if real_folder == results:
+        raise ValueError(f"{printable(out)}: is the folder of the photos; choose another folder for the results")
+    sources, left_out = look_through(folder)
+    if real_folder in results.parents:
+        sources = [path for path in sources if results not in _real(path).parents]
+        left_out = {path: reason for path, reason in left_out.items() if results not in _real(folder / path).parents}
+    if not sources:
+        raise ValueError(f"{printable(folder)}: holds no photos besides the results in {printable(out)}")
+    jobs = [_Job(path, path.relative_to(folder), out / path.relative_to(folder)) for path in sources]
+    originals = {_real(path) for path in sources}
+    for job in jobs:
+        if _real(job.target) in originals:
+            raise ValueError(f"{printable(job.target)}: is one of the photos; choose another folder for the results")
+    return jobs, left_out
+
+
+def _real(path: Path) -> Path:
+    """`path` without links; a link that leads to itself stays, where Path.resolve raises."""
+    return Path(os.path.realpath(path))
+
+
+def _give_free_names(jobs: list[_Job]) -> None:
+    """Let no result replace a file that is not this program's, or that was changed since it was restored."""
+    folders = {job.target.parent for job in jobs}
+    for folder in folders:
+        if folder.is_dir():
+            begin_list(folder)
+    ledgers = {folder: Ledger(folder) for folder in folders}
+    taken = {job.target for job in jobs}
+    for job in jobs:
+        taken.discard(job.target)  # its own name is free to it, those of the others are not
+        place = free_name(job.target, taken, ledger=ledgers[job.target.parent])
+        taken |= {place, job.target}
+        if place != job.target:
+            log.warning("%s: the name is taken; the result is %s", printable(job.relative), printable(place.name))
+            job.target = place
+
+
+def _made_with(restorer: Restorer, config: RestoreConfig, detector: FindFaces | None, strip_gps: bool) -> str:
+    """Fingerprint of all that a result depends on besides its photo; "" for a restorer that is of no file."""
+    from .. import __version__  # not known yet while the package is loading
+
+    if not restorer.sha256:
+        return ""
+    own = asdict(config) | {"batch_size": 1}  # which changes nothing
+    fidelity = getattr(restorer, "fidelity_weight", None)
+    by = None if detector is None else getattr(detector, "name", "own")
+    return fingerprint(__version__, restorer.sha256, restorer.precision, fidelity, own, by, strip_gps)
+
+
+def _left_alone(job: _Job, record: RestorationRecord, made_with: str, skip_existing: bool) -> FileResult | None:
+    """What is to be said of a photo whose result stays as somebody left it; None if it is to be restored.
+
+    A result that was changed since it was made stays, unless other settings are asked for: then the new result gets a
+    name of its own.
+    """
+    if skip_existing and job.target.exists():
+        return FileResult(job.relative, "skipped", "its result is there already")
+    with contextlib.suppress(OSError):  # what cannot be read cannot be kept; writing it will say why
+        if record.unchanged(job.name) is False and record.key(job.name) == key_of(job.source, made_with):
+            reason = "its result was changed since it was made, and is left alone; move it away to have it made anew"
+            log.warning("%s: %s", printable(job.name), reason)
+            return FileResult(job.relative, "skipped", reason)
+    return None
+
+
+def _ahead(pool: ThreadPoolExecutor, work: Callable[[_Job], _Job], jobs: Iterable[_Job], count: int) -> Iterator[_Job]:
+    """`map(work, jobs)` in order, with up to `count` of them in the pool before they are asked for."""
+    waiting: deque[Future[_Job]] = deque()
+    for job in jobs:
+        waiting.append(pool.submit(work, job))
+        if len(waiting) > count:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _groups(jobs: Iterable[_Job], size: int) -> Iterator[list[_Job]]:
+    group: list[_Job] = []
+    for job in jobs:
+        group.append(job)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _read(
+    job: _Job, size: int, config: RestoreConfig, detector: FindFaces | None, one_at_a_time: threading.Lock
+) -> None:
+    """Fill in the photo and its crops, or the problem."""
+    try:
+        job.photo = photo = read_photo(job.source)
+        job.notes = photo.notes
+        if detector is None:
+            job.crops = [square(photo.pixels, size)]
+            if photo.pixels.shape[-1] > LARGER * size:
+                width = photo.pixels.shape[-1]
+                log.warning(
+                    "%s: %d pixels wide, %.1f times the restorer's %d",
+                    printable(job.relative),
+                    width,
+                    width / size,
+                    size,
+                )
+            return
+        with one_at_a_time:
+            found = detector(photo.pixels)
+        job.found = len(found)
+        job.faces, job.skipped = choose_faces(found, size, config, str(job.relative))
+        crops = [crop_face(photo.pixels, face, size) for face in job.faces]
+        job.faces, job.crops, job.skipped = leave_sharp(job.faces, crops, job.skipped, config)
+    except (ValueError, RuntimeError, OSError) as error:
+        job.problem, job.photo, job.crops = _reason(error, job), None, []
+        job.is_left_out = isinstance(error, LeftOutError)
+
+
+def _write_and_note(
+    job: _Job,
+    config: RestoreConfig,
+    aligned: bool,
+    parser: Parser | None,
+    step_of: Callable[[int, int], Step | None],
+    strip_gps: bool,
+    record: RestorationRecord,
+) -> FileResult:
+    """`_write`, and a line for what was written in the record; a photo with a face that failed is tried again."""
+    failed = any(isinstance(restored, str) for restored in job.restored)
+    result = _write(job, config, aligned, parser, step_of, strip_gps)
+    if not result.written:
+        return result
+    key = "" if failed else job.key
+    try:
+        record.add(Written(job.name, sha256_of(job.target), key, result.faces, result.reason, result.served))
+    except OSError as error:
+        log.warning("%s: its result is written, but not noted as made (%s)", printable(job.name), _first_line(error))
+    return result
+
+
+def _write(
+    job: _Job,
+    config: RestoreConfig,
+    aligned: bool,
+    parser: Parser | None,
+    step_of: Callable[[int, int], Step | None],
+    strip_gps: bool,
+) -> FileResult:
+    """Paste, write, and say how it went; the photo is let go."""
+    photo, crops = job.photo, job.crops
+    job.photo, job.crops = None, []
+    if photo is None:
+        return FileResult(job.relative, "left_out" if job.is_left_out else "failed", job.problem)
+    photo = without_place(photo) if strip_gps else photo
+    try:
+        if aligned:
+            new = job.restored[0]
+            if isinstance(new, str):
+                return FileResult(job.relative, "failed", new)
+            record = photo.record.with_step(step_of(1, 1))
+            write_photo(job.target, replace(_aligned_photo(photo, new, crops[0], config), record=record))
+            return FileResult(job.relative, "restored", "", 1, job.served, True, job.notes)
+        result = paste_faces(photo.pixels, job.faces, crops, job.restored, job.skipped, config, parser)
+        reason = "; ".join(result.skipped)
+        if result.faces:
+            record = photo.record.with_step(step_of(job.found, len(result.faces)))
+            write_photo(job.target, replace(photo, pixels=result.pixels, record=record))
+            return FileResult(job.relative, "restored", reason, len(result.faces), job.served, True, job.notes)
+        if strip_gps:
+            write_photo(job.target, photo)
+        else:
+            replace_atomically(job.target, lambda temporary: shutil.copyfile(job.source, temporary))
+        status = "failed" if job.faces else "no_face"
+        how = "written anew, without its place" if strip_gps else "copied as it is"
+        return FileResult(job.relative, status, f"{reason or 'no face found'}; {how}", written=True)
+    except (ValueError, RuntimeError, OSError) as error:
+        return FileResult(job.relative, "failed", _reason(error, job))
+
+
+def _reason(error: Exception, job: _Job) -> str:
+    """What `error` says, without the photo's name, which is said before it."""
+    return without_name(_first_line(error), printable(job.source.name))
+
+
+def _aligned_photo(photo: Photo, restored: Tensor, crop: Tensor, config: RestoreConfig) -> Photo:
+    """The restored crop as a photo, no smaller than `photo`, grey if that was."""
+    size = max(crop.shape[-1], photo.pixels.shape[-1])
+    alpha = None if photo.alpha is None else square(photo.alpha, size)
+    return replace(photo, pixels=_whole(restored, crop, size, photo.grey, config), alpha=alpha)
+
+
+def _whole(restored: Tensor, crop: Tensor, size: int, grey: bool, config: RestoreConfig) -> Tensor:
+    """The restored crop blended with the crop, at `size`: (3, size, size)."""
+    pixels = torch.lerp(crop, restored.to(crop), config.blend)
+    return square(luma(pixels).expand(3, -1, -1) if grey else pixels, size)
+
+
+def square(image: Tensor, size: int) -> Tensor:
+    """(C, N, N) at `size` x `size`. Raises ValueError if it is not square."""
+    height, width = image.shape[-2:]
+    if height != width:
+        raise ValueError(f"is {width} x {height} pixels; an aligned face is square")
+    if height == size:
+        return image
+    picture = where_all_works(image)[None]
+    resized = F.interpolate(picture, (size, size), mode="bicubic", antialias=True, align_corners=False)[0]
+    return resized.clamp(0, 1).to(image.device)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

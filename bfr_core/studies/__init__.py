@@ -1,0 +1,1 @@
+"""What only shows or measures the method: demonstration, benchmarks, tables, votes, the check of published weights."""

@@ -1,0 +1,156 @@
+"""`bfr ablate`: how the settings of the sampler change targets and tuned restorer, measured against clean copies."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..adaptation.adapt import EXAMINED_FACES, AdaptConfig, perceptual_term, resize_square
+from ..adaptation.targets import TargetConfig, make_pseudo_targets, settled
+from ..diffusion.prior import Prior
+from ..files.ownership import free_place
+from ..files.photos import printable, read_image
+from ..files.records import fingerprint, read_json, write_json
+from ..metrics.measures import Interval
+from ..restorers import Restorer
+from ..training.finetune import finetune
+from .evaluate import MEASURES, face_measures, format_interval, match_files, summarise
+
+log = logging.getLogger(__name__)
+
+SHOWN = ("psnr", "ssim", "detail_energy", "detail_correlation")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Values to try of N (factors), K (starts), L (ends) and t_clean (clean_levels); see `TargetConfig`."""
+
+    factors: tuple[int, ...]
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
+    clean_levels: tuple[int | Literal["auto"], ...] = (0,)
+
+    def configs(self, base: TargetConfig) -> Iterator[TargetConfig]:
+        """`base` with each combination that makes sense: the constraint must end below the start."""
+        for factor, start, end, clean in itertools.product(self.factors, self.starts, self.ends, self.clean_levels):
+            if end < start:
+                calls = min(base.sampler.calls, start)
+                sampler = replace(base.sampler, factor=factor, t_start=start, t_constrain_end=end, calls=calls)
+                yield replace(base, sampler=sampler, t_clean=clean)
+
+
+def ablate(
+    lq: Path,
+    clean: Path,
+    out: Path,
+    restorer: Restorer,
+    prior: Prior,
+    config: AdaptConfig,
+    grid: Grid,
+    tune: bool = False,
+    limit: int = 64,
+    callback: Callable[[int, int, None], None] | None = None,
+) -> list[dict[str, Any]]:
+    """One record per cell of the grid: its settings, and measures (mean, low, high) of the targets against `clean`.
+
+    lq, clean: folders of aligned faces with the same names. tune: the first half of the faces is tuned on in every
+    cell, and the record has the measures of the tuned restorer on the second half, too. limit: faces used at most, the
+    first by name; all are held in memory. Finished cells are kept in
+    out/ablation.json, and not made again. Raises FileNotFoundError or ValueError in one line.
+    """
+    if limit < 1:
+        raise ValueError(f"limit is {limit}; it must be 1 face or more")
+    pairs, notes = match_files({"damaged": Path(lq), "clean": Path(clean)})
+    for note in notes:
+        log.info("%s", note)
+    pairs = dict(itertools.islice(pairs.items(), limit))
+    half = len(pairs) // 2 if tune else len(pairs)
+    if not half:
+        raise ValueError(
+            f"{printable(lq)}: {len(pairs)} faces are too few to tune on one half and measure on the other"
+        )
+    stamps = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for paths in pairs.values() for p in paths.values()]
+    faces = {
+        role: torch.stack([resize_square(read_image(p[role]), restorer.size, p[role]) for p in pairs.values()])
+        for role in ("damaged", "clean")
+    }
+    kept = free_place(Path(out) / "ablation.json")
+    cells: dict[str, dict[str, Any]] = read_json(kept, {})
+    wanted = list(grid.configs(config.targets))
+    if not wanted:
+        raise ValueError("no combination is left: every --ends is at or above every --starts")
+    results = []
+    for step, targets in enumerate(wanted):
+        key = fingerprint(
+            stamps, restorer.sha256, prior.sha256, asdict(targets), asdict(config.finetune) if tune else None
+        )
+        if key not in cells:
+            cells[key] = _cell(faces, half, list(pairs), restorer, prior, replace(config, targets=targets), tune)
+            write_json(kept, cells)
+        results.append(cells[key])
+        if callback:
+            callback(step + 1, len(wanted), None)
+    return results
+
+
+def _cell(
+    faces: dict[str, Tensor],
+    half: int,
+    names: list[str],
+    restorer: Restorer,
+    prior: Prior,
+    config: AdaptConfig,
+    tune: bool,
+) -> dict[str, Any]:
+    lq, hq = faces["damaged"][:half], faces["clean"][:half]
+    targets = settled(config.targets, lq[:EXAMINED_FACES], restorer, prior)
+    size = targets.batch_size
+    made = torch.cat(
+        [
+            make_pseudo_targets(
+                lq[i : i + size], names[i : i + size][: half - i], restorer, prior, targets
+            ).pseudo_target
+            for i in range(0, half, size)
+        ]
+    )
+    sampler = targets.sampler
+    record: dict[str, Any] = {
+        "factor": sampler.factor,
+        "t_start": sampler.t_start,
+        "t_constrain_end": sampler.t_constrain_end,
+        "t_clean": targets.t_clean,
+        "detail": targets.detail,
+        "targets": _measured(made, hq),
+    }
+    if tune:
+        term = perceptual_term(config.finetune, prior, restorer.device)
+        tuned, _ = finetune(restorer, list(zip(lq, made, strict=True)), config.finetune, perceptual=term)
+        rest = faces["damaged"][half:]
+        restored = torch.cat([tuned.restore(some).cpu() for some in rest.split(size)])
+        record["restorer"] = _measured(restored, faces["clean"][half:])
+    return record
+
+
+def _measured(restored: Tensor, hq: Tensor) -> dict[str, list[float]]:
+    values = {key: value for key, value in face_measures(restored, hq).items() if key in SHOWN}
+    return {key: list(interval) for key, interval in summarise(values).items()}
+
+
+def as_table(cells: list[dict[str, Any]]) -> str:
+    """The cells as plain text, the best by PSNR (of the tuned restorer where there is one) marked with a star."""
+    judged = "restorer" if "restorer" in cells[0] else "targets"
+    best = max(cells, key=lambda cell: cell[judged]["psnr"][0])
+    lines = [["", "N", "K", "L", "clean", *(f"{judged}: {MEASURES[key].title}" for key in SHOWN)]]
+    for cell in cells:
+        settings = [str(cell[key]) for key in ("factor", "t_start", "t_constrain_end", "t_clean")]
+        shown = [format_interval(Interval(*cell[judged][key]), MEASURES[key].decimals) for key in SHOWN]
+        lines.append(["*" if cell is best else "", *settings, *shown])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)

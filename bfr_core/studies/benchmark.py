@@ -1,0 +1,221 @@
+"""One cell of a benchmark: faces under one damage, restored by the base, by controls, adapted, and by an oracle.
+
+Every method that is tuned is tuned with the same recipe and differs only in its targets; the clean copies of the faces
+that are tuned on are seen by the oracle alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Container
+from dataclasses import MISSING, fields, is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..adaptation.adapt import AdaptConfig
+from ..adaptation.targets import TargetConfig, make_pseudo_targets, settled
+from ..damage.synthetic import degrade
+from ..diffusion.low_pass import low_pass
+from ..diffusion.prior import Prior
+from ..diffusion.sampler import denoise_once
+from ..files.photos import to_signed, to_unit
+from ..metrics import measures as metrics
+from ..randomness import keyed_generator
+from ..restorers import Restorer
+from ..training.finetune import FinetuneConfig, finetune
+from ..training.losses import ImageLoss
+from .evaluate import face_measures
+
+TEACHER = "prior, then base"  # what the targets are drawn from; it would need the diffusion network at use time
+ROWS = (
+    "damaged",
+    "denoiser",
+    "base",
+    "denoiser, then base",
+    TEACHER,
+    "tuned on own outputs",
+    "tuned on low-pass targets",
+    "adapted",
+    "oracle",
+)
+EXAMINED = 15  # faces that settle the settings left to them
+Keep = Callable[[str, Tensor, dict[str, Any]], None]
+Denoise = Callable[[np.ndarray], np.ndarray]
+
+
+class Trial(NamedTuple):
+    """Faces of one cell, (N, 3, S, S) RGB in [0, 1]: to adapt to, and others to measure on; hq is clean, lq damaged.
+
+    blind: those that are measured on, under ordinary damage.
+    """
+
+    adapt_hq: Tensor
+    adapt_lq: Tensor
+    hq: Tensor
+    lq: Tensor
+    blind: Tensor
+
+
+def make_trial(adapt_hq: Tensor, hq: Tensor, kind: str, seed: int) -> Trial:
+    """The faces `adapt_hq` and `hq` under damage `kind`."""
+    lq, adapt_lq = damaged(hq, kind, seed, "measure"), damaged(adapt_hq, kind, seed, "adapt")
+    return Trial(adapt_hq, adapt_lq, hq, lq, damaged(hq, "blind", seed, "measure"))
+
+
+def damaged(faces: Tensor, kind: str, seed: int, part: str, strength: float = 1.0) -> Tensor:
+    """`faces` (N, 3, S, S) under damage `kind`; each face's draws are keyed by seed, part and place."""
+    keys = [keyed_generator(seed, kind, part, i) for i in range(len(faces))]
+    return torch.cat([degrade(f[None], kind, key, strength).lq for f, key in zip(faces, keys, strict=True)])
+
+
+# ---------------------------------------------------------------- classical denoisers
+
+
+def denoisers() -> dict[str, Denoise]:
+    """Every setting that is tried, by name; each maps (H, W, 3) to (H, W, 3)."""
+    from scipy.ndimage import gaussian_filter
+    from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
+
+    def gaussian(sigma: float) -> Denoise:
+        return lambda x: gaussian_filter(x, (sigma, sigma, 0))
+
+    def total_variation(weight: float) -> Denoise:
+        return lambda x: denoise_tv_chambolle(x, weight, channel_axis=-1)
+
+    def non_local_means(h: float) -> Denoise:
+        return lambda x: denoise_nl_means(x, patch_size=5, patch_distance=6, h=h, sigma=h, channel_axis=-1)
+
+    found = {f"Gaussian {sigma}": gaussian(sigma) for sigma in (0.5, 0.8, 1.2, 1.6)}
+    found |= {f"total variation {weight}": total_variation(weight) for weight in (0.04, 0.08, 0.12, 0.2)}
+    return found | {f"non-local means {h}": non_local_means(h) for h in (0.04, 0.07, 0.1, 0.15)}
+
+
+def best_denoiser(
+    lq: Tensor, hq: Tensor, then: Callable[[Tensor], Tensor] = lambda faces: faces
+) -> tuple[str, Callable[[Tensor], Tensor]]:
+    """The setting with the highest mean PSNR on a fifth of the measured faces: chosen in the control's favour.
+
+    then: what is done to the denoised faces before they are measured.
+    """
+
+    def batch(function: Denoise) -> Callable[[Tensor], Tensor]:
+        def apply(images: Tensor) -> Tensor:
+            results = [function(x.permute(1, 2, 0).numpy().astype(np.float64)) for x in images]
+            return torch.from_numpy(np.stack(results)).permute(0, 3, 1, 2).float().clamp(0, 1)
+
+        return apply
+
+    tried = {name: batch(function) for name, function in denoisers().items()}
+    score = {name: metrics.psnr(then(function(lq[::5])), hq[::5]).mean().item() for name, function in tried.items()}
+    best = max(score, key=score.__getitem__)
+    return best, tried[best]
+
+
+# ---------------------------------------------------------------- methods
+
+
+def restored_by(restorer: Restorer, lq: Tensor) -> Tensor:
+    """(N, 3, S, S), on the CPU."""
+    return torch.cat([restorer.restore(some).cpu() for some in lq.split(16 if restorer.size <= 256 else 1)])
+
+
+def cleaned(lq: Tensor, prior: Prior, config: TargetConfig) -> Tensor:
+    """What the prior's first call makes of the damaged faces, at the level that `config` says."""
+    steps, index = config.sampler.num_steps, config.t_clean
+    if not isinstance(index, int) or not index:
+        return lq
+    return torch.cat(
+        [to_unit(denoise_once(prior, to_signed(some.to(prior.device)), steps, index)).cpu() for some in lq.split(16)]
+    )
+
+
+def tuned(
+    restorer: Restorer, lq: Tensor, targets: Tensor, config: FinetuneConfig, perceptual: ImageLoss | None = None
+) -> Restorer:
+    return finetune(restorer, list(zip(lq, targets, strict=True)), config, perceptual=perceptual)[0]
+
+
+def targets_of(lq: Tensor, restorer: Restorer, prior: Prior, config: TargetConfig) -> Tensor:
+    """Pseudo targets of all faces, named by their place."""
+    parts = []
+    for start in range(0, len(lq), config.batch_size):
+        names = [str(i) for i in range(start, min(start + config.batch_size, len(lq)))]
+        parts.append(make_pseudo_targets(lq[start : start + config.batch_size], names, restorer, prior, config)[1])
+    return torch.cat(parts)
+
+
+def run_trial(
+    trial: Trial,
+    restorer: Restorer,
+    prior: Prior,
+    config: AdaptConfig,
+    done: Container[str],
+    keep: Keep,
+    perceptual: ImageLoss | None = None,
+    adapted_to: Callable[[Restorer], None] | None = None,
+) -> None:
+    """What every method not yet in `done` makes of the measured faces, handed to keep(row of `ROWS`, faces, more).
+
+    perceptual: see `finetune`. adapted_to: is given the adapted restorer.
+    """
+    _, adapt_lq, hq, lq, _ = trial
+    target_config = settled(config.targets, adapt_lq[:: max(1, len(adapt_lq) // EXAMINED)], restorer, prior)
+    base_adapt = restored_by(restorer, adapt_lq)
+
+    def tuned_on(targets: Tensor) -> Restorer:
+        return tuned(restorer, adapt_lq, targets, config.finetune, perceptual)
+
+    rows: dict[str, Callable[[], Tensor]] = {
+        "damaged": lambda: lq,
+        "base": lambda: restored_by(restorer, lq),
+        TEACHER: lambda: restored_by(restorer, cleaned(lq, prior, target_config)),
+        "tuned on own outputs": lambda: restored_by(tuned_on(base_adapt), lq),
+        "tuned on low-pass targets": lambda: restored_by(
+            tuned_on(low_pass(base_adapt, target_config.sampler.factor).clamp(0, 1)), lq
+        ),
+        "oracle": lambda: restored_by(tuned_on(trial.adapt_hq), lq),
+    }
+    if "adapted" not in done:
+        targets = targets_of(adapt_lq, restorer, prior, target_config)
+        adapted = tuned_on(targets)
+        if adapted_to:
+            adapted_to(adapted)
+        old = [metrics.psnr(restored_by(r, trial.blind), hq).tolist() for r in (restorer, adapted)]
+        teacher = {k: v.tolist() for k, v in face_measures(targets, trial.adapt_hq).items()}
+        extra = {"old damage": old, "targets": teacher, "noise level": target_config.t_clean}
+        keep("adapted", restored_by(adapted, lq), extra)
+    for name, make in rows.items():
+        if name not in done:
+            keep(name, make(), {})
+    for name, then in (("denoiser", torch.clone), ("denoiser, then base", partial(restored_by, restorer))):
+        if name not in done:
+            setting, denoise = best_denoiser(lq, hq, then)
+            keep(name, then(denoise(lq)), {"setting": setting})
+
+
+# ---------------------------------------------------------------- kept results
+
+
+def departures(config: Any) -> dict[str, Any]:
+    """The settings of a dataclass that are not its defaults: a setting added later changes nothing that was made."""
+    found = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        if is_dataclass(value):
+            if inner := departures(value):
+                found[field.name] = inner
+        elif value != default:
+            found[field.name] = value
+    return found
+
+
+def read_cell(path: Path, made_from: str) -> dict[str, Any]:
+    """Rows of a cell that is there and belongs to these networks and this recipe."""
+    cell = json.loads(path.read_text()) if path.exists() else {}
+    return cell.get("rows", {}) if cell.get("made_from") == made_from else {}

@@ -1,0 +1,251 @@
+"""Check the published weights that are on this machine, and write a report that can be attached to an issue.
+
+Nobody who built this program could hold these files; whoever has them proves the rest with `bfr verify-real`.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..adaptation.adapt import adapt, recipe, write_or_keep
+from ..adaptation.run import Run
+from ..damage.synthetic import degrade
+from ..diffusion.prior import load_prior
+from ..faces.align import crop_face
+from ..faces.arcface import Recogniser, likeness
+from ..faces.detect import load_detector
+from ..faces.parse import FaceParser
+from ..files.provenance import pathless
+from ..files.stages import open_stage
+from ..files.tensors import reason_of, sha256_of
+from ..files.weights import TABLE, Weights, locate, verify
+from ..metrics.measures import high_band_energy_ratio, psnr
+from ..randomness import keyed_generator
+from ..reports.html import Gallery, ReportData, Table, write_report
+from ..restorers import load_restorer
+from ..training.losses import gaussian_blur
+from .demo import real_photos
+
+PICTURES = "Two real faces under ordinary damage"
+STEPS = 4  # of the short adaptation
+PARSED_SIZE = 512  # of the crops that ParseNet and the recogniser are shown
+# What no published network comes near to unless its values are in the wrong range or its layers in the wrong place.
+LEAST_PSNR = 12.0  # dB, of restored faces; a black picture has about 6 to 10
+MOST_ERROR = 0.5  # squared, of the noise; 1 is a network that knows nothing
+Callback = Callable[[int, int, object], None]
+
+
+@dataclass
+class Finding:
+    """What was seen of one file. rows: (what, value). picture: damaged and restored faces, of a restorer."""
+
+    name: str
+    rows: list[tuple[str, str]] = field(default_factory=list)
+    pictures: list[Tensor] = field(default_factory=list)
+    failed: bool = False
+
+    def judge(self, what: str, holds: object) -> None:
+        """Note whether `what` holds; the finding fails if it does not."""
+        self.rows.append((what, "yes" if holds else "no"))
+        self.failed |= not holds
+
+
+def verify_real(folder: Path, device: str = "cpu", callback: Callback | None = None) -> tuple[Path, list[Finding]]:
+    """Check every file of the table that is here; returns report.html in `folder` and the findings.
+
+    For each: SHA-256, whether it loads, what it makes of two real faces under ordinary damage, time and peak memory;
+    then an adaptation of a few steps. No statistics of the published networks are known to compare with: the report
+    says so, and keeps the numbers for whoever collects them. A file that fails is reported and does not stop the rest.
+    The report is written after every check, and says so if the last one was not reached.
+    """
+    Run(folder).claim()
+    here = [(entry, path) for entry in TABLE if (path := locate(entry.name))]
+    findings: list[Finding] = []
+    for step, (entry, path) in enumerate(here):
+        findings.append(_check(entry, path, device))
+        _report(folder, findings, len(here), device)
+        if callback:
+            callback(step + 1, len(here) + 1, None)
+    findings.append(_short_adaptation([entry.name for entry, _ in here], folder / "adaptation", device))
+    page = _report(folder, findings, len(here), device)
+    if callback:
+        callback(len(here) + 1, len(here) + 1, None)
+    return page, findings
+
+
+def _report(folder: Path, findings: list[Finding], here: int, device: str) -> Path:
+    """Write what was found so far; here: the number of files to check, before the adaptation."""
+    pictures = [(found.name, found.pictures) for found in findings if found.pictures]
+    failed = sum(found.failed for found in findings)
+    missing = [entry.name for entry in TABLE if not locate(entry.name)]
+    so_far = "" if len(findings) > here else f" Not finished: {len(findings)} of {here + 1} checks are done."
+    data = ReportData(
+        title="Published weights, checked on this machine",
+        verdict="not_judged",
+        verdict_sentence=f"{here} of {len(TABLE)} files are here; {failed} checks failed.{so_far}",
+        galleries=[Gallery(PICTURES, "", ["damaged", "restored"] * 2, pictures)] if pictures else [],
+        tables=[Table(f.name, "", ["", ""], [list(row) for row in f.rows]) for f in findings],
+        notes=[
+            "No statistics of the published inference are known to this program; the numbers above are what was seen.",
+            f"{platform.platform()}, Python {platform.python_version()}, torch {torch.__version__}, device "
+            f"{device_name(device)}, {torch.get_num_threads()} threads",
+            *(f"not here: {name}" for name in missing),
+        ],
+        measurements={f.name: dict(f.rows) for f in findings},
+    )
+    return write_report(folder, data)
+
+
+def sample_faces(size: int) -> Tensor:
+    """Two real faces as standard crops: (2, 3, size, size) RGB in [0, 1]."""
+    detector = load_detector("embedded")
+    return torch.stack([crop_face(photo, detector(photo)[0], size) for photo in real_photos().values()]).clamp(0, 1)
+
+
+def _check(entry: Weights, path: Path, device: str) -> Finding:
+    found = Finding(entry.name, [("SHA-256", verify(entry, path)), ("licence", entry.licence)])
+    found.failed = found.rows[0][1].startswith("wrong")
+    forget_peak(device)
+    found.rows += [("its SHA-256", sha256_of(path)), ("its bytes", str(path.stat().st_size))]
+    try:
+        started = time.perf_counter()
+        if "restorer" in entry.what:
+            _check_restorer(found, path, device, started)
+        elif "prior" in entry.what:
+            _check_prior(found, path, device, started)
+        elif "detector" in entry.what:
+            detector = load_detector("retinaface", weights=path.parent)
+            counts = [len(detector(photo)) for photo in real_photos().values()]
+            found.rows.append(("faces found in two portraits", ", ".join(map(str, counts))))
+            found.judge("a face is found in each", min(counts) > 0)
+        elif "parsing" in entry.what:
+            masks = [FaceParser(device)(face) for face in sample_faces(PARSED_SIZE)]
+            shares = [float(mask.mean()) for mask in masks]
+            found.rows.append(("share of the crop that is face", ", ".join(f"{share:.2f}" for share in shares)))
+            found.judge("the face is part of the crop", all(0.1 < share < 0.9 for share in shares))
+        elif "recogniser" in entry.what:
+            _check_recogniser(found, device)
+        found.rows.append(("seconds in all", f"{time.perf_counter() - started:.2f}"))
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        found.failed = True
+        found.rows.append(("failed", pathless(reason_of(error))))
+    note_memory(found, device)
+    return found
+
+
+def _check_recogniser(found: Finding, device: str) -> None:
+    recognise, faces = Recogniser(device), sample_faces(PARSED_SIZE)
+    directions, blurred = recognise(faces), recognise(gaussian_blur(faces, PARSED_SIZE / 256))
+    own, other = likeness(directions, blurred), likeness(directions[:1], directions[1:])
+    found.rows.append(("likeness of a face to itself, blurred", ", ".join(f"{v:.3f}" for v in own.tolist())))
+    found.rows.append(("likeness of two people", f"{other.item():.3f}"))
+    found.judge("a face is more like itself than like another", own.min().item() > other.item())
+
+
+def _check_restorer(found: Finding, path: Path, device: str, started: float) -> None:
+    restorer = load_restorer(path).to(device)
+    found.rows.append(("seconds to load", f"{time.perf_counter() - started:.2f}"))
+    hq = sample_faces(restorer.size)
+    lq = torch.cat([degrade(f[None], "blind", keyed_generator(0, "verify", i)).lq for i, f in enumerate(hq)])
+    restored = []
+    for face in lq:
+        started = time.perf_counter()
+        restored.append(restorer.restore(face[None]).cpu())
+        found.rows.append(("seconds for a face", f"{time.perf_counter() - started:.2f}"))
+    out = torch.cat(restored)
+    found.pictures = [image for pair in zip(lq, out, strict=True) for image in pair]
+    for what, values in (
+        ("PSNR of the damaged faces", psnr(lq, hq)),
+        ("PSNR of the restored faces", psnr(out, hq)),
+        ("detail energy of the restored faces", high_band_energy_ratio(out, hq)),
+        ("mean of the restored faces", out.mean((1, 2, 3))),
+        ("deviation of the restored faces", out.std((1, 2, 3))),
+    ):
+        found.rows.append((what, ", ".join(f"{v:.4f}" for v in values.tolist())))
+    found.judge(f"the restored faces are those faces ({LEAST_PSNR} dB or more)", psnr(out, hq).min() >= LEAST_PSNR)
+
+
+def _check_prior(found: Finding, path: Path, device: str, started: float) -> None:
+    prior = load_prior(path).to(device)
+    found.rows.append(("seconds to load", f"{time.perf_counter() - started:.2f}"))
+    hq = sample_faces(prior.size).to(device)
+    for t in (50, 300):
+        alpha_bar = float(prior.alpha_bar[t])
+        noise = torch.randn(hq.shape, generator=torch.Generator().manual_seed(t)).to(device)
+        x_t = alpha_bar**0.5 * (hq * 2 - 1) + (1 - alpha_bar) ** 0.5 * noise
+        started = time.perf_counter()
+        eps, _ = prior(x_t, torch.full((len(hq),), t, device=device))
+        seconds = (time.perf_counter() - started) / len(hq)
+        error = (eps - noise).square().mean().item()  # 1 would be a network that knows nothing
+        found.rows.append((f"squared error of the noise at t = {t}", f"{error:.4f}"))
+        found.rows.append((f"seconds for a face at t = {t}", f"{seconds:.2f}"))
+        found.judge(f"it tells noise from face at t = {t} (less than {MOST_ERROR})", error < MOST_ERROR)
+
+
+def _short_adaptation(names: list[str], folder: Path, device: str) -> Finding:
+    """A few steps of the whole method, with the first restorer and prior that are here, else the embedded ones."""
+    kinds = {entry.name: entry.what for entry in TABLE}
+    restorer = next((n for n in names if "restorer" in kinds[n]), "embedded")
+    prior = next((n for n in names if "prior" in kinds[n]), "embedded")
+    found = Finding(f"{STEPS} steps of adapting {restorer} with {prior}")
+    forget_peak(device)
+    try:
+        base, photos = load_restorer(restorer), folder / "photos"
+        open_stage(photos, ["[01].png"])
+        for i, face in enumerate(sample_faces(base.size)):
+            lq = degrade(face[None], "sensor", keyed_generator(0, "verify", i)).lq[0]
+            write_or_keep(photos / f"{i}.png", lq)
+        config = recipe(base)
+        config = replace(
+            config,
+            restorer=restorer,
+            prior=prior,
+            faces=replace(config.faces, aligned=True),
+            targets=replace(config.targets, sampler=replace(config.targets.sampler, kind="fast")),
+            finetune=replace(config.finetune, iterations=STEPS, batch_size=2, micro_batch=1, recompute=True),
+        )
+        started = time.perf_counter()
+        result = adapt(photos, folder / "run", config, device=device, restorer=base)
+        found.rows.append(("seconds", f"{time.perf_counter() - started:.1f}"))
+        found.rows += [(f"loss: {name}", f"{points[-1][1]:.4f}") for name, points in result.progress.losses.items()]
+    except (ValueError, RuntimeError, OSError) as error:
+        found.failed = True
+        found.rows.append(("failed", pathless(reason_of(error))))
+    note_memory(found, device)
+    return found
+
+
+def device_name(device: str) -> str:
+    """The device, with the GPU's name if it is one."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if torch.device(device).type == "cuda" else device
+
+
+def forget_peak(device: str) -> None:
+    """Let the peak of a GPU's memory begin anew; that of a process cannot."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def note_memory(found: Finding, device: str) -> None:
+    """Note the peak memory of this check, or on a CPU of all so far."""
+    alone = torch.device(device).type == "cuda"
+    found.rows.append(("peak memory" if alone else "peak memory of the process so far", peak_memory(device)))
+
+
+def peak_memory(device: str) -> str:
+    """The most memory this process has held: on the GPU if `device` is one, else in main memory."""
+    if torch.device(device).type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 1e6:.0f} MB on the GPU"
+    try:
+        import resource
+    except ImportError:  # Windows
+        return "not measured on this system"
+    scale = 1e6 if platform.system() == "Darwin" else 1e3
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale:.0f} MB"

@@ -1,0 +1,217 @@
+"""A blind vote on two sets of restored photos: a page that anyone can open, a key that stays here, and the tally.
+
+Real damaged photos have no clean copy to measure with; people can say which of two results they would keep. The page
+holds no word of which is which: sides are drawn by lot for each photo, and only the key knows them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..files.names import numbered
+from ..files.ownership import begin_list, is_own
+from ..files.photos import printable, read_image, replace_atomically
+from ..files.records import fingerprint, write_json
+from ..metrics.measures import Interval, wilson_interval
+from ..randomness import keyed_generator
+from ..reports.html import data_uri, html_document
+from .evaluate import match_files
+
+log = logging.getLogger(__name__)
+
+MOST_PHOTOS = 100
+CHOICES = ("left", "right", "same")
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Votes for "a", for "b" and for neither; share: of those that chose, for "a", with its 95 % Wilson interval."""
+
+    a: int
+    b: int
+    same: int
+    voters: int
+    share: Interval | None
+
+    def sentence(self) -> str:
+        """The same in words."""
+        total = self.a + self.b + self.same
+        who = "1 voter" if self.voters == 1 else f"{self.voters} voters"
+        said = f"{total} votes by {who}: {self.a} for A, {self.b} for B, {self.same} see no difference"
+        if self.share is None:
+            return said
+        low, high = self.share.low, self.share.high
+        answer = "A is preferred" if low > 0.5 else "B is preferred" if high < 0.5 else "no preference can be told"
+        return f"{said}; {answer} (A chosen by {self.share.mean:.0%}, {low:.0%} to {high:.0%})"
+
+
+def make_ballot(damaged: Path, a: Path, b: Path, out: Path, seed: int = 0, most: int = MOST_PHOTOS) -> Path:
+    """Write vote.html, to be passed round, and key.json, to be kept, into `out`; returns the page's path.
+
+    Beside the files of another ballot they get a number.
+
+    damaged, a, b: folders whose files match by relative path without suffix. most: photos at most, drawn by lot.
+    Raises FileNotFoundError or ValueError, in one line, where nothing matches or can be read.
+    """
+    if most < 1:
+        raise ValueError(f"most is {most}; it must be 1 photo or more")
+    matches, _ = match_files({"damaged": Path(damaged), "a": Path(a), "b": Path(b)})
+    names = list(matches)
+    order = torch.randperm(len(names), generator=keyed_generator(seed, "vote")).tolist()
+    photos, key = [], []
+    for i in order[:most]:
+        name, paths = names[i], matches[names[i]]
+        try:
+            pictures = {role: data_uri(read_image(path)) for role, path in paths.items()}
+        except ValueError as error:
+            log.warning("left out: %s", error)
+            continue
+        sides = ["a", "b"]
+        if torch.rand(1, generator=keyed_generator(seed, "side", name)).item() < 0.5:
+            sides.reverse()
+        photos.append([pictures["damaged"], pictures[sides[0]], pictures[sides[1]]])
+        key.append({"photo": name, "left": sides[0], "right": sides[1]})
+    if not photos:
+        raise ValueError(f"{printable(damaged)}: no photo could be read in all three folders")
+    ballot = fingerprint(seed, photos)[:16]
+    begin_list(Path(out))
+    page, secret = _free_pair(Path(out), ballot)
+    write_json(secret, {"ballot": ballot, "photos": key})
+    text = render_page(ballot, photos)
+    replace_atomically(page, partial(Path.write_text, data=text, encoding="utf-8"))
+    return page
+
+
+def _free_pair(out: Path, ballot: str) -> tuple[Path, Path]:
+    """Page and key of a ballot, with the first number that neither a file of others nor another ballot has.
+
+    A key that was lost would make the votes that people send back worthless.
+    """
+    for number in count(1):
+        page, key = (numbered(out / name, number) for name in ("vote.html", "key.json"))
+        mine = is_own(key) and _read_json(key).get("ballot") == ballot
+        if (mine or not os.path.lexists(key)) and (is_own(page) if os.path.lexists(page) else True):
+            return page, key
+    raise AssertionError("there is always a number")
+
+
+def tally(key: Path, votes: list[Path]) -> Tally:
+    """Count the files that voters sent back against the key.
+
+    A file that is none, or of another ballot, is reported and left out. Raises ValueError if none is left.
+    """
+    secret = _read_json(key)
+    if not (isinstance(secret, dict) and isinstance(secret.get("photos"), list)):
+        raise ValueError(f"{printable(key)}: is no key of a vote; give the key.json beside vote.html")
+    counts, voters = {"a": 0, "b": 0, "same": 0}, 0
+    for path in votes:
+        try:
+            given = _choices(_read_json(path), secret, path)
+        except ValueError as error:
+            log.warning("left out: %s", error)
+            continue
+        voters += 1
+        for choice, photo in zip(given, secret["photos"], strict=True):
+            if choice:
+                counts[photo.get(choice, "same")] += 1
+    if not voters:
+        raise ValueError(f"none of the {len(votes)} files holds votes of this ballot")
+    chosen = counts["a"] + counts["b"]
+    return Tally(**counts, voters=voters, share=wilson_interval(counts["a"], chosen) if chosen else None)
+
+
+def _choices(found: Any, secret: dict[str, Any], path: Path) -> list[str]:
+    if not isinstance(found, dict) or found.get("ballot") != secret.get("ballot"):
+        raise ValueError(f"{printable(path.name)}: holds no votes of this ballot")
+    given = found.get("votes")
+    if not isinstance(given, list) or len(given) != len(secret["photos"]):
+        raise ValueError(f"{printable(path.name)}: has not one vote a photo")
+    if any(vote not in (*CHOICES, "") for vote in given):
+        raise ValueError(f"{printable(path.name)}: has votes that are none of {', '.join(CHOICES)}")
+    return given
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise ValueError(f"{printable(path)}: is not JSON") from None
+
+
+# ---------------------------------------------------------------- the page
+
+
+def render_page(ballot: str, photos: list[list[str]]) -> str:
+    """The page: data URIs of damaged photo, left and right result for each photo; no names, no links, no network."""
+    content = json.dumps({"ballot": ballot, "photos": photos})
+    return html_document("Which would you keep?", _STYLE, _BODY, f"const DATA = {content};\n{_SCRIPT}")
+
+
+_BODY = """<main>
+<h1>Which restored photo would you keep?</h1>
+<p>The one that looks like a good photo <em>of the same person</em>. Keys: 1 left, 2 right, 3 no difference.</p>
+<p id="place" role="status"></p>
+<div id="pictures">
+<figure><img id="damaged" alt="damaged photo"><figcaption>damaged</figcaption></figure>
+<figure><img id="left" alt="left result">
+<figcaption><button data-vote="left">1 &middot; left</button></figcaption></figure>
+<figure><img id="right" alt="right result">
+<figcaption><button data-vote="right">2 &middot; right</button></figcaption></figure>
+</div>
+<p><button data-vote="same">3 &middot; no difference</button> <button id="back">back</button></p>
+<p id="end" hidden>Thank you. <a id="save">Save your votes</a> and send the file to whoever asked you.</p>
+</main>"""
+
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0; }
+main { max-width: 1200px; margin: 0 auto; padding: 24px; }
+#pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 16px; }
+figure { margin: 0; text-align: center; }
+img { width: 100%; height: auto; }
+button, #save { font: inherit; padding: 8px 18px; cursor: pointer; }
+"""
+
+_SCRIPT = """
+const votes = JSON.parse(localStorage.getItem(DATA.ballot) || "null") || DATA.photos.map(() => "");
+let place = votes.indexOf("");
+if (place < 0) place = votes.length;
+const element = id => document.getElementById(id);
+function show() {
+  const done = place >= votes.length;
+  element("pictures").hidden = done;
+  element("pictures").style.display = done ? "none" : "";
+  element("end").hidden = !done;
+  element("place").textContent = done ? "" : `Photo ${place + 1} of ${votes.length}`;
+  if (done) {
+    const file = new Blob([JSON.stringify({ballot: DATA.ballot, votes: votes})], {type: "application/json"});
+    element("save").href = URL.createObjectURL(file);
+    element("save").download = `votes-${Math.random().toString(36).slice(2, 10)}.json`;
+  } else {
+    ["damaged", "left", "right"].forEach((id, i) => { element(id).src = DATA.photos[place][i]; });
+  }
+}
+function vote(choice) {
+  if (place >= votes.length) return;
+  votes[place] = choice;
+  localStorage.setItem(DATA.ballot, JSON.stringify(votes));
+  place += 1;
+  show();
+}
+document.querySelectorAll("[data-vote]").forEach(b => b.addEventListener("click", () => vote(b.dataset.vote)));
+element("back").addEventListener("click", () => { place = Math.max(0, place - 1); show(); });
+document.addEventListener("keydown", event => {
+  const choice = {1: "left", 2: "right", 3: "same"}[event.key];
+  if (choice) vote(choice);
+});
+show();
+"""

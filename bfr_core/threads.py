@@ -1,0 +1,38 @@
+"""How PyTorch's threads wait for one another: to be decided before torch is loaded, and only in a process of our own.
+
+OpenMP's threads spin while they wait. Alone on a machine that is fastest; beside other work each spinning thread takes
+the core that the other one needs, and a training becomes many times slower. Threads that sleep instead cost little, so
+they are chosen wherever the machine is busy already. This module imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import MutableMapping
+
+BUSY_SHARE = 0.5  # of the cores: from this load on, the machine counts as busy
+POLICY = "OMP_WAIT_POLICY"
+
+
+def load_of_others() -> float:
+    """Mean number of processes that wanted to run in the last minute; 0 where the system does not tell (Windows)."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return 0.0
+
+
+def prepare_threads(
+    environ: MutableMapping[str, str] = os.environ, load: float | None = None, cores: int | None = None
+) -> bool:
+    """Let OpenMP's threads sleep while they wait, if the machine is busy; returns whether that was done.
+
+    What the user has set stays. load: see `load_of_others`; cores: of the machine. It must be called before torch is
+    imported, because OpenMP reads its settings once, and never in a host's own process.
+    """
+    if POLICY in environ or "GOMP_SPINCOUNT" in environ:
+        return False
+    busy = (load_of_others() if load is None else load) > BUSY_SHARE * (cores or os.cpu_count() or 1)
+    if busy:
+        environ[POLICY] = "PASSIVE"
+    return busy

@@ -1,0 +1,697 @@
+"""Stage 2: tune a restorer on (damaged face, pseudo target) pairs. Source: arXiv:2410.04618, section 3.2.
+
+The loop is a straight line and depends on nothing but the pairs, the settings and the step: stopped at any moment and
+started again it ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as checkpointed
+
+from ..damage.synthetic import degrade
+from ..damage.transplant import damage_filter, transplanted
+from ..device import Precision, autocast, check_precision, is_out_of_memory, release_memory
+from ..files.ownership import move, note
+from ..files.photos import printable, replace_atomically
+from ..files.tensors import read_pickle, reason_of
+from ..randomness import keyed_generator
+from ..restorers import Restorer
+from ..restorers.low_rank import add_low_rank, merge_low_rank
+from .losses import ImageLoss, UNetDiscriminator, discriminator_loss, generator_loss
+from .objectives import Batch, Objective, objective_of, weighted
+from .stochastic_depth import drawing, switch_on
+
+log = logging.getLogger(__name__)
+
+MOST_EXAMPLES_SHARE, EXAMPLES_FOR_ALL = 0.5, 8  # at most half of the clean faces, reached with four
+TERMS = ("l1", "perceptual", "adversarial", "texture", "feature", "code")
+# Settings that a tuning under way may change: how far it goes, how often it is looked at, and how much memory a pass
+# takes, which changes its sums by rounding only. Any other starts it anew.
+FREE = ("iterations", "minutes", "judge_every", "checkpoint_seconds", "micro_batch", "recompute")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Recipe of the fine-tuning; the defaults are the paper's for 512 x 512 restorers.
+
+    iterations: optimizer steps. minutes: stop after so many minutes of tuning, over all sessions of the run; 0 = never.
+    batch_size, micro_batch: faces per optimizer step and per pass through the network.
+    lr, lr_end: Adam's learning rate at the start and at the end of a cosine. warmup: share of the tuning in which it
+    rises from 0, so that the first, ill-informed steps of Adam undo little. halve_at: instead of the cosine, halve it
+    at these shares of the tuning, as CodeFormer does.
+    l1, perceptual, adversarial, texture: weights of the image losses; a term of weight 0 is not computed. The authors
+    sum LPIPS over micro-batches of 4, which makes its weight 0.4 an image; here it is a mean, at the written weight.
+    feature, code: weights of the code losses, which take the place of the image losses for CodeFormer.
+    anchor: faces a step, as a share of batch_size, on which the restorer is held to what the base makes of ordinary
+    blind damage, so that it stays good at what the base could do.
+    transplant: share of the faces that get the damage of any face of the folder, put on their own target, see
+    `transplant`.
+    betas, critic_betas: Adam's, for the restorer and for the discriminator. critic_lr: learning rate of the
+    discriminator throughout; 0 = that of the restorer. clip: largest norm of the restorer's gradient; 0 = any.
+    mirror: whether half of the faces are mirrored. stochastic_depth: leave out parts of the network at random where it
+    has such parts, as in its first training. perceptual_by: "any" measures the perceptual term by LPIPS where its file
+    is, else by the prior's encoder; "lpips" takes nothing else.
+    trainable: "full", or "lora" for low-rank changes of `rank` only, which need less memory and make a small file.
+    recompute: keep only what passes between the network's blocks and compute the rest again; slower, less memory.
+    discriminator_features: width of the discriminator. ema: decay of the moving average that becomes the result,
+    0 = none; with ema_warmup it is less in the first steps.
+    held_out: share of the faces on which checkpoints are compared and which are never trained on.
+    judged_on: the damage that these have then: their "own", whose target is the base's work, which favours the base, or
+    "transplanted", each the damage of the next, see `transplant`.
+    judge_every: steps between comparisons. checkpoint_seconds: time between saved states.
+    """
+
+    iterations: int = 20_000
+    minutes: float = 0.0
+    batch_size: int = 16
+    micro_batch: int = 4
+    lr: float = 2e-5
+    lr_end: float = 5e-6
+    warmup: float = 0.0
+    l1: float = 1.0
+    perceptual: float = 0.1
+    adversarial: float = 0.1
+    texture: float = 0.0
+    feature: float = 1.0
+    code: float = 0.5
+    halve_at: tuple[float, ...] = ()
+    betas: tuple[float, float] = (0.9, 0.999)
+    critic_betas: tuple[float, float] = (0.9, 0.99)
+    critic_lr: float = 0.0
+    clip: float = 1.0
+    mirror: bool = True
+    stochastic_depth: bool = False
+    perceptual_by: Literal["any", "lpips"] = "any"
+    trainable: Literal["full", "lora"] = "full"
+    rank: int = 8
+    recompute: bool = False
+    anchor: float = 0.0
+    transplant: float = 0.0
+    discriminator_features: int = 64
+    ema: float = 0.995
+    ema_warmup: bool = True
+    held_out: float = 0.1
+    judged_on: Literal["own", "transplanted"] = "own"
+    judge_every: int = 500
+    checkpoint_seconds: float = 300.0
+    seed: int = 0
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        check_precision(self.precision)
+        if self.iterations < 1:
+            raise ValueError(f"iterations is {self.iterations}; it must be 1 or more")
+        if not self.lr > 0:
+            raise ValueError(f"lr is {self.lr}; it must be above 0")
+        for name in ("minutes", "lr_end", "checkpoint_seconds", *TERMS):
+            if not getattr(self, name) >= 0:  # also where it is not a number
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.trainable not in ("full", "lora"):
+            raise ValueError(f"trainable is {self.trainable!r}; it must be 'full' or 'lora'")
+        for name in ("batch_size", "micro_batch", "judge_every", "rank", "discriminator_features"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        for name in ("critic_lr", "clip"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.perceptual_by not in ("any", "lpips"):
+            raise ValueError(f"perceptual_by is {self.perceptual_by!r}; it must be 'any' or 'lpips'")
+        for name in ("anchor", "warmup", "transplant"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 to 1")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; it must be 0 to less than 1")
+        if not all(0 < share < 1 for share in self.halve_at):
+            raise ValueError(f"halve_at is {self.halve_at}; each must be a share of the tuning between 0 and 1")
+        check_precision(self.precision)
+        if self.judged_on not in ("own", "transplanted"):
+            raise ValueError(f"judged_on is {self.judged_on!r}; it must be 'own' or 'transplanted'")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out is {self.held_out}; it must be 0 to less than 1")
+
+    @property
+    def lasting(self) -> dict[str, Any]:
+        """The settings that a tuning under way depends on, by name: all but `FREE`."""
+        return {name: value for name, value in asdict(self).items() if name not in FREE}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of every loss term, by name."""
+        return {name: getattr(self, name) for name in TERMS}
+
+
+class Pairs(Protocol):
+    """Training pairs: item i is (lq, pseudo_target), each (3, S, S) RGB in [0, 1] on the CPU."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]: ...
+
+
+class Faces(Protocol):
+    """Faces alone: item i is (3, S, S) RGB in [0, 1] on the CPU. A tensor (N, 3, S, S) is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Tensor: ...
+
+
+@dataclass
+class Progress:
+    """What `callback` sees after each step, and what remains of a finished tuning.
+
+    losses: (step, value) per term. held_out: (step, score) of the moving average on the faces kept back, lower is
+    better; its first entry is the base restorer's. best_step: the step whose weights are kept. notes: what happened to
+    the tuning that its settings do not say, such as a setting changed under way; a line each, for the report.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    best_step: int = 0
+    losses: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    held_out: list[tuple[int, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+TuneCallback = Callable[[int, int, Progress], None]
+Watch = Callable[[Restorer, Progress], None]
+
+
+def finetune(
+    restorer: Restorer,
+    pairs: Pairs,
+    config: FinetuneConfig,
+    *,
+    checkpoint: Path | None = None,
+    fingerprint: str = "",
+    perceptual: ImageLoss | None = None,
+    examples: Tensor | None = None,
+    real: Faces | None = None,
+    callback: TuneCallback | None = None,
+    watch: Watch | None = None,
+    pause_after: float = 0.0,
+) -> tuple[Restorer, Progress]:
+    """A copy of `restorer` tuned on `pairs`, and how it went; the weights are the best of the moving average.
+
+    checkpoint: file that training resumes from, if its `fingerprint` (of everything the tuning depends on, see
+    `FinetuneConfig.lasting`) is this one. Another's is kept aside, see `aside_of`; where one of this fingerprint was
+    kept aside, training goes on from that.
+    perceptual: the term weighted by `config.perceptual`, required unless that is 0 or it is tuned by codes.
+    examples: (N, 3, S, S) RGB in [0, 1], good faces. The discriminator takes them for real, in place of the pseudo
+    targets, and in up to half of the cases they stand for a pseudo target that is to get another's damage or ordinary
+    damage, see `transplant` and `anchor`. They must be part of `fingerprint`. real: faces that the discriminator takes
+    for real in place of both, and that serve nothing else; part of `fingerprint`, too.
+    callback: (step, steps, progress) after every step and between the faces that checkpoints are compared on; what it
+    raises ends the tuning, after a checkpoint. watch: (moving average, progress) after every step, for looking only.
+    pause_after: minutes after which this session ends with the best so far, to be gone on with; 0 = never.
+    Raises ValueError if there are no pairs or the loss becomes NaN.
+    """
+    if not len(pairs):
+        raise ValueError("there are no faces to tune on")
+    if config.perceptual and perceptual is None and not restorer.tuned_by_codes:
+        raise ValueError("perceptual is above 0 but no network to measure it with was given")
+    device = restorer.device
+    train, held = split(len(pairs), config)
+    net, tuned = prepare(restorer, config)
+    ema = copy.deepcopy(net).requires_grad_(False)
+    student, average = replace(restorer, module=net), replace(restorer, module=ema)
+    if config.recompute:
+        recompute(restorer.blocks(net), config.stochastic_depth)
+    if config.stochastic_depth:
+        switch_on(net)
+    objective = objective_of(restorer, config.weights, perceptual)
+    optimizer = torch.optim.Adam(tuned, config.lr, betas=config.betas)
+    critic: UNetDiscriminator | None = None
+    critic_optimizer: torch.optim.Optimizer | None = None
+    if config.adversarial and not restorer.tuned_by_codes:
+        critic = _seeded(config.seed, partial(UNetDiscriminator, config.discriminator_features)).to(device).eval()
+        critic_optimizer = torch.optim.Adam(critic.parameters(), config.lr, betas=config.critic_betas)
+    progress = Progress()
+    filters: dict[int, Tensor] = {}
+    best = _weights(ema)
+    modules: dict[str, Any] = {
+        "net": net,
+        "ema": ema,
+        "optimizer": optimizer,
+        "critic": critic,
+        "critic_optimizer": critic_optimizer,
+    }
+
+    if checkpoint:
+        state, started_anew = checkpoint_for(checkpoint, fingerprint, config)
+        progress.notes += started_anew
+        if state:
+            try:
+                for name, part in modules.items():
+                    if part is not None:
+                        part.load_state_dict(state[name])
+                progress, best = _progress(state["progress"]), dict(state["best"])
+            except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+                raise ValueError(
+                    f"{printable(checkpoint)}: does not fit this tuning ({reason_of(error)}); delete it to tune anew"
+                ) from None
+            log.info("resumed at step %d after %.1f minutes of tuning", progress.step, progress.seconds / 60)
+            note_new_interval(progress, _settings_of(state).get("judge_every"), config)
+
+    def save() -> None:
+        if checkpoint is None:
+            return
+        state = {name: part.state_dict() for name, part in modules.items() if part is not None}
+        state |= {"fingerprint": fingerprint, "progress": asdict(progress), "best": best, "settings": asdict(config)}
+        replace_atomically(checkpoint, lambda part: torch.save(state, part))
+
+    def tell() -> None:
+        if callback:
+            callback(progress.step, config.iterations, progress)
+
+    def unjudged() -> bool:
+        """Whether the weights of this step are to be compared, and were not: at the start, or where it was ended."""
+        judged = (progress.held_out[-1][0] if progress.held_out else -1) if held else progress.best_step
+        due = progress.step % config.judge_every == 0 or fraction_done(progress, config) >= 1
+        return due and judged != progress.step
+
+    def judge() -> None:
+        nonlocal best
+        if held:
+            score = held_out_score(average, objective, pairs, held, config, tell, filters)
+            progress.held_out.append((progress.step, score))
+        if not held or progress.held_out[-1][1] <= min(value for _, value in progress.held_out):
+            best, progress.best_step = _weights(ema), progress.step
+
+    def gradients(size: int) -> dict[str, float]:
+        """Gradients of one step, `size` faces a pass; returns the loss terms."""
+        sums: dict[str, float] = {}
+        optimizer.zero_grad()
+        if critic_optimizer:
+            critic_optimizer.zero_grad()
+        batches = micro_batches(pairs, train, progress.step, replace(config, micro_batch=size), filters, examples)
+        first = 0  # of this pass in the step's batch
+        for batch in batches:
+            batch = batch.placed(student)
+            share = len(batch.lq) / config.batch_size
+            with autocast(device, config.precision), drawing(config, device, progress.step, first):
+                terms, restored = objective.terms(student, batch)
+                if critic is not None and restored is not None:
+                    critic.requires_grad_(False)
+                    terms["adversarial"] = generator_loss(critic(restored).float())
+                    critic.requires_grad_(True)
+                loss = weighted(terms, config.weights)
+            (loss * share).backward()
+            if critic is not None and restored is not None:
+                with autocast(device, config.precision):
+                    key = (config.seed, "real", progress.step)
+                    faces = (
+                        real_faces(real, len(batch.lq), config.mirror, *key, first=first).to(batch.target)
+                        if real is not None
+                        else with_examples(batch.target, examples, 1.0, *key, mirror=config.mirror, first=first)
+                    )
+                    scores = critic(faces).float(), critic(restored.detach()).float()
+                    critic_loss = discriminator_loss(*scores)
+                (critic_loss * share).backward()
+                terms["discriminator"] = critic_loss
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach()) * share
+            first += len(batch.lq)
+        if config.anchor:
+            faces = anchor_faces(pairs, train, progress.step, config, examples)
+            for lq in faces.split(size):
+                with autocast(device, config.precision):
+                    loss = weighted(objective.anchor(student, student.placed(lq)), config.weights)
+                (loss * len(lq) / config.batch_size).backward()
+                sums["anchor"] = sums.get("anchor", 0.0) + float(loss.detach()) * len(lq) / len(faces)
+        return sums
+
+    if unjudged():
+        judge()
+    micro_batch = config.micro_batch
+    saved = started = time.monotonic()
+    earlier = progress.seconds
+    between_steps = True
+    try:
+        while (done := fraction_done(progress, config)) < 1:
+            if pause_after and time.monotonic() - started > 60 * pause_after:
+                log.info("paused at step %d; started again, the tuning goes on", progress.step)
+                break
+            try:
+                sums = gradients(micro_batch)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if micro_batch == 1:
+                    raise ValueError("too little memory to tune on one face at a time; try --low-memory") from None
+                micro_batch //= 2
+                log.warning("too little memory; going on with %d faces a pass", micro_batch)
+                release_memory()
+                continue
+            if not all(map(math.isfinite, sums.values())):
+                raise ValueError(f"the loss became NaN at step {progress.step}; try a lower lr or precision float32")
+            if config.clip:
+                nn.utils.clip_grad_norm_(tuned, config.clip)
+            between_steps = False  # from here to the end of the step the state is of two steps at once
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, done)
+            for group in critic_optimizer.param_groups if critic_optimizer else []:
+                group["lr"] = config.critic_lr or learning_rate(config, done)
+            optimizer.step()
+            if critic is not None and critic_optimizer:
+                critic_optimizer.step()
+                critic.renew_norms()
+            progress.step += 1
+            average_into(ema, net, average_decay(config, progress.step))
+            for name, total in sums.items():
+                progress.losses.setdefault(name, []).append((progress.step, total))
+            progress.seconds = earlier + time.monotonic() - started
+            between_steps = True
+            if unjudged():
+                judge()
+            tell()
+            if watch:
+                watch(average, progress)
+            if time.monotonic() - saved > config.checkpoint_seconds:
+                save()
+                saved = time.monotonic()
+    finally:
+        if between_steps:
+            save()
+        for part in filter(None, (net, critic)):  # no longer needed, but referring to themselves in circles: recomputed
+            part.to("meta")  # blocks and PyTorch's parametrizations would hold their memory until Python's next look
+    if fraction_done(progress, config) < 1:  # paused: the checkpoint is of an unbroken tuning, the result may be better
+        judge()
+    ema.load_state_dict(best)
+    merge_low_rank(ema)
+    return average, progress
+
+
+def prepare(restorer: Restorer, config: FinetuneConfig) -> tuple[nn.Module, list[nn.Parameter]]:
+    """A copy of the restorer's network, and those of its parameters that tuning moves.
+
+    The copy stays in eval mode: stochastic depth and dropout would make a resumed tuning differ from an unbroken one.
+    """
+    net = copy.deepcopy(restorer.module).eval().requires_grad_(False)
+    named = list(restorer.tuned_parameters(net))
+    if config.trainable == "lora":
+        return net, add_low_rank(net, [name for name, _ in named], config.rank, config.seed)
+    tuned = [parameter for _, parameter in named]
+    for parameter in tuned:
+        parameter.requires_grad_(True)
+    return net, tuned
+
+
+def recompute(blocks: list[nn.Module], draws: bool = False) -> None:
+    """Keep only the inputs of `blocks` for the backward pass and compute what is inside again. arXiv:1604.06174.
+
+    draws: whether there is chance in the blocks, which must then fall out the same again.
+    """
+    for block in blocks:
+        block.forward = partial(  # type: ignore[method-assign]
+            checkpointed, block.forward, use_reentrant=False, preserve_rng_state=draws
+        )
+
+
+def split(count: int, config: FinetuneConfig) -> tuple[list[int], list[int]]:
+    """Indices to train on and indices held out: a quarter if that is at most six, as the verdict's interval needs,
+    else the share that is set but at least six. Fewer than 8 faces are all trained on."""
+    order = torch.randperm(count, generator=keyed_generator(config.seed, "split")).tolist()
+    held = max(min(6, count // 4), round(config.held_out * count)) if config.held_out and count >= 8 else 0
+    return sorted(order[held:]), sorted(order[:held])
+
+
+def micro_batches(
+    pairs: Pairs,
+    train: list[int],
+    step: int,
+    config: FinetuneConfig,
+    filters: dict[int, Tensor] | None = None,
+    examples: Tensor | None = None,
+) -> Iterator[Batch]:
+    """The faces of one step, mirrored at random, some with another's damage; fixed by the seed and the step.
+
+    filters: see `batch_of`. examples: see `finetune`; example i has the key -1 - i.
+    """
+    first = step * config.batch_size
+    chosen: list[tuple[int, bool]] = []
+    donors: list[int | None] = []
+    for position in range(first, first + config.batch_size):
+        epoch, place = divmod(position, len(train))
+        generator = keyed_generator(config.seed, "epoch", epoch)
+        at = int(torch.randperm(len(train), generator=generator)[place])
+        mirrored = bool(torch.rand(len(train), generator=generator)[place] < 0.5) and config.mirror
+        chosen.append((train[at], mirrored))
+        generator = keyed_generator(config.seed, "transplant", position)
+        chance, donor = torch.rand(2, generator=generator).tolist()
+        other = int(donor * (len(train) - 1))  # any but the face itself
+        other += other >= at
+        donors.append(train[other] if len(train) > 1 and chance < config.transplant else None)
+        if examples is not None and donors[-1] is not None:
+            chance, which = torch.rand(2, generator=keyed_generator(config.seed, "example", position)).tolist()
+            if chance < examples_share(examples):
+                chosen[-1] = (-1 - int(which * len(examples)), chosen[-1][1])
+    for i in range(0, config.batch_size, config.micro_batch):
+        some = slice(i, i + config.micro_batch)
+        yield batch_of(pairs, chosen[some], donors[some], filters, examples)
+
+
+def batch_of(
+    pairs: Pairs,
+    keys: list[tuple[int, bool]],
+    donors: Sequence[int | None] = (),
+    filters: dict[int, Tensor] | None = None,
+    examples: Tensor | None = None,
+) -> Batch:
+    """The pairs of these (face, mirrored). donors: for each the face whose damage it gets, or None for its own.
+
+    filters: the donors' damage filters found so far, by face; those that are missing are added. examples: as above.
+    """
+    filters = {} if filters is None else filters
+    lqs, targets = [], []
+    for (face, mirrored), donor in zip_longest(keys, donors):
+        lq, target = pairs[face] if examples is None or face >= 0 else (examples[-1 - face],) * 2
+        if donor is not None:
+            damaged, clean = pairs[donor]
+            if donor not in filters:
+                filters[donor] = damage_filter(clean, damaged)
+            lq = transplanted(target, damaged, clean, filters[donor])
+        lqs.append(lq.flip(-1) if mirrored else lq)
+        targets.append(target.flip(-1) if mirrored else target)
+    return Batch(torch.stack(lqs), torch.stack(targets), keys)
+
+
+def anchor_faces(
+    pairs: Pairs, train: list[int], step: int, config: FinetuneConfig, examples: Tensor | None = None
+) -> Tensor:
+    """Pseudo targets and examples under ordinary blind damage: (B, 3, S, S), B the anchor's share of the batch."""
+    generator = keyed_generator(config.seed, "anchor", step)
+    count = max(1, round(config.anchor * config.batch_size))
+    chosen = torch.randint(len(train), (count,), generator=generator).tolist()
+    clean = torch.stack([pairs[train[i]][1] for i in chosen])
+    if examples is not None:
+        clean = with_examples(clean, examples, examples_share(examples), config.seed, "anchor example", step)
+    return degrade(clean, "blind", generator).lq
+
+
+def examples_share(examples: Tensor) -> float:
+    """Share of the clean faces that are examples: few of them must not be all that is seen."""
+    return min(MOST_EXAMPLES_SHARE, len(examples) / EXAMPLES_FOR_ALL)
+
+
+def real_faces(real: Faces, count: int, mirror: bool, *key: int | str, first: int = 0) -> Tensor:
+    """`count` of the faces in `real`, (count, 3, S, S), half of them mirrored if so.
+
+    first: place of the first face in its step's batch; the key and the place decide which, as in `with_examples`.
+    """
+    which, mirrored = _draws(2, count, key, first)
+    faces = [real[int(place)] for place in (which * len(real)).long()]
+    return torch.stack(
+        [face.flip(-1) if mirror and chance < 0.5 else face for face, chance in zip(faces, mirrored, strict=True)]
+    )
+
+
+def _draws(numbers: int, count: int, key: tuple[int | str, ...], first: int) -> Tensor:
+    """(numbers, count) uniform draws, of which each face's depend on the key and on its place in the step's batch."""
+    return torch.stack([torch.rand(numbers, generator=keyed_generator(*key, first + i)) for i in range(count)], 1)
+
+
+def with_examples(
+    faces: Tensor, examples: Tensor | None, share: float, *key: int | str, mirror: bool = True, first: int = 0
+) -> Tensor:
+    """`faces` (B, 3, S, S), a share of them replaced by examples, mirrored at random.
+
+    first: place of the first face in its step's batch. The key and the place decide which, however the batch is cut
+    into passes.
+    """
+    if examples is None:
+        return faces
+    chance, which, mirrored = _draws(3, len(faces), key, first)
+    mirrored = mirrored if mirror else torch.ones_like(mirrored)
+    taken = examples[(which * len(examples)).long()].to(faces)
+    taken = torch.where((mirrored < 0.5).to(faces.device).view(-1, 1, 1, 1), taken.flip(-1), taken)
+    return torch.where((chance < share).to(faces.device).view(-1, 1, 1, 1), taken, faces)
+
+
+@torch.no_grad()
+def held_out_score(
+    average: Restorer,
+    objective: Objective,
+    pairs: Pairs,
+    held: list[int],
+    config: FinetuneConfig,
+    tell: Callable[[], None] = lambda: None,
+    filters: dict[int, Tensor] | None = None,
+) -> float:
+    """Mean weighted loss on the held-out pairs, lower is better. tell: called between the faces; may raise.
+
+    filters: see `batch_of`.
+    """
+    scores: list[float] = []
+    donors: Sequence[int | None] = [None] * len(held)
+    if config.judged_on == "transplanted" and len(held) > 1:
+        donors = [*held[1:], held[0]]
+    for face, donor in zip(held, donors, strict=True):
+        if scores:
+            tell()
+        batch = batch_of(pairs, [(face, False)], [donor], filters).placed(average)
+        with autocast(average.device, config.precision):
+            terms = objective.terms(average, batch).losses
+        scores.append(float(weighted(terms, config.weights)))
+    return sum(scores) / len(scores)
+
+
+def learning_rate(config: FinetuneConfig, done: float) -> float:
+    """The learning rate when `done`, 0 to 1, of the tuning is over."""
+    rise = min(1.0, (done + 1 / config.iterations) / config.warmup) if config.warmup else 1.0
+    if config.halve_at:
+        return rise * config.lr * 0.5 ** sum(done >= share for share in config.halve_at)
+    return rise * cosine(config.lr, config.lr_end, done)
+
+
+def fraction_done(progress: Progress, config: FinetuneConfig) -> float:
+    """0 at the start, 1 when the steps or the minutes are used up."""
+    by_steps = progress.step / config.iterations
+    return max(by_steps, progress.seconds / (60 * config.minutes)) if config.minutes else by_steps
+
+
+def cosine(start: float, end: float, done: float) -> float:
+    """Cosine from `start` at done = 0 to `end` at done = 1. Source: arXiv:1608.03983, eq. 5."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def average_decay(config: FinetuneConfig, step: int) -> float:
+    """Decay of the moving average at `step`, counted from 1: less in the first steps if it is to warm up."""
+    return min(config.ema, (1 + step) / (10 + step)) if config.ema_warmup else config.ema
+
+
+@torch.no_grad()
+def average_into(ema: nn.Module, net: nn.Module, decay: float) -> None:
+    """ema <- decay ema + (1 - decay) net; buffers that are not numbers with a fraction are copied."""
+    for kept, new in zip(ema.state_dict().values(), net.state_dict().values(), strict=True):
+        if kept.is_floating_point():
+            kept.lerp_(new, 1 - decay)
+        else:
+            kept.copy_(new)
+
+
+def checkpoint_for(
+    checkpoint: Path, fingerprint: str, config: FinetuneConfig
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """The state that a tuning of this fingerprint goes on from, now in `checkpoint`, and what is to be said of another.
+
+    A checkpoint of another fingerprint is moved to where `aside_of` says, and nothing is lost: the tuning that it is of
+    goes on from there once it is asked for again. Raises ValueError if the file is not a checkpoint.
+    """
+    state = _read_checkpoint(checkpoint) if checkpoint.exists() else None
+    if state and state["fingerprint"] == fingerprint:
+        return state, []
+    said = []
+    if state:
+        kept = aside_of(checkpoint, str(state["fingerprint"]))
+        note(kept, checkpoint)
+        move(checkpoint, kept)
+        why, step = changed_since(_settings_of(state), config), _steps_of(state)
+        said = [f"{why} changed since the checkpoint of step {step}, which is kept as {printable(kept.name)}"]
+    earlier = aside_of(checkpoint, fingerprint)
+    if earlier.exists():
+        state = _read_checkpoint(earlier)
+        if state["fingerprint"] == fingerprint:
+            note(checkpoint, earlier)
+            move(earlier, checkpoint)
+            log.info(
+                "%s", "; ".join([*said, f"tuning goes on from {printable(earlier.name)}, kept of an earlier time"])
+            )
+            return state, []
+    if said:
+        said = [f"{said[0]}; tuning started anew"]
+        log.warning("%s", said[0])
+    return None, said
+
+
+def aside_of(checkpoint: Path, fingerprint: str) -> Path:
+    """Where a checkpoint of this fingerprint is kept while `checkpoint` is of another: one file a fingerprint."""
+    digest = hashlib.sha256(fingerprint.encode()).hexdigest()[:12]
+    return checkpoint.with_name(f"{checkpoint.stem}-{digest}{checkpoint.suffix}")
+
+
+def changed_since(before: dict[str, Any], config: FinetuneConfig) -> str:
+    """Which lasting settings differ from those of a checkpoint, by name; if none does, it was the faces or targets."""
+    names = [name for name, value in config.lasting.items() if name in before and before[name] != value]
+    return ", ".join(names) or "faces, targets or the base restorer"
+
+
+def note_new_interval(progress: Progress, before: Any, config: FinetuneConfig) -> None:
+    """Note in `progress` that comparisons are made at other steps from here on, if they are."""
+    if type(before) is int and before != config.judge_every:
+        since = f"judge_every was {before} up to step {progress.step}"
+        progress.notes.append(f"{since} and is {config.judge_every} from the next comparison on")
+        log.info("%s", progress.notes[-1])
+
+
+def _settings_of(state: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a checkpoint names; none in one of an earlier version."""
+    settings = state.get("settings")
+    return settings if isinstance(settings, dict) else {}
+
+
+def _steps_of(state: dict[str, Any]) -> int:
+    progress = state.get("progress")
+    step = progress.get("step") if isinstance(progress, dict) else 0
+    return step if type(step) is int else 0
+
+
+def _seeded(seed: int, make: Callable[[], UNetDiscriminator]) -> UNetDiscriminator:
+    """`make()` with torch's global generator of the CPU seeded for its duration; no other generator is touched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return make()
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    return {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+
+def _progress(state: dict[str, Any]) -> Progress:
+    pairs = {k: [tuple(p) for p in v] for k, v in state["losses"].items()}
+    lists = {"losses": pairs, "held_out": [tuple(p) for p in state["held_out"]]}
+    return Progress(**{**state, **lists, "notes": [str(note) for note in state.get("notes", [])]})
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        state = copy.deepcopy(read_pickle(path))  # apart from the file, which is about to be replaced
+    except ValueError as error:
+        raise ValueError(f"{printable(path)}: not a readable checkpoint; delete it to tune anew") from error
+    if not isinstance(state, dict) or "fingerprint" not in state:
+        raise ValueError(f"{printable(path)}: not a checkpoint of a tuning; delete it to tune anew")
+    return state

@@ -1,0 +1,101 @@
+"""What a step of the tuning asks of a restorer: the pixels of the pseudo targets, or their codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..restorers import Restorer
+from ..restorers.codeformer import CodeFormer, code_losses
+from .losses import ImageLoss, pixel_loss, texture_loss
+
+
+class Batch(NamedTuple):
+    """lq, target: (B, 3, S, S) RGB in [0, 1]. keys: (face, mirrored) of each, by which codes are kept."""
+
+    lq: Tensor
+    target: Tensor
+    keys: list[tuple[int, bool]]
+
+    def placed(self, restorer: Restorer) -> Batch:
+        """This batch where and how `restorer` wants it."""
+        return Batch(restorer.placed(self.lq), self.target.to(restorer.device), self.keys)
+
+
+class Terms(NamedTuple):
+    """losses: unweighted, by the name of their weight in the settings. restored: for the discriminator, or None."""
+
+    losses: dict[str, Tensor]
+    restored: Tensor | None
+
+
+class Objective(Protocol):
+    def terms(self, student: Restorer, batch: Batch) -> Terms: ...
+
+    def anchor(self, student: Restorer, lq: Tensor) -> dict[str, Tensor]:
+        """Terms that hold the student to what the base makes of `lq`."""
+        ...
+
+
+class Pixels:
+    """Image losses: of SwinIR, GFPGAN, RestoreFormer and the embedded restorer. Terms of weight 0 are not computed."""
+
+    def __init__(self, base: Restorer, weights: Mapping[str, float], perceptual: ImageLoss | None) -> None:
+        self.base, self.weights, self.perceptual = base, weights, perceptual
+
+    def terms(self, student: Restorer, batch: Batch) -> Terms:
+        restored = student(batch.lq)
+        losses = self._compare(restored.float(), batch.target)
+        if self.weights["perceptual"] and self.perceptual is not None:
+            losses["perceptual"] = self.perceptual(restored.float(), batch.target)
+        return Terms(losses, restored)
+
+    def anchor(self, student: Restorer, lq: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            wanted = self.base(lq).float().clamp(0, 1)
+        return self._compare(student(lq).float(), wanted)
+
+    def _compare(self, restored: Tensor, target: Tensor) -> dict[str, Tensor]:
+        losses = {"l1": pixel_loss(restored, target)}
+        if self.weights["texture"]:
+            losses["texture"] = texture_loss(restored, target)
+        return losses
+
+
+class CodesOf:
+    """Code losses: of CodeFormer. The codes of a pseudo target are computed by the base, once, and kept."""
+
+    def __init__(self, base: CodeFormer) -> None:
+        self.base = base
+        self._kept: dict[tuple[int, bool], Tensor] = {}
+
+    def terms(self, student: Restorer, batch: Batch) -> Terms:
+        missing = [i for i, key in enumerate(batch.keys) if key not in self._kept]
+        if missing:
+            for i, codes in zip(missing, self.base.target_codes(batch.target[missing]).cpu(), strict=True):
+                self._kept[batch.keys[i]] = codes.short()
+        codes = torch.stack([self._kept[key] for key in batch.keys]).to(batch.lq.device).long()
+        return Terms(code_losses(_codeformer(student).codes(batch.lq), codes, self.base.codebook), None)
+
+    def anchor(self, student: Restorer, lq: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            codes = self.base.codes(lq).logits.argmax(2)
+        return code_losses(_codeformer(student).codes(lq), codes, self.base.codebook)
+
+
+def objective_of(base: Restorer, weights: Mapping[str, float], perceptual: ImageLoss | None) -> Objective:
+    """The objective that fits the restorer. weights: of the terms, by name."""
+    return CodesOf(base) if isinstance(base, CodeFormer) else Pixels(base, weights, perceptual)
+
+
+def weighted(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The sum of the terms by their weights."""
+    return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+
+
+def _codeformer(restorer: Restorer) -> CodeFormer:
+    assert isinstance(restorer, CodeFormer)  # a student is a copy of its base
+    return restorer

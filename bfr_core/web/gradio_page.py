@@ -1,0 +1,356 @@
+"""The web page: widgets, and which method of `page.Page` each calls. Long work is in `jobs`; the page only looks on."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..adaptation.adapt import SMALL
+from ..adaptation.published import RECIPES
+from ..damage.groups import LEAST
+from ..files.photos import printable
+from ..restoration.restore import CHOICES
+from . import gradio_compat as compat
+from .hosted import Wish
+from .page import (
+    ADVANCED,
+    MAX_UPLOAD_BYTES,
+    STYLE,
+    Choices,
+    Page,
+    changes_of,
+    failed,
+    restorers,
+    said,
+    value_at,
+)
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 2.0
+AUTH_VARIABLE = "BFR_UI_AUTH"
+INTRODUCTION = (
+    "Teach a face restorer the damage of your own photos: eight faces or more, all damaged the same way, or say under "
+    "Adapt that they are not."
+)
+MIXED = (
+    f"Groups of {LEAST} faces or more that share a damage are found, and each is adapted to by itself. When photos are "
+    "repaired, each face goes to the restorer for its damage, or to the base if it is like no group."
+)
+HOW = "recommended: what suits the restorer. published: arXiv:2410.04618 to the letter; slow, and not judged."
+REAL = "What the discriminator takes for real, where there is one. Empty: the clean faces that were imagined."
+ANOTHER = "another"  # run than any that was looked at, so that all is shown
+Shown = dict[Any, Any]  # component -> its new value; what is not in it stays as it is
+BEFORE = {"the damaged photo": "damaged", "the base restorer": "base"}
+
+
+def serve(runs: Path, allowed: Sequence[Path], port: int, listen: bool, auth: Path | None) -> tuple[Page, Any, str]:
+    """Start the page's server; the page, gradio's blocks (to close), and the address.
+
+    auth: file of lines user:password; without it, the environment variable BFR_UI_AUTH is looked at.
+    Raises ValueError without gradio or with a wrong login file, OSError if the port is taken.
+    """
+    logins = read_logins(auth)
+    if listen and not logins:
+        log.warning("anyone in your network can use this page: give --auth FILE, with a line user:password")
+    page = Page(runs, allowed)
+    compat.prepare(page.cache)
+    demo = build(page)
+    return page, demo, compat.launch(demo, port, listen, logins, MAX_UPLOAD_BYTES)
+
+
+def read_logins(file: Path | None) -> list[tuple[str, str]]:
+    """(user, password) pairs from a file, or from the environment. Raises ValueError for a line that is not one."""
+    content = file.read_text(encoding="utf-8") if file else os.environ.get(AUTH_VARIABLE, "")
+    lines = [line.strip() for line in content.splitlines() if line.strip()]
+    pairs = [(user, password) for user, _, password in (line.partition(":") for line in lines)]
+    if not all(user and password for user, password in pairs) or (file and not pairs):
+        raise ValueError(f"{file or AUTH_VARIABLE}: each line must be user:password")
+    return pairs
+
+
+def build(page: Page) -> Any:
+    """The page as `gradio.Blocks`; it may also be built inside another's, as a tab.
+
+    No network is loaded for it: what depends on one is filled in once the page is opened.
+    """
+    gr = compat.load()
+    on = compat.on
+    default = Choices()
+
+    with compat.blocks("BFR Adapt") as demo:
+        gr.HTML(f"{STYLE}<h2>BFR Adapt</h2><p>{INTRODUCTION}</p>")
+        name = gr.Dropdown([], label="Run", info="Past runs open here.", allow_custom_value=True, interactive=True)
+        message, state = gr.HTML(visible=False), gr.HTML()
+        seen = gr.State("")
+        with gr.Tab("1. Photos"):
+            with gr.Row():
+                with gr.Column():
+                    dropped = compat.uploads("Drop damaged photos here")
+                with gr.Column():
+                    folder = gr.Textbox(label="or name a folder", placeholder=_folders(page), max_lines=1)
+                    title = gr.Textbox(label="Name of the run", placeholder="optional", max_lines=1)
+                    aligned = gr.Checkbox(default.aligned, label="The pictures are cut-out, square faces already")
+            find = gr.Button("Find the faces", variant="primary")
+            faces_said = gr.HTML()
+            gallery = compat.gallery("Faces", visible=False)
+        with gr.Tab("2. Adapt"):
+            with gr.Row():
+                restorer = gr.Dropdown(restorers(), value=default.restorer, label="Restorer to teach", interactive=True)
+                minutes = gr.Number(default.minutes, label="Minutes of teaching at most", info="0: until it is done")
+            mixed = gr.Checkbox(default.mixed, label="My photos have different kinds of damage", info=MIXED)
+            with gr.Row():
+                first = gr.Button("First look (about two minutes)")
+                start = gr.Button("Adapt", variant="primary")
+                stop = gr.Button("Stop", interactive=False)
+            with gr.Accordion("Advanced", open=False):
+                advanced = []
+                for paths in _in_threes(list(ADVANCED)):
+                    with gr.Row():
+                        advanced += [_number(gr, path) for path in paths]
+                with gr.Row():
+                    min_face = gr.Number(
+                        default.min_face, label="Smallest face", info="Pixels of the photo.", precision=0
+                    )
+                    low_memory = gr.Checkbox(default.low_memory, label="Low memory: slower, for small graphics cards")
+                with gr.Row():
+                    how = gr.Dropdown(list(RECIPES), value=default.recipe, label="Recipe", info=HOW, interactive=True)
+                    real = gr.Textbox(default.real, label="Folder of good faces of anybody", info=REAL, max_lines=1)
+            progress, looked = gr.HTML(), gr.HTML()
+        with gr.Tab("3. Result"):
+            verdict = gr.HTML()
+            with gr.Row():
+                photo = gr.Dropdown([], label="Photo", allow_custom_value=True, interactive=True)
+                before = gr.Radio(list(BEFORE), value=next(iter(BEFORE)), label="Compare the adapted restorer with")
+            compare = gr.Button("Show before and after")
+            pictures, as_pictures = compat.comparison()
+            save = gr.Button("Save the restorer", variant="primary")
+            saved = gr.File(label="To take away", interactive=False, visible=False)
+            details = gr.HTML()
+        with gr.Tab("4. Repair photos"):
+            with gr.Row():
+                with gr.Column():
+                    to_repair = compat.uploads("Drop the photos to repair here")
+                with gr.Column():
+                    repair_folder = gr.Textbox(label="or name a folder", placeholder=_folders(page), max_lines=1)
+                    with_base = gr.Checkbox(False, label="Use the base restorer, not the adapted one")
+                    crops = gr.Checkbox(False, label="The pictures are cut-out, square faces already")
+                    strip_gps = gr.Checkbox(False, label="Leave out where the photos were taken")
+            repair = gr.Button("Repair", variant="primary")
+            archive = gr.File(label="Repaired photos", interactive=False, visible=False)
+        with gr.Tab("All runs"):
+            table = gr.HTML()
+            with gr.Row():
+                other = gr.Dropdown([], label="Compare the open run with", allow_custom_value=True, interactive=True)
+                compare_runs = gr.Button("Compare")
+            compared = gr.HTML()
+            with gr.Row():
+                sure = gr.Checkbox(False, label="Delete the open run, with its faces and its restorer")
+                delete = gr.Button("Delete", variant="stop")
+
+        chosen = [restorer, minutes, mixed, aligned, min_face, low_memory, how, real, *advanced]
+        shown = [
+            state,
+            progress,
+            looked,
+            faces_said,
+            gallery,
+            verdict,
+            details,
+            saved,
+            photo,
+            archive,
+            first,
+            start,
+            stop,
+            table,
+            other,
+            sure,
+            seen,
+        ]
+
+        def as_choices(*values: Any) -> Choices:
+            net, limit, by_group, square, smallest, lean, recipe, good, *rest = values
+            changes = changes_of(rest, page.defaults(net, recipe))
+            return Choices(net, limit or 0.0, square, int(smallest or 0), lean, changes, by_group, recipe, good or "")
+
+        def look(run: str | None, last: str) -> Shown:
+            """What of the run has to be shown anew: all of it if anything changed since `last`, else what moves."""
+            stamp = page.stamp(run)
+            if stamp == last:
+                active = stamp and page.status(page.run(run)).active
+                return {state: page.state(run), progress: page.progress(run)} if active else {seen: stamp}
+            nothing = gr.update(value=None, visible=False)
+            if not stamp:
+                words = dict.fromkeys((state, progress, looked, faces_said, verdict, details), "")
+                files = {
+                    gallery: gr.update(value=[], visible=False),
+                    photo: gr.update(choices=[], value=None),
+                    archive: nothing,
+                    saved: nothing,
+                }
+                return words | files | {table: page.table(), seen: stamp}
+            status, photos, repaired = page.status(page.run(run)), page.photos(run), page.repaired(run)
+            faces = page.faces(run)
+            goes_on = status.kind == "adapt" and status.state in ("cancelled", "stopped", "failed")
+            return {
+                state: page.state(run),
+                progress: page.progress(run),
+                looked: page.first_look(run),
+                faces_said: page.faces_said(run),
+                gallery: gr.update(value=faces, visible=bool(faces)),
+                verdict: page.verdict(run),
+                details: page.details(run),
+                photo: gr.update(choices=photos, value=photos[0] if photos else None),
+                saved: nothing,
+                archive: gr.update(value=str(repaired), visible=True) if repaired else nothing,
+                start: gr.update(value="Go on" if goes_on else "Adapt", interactive=not status.active),
+                first: gr.update(interactive=not status.active and bool(faces)),
+                stop: gr.update(interactive=status.active),
+                table: page.table(),
+                other: gr.update(choices=[name for name in page.names() if name != run]),
+                sure: gr.update(value=False, label=f"Delete {printable(str(run))}, with its faces and its restorer"),
+                seen: stamp,
+            }
+
+        def opened(run: str | None) -> Shown:
+            own = page.choices_of(run if run in page.names() else None)
+            values = [own.restorer, own.minutes, own.mixed, own.aligned, own.min_face, own.low_memory]
+            values += [own.recipe, own.real]
+            return dict(zip(chosen, [*values, *own.changes.values()], strict=True)) | look(run, ANOTHER)
+
+        def begin(files: Any, path: str, called: str, *values: Any) -> Shown:
+            run, problems = page.new_run(called or "", _paths(files), path or "", as_choices(*values))
+            return {name: gr.update(choices=page.names(), value=run), dropped: None, title: ""} | tell(
+                said("", problems)
+            )
+
+        def adapt(run: str | None, *values: Any) -> Shown:
+            page.adapt(run, as_choices(*values))
+            return look(run, ANOTHER) | tell("")
+
+        def look_first(run: str | None, *values: Any) -> Shown:
+            page.look_first(run, as_choices(*values))
+            return look(run, ANOTHER) | tell("")
+
+        def halt(run: str | None) -> Shown:
+            page.stop(run)
+            return tell(said("It stops after the step it is at; what it has is kept."))
+
+        def toggle(index: int, run: str | None) -> Shown:
+            page.toggle(run, index)
+            again = compat.let_go_of(page.faces(run))
+            return {faces_said: page.faces_said(run), gallery: again, seen: page.stamp(run)} | tell("")
+
+        def show(run: str | None, which: str | None, against: str) -> Shown:
+            files = page.before_after(run, which, BEFORE[against])
+            return dict(zip(pictures, as_pictures(files), strict=True)) | tell("")
+
+        def keep(run: str | None) -> Shown:
+            return {saved: gr.update(value=[str(path) for path in page.save(run)], visible=True)} | tell("")
+
+        def mend(run: str | None, files: Any, path: str, base: bool, no_gps: bool, square: bool) -> Shown:
+            problems = page.repair(run, _paths(files), path or "", base, no_gps, square)
+            return look(run, ANOTHER) | {to_repair: None} | tell(said("", problems))
+
+        def side_by_side(run: str | None, second: str | None) -> Shown:
+            return {compared: page.compare(run, second)} | tell("")
+
+        def remove(run: str | None, really: bool) -> Shown:
+            if not really:
+                raise ValueError("tick the box beside the button first: what is deleted is gone")
+            kept = page.delete(run)
+            others = f" Kept, because somebody else put it there or changed it: {', '.join(kept)}." if kept else ""
+            return {name: gr.update(choices=page.names(), value=page.latest()), sure: False} | tell(
+                said(f"{run} is deleted.{others}")
+            )
+
+        def reopened() -> Shown:
+            fields = dict(zip(advanced, page.defaults(default.restorer).values(), strict=True))
+            return fields | {name: gr.update(choices=page.names(), value=page.latest()), table: page.table()}
+
+        def recipe_of(net: str, recipe: str) -> Shown:
+            return dict(zip(advanced, page.defaults(net, recipe).values(), strict=True))
+
+        def tell(line: str) -> Shown:
+            return {message: gr.update(value=line, visible=bool(line))}
+
+        def safe(act: Callable[..., Shown]) -> Callable[..., Shown]:
+            """`act`; what cannot be done is said in one line on the page, and all else stays as it is."""
+
+            def answer(*values: Any) -> Shown:
+                try:
+                    return act(*values)
+                except (ValueError, OSError) as error:
+                    return tell(failed(error))
+
+            return answer
+
+        def wire(event: Any, act: Callable[..., Shown], inputs: list[Any], outputs: list[Any]) -> None:
+            on(event, safe(act), inputs, [message, *outputs])
+
+        wire(find.click, begin, [dropped, folder, title, *chosen], [name, dropped, title])
+        wire(name.change, opened, [name], [*chosen, *shown])
+        wire(start.click, adapt, [name, *chosen], shown)
+        wire(first.click, look_first, [name, *chosen], shown)
+        wire(stop.click, halt, [name], [])
+        wire(compare.click, show, [name, photo, before], pictures)
+        wire(save.click, keep, [name], [saved])
+        wire(repair.click, mend, [name, to_repair, repair_folder, with_base, strip_gps, crops], [to_repair, *shown])
+        wire(compare_runs.click, side_by_side, [name, other], [compared])
+        wire(delete.click, remove, [name, sure], [name, sure])
+        for choice in (restorer, how):
+            wire(choice.input, recipe_of, [restorer, how], advanced)
+        compat.on_select(gallery, safe(toggle), [name], [message, faces_said, gallery, seen])
+        compat.every(demo, LOOK_SECONDS, safe(look), [name, seen], [message, *shown])
+        on(demo.load, reopened, [], [name, table, *advanced], quiet=True)
+    return demo
+
+
+def build_tab(page: Page) -> Any:
+    """The page for a host's tab: what it shows lies in the page's own cache, which the host is to serve."""
+    demo = build(page)
+    compat.confine(demo, page.cache)
+    return demo
+
+
+def extras(runs: Sequence[str]) -> dict[str, Any]:
+    """Widgets for a host that restores a picture with an adapted restorer; by the names of `hosted.Wish`."""
+    gr, usual = compat.load(), Wish("")
+    with gr.Row():
+        restorer = gr.Dropdown(
+            list(runs), value=runs[0] if runs else None, label="Restorer", info="Adapted on the tab BFR Adapt."
+        )
+        visibility = gr.Slider(0.0, 1.0, usual.visibility, step=0.001, label="Visibility")
+        fidelity = gr.Slider(
+            0.0, 1.0, usual.fidelity, step=0.05, label="Fidelity", info="CodeFormer only; 1 stays closer to the photo."
+        )
+    with gr.Row():
+        faces = gr.Dropdown(list(CHOICES), value=usual.faces, label="Which faces")
+        numbers = gr.Textbox(usual.numbers, label="Numbers", info='For "numbered": from the left, such as 1, 3.')
+    return {"restorer": restorer, "visibility": visibility, "fidelity": fidelity, "faces": faces, "numbers": numbers}
+
+
+def _number(gr: Any, path: str) -> Any:
+    """With the value for the embedded restorer, which is the one that is chosen at first: gradio 4 sends 0 for none."""
+    label, hint = ADVANCED[path]
+    value = value_at(SMALL, path)
+    return gr.Number(value, label=label, info=hint or None, precision=0 if isinstance(value, int) else None)
+
+
+def _in_threes(values: list[str]) -> list[list[str]]:
+    return [values[i : i + 3] for i in range(0, len(values), 3)]
+
+
+def _folders(page: Page) -> str:
+    outer = [folder for folder in page.allowed if not set(folder.parents) & set(page.allowed)]
+    inside = " or ".join(map(str, outer))
+    return f"inside {inside}" if inside else f"{page.how_to_allow} to name folders here"
+
+
+def _paths(files: Any) -> list[str]:
+    """Uploaded files as paths; older gradio gives objects with a name."""
+    return [str(getattr(file, "name", file)) for file in files or []]

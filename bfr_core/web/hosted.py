@@ -1,0 +1,122 @@
+"""For a host that has pictures of its own: the adapted restorers of a page's runs, by name; arrays in, arrays out."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..faces.detect import load_detector
+from ..files.photos import Photo, printable
+from ..restoration.restore import FindFaces, RestoreConfig, RestoredPhoto, restore_photo
+from ..restorers import Restorer
+from ..restorers.codeformer import CodeFormer, with_fidelity
+from .page import Page
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be done with a picture's faces.
+
+    restorer: the name of a run. visibility: 0 keeps the picture, 1 takes the restored faces. fidelity: CodeFormer only,
+    0 cleaner to 1 closer to the picture. faces, numbers: as in `RestoreConfig`.
+    """
+
+    restorer: str
+    visibility: float = 1.0
+    fidelity: float = CodeFormer.fidelity_weight
+    faces: str = "all"
+    numbers: str = "1"
+
+    def config(self) -> RestoreConfig:
+        """Raises ValueError for a setting that does not exist."""
+        return RestoreConfig(blend=self.visibility, faces=self.faces, numbers=self.numbers or "1")
+
+
+def wish_of(given: dict[str, Any]) -> Wish | None:
+    """A wish from settings by name; those missing or None keep their defaults, others are passed over.
+
+    None if no restorer is named.
+    """
+    known = {name: given[name] for name in Wish.__dataclass_fields__ if given.get(name) is not None}
+    return Wish(**known) if known.get("restorer") else None
+
+
+class Hosted:
+    """The page of a host, and its adapted restorers at work on the host's own pictures, one picture at a time."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self._one_at_a_time = threading.Lock()  # detectors keep notes while they look
+        self._detector: tuple[tuple[Any, ...], FindFaces] | None = None
+
+    def names(self) -> list[str]:
+        """Runs that have an adapted restorer, in alphabetical order."""
+        return sorted(self.page.adapted())
+
+    def restore(self, picture: np.ndarray, wish: Wish) -> tuple[np.ndarray, RestoredPhoto]:
+        """`picture` (H, W, 3) uint8 RGB with its faces restored, all else untouched, and what was done.
+
+        Raises ValueError for a restorer or a setting that does not exist, or if every face failed.
+        """
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+        result = self.restored(pixels, wish)
+        made = result.pixels.mul(255).round().clamp(0, 255).byte().permute(1, 2, 0)
+        return np.ascontiguousarray(made.cpu().numpy()), result
+
+    def restore_file(self, photo: Photo, wish: Wish) -> tuple[Photo, RestoredPhoto]:
+        """`photo` with its faces restored and with the record of that."""
+        result = self.restored(photo.pixels, wish)
+        return replace(photo, pixels=result.pixels, record=photo.record.with_step(result.step)), result
+
+    def restored(self, pixels: Tensor, wish: Wish) -> RestoredPhoto:
+        """As `restore`, (3, H, W) in [0, 1]."""
+        config = wish.config()
+        with self._one_at_a_time:
+            restorer = with_fidelity(self._restorer(wish.restorer), wish.fidelity)
+            result = restore_photo(pixels, restorer, config, self._detector_for(restorer, config))
+        for reason in result.skipped:
+            log.warning("%s: %s", printable(wish.restorer), printable(reason))
+        wrong = [reason for reason in result.skipped if " failed: " in reason]
+        if wrong and not result.faces:
+            raise ValueError(f"{printable(wish.restorer)}: {printable(wrong[0])}")
+        return result
+
+    def forget(self) -> None:
+        """Give the memory of networks back."""
+        with self._one_at_a_time:
+            self._detector = None
+            self.page.forget()
+
+    def _restorer(self, name: str) -> Restorer:
+        if name not in self.page.adapted():
+            known = ", ".join(map(printable, self.names())) or "none yet: adapt one on the tab BFR Adapt"
+            raise ValueError(f"{printable(name)}: there is no adapted restorer of this name; there are: {known}")
+        return self.page.loaded(self.page.run(name).result)
+
+    def _detector_for(self, restorer: Restorer, config: RestoreConfig) -> FindFaces:
+        key = (config.detector, config.threshold, str(restorer.device))
+        if self._detector is None or self._detector[0] != key:
+            self._detector = key, load_detector(config.detector, config.threshold, restorer.device)
+        return self._detector[1]
+
+
+def in_words(result: RestoredPhoto) -> str:
+    """What was done, for the picture's record: how many faces, and that they were generated."""
+    if not result.faces:
+        return "no face restored"
+    return f"{len(result.faces)} of {result.found} faces restored; their details are generated"
+
+
+def existing(folders: Iterable[str | Path | None]) -> list[Path]:
+    """Those of the folders that are there, each once."""
+    return list(dict.fromkeys(Path(folder).resolve() for folder in folders if folder and Path(folder).is_dir()))

@@ -1,0 +1,150 @@
+"""A host's page by HTTP: runs started, watched and stopped, and a picture restored, for programs.
+
+GET  PREFIX/runs                 names, states, verdicts
+POST PREFIX/runs                 {"folder", "name", "restorer", "minutes", "aligned"} -> {"run"}; looks for the faces
+POST PREFIX/runs/NAME/adapt      {"minutes", "mixed", "changes"} -> the run; the same call goes on with one that was
+                                 stopped; mixed: true for one adaptation for each kind of damage
+POST PREFIX/runs/NAME/stop       -> the run
+POST PREFIX/restore              {"image": base64, "restorer": run, "visibility", "fidelity", "faces", "numbers"}
+                                 -> {"image": base64 of a PNG, "info"}
+What cannot be done is answered with 400 and {"detail": one line}.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from ..adaptation.published import RECOMMENDED, recipe_of
+from ..files.ownership import scratch
+from ..files.photos import read_photo, write_photo
+from ..files.records import read_table
+from .hosted import Hosted, in_words, wish_of
+from .page import ADVANCED, MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS, Choices, Page, value_at
+
+PREFIX = "/bfr-adapt/v1"
+Reply = dict[str, Any]
+
+
+def add_routes(app: Any, hosted: Hosted, logins: Mapping[str, str]) -> None:
+    """Answer below `PREFIX` in a FastAPI `app`; with `logins`, user -> password, only to who gives one (HTTP Basic)."""
+    import fastapi
+
+    def guard(request: Any) -> None:
+        if logins and not logged_in(request.headers.get("authorization", ""), logins):
+            raise fastapi.HTTPException(401, "Incorrect username or password", {"WWW-Authenticate": "Basic"})
+
+    guard.__annotations__["request"] = fastapi.Request  # FastAPI looks for this to know what to pass
+
+    def safe(act: Callable[[], Reply]) -> Reply:
+        try:
+            return act()
+        except (ValueError, TypeError, OverflowError, OSError) as error:
+            line = (str(error) or type(error).__name__).splitlines()[0]
+            raise fastapi.HTTPException(400, line) from None
+
+    page, given = hosted.page, fastapi.Body({})
+
+    def runs() -> Reply:
+        return {"runs": [about(page, name) for name in page.names()]}
+
+    def start(body: dict[str, Any] = given) -> Reply:
+        return safe(lambda: {"run": new_run(page, body)})
+
+    def adapt(name: str, body: dict[str, Any] = given) -> Reply:
+        return safe(lambda: go_on(page, name, body))
+
+    def stop(name: str) -> Reply:
+        def act() -> Reply:
+            page.stop(name)
+            return about(page, name)
+
+        return safe(act)
+
+    def restore(body: dict[str, Any] = given) -> Reply:
+        return safe(lambda: restored(hosted, body))
+
+    for path, act, method in (
+        ("/runs", runs, "GET"),
+        ("/runs", start, "POST"),
+        ("/runs/{name}/adapt", adapt, "POST"),
+        ("/runs/{name}/stop", stop, "POST"),
+        ("/restore", restore, "POST"),
+    ):
+        app.add_api_route(PREFIX + path, act, methods=[method], dependencies=[fastapi.Depends(guard)])
+
+
+def logged_in(header: str, logins: Mapping[str, str]) -> bool:
+    """Whether an Authorization header carries one of the logins."""
+    kind, _, code = header.partition(" ")
+    try:
+        user, _, password = base64.b64decode(code, validate=True).decode().partition(":")
+    except ValueError:  # not base64, not UTF-8, or not ASCII to begin with
+        return False
+    known = user in logins
+    right = hmac.compare_digest(password.encode(), logins.get(user, "").encode())
+    return kind.lower() == "basic" and known and right
+
+
+def about(page: Page, name: str) -> Reply:
+    """A run's last job, whether it has a restorer, and its verdict ("" if none). What is damaged is its error."""
+    run = page.run(name)
+    status = asdict(page.status(run))
+    kept = {key: status[key] for key in ("kind", "state", "stage", "step", "steps", "seconds_left", "error")}
+    try:
+        verdict = read_table(run.folder / "report.json", verdict=str).get("verdict", "")
+    except ValueError as error:
+        verdict, kept["error"] = "", kept["error"] or str(error)
+    return {"name": name, "verdict": verdict, "adapted": run.result.is_file()} | kept
+
+
+def new_run(page: Page, body: Mapping[str, Any]) -> str:
+    """Make a run from a folder, and look for its faces. Raises ValueError for a setting of another type."""
+    own = Choices(
+        restorer=str(body.get("restorer", "embedded")),
+        minutes=float(body.get("minutes", 0.0)),
+        aligned=bool(body.get("aligned", False)),
+        recipe=str(body.get("recipe", RECOMMENDED)),
+        real=str(body.get("real", "")),
+    )
+    name, _ = page.new_run(str(body.get("name", "")), [], str(body.get("folder", "")), own)
+    return name
+
+
+def go_on(page: Page, name: str, body: Mapping[str, Any]) -> Reply:
+    """Adapt, by what was chosen for the run, with `changes` to it."""
+    own = page.choices_of(name)
+    changes = body.get("changes", {})
+    if not isinstance(changes, Mapping) or not set(changes) <= set(ADVANCED):
+        raise ValueError(f"changes must be settings among {', '.join(ADVANCED)}")
+    config = recipe_of(page.restorer_named(own.restorer), own.recipe)
+    typed = {path: type(value_at(config, path))(value) for path, value in changes.items()}
+    minutes = float(body.get("minutes", own.minutes))
+    mixed = bool(body.get("mixed", own.mixed))
+    page.adapt(name, replace(own, minutes=minutes, mixed=mixed, changes=dict(own.changes) | typed))
+    return about(page, name)
+
+
+def restored(hosted: Hosted, body: Mapping[str, Any]) -> Reply:
+    """A picture with its faces restored, as PNG with its record."""
+    wish = wish_of(dict(body))
+    if wish is None:
+        raise ValueError(f"restorer is missing; name one of {', '.join(hosted.names()) or 'none yet'}")
+    code = str(body.get("image", "")).rpartition(",")[2]  # also as a data: address
+    if len(code) > MAX_UPLOAD_BYTES * 4 // 3:
+        raise ValueError(f"the image is larger than {MAX_UPLOAD_BYTES >> 20} MB")
+    with scratch(hosted.page.cache / "api", ".png") as path:
+        path.write_bytes(_decoded(code))
+        photo, result = hosted.restore_file(read_photo(path, MAX_UPLOAD_PIXELS), wish)
+        write_photo(path, photo)
+        return {"image": base64.b64encode(path.read_bytes()).decode(), "info": in_words(result)}
+
+
+def _decoded(code: str) -> bytes:
+    try:
+        return base64.b64decode(code, validate=True)
+    except ValueError:  # also for letters that are not ASCII
+        raise ValueError("image must be a picture file in base64") from None

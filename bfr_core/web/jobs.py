@@ -1,0 +1,461 @@
+"""Jobs in the background, one per run folder: they outlive whoever started them, and anyone may ask how far they are.
+
+Nothing here knows a page: a job is a thread that calls a function and writes down what its callback hears.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from ..adaptation.adapt import StageCallback, adapt, collect_faces
+from ..adaptation.first_look import first_look
+from ..adaptation.forecast import Forecast, forecast_run, tell_before
+from ..adaptation.per_damage import ONE_DAMAGE, adapt_mixed
+from ..adaptation.published import RECOMMENDED, settings_of
+from ..adaptation.report import report_adaptation
+from ..adaptation.run import Run
+from ..device import choose_device, release_memory
+from ..diffusion.prior import load_prior
+from ..files.ownership import delete, is_own
+from ..files.photos import printable, replace_atomically, to_unit
+from ..files.records import read_table, write_json
+from ..files.stages import is_held
+from ..restoration.restore import RestoreConfig, restore_folder
+from ..restorers import load_restorer
+from ..training.finetune import Progress
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["faces", "look", "adapt", "repair"]
+State = Literal["new", "waiting", "running", "elsewhere", "done", "cancelled", "failed", "stopped"]
+WRITE_SECONDS = 2.0
+TURN_SECONDS = 0.2  # between two looks whether a waiting job's turn has come
+MOST_POINTS = 200  # of a curve
+MOST_NOTES = 100
+
+
+class Cancelled(Exception):
+    """Raised inside a job that was told to stop."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job made: a file, by its path in the run folder, and what there is to say of it, in lines."""
+
+    file: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far the last job of a run is.
+
+    state: "new" if there is nothing yet, "stopped" if the job's process ended before the job did, "elsewhere" while a
+    process that has no jobs, such as the command line, is at work on the run.
+    stage, step, steps: as in `adaptation.StageCallback`. seconds_left: of this stage; None if that is not known yet.
+    group, groups: which group of damages the stages are of, from 1, and how many there are; 0 if there are none.
+    error: why it failed, in one line. file, notes: see `Outcome`. curves: (step, value) by name, while tuning.
+    """
+
+    kind: str = ""
+    state: State = "new"
+    stage: str = ""
+    step: int = 0
+    steps: int = 0
+    seconds_left: float | None = None
+    group: int = 0
+    groups: int = 0
+    error: str = ""
+    file: str = ""
+    notes: tuple[str, ...] = ()
+    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+
+    @property
+    def active(self) -> bool:
+        return self.state in ("waiting", "running", "elsewhere")
+
+
+Work = Callable[[StageCallback], Outcome]
+
+
+class Jobs:
+    """The jobs of this process. They take turns: a second one waits until the first is over."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[Path, _Job] = {}
+        self._guard = threading.Lock()
+        self._turn = threading.Lock()
+
+    def start(self, run: Run, kind: Kind, work: Work, tuning_seconds: float = 0.0) -> Status:
+        """Start `work` on the run; if a job of the run is under way already, in any process, that one goes on alone.
+
+        tuning_seconds: the tuning ends after so long, for the time left; 0 = no limit.
+        Raises OSError if the run's folder cannot be made, ValueError if it is somebody else's.
+        """
+        with self._guard:
+            status = self.status(run)
+            if status.active:
+                return status
+            run.claim()
+            job = self._jobs[_key(run)] = _Job(run, kind, work, self._turn, tuning_seconds)
+            job.thread.start()
+            return job.status
+
+    def status(self, run: Run) -> Status:
+        """Of the run's last job, whichever process it ran in."""
+        job = self._jobs.get(_key(run))
+        return read_status(run) if job is None or job.on_disk else job.status
+
+    def preview(self, run: Run) -> Tensor | None:
+        """The last picture that the job drew, (3, S, S) in [0, 1]."""
+        job = self._jobs.get(_key(run))
+        return job.preview if job and job.status.active else None
+
+    def cancel(self, run: Run) -> None:
+        """Tell the run's job to stop after the step it is at; what it has is kept.
+
+        Raises ValueError if it is another process that is at work on the run.
+        """
+        job = self._jobs.get(_key(run))
+        if job and not job.on_disk:
+            job.told_to_stop.set()
+        elif self.status(run).active:
+            raise ValueError(f"{printable(run.folder.name)}: another program is at work on it; stop it there")
+
+    def stop_all(self, seconds: float = 60.0) -> None:
+        """Tell every job to stop, and give them so long to keep what they have."""
+        jobs = list(self._jobs.values())
+        for job in jobs:
+            job.told_to_stop.set()
+        end = time.monotonic() + seconds
+        for job in jobs:
+            job.thread.join(max(0.0, end - time.monotonic()))
+
+    def wait(self, run: Run, seconds: float = 60.0) -> Status:
+        """The status once the run's job is over, or after so many seconds."""
+        job = self._jobs.get(_key(run))
+        if job:
+            job.thread.join(seconds)
+        return self.status(run)
+
+
+def read_status(run: Run) -> Status:
+    """What the run folder says of its last job, or of what was done to the run since without one.
+
+    Where job.json is damaged, the job failed, by that reason; starting it again writes the file anew.
+    """
+    try:
+        status = _kept_status(_record(run))
+    except (ValueError, OSError) as error:
+        status = Status(state="failed", error=_line(error))
+    if status.active and is_held(_lock(run)):
+        return status
+    if run.busy():
+        return Status("adapt", "elsewhere")
+    if status.active:
+        status = replace(status, state="stopped", seconds_left=None)
+    return _without_a_job(run, status) or status
+
+
+def _kept_status(record: Path) -> Status:
+    """The status in a job.json. Raises ValueError naming the file if it is damaged."""
+    text, whole = dict.fromkeys(("kind", "state", "stage", "error", "file"), str), ("step", "steps", "group", "groups")
+    kinds = text | dict.fromkeys(whole, int) | {"seconds_left": (int, float, type(None)), "notes": list, "curves": dict}
+    kept = read_table(record, **kinds)
+    known = {name: kept[name] for name in Status.__dataclass_fields__ if name in kept}
+    try:
+        known["notes"] = tuple(map(str, kept.get("notes", ())))
+        known["curves"] = {str(name): points_of(c) for name, c in kept.get("curves", {}).items()}
+        if kept.get("state", "new") not in get_args(State):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ValueError(f"{printable(record.name)}: is damaged; start the run again to make it anew") from None
+    return Status(**known)
+
+
+def points_of(curve: Any) -> list[tuple[int, float]]:
+    """A curve out of a JSON file as (step, value); steps without a value are left out.
+
+    Raises TypeError or ValueError if it is none.
+    """
+    return [(int(step), float(value)) for step, value in curve if value is not None]
+
+
+def _without_a_job(run: Run, last: Status) -> Status | None:
+    """What the command line made of the run after its last job; None if nothing that is of a later stage."""
+    if run.result.is_file() and _written(run.report) > _written(_record(run)):
+        return Status("adapt", "done")
+    if last.state != "new":
+        return None
+    if run.checkpoint.is_file() or (run.targets / "stage.json").is_file() or run.by_group():
+        return Status("adapt", "stopped")
+    return Status("faces", "done") if (run.faces / "faces.json").is_file() else None
+
+
+class _Job:
+    """A thread, and what is known of it. on_disk: the run folder knows all that there is to know."""
+
+    def __init__(self, run: Run, kind: Kind, work: Work, turn: threading.Lock, tuning_seconds: float) -> None:
+        self.run, self.work, self.turn, self.tuning_seconds = run, work, turn, tuning_seconds
+        self.status = Status(kind, "waiting")
+        self.preview: Tensor | None = None
+        self.on_disk = False
+        self.told_to_stop = threading.Event()
+        self.foretold: tuple[str, ...] = ()
+        self._written = self._first_time = 0.0
+        self._first_step = 0
+        self.thread = threading.Thread(target=self._run, name=f"bfr-{kind}", daemon=True)
+
+    def _run(self) -> None:
+        from filelock import FileLock, Timeout
+
+        try:
+            with FileLock(_lock(self.run), timeout=1):
+                self._work()
+            self.on_disk = True
+        except Timeout:  # another process was faster and has the job
+            self.on_disk = True
+        except (OSError, ValueError) as error:
+            self.status = replace(self.status, state="failed", error=_line(error))
+
+    def _work(self) -> None:
+        try:
+            self._write()
+            while not self.turn.acquire(timeout=TURN_SECONDS):
+                self._check()
+            try:
+                self.status = replace(self.status, state="running")
+                self._write()
+                made = self.work(self._step)
+            finally:
+                self.turn.release()
+            self.status = replace(self.status, state="done", file=made.file, notes=made.notes[:MOST_NOTES])
+        except Cancelled:
+            self.status = replace(self.status, state="cancelled")
+        except Exception as error:  # nobody is above a thread to hear of it: the status is where it is seen
+            if not isinstance(error, (ValueError, OSError)):
+                log.exception("the job failed")
+            self.status = replace(self.status, state="failed", error=_line(error))
+        self.preview = None
+        release_memory()
+        self.status = replace(self.status, seconds_left=None)
+        self._write()
+
+    def _step(self, stage: str, step: int, steps: int, detail: Any) -> None:
+        if stage == "group":
+            self.status = replace(self.status, group=step, groups=steps, curves={})
+            self._check()
+            return
+        now = time.monotonic()
+        if stage != self.status.stage:
+            self._first_time, self._first_step = now, step
+        left = None
+        if step > self._first_step:
+            left = (now - self._first_time) / (step - self._first_step) * (steps - step)
+        curves = self.status.curves
+        if isinstance(detail, Progress):
+            curves = {name: thinned(points) for name, points in detail.losses.items()}
+            if detail.held_out:
+                curves["held-out faces"] = thinned(detail.held_out)
+            if limit := self.tuning_seconds / max(1, self.status.groups):
+                left = min(left or limit, max(0.0, limit - detail.seconds))
+            self.status = replace(self.status, notes=(*self.foretold, *detail.notes))
+        elif isinstance(detail, Forecast):
+            self.foretold = tuple(detail.lines())
+            self.status = replace(self.status, notes=self.foretold)
+        elif isinstance(detail, Tensor):
+            self.preview = to_unit(detail[0].cpu()) if detail.ndim == 4 else detail.cpu()
+        self.status = replace(
+            self.status, stage=stage, step=step, steps=steps, seconds_left=left, curves=curves
+        )  # one assignment: readers in other threads see the old status or the new one
+        if now - self._written > WRITE_SECONDS:
+            self._write()
+        self._check()
+
+    def _check(self) -> None:
+        if self.told_to_stop.is_set():
+            raise Cancelled
+
+    def _write(self) -> None:
+        write_json(_record(self.run), asdict(self.status))
+        self._written = time.monotonic()
+
+
+def thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Evenly chosen points, about `MOST_POINTS`, and the last one."""
+    every = max(1, len(points) // MOST_POINTS)
+    return [*points[:-1:every], *points[-1:]]
+
+
+# ---------------------------------------------------------------- what jobs do
+
+
+def find_faces(
+    run: Run,
+    photos: Path,
+    restorer: str,
+    changes: Mapping[str, Any],
+    device: str = "auto",
+    recipe: str = RECOMMENDED,
+) -> Work:
+    """Take the faces from the photos, at the size that the restorer wants, and say what adapting to them will take."""
+
+    def work(callback: StageCallback) -> Outcome:
+        base = load_restorer(restorer).to(choose_device(device))
+        config = settings_of(base, recipe, changes)
+        with run.locked():
+            faces = collect_faces(photos, run, base.size, config.faces, callback, base.device)
+        problems = tuple(problem["problem"] for problem in faces.problems)
+        try:
+            prior = load_prior(config.prior).to(base.device)
+            whole = forecast_run(run, faces, base, prior, config, callback)
+        except (ValueError, FileNotFoundError) as error:  # the faces are there, whatever an adaptation to them may say
+            return Outcome(notes=(*problems, _line(error)))
+        return Outcome(notes=(*problems, *whole.lines()))
+
+    return work
+
+
+def adapt_restorer(
+    run: Run,
+    photos: Path,
+    restorer: str,
+    changes: Mapping[str, Any],
+    device: str = "auto",
+    mixed: bool = False,
+    recipe: str = RECOMMENDED,
+) -> Work:
+    """The whole adaptation, with its report; `changes` are made to the recipe of this name, by dotted path.
+
+    mixed: one for each group of faces that share a damage, see `mixed`.
+    """
+
+    def work(callback: StageCallback) -> Outcome:
+        base = load_restorer(restorer).to(choose_device(device))
+        config = settings_of(base, recipe, dict(changes) | {"restorer": restorer})
+        before = tell_before(callback)
+        if mixed:
+            found = adapt_mixed(photos, run.folder, config, callback, str(base.device), base, before)
+            return Outcome(run.result.name, () if found.groups else (ONE_DAMAGE,))
+        result = adapt(photos, run.folder, config, callback, str(base.device), base, before=before)
+        report_adaptation(result, config.finetune)
+        return Outcome(run.restorer.name, tuple(result.progress.notes))
+
+    return work
+
+
+def look_first(
+    run: Run,
+    photos: Path | None,
+    restorer: str,
+    changes: Mapping[str, Any],
+    device: str = "auto",
+    recipe: str = RECOMMENDED,
+) -> Work:
+    """The first look, see `first_look`; settings as in `adapt_restorer`."""
+
+    def work(callback: StageCallback) -> Outcome:
+        base = load_restorer(restorer).to(choose_device(device))
+        config = settings_of(base, recipe, dict(changes) | {"restorer": restorer})
+        look = first_look(photos, run, config, callback, str(base.device), base)
+        return Outcome(look.run.report.relative_to(run.folder).as_posix(), tuple(look.forecast.lines()))
+
+    return work
+
+
+def repair_photos(
+    run: Run,
+    photos: Path,
+    restorer: str | Path,
+    config: RestoreConfig,
+    aligned: bool = False,
+    strip_gps: bool = False,
+    device: str = "auto",
+) -> Work:
+    """Restore the photos into a zip in the run's folder `repaired`, under their own names."""
+
+    def work(callback: StageCallback) -> Outcome:
+        out = run.folder / "repaired" / "under way"
+        net = load_restorer(restorer).to(choose_device(device))
+        result = restore_folder(  # what it made stays if it is stopped, and is not made again
+            photos,
+            out,
+            net,
+            config,
+            aligned=aligned,
+            strip_gps=strip_gps,
+            callback=lambda step, steps, preview: callback("repair", step, steps, preview),
+        )
+        try:
+            if not any(file.faces for file in result.files):
+                said = "; ".join(printable(f"{f.path.as_posix()}: {f.reason}") for f in result.files[:3])
+                raise ValueError(f"none of the {len(result.files)} photos was restored: {said}")
+            numbered = (out.parent / f"repaired {number}.zip" for number in count(1))
+            archive = next(path for path in numbered if not os.path.lexists(path))
+            own = [path for path in sorted(out.rglob("[!.]*")) if is_own(path)]
+            replace_atomically(archive, partial(zip_files, out, own))
+        finally:
+            delete(out)
+        counts = ", ".join(f"{result.count(s)} {word}" for s, word in REPAIRED.items() if result.count(s))
+        reasons = ((f.path.as_posix(), "; ".join(filter(None, (f.reason, *f.notes)))) for f in result.files)
+        notes = [counts, *(f"{name}: {reason}" for name, reason in reasons if reason)]
+        return Outcome(archive.relative_to(run.folder).as_posix(), tuple(printable(note) for note in notes))
+
+    return work
+
+
+REPAIRED = {
+    "restored": "restored",
+    "kept": "done before it was stopped",
+    "no_face": "without a face, unchanged",
+    "failed": "failed",
+    "skipped": "left alone",
+    "left_out": "left out",
+}
+
+
+def zip_files(folder: Path, paths: Iterable[Path], archive: Path) -> None:
+    """Those of `paths`, below `folder`, that are files, as they are: pictures and weights hardly shrink."""
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
+        for path in paths:
+            if path.is_file():
+                file.write(path, path.relative_to(folder).as_posix())
+
+
+# ---------------------------------------------------------------- on disk
+
+
+def _key(run: Run) -> Path:
+    return run.folder.resolve()
+
+
+def _record(run: Run) -> Path:
+    return run.folder / "job.json"
+
+
+def _lock(run: Run) -> Path:
+    return run.folder / ".job.lock"
+
+
+def _written(path: Path) -> float:
+    """When it was written last; 0 if it is not there."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _line(error: Exception) -> str:
+    return printable((str(error) or type(error).__name__).splitlines()[0])

@@ -1,0 +1,498 @@
+"""The stages on a run folder, with networks of a few thousand parameters."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from bfr_core.adaptation.adapt import (
+    SMALL,
+    FaceConfig,
+    adapt,
+    collect_faces,
+    draw_targets,
+    faces_of,
+    gate_targets,
+    leave_out,
+    left_out_of,
+    match_in_order,
+    match_targets,
+    targets_of,
+)
+from bfr_core.adaptation.run import Run
+from bfr_core.adaptation.target_checks import GateConfig
+from bfr_core.diffusion.prior import load_prior
+from bfr_core.diffusion.sampler import SamplerConfig
+from bfr_core.files.ownership import LIST, is_own
+from bfr_core.files.photos import read_image, write_image
+from bfr_core.restorers import load_restorer
+
+ROOT = Path(__file__).resolve().parents[1]
+ALIGNED = FaceConfig(aligned=True)
+
+
+@pytest.fixture
+def config(tiny_restorer, tiny_prior):
+    return replace(
+        SMALL,
+        restorer=str(tiny_restorer),
+        prior=str(tiny_prior),
+        faces=ALIGNED,
+        targets=replace(SMALL.targets, t_clean=9, batch_size=4, sampler=SamplerConfig(t_start=50, factor=4, calls=3)),
+        finetune=replace(
+            SMALL.finetune, iterations=6, batch_size=4, micro_batch=4, judge_every=3, checkpoint_seconds=0
+        ),
+    )
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(stage, step):
+    def callback(name, done, total, detail):
+        if (name, done) == (stage, step):
+            raise Stop
+
+    return callback
+
+
+def weights(run_dir):
+    return load_file(run_dir / "restorer.safetensors")
+
+
+def test_an_adaptation_leaves_what_the_run_folder_promises(photos, config, tmp_path):
+    stages = []
+    result = adapt(photos, tmp_path, config, lambda stage, *_: stages.append(stage))
+    always = [stage for stage in dict.fromkeys(stages) if stage != "redraw"]  # where a target was refused
+    assert always == ["faces", "targets", "gate", "finetune"]
+    assert len(result.faces) == 10
+    for folder in ("faces", "restored", "targets"):
+        assert len(list((tmp_path / folder).glob("*.png"))) == 10
+    assert {"config.json", "restorer.safetensors", "log.txt"} <= {p.name for p in tmp_path.iterdir()}
+    assert not list(tmp_path.rglob("*.part*"))
+
+
+@pytest.mark.parametrize("stop", [("faces", 4), ("targets", 16), ("gate", 10), ("finetune", 4)], ids=str)
+def test_stopped_in_any_stage_and_run_again_gives_the_same_weights(photos, config, tmp_path, stop):
+    adapt(photos, tmp_path / "whole", config)
+    with pytest.raises(Stop):
+        adapt(photos, tmp_path / "broken", config, stop_at(*stop))
+    adapt(photos, tmp_path / "broken", config)
+    whole, broken = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert all(torch.equal(whole[k], broken[k]) for k in whole)
+
+
+def test_what_is_left_to_the_faces_is_read_off_them_once(photos, config, tmp_path, monkeypatch):
+    looked = []
+
+    def level(config, lq, restorer, prior, callback):
+        looked.append(len(lq))
+        callback(1, 1)
+        return replace(config, t_clean=7)
+
+    monkeypatch.setattr("bfr_core.adaptation.adapt.settled", level)
+    auto = replace(config, targets=replace(config.targets, t_clean="auto"))
+    stages = []
+    for _ in range(2):
+        result = adapt(photos, tmp_path, auto, lambda stage, *_: stages.append(stage))
+    assert looked == [10] and stages.count("examine") == 1
+    assert result.run.config()["targets"]["t_clean"] == 7 and json.loads(result.run.settled.read_text())["t_clean"] == 7
+    write_image(tmp_path / "photos" / "new.png", torch.rand(3, 32, 32))
+    adapt(tmp_path / "photos", tmp_path, auto)
+    assert looked == [10, 1]
+
+
+def test_a_sampler_left_to_the_faces_is_the_one_that_is_used(photos, config, tmp_path):
+    open_ = replace(config, targets=replace(config.targets, search=("t_start",)))
+    run = adapt(photos, tmp_path, open_).run
+    found, used = json.loads(run.settled.read_text()), run.config()["targets"]
+    assert found["t_start"] in (12, 25, 50, 100) and used["search"] == [] and found["factor"] == 4
+    assert all(used["sampler"][name] == found[name] for name in ("t_start", "t_constrain_end", "factor", "calls"))
+
+
+def spoiled_run(photos, config, folder):
+    """A run whose second target is of another tone; its faces, its targets, and the name of that face."""
+    run = Run(folder)
+    with run.locked():
+        faces = collect_faces(photos, run, 32, config.faces)
+    for i, name in enumerate(faces.names):
+        write_image(run.targets / f"{name}.png", (faces.batch(i, i + 1)[0] + (0.4 if i == 1 else 0.01)).clamp(0, 1))
+    return run, faces, targets_of(run, faces), faces.names[1]
+
+
+def test_the_gate_leaves_out_what_no_new_draw_mends(photos, config, tmp_path):
+    run, faces, files, spoiled = spoiled_run(photos, config, tmp_path)
+    tries = []
+
+    def redraw(lq, names, attempt):
+        tries.append((names, attempt))
+        return (lq + 0.4).clamp(0, 1)
+
+    accepted = gate_targets(run, faces, files, "made", GateConfig(limit=10), redraw)
+    assert set(files) - set(accepted) == {spoiled} and tries == [([spoiled], 1), ([spoiled], 2)]
+    found = json.loads(run.gate.read_text())
+    assert "low band" in found["refused"][spoiled] and set(found["checks"]) == set(files)
+    assert gate_targets(run, faces, files, "made", GateConfig(limit=10), redraw) == accepted and len(tries) == 2
+
+
+def test_the_gate_takes_a_new_draw_that_passes(photos, config, tmp_path):
+    run, faces, files, spoiled = spoiled_run(photos, config, tmp_path)
+    before = files[spoiled].read_bytes()
+    accepted = gate_targets(run, faces, files, "made", GateConfig(limit=10), lambda lq, names, attempt: lq + 0.01)
+    assert accepted[spoiled] == run.redrawn / f"{spoiled}.png" and accepted[spoiled].exists()
+    assert files[spoiled].read_bytes() == before  # so that a gate cut short finds what it found before
+
+
+def test_targets_that_are_all_unfit_are_an_error(photos, config, tmp_path, monkeypatch):
+    run, faces, files, _ = spoiled_run(photos, config, tmp_path)
+    monkeypatch.setattr("bfr_core.adaptation.adapt.refusals", lambda checks, *_: ["no"] * len(checks.low_band))
+    with pytest.raises(ValueError, match="none of the 10 targets is fit"):
+        gate_targets(run, faces, files, "made", GateConfig())
+
+
+def test_a_finished_run_does_nothing_again(photos, config, tmp_path):
+    adapt(photos, tmp_path, config)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.png")}
+    steps = []
+    adapt(photos, tmp_path, config, lambda stage, *_: steps.append(stage))
+    assert "finetune" not in steps
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.png")}
+
+
+def test_another_seed_makes_targets_anew_but_not_faces(photos, config, tmp_path):
+    adapt(photos, tmp_path, config)
+    face, target = (next((tmp_path / f).glob("*.png")) for f in ("faces", "targets"))
+    old_face, old_target = face.stat().st_mtime_ns, target.read_bytes()
+    adapt(photos, tmp_path, replace(config, targets=replace(config.targets, seed=1)))
+    assert face.stat().st_mtime_ns == old_face and target.read_bytes() != old_target
+
+
+def test_a_changed_photo_is_noticed(photos, config, tmp_path):
+    import shutil
+
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    run = Run(tmp_path / "run")
+    before = collect_faces(folder, run, 32, ALIGNED)
+    changed = next(folder.glob("*.png"))
+    write_image(changed, 1 - read_image(changed))
+    after = collect_faces(folder, run, 32, ALIGNED)
+    assert before.fingerprint != after.fingerprint
+
+
+def test_bad_photos_are_reported_and_the_others_used(photos, tmp_path):
+    import shutil
+
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "text.jpg").write_text("not a picture")
+    write_image(folder / "wide.png", torch.zeros(3, 10, 20))
+    found = collect_faces(folder, Run(tmp_path / "run"), 32, ALIGNED)
+    assert len(found) == 10
+    assert sorted(p["photo"] for p in found.problems) == ["text.jpg", "wide.png"]
+    assert json.loads((tmp_path / "run/faces/faces.json").read_text())["problems"] == found.problems
+
+
+def test_no_usable_photo_is_an_error(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "text.jpg").write_text("not a picture")
+    with pytest.raises(ValueError, match="no face could be taken from its 1 images"):
+        collect_faces(tmp_path / "photos", Run(tmp_path / "run"), 32, ALIGNED)
+
+
+def test_a_journal_cut_by_a_power_failure_is_mended(photos, tmp_path):
+    run = Run(tmp_path)
+    collect_faces(photos, run, 32, ALIGNED)
+    journal = run.faces / "photos.jsonl"
+    journal.write_text(journal.read_text()[:-20])
+    (run.faces / "faces.json").unlink()
+    assert len(collect_faces(photos, run, 32, ALIGNED)) == 10
+
+
+def test_a_faces_target_does_not_depend_on_its_batch(photos, config, tiny_restorer, tiny_prior, tmp_path):
+    restorer, prior = load_restorer(tiny_restorer), load_prior(tiny_prior)
+    made = []
+    for batch_size in (1, 4):
+        run = Run(tmp_path / str(batch_size))
+        faces = collect_faces(photos, run, 32, ALIGNED)
+        draw_targets(run, faces, restorer, prior, replace(config.targets, batch_size=batch_size, precision="float32"))
+        made.append(read_image(run.targets / f"{faces.names[5]}.png"))
+    assert (made[0] - made[1]).abs().max() <= 1.01 / 255
+
+
+def test_targets_never_hold_more_than_a_batch(photos, config, tiny_restorer, tiny_prior, tmp_path, monkeypatch):
+    import bfr_core.adaptation.adapt as module
+
+    sizes = []
+    real = module.make_pseudo_targets
+
+    def counted(lq, *rest):
+        sizes.append(len(lq))
+        return real(lq, *rest)
+
+    monkeypatch.setattr(module, "make_pseudo_targets", counted)
+    run = Run(tmp_path)
+    faces = collect_faces(photos, run, 32, ALIGNED)
+    draw_targets(run, faces, load_restorer(tiny_restorer), load_prior(tiny_prior), config.targets)
+    assert sizes == [4, 4, 2]
+
+
+COUNTED = """
+import resource, sys
+from pathlib import Path
+from bfr_core.adaptation import SMALL, FaceConfig, FaceSet, draw_targets
+from bfr_core.prior import load_prior
+from bfr_core.restorers import load_restorer
+from bfr_core.runs import Run
+
+count, face, restorer, prior, folder = int(sys.argv[1]), *map(Path, sys.argv[2:])
+run = Run(folder)
+run.faces.mkdir(parents=True)
+for i in range(count):
+    (run.faces / f"{i}.png").symlink_to(face)
+faces = FaceSet(run.faces, [str(i) for i in range(count)], "test", [])
+draw_targets(run, faces, load_restorer(restorer), load_prior(prior), SMALL.targets)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_ten_thousand_faces_need_no_more_memory_than_a_hundred(photos, tiny_restorer, tiny_prior, tmp_path):
+    peaks = []
+    for count in (100, 10_000):
+        places = [photos / "face 0.png", tiny_restorer, tiny_prior, tmp_path / str(count)]
+        command = [sys.executable, "-c", COUNTED, str(count), *map(str, places)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+        peaks.append(int(done.stdout) / 1024)
+    assert peaks[1] - peaks[0] < 50, f"{peaks[0]:.0f} MB for 100 faces, {peaks[1]:.0f} MB for 10,000"
+
+
+def test_targets_from_elsewhere_are_matched_by_name(photos, tmp_path):
+    faces = collect_faces(photos, Run(tmp_path / "run"), 32, ALIGNED)
+    folder = tmp_path / "targets"
+    write_image(folder / f"{faces.names[2]}.jpg", torch.zeros(3, 64, 64))
+    write_image(folder / "stranger.png", torch.zeros(3, 64, 64))
+    assert list(match_targets(faces, folder)) == [faces.names[2]]
+
+
+def test_targets_that_match_nothing_are_refused(photos, tmp_path):
+    faces = collect_faces(photos, Run(tmp_path / "run"), 32, ALIGNED)
+    write_image(tmp_path / "targets" / "stranger.png", torch.zeros(3, 64, 64))
+    with pytest.raises(ValueError, match="no target has the name of a face"):
+        match_targets(faces, tmp_path / "targets")
+
+
+def test_two_processes_never_share_a_run(tmp_path):
+    run = Run(tmp_path)
+    with run.locked(), pytest.raises(ValueError, match="in use by another process"), Run(tmp_path).locked():
+        pass
+    with run.locked():
+        pass
+
+
+def test_a_run_without_faces_says_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match="bfr faces"):
+        faces_of(Run(tmp_path))
+
+
+def test_pictures_in_order_become_targets(photos, tmp_path):
+    run = Run(tmp_path / "run")
+    faces = collect_faces(photos, run, 32, ALIGNED)
+    match_in_order(run, faces, torch.rand(4, 3, 64, 64))
+    files = match_in_order(run, faces, torch.rand(6, 3, 32, 32), first=4)
+    assert list(files) == faces.names
+    with pytest.raises(ValueError, match="2 targets from face 9 on were given, but there are 10 faces"):
+        match_in_order(run, faces, torch.rand(2, 3, 32, 32), first=9)
+    with pytest.raises(ValueError, match="square"):
+        match_in_order(run, faces, torch.rand(1, 3, 32, 40))
+
+
+def test_faces_left_out_stay_out_when_the_run_goes_on(photos, config, tmp_path):
+    run = Run(tmp_path)
+    with pytest.raises(ValueError, match="holds no faces yet"):
+        leave_out(run, [])
+    with run.locked():
+        collect_faces(photos, run, 32, ALIGNED)
+    whole = faces_of(run)
+    leave_out(run, ["face 4", "below__face 1", "no such face"])
+    assert left_out_of(run) == ["below__face 1", "face 4"]
+    result = adapt(photos, tmp_path, config)
+    assert set(result.faces.names) == set(whole.names) - {"face 4", "below__face 1"}
+    assert result.faces.fingerprint != whole.fingerprint
+    with run.locked():
+        assert len(collect_faces(photos, run, 64, ALIGNED)) == 8  # the same faces, larger
+    leave_out(run, whole.names)
+    with pytest.raises(ValueError, match="all of its 10 faces are left out"):
+        faces_of(run)
+    leave_out(run, [])
+    assert faces_of(run).names == whole.names
+    leave_out(run, ["face 4"])
+    write_image(tmp_path / "photos" / "face 4.png", torch.rand(3, 32, 32))
+    with run.locked():
+        assert len(collect_faces(tmp_path / "photos", run, 32, ALIGNED)) == 1  # other faces
+
+
+def counted_drawing(monkeypatch):
+    """The names of the faces that targets are drawn of, in the order of the calls."""
+    import bfr_core.adaptation.adapt as module
+
+    drawn: list[str] = []
+    real = module.make_pseudo_targets
+
+    def counted(lq, names, *rest):
+        drawn.extend(names)
+        return real(lq, names, *rest)
+
+    monkeypatch.setattr(module, "make_pseudo_targets", counted)
+    return drawn
+
+
+def counted_looking(monkeypatch):
+    """The photos that faces are taken from."""
+    import bfr_core.adaptation.adapt as module
+
+    looked: list[str] = []
+    real = module._crops_of
+
+    def counted(file, name, *rest):
+        looked.append(name)
+        return real(file, name, *rest)
+
+    monkeypatch.setattr(module, "_crops_of", counted)
+    return looked
+
+
+@pytest.fixture
+def own_photos(photos, tmp_path):
+    import shutil
+
+    return Path(shutil.copytree(photos, tmp_path / "photos"))
+
+
+@pytest.mark.parametrize("search", [(), ("t_start",)], ids=["settings given", "settings left to the faces"])
+def test_only_what_is_missing_is_made(own_photos, config, tmp_path, monkeypatch, search):
+    looked, drawn = counted_looking(monkeypatch), counted_drawing(monkeypatch)
+    config = replace(config, targets=replace(config.targets, search=search), gate=GateConfig(limit=0))
+    run = Run(tmp_path / "run")
+    adapt(own_photos, run.folder, config)
+    tuned = weights(run.folder)
+    names = faces_of(run).names
+    assert sorted(looked) == sorted(names) == sorted(drawn)
+    looked.clear(), drawn.clear()
+
+    os.utime(own_photos / "face 0.png", (1e9, 1e9))
+    steps = []
+    adapt(own_photos, run.folder, config, lambda stage, *_: steps.append(stage))
+    assert not looked and not drawn and "finetune" not in steps, "another time is not another photo"
+    assert all(torch.equal(tuned[k], v) for k, v in weights(run.folder).items())
+
+    leave_out(run, ["face 4"])
+    result = adapt(own_photos, run.folder, config)
+    assert len(result.faces) == 9 and not looked and not drawn
+    assert (run.targets / "face 4.png").exists(), "it may be taken back"
+
+    write_image(own_photos / "new.png", torch.rand(3, 32, 32))
+    result = adapt(own_photos, run.folder, config)
+    assert looked == drawn == ["new"] and left_out_of(run) == ["face 4"] and len(result.faces) == 10
+    looked.clear(), drawn.clear()
+
+    (own_photos / "face 0.png").unlink()
+    write_image(own_photos / "face 2.png", torch.rand(3, 32, 32))
+    result = adapt(own_photos, run.folder, config)
+    assert looked == drawn == ["face 2"]
+    assert not any((folder / "face 0.png").exists() for folder in (run.faces, run.restored, run.targets))
+
+
+def test_a_new_face_gives_the_same_targets_as_a_new_run(own_photos, config, tmp_path):
+    exact = replace(config, targets=replace(config.targets, batch_size=1), gate=GateConfig(limit=0))
+    adapt(own_photos, tmp_path / "run", exact)
+    write_image(own_photos / "new.png", torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(5)))
+    grown, fresh = (adapt(own_photos, tmp_path / name, exact) for name in ("run", "fresh"))
+    assert grown.faces.names == fresh.faces.names
+    assert all(path.read_bytes() == fresh.targets[name].read_bytes() for name, path in grown.targets.items())
+
+
+def test_a_target_retouched_by_hand_is_kept_used_and_named(own_photos, config, tmp_path, monkeypatch, caplog):
+    run = Run(tmp_path / "run")
+    adapt(own_photos, run.folder, config)
+    retouched = run.targets / "face 4.png"
+    Image.new("RGB", (32, 32), (250, 10, 10)).save(retouched)
+    before, drawn = retouched.read_bytes(), counted_drawing(monkeypatch)
+    steps = []
+    with caplog.at_level("INFO"):
+        result = adapt(own_photos, run.folder, config, lambda stage, *_: steps.append(stage))
+    assert result.targets["face 4"] == retouched and "finetune" in steps, "it is learned from"
+    assert "targets/face 4.png: was changed by hand; it is kept and used" in caplog.text and "face 4" not in drawn
+    other = replace(config, targets=replace(config.targets, seed=1))
+    result = adapt(own_photos, run.folder, other)
+    assert retouched.read_bytes() == before and result.targets["face 4"] == retouched
+    assert "face 4" not in drawn and "face 2" in drawn
+
+
+def test_a_redrawn_target_is_not_drawn_again_when_another_face_comes(own_photos, config, tmp_path, monkeypatch):
+    import bfr_core.adaptation.adapt as module
+
+    tries = []
+    real = module.redraw_with
+
+    def counted(*rest):
+        redraw = real(*rest)
+
+        def one(lq, names, attempt):
+            tries.append((*names, attempt))
+            return redraw(lq, names, attempt)
+
+        return one
+
+    monkeypatch.setattr(module, "redraw_with", counted)
+    monkeypatch.setattr(module, "refusals", lambda checks, *_: ["no", *[""] * (len(checks.low_band) - 1)])
+    run = tmp_path / "run"
+    adapt(own_photos, run, config)
+    first = list(tries)
+    write_image(own_photos / "new.png", torch.rand(3, 32, 32))
+    adapt(own_photos, run, config)
+    assert first and tries == first
+
+
+def test_a_run_inside_the_photo_folder_goes_on(own_photos, config, monkeypatch):
+    monkeypatch.chdir(own_photos)
+    looked = counted_looking(monkeypatch)
+    steps: list[str] = []
+    for _ in range(2):
+        steps.clear()
+        result = adapt(Path(), Path("my_run"), config, lambda stage, *_: steps.append(stage))
+        assert len(result.faces) == 10
+    assert len(looked) == 10 and "finetune" not in steps
+    assert len(collect_faces(Path(), Run(Path("other_run")), 32, ALIGNED)) == 10, "nor those of another run"
+
+
+def test_a_run_of_version_0_1_goes_on_and_its_files_are_replaced(own_photos, config, tmp_path):
+    run = Run(tmp_path / "run")
+    adapt(own_photos, run.folder, config)
+    for path in run.folder.rglob(LIST):
+        path.unlink()
+    for folder in (run.faces, run.restored, run.targets):
+        (folder / "stage.json").write_text('{"fingerprint": "old"}')
+    journal = run.faces / "photos.jsonl"
+    records = [json.loads(line) for line in journal.read_text().splitlines()[1:]]
+    old = ({k: r[k] for k in ("photo", "faces", "problem")} for r in records)
+    journal.write_text("".join(json.dumps(record) + "\n" for record in old))
+    (run.targets / "stranger.png").write_text("mine")
+    result = adapt(own_photos, run.folder, replace(config, targets=replace(config.targets, seed=1)))
+    assert len(result.targets) == 10 and (run.targets / "stranger.png").read_text() == "mine"
+    assert is_own(run.targets / "face 4.png") and is_own(run.restorer) and is_own(run.folder / "log.txt")
+
+
+def test_crops_of_a_side_that_none_has_are_refused(photos, tmp_path):
+    for size in (0, -8, 10**6):
+        with pytest.raises(ValueError, match=f"size is {size}"):
+            collect_faces(photos, Run(tmp_path), size, FaceConfig(aligned=True))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,169 @@
+"""What is said before an adaptation starts: counted against what it then does, never against a clock."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bfr_core.adaptation import forecast as module
+from bfr_core.adaptation.adapt import SMALL, FaceConfig, adapt, changed
+from bfr_core.adaptation.forecast import (
+    Forecast,
+    Pace,
+    duration,
+    examining_calls,
+    forecast,
+    measure,
+    memory_lines,
+    tell_before,
+)
+from bfr_core.adaptation.run import Run
+from bfr_core.diffusion.prior import load_prior
+from bfr_core.diffusion.sampler import SamplerConfig
+from bfr_core.restorers import load_restorer
+from bfr_core.training.objectives import Pixels
+
+
+@pytest.fixture
+def config(tiny_restorer, tiny_prior):
+    targets = replace(SMALL.targets, t_clean=9, batch_size=4, sampler=SamplerConfig(t_start=50, factor=4, calls=3))
+    finetune = replace(SMALL.finetune, iterations=6, batch_size=4, micro_batch=4, judge_every=3)
+    own = replace(SMALL, restorer=str(tiny_restorer), prior=str(tiny_prior), faces=FaceConfig(aligned=True))
+    return changed(replace(own, targets=targets, finetune=finetune), {"gate.limit": 0.0})
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Counts what the stages do: faces in calls of the prior, tuning steps, and faces that are compared on."""
+    from bfr_core.diffusion.prior import Prior
+    from bfr_core.training import finetune as finetuning
+
+    seen = {"prior": 0, "steps": 0, "judged": 0}
+    prior, average, judged = Prior.__call__, finetuning.average_into, finetuning.held_out_score
+
+    def call(self, x, t):
+        seen["prior"] += len(x)
+        return prior(self, x, t)
+
+    def step(*given):
+        seen["steps"] += 1
+        return average(*given)
+
+    def score(one, objective, pairs, held, *rest):
+        seen["judged"] += len(held)
+        return judged(one, objective, pairs, held, *rest)
+
+    monkeypatch.setattr(Prior, "__call__", call)
+    monkeypatch.setattr(finetuning, "average_into", step)
+    monkeypatch.setattr(finetuning, "held_out_score", score)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"targets.t_clean": 0},
+        {"targets.sampler": SamplerConfig(kind="paper", t_start=20, factor=4, t_constrain_end=2)},
+        {"targets.detail": "auto"},
+        {"targets.search": ("t_start",)},
+        {"finetune.iterations": 7, "finetune.judge_every": 2},
+    ],
+    ids=str,
+)
+def test_it_counts_what_the_adaptation_then_does(photos, config, calls, change, tmp_path):
+    config = changed(config, change)
+    ones = Pace(prior_call=1.0, step=1.0, judge=1.0)
+    told = forecast(ones, 10, config).seconds
+    adapt(photos, tmp_path, config)
+    assert told["examine"] + told["targets"] == calls["prior"]
+    compared = 1 + config.finetune.iterations // config.finetune.judge_every + config.finetune.iterations % 2
+    assert calls["judged"] == 2 * compared
+    assert calls["steps"] <= told["finetune"] - calls["judged"] <= calls["steps"] + 2, "one comparison more at most"
+
+
+def test_a_noise_level_that_is_looked_for_takes_no_more_than_it_says(photos, config, calls, tmp_path):
+    config = changed(config, {"targets.t_clean": "auto"})
+    adapt(photos, tmp_path, config)
+    assert 10 * 3 < calls["prior"] <= 10 * 4 + examining_calls(config.targets, 10)
+
+
+def test_times_are_those_of_the_settings():
+    pace = Pace(prior_call=0.5, restore=0.25, gate=0.1, step=2.0, judge=0.5)
+    config = changed(SMALL, {"finetune.iterations": 100, "finetune.judge_every": 50, "targets.t_clean": 0})
+    told = forecast(pace, 24, config)
+    assert told.seconds == pytest.approx(
+        {"examine": 0, "targets": 24 * (3 * 0.5 + 0.25), "gate": 2.4, "finetune": 200 + 4 * 6 * 0.5, "report": 12}
+    )
+    assert forecast(pace, 24, changed(config, {"finetune.minutes": 1.0})).seconds["finetune"] == 60
+    assert forecast(pace, 24, config, drawn=True).seconds["targets"] == 0
+    assert forecast(pace, 48, config).seconds["targets"] == 2 * told.seconds["targets"]
+
+
+def test_what_is_said():
+    whole = Forecast(24, {"examine": 1.0, "targets": 130.0, "finetune": 600.0}, int(3.4e9), int(8e9), "memory")
+    assert whole.lines() == [
+        "24 faces will take about 13 min on this machine (clean faces about 3 min, teaching about 10 min)",
+        "it needs about 3.4 GB of memory of 8 GB",
+    ]
+    assert replace(whole, guessed=True).lines()[0].startswith("about 24 faces")
+    tight = memory_lines(replace(whole, memory=int(7.6e9), where="the graphics card's memory"))
+    assert tight == [
+        "it needs about 7.6 GB of the graphics card's memory of 8 GB; that is nearly all there is: choose low memory"
+    ]
+    assert memory_lines(replace(whole, memory=None)) == [] and "of 8" not in memory_lines(replace(whole, room=None))[0]
+    assert duration(float("inf")) == "unknown"
+
+
+def test_a_step_of_each_stage_is_timed_and_nothing_is_changed(photos, config, calls, tmp_path):
+    from bfr_core.adaptation.adapt import collect_faces
+
+    base, prior, run = load_restorer(config.restorer), load_prior(config.prior), Run(tmp_path)
+    lq = collect_faces(photos, run, base.size, config.faces).batch(0, 3)
+    before = {name: value.clone() for name, value in base.module.state_dict().items()}
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    generator = torch.get_rng_state()
+    many = changed(config, {"finetune.adversarial": 0.1, "finetune.discriminator_features": 8})
+    pace = measure(lq, base, prior, many)
+    assert all(getattr(pace, name) > 0 for name in module.TIMES)
+    assert (calls["steps"], calls["prior"]) == (3, 3 * 4), "three steps; the cleaning call and two more, of a batch"
+    assert torch.equal(generator, torch.get_rng_state())
+    assert all(torch.equal(before[name], value) for name, value in base.module.state_dict().items())
+    assert not base.module.training and not any(p.requires_grad for p in base.module.parameters())
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+@pytest.mark.skipif(module.held_now(torch.device("cpu")) is None, reason="this system does not say what is held")
+def test_memory_that_is_held_for_a_moment_only_is_seen(monkeypatch):
+    held = iter([100, 900, 200, *[50] * 10_000])
+    monkeypatch.setattr(module, "held_now", lambda device: next(held))
+    monkeypatch.setattr(module, "SAMPLE_SECONDS", 0.0)
+    with module.Held(torch.device("cpu")) as watched:
+        while next(iter(watched._seen[3:]), None) is None:
+            pass
+    assert watched.most == 900
+
+
+def test_an_adaptation_says_it_once_before_it_draws_and_not_when_it_goes_on(photos, config, tmp_path):
+    heard, stages = [], []
+
+    def hear(stage, step, total, detail):
+        stages.append(stage)
+        if isinstance(detail, Forecast):
+            heard.append(detail)
+
+    adapt(photos, tmp_path, config, hear, before=tell_before(hear))
+    order = list(dict.fromkeys(stages))
+    assert order.index("forecast") < order.index("targets") and [told.faces for told in heard] == [10]
+    adapt(photos, tmp_path, changed(config, {"finetune.iterations": 9}), hear, before=tell_before(hear))
+    assert len(heard) == 1
+
+
+def test_too_little_memory_is_said_before_anything_is_drawn(photos, config, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(Pixels, "terms", full)
+    with pytest.raises(ValueError, match="too little memory to tune on one face"):
+        adapt(photos, tmp_path, config, before=tell_before(lambda *_: None))
+    assert not list(Run(tmp_path).targets.glob("*.png"))

@@ -1,0 +1,282 @@
+"""Good faces: found by what is true of clean faces alone, set aside, and used by the tuning."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bfr_core.adaptation import adapt as adaptation
+from bfr_core.adaptation.adapt import SMALL, AdaptConfig, adapt, changed
+from bfr_core.adaptation.good_faces import AlbumConfig, Clarity, Examples, clarity, is_good
+from bfr_core.adaptation.report import good_faces, good_photo_tables, measure_against_good, report_adaptation
+from bfr_core.cli.commands import main
+from bfr_core.damage.synthetic import degrade
+from bfr_core.diffusion.prior import load_prior
+from bfr_core.files.photos import read_image
+from bfr_core.files.records import read_json
+from bfr_core.restorers import load_restorer
+from bfr_core.training import finetune as finetuning
+from bfr_core.training.finetune import FinetuneConfig, anchor_faces, examples_share, micro_batches, with_examples
+
+
+@pytest.fixture
+def quick(photos, tiny_restorer, tiny_prior):
+    """Photos, and settings of a quick adaptation to them."""
+    changes = {
+        "restorer": str(tiny_restorer), "prior": str(tiny_prior), "faces.aligned": True, "targets.sampler.calls": 2,
+        "targets.sampler.t_start": 8, "targets.t_clean": 0, "finetune.iterations": 4, "finetune.batch_size": 4,
+        "gate.limit": 0.0,
+    }  # fmt: skip
+    return photos, changed(SMALL, changes)
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "restorer.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture
+def two_good(monkeypatch):
+    """Two of the faces are taken for good, by their mean."""
+    good = Clarity(1.0, 0.1, 50.0)
+    means: list[float] = []
+
+    def answer(faces, base, prior):
+        means.append(float(faces.mean()))
+        return [good if len(means) in (2, 5) else good._replace(kept=10.0)]
+
+    monkeypatch.setattr(adaptation, "clarity", answer)
+    return means
+
+
+def test_without_good_faces_nothing_changes(quick, tmp_path):
+    photos, config = quick
+    plain = adapt(photos, tmp_path / "plain", config)
+    looked = adapt(photos, tmp_path / "looked", replace(config, album=AlbumConfig(find=True)))
+    assert same(weights_of(tmp_path / "plain"), weights_of(tmp_path / "looked"))
+    assert looked.good == Examples() and looked.faces.names == plain.faces.names
+    assert (
+        len(read_json(tmp_path / "looked/album.json")["clarity"]) == 10 and not (tmp_path / "plain/album.json").exists()
+    )
+
+
+def test_good_faces_are_set_aside_used_and_reported(quick, tmp_path, two_good):
+    photos, config = quick
+    found = replace(config, album=AlbumConfig(find=True))
+    adapt(photos, tmp_path / "plain", config)
+    result = adapt(photos, tmp_path / "album", found)
+    names = {file.stem for file in result.good.files}
+    assert len(names) == 2 == len(result.good.found) and len(result.faces) == 8 and not names & set(result.faces.names)
+    assert not names & {path.stem for path in (tmp_path / "album/targets").glob("*.png")}
+    assert not same(weights_of(tmp_path / "plain"), weights_of(tmp_path / "album"))
+    report_adaptation(result, config.finetune)
+    kept = json.loads((tmp_path / "album/report.json").read_text())["measurements"]
+    assert set(kept["good"]) == names == set(kept["clarity"]) and "Taken as good examples" in (
+        tmp_path / "album/report.html"
+    ).read_text(encoding="utf-8")
+    before = len(two_good)
+    again = adapt(photos, tmp_path / "album", found)
+    assert len(two_good) == before and again.faces.names == result.faces.names  # looked at once
+    (gallery,) = good_faces(result)
+    assert len(gallery.rows) == 2 and "sharpness 1.00" in gallery.rows[0][0]
+
+
+def test_a_stopped_album_adaptation_ends_with_the_same_weights(quick, tmp_path, two_good):
+    photos, config = quick
+    config = changed(config, {"album.find": True, "finetune.checkpoint_seconds": 0.0})
+    adapt(photos, tmp_path / "whole", config)
+    two_good.clear()
+
+    def stop(stage, step, steps, detail):
+        if stage == "finetune" and step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        adapt(photos, tmp_path / "stopped", config, stop)
+    adapt(photos, tmp_path / "stopped", config)
+    assert same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "stopped"))
+
+
+def test_enlarged_faces_are_not_good_and_a_folder_of_good_ones_is_adapted_to(quick, tmp_path, monkeypatch, caplog):
+    photos, config = quick
+    monkeypatch.setattr(adaptation, "clarity", lambda faces, *_: [Clarity(1.0, 0.1, 50.0)])
+    config = changed(config, {"album.find": True})
+    result = adapt(photos, tmp_path / "all", config)
+    assert len(result.faces) == 10 and not result.good.files and "all 10 faces look good already" in caplog.text
+    index = read_json(tmp_path / "all/faces/faces.json")
+    index["faces"] = [face | {"width": 31 if i else 32} for i, face in enumerate(index["faces"])]
+    (tmp_path / "all/faces/faces.json").write_text(json.dumps(index))
+    (tmp_path / "all/album.json").unlink()
+    base, prior = load_restorer(config.restorer), load_prior(config.prior)
+    run = adaptation.Run(tmp_path / "all")
+    found = adaptation.find_good_faces(run, adaptation.faces_of(run), base, prior, config.album)
+    assert list(found) == [index["faces"][0]["name"]]
+
+
+def test_given_photos_are_examples_beside_the_folder(quick, tmp_path):
+    photos, config = quick
+    (tmp_path / "good").mkdir()
+    shutil.copy(photos / "face 2.png", tmp_path / "good")
+    plain = adapt(photos, tmp_path / "plain", config)
+    result = adapt(photos, tmp_path / "run", changed(config, {"album.good": str(tmp_path / "good")}))
+    assert result.faces.names == plain.faces.names and [f.stem for f in result.good.files] == ["face 2"]
+    assert not same(weights_of(tmp_path / "plain"), weights_of(tmp_path / "run"))
+    (gallery,) = good_faces(result)
+    assert gallery.rows[0][0] == "face 2: given" and "0 found in the folder, 1 given" in gallery.note
+
+
+def test_the_command_takes_good_photos_and_names_a_folder_that_is_not_there(quick, tmp_path, capsys):
+    photos, config = quick
+    command = ["adapt", str(photos), "--aligned", "--restorer", config.restorer, "--prior", config.prior, "--run",
+               str(tmp_path / "run"), "--album", "--good", str(tmp_path / "absent")]  # fmt: skip
+    assert main(command) == 2
+    assert "absent: no such folder" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- what tuning does with them
+
+
+@pytest.fixture
+def pairs():
+    """Six pairs of grey faces, 0.1 to 0.6, and three examples that are white, with a dark left edge."""
+    faces = [torch.full((3, 16, 16), 0.1 * (i + 1)) for i in range(6)]
+    examples = torch.ones(3, 3, 16, 16)
+    examples[..., 0] = 0.5
+    return [(face, face) for face in faces], examples
+
+
+def test_examples_get_the_damage_of_others_in_their_share(pairs):
+    pairs, examples = pairs
+    config = FinetuneConfig(batch_size=8, micro_batch=8, transplant=0.75)
+    plain = [batch for step in range(60) for batch in micro_batches(pairs, list(range(6)), step, config)]
+    mixed = [
+        batch for step in range(60) for batch in micro_batches(pairs, list(range(6)), step, config, examples=examples)
+    ]
+    taken = 0
+    for a, b in zip(plain, mixed, strict=True):
+        for i, ((face, mirrored), (other, also)) in enumerate(zip(a.keys, b.keys, strict=True)):
+            assert mirrored == also
+            if other >= 0:  # untouched where no example came in
+                assert face == other and torch.equal(a.target[i], b.target[i]) and torch.equal(a.lq[i], b.lq[i])
+            else:
+                taken += 1
+                assert torch.equal(b.target[i], examples[-1 - other].flip(-1) if mirrored else examples[-1 - other])
+    assert taken / (60 * 8) == pytest.approx(0.75 * examples_share(examples), abs=0.06)
+    assert examples_share(examples) == 3 / 8 and examples_share(torch.ones(40, 1)) == 0.5
+
+
+def test_the_anchor_sees_examples_in_their_share(pairs, monkeypatch):
+    pairs, examples = pairs
+    seen: list[torch.Tensor] = []
+
+    def undamaged(clean, kind, generator):
+        seen.append(clean)
+        return degrade(clean, kind, generator)
+
+    monkeypatch.setattr(finetuning, "degrade", undamaged)
+    config = FinetuneConfig(batch_size=8, anchor=1.0)
+    for step in range(30):
+        plain = anchor_faces(pairs, list(range(6)), step, config)
+        assert torch.equal(anchor_faces(pairs, list(range(6)), step, config, None), plain)
+    seen.clear()
+    for step in range(30):
+        anchor_faces(pairs, list(range(6)), step, config, examples)
+    white = (torch.cat(seen).amax((1, 2, 3)) == 1).float().mean().item()
+    assert white == pytest.approx(3 / 8, abs=0.1)
+
+
+def test_the_discriminator_takes_examples_alone_for_real(pairs, tiny_restorer, monkeypatch):
+    pairs, examples = pairs
+    pairs = [tuple(torch.nn.functional.interpolate(x[None], (32, 32))[0] for x in pair) for pair in pairs]
+    examples = torch.nn.functional.interpolate(examples, (32, 32))
+    seen: list[torch.Tensor] = []
+    forward = finetuning.UNetDiscriminator.forward
+
+    def watched(self, image):
+        seen.append(image.detach())
+        return forward(self, image)
+
+    monkeypatch.setattr(finetuning.UNetDiscriminator, "forward", watched)
+    config = FinetuneConfig(
+        iterations=2, batch_size=4, micro_batch=2, perceptual=0, discriminator_features=4, held_out=0, adversarial=0.1
+    )
+    for given, wanted in ((None, False), (examples, True)):
+        seen.clear()
+        finetuning.finetune(load_restorer(tiny_restorer), pairs, config, examples=given)
+        real = torch.cat(seen[1::3])  # each pass: restored, for the restorer; real; restored
+        assert len(real) == 8 and bool((real.amax((1, 2, 3)) == 1).all()) is wanted
+
+
+def test_examples_are_mixed_in_by_key_and_mirrored():
+    faces, examples = torch.zeros(64, 1, 1, 2), torch.tensor([1.0, 2.0]).expand(1, 1, 1, 2)
+    assert with_examples(faces, None, 1.0, 0) is faces and torch.equal(with_examples(faces, examples, 0.0, 0), faces)
+    mixed = with_examples(faces, examples, 0.5, 1)
+    assert torch.equal(mixed, with_examples(faces, examples, 0.5, 1)) and not torch.equal(
+        mixed, with_examples(faces, examples, 0.5, 2)
+    )
+    firsts = mixed[:, 0, 0, 0].tolist()
+    assert 20 <= firsts.count(0) <= 44 and firsts.count(1) > 4 and firsts.count(2) > 4
+
+
+# ---------------------------------------------------------------- which faces are good
+
+
+def test_every_limit_counts():
+    config, good = AlbumConfig(), Clarity(1.2, 0.4, 37.0)
+    assert is_good(good, config)
+    for name, value in (("sharpness", 0.5), ("noise", 1.0), ("kept", 30.0)):
+        assert not is_good(good._replace(**{name: value}), config)
+
+
+@pytest.mark.slow
+def test_clean_portraits_are_good_and_damaged_ones_are_not(shared):
+    from bfr_core.faces.align import Face, crop_face
+
+    names = (Path(adaptation.__file__).parent / "embedded/held_out.txt").read_text().split()[::30]
+    landmarks = json.loads((shared / "portraits/landmarks.json").read_text())
+    faces = torch.stack(
+        [crop_face(read_image(shared / "portraits" / n), Face(np.array(landmarks[n]["landmarks"])), 128) for n in names]
+    )
+    faces = faces.clamp(0, 1)
+    base, prior = load_restorer(), load_prior()
+    assert sum(is_good(found, AlbumConfig()) for found in clarity(faces, base, prior)) >= len(names) - 1
+    for kind in ("sensor", "motion_jpeg", "halftone"):
+        lq = degrade(faces, kind, torch.Generator().manual_seed(0), 0.5).lq
+        assert not any(is_good(found, AlbumConfig()) for found in clarity(lq, base, prior))
+
+
+# ---------------------------------------------------------------- whose face it is
+
+
+def test_identity_is_compared_with_good_photos_of_the_same_person_alone(quick, tmp_path, two_good):
+    photos, config = quick
+    result = adapt(photos, tmp_path, replace(config, album=AlbumConfig(find=True)))
+    assert measure_against_good(result, None) == {}
+    first = read_image(result.good.files[0])[None]
+    known = float(first.mean())
+
+    def recogniser(faces):
+        """One person: the first good face, and what is nearly as bright."""
+        one = (faces.mean((1, 2, 3)) - known).abs() < 0.02
+        return torch.stack([one.float(), 1 - one.float()], 1)
+
+    found = measure_against_good(result, recogniser)
+    assert {good for good, *_ in found.values()} <= {file.stem for file in result.good.files}
+    assert all(-1 <= value <= 1 for _, *values in found.values() for value in values)
+    assert good_photo_tables({}) == []
+    (table,) = good_photo_tables({"a": ("g", 0.9, 0.8), "b": ("h", 0.5, 0.2)})
+    assert [row[0] for row in table.rows] == ["b", "a"] and "-0.200" in table.note
+
+
+def test_the_default_recipe_uses_no_album():
+    assert AdaptConfig().album == SMALL.album == AlbumConfig(find=False, good="")

@@ -1,0 +1,146 @@
+"""The gate refuses what stands out, says why, and leaves the rest alone."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bfr_core.adaptation.target_checks import (
+    SAID,
+    GateConfig,
+    as_record,
+    checks_of,
+    flat_noise,
+    joined,
+    look_at,
+    refusals,
+)
+from bfr_core.faces.landmarks import load_landmark_net
+from bfr_core.metrics.measures import high_band
+
+CHECKERED = (torch.arange(64)[:, None] + torch.arange(64)) % 2.0  # nothing of it is left in the low band
+
+FINE_NOISE = high_band(torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(2)), 0.7)[0]
+
+
+def pictures(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    coarse = F.interpolate(torch.rand(count, 3, 8, 8, generator=generator), (64, 64), mode="bicubic")
+    fine = F.interpolate(torch.rand(count, 3, 32, 32, generator=generator), (64, 64), mode="bicubic")
+    return 0.2 + 0.6 * (0.8 * coarse + 0.2 * fine).clamp(0, 1)
+
+
+@pytest.fixture(scope="module")
+def net():
+    return load_landmark_net()
+
+
+def test_like_targets_all_pass(net):
+    clean = pictures(24)
+    lq = (clean + 0.05 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    assert refusals(checks_of(look_at(lq, clean, net)), GateConfig(limit=8)) == [""] * 24
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda x: (x + 0.3).clamp(0, 1), SAID["low_band"]),
+        (lambda x: x + 0.2 * (CHECKERED - 0.5), (SAID["unlike"], SAID["noisy"])),
+        (lambda x: x + 0.15 * FINE_NOISE, (SAID["unlike"], SAID["noisy"])),
+    ],
+    ids=["another tone", "a pattern", "noise"],
+)
+def test_what_stands_out_is_refused_with_its_reason(net, spoil, said):
+    clean = pictures(24)
+    lq = (clean + 0.02 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    targets = clean.clone()
+    targets[5] = spoil(targets[5]).clamp(0, 1)
+    reasons = refusals(checks_of(look_at(lq, targets, net)), GateConfig())
+    assert reasons[5].startswith(said) and not any(reasons[:5] + reasons[6:])
+
+
+def test_a_few_faces_do_not_say_what_is_usual(net):
+    """Of two targets, one is always further from the median."""
+    clean = pictures(7)
+    lq = (clean + 0.02 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    targets = torch.cat([(clean[:1] + 0.3).clamp(0, 1), clean[1:]])
+    for count in (2, 7):
+        assert refusals(checks_of(look_at(lq[:count], targets[:count], net)), GateConfig()) == [""] * count
+
+
+def test_batches_give_what_all_at_once_give(net):
+    clean = pictures(10)
+    whole = look_at(clean, clean.flip(0), net)
+    parts = joined([look_at(clean[part], clean.flip(0)[part], net) for part in (slice(0, 4), slice(4, 10))])
+    for a, b in zip(checks_of(whole), checks_of(parts), strict=True):
+        assert torch.allclose(a.float(), b.float(), atol=1e-4)
+    assert set(as_record(checks_of(whole), 3)) == set(SAID)
+
+
+def test_a_new_draw_is_held_to_the_folders_measure(net):
+    clean = pictures(24)
+    looks = look_at(clean, clean, net)
+    folder = checks_of(looks)
+    again = look_at(clean[:1], (clean[:1] + 0.3).clamp(0, 1), net)
+    assert refusals(checks_of(again, looks), GateConfig(), folder)[0]
+    assert not refusals(checks_of(look_at(clean[:1], clean[:1], net), looks), GateConfig(limit=8), folder)[0]
+
+
+def test_limit_zero_turns_it_off_and_nonsense_is_refused(net):
+    clean = pictures(8)
+    assert refusals(checks_of(look_at(clean, clean.roll(1, 0), net)), GateConfig(limit=0)) == [""] * 8
+    with pytest.raises(ValueError, match="gate tries is -1"):
+        GateConfig(tries=-1)
+
+
+def test_on_real_faces_another_persons_target_is_refused(shared, net):
+    import json
+
+    import numpy as np
+
+    from bfr_core.damage.synthetic import degrade
+    from bfr_core.faces.align import Face, crop_face
+    from bfr_core.files.photos import read_image
+
+    landmarks = json.loads((shared / "portraits" / "landmarks.json").read_text())
+    names = sorted(landmarks)[:150:5]  # no training has seen them
+    faces = torch.stack(
+        [crop_face(read_image(shared / "portraits" / n), Face(np.array(landmarks[n]["landmarks"])), 128) for n in names]
+    )
+    lq = degrade(faces, "sensor", torch.Generator().manual_seed(0)).lq
+    targets = faces.clone()
+    targets[[3, 17]] = faces[[17, 3]]
+    reasons = refusals(checks_of(look_at(lq, targets, net)), GateConfig())
+    assert reasons[3] and reasons[17] and sum(map(bool, reasons)) <= 5
+
+
+def test_a_stranger_is_refused_where_there_is_a_recogniser(net):
+    """It tells people apart by their mean colour here."""
+    clean = pictures(24)
+    lq = (clean + 0.02 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+
+    def recogniser(faces):
+        angle = 40 * faces.mean((1, 2, 3))
+        return torch.stack([angle.cos(), angle.sin()], 1)
+
+    targets = clean.clone()
+    targets[7] = targets[7] * 0.96
+    looks = look_at(lq, targets, net, recogniser)
+    worst = looks.stranger.argmax()
+    checks = checks_of(looks)
+    assert worst == 7 and not checks_of(look_at(lq, targets, net)).stranger.any()
+    assert refusals(checks, GateConfig())[7].startswith(SAID["stranger"])
+
+
+def test_a_trifle_does_not_stand_out_among_faces_that_are_all_alike(net):
+    clean = pictures(24)
+    targets = clean.clone()
+    targets[3] += 0.004  # one level of 256: the others agree with their damaged faces to the last digit
+    assert refusals(checks_of(look_at(clean, targets, net)), GateConfig()) == [""] * 24
+
+
+def test_noise_is_seen_where_a_picture_is_flat_and_edges_are_not_taken_for_it():
+    soft = F.interpolate(torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(0)), (64, 64), mode="bicubic")
+    edges = soft.clone()
+    edges[..., ::32] = 1
+    assert flat_noise(edges) < flat_noise(soft) + 0.2
+    assert flat_noise(soft + 0.02 * FINE_NOISE) > flat_noise(soft) + 0.5

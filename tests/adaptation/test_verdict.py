@@ -1,0 +1,195 @@
+"""Evidence without clean copies: each cue must fall for the failure that it is there to see."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bfr_core.adaptation.verdict import (
+    USUAL_FILE,
+    Agreement,
+    Appearance,
+    Cues,
+    Limits,
+    Trial,
+    decide,
+    gather,
+    judge,
+    load_usual,
+    usual_of,
+)
+from bfr_core.faces.align import Face, crop_face
+from bfr_core.faces.landmarks import load_landmark_net
+from bfr_core.files.photos import read_image
+from bfr_core.metrics.measures import high_band
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """Clean smooth pictures with fine detail, damaged by noise; their targets are the clean ones."""
+    generator = torch.Generator().manual_seed(0)
+
+    def pictures(count):
+        coarse = F.interpolate(torch.rand(count, 3, 8, 8, generator=generator), (64, 64), mode="bicubic")
+        fine = F.interpolate(torch.rand(count, 3, 32, 32, generator=generator), (64, 64), mode="bicubic")
+        return (0.8 * coarse + 0.2 * fine).clamp(0, 1)
+
+    clean, others = pictures(6), pictures(20)
+    lq = (clean + 0.1 * torch.randn(clean.shape, generator=generator)).clamp(0, 1)
+    return clean, lq, usual_of(others, pictures(6)), load_landmark_net()
+
+
+def gathered(restore, clean, lq, usual, net):
+    return gather(restore, lq, clean, Trial.of(lq, clean, usual), usual, net)
+
+
+def flat(cues: Cues):
+    """(part, name) -> (B,)."""
+    return {(part, name): v for part, values in cues._asdict().items() for name, v in values._asdict().items()}
+
+
+def cues(scene, restore):
+    return {name: value.mean().item() for name, value in flat(gathered(restore, *scene)).items()}
+
+
+def blur(x):
+    return x - high_band(x, 2.0)
+
+
+def test_each_cue_has_one_number_a_face(scene):
+    clean, lq, usual, net = scene
+    for value in flat(gathered(blur, clean, lq, usual, net)).values():
+        assert value.shape == (6,) and torch.isfinite(value).all()
+
+
+def test_a_change_of_tone_is_inconsistent(scene):
+    name = ("looks", "consistency")
+    assert cues(scene, lambda x: (x + 0.1).clamp(0, 1))[name] < cues(scene, lambda x: x)[name] - 20
+
+
+def test_noise_left_in_shows_in_energy_and_realism(scene):
+    noisy, soft = cues(scene, lambda x: x), cues(scene, lambda x: x - high_band(x, 0.7))
+    assert noisy["looks", "energy"] > soft["looks", "energy"] and noisy["looks", "realism"] < soft["looks", "realism"]
+    for part in ("teacher", "transfer", "known"):
+        assert noisy[part, "fidelity"] < soft[part, "fidelity"]
+
+
+def test_a_blur_loses_the_detail(scene):
+    soft, blurred = cues(scene, lambda x: x - high_band(x, 0.7)), cues(scene, blur)
+    assert blurred["looks", "energy"] < soft["looks", "energy"] - 0.5
+    for name in (
+        ("looks", "kept"),
+        ("teacher", "detail"),
+        ("transfer", "detail"),
+        ("known", "detail"),
+        ("looks", "realism"),
+    ):
+        assert blurred[name] < soft[name], name
+
+
+@pytest.fixture(scope="module")
+def real_faces(shared):
+    """Portraits that no embedded model has seen."""
+    folder = shared / "portraits"
+    landmarks = json.loads((folder / "landmarks.json").read_text())
+    names = (USUAL_FILE.parent / "held_out.txt").read_text().split()[:12]
+    faces = [Face(np.array(landmarks[name]["landmarks"])) for name in names]
+    return torch.stack(
+        [crop_face(read_image(folder / n), face, 128).clamp(0, 1) for n, face in zip(names, faces, strict=True)]
+    )
+
+
+def test_what_was_taken_from_the_training_faces(real_faces):
+    """Clean faces that took no part in it are about as usual as those that did; blurred ones are not."""
+    usual, net = load_usual(), load_landmark_net()
+    clean, soft = (gathered(lambda x: x, faces, faces, usual, net).looks for faces in (real_faces, blur(real_faces)))
+    assert clean.energy.mean().abs() < 0.4 and soft.energy.mean() < -1
+    assert clean.realism.mean() > soft.realism.mean() + 0.5
+
+
+# ---------------------------------------------------------------- the verdict
+
+
+def nothing(x):
+    return x
+
+
+def denoised(x):
+    return x - high_band(x, 0.7)
+
+
+def test_a_restorer_that_undoes_the_damage_is_adopted(scene):
+    clean, lq, usual, net = scene
+    found = judge(nothing, denoised, lq, clean, usual, net)
+    assert found.verdict == "adopt" and found.gain.low > 1 and not found.vetoes
+    assert judge(denoised, nothing, lq, clean, usual, net).verdict == "keep_base"
+
+
+def test_the_same_restorer_twice_cannot_be_told_apart(scene):
+    clean, lq, usual, net = scene
+    found = judge(denoised, denoised, lq, clean, usual, net)
+    assert found.verdict == "cannot_tell" and found.gain == (0, 0, 0)
+
+
+def test_of_too_few_faces_the_base_is_kept(scene):
+    clean, lq, usual, net = scene
+    for count in (0, 1):
+        found = judge(nothing, denoised, lq[:count], clean[:count], usual, net)
+        assert found.verdict == "keep_base" and "too few" in found.sentence and found.gain is None
+
+
+def judged(known, transfer, limits=Limits()):  # noqa: B008
+    """The verdict on faces of which the base and the tuned restorer look the same; gains in dB."""
+    nothing = torch.zeros(len(known))
+    looks, same = Appearance(*[nothing] * len(Appearance._fields)), Agreement(nothing, nothing)
+    base = Cues(looks, same, same, same)
+    known, transfer = (Agreement(torch.tensor(gains), nothing) for gains in (known, transfer))
+    return decide(base, base._replace(known=known, transfer=transfer), looks, limits)
+
+
+def test_two_faces_that_agree_by_chance_prove_nothing():
+    """Both gain, one ten times as much as the other: a bootstrap would be sure."""
+    assert judged([0.2, 2.0], [1.9, 2.0]).verdict == judged([1.9, 2.0], [0.2, 2.0]).verdict == "cannot_tell"
+    assert judged([1.9, 2.0], [1.9, 2.0]).verdict == "adopt"
+
+
+def test_a_small_gain_proves_nothing():
+    small, large = [0.2, 0.21, 0.19, 0.2], [0.9, 0.91, 0.9, 0.89]
+    assert "but too little, +0.20 dB" in judged(large, small, Limits(transfer=0.5)).sentence
+    for case in ((small, large), (large, small)):
+        assert judged(*case, Limits(gain=0.5, transfer=0.5)).verdict == "cannot_tell"
+        assert judged(*case, Limits(gain=0.1, transfer=0.1)).verdict == "adopt"
+
+
+def test_what_is_gained_on_one_test_and_lost_on_the_other_is_not_adopted():
+    gained, lost = [0.9, 0.91, 0.9, 0.89], [-0.5, -0.51, -0.5, -0.49]
+    assert judged(lost, gained).verdict == judged(gained, lost).verdict == "keep_base"
+    assert "pseudo targets of other faces" in judged(gained, lost).sentence
+
+
+def test_what_is_no_damage_shows_on_faces_that_owe_nothing_to_the_teacher(scene):
+    """Faces without damage and soft targets: the softer restorer is the better one by the targets alone."""
+    clean, _, usual, net = scene
+    found = judge(nothing, denoised, clean, denoised(clean), usual, net, Limits(0, 100, 100, 100))
+    measures = found.measures
+    assert measures["adapted transfer fidelity"] > measures["base transfer fidelity"] + 1
+    assert found.gain.high < 0 and found.verdict == "keep_base"
+
+
+def test_learning_to_blur_from_blurred_targets_is_vetoed(scene):
+    """It undoes the damage better by the targets, which are blurred themselves, but not on clean faces."""
+    clean, lq, usual, net = scene
+    found = judge(denoised, blur, lq, blur(clean), usual, net)
+    assert found.measures["adapted transfer fidelity"] > found.measures["base transfer fidelity"] + 1
+    assert found.gain.high < 0 and found.verdict == "keep_base"
+    assert any("too smooth" in veto for veto in found.vetoes)
+
+
+def test_targets_of_other_faces_are_vetoed(scene):
+    clean, lq, usual, net = scene
+    found = judge(nothing, denoised, lq, clean.roll(1, 0), usual, net)
+    assert found.verdict == "keep_base" and any("pseudo targets" in v and "disagree" in v for v in found.vetoes)
+    lax = judge(nothing, denoised, lq, clean.roll(1, 0), usual, net, Limits(0, 100, 100, 100))
+    assert not lax.vetoes

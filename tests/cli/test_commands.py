@@ -1,0 +1,480 @@
+"""The command line as its user meets it."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from bfr_core.cli import commands as cli
+from bfr_core.cli.commands import OPTIONS, build_parser, main, settings
+from bfr_core.cli.inspection import inspect, inspect_picture
+from bfr_core.diffusion import prior
+from bfr_core.files.photos import read_image, write_image
+from bfr_core.files.tensors import sha256_of
+from bfr_core.restorers import load_restorer, save_restorer
+
+
+@pytest.fixture
+def quick(photos, tiny_restorer, tiny_prior):
+    """Arguments of a quick adaptation, without the run folder."""
+    return ["adapt", str(photos), "--aligned", "--restorer", str(tiny_restorer), "--prior", str(tiny_prior),
+            "--calls", "2", "--batch-size", "4", "--micro-batch", "4", "--iterations", "8"]  # fmt: skip
+
+
+def test_adapt_prints_a_summary_last(quick, tmp_path, capsys):
+    assert main([*quick, "--run", str(tmp_path), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert summary["steps"] == 8 and summary["verdict"] == report["verdict"] in ("adopt", "keep_base", "cannot_tell")
+    assert "damage of 2 faces that were not trained on" in report["verdict_sentence"]
+    assert "<html" in (tmp_path / "report.html").read_text()
+
+
+def test_before_it_starts_it_says_how_long_and_how_much_memory(quick, tmp_path, capsys):
+    assert main([*quick, "--run", str(tmp_path)]) == 0
+    said = capsys.readouterr().err
+    assert said.index("10 faces will take") < said.index("report:")
+    assert main([*quick, "--run", str(tmp_path), "--iterations", "9"]) == 0
+    assert "will take" not in capsys.readouterr().err, "it goes on, and the bar says how long"
+
+
+def test_a_first_look_shows_three_faces_and_stops(quick, tmp_path, capsys):
+    assert main([*quick, "--run", str(tmp_path), "--first-look", "--json"]) == 0
+    said = capsys.readouterr()
+    summary = json.loads(said.out.splitlines()[-1])
+    assert summary["report"] == str(tmp_path / "first_look" / "report.html") and summary["steps"] == 8
+    assert summary["forecast"]["faces"] == 10 and sum(summary["forecast"]["seconds"].values()) > 0
+    assert "about 10 faces will take" in said.err and "is no verdict" in said.err
+    assert [path.name for path in tmp_path.iterdir()] == ["first_look"], "nothing of the adaptation itself"
+    report = json.loads((tmp_path / "first_look" / "report.json").read_text())
+    assert len(report["galleries"][0]["rows"]) == 3
+
+
+def test_the_stages_one_by_one_give_what_adapt_gives(quick, photos, tiny_restorer, tiny_prior, tmp_path):
+    assert main([*quick, "--run", str(tmp_path / "a")]) == 0
+    networks = ["--restorer", str(tiny_restorer), "--prior", str(tiny_prior)]
+    run = ["--run", str(tmp_path / "b")]
+    assert main(["faces", str(photos), "--aligned", *networks[:2], *run]) == 0
+    assert main(["targets", "--calls", "2", *networks, *run]) == 0
+    tuning = ["--batch-size", "4", "--micro-batch", "4", "--iterations", "8"]
+    assert main(["finetune", *tuning, *networks, *run]) == 0
+    a, b = (load_file(tmp_path / x / "restorer.safetensors") for x in "ab")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_export_pth_writes_the_same_weights_again(quick, tmp_path):
+    assert main([*quick, "--run", str(tmp_path), "--export-pth"]) == 0
+    assert load_restorer(tmp_path / "restorer.pth").metadata["prior_licence"] == "unknown", "terms travel with it"
+    exported = torch.load(tmp_path / "restorer.pth", weights_only=True)["params_ema"]
+    saved = load_file(tmp_path / "restorer.safetensors")
+    assert exported.keys() == saved.keys() and all(torch.equal(exported[k], saved[k]) for k in saved)
+
+
+def test_export_writes_what_spandrel_reads_whole_or_from_a_change(quick, photos, tiny_restorer, tmp_path, capsys):
+    import spandrel
+
+    run = tmp_path / "run"
+    assert main([*quick, "--low-memory", "--run", str(run)]) == 0
+    (run / tiny_restorer.name).write_bytes(tiny_restorer.read_bytes())
+    lq = read_image(photos / "face 0.png")[None]
+    for source in ("restorer.safetensors", "change.safetensors"):
+        wanted = load_restorer(run / source).restore(lq)
+        for suffix in (".pth", ".safetensors"):
+            out = (tmp_path / source).with_suffix(f".out{suffix}")
+            assert main(["export", str(run / source), "--out", str(out)]) == 0
+            assert (spandrel.ModelLoader().load_from_file(out)(lq) - wanted).abs().max() < 1e-6
+            if suffix == ".pth":
+                assert list(torch.load(out, weights_only=True)) == ["params_ema", "bfr_adapt"]
+            written = load_restorer(out)
+            assert (written.restore(lq) - wanted).abs().max() < 1e-6
+            assert written.metadata["base_sha256"] == sha256_of(tiny_restorer), "what it was made from travels"
+            assert written.licence == "test"
+            assert [part[0] for part in inspect(out).parts] == ["restorer", "base", "prior"]
+    capsys.readouterr()
+    assert main(["export", str(run / "restorer.safetensors"), "--out", str(tmp_path / "x.zip")]) == 2
+    assert capsys.readouterr().err.startswith("bfr: --out ")
+
+
+@pytest.mark.parametrize(("verdict", "says"), [("keep_base", 1), ("cannot_tell", 1), ("adopt", 0), ("", 0)])
+def test_restore_warns_of_a_restorer_that_was_judged_no_better(photos, tiny_restorer, tmp_path, capsys, verdict, says):
+    judged = tmp_path / "judged.safetensors"
+    save_restorer(judged, load_restorer(tiny_restorer), {"base": "b\x1b[31m", "verdict": verdict} if verdict else {})
+    assert main(["restore", str(photos), "--aligned", "--restorer", str(judged), "--out", str(tmp_path / "out")]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "verdict" in line]
+    assert len(lines) == says and all(line.startswith("judged.safetensors: ") for line in lines)
+    assert all(line.isprintable() and "base" in line for line in lines)
+
+
+def test_restore_sets_codeformers_fidelity(photos, tmp_path, monkeypatch, capsys):
+    from published_shapes import small_network
+
+    from bfr_core import restorers
+    from bfr_core.restorers.codeformer import CodeFormer
+
+    base = CodeFormer(small_network("CodeFormer").eval(), "CodeFormer", 64, "base.pth")
+    monkeypatch.setattr(base.module, "forward", lambda x, weight: (x, None))
+    monkeypatch.setattr(restorers, "load_restorer", lambda name: base)
+    command = ["restore", str(photos / "below"), "--aligned", "--out"]
+    assert main([*command, str(tmp_path / "usual")]) == 0
+    assert main([*command, str(tmp_path / "faithful"), "--fidelity", "1"]) == 0
+    weights = []
+    for kind in ("usual", "faithful"):
+        weights += [inspect_picture(tmp_path / kind / "face 1.png").record.steps[0].settings["fidelity_weight"]]
+    assert weights == [0.5, 1.0]
+    assert main([*command, str(tmp_path / "wrong"), "--fidelity", "1.5"]) == 2
+    assert "fidelity_weight is 1.5" in capsys.readouterr().err
+
+
+def test_too_little_memory_is_one_line(photos, tmp_path, monkeypatch, capsys):
+    from bfr_core import restorers
+
+    def full(name):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nmore")
+
+    monkeypatch.setattr(restorers, "load_restorer", full)
+    assert main(["restore", str(photos), "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.strip().splitlines() == [
+        "bfr: too little memory (CUDA out of memory. Tried to allocate 20.00 MiB.); try --low-memory, or --device cpu"
+    ]
+
+
+def test_adapt_opens_its_networks_once(quick, tmp_path, monkeypatch):
+    from bfr_core.files import tensors as checkpoints
+    from bfr_core.restorers import load as loading
+
+    opened = []
+
+    def open_(path):
+        opened.append(path)
+        return checkpoints.load_tensors(path)
+
+    for module in (loading, prior):
+        monkeypatch.setattr(module, "load_tensors", open_)
+    assert main([*quick, "--run", str(tmp_path)]) == 0
+    assert len(opened) == len(set(opened)) == 2
+
+
+def test_finetune_takes_targets_made_elsewhere(photos, tiny_restorer, tmp_path):
+    targets = tmp_path / "targets"
+    for i in range(0, 10, 2):
+        write_image(targets / f"face {i}.png", torch.rand(3, 32, 32))
+    command = ["finetune", str(photos), "--aligned", "--targets", str(targets), "--restorer", str(tiny_restorer)]
+    command += ["--batch-size", "2", "--micro-batch", "2", "--iterations", "3", "--run", str(tmp_path / "run")]
+    assert main(command) == 0
+    assert (tmp_path / "run" / "restorer.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (["--restorer", "gone.pth"], "gone.pth"),
+        (["--prior", "gone"], "gone"),
+        (["--sampler", "slow"], "sampler is 'slow'"),
+        (["--factor", "5"], "factor is 5"),
+        (["--eta", "2"], "eta is 2.0"),
+        (["--micro-batch", "0"], "micro_batch is 0"),
+        (["--precision", "int4"], "precision is 'int4'"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else " ".join(x),
+)
+def test_bad_settings_are_one_line_and_exit_2(quick, tmp_path, capsys, change, says):
+    assert main([*quick, *change, "--run", str(tmp_path / "run")]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bfr: ")]
+    assert len(lines) == 1 and says in lines[0]
+
+
+@pytest.mark.parametrize("make", ["missing", "empty", "file"])
+def test_bad_photo_folders_are_one_line_and_exit_2(tmp_path, capsys, make):
+    folder = tmp_path / "photos\n<script>"
+    if make == "empty":
+        folder.mkdir()
+    elif make == "file":
+        folder.write_text("")
+    assert main(["faces", str(folder), "--run", str(tmp_path / "run"), "--size", "32"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("bfr: ") and "\n" not in error
+
+
+def test_a_run_folder_that_is_a_file(tmp_path, photos, capsys):
+    (tmp_path / "run").write_text("")
+    assert main(["faces", str(photos), "--aligned", "--size", "32", "--run", str(tmp_path / "run")]) == 2
+    assert "is a file" in capsys.readouterr().err
+
+
+def test_every_option_names_a_setting_and_changes_it(tiny_restorer):
+    parser, restorer = build_parser(), load_restorer()
+    for flag, (path, _) in OPTIONS.items():
+        default = settings(parser.parse_args(["adapt", "x", "--run", "y"]), restorer)
+        for part in path.split("."):
+            default = getattr(default, part)
+        other = {
+            "targets.sampler.kind": "paper",
+            "targets.reference": "lq",
+            "targets.t_clean": "5",
+            "restorer": str(tiny_restorer),
+            "finetune.trainable": "lora",
+            "finetune.judged_on": "own",
+        }.get(path)
+        if other is None:
+            other = {bool: "", str: "other", int: "101", float: "0.25"}[type(default)]
+        if flag == "--calls":
+            other = "5"
+        value = settings(parser.parse_args(["adapt", "x", "--run", "y", flag, *([other] if other else [])]), restorer)
+        for part in path.split("."):
+            value = getattr(value, part)
+        assert value != default, flag
+
+
+def test_the_sampler_may_be_left_to_the_faces(tiny_restorer, capsys):
+    parser, restorer = build_parser(), load_restorer(tiny_restorer)
+    read = settings(parser.parse_args(["adapt", "x", "--run", "y", "--start", "auto", "--factor", "4"]), restorer)
+    assert read.targets.search == ("t_start",) and read.targets.sampler.factor == 4
+    read = settings(parser.parse_args(["adapt", "x", "--run", "y", "--start", "auto", "--factor", "auto"]), restorer)
+    assert read.targets.search == ("t_start", "factor")
+    assert settings(parser.parse_args(["adapt", "x", "--run", "y"]), restorer).targets.search == ()
+
+
+@pytest.mark.parametrize(("flag", "name"), [("--clean-level", "t_clean"), ("--target-detail", "detail")])
+def test_what_may_be_left_to_the_faces(tiny_restorer, flag, name, capsys):
+    parser, restorer = build_parser(), load_restorer(tiny_restorer)
+    read = settings(parser.parse_args(["adapt", "x", "--run", "y", flag, "auto"]), restorer)
+    assert getattr(read.targets, name) == "auto"
+    with pytest.raises(SystemExit):
+        parser.parse_args(["adapt", "x", "--run", "y", flag, "some"])
+    assert flag in capsys.readouterr().err
+
+
+def start(arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "bfr_core", *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(path, process, seconds=60):
+    until = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < until, process.communicate()
+        time.sleep(0.02)
+
+
+def test_killed_and_run_again_ends_with_the_same_weights(quick, tmp_path):
+    many = [*quick, "--iterations", "60", "--precision", "float32"]
+    assert main([*many, "--run", str(tmp_path / "whole")]) == 0
+    broken = [*many, "--run", str(tmp_path / "broken")]
+    process = start(broken)
+    wait_for(tmp_path / "broken" / "targets" / "stage.json", process)
+    time.sleep(0.5)
+    process.kill()
+    process.communicate()
+    assert main(broken) == 0
+    whole, again = (load_file(tmp_path / x / "restorer.safetensors") for x in ("whole", "broken"))
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT to another process")
+def test_ctrl_c_exits_130_and_leaves_a_checkpoint(quick, tmp_path):
+    process = start([*quick, "--iterations", "1000000", "--run", str(tmp_path)])
+    wait_for(tmp_path / "targets" / "stage.json", process)
+    log = tmp_path / "log.txt"
+    wait_for(log, process)
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "cancelled" in error
+    assert (tmp_path / "checkpoints" / "last.pt").exists()
+
+
+def test_restore_keeps_names_and_goes_on_after_a_bad_file(photos, tiny_restorer, tmp_path, capsys):
+    import shutil
+
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "text.jpg").write_text("not a picture")
+    command = ["restore", str(folder), "--aligned", "--restorer", str(tiny_restorer), "--out", str(tmp_path / "out")]
+    assert main([*command, "--json"]) == 1
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["restored"], summary["failed"]) == (10, 1) and summary["problems"][0]["photo"] == "text.jpg"
+    made = {p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*.png")}
+    assert made == {p.relative_to(photos) for p in photos.rglob("*.png")}
+
+
+def test_restore_goes_on_where_it_was_stopped_as_it_says(photos, tiny_restorer, tmp_path, capsys, monkeypatch):
+    command = ["restore", str(photos), "--aligned", "--restorer", str(tiny_restorer), "--out", str(tmp_path / "out")]
+    real = cli.Bars.__call__
+
+    def cancelled(self, stage, step, total, detail):
+        real(self, stage, step, total, detail)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.Bars, "__call__", cancelled)
+    assert main(command) == 130
+    assert "cancelled; the same command goes on where this one stopped" in capsys.readouterr().err
+    monkeypatch.setattr(cli.Bars, "__call__", real)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.png")}
+    assert before and main([*command, "--json"]) == 0
+    said = capsys.readouterr()
+    summary = json.loads(said.out)
+    assert (summary["restored"], summary["kept"]) == (10 - len(before), len(before)) and not summary["problems"]
+    assert f"{len(before)} kept, made before in the same way" in said.err
+    assert all(p.stat().st_mtime_ns == time for p, time in before.items())
+    assert main([*command, "--again", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["restored"] == 10
+
+
+def test_a_command_that_does_not_go_on_does_not_say_so(photos, tmp_path, capsys, monkeypatch):
+    def cancelled(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.Bars, "__call__", cancelled)
+    assert main(["tone", str(photos), "--out", str(tmp_path / "out")]) == 130
+    assert "the same command starts from the beginning" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_was_made(quick, tmp_path, capsys, monkeypatch):
+    assert main([*quick, "--run", str(tmp_path)]) == 0
+    before = (tmp_path / "restorer.safetensors").read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    assert main([*quick, "--run", str(tmp_path), "--iterations", "9"]) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bfr: ")]
+    assert len(lines) == 1 and "No space left on device" in lines[0]
+    assert (tmp_path / "restorer.safetensors").read_bytes() == before
+
+
+def test_evaluate_reads_what_degrade_wrote(photos, tmp_path, capsys):
+    flat = tmp_path / "clean"
+    for file in sorted(photos.glob("*.png")):
+        write_image(flat / f"{file.name}.png", read_image(file))
+    assert main(["degrade", str(photos), "--kind", "blind", "--out", str(tmp_path / "lq"), "--json"]) == 0
+    capsys.readouterr()
+    command = ["evaluate", str(tmp_path / "lq"), "--clean", str(flat), "--csv", str(tmp_path / "faces.csv"), "--json"]
+    assert main(command) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert len(summary["faces"]) == 5 and 5 < summary["rows"]["restored"]["psnr"]["mean"] < 60
+    assert len((tmp_path / "faces.csv").read_text().splitlines()) == 6
+
+
+def test_degrade_records_what_it_drew(photos, tmp_path, capsys):
+    assert main(["degrade", str(photos), "--kind", "film_grain", "--out", str(tmp_path / "lq"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 10
+    recorded = json.loads((tmp_path / "lq" / "degrade.json").read_text())
+    assert recorded["kind"] == "film_grain" and len(recorded["images"]) == 10
+
+
+def test_low_memory_stands_for_settings_and_gives_way_to_flags():
+    parser, restorer = build_parser(), load_restorer()
+    low = settings(parser.parse_args(["adapt", "x", "--run", "y", "--low-memory"]), restorer).finetune
+    assert (low.trainable, low.recompute, low.micro_batch) == ("lora", True, 1)
+    given = settings(
+        parser.parse_args(["adapt", "x", "--run", "y", "--low-memory", "--micro-batch", "2"]), restorer
+    ).finetune
+    assert (given.trainable, given.micro_batch) == ("lora", 2)
+
+
+def test_low_memory_also_writes_the_change_alone(quick, photos, tiny_restorer, tmp_path):
+    run = tmp_path / "run"
+    assert main([*quick, "--low-memory", "--run", str(run)]) == 0
+    change, whole = run / "change.safetensors", run / "restorer.safetensors"
+    assert change.stat().st_size < whole.stat().st_size
+    (run / tiny_restorer.name).write_bytes(tiny_restorer.read_bytes())
+    for name, restorer in (("a", change), ("b", whole)):
+        command = ["restore", str(photos), "--aligned", "--restorer", str(restorer), "--out", str(tmp_path / name)]
+        assert main(command) == 0
+    a, b = (read_image(tmp_path / x / "face 0.png") for x in "ab")
+    assert (a - b).abs().max() < 3 / 255  # the change is fp16
+
+
+def test_an_unknown_device_is_one_line(quick, tmp_path, capsys):
+    assert main([*quick, "--run", str(tmp_path), "--device", "cuda:99"]) == 2
+    assert "device is 'cuda:99'" in capsys.readouterr().err
+
+
+def test_weights_are_listed_with_licence_and_nothing_is_fetched(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("BFR_WEIGHTS", str(tmp_path))
+    assert main(["weights", "list", "--json"]) == 0
+    text = capsys.readouterr()
+    rows = json.loads(text.out)["weights"]
+    assert {row["state"] for row in rows} == {"not here"} and "non-commercial" in text.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["get"], "give a NAME"),
+        (["get", "nothing"], "not in the table"),
+        (["get", "swinir_gan_v1"], "put it at"),
+        (["convert", "iddpm_ffhq512_ema500000"], "--out"),
+        (["convert", "iddpm_ffhq512_ema500000", "--out", "x"], "not on this machine"),
+    ],
+    ids=" ".join,
+)
+def test_weights_that_cannot_be_had_are_one_line(arguments, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("BFR_WEIGHTS", str(tmp_path))
+    assert main(["weights", *arguments]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bfr: ")]
+    assert len(lines) == 1 and says in lines[0]
+
+
+def test_weights_that_are_here_are_verified(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("BFR_WEIGHTS", str(tmp_path))
+    (tmp_path / "codeformer.pth").write_bytes(b"short")
+    assert main(["weights", "verify", "codeformer", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["weights"][0]["state"].startswith("wrong size")
+
+
+def test_inspect_answers_whether_it_may_be_used_commercially(capsys):
+    assert main(["inspect", "embedded"]) == 0
+    assert "may it be used commercially? yes" in capsys.readouterr().out
+
+
+def test_inspect_reads_back_what_restore_wrote(photos, tiny_restorer, tmp_path, capsys):
+    strange = tmp_path / "r <&\x1b[31m>.safetensors"
+    strange.write_bytes(tiny_restorer.read_bytes())
+    out = tmp_path / "out"
+    assert main(["restore", str(photos), "--aligned", "--restorer", str(strange), "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(out / "face 0.png")]) == 0
+    said = capsys.readouterr().out
+    assert "details of the faces are generated" in said.lower() and "r <&?[31m>.safetensors" in said
+    assert str(tmp_path) not in said and all(line.isprintable() for line in said.splitlines())
+    assert main(["inspect", str(out / "face 0.png"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["generated"] and found["record"]["steps"][0]["sha256"] == sha256_of(strange)
+    assert found["record"]["steps"][0]["licence"] == "test" and found["record"]["steps"][0]["settings"]["aligned"]
+    assert main(["inspect", str(photos / "face 0.png"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["generated"] is False
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "says"),
+    [
+        (b"not a picture", 2, "is not a JPEG"),
+        (b"\xff\xd8\xff cut", 2, "is damaged"),
+        (None, 2, "No such file"),
+        (b"<a", 0, "its XMP is damaged"),
+        (b"<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>", 0, "its XMP is damaged"),
+        (b" " * (1 << 21), 0, "its XMP has 2,097,152 bytes"),
+    ],
+)
+def test_inspect_answers_strange_pictures_in_a_line(tmp_path, capsys, content, status, says):
+    path = tmp_path / "a\x1b[31m.webp"
+    if content and status:
+        path.write_bytes(content)
+    elif content:
+        Image.new("RGB", (8, 8)).save(path, xmp=content)
+    assert main(["inspect", str(path)]) == status
+    out, error = capsys.readouterr()
+    lines = (out + error).splitlines()
+    assert len(lines) == 1 and says in lines[0] and lines[0].isprintable() and "Traceback" not in error

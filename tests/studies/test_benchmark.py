@@ -1,0 +1,84 @@
+"""One cell of a benchmark: what each method is given, and that kept figures are found again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bfr_core.adaptation.adapt import SMALL, AdaptConfig, changed
+from bfr_core.diffusion.prior import load_prior
+from bfr_core.restorers import load_restorer
+from bfr_core.studies import benchmark
+from bfr_core.studies.benchmark import ROWS, departures, make_trial, read_cell, run_trial
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def lab(tiny_restorer, tiny_prior):
+    """Restorer, prior, quick settings and the faces of a cell."""
+    config = changed(SMALL, {"finetune.iterations": 2, "targets.sampler.t_start": 8, "targets.sampler.calls": 2})
+    faces = torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    faces = torch.nn.functional.interpolate(faces, (32, 32), mode="bicubic").clamp(0, 1)
+    trial = make_trial(faces[:4], faces[4:], "sensor", 3)
+    return load_restorer(tiny_restorer), load_prior(tiny_prior), config, trial
+
+
+def test_every_method_is_run_and_those_done_are_not(lab):
+    restorer, prior, config, trial = lab
+    made: dict[str, tuple[torch.Tensor, dict]] = {}
+    run_trial(trial, restorer, prior, config, (), lambda name, faces, more: made.update({name: (faces, more)}))
+    assert set(made) == set(ROWS)
+    assert torch.equal(made["damaged"][0], trial.lq)
+    assert torch.equal(made["base"][0], torch.cat([restorer.restore(trial.lq)]))
+    assert set(made["adapted"][1]) == {"old damage", "targets", "noise level"} and "setting" in made["denoiser"][1]
+    again: list[str] = []
+    run_trial(trial, restorer, prior, config, set(ROWS) - {"oracle"}, lambda name, *_: again.append(name))
+    assert again == ["oracle"]
+
+
+def test_the_oracle_alone_sees_the_clean_faces(lab, monkeypatch):
+    restorer, prior, config, trial = lab
+    given: list[torch.Tensor] = []
+    tuned = benchmark.tuned
+
+    def watched(restorer, lq, targets, *rest):
+        given.append(targets)
+        return tuned(restorer, lq, targets, *rest)
+
+    monkeypatch.setattr(benchmark, "tuned", watched)
+    run_trial(trial, restorer, prior, config, (), lambda *_: None)
+    assert sum(torch.equal(targets, trial.adapt_hq) for targets in given) == 1 and len(given) == 4
+
+
+def test_faces_are_damaged_alike_in_any_number_and_otherwise_in_each_half():
+    faces = torch.rand(3, 3, 32, 32)
+    assert torch.equal(benchmark.damaged(faces, "sensor", 0, "a")[:2], benchmark.damaged(faces[:2], "sensor", 0, "a"))
+    assert not torch.equal(benchmark.damaged(faces, "sensor", 0, "a"), benchmark.damaged(faces, "sensor", 0, "b"))
+
+
+def test_only_what_was_changed_counts_as_a_departure():
+    assert departures(AdaptConfig()) == {}
+    config = replace(AdaptConfig(), finetune=replace(AdaptConfig().finetune, lr=0.5, halve_at=(0.1,)))
+    assert departures(config) == {"finetune": {"lr": 0.5, "halve_at": (0.1,)}}
+
+
+def test_a_cell_of_another_recipe_is_as_good_as_none(tmp_path):
+    path = tmp_path / "cell.json"
+    assert read_cell(path, "a") == {}
+    path.write_text(json.dumps({"made_from": "a", "rows": {"base": {}}}))
+    assert read_cell(path, "a") == {"base": {}} and read_cell(path, "b") == {}
+
+
+def test_the_published_results_are_found_and_are_those_of_the_readme():
+    command = [sys.executable, "benchmarks/adaptation.py", "--work", "benchmarks/results", "--summary"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    rows = [line for line in done.stdout.splitlines() if ": adapted |" in line]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(rows) == 4 and all(row in readme for row in rows)

@@ -1,0 +1,126 @@
+"""`bfr verify-real` on files that stand for the published ones: it checks, restores, adapts, and reports failures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from published_shapes import prior_shapes
+
+from bfr_core.files import weights
+from bfr_core.files.tensors import save_tensors, sha256_of
+from bfr_core.files.weights import Weights
+from bfr_core.restorers import load_restorer, save_restorer
+from bfr_core.studies import verification
+from bfr_core.studies.verification import verify_real
+
+
+@pytest.fixture
+def table(tiny_restorer, tmp_path, monkeypatch):
+    """A table of a good restorer, a damaged one, and one that is not here."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    good, bad = folder / "good.safetensors", folder / "bad.safetensors"
+    good.write_bytes(tiny_restorer.read_bytes())
+    bad.write_bytes(tiny_restorer.read_bytes()[:-100])
+    entries = tuple(
+        Weights(name, "test, restorer, 32", "https://nowhere.invalid", 0, digest, "MIT", True)
+        for name, digest in (
+            (good.name, sha256_of(good)),
+            (bad.name, sha256_of(tiny_restorer)),
+            ("absent.safetensors", "0" * 64),
+        )
+    )
+    monkeypatch.setenv("BFR_WEIGHTS", str(folder))
+    monkeypatch.setattr(weights, "TABLE", entries)
+    monkeypatch.setattr(verification, "TABLE", entries)
+    return tmp_path
+
+
+def test_every_file_is_checked_and_a_failure_does_not_stop_the_rest(table):
+    page, findings = verify_real(table / "out")
+    good, bad, adaptation = findings
+    rows = dict(good.rows)
+    assert not good.failed and rows["SHA-256"] == "ok" and float(rows["seconds to load"]) >= 0
+    assert len(good.pictures) == 4 and "PSNR of the restored faces" in rows
+    assert bad.failed and dict(bad.rows)["SHA-256"].startswith("wrong") and "failed" in dict(bad.rows)
+    assert "good.safetensors" in adaptation.name and not adaptation.failed
+    assert float(dict(adaptation.rows)["seconds"]) > 0
+    assert rows["its SHA-256"] == sha256_of(table / "weights" / "good.safetensors") and int(rows["its bytes"]) > 0
+    assert any(name.startswith("the restored faces are those faces") and said == "yes" for name, said in good.rows)
+    text = page.read_text()
+    assert "not here: absent.safetensors" in text and "1 checks failed" in text and "Not finished" not in text
+    report = json.loads((table / "out" / "report.json").read_text())
+    assert report["measurements"]["good.safetensors"]["SHA-256"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("what", "save", "says"),
+    [
+        ("test, restorer, 32", "dark", "the restored faces are those faces"),
+        ("test, diffusion prior", "random unet", "it tells noise from face at t = 300"),
+        ("ParseNet, face parsing", "parsenet", "the face is part of the crop"),
+    ],
+    ids=["restorer", "prior", "parser"],
+)
+def test_a_network_that_loads_and_does_not_do_its_work_is_a_failure(
+    table, tiny_restorer, monkeypatch, what, save, says
+):
+    """Weights under the right keys whose values are wrong: nothing fails to load, the report says no."""
+    name = {"parsenet": "parsing_parsenet.pth", "random unet": "unet.safetensors"}.get(save, "dark.safetensors")
+    path = table / "weights" / name
+    if save == "dark":
+        dark = load_restorer(tiny_restorer)
+        with torch.no_grad():
+            dark.module.get_parameter("ending.bias").fill_(-1)
+        save_restorer(path, dark, {})
+    elif save == "random unet":
+        state = {name: 0.02 * torch.randn(shape) for name, shape in prior_shapes().items()}
+        save_tensors(path, state, {"unet": json.dumps({"image_size": 64, "num_head_channels": 64})})
+    else:
+        from facexlib.parsing.parsenet import ParseNet
+
+        state = ParseNet(512, 512, parsing_ch=19).state_dict()
+        state["out_mask_conv.conv2d.bias"][0] = 1e6  # background everywhere
+        torch.save(state, path)
+    entry = Weights(name, what, "https://nowhere.invalid", 0, sha256_of(path), "MIT", True)
+    for module in (weights, verification):
+        monkeypatch.setattr(module, "TABLE", (entry,))
+    monkeypatch.setattr(verification, "_short_adaptation", lambda *_: verification.Finding("short"))
+    page, (found, _) = verify_real(table / "out")
+    assert found.failed and dict(found.rows)["SHA-256"] == "ok" and "failed" not in dict(found.rows)
+    assert [said for name, said in found.rows if name.startswith(says)] == ["no"]
+    assert "1 checks failed" in page.read_text()
+
+
+def test_ended_early_it_leaves_what_was_found(table, monkeypatch):
+    def end(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verification, "_short_adaptation", end)
+    with pytest.raises(KeyboardInterrupt):
+        verify_real(table / "out")
+    text = (table / "out" / "report.html").read_text()
+    assert "Not finished: 2 of 3 checks are done." in text and "PSNR of the restored faces" in text
+
+
+def test_a_report_to_be_shared_names_no_folder_of_its_writer(table, monkeypatch):
+    def locked(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(verification, "load_restorer", locked)
+    page, (good, *_) = verify_real(table / "out")
+    assert dict(good.rows)["failed"] == "[Errno 13] Permission denied: 'good.safetensors'"
+    assert str(table) not in page.read_text() + (table / "out" / "report.json").read_text()
+
+
+def test_weights_whose_hash_nobody_knows_yet_are_reported_with_theirs(table, monkeypatch):
+    entry = replace(verification.TABLE[0], sha256="")
+    for module in (weights, verification):
+        monkeypatch.setattr(module, "TABLE", (entry,))
+    monkeypatch.setattr(verification, "_short_adaptation", lambda *_: verification.Finding("short"))
+    _, (found, _) = verify_real(table / "out")
+    rows = dict(found.rows)
+    assert rows["SHA-256"].startswith("not checkable") and len(rows["its SHA-256"]) == 64 and not found.failed

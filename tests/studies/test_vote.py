@@ -1,0 +1,103 @@
+"""The vote is blind, whole and counted right; files from voters are not trusted."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from bfr_core.cli.commands import main
+from bfr_core.files.photos import write_image
+from bfr_core.metrics.measures import wilson_interval
+from bfr_core.reports.html import data_uri
+from bfr_core.studies.vote import make_ballot, tally
+
+NAMES = [f"photo_{i}" for i in range(8)]
+SHADE = {"damaged": 0.2, "a": 0.5, "b": 0.8}
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for role, shade in SHADE.items():
+        for i, name in enumerate(NAMES):
+            write_image(tmp_path / role / f"{name}.png", torch.full((3, 8, 8), shade + i / 100))
+    return tmp_path
+
+
+@pytest.fixture
+def ballot(folders):
+    page = make_ballot(folders / "damaged", folders / "a", folders / "b", folders / "out")
+    return page, json.loads((folders / "out" / "key.json").read_text())
+
+
+def votes_file(folder, ballot, votes, name="votes-1.json"):
+    (folder / name).write_text(json.dumps({"ballot": ballot, "votes": votes}))
+    return folder / name
+
+
+def test_the_key_says_what_the_page_shows_and_the_page_does_not(ballot):
+    page, key = ballot
+    text = page.read_text()
+    content = json.loads(re.search(r"const DATA = (.*);\n", text)[1])
+    assert len(content["photos"]) == len(key["photos"]) == len(NAMES)
+    assert {p["photo"] for p in key["photos"]} == set(NAMES) and not any(name in text for name in NAMES)
+    for shown, known in zip(content["photos"], key["photos"], strict=True):
+        i = NAMES.index(known["photo"])
+        wanted = [SHADE["damaged"], SHADE[known["left"]], SHADE[known["right"]]]
+        pictures = [torch.full((3, 8, 8), round((shade + i / 100) * 255) / 255) for shade in wanted]
+        assert shown == [data_uri(picture) for picture in pictures]
+    sides = [p["left"] for p in key["photos"]]
+    assert 0 < sides.count("a") < len(sides)  # not always the same side
+
+
+def test_votes_are_counted_by_the_key(folders, ballot):
+    _, key = ballot
+    for_a = ["left" if p["left"] == "a" else "right" for p in key["photos"]]
+    first = votes_file(folders, key["ballot"], for_a)
+    second = votes_file(folders, key["ballot"], ["same", "same", "", *for_a[3:]], "votes-2.json")
+    found = tally(folders / "out" / "key.json", [first, second])
+    assert (found.a, found.b, found.same, found.voters) == (13, 0, 2, 2)
+    assert "A is preferred" in found.sentence() and found.share.low > 0.5
+    undecided = tally(folders / "out" / "key.json", [votes_file(folders, key["ballot"], ["left"] * 8)])
+    assert undecided.a and undecided.b and "no preference" in undecided.sentence()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["no json", "[]", '{"ballot": "another", "votes": []}', {"votes": ["left"]}, {"votes": ["<b>"] * 8}],
+    ids=["not JSON", "no object", "another ballot", "too few", "not a choice"],
+)
+def test_a_file_that_is_no_vote_is_left_out(folders, ballot, content, caplog):
+    _, key = ballot
+    good = votes_file(folders, key["ballot"], ["same"] * 8)
+    bad = folders / "bad.json"
+    bad.write_text(content if isinstance(content, str) else json.dumps(content | {"ballot": key["ballot"]}))
+    assert tally(folders / "out" / "key.json", [bad, good]).voters == 1
+    assert "left out: " in caplog.text and "bad.json" in caplog.text
+    with pytest.raises(ValueError, match="none of the 1 files"):
+        tally(folders / "out" / "key.json", [bad])
+
+
+def test_the_commands(folders, capsys):
+    out = str(folders / "out")
+    assert (
+        main(["vote", str(folders / "damaged"), "--a", str(folders / "a"), "--b", str(folders / "b"), "--out", out])
+        == 0
+    )
+    key = json.loads((folders / "out" / "key.json").read_text())
+    votes = votes_file(folders, key["ballot"], ["same"] * 8)
+    assert main(["tally", f"{out}/key.json", str(votes)]) == 0
+    assert "8 votes by 1 voter:" in capsys.readouterr().out
+    assert main(["tally", str(votes), str(votes)]) == 2
+    assert "is no key" in capsys.readouterr().err
+
+
+def test_wilson_interval_by_hand():
+    found = wilson_interval(8, 10)  # 0.4902 and 0.9433 in Newcombe's examples of the score interval
+    assert (
+        found.mean == 0.8
+        and found.low == pytest.approx(0.4902, abs=1e-4)
+        and found.high == pytest.approx(0.9433, abs=1e-4)
+    )
+    with pytest.raises(ValueError):
+        wilson_interval(1, 0)

@@ -1,0 +1,68 @@
+import pytest
+import torch
+from torch import nn
+
+from bfr_core.training import losses
+from bfr_core.training.losses import UNetDiscriminator, gaussian_blur, perceptual_loss, pixel_loss, texture_loss
+
+
+@pytest.fixture
+def image():
+    return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_pixel_loss_by_hand(image):
+    assert pixel_loss(image, image + 0.25).item() == pytest.approx(0.25)
+
+
+def test_blur_agrees_with_scipy(image):
+    from scipy.ndimage import gaussian_filter
+
+    expected = gaussian_filter(image[0, 0].double().numpy(), 1.5, mode="mirror", radius=5)
+    assert abs(gaussian_blur(image, 1.5)[0, 0].numpy() - expected).max() < 1e-5
+
+
+def test_texture_loss_sees_smoothing_and_noise_but_not_where_the_texture_lies(image):
+    same = texture_loss(image, image.roll(1, -1))
+    smoothed = texture_loss(gaussian_blur(image, 1.0), image)
+    assert same < 0.2 * smoothed
+    assert texture_loss(image, gaussian_blur(image, 1.0)) == smoothed
+
+
+def test_perceptual_loss_is_zero_only_for_equal_images(image):
+    torch.manual_seed(0)
+    net = nn.Conv2d(3, 8, 3)
+    loss = perceptual_loss(lambda x: [net(x)])
+    assert loss(image, image).item() == 0 and loss(image.flip(-1), image).item() > 0.01
+
+
+@pytest.mark.parametrize("name", ["pixel_loss", "texture_loss"])
+def test_image_losses_have_gradients(name):
+    a, b = torch.rand(2, 1, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    a.requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda x: getattr(losses, name)(x, b), a)
+
+
+def test_discriminator_scores_every_pixel_and_learns(image):
+    torch.manual_seed(0)
+    critic = UNetDiscriminator(8)
+    assert critic(image).shape == (2, 1, 32, 32)
+    optimizer = torch.optim.Adam(critic.parameters(), 1e-3)
+    values = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = losses.discriminator_loss(critic(image), critic(gaussian_blur(image, 2.0)))
+        loss.backward()
+        optimizer.step()
+        values.append(loss.item())
+    assert values[-1] < 0.8 * values[0]
+
+
+def test_lpips_is_built_without_a_download(tmp_path, image):
+    """With a VGG file of random weights it is the published computation: zero for equal images, positive otherwise."""
+    pytest.importorskip("lpips")
+    from torchvision.models import vgg16
+
+    torch.save(vgg16(weights=None).state_dict(), tmp_path / "vgg16.pth")
+    loss = losses.lpips_loss(tmp_path / "vgg16.pth")
+    assert loss(image, image).item() == 0 and loss(image, image.flip(-1)).item() > 0

@@ -1,0 +1,347 @@
+"""The page in gradio: what its server answers and refuses, and the way through it in a headless Chromium.
+
+The handlers themselves are tested without gradio in test_page.py.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import sys
+import zipfile
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bfr_core.cli.commands import main
+from bfr_core.files.photos import write_image
+from bfr_core.reports.html import VERDICTS
+from bfr_core.studies.demo import real_photos
+from bfr_core.web import gradio_compat as compat
+from bfr_core.web.gradio_compat import at_home
+from bfr_core.web.gradio_page import build, read_logins, serve
+from bfr_core.web.page import Choices, Page
+from tests.tab import Tab, until
+
+FEW = Choices(aligned=True, changes={"finetune.iterations": 4})
+
+
+@pytest.fixture
+def gradio():
+    return pytest.importorskip("gradio", reason="gradio is not installed", exc_type=ImportError)
+
+
+@pytest.fixture
+def small(monkeypatch, tiny_restorer, tiny_prior):
+    """ "embedded" are networks of a few thousand parameters, and what `serve` sets in the environment is taken back."""
+    monkeypatch.setattr("bfr_core.restorers.load.EMBEDDED", tiny_restorer)
+    monkeypatch.setattr("bfr_core.diffusion.prior.EMBEDDED", tiny_prior)
+    for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_SHARE", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+
+
+@contextlib.contextmanager
+def served(runs, allowed=(), listen=False, auth=None):
+    """(page, port) of a server that is up."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    page, server, _ = serve(runs, allowed, port, listen, auth)
+    try:
+        yield page, port
+    finally:
+        page.jobs.stop_all()
+        server.close()
+
+
+def ask(port, path, headers=None, method="GET", body=None):
+    """Status, headers and text of an answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request(method, path, body, headers or {})
+    answer = connection.getresponse()
+    return answer.status, dict(answer.getheaders()), answer.read().decode(errors="replace")
+
+
+def test_without_gradio_one_line_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["ui", "--runs", str(tmp_path)]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bfr: ")]
+    assert lines == ['bfr: the web page needs gradio: pip install "gradio>=6"']
+
+
+def test_a_folder_to_allow_that_is_not_there_is_one_line(tmp_path, capsys):
+    assert main(["ui", "--runs", str(tmp_path), "--allow", str(tmp_path / "gone")]) == 2
+    assert "gone" in capsys.readouterr().err
+
+
+def test_logins_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
+    monkeypatch.delenv("BFR_UI_AUTH", raising=False)
+    assert read_logins(None) == []
+    monkeypatch.setenv("BFR_UI_AUTH", "eva:a:b")
+    assert read_logins(None) == [("eva", "a:b")]
+    (tmp_path / "logins").write_text("ada:x\n\nbo:y\n")
+    assert read_logins(tmp_path / "logins") == [("ada", "x"), ("bo", "y")]
+    for wrong in ("ada", ":x", "", "ada:"):
+        (tmp_path / "logins").write_text(wrong)
+        with pytest.raises(ValueError, match="each line must be user:password"):
+            read_logins(tmp_path / "logins")
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "answered"),
+    [
+        ("127.0.0.1:7860", "", True),
+        ("localhost:7860", "http://localhost:7860", True),
+        ("[::1]:7860", "", True),
+        ("rebound.example:7860", "", False),
+        ("", "", False),
+        ("127.0.0.1:7860", "http://evil.example", False),
+        ("127.0.0.1:7860", "http://127.0.0.1:8000", False),
+        ("127.0.0.1:7860", "null", False),
+    ],
+)
+def test_only_requests_of_this_machine_are_answered(host, origin, answered):
+    assert at_home(host, origin) is answered
+
+
+def test_every_event_stays_out_of_the_queue_and_of_the_public_interface(gradio, small, tmp_path):
+    page = Page(tmp_path / "runs")
+    compat.prepare(page.cache)
+    config = build(page).get_config_file()
+    assert len(config["dependencies"]) > 10
+    for event in config["dependencies"]:
+        assert event["queue"] is False and event.get("api_visibility", "private") == "private"
+
+
+def test_the_page_is_built_without_loading_a_network(gradio, small, tmp_path, monkeypatch):
+    page = Page(tmp_path / "runs")
+    monkeypatch.setattr("bfr_core.web.page.load_restorer", None)
+    build(page)
+
+
+def test_what_the_server_answers_and_refuses(gradio, small, tmp_path):
+    runs = tmp_path / "runs"
+    secret = tmp_path / "secret.png"
+    write_image(secret, torch.rand(3, 8, 8))
+    (runs / "a run").mkdir(parents=True)
+    (runs / "a run" / "request.json").write_text("{}")
+    with served(runs) as (page, port):
+        status, headers, text = ask(port, "/")
+        assert status == 200 and "BFR Adapt" in text
+        policy = headers["content-security-policy"]
+        assert "default-src 'self'" in policy and "http" not in policy
+        assert "fonts.googleapis" not in text
+        assert json.loads(ask(port, "/config")[2])["analytics_enabled"] is False
+        for path in (secret, runs / "a run" / "request.json", Path("/etc/passwd")):
+            assert ask(port, f"/gradio_api/file={quote(str(path))}")[0] in (403, 404)
+        (page.cache / "shown.txt").write_text("shown")
+        assert ask(port, f"/gradio_api/file={page.cache / 'shown.txt'}")[2] == "shown"
+        assert ask(port, "/", {"Host": "evil.example"})[0] == 403
+        assert ask(port, "/gradio_api/upload", {"Origin": "http://evil.example"}, "POST", "x")[0] == 403
+
+
+def test_behind_a_login_nothing_is_answered_without_it(gradio, small, tmp_path):
+    (tmp_path / "logins").write_text("ada:lovelace\n")
+    with served(tmp_path / "runs", auth=tmp_path / "logins") as (page, port):
+        (page.cache / "shown.txt").write_text("shown")
+        assert ask(port, "/config")[0] == 401
+        assert ask(port, f"/gradio_api/file={page.cache / 'shown.txt'}")[0] == 401
+        form = {"Content-Type": "application/x-www-form-urlencoded"}
+        assert ask(port, "/login", form, "POST", "username=ada&password=wrong")[0] == 400
+        status, headers, _ = ask(port, "/login", form, "POST", "username=ada&password=lovelace")
+        assert status == 200
+        cookie = headers["set-cookie"].split(";")[0]
+        assert ask(port, "/config", {"Cookie": cookie})[0] == 200
+
+
+def test_a_port_that_is_taken_is_one_line(gradio, small, tmp_path, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert main(["ui", "--runs", str(tmp_path / "runs"), "--port", str(taken.getsockname()[1])]) == 2
+    assert "port" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- in a browser
+
+
+@pytest.fixture
+def tab(browser, screenshots):
+    return Tab(browser, screenshots)
+
+
+def asked_elsewhere(browser, port):
+    """Addresses of other servers that the browser asked for something."""
+    log = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [m["params"]["request"]["url"] for m in log if m["method"] == "Network.requestWillBeSent"]
+    assert asked
+    return [url for url in asked if not url.startswith((f"http://127.0.0.1:{port}/", "data:", "blob:"))]
+
+
+def test_stopping_reloading_and_going_on(gradio, small, tab, photos, tmp_path):
+    with served(tmp_path / "runs", [photos]) as (page, port):
+        tab.browser.get(f"http://127.0.0.1:{port}/")
+        tab.press("Find the faces")
+        tab.wait_for("drop some photos first")
+        tab.type("or name a folder", str(photos))
+        tab.type("Name of the run", "<b>album")
+        tab.tick("cut-out")
+        tab.press("Find the faces")
+        tab.wait_for("10 faces found, 0 left out")
+        name = page.names()[0]
+        page.remember(page.run(name), Choices(aligned=True, changes={"finetune.iterations": 3000}))
+        tab.browser.refresh()
+        tab.press("2. Adapt")
+        tab.press("Adapt")
+        tab.wait_for("Teaching the restorer")
+        until(lambda: len(tab.images(".bfr .faces img")) == 12)
+        tab.browser.refresh()  # the run does not mind
+        tab.wait_for("Teaching the restorer")
+        tab.press("2. Adapt")
+        tab.picture("page_adapting")
+        tab.press("Stop")
+        tab.wait_for("Stopped by you")
+        page.remember(page.run(name), FEW)
+        tab.browser.refresh()
+        tab.press("2. Adapt")
+        tab.press("Go on")
+        tab.wait_for("Adapted. The verdict is under Result.")
+        tab.press("4. Repair photos")
+        tab.type("or name a folder", str(photos))
+        tab.tick("cut-out")
+        tab.press("Repair")
+        tab.wait_for("repaired 1")
+        assert len(zipfile.ZipFile(page.repaired(name)).namelist()) == 10
+        tab.press("All runs")
+        tab.press("Delete")
+        tab.wait_for("tick the box beside the button first")
+        tab.tick("Delete -b-album")
+        tab.press("Delete")
+        tab.wait_for("-b-album is deleted.")
+        assert page.names() == [] and not asked_elsewhere(tab.browser, port)
+
+
+def test_photos_with_different_kinds_of_damage(gradio, small, tab, mixed_photos, verdicts, tmp_path):
+    with served(tmp_path / "runs", [mixed_photos]) as (_, port):
+        tab.browser.get(f"http://127.0.0.1:{port}/")
+        tab.type("or name a folder", str(mixed_photos))
+        tab.type("Name of the run", "Mixed")
+        tab.tick("cut-out")
+        tab.press("Find the faces")
+        tab.wait_for("34 faces found")
+        tab.press("2. Adapt")
+        tab.tick("different kinds of damage")
+        tab.open("Advanced")
+        tab.type("Tuning steps", "60")
+        tab.open("Advanced")
+        tab.press("Adapt")
+        tab.wait_for("Group 2 of 2: Teaching the restorer")
+        assert tab.says("Telling kinds of damage apart")
+        tab.picture("page_mixed_1_adapting")
+        tab.wait_for("Adapted. The verdict is under Result.")
+        tab.browser.refresh()
+        tab.press("2. Adapt")
+        assert tab.field("My photos have different kinds of damage").is_selected()
+        tab.picture("page_mixed_2_adapted")
+        tab.press("3. Result")
+        tab.wait_for("2 groups of damages were found")
+        tab.picture("page_mixed_3_result")
+        tab.press("Save the restorer")
+        tab.press_link("Mixed.zip")
+        archive = until(lambda: zipfile.ZipFile(next((tmp_path / "downloads").glob("*.zip"))))
+        assert {"groups.safetensors", "groups/base.safetensors"} < set(archive.namelist())
+
+
+def damaged_copies(folder):
+    """Ten photos, each with one real face and a sensor's noise: two portraits in five sizes."""
+    for n, (name, photo) in enumerate(real_photos().items()):
+        for i in range(5):
+            size = [round(side * (0.6 + 0.1 * i)) for side in photo.shape[-2:]]
+            smaller = torch.nn.functional.interpolate(photo[None], size, mode="bilinear", antialias=True)
+            noise = torch.randn(smaller.shape, generator=torch.Generator().manual_seed(10 * n + i))
+            write_image(folder / f"{name.split()[0]} {i}.png", (smaller + 0.1 * noise).clamp(0, 1)[0])
+    return sorted(folder.iterdir())
+
+
+def test_from_dropped_photos_to_a_repaired_one(gradio, tab, monkeypatch, tmp_path):
+    """All of it with the embedded networks, on real faces that have to be found first."""
+    for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_SHARE", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    photos = damaged_copies(tmp_path / "noisy")
+    downloads = tmp_path / "downloads"
+    with served(tmp_path / "runs") as (page, port):
+        tab.browser.get(f"http://127.0.0.1:{port}/")
+        tab.button("Find the faces")
+        tab.picture("page_1_opened")
+        tab.drop(photos)
+        tab.type("Name of the run", "Noisy portraits")
+        tab.press("Find the faces")
+        tab.wait_for("10 faces found, 0 left out")
+        for left_out in (1, 0, 1):
+            tab.faces()[2].click()
+            tab.wait_for(f"10 faces found, {left_out} left out")
+        tab.picture("page_2_faces")
+        tab.press("2. Adapt")
+        tab.open("Advanced")
+        tab.type("Tuning steps", "3")
+        tab.type("Faces per step", "2")
+        tab.open("Advanced")
+        tab.press("Adapt")
+        tab.wait_for("left in this stage")
+        tab.wait_for("Adapted. The verdict is under Result.", 150)
+        tab.picture("page_3_adapted")
+        tab.press("3. Result")
+        assert any(tab.says(f"{verdict}.") for verdict in VERDICTS.values())
+        tab.press("Show before and after")
+        width, height = Image.open(photos[0]).size
+        until(lambda: tab.images("img[src*='compare']") == [[width, height]] * 2)
+        tab.picture("page_4_result")
+        tab.press("Save the restorer")
+        tab.press_link("Noisy portraits.safetensors")
+        kept = until(lambda: next(downloads.glob("*.safetensors")))
+        run = page.run("Noisy portraits")
+        until(lambda: kept.read_bytes() == run.restorer.read_bytes())
+        tab.press("4. Repair photos")
+        tab.drop([photos[0]], -1)
+        tab.press("Repair")
+        tab.wait_for("1 restored")
+        tab.press_link("repaired 1.zip")
+        tab.picture("page_5_repaired")
+        archive = until(lambda: zipfile.ZipFile(next(downloads.glob("*.zip"))))
+        assert archive.namelist() == [photos[0].name]
+        with archive.open(photos[0].name) as file:
+            made = np.asarray(Image.open(file).convert("RGB"))
+        changed = (made != np.asarray(Image.open(photos[0]).convert("RGB"))).any(2)
+        assert 0.02 < changed.mean() < 0.8 and not changed[-20:].any(), "the face, and nothing but the face"
+        tab.press("All runs")
+        tab.picture("page_6_runs")
+        assert not asked_elsewhere(tab.browser, port)
+
+
+def test_an_event_may_name_files_of_our_cache_and_no_others(tmp_path, monkeypatch):
+    """Of gradio 4, made up: what it would refuse."""
+    asked: list[object] = []
+    utils = SimpleNamespace(check_all_files_in_cache=asked.append)
+    gradio = ModuleType("gradio")
+    vars(gradio)["processing_utils"] = utils
+    monkeypatch.setitem(sys.modules, "gradio", gradio)
+    cache = tmp_path / "runs/_page"
+    for _ in range(2):
+        compat.confine(SimpleNamespace(blocks={}), cache)
+    check = utils.check_all_files_in_cache
+    check({"index": 1, "value": {"image": {"path": f"{cache}/faces/a.png"}}})
+    assert not asked
+    others = [
+        {"path": f"{cache}/../run/a.png"},
+        {"path": f"{cache}/a.png", "more": [{"path": "/etc/passwd"}]},
+        {"index": 1},
+    ]
+    for data in others:
+        check(data)
+    assert asked == others

@@ -1,0 +1,133 @@
+"""The page by HTTP; "embedded" are networks of a few thousand parameters here."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from bfr_core.files.ownership import LIST
+from bfr_core.web.hosted import Hosted
+from bfr_core.web.http_api import PREFIX, add_routes, logged_in
+from bfr_core.web.page import Page
+
+pytest.importorskip("fastapi", reason="fastapi, which comes with gradio, is not installed")
+pytest.importorskip("httpx", reason="httpx, which fastapi's test client needs, is not installed")
+testclient = pytest.importorskip("fastapi.testclient")
+
+
+@pytest.fixture
+def hosted(tmp_path, photos, tiny_restorer, tiny_prior, monkeypatch):
+    monkeypatch.setattr("bfr_core.restorers.load.EMBEDDED", tiny_restorer)
+    monkeypatch.setattr("bfr_core.diffusion.prior.EMBEDDED", tiny_prior)
+    hosted = Hosted(Page(tmp_path / "runs", [photos], "cpu"))
+    yield hosted
+    hosted.page.jobs.stop_all()
+
+
+def client(hosted, logins=None):
+    import fastapi
+
+    app = fastapi.FastAPI()
+    add_routes(app, hosted, logins or {})
+    return testclient.TestClient(app)
+
+
+def test_a_run_from_its_folder_to_a_restored_picture(hosted, photos):
+    web = client(hosted)
+    body = {"folder": str(photos), "name": "album", "aligned": True}
+    assert web.post(f"{PREFIX}/runs", json=body).json() == {"run": "album"}
+    hosted.page.jobs.wait(hosted.page.run("album"))
+    assert web.post(f"{PREFIX}/runs/album/stop").json()["state"] == "done"
+    body = {"changes": {"finetune.iterations": 4.0}, "mixed": True}
+    started = web.post(f"{PREFIX}/runs/album/adapt", json=body).json()
+    assert started["kind"] == "adapt" and started["state"] in ("waiting", "running")
+    hosted.page.jobs.wait(hosted.page.run("album"))
+    assert hosted.page.choices_of("album").mixed and hosted.page.jobs.status(hosted.page.run("album")).notes
+    [run] = web.get(f"{PREFIX}/runs").json()["runs"]
+    assert run["state"] == "done" and run["adapted"] and run["verdict"]
+    file = io.BytesIO()
+    Image.effect_noise((40, 30), 60).convert("RGB").save(file, "JPEG")
+    picture = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    answer = web.post(f"{PREFIX}/restore", json={"image": picture, "restorer": "album"}).json()
+    assert Image.open(io.BytesIO(base64.b64decode(answer["image"]))).size == (40, 30)
+    assert answer["info"] == "no face restored"
+    assert list((hosted.page.cache / "api").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "reason"),
+    [
+        ("/runs", {"folder": "/etc"}, "may not be read"),
+        ("/runs", {"folder": "{photos}/.."}, "may not be read"),
+        ("/runs", {}, "name a folder"),
+        ("/runs", {"folder": "{photos}", "minutes": "many"}, "could not convert"),
+        ("/runs", {"folder": "{photos}", "restorer": "/etc/passwd"}, "is not one of"),
+        ("/runs/none/adapt", {}, "there is no such run"),
+        ("/runs/..%2F../adapt", {}, None),
+        ("/runs/album/adapt", {"changes": {"prior": "/etc"}}, "changes must be"),
+        ("/restore", {}, "restorer is missing"),
+        ("/restore", {"restorer": "album", "image": "?"}, "base64"),
+        ("/restore", {"restorer": "album", "image": base64.b64encode(b"no").decode()}, ".png"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(hosted, photos, path, body, reason):
+    (hosted.page.runs / "album").mkdir()
+    (hosted.page.runs / "album" / "request.json").write_text("{}")
+    body = {k: v.format(photos=photos) if isinstance(v, str) else v for k, v in body.items()}
+    answer = client(hosted).post(PREFIX + path, json=body)
+    assert answer.status_code in (400, 404)
+    if reason:
+        assert reason in answer.json()["detail"] and "\n" not in answer.json()["detail"]
+
+
+def test_behind_a_login_nothing_is_answered_without_it(hosted):
+    web = client(hosted, {"ada": "love:lace"})
+    assert web.get(f"{PREFIX}/runs").status_code == 401
+    assert web.get(f"{PREFIX}/runs", auth=("ada", "wrong")).status_code == 401
+    assert web.get(f"{PREFIX}/runs", auth=("ada", "love:lace")).json() == {"runs": []}
+    assert web.post(f"{PREFIX}/runs", json={"folder": "/"}).status_code == 401
+    assert not logged_in("Basic ???", {"": ""}) and not logged_in("", {"ada": ""})
+
+
+def test_pictures_of_a_stranger_stay_in_the_cache(hosted, tmp_path: Path):
+    shutil.rmtree(hosted.page.cache)
+    hosted.page.cache.mkdir()
+    client(hosted).post(f"{PREFIX}/restore", json={"restorer": "x", "image": base64.b64encode(b"no").decode()})
+    assert {path.name for path in hosted.page.cache.rglob("*")} <= {"api", LIST}
+
+
+@pytest.mark.parametrize("code", ["Zoë", "é", "\ud800", "4pyTOvCfmIA=", "YTpi\xa0"])
+def test_a_header_that_is_no_login_is_refused_in_any_letters(hosted, code):
+    assert not logged_in(f"Basic {code}", {"ada": "love:lace"})
+    web = client(hosted, {"ada": "love:lace"})
+    header = f"Basic {code}".encode("latin-1", "replace")
+    assert web.get(f"{PREFIX}/runs", headers={"Authorization": header}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "reason"),
+    [
+        ("/restore", '{"restorer": "album", "image": "Zoë"}', "base64"),
+        ("/runs/album/adapt", '{"changes": {"finetune.iterations": Infinity}}', "infinity"),
+        ("/runs/album/adapt", '{"changes": {"finetune.anchor": NaN}}', "anchor is nan"),
+    ],
+)
+def test_letters_and_numbers_of_any_kind_are_one_line(hosted, path, body, reason):
+    (hosted.page.runs / "album").mkdir()
+    (hosted.page.runs / "album" / "request.json").write_text("{}")
+    answer = client(hosted).post(PREFIX + path, content=body.encode(), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400 and reason in answer.json()["detail"]
+
+
+def test_a_damaged_run_hides_no_other(hosted):
+    for name, file in (("a", "job.json"), ("b", "config.json"), ("c", "report.json"), ("whole", "none.json")):
+        (hosted.page.runs / name).mkdir()
+        (hosted.page.runs / name / "request.json").write_text("{}")
+        (hosted.page.runs / name / file).write_text("[1]")
+    runs = {run["name"]: run for run in client(hosted).get(f"{PREFIX}/runs").json()["runs"]}
+    assert all("is damaged" in runs[name]["error"] for name in "abc") and runs["whole"]["error"] == ""

@@ -1,0 +1,521 @@
+"""What the web page does and says, called directly; "embedded" are networks of a few thousand parameters here."""
+
+import json
+import shutil
+import threading
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from bfr_core.adaptation.adapt import left_out_of
+from bfr_core.cli.commands import main
+from bfr_core.faces.align import Face, template
+from bfr_core.files.photos import read_image, read_photo, write_image
+from bfr_core.files.records import write_json
+from bfr_core.reports.html import VERDICTS
+from bfr_core.restorers import load_restorer
+from bfr_core.restorers.routed import Routed
+from bfr_core.web import hosted as hosted_module
+from bfr_core.web import jobs
+from bfr_core.web import page as page_module
+from bfr_core.web.hosted import Hosted, Wish
+from bfr_core.web.page import ADVANCED, Choices, Page, changes_of, duration, failed, restorers, said
+
+FEW = Choices(aligned=True, changes={"finetune.iterations": 4})
+MIXED = replace(FEW, mixed=True)
+HOSTILE = '<img src=x onerror=alert(1)>"'
+
+
+@pytest.fixture
+def page(tmp_path, photos, tiny_restorer, tiny_prior, monkeypatch):
+    monkeypatch.setattr("bfr_core.restorers.load.EMBEDDED", tiny_restorer)
+    monkeypatch.setattr("bfr_core.diffusion.prior.EMBEDDED", tiny_prior)
+    page = Page(tmp_path / "runs", [photos], "cpu")
+    yield page
+    page.jobs.stop_all()
+
+
+def upload(page, name, size=(32, 32)):
+    """A file as gradio leaves it in its cache."""
+    path = page.cache / "abc" / name
+    path.parent.mkdir(exist_ok=True)
+    Image.effect_noise(size, 60).convert("RGB").save(path, "PNG")
+    return str(path)
+
+
+def finished(page, name, seconds=120):
+    status = page.jobs.wait(page.run(name), seconds)
+    assert status.state == "done", status.error
+    return status
+
+
+@pytest.fixture
+def adapted(page, photos):
+    """A finished run of the page."""
+    name, _ = page.new_run("old album", [], str(photos), FEW)
+    finished(page, name)
+    page.adapt(name, FEW)
+    finished(page, name)
+    return name
+
+
+def judged(shown):
+    return any(verdict in shown for verdict in VERDICTS.values())
+
+
+def test_from_photos_to_a_zip(page, adapted, photos, tmp_path):
+    assert adapted == "old album" and page.names() == ["old album"] and page.latest() == "old album"
+    assert "Adapted" in page.state(adapted) and page.progress(adapted).count("<img") == 12
+    assert "polyline" in page.progress(adapted) and judged(page.verdict(adapted))
+    assert page.photos(adapted)[0] == "below/face 1.png"
+    assert page.details(adapted).count("<img") == 18 and "tuning steps" in page.details(adapted)
+    before, after = page.before_after(adapted, "face 0.png")
+    assert Image.open(before).size == Image.open(after).size == (32, 32)
+    assert page.cache in before.parents and before != after
+    assert page.before_after(adapted, "face 0.png", "base")[0] not in (before, after)
+    assert [path.name for path in page.save(adapted)] == ["old album.safetensors", "old album report.html"]
+    assert page.repaired(adapted) is None
+    page.repair(adapted, [], str(photos), aligned=True)
+    finished(page, adapted)
+    assert len(zipfile.ZipFile(page.repaired(adapted)).namelist()) == 10
+    assert "polyline" in page.progress(adapted)  # still there, although the last job was another
+    problems = page.repair(adapted, [upload(page, "a.png"), upload(page, "b.txt")], "", with_base=True, aligned=True)
+    assert len(problems) == 1 and "b.txt: is not a picture" in problems[0]
+    finished(page, adapted)
+    assert zipfile.ZipFile(page.repaired(adapted)).namelist() == ["a.png"]
+    assert "old album" in page.table() and judged(page.table())
+
+
+def test_files_of_others_stay_whatever_the_page_does(page, adapted, photos):
+    run = page.run(adapted).folder
+
+    def everything(seed):
+        page.faces(adapted)
+        shown = [*page.before_after(adapted, "face 0.png"), *page.save(adapted)]
+        for files in ([], [upload(page, "a.png")]):
+            page.repair(adapted, files, "" if files else str(photos), with_base=True, aligned=True)
+            finished(page, adapted)
+        page.toggle(adapted, seed)
+        page.adapt(adapted, replace(FEW, changes={"finetune.iterations": 4, "finetune.seed": seed}))
+        finished(page, adapted)
+        return [*shown, page.repaired(adapted)]
+
+    made = everything(1)
+    folders = {path.parent for path in page.runs.rglob("*") if path.is_file()} | {run / "repaired/under way"}
+    strangers = [folder / name for folder in folders for name in ("holiday.png", "letter.txt")]
+    for path in [*strangers, *made]:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"precious")
+    again = everything(2)
+    assert not set(again) & set(made), "a taken name gets a number"
+    kept = page.delete(adapted)
+    assert sorted(kept) == sorted(p.relative_to(run).as_posix() for p in strangers if run in p.parents)
+    assert all(path.read_bytes() == b"precious" for path in [*strangers, *made])
+    assert adapted not in page.names()
+
+
+def test_a_first_look_is_shown_and_the_adaptation_is_still_to_come(page, photos):
+    name, _ = page.new_run("album", [], str(photos), FEW)
+    assert "10 faces will take" in page.state(name) if finished(page, name) else ""
+    assert page.first_look(name) == ""
+    before = page.stamp(name)
+    page.look_first(name, FEW)
+    status = finished(page, name)
+    assert (status.kind, status.file) == ("look", "first_look/report.html")
+    shown = page.first_look(name)
+    assert shown.count("<img") == 12 and "3 faces and 4 of 4 steps" in shown and "10 faces will take" in shown
+    assert page.stamp(name) != before and page.verdict(name) == "" and page.names() == ["album"]
+    with pytest.raises(ValueError, match="adapt first"):
+        page.save(name)
+    page.adapt(name, FEW)
+    finished(page, name)
+    assert judged(page.verdict(name)) and page.first_look(name) == shown
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_stopped_repair_goes_on_with_its_photos(page, adapted, photos, named, monkeypatch):
+    with pytest.raises(ValueError, match="drop the photos"):
+        page.repair(adapted, [], "", aligned=True)
+    real, tell = jobs.restore_folder, []
+
+    def stops(*given, callback, **how):
+        def once(step, steps, preview):
+            tell.append(step)
+            if len(tell) == 1:
+                page.stop(adapted)
+            callback(step, steps, preview)
+
+        return real(*given, callback=once, **how)
+
+    monkeypatch.setattr(jobs, "restore_folder", stops)
+    given = [upload(page, f"{i}.png") for i in range(10)] if not named else []
+    page.repair(adapted, given, str(photos) if named else "", aligned=True)
+    assert page.jobs.wait(page.run(adapted), 60).state == "cancelled"
+    page.repair(adapted, [], "", aligned=True)
+    status = finished(page, adapted)
+    assert "done before it was stopped" in status.notes[0]
+    assert len(zipfile.ZipFile(page.repaired(adapted)).namelist()) == 10
+    with pytest.raises(ValueError, match="drop the photos"):
+        page.repair(adapted, [], "", aligned=True)
+
+
+def test_a_face_is_left_out_and_taken_back(page, photos):
+    name, _ = page.new_run("", [], str(photos), FEW)
+    assert name == photos.name
+    finished(page, name)
+    pictures = [read_image(file) for file, _ in page.faces(name)]
+    stamp = page.stamp(name)
+    page.toggle(name, 2)
+    assert left_out_of(page.run(name)) == ["below__face 5"] and page.stamp(name) != stamp
+    assert "10 faces found, 1 left out" in page.faces_said(name)
+    assert [caption for _, caption in page.faces(name)].count("left out") == 1
+    assert read_image(page.faces(name)[2][0]).mean() < pictures[2].mean()
+    page.toggle(name, 2)
+    assert left_out_of(page.run(name)) == [] and all(
+        torch.equal(a, read_image(b)) for a, (b, _) in zip(pictures, page.faces(name), strict=True)
+    )
+
+
+def test_a_run_goes_on_with_its_own_choices_after_a_restart(page, photos):
+    name, _ = page.new_run("x", [], str(photos), FEW)
+    finished(page, name)
+    many = replace(FEW, minutes=5, changes={"finetune.iterations": 5000})
+    page.adapt(name, many)
+    assert page.adapt(name, FEW).active  # the other tab
+    page.jobs.stop_all()
+    assert page.jobs.status(page.run(name)).state == "cancelled" and "it goes on" in page.state(name)
+    again = Page(page.runs, page.allowed, "cpu")
+    choices = again.choices_of(name)
+    assert (choices.minutes, choices.aligned, choices.changes["finetune.iterations"]) == (5, True, 5000)
+    again.adapt(name, replace(choices, changes=dict(choices.changes) | {"finetune.iterations": 4}))
+    finished(again, name)
+
+
+def test_uploads_become_a_run(page):
+    files = [upload(page, f"p{i}.png") for i in range(2)] + [upload(page, "p.svg")]
+    Path(upload(page, "broken.jpg")).write_bytes(b"\xff\xd8\xff no")
+    name, problems = page.new_run("a/../b", [*files, str(page.cache / "abc" / "broken.jpg")], "", FEW)
+    assert name == "a-..-b" and len(problems) == 2
+    finished(page, name)
+    assert sorted(p.name for p in (page.run(name).folder / "photos").glob("[!.]*")) == ["p0.png", "p1.png"]
+    assert page.new_run("A<..>/b", files[:1], "", FEW)[0] == "A-..-b 2"
+
+
+def test_uploads_that_are_refused(page, tmp_path, monkeypatch):
+    outside = tmp_path / "outside.png"
+    write_image(outside, torch.rand(3, 8, 8))
+    with pytest.raises(ValueError, match="was not uploaded here"):
+        page.new_run("x", [str(outside)], "", FEW)
+    monkeypatch.setattr(page_module, "MAX_UPLOAD_BYTES", 10)
+    with pytest.raises(ValueError, match="is larger than"):
+        page.new_run("x", [upload(page, "a.png")], "", FEW)
+    monkeypatch.setattr(page_module, "MAX_UPLOADS", 0)
+    with pytest.raises(ValueError, match="too many"):
+        page.new_run("x", [upload(page, "a.png")], "", FEW)
+    assert page.names() == [] and [p.name for p in page.runs.iterdir()] == [page.cache.name]
+
+
+@pytest.mark.parametrize("typed", ["/", "..", "{photos}/..", "{photos}/../other", "\0", "{link}", ""])
+def test_folders_outside_the_allowed_ones_are_refused(page, photos, tmp_path, typed):
+    (tmp_path / "link").symlink_to("/", target_is_directory=True)
+    with pytest.raises(ValueError) as error:
+        page.typed_folder(typed.format(photos=photos, link=tmp_path / "link"))
+    assert "\n" not in str(error.value)
+
+
+def test_what_a_run_folder_says_is_not_trusted(page, adapted, photos, tmp_path):
+    run = page.run(adapted).folder
+    kept = json.loads((run / "request.json").read_text())
+    changes = {"finetune.iterations": 3, "__class__": 1, "prior": "/etc"}
+    write_json(run / "request.json", kept | {"photos": "/etc", "restorer": "/etc/passwd", "changes": changes})
+    assert page.choices_of(adapted).restorer == "embedded"
+    assert page.choices_of(adapted).changes.keys() == ADVANCED.keys()
+    for act in (lambda: page.adapt(adapted, FEW), lambda: page.before_after(adapted, "passwd")):
+        with pytest.raises(ValueError, match="may not be read"):
+            act()
+    write_json(run / "request.json", kept)
+    for photo in ("../../x.png", "/etc/passwd", None):
+        with pytest.raises(ValueError, match="is not one of the run's photos"):
+            page.before_after(adapted, photo)
+    index = json.loads((run / "faces" / "faces.json").read_text())
+    names = ["../../../secret", "..", str(tmp_path / "secret"), "a\\b", index["faces"][0]["name"]]
+    write_json(run / "faces" / "faces.json", index | {"faces": [{"name": n, "photo": HOSTILE} for n in names]})
+    assert len(page.faces(adapted)) == 1 and page.photos(adapted) == [HOSTILE]
+    report = {"verdict": HOSTILE, "verdict_sentence": HOSTILE, "figures": [{"label": HOSTILE}], "notes": [HOSTILE]}
+    write_json(run / "report.json", report)
+    write_json(run / "job.json", {"kind": HOSTILE, "state": "failed", "error": HOSTILE, "notes": [HOSTILE]})
+    for shown in (
+        page.verdict(adapted),
+        page.details(adapted),
+        page.state(adapted),
+        page.table(),
+        said(HOSTILE),
+        failed(OSError(HOSTILE)),
+    ):
+        assert "<img src=x" not in shown
+    (run / "report.json").write_text("{")
+    assert "report damaged" in page.table()
+
+
+@pytest.mark.parametrize("name", ["..", "../runs", "_page", "", None, "/", "none", "old album/faces"])
+def test_only_runs_are_opened(page, photos, name):
+    (page.cache / "x").write_text("")
+    for act in (page.run, page.delete, page.verdict, page.stop, page.save):
+        with pytest.raises(ValueError):
+            act(name)
+    assert page.cache.exists() and page.stamp(name) == ""
+
+
+def test_a_run_is_deleted_but_not_while_it_is_at_work(page, photos):
+    name, _ = page.new_run("x", [], str(photos), FEW)
+    finished(page, name)
+    page.adapt(name, replace(FEW, changes={"finetune.iterations": 5000}))
+    for act in (lambda: page.delete(name), lambda: page.toggle(name, 0), lambda: page.repair(name, [], str(photos))):
+        with pytest.raises(ValueError, match="stop"):
+            act()
+    page.stop(name)
+    page.jobs.wait(page.run(name))
+    page.delete(name)
+    assert page.names() == [] and page.latest() is None and photos.exists()
+
+
+def test_a_run_of_the_command_line_is_shown_and_gone_on_with(page, photos, tiny_restorer, monkeypatch):
+    monkeypatch.setattr(page_module, "EMBEDDED", tiny_restorer)
+
+    def act(*words):
+        assert main([*words, "--run", str(page.runs / "shell")]) == 0
+
+    common = ("--restorer", "embedded", "--prior", "embedded")
+    act("faces", str(photos), "--aligned", "--restorer", "embedded")
+    assert "Faces found" in page.state("shell") and len(page.faces("shell")) == 10
+    act("targets", *common)
+    assert "goes on" in page.state("shell") and page.progress("shell").count("<img") == 12
+    act("adapt", str(photos), "--aligned", "--iterations", "3", *common)
+    assert "Adapted" in page.state("shell") and judged(page.verdict("shell")) and judged(page.table())
+    assert "polyline" in page.progress("shell") and "1970" not in page.table()
+    choices = page.choices_of("shell")
+    assert (choices.aligned, choices.restorer, choices.changes["finetune.iterations"]) == (True, "embedded", 3)
+    before, after = page.before_after("shell", "face 0.png", "base")
+    assert before != after
+    with page.run("shell").locked():
+        assert "Another program" in page.state("shell") and page.adapt("shell", FEW).state == "elsewhere"
+        with pytest.raises(ValueError, match="stop it there"):
+            page.stop("shell")
+    page.allowed = []
+    with pytest.raises(ValueError, match=f'"{photos.name}" of its photos is not known here'):
+        page.before_after("shell", "face 0.png")
+    page.allowed = [photos.parent]
+    page.adapt("shell", replace(FEW, changes={"finetune.iterations": 5}))
+    finished(page, "shell")
+    assert "finetune" in page.run("shell").config()
+    page.repair("shell", [], str(photos), aligned=True)
+    finished(page, "shell")
+    assert "Repaired" in page.state("shell")
+
+
+def test_photos_of_two_damages_get_a_restorer_for_each(page, mixed_photos, verdicts, tmp_path, monkeypatch):
+    page.allowed.append(mixed_photos)
+    name, _ = page.new_run("two", [], str(mixed_photos), MIXED)
+    finished(page, name)
+    page.adapt(name, MIXED)
+    assert finished(page, name).file == "groups.safetensors"
+    run = page.run(name)
+    assert page.choices_of(name).mixed and page.adapted() == [name] and not run.restorer.exists()
+    assert "<b>Adopt.</b> 2 groups of damages were found. Restorers of their own serve 1" in page.verdict(name)
+    details = page.details(name)
+    assert details.count("<img") == 18 and "<td>group 2</td><td>16</td><td>Keep the base</td>" in details
+    progress = page.progress(name)
+    assert progress.count("<img") == 24 and "group 2: distance to the clean faces" in progress
+    assert page.before_after(name, "sensor 0.png", "base")[0].exists() and page.compare(name, name)
+    [archive] = page.save(name)
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(tmp_path / "taken away")
+    for folder in (run.folder, tmp_path / "taken away"):
+        routed = load_restorer(folder / "groups.safetensors")
+        assert isinstance(routed, Routed) and [member is None for member in routed.members] == [False, False, True]
+        assert (folder / "report.html").is_file() and (folder / "groups/2/report.html").is_file()
+    page.repair(name, [], str(mixed_photos), aligned=True)
+    finished(page, name)
+    with zipfile.ZipFile(page.repaired(name)) as file:
+        file.extractall(tmp_path / "repaired")
+    photos = [read_photo(tmp_path / f"repaired/{kind} 0.png") for kind in ("sensor", "motion_jpeg")]
+    assert [photo.record.steps[-1].settings["served_by"] for photo in photos] == ["group 1", "base"]
+    monkeypatch.setattr(hosted_module, "load_detector", lambda *_: lambda photo: [Face(template(32))])
+    _, restored = Hosted(page).restore_file(read_photo(mixed_photos / "sensor 0.png"), Wish(name))
+    assert restored.step.restorer == "groups.safetensors"
+    page.adapt(name, FEW)
+    assert finished(page, name).file == "restorer.safetensors", "the box was unticked"
+    assert not page.choices_of(name).mixed and run.result == run.restorer and page.progress(name).count("<img") == 12
+
+
+def test_a_run_by_groups_is_stopped_and_goes_on_by_groups_after_a_restart(page, mixed_photos, verdicts):
+    page.allowed.append(mixed_photos)
+    name, _ = page.new_run("two", [], str(mixed_photos), FEW)
+    finished(page, name)
+    page.adapt(name, replace(MIXED, changes={"finetune.iterations": 3000}))
+    end = time.monotonic() + 60
+    while "Group 1 of 2: Teaching the restorer" not in page.state(name):
+        assert time.monotonic() < end, page.state(name)
+    assert "Telling kinds of damage apart" in page.progress(name) and page.progress(name).count("<img") == 12
+    page.jobs.stop_all()
+    assert page.jobs.status(page.run(name)).state == "cancelled" and not page.adapted()
+    again = Page(page.runs, page.allowed, "cpu")
+    choices = again.choices_of(name)
+    again.adapt(name, replace(choices, changes=dict(choices.changes) | {"finetune.iterations": 4}))
+    assert finished(again, name).file == "groups.safetensors" and again.adapted() == [name]
+
+
+def test_a_run_by_groups_of_the_command_line_goes_on_by_groups(
+    page, mixed_photos, verdicts, tiny_restorer, monkeypatch
+):
+    monkeypatch.setattr(page_module, "EMBEDDED", tiny_restorer)
+    command = ["adapt", str(mixed_photos), "--run", str(page.runs / "shell"), "--aligned", "--iterations", "3"]
+    assert main([*command, "--mixed"]) == 0
+    choices = page.choices_of("shell")
+    assert choices.mixed and choices.changes["finetune.iterations"] == 3 and choices.aligned
+    assert "Adapted" in page.state("shell") and "2 groups" in page.verdict("shell") and page.adapted() == ["shell"]
+    page.run("shell").groups.unlink()  # as if it had been stopped on the way
+    assert "it goes on" in page.state("shell")
+    assert main(command) == 0 and not page.choices_of("shell").mixed
+
+
+def test_two_runs_are_compared(page, adapted):
+    other = page.runs / HOSTILE.replace("/", "")
+    shutil.copytree(page.run(adapted).folder, other)
+    shown = page.compare(adapted, other.name)
+    assert shown.count("data:image") == 3 * page_module.COMPARED_FACES and "<img src=x" not in shown
+    (other / "restorer.safetensors").unlink()
+    with pytest.raises(ValueError, match="no adapted restorer yet"):
+        page.compare(adapted, other.name)
+
+
+def test_bad_choices_are_said_at_once(page, photos):
+    name, _ = page.new_run("x", [], str(photos), FEW)
+    finished(page, name)
+    with pytest.raises(ValueError, match="iterations is 0"):
+        page.adapt(name, replace(FEW, changes={"finetune.iterations": 0}))
+    with pytest.raises(ValueError, match="is not one of"):
+        page.adapt(name, replace(FEW, restorer="/etc/passwd"))
+    with pytest.raises(ValueError, match="no adapted restorer yet"):
+        page.save(name)
+    with pytest.raises(ValueError, match="drop some photos first"):
+        page.new_run("x", [], " ", FEW)
+
+
+def test_what_is_said():
+    assert said("") == "" and "2 files are of no use:<br>a&lt;<br>b" in said("", ["a<", "b"])
+    assert said("done") == '<div class="bfr"><p class="said" role="status">done</p></div>'
+
+
+def test_settings_are_read_in_their_own_types():
+    defaults = dict.fromkeys(ADVANCED, 0.5) | {"finetune.iterations": 100}
+    values: list[float | None] = [None] * len(ADVANCED)
+    assert changes_of(values, defaults) == {}
+    values[list(ADVANCED).index("finetune.iterations")] = 7.0
+    assert changes_of(values, defaults) == {"finetune.iterations": 7}
+
+
+def test_restorers_are_those_at_hand(tmp_path, monkeypatch):
+    monkeypatch.setenv("BFR_WEIGHTS", str(tmp_path))
+    (tmp_path / "GFPGANv1.4.pth").write_text("")
+    (tmp_path / "parsing_parsenet.pth").write_text("")
+    assert restorers() == ["embedded", "GFPGANv1.4.pth"]
+
+
+def test_time_left_in_words():
+    seconds = (0, 61, 3599, 7300, float("inf"))
+    assert [duration(s) for s in seconds] == [
+        "less than a minute", "about 2 min", "about 1 h 0 min", "about 2 h 2 min", "unknown"
+    ]  # fmt: skip
+
+
+BROKEN = (
+    "{", "[1]", "3", '{"faces": 3}', '{"faces": [3, {}]}', '{"figures": 3}', '{"figures": [3]}',
+    '{"tables": [{"title": "Groups"}]}', '{"verdict": []}', '{"loss_curves": {"l1": 3}}', '{"curves": 3}',
+    '{"changes": 3, "minutes": "many"}', '{"photos": []}', '{"finetune": []}', '{"finetune": {"groups": "x"}}',
+)  # fmt: skip
+RECORDS = ("job.json", "report.json", "request.json", "config.json", "faces/faces.json", "left_out.json")
+
+
+@pytest.mark.parametrize("content", BROKEN)
+@pytest.mark.parametrize("record", RECORDS)
+def test_a_damaged_run_hides_no_other_and_can_be_deleted(page, record, content):
+    for name in ("whole", "damaged"):
+        for other in ("request.json", "config.json"):
+            write_json(page.runs / name / other, {})
+    write_json(page.runs / "whole/report.json", {"verdict": "adopt"})
+    (page.runs / "damaged" / record).parent.mkdir(exist_ok=True)
+    (page.runs / "damaged" / record).write_text(content)
+    assert set(page.names()) == {"whole", "damaged"} and page.latest() in page.names()
+    assert "Adopt" in page.table() and "damaged" in page.table()
+    for act in (
+        page.choices_of, page.state, page.progress, page.verdict, page.details, page.faces, page.faces_said,
+        page.photos, page.stamp, page.repaired, lambda name: page.adapt(name, FEW), page.stop,
+    ):  # fmt: skip
+        with suppress(ValueError):  # in one line, which the page shows
+            act("damaged")
+    page.delete("damaged")
+    assert page.names() == ["whole"]
+
+
+def test_a_damaged_report_is_said_beside_the_rest(page, adapted):
+    (page.run(adapted).folder / "report.json").write_text("[]")
+    assert "report.json: is damaged" in page.verdict(adapted) and "Adapted" in page.state(adapted)
+    assert "<img" in page.details(adapted) and page.faces(adapted)
+
+
+def test_runs_that_are_made_at_once_get_names_of_their_own(page, monkeypatch):
+    together = threading.Barrier(4)
+    listed = Path.iterdir
+
+    def iterdir(self):
+        found = list(listed(self))
+        with suppress(threading.BrokenBarrierError):
+            together.wait(1)  # all have looked before any goes on
+        return iter(found)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(page._new_folder, ["album"] * 4))
+    assert {path.name for path in made} == {"album", "album 2", "album 3", "album 4"}
+
+
+def test_networks_are_kept_and_let_go_of_by_several_threads(page, tiny_restorer, tmp_path, monkeypatch):
+    files = [Path(shutil.copyfile(tiny_restorer, tmp_path / f"{i}.safetensors")) for i in range(4)]
+    opened, at_work = [], threading.Lock()
+
+    def load(source):
+        assert at_work.acquire(blocking=False), "two threads load at once"
+        opened.append(source)
+        time.sleep(0.01)
+        at_work.release()
+        return load_restorer(source)
+
+    monkeypatch.setattr(page_module, "load_restorer", load)
+    with ThreadPoolExecutor(8) as pool:
+        same = list(pool.map(page.loaded, files[:1] * 8))
+        assert len(opened) == 1 and len({id(net) for net in same}) == 1
+        asked = [pool.submit(page.loaded, file) for file in files * 4]
+        asked += [pool.submit(page.forget) for _ in range(8)]
+        for future in asked:
+            future.result()
+    assert len(page._loaded) <= 3
+
+
+def test_a_zip_takes_the_name_of_no_other(page, adapted, photos):
+    folder = page.run(adapted).folder / "repaired"
+    for _ in range(2):
+        page.repair(adapted, [], str(photos), aligned=True)
+        finished(page, adapted)
+    second = (folder / "repaired 2.zip").read_bytes()
+    (folder / "repaired 1.zip").unlink()
+    page.repair(adapted, [], str(photos), with_base=True, aligned=True)
+    finished(page, adapted)
+    assert (folder / "repaired 2.zip").read_bytes() == second and (folder / "repaired 1.zip").is_file()
