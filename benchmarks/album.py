@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from adaptation import held_out_faces
 
 from bfr_core import load_prior, load_restorer
-from bfr_core.adaptation.adapt import SMALL
+from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.good_faces import AlbumConfig, clarity, is_good
 from bfr_core.adaptation.targets import settled
 from bfr_core.damage.synthetic import stored_as_jpeg

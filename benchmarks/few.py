@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from adaptation import DAMAGES, held_out_faces
 
 from bfr_core import load_prior, load_restorer
-from bfr_core.adaptation.adapt import SMALL, judged_on_faces
+from bfr_core.adaptation.adapt import judged_on_faces
+from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.targets import settled
 from bfr_core.metrics import measures as metrics
 from bfr_core.restorers import Restorer

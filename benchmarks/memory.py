@@ -35,12 +35,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 from published_shapes import PRIOR_SETTINGS, RESTORERS, prior_state, restorer_state
 
-from bfr_core.adaptation.adapt import LOW_MEMORY, changed, recipe
+from bfr_core.adaptation.config import LOW_MEMORY, recipe
 from bfr_core.device import autocast
 from bfr_core.diffusion.prior import load_prior
 from bfr_core.files.photos import replace_atomically
 from bfr_core.files.tensors import save_tensors
 from bfr_core.restorers import Restorer, load_restorer
+from bfr_core.settings import changed
 from bfr_core.studies.verification import device_name, peak_memory
 from bfr_core.training.finetune import finetune
 from bfr_core.training.losses import perceptual_loss

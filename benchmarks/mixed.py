@@ -29,7 +29,8 @@ from adaptation import held_out_faces
 from album import training_faces
 
 from bfr_core import load_prior, load_restorer
-from bfr_core.adaptation.adapt import SMALL, changed, judged_on_faces
+from bfr_core.adaptation.adapt import judged_on_faces
+from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.targets import settled
 from bfr_core.damage.groups import KNOWN_FACES, DamageGroups, describe, known_descriptions, one_damage, units_of
 from bfr_core.diffusion.prior import Prior
@@ -38,6 +39,7 @@ from bfr_core.files.tensors import load_tensors, save_tensors
 from bfr_core.metrics import measures as metrics
 from bfr_core.randomness import keyed_generator
 from bfr_core.restorers import Restorer, save_restorer
+from bfr_core.settings import changed
 from bfr_core.studies.benchmark import damaged, departures, restored_by, targets_of
 from bfr_core.studies.evaluate import format_interval
 from bfr_core.training.finetune import finetune, split

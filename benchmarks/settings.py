@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from adaptation import held_out_faces
 
 from bfr_core import load_prior, load_restorer
-from bfr_core.adaptation.adapt import SMALL
+from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.targets import best_sampler, make_pseudo_targets, samplers_to_try, settled
 from bfr_core.damage.synthetic import DAMAGES
 from bfr_core.diffusion.prior import Prior

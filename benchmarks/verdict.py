@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from adaptation import held_out_faces
 
 from bfr_core import load_prior, load_restorer
-from bfr_core.adaptation.adapt import SMALL
+from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.targets import settled
 from bfr_core.adaptation.verdict import (
     Agreement,
@@ -54,7 +54,7 @@ from bfr_core.randomness import keyed_generator
 from bfr_core.restorers import save_restorer
 from bfr_core.studies.benchmark import damaged, restored_by, targets_of, tuned
 from bfr_core.studies.evaluate import face_measures
-from bfr_core.training.finetune import FinetuneConfig
+from bfr_core.training.config import FinetuneConfig
 
 DAMAGES = ("sensor", "halftone", "film_grain", "motion_jpeg", "camera_x4", "shared_online", "blind_twice", "video")
 TRUTH = ("psnr", "ssim", "gmsd", "detail_correlation", "detail_energy", "landmarks")

@@ -9,14 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .adaptation.adapt import AdaptConfig, adapt
+    from .adaptation.adapt import adapt
+    from .adaptation.config import AdaptConfig
     from .adaptation.targets import TargetConfig, make_pseudo_targets
     from .diffusion.low_pass import low_pass
     from .diffusion.prior import load_prior
     from .diffusion.sampler import SamplerConfig, sample_constrained
     from .restoration.restore import RestoreConfig, restore_photo
     from .restorers import load_restorer
-    from .training.finetune import FinetuneConfig, finetune
+    from .training.config import FinetuneConfig
+    from .training.finetune import finetune
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,8 +37,8 @@ __all__ = [
     "sample_constrained",
 ]
 _PLACES = {
-    "AdaptConfig": "adaptation.adapt",
-    "FinetuneConfig": "training.finetune",
+    "AdaptConfig": "adaptation.config",
+    "FinetuneConfig": "training.config",
     "RestoreConfig": "restoration.restore",
     "SamplerConfig": "diffusion.sampler",
     "TargetConfig": "adaptation.targets",

@@ -13,16 +13,8 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..bfr_core.adaptation.adapt import (
-    LOW_MEMORY,
-    AdaptConfig,
-    Adapted,
-    FaceSet,
-    changed,
-    make_targets,
-    perceptual_term,
-    tune,
-)
+from ..bfr_core.adaptation.adapt import Adapted, FaceSet, make_targets, perceptual_term, tune
+from ..bfr_core.adaptation.config import LOW_MEMORY, AdaptConfig
 from ..bfr_core.adaptation.first_look import COLUMNS
 from ..bfr_core.adaptation.first_look import first_look as look_first
 from ..bfr_core.adaptation.forecast import MEASURED_FACES, forecast, measure_targets, measure_tuning
@@ -43,7 +35,9 @@ from ..bfr_core.reports.pictures import draw_curve, sheet, side_by_side
 from ..bfr_core.restorers import Restorer, export_pth, load_restorer, save_restorer
 from ..bfr_core.restorers.load import save_several
 from ..bfr_core.restorers.routed import Routed
-from ..bfr_core.training.finetune import FinetuneConfig, Progress, fraction_done, split
+from ..bfr_core.settings import changed
+from ..bfr_core.training.config import FinetuneConfig
+from ..bfr_core.training.finetune import Progress, fraction_done, split
 from ..bfr_core.training.losses import find_vgg
 from . import convert, host, paths
 from .faces import (

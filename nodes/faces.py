@@ -21,8 +21,6 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..bfr_core.adaptation.adapt import (
-    AdaptConfig,
-    FaceConfig,
     FaceSet,
     accepted_targets,
     collect_faces,
@@ -32,6 +30,7 @@ from ..bfr_core.adaptation.adapt import (
     targets_of,
     targets_print,
 )
+from ..bfr_core.adaptation.config import AdaptConfig, FaceConfig
 from ..bfr_core.adaptation.run import Run
 from ..bfr_core.adaptation.target_checks import GateConfig
 from ..bfr_core.files.ownership import claim, is_own, sha256_of

@@ -10,7 +10,8 @@ import torch
 
 from bfr_core.adaptation import per_damage as mixed
 from bfr_core.adaptation import report as summary
-from bfr_core.adaptation.adapt import AdaptConfig, FaceConfig, adapt, changed
+from bfr_core.adaptation.adapt import adapt
+from bfr_core.adaptation.config import AdaptConfig, FaceConfig
 from bfr_core.adaptation.run import Run
 from bfr_core.diffusion.sampler import SamplerConfig
 from bfr_core.files.photos import read_image, write_image
@@ -18,6 +19,7 @@ from bfr_core.files.records import write_json
 from bfr_core.reports.html import ReportData
 from bfr_core.restorers import load_restorer
 from bfr_core.restorers.base import Restorer
+from bfr_core.settings import changed
 from bfr_core.web import page
 from bfr_core.web.page import Page
 

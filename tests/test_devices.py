@@ -22,14 +22,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bfr_core import device as precision_module
-from bfr_core.adaptation.adapt import (
-    SMALL,
-    FaceConfig,
-    adapt,
-    collect_faces,
-    judged_on_faces,
-    perceptual_term,
-)
+from bfr_core.adaptation.adapt import adapt, collect_faces, judged_on_faces, perceptual_term
+from bfr_core.adaptation.config import SMALL, FaceConfig
 from bfr_core.adaptation.good_faces import clarity
 from bfr_core.adaptation.run import Run
 from bfr_core.adaptation.target_checks import at_checked_size, look_at
@@ -57,7 +51,8 @@ from bfr_core.restorers.low_rank import factor_change
 from bfr_core.restorers.routed import Routed, save_groups
 from bfr_core.studies.demo import draw_faces
 from bfr_core.studies.evaluate import face_measures
-from bfr_core.training.finetune import FinetuneConfig, finetune
+from bfr_core.training.config import FinetuneConfig
+from bfr_core.training.finetune import finetune
 from bfr_core.training.losses import (
     UNetDiscriminator,
     discriminator_loss,

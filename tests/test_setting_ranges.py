@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bfr_core.adaptation.adapt import FaceConfig
+from bfr_core.adaptation.config import FaceConfig
 from bfr_core.adaptation.good_faces import AlbumConfig
 from bfr_core.adaptation.target_checks import GateConfig
 from bfr_core.adaptation.targets import TargetConfig
@@ -15,7 +15,7 @@ from bfr_core.diffusion.sampler import SamplerConfig
 from bfr_core.restoration.restore import RestoreConfig
 from bfr_core.studies.evaluate import evaluate
 from bfr_core.studies.vote import make_ballot
-from bfr_core.training.finetune import FinetuneConfig
+from bfr_core.training.config import FinetuneConfig
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,11 @@ from ..files.records import fingerprint, read_json, read_table, write_json
 from ..files.stages import stage_folder
 from ..reports.html import Gallery, ReportData, write_report
 from ..restorers import Restorer, load_restorer
+from ..settings import changed
 from ..training.finetune import Progress
-from .adapt import AdaptConfig, FaceSet, StageCallback, changed, collect_faces, faces_of, leave_out, make_targets
+from .adapt import FaceSet, StageCallback, collect_faces, faces_of, leave_out, make_targets
 from .adapt import tune as tune_faces
+from .config import AdaptConfig
 from .forecast import Forecast, Pace, duration, forecast, measure
 from .good_faces import AlbumConfig
 from .run import Run

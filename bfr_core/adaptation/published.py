@@ -19,8 +19,10 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from ..restorers import Restorer
+from ..settings import changed
 from ..training.losses import find_vgg
-from .adapt import NO_LPIPS, AdaptConfig, changed, recipe
+from .adapt import NO_LPIPS
+from .config import AdaptConfig, recipe
 
 log = logging.getLogger(__name__)
 

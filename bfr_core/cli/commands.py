@@ -678,7 +678,7 @@ def base_restorer(args: argparse.Namespace) -> Any:
 
 def settings(args: argparse.Namespace, restorer: Any) -> Any:
     """The recipe that --recipe names for `restorer`, changed by the flags that were given."""
-    from ..adaptation.adapt import LOW_MEMORY
+    from ..adaptation.config import LOW_MEMORY
     from ..adaptation.published import RECOMMENDED, settings_of
 
     given = {path: getattr(args, _dest(flag), None) for flag, (path, _) in OPTIONS.items()}
@@ -889,7 +889,7 @@ PARSED = {"targets.t_clean": or_auto(int), "targets.detail": or_auto(float)} | d
 
 
 def _default(path: str) -> Any:
-    from ..adaptation.adapt import AdaptConfig
+    from ..adaptation.config import AdaptConfig
 
     value: Any = AdaptConfig()
     for part in path.split("."):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..adaptation.adapt import AdaptConfig
+from ..adaptation.config import AdaptConfig
 from ..adaptation.targets import TargetConfig, make_pseudo_targets, settled
 from ..damage.synthetic import degrade
 from ..diffusion.low_pass import low_pass
@@ -27,7 +27,8 @@ from ..files.photos import to_signed, to_unit
 from ..metrics import measures as metrics
 from ..randomness import keyed_generator
 from ..restorers import Restorer
-from ..training.finetune import FinetuneConfig, finetune
+from ..training.config import FinetuneConfig
+from ..training.finetune import finetune
 from ..training.losses import ImageLoss
 from .evaluate import face_measures
 

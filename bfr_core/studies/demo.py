@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..adaptation.adapt import Adapted, StageCallback, adapt, recipe, write_or_keep
+from ..adaptation.adapt import Adapted, StageCallback, adapt, write_or_keep
+from ..adaptation.config import recipe
 from ..adaptation.run import Run
 from ..damage.synthetic import degrade
 from ..device import autocast

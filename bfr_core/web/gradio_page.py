@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..adaptation.adapt import SMALL
+from ..adaptation.config import SMALL
 from ..adaptation.published import RECIPES
 from ..damage.groups import LEAST
 from ..files.photos import printable

@@ -13,8 +13,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from bfr_core.adaptation.adapt import (
-    SMALL,
-    FaceConfig,
     adapt,
     collect_faces,
     draw_targets,
@@ -26,6 +24,7 @@ from bfr_core.adaptation.adapt import (
     match_targets,
     targets_of,
 )
+from bfr_core.adaptation.config import SMALL, FaceConfig
 from bfr_core.adaptation.run import Run
 from bfr_core.adaptation.target_checks import GateConfig
 from bfr_core.diffusion.prior import load_prior

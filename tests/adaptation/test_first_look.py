@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bfr_core.adaptation.adapt import SMALL, FaceConfig, adapt, changed, collect_faces, leave_out
+from bfr_core.adaptation.adapt import adapt, collect_faces, leave_out
+from bfr_core.adaptation.config import SMALL, FaceConfig
 from bfr_core.adaptation.first_look import COLUMNS, first_look, place_of, read_first_look, spread
 from bfr_core.adaptation.run import Run
 from bfr_core.diffusion.sampler import SamplerConfig
@@ -13,6 +14,7 @@ from bfr_core.faces.align import Face, template
 from bfr_core.files.photos import read_image, write_image
 from bfr_core.files.records import read_json, write_json
 from bfr_core.restorers import load_restorer
+from bfr_core.settings import changed
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from bfr_core.adaptation import forecast as module
-from bfr_core.adaptation.adapt import SMALL, FaceConfig, adapt, changed
+from bfr_core.adaptation.adapt import adapt
+from bfr_core.adaptation.config import SMALL, FaceConfig
 from bfr_core.adaptation.forecast import (
     Forecast,
     Pace,
@@ -21,6 +22,7 @@ from bfr_core.adaptation.run import Run
 from bfr_core.diffusion.prior import load_prior
 from bfr_core.diffusion.sampler import SamplerConfig
 from bfr_core.restorers import load_restorer
+from bfr_core.settings import changed
 from bfr_core.training.objectives import Pixels
 
 

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from bfr_core.adaptation import adapt as adaptation
-from bfr_core.adaptation.adapt import SMALL, AdaptConfig, adapt, changed
+from bfr_core.adaptation.adapt import adapt
+from bfr_core.adaptation.config import SMALL, AdaptConfig
 from bfr_core.adaptation.good_faces import AlbumConfig, Clarity, Examples, clarity, is_good
 from bfr_core.adaptation.report import good_faces, good_photo_tables, measure_against_good, report_adaptation
 from bfr_core.cli.commands import main
@@ -22,8 +23,10 @@ from bfr_core.diffusion.prior import load_prior
 from bfr_core.files.photos import read_image
 from bfr_core.files.records import read_json
 from bfr_core.restorers import load_restorer
+from bfr_core.settings import changed
 from bfr_core.training import finetune as finetuning
-from bfr_core.training.finetune import FinetuneConfig, anchor_faces, examples_share, micro_batches, with_examples
+from bfr_core.training.config import FinetuneConfig
+from bfr_core.training.finetune import anchor_faces, examples_share, micro_batches, with_examples
 
 
 @pytest.fixture

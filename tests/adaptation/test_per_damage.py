@@ -10,12 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bfr_core.adaptation.adapt import SMALL, changed
+from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.per_damage import adapt_mixed
 from bfr_core.adaptation.run import Run
 from bfr_core.cli.commands import main
 from bfr_core.restorers import load_restorer
 from bfr_core.restorers.routed import Routed
+from bfr_core.settings import changed
 from tests.two_damages import BLURRED, NOISY, put
 
 ROOT = Path(__file__).resolve().parents[1]

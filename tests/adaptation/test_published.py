@@ -15,11 +15,12 @@ from published_shapes import small_network
 from torch import Tensor, nn
 
 from bfr_core.adaptation import published as recipes
-from bfr_core.adaptation.adapt import AdaptConfig
+from bfr_core.adaptation.config import AdaptConfig
 from bfr_core.adaptation.published import LEFT_TO_USER, PUBLISHED, PUBLISHED_BY_CODES, leaves, recipe_of, settings_of
 from bfr_core.cli.commands import main
 from bfr_core.restorers import ADAPTERS, Restorer
-from bfr_core.training.finetune import FinetuneConfig, finetune, learning_rate, micro_batches, prepare, split
+from bfr_core.training.config import FinetuneConfig
+from bfr_core.training.finetune import finetune, learning_rate, micro_batches, prepare, split
 from bfr_core.training.losses import UNetDiscriminator
 from bfr_core.training.stochastic_depth import drawing, switch_on
 

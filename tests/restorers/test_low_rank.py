@@ -8,7 +8,8 @@ from torch import nn
 
 from bfr_core.restorers import load_restorer
 from bfr_core.restorers.low_rank import LowRank, add_low_rank, apply_change, factor_change, merge_low_rank
-from bfr_core.training.finetune import FinetuneConfig, finetune, prepare
+from bfr_core.training.config import FinetuneConfig
+from bfr_core.training.finetune import finetune, prepare
 
 CONFIG = FinetuneConfig(
     iterations=6, batch_size=2, micro_batch=2, lr=1e-2, lr_end=1e-2, perceptual=0, adversarial=0, held_out=0,

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from bfr_core.restorers import export_pth, load_restorer, save_restorer
 from bfr_core.restorers.codeformer import CodeFormer
-from bfr_core.training.finetune import FinetuneConfig, finetune, prepare
+from bfr_core.training.config import FinetuneConfig
+from bfr_core.training.finetune import finetune, prepare
 
 ONE_STEP = FinetuneConfig(iterations=1, batch_size=1, micro_batch=1, perceptual=0, adversarial=0, precision="float32")
 

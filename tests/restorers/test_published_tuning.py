@@ -19,7 +19,8 @@ from bfr_core.diffusion.prior import load_prior
 from bfr_core.restorers import ADAPTERS, Restorer, load_restorer
 from bfr_core.restorers.low_rank import apply_change, factor_change, matrix
 from bfr_core.training import finetune as finetuning
-from bfr_core.training.finetune import FinetuneConfig, Progress, finetune, prepare, recompute
+from bfr_core.training.config import FinetuneConfig
+from bfr_core.training.finetune import Progress, finetune, prepare, recompute
 from bfr_core.training.losses import perceptual_loss
 from bfr_core.training.objectives import objective_of, weighted
 

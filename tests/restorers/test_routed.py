@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 import pytest
 import torch
 
-from bfr_core.adaptation.adapt import recipe
+from bfr_core.adaptation.config import recipe
 from bfr_core.damage.groups import FEATURES, DamageGroups, describe
 from bfr_core.files.photos import read_photo, write_image
 from bfr_core.files.tensors import load_tensors, save_tensors, sha256_of

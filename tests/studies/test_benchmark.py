@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bfr_core.adaptation.adapt import SMALL, AdaptConfig, changed
+from bfr_core.adaptation.config import SMALL, AdaptConfig
 from bfr_core.diffusion.prior import load_prior
 from bfr_core.restorers import load_restorer
+from bfr_core.settings import changed
 from bfr_core.studies import benchmark
 from bfr_core.studies.benchmark import ROWS, departures, make_trial, read_cell, run_trial
 

@@ -9,16 +9,8 @@ from torch import nn
 from bfr_core.damage.transplant import damage_filter, transplanted
 from bfr_core.restorers import Restorer
 from bfr_core.training import finetune as finetuning
-from bfr_core.training.finetune import (
-    FinetuneConfig,
-    batch_of,
-    cosine,
-    finetune,
-    held_out_score,
-    learning_rate,
-    micro_batches,
-    split,
-)
+from bfr_core.training.config import FinetuneConfig
+from bfr_core.training.finetune import batch_of, cosine, finetune, held_out_score, learning_rate, micro_batches, split
 from bfr_core.training.objectives import Batch, Pixels, weighted
 
 CONFIG = FinetuneConfig(
