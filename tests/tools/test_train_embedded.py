@@ -1,75 +1,136 @@
-"""What may not go wrong in training the embedded models: the held-out portraits, and resuming."""
+"""What may not go wrong in training the embedded models: what is held out, resuming, pieces."""
+
+from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
+import pack_faces
 import pytest
 import torch
 import train_embedded
-from safetensors.torch import save_file
-from torch import nn
-
-from bfr_core.files.photos import write_image
+from PIL import Image
+from torch import Tensor, nn
+from train_embedded import Task, join_pieces, latest, train, write_pieces
 
 ROOT = Path(__file__).resolve().parents[2]
-FACE = [[40.0, 50.0], [80.0, 50.0], [60.0, 72.0], [45.0, 95.0], [75.0, 95.0]]
+FACE = [[97.0, 120.0], [160.0, 120.0], [129.0, 157.0], [101.0, 186.0], [155.0, 186.0]]
 
 
-def test_the_list_of_held_out_portraits_is_the_rule():
+def test_the_list_of_held_out_portraits_is_the_rule() -> None:
     names = sorted(json.loads((ROOT / "tools" / "faces_landmarks.json").read_text()))
     listed = (ROOT / "bfr_core" / "embedded" / "held_out.txt").read_text().split()
     assert listed == names[::5] and len(listed) == 150
 
 
 @pytest.fixture
-def folders(tmp_path):
-    """Ten portraits, each of one brightness, and two other faces."""
-    for folder, count in (("portraits", 10), ("faces", 2)):
+def pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Twenty faces a folder, each of one brightness of its own, packed by the command."""
+    for source in pack_faces.SOURCES:
+        folder = tmp_path / source
+        folder.mkdir(parents=True)
         marks = {}
-        for i in range(count):
-            write_image(tmp_path / folder / f"{i}.png", torch.full((3, 140, 120), (i + 1) / 20))
-            marks[f"{i}.png"] = {"landmarks": FACE}
-        (tmp_path / folder / "landmarks.json").write_text(json.dumps(marks))
-    return argparse.Namespace(portraits=tmp_path / "portraits", faces=tmp_path / "faces", work=tmp_path / "work")
+        below = source.partition("/")[2]
+        for i in range(20):
+            name = f"{i:02d}.png"
+            Image.fromarray(np.full((256, 256, 3), 10 * i + 20, np.uint8)).save(folder / name)
+            marks[f"{below}/{name}" if below else name] = {"landmarks": FACE}
+        (tmp_path / source.partition("/")[0] / "landmarks.json").write_text(json.dumps(marks))
+    out = tmp_path / "packed" / "faces.safetensors"
+    monkeypatch.setattr(sys, "argv", ["pack_faces", "--shared", str(tmp_path), "--out", str(out)])
+    pack_faces.main()
+    return out
 
 
-def test_held_out_portraits_are_in_no_training_set(folders):
-    faces = train_embedded.training_faces(folders)
-    held = [round(255 * (i + 1) / 20) for i in (0, 5)]
-    assert len(faces) == 4 * (8 + 2)
-    shades = set(faces[: 4 * 8].flatten(1).float().mean(1).round().int().tolist())
-    assert len(shades) == 8 and not shades & set(held)
+def shades(tiles: Tensor) -> list[int]:
+    return [round((float(tile.float().mean()) - 20) / 10) for tile in tiles]
 
 
-def test_training_goes_on_where_it_stopped(tmp_path):
-    args = argparse.Namespace(work=tmp_path, minutes=0.02, cooldown=False, fresh=True)
-    net = nn.Linear(2, 1)
-    seen = []
-
-    def loss_of(step):
-        seen.append(step)
-        return net(torch.ones(4, 2)).square().mean(), []
-
-    train_embedded.train("toy", net, loss_of, args, lr=1e-3, ema_decay=0.9)
-    first = len(seen)
-    train_embedded.train("toy", net, loss_of, args, lr=1e-3, ema_decay=0.9)
-    assert first > 0 and seen == list(range(len(seen))) and len(seen) > first
+def test_no_held_out_face_is_packed_for_training(pack: Path) -> None:
+    tiles, entries = pack_faces.read_pack(pack)
+    unseen_tiles, unseen = pack_faces.read_pack(pack.with_stem("faces_held_out"))
+    for source in pack_faces.SOURCES:
+        every = 5 if source == "portraits" else 10
+        kept = [n for n, e in zip(shades(unseen_tiles), unseen, strict=True) if e.source == source]
+        used = [n for n, e in zip(shades(tiles), entries, strict=True) if e.source == source]
+        assert kept == list(range(0, 20, every)) and sorted(kept + used) == list(range(20))
+    assert tiles.shape[1:] == (3, 288, 288) and unseen_tiles.shape[1:] == (3, 256, 256)
 
 
-def test_without_a_checkpoint_it_goes_on_from_the_shipped_weights(tmp_path, monkeypatch):
-    shipped = tmp_path / "toy.safetensors"
-    weight = torch.tensor([[3.0, 4.0]])
-    save_file({"weight": weight, "bias": torch.zeros(1)}, shipped, {"steps": "70", "minutes": "5"})
-    monkeypatch.setitem(train_embedded.SHIPPED, "toy", shipped)
-    args = argparse.Namespace(work=tmp_path, minutes=0.01, cooldown=False, fresh=False)
-    net, seen = nn.Linear(2, 1), []
+def settings(work: Path, **more: object) -> argparse.Namespace:
+    return argparse.Namespace(work=work, cooldown=False, batch=0, pieces=None, **more)
 
-    def loss_of(step):
-        seen.append((step, net.weight.detach().clone()))
-        return net(torch.ones(4, 2)).square().mean(), []
 
-    train_embedded.train("toy", net, loss_of, args, lr=1e-3, ema_decay=0.9)
-    assert seen[0][0] == 70 and torch.equal(seen[0][1], weight)
-    kept = torch.load(tmp_path / "toy.pt", weights_only=True)
-    assert kept["step"] == 70 + len(seen) and kept["seconds"] >= 300
+class Toy:
+    """A task whose steps are noted: the faces that each was given."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def task(self) -> Task:
+        def loss(net: nn.Module) -> train_embedded.Loss:
+            def of(faces: Tensor, generator: torch.Generator) -> tuple[Tensor, list[tuple[str, float]]]:
+                self.seen.append(len(faces))
+                return net(faces[:, :, :8, :8]).square().mean(), []
+
+            return of
+
+        return Task("toy", lambda: nn.Conv2d(3, 1, 1), loss, batch=2, rate=1e-3, decay=0.9)
+
+
+def test_training_goes_on_where_it_stopped_also_from_pieces(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_embedded, "PIECE_BYTES", 1000)
+    faces, toy, work = train_embedded.Faces(pack, torch.device("cpu")), Toy(), tmp_path / "work"
+    args = settings(work)
+    args.pieces = tmp_path / "pieces"
+    train(toy.task(), faces, args, 0.01)
+    first = len(toy.seen)
+    state = torch.load(work / "toy.pt", weights_only=True)
+    assert state["step"] == first > 0 and state["faces"] == 2 * first
+    assert len(list(args.pieces.iterdir())) > 1
+    (work / "toy.pt").unlink()
+    train(toy.task(), faces, args, 0.01)
+    assert torch.load(work / "toy.pt", weights_only=True)["step"] == len(toy.seen) > first
+    found = latest(work, "toy")
+    assert found is not None and found[1]["faces"] == str(2 * len(toy.seen))
+
+
+def test_pieces_come_together_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_embedded, "PIECE_BYTES", 7)
+    (tmp_path / "a.pt").write_bytes(bytes(range(50)))
+    write_pieces(tmp_path / "a.pt", tmp_path / "pieces")
+    assert all(piece.stat().st_size <= 7 for piece in (tmp_path / "pieces").iterdir())
+    (tmp_path / "new").mkdir()
+    join_pieces(tmp_path / "new" / "a.pt", tmp_path / "pieces")
+    assert (tmp_path / "new" / "a.pt").read_bytes() == bytes(range(50))
+
+
+def test_the_restorer_is_opened_by_plain_spandrel_with_the_same_result() -> None:
+    from spandrel import ModelLoader
+
+    torch.manual_seed(0)
+    ours = train_embedded.new_restorer().eval()
+    with torch.no_grad():
+        for p in ours.parameters():
+            p.add_(0.02 * torch.randn(p.shape))
+    opened = ModelLoader().load_from_state_dict({k: v.clone() for k, v in ours.state_dict().items()})
+    image = torch.rand(1, 3, 256, 256)
+    with torch.no_grad():
+        assert torch.allclose(opened.model.eval()(image), ours(image), atol=1e-5)
+    assert sum(p.numel() for p in ours.parameters()) * 2 <= 12e6, "12 MB in half precision"
+
+
+@pytest.mark.slow
+def test_one_command_trains_both(pack: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tools" / "train_embedded.py"), "--all", "--minutes", "1"]
+    for _ in range(2):
+        done = subprocess.run([*command, "--faces", str(pack), "--work", str(tmp_path / "work")], check=False)
+        assert done.returncode == 0
+    steps = [torch.load(tmp_path / "work" / f"{n}.pt", weights_only=True)["step"] for n in ("prior", "restorer")]
+    assert min(steps) > 1
