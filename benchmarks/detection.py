@@ -10,7 +10,7 @@ small   the same, shrunk until the crop of the face is 40 pixels wide;
 large   canvases of 12, 24, 48 and 100 megapixels: photographs scattered over a cloudy background, with crops of 40
         pixels, and the Solvay photograph of 1927 enlarged threefold; seconds, and how much the process grew;
 frames  standard crops of 128 pixels, which the face fills: as if given without --aligned;
-turned  every third photograph, turned by 90, 180 and 270 degrees.
+turned  every ninth photograph, turned by 90, 180 and 270 degrees.
 
 A face is found if the middle of its landmarks is less than 0.2 crop widths off, its crop at most 1.4 times too large or
 too small, and it is turned at most 30 degrees away from the truth. What is found elsewhere is false. Intervals are
@@ -83,7 +83,7 @@ class Count:
             if match is None:
                 self.missed.append(name)
             else:
-                left.remove(match)
+                left = [face for face in left if face is not match]
                 off = np.linalg.norm(match.landmarks - points, axis=1).mean()
                 self.errors.append(round(float(off / np.linalg.norm(points[0] - points[1])), 4))
         self.faces += len(truth)
@@ -191,7 +191,7 @@ def one_by_one(
             crop = crop_face(photo, Face(points), 128).clamp(0, 1)
             move = similarity(points, template(128))
             yield label, detector(crop), [points @ move[:, :2].T + move[:, 2]]
-        elif kind == "turned" and i % 3 == 0:
+        elif kind == "turned" and i % 9 == 0:
             for quarters in (1, 2, 3):
                 other, found = turned(photo, points, quarters)
                 yield f"{label} turned by {90 * quarters}", detector(other), [found]
@@ -334,6 +334,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file for the figures of every photograph")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("bfr_core").setLevel(logging.WARNING)
     torch.set_num_threads(args.threads)
     detector = load_detector("embedded")
     result: dict = {"threads": args.threads, "counts": {}}
