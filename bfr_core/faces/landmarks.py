@@ -23,8 +23,9 @@ class Further(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.layer = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.SiLU())
-        nn.init.zeros_(self.layer[1].weight)
+        norm = nn.BatchNorm2d(width)
+        nn.init.zeros_(norm.weight)
+        self.layer = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1, bias=False), norm, nn.SiLU())
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layer(x)
