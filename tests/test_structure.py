@@ -109,7 +109,13 @@ KEPT_TO = {
 }
 PACKAGE_OF = {"PIL": "pillow", "skimage": "scikit-image", "cv2": "opencv-python-headless"}
 OWN = {"bfr_core", "nodes", "installation", "install", "tools", "tests"}
-OWN |= {"train_embedded", "published_shapes", "api_graph", "node_help"}  # in tools/, which the tests can import
+OWN |= {
+    "train_embedded",
+    "train_landmarks",
+    "published_shapes",
+    "api_graph",
+    "node_help",
+}  # in tools/, which the tests can import
 FOLDERS = (
     "bfr_core",
     "installation",
