@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from bfr_core.faces import detect
 from bfr_core.faces.align import Face, crop_face, template
 from bfr_core.faces.detect import EmbeddedDetector, distinct, faces_in_boxes, load_detector
-from bfr_core.faces.landmarks import ScanNet, load_landmark_net, load_scan_net
+from bfr_core.faces.landmarks import SCAN_CROP, ScanNet, load_landmark_net, load_scan_net
 from bfr_core.files.photos import read_image
 
 # Middle of the face and width of its head, in pixels.
@@ -161,13 +161,13 @@ class Blind(ScanNet):
 
 
 def test_what_is_looked_at_in_one_go_does_not_grow_with_the_photo() -> None:
-    most = []
-    for width, height in ((2400, 1600), (12000, 8000)):
+    """A tile is at most a quarter wider than `TILE`; its rim, and the border of the network's cells, come to it."""
+    most = (1.25 * detect.TILE + 2 * detect.RIM + 2 * SCAN_CROP) ** 2
+    for width, height in ((1199, 1199), (1210, 1210), (12000, 2500)):
         blind = Blind()
         photo = torch.full((1, 1, 1), 0.5).expand(3, height, width)
         assert EmbeddedDetector(load_landmark_net(), blind)(photo) == []
-        most.append(blind.largest)
-    assert most[1] < 1.3 * most[0] < 2_000_000
+        assert 0 < blind.largest <= most < 0.64 * 12000 * 2500 / 10
 
 
 def test_a_face_that_fills_the_frame(detector: EmbeddedDetector, portraits: list[tuple[Tensor, np.ndarray]]) -> None:
