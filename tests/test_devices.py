@@ -38,7 +38,7 @@ from bfr_core.diffusion.prior import Prior, load_prior
 from bfr_core.diffusion.sampler import SamplerConfig, sample_constrained
 from bfr_core.faces.align import Face, crop_face, template, warp
 from bfr_core.faces.detect import EmbeddedDetector, faces_in_boxes, load_detector
-from bfr_core.faces.landmarks import load_landmark_net, read_aligned
+from bfr_core.faces.landmarks import load_landmark_net, load_scan_net, read_aligned
 from bfr_core.faces.paste import paste_face
 from bfr_core.files.photos import write_image
 from bfr_core.files.tensors import load_tensors, save_tensors
@@ -232,7 +232,9 @@ def test_the_detectors_network_runs_on_the_device(device: torch.device) -> None:
     """And finds the same as on the CPU."""
     photo = F.interpolate(load_usual().drawn[:1], (180, 180), mode="bicubic", antialias=True).clamp(0, 1)
     photo = F.pad(photo, (40, 60, 30, 50), mode="replicate")[0]
-    there, here = (EmbeddedDetector(load_landmark_net(device=d)) for d in (device, torch.device("cpu")))
+    there, here = (
+        EmbeddedDetector(load_landmark_net(device=d), load_scan_net(device=d)) for d in (device, torch.device("cpu"))
+    )
     [found], [expected] = there(photo), here(photo)
     assert abs(found.landmarks - expected.landmarks).max() < 0.05 and abs(found.score - expected.score) < 1e-3
     x, y = expected.landmarks.mean(0)
@@ -273,7 +275,7 @@ def test_retinaface_runs_on_the_device(device: torch.device, tmp_path: Path, mon
 
     monkeypatch.setattr(Forgetful, "detect_faces", detect)
     monkeypatch.setenv("BFR_WEIGHTS", str(tmp_path))
-    config = FaceConfig(detector="retinaface", min_face=0)
+    config = FaceConfig(detector="retinaface", min_face=1)
     try:
         collect_faces(tmp_path / "photos", run, 32, config, None, device)
     except ValueError as error:  # what the untrained layer calls a face may be none

@@ -62,11 +62,11 @@ OWN = {"bfr_core", "nodes", "installation", "install", "tools", "tests"}
 OWN |= {
     "train_embedded",
     "pack_faces",
+    "train_landmarks",
     "published_shapes",
     "api_graph",
     "node_help",
 }  # in tools/, which the tests can import
-OWN |= {"train_embedded", "published_shapes", "api_graph", "node_help"}  # in tools/, which the tests can import
 OWN |= {"make_recogniser"}
 FOLDERS = (
     "bfr_core",

@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -146,7 +146,7 @@ def train(task: Task, faces: Faces, args: argparse.Namespace, minutes: float) ->
     """
     device = faces.tiles.device
     path = args.work / f"{task.name}.pt"
-    net = task.build().to(device, memory_format=torch.channels_last)
+    net = task.build().to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), task.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     ema = {name: value.detach().clone() for name, value in net.state_dict().items()}
     step, seconds, cpu_seconds, seen = 0, 0.0, 0.0, 0
@@ -161,7 +161,7 @@ def train(task: Task, faces: Faces, args: argparse.Namespace, minutes: float) ->
         log.info("%s goes on from step %d, after %.0f minutes", task.name, step, seconds / 60)
     if args.cooldown:
         path = args.work / f"{task.name}_cooled.pt"
-    run = torch.compile(net) if device.type == "cuda" else net
+    run = cast(nn.Module, torch.compile(net)) if device.type == "cuda" else net
     loss_of = task.loss(run)
     batch = args.batch or task.batch * (CUDA_BATCH if device.type == "cuda" else 1)
     generator = torch.Generator().manual_seed(step)

@@ -108,6 +108,12 @@ def warp_region(photo: Tensor, matrix: np.ndarray, height: int, width: int) -> T
 
     Returns (C, height, width), clipped to the range of that part.
     """
+    part, local = part_seen(photo, matrix, height, width)
+    return warp(part[None], local, height, width)[0]
+
+
+def part_seen(photo: Tensor, matrix: np.ndarray, height: int, width: int) -> tuple[Tensor, np.ndarray]:
+    """The part of a (C, H, W) photo that `warp_region` needs, and the matrix that is right for it."""
     corners = np.array([[-1, -1], [width, -1], [-1, height], [width, height]], np.float64)
     inverse = invert(matrix)
     box = corners @ inverse[:, :2].T + inverse[:, 2]
@@ -117,7 +123,7 @@ def warp_region(photo: Tensor, matrix: np.ndarray, height: int, width: int) -> T
     x1, y1 = np.clip(np.ceil(box.max(0)) + margin, (x0 + 1, y0 + 1), extent).astype(int)
     local = matrix.copy()
     local[:, 2] += matrix[:, :2] @ np.array([x0, y0])
-    return warp(photo[None, :, y0:y1, x0:x1], local, height, width)[0]
+    return photo[:, y0:y1, x0:x1], local
 
 
 def crop_face(photo: Tensor, face: Face, size: int) -> Tensor:

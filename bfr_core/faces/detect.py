@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
@@ -13,22 +14,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..device import where_all_works
 from ..files.photos import printable
 from ..files.tensors import load_tensors, reason_of
 from ..files.weights import search_folders
-from .align import Face, invert, similarity, template, warp_region
-from .landmarks import CROP, STRIDE, WINDOW, LandmarkNet, load_landmark_net, to_grey
+from .align import Face, invert, part_seen, similarity, similarity_scale, template, warp
+from .landmarks import CROP, SCAN_CROP, WINDOW, LandmarkNet, ScanNet, load_landmark_net, load_scan_net, to_grey
 
 RETINAFACE_FILE = "detection_Resnet50_Final.pth"
-SCAN_PIXELS = 3_000_000  # the largest copy of the photo that is searched
-MAX_ENLARGE = 1.5  # of small photos: faces from 35 pixels of crop width on are found
-PROPOSAL_SCORE = 0.3  # what is looked at a second time
-MAX_PROPOSALS = 400
-BORDER = CROP // 2
+SMALLEST = 40  # width of the crop, photo pixels, from which on faces are promised to be found; many narrower ones are
+SCAN_SCALE = SCAN_CROP / SMALLEST  # of the finest look at the photo
+LEVELS = 4  # sizes, half an octave apart, at which one copy of the photo is looked at; the next copy is a quarter
+TILE, RIM = 768, 96  # pixels of such a copy looked at in one go, and how much of their surroundings is seen with them
+LARGEST = 1.6  # widest crop found, in photo widths or heights, whichever is less
+PROPOSAL_SCORE = 0.3  # of the scanning network: what is looked at a second time
+LIKELY_SCORE = 0.3  # what is looked at a third time, in several views
+MAX_PROPOSALS, PROPOSALS_PER_MEGAPIXEL = 400, 30  # the larger number counts
+TURNED_SCORE = 0.7  # least score of a face in a photo that is turned: three more looks are three more chances to err
+STRIP_ROWS = 512  # of the photo, made smaller in one go
 WIDE, WIDE_CROP = 144, 80  # window that all views of a face are taken from, and the standard crop within
-# Spread of the landmarks over the views, in eye distances, above which a face is doubted, and how much: chosen so that
-# one in a hundred badly damaged portraits that no training has seen scores below 0.5.
-SPREAD, DISAGREEMENT = 0.07, 30.0
+EVEN = 1.7  # sum of both networks' mean logits at which a face scores 0.5: chosen on faces kept for the constants
 MIRRORED = [1, 0, 2, 4, 3]
 # Of a box from hair line to chin: width of the standard crop in box heights, and where in it the box's middle lies.
 CROP_OVER_BOX, BOX_CENTRE = 1.65, 0.56
@@ -72,7 +77,7 @@ def load_detector(
             missing = f"{RETINAFACE_FILE} is not in {places}" if not found else "the package facexlib is not installed"
             raise FileNotFoundError(f'detector "retinaface": {missing}; add it, or use the detector "embedded"')
         log.info("faces are found with the embedded detector: RetinaFace is not installed")
-    return EmbeddedDetector(load_landmark_net(device=device), threshold)
+    return EmbeddedDetector(load_landmark_net(device=device), load_scan_net(device=device), threshold)
 
 
 # ---------------------------------------------------------------- embedded
@@ -83,44 +88,129 @@ class EmbeddedDetector:
 
     name = "embedded"
 
-    def __init__(self, net: LandmarkNet, threshold: float = 0.5) -> None:
-        self.net, self.threshold = net, threshold
+    def __init__(self, net: LandmarkNet, scan_net: ScanNet, threshold: float = 0.5) -> None:
+        self.net, self.scan_net, self.threshold = net, scan_net, threshold
 
     @torch.inference_mode()
     def __call__(self, photo: Tensor) -> list[Face]:
-        """photo: (3, H, W) in [0, 1]. Returns faces, largest first, landmarks as fine as the photo allows."""
-        proposals = distinct(scan(self.net, photo), 0.15)[:MAX_PROPOSALS]
-        aligned = refine(self.net, photo, proposals, ONE_VIEW)
-        likely = distinct([face for face in aligned if face.score >= PROPOSAL_SCORE], 0.15)
-        faces = [face for face in refine(self.net, photo, likely, VIEWS) if face.score >= self.threshold]
-        return sorted(distinct(faces, 0.4), key=lambda face: -face.width)
+        """photo: (3, H, W) in [0, 1]. Returns faces, largest first, landmarks as fine as the photo allows.
+
+        If no face stands upright, they are those of the photo turned by 90, 180 or 270 degrees, whichever shows the
+        surest face.
+        """
+        copies = copies_of(photo)
+        faces = self.search(copies, self.threshold)
+        if not faces:
+            turned = [self.search(copies, max(self.threshold, TURNED_SCORE), quarters) for quarters in (1, 2, 3)]
+            faces = max(turned, key=lambda found: max((face.score for face in found), default=0.0))
+        narrow = sum(face.width < 0.95 * SMALLEST for face in faces)  # measured to a few percent
+        if narrow:
+            log.info(
+                "%d of %d faces are narrower than %d pixels, where others may be missed", narrow, len(faces), SMALLEST
+            )
+        return sorted(faces, key=lambda face: -face.width)
+
+    def search(self, copies: list[Tensor], threshold: float, quarters: int = 0) -> list[Face]:
+        """The faces of this score that stand upright when the photo is turned anticlockwise by this many quarters."""
+        proposals = scan(self.scan_net, copies, quarters)
+        most = max(MAX_PROPOSALS, round(PROPOSALS_PER_MEGAPIXEL * copies[0][0].numel() / 1e6))
+        aligned = refine(self.net, copies, proposals[:most], ONE_VIEW)
+        likely = distinct([face for face in aligned if face.score >= LIKELY_SCORE], 0.15)
+        faces = refine(self.net, copies, likely, VIEWS, self.scan_net)
+        return distinct([face for face in faces if face.score >= threshold], 0.4)
 
 
-def scan(net: LandmarkNet, photo: Tensor) -> list[Face]:
-    """Every place of a (3, H, W) photo where the network sees a face, at sizes half an octave apart."""
-    device = next(net.parameters()).device
-    extent = np.array([photo.shape[-1], photo.shape[-2]])
-    scale = min(MAX_ENLARGE, math.sqrt(SCAN_PIXELS / extent.prod()))
-    largest = resized(photo[None].float(), scale) if scale < 1 else photo[None].float()
-    largest = to_grey(largest)
+def copies_of(photo: Tensor) -> list[Tensor]:
+    """The photo (3, H, W), and grey copies (1, h, w) each a quarter as wide, down to where a face would fill them."""
+    copies = [where_all_works(photo)]
+    while min(copies[-1].shape[-2:]) * SCAN_SCALE / 2 ** (LEVELS / 2) * LARGEST >= SCAN_CROP:
+        copies.append(quartered(copies[-1]))
+    return copies
+
+
+def quartered(picture: Tensor) -> Tensor:
+    """A grey copy (1, H, W) of a picture (C, H, W): each pixel the mean of four by four."""
+    strips = []
+    for top in range(0, picture.shape[-2], STRIP_ROWS):
+        strip = F.avg_pool2d(picture[:, top : top + STRIP_ROWS].float(), 4, ceil_mode=True)
+        strips.append(to_grey(strip) if len(picture) == 3 else strip)
+    return torch.cat(strips, 1)
+
+
+def scan(net: ScanNet, copies: list[Tensor], quarters: int = 0) -> list[Face]:
+    """Every place of a photo where the network sees a face, at sizes half an octave apart, surest first.
+
+    copies: see `copies_of`. quarters: how often the photo is turned anticlockwise before it is looked at.
+    Works in tiles: memory beyond that of the copies does not grow with the photo.
+    """
+    faces = []
+    for step, picture in enumerate(copies):
+        for box in tiles(picture.shape[-1], picture.shape[-2]):
+            found = scan_tile(net, picture, box, quarters)
+            faces += [Face((face.landmarks + 0.5) * 4**step - 0.5, face.score) for face in found]
+    return distinct(faces, 0.15)
+
+
+def tiles(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+    """Left, top, right and bottom of parts that cover a picture, all nearly of one size."""
+    side = TILE / SCAN_SCALE
+    columns, rows = (max(1, math.ceil(n / side - 0.25)) for n in (width, height))
+    for row in range(rows):
+        for column in range(columns):
+            yield (
+                column * width // columns, row * height // rows,
+                (column + 1) * width // columns, (row + 1) * height // rows,
+            )  # fmt: skip
+
+
+def scan_tile(net: ScanNet, picture: Tensor, box: tuple[int, int, int, int], quarters: int) -> list[Face]:
+    """The faces whose middle lies in this box of a picture (C, H, W), at `LEVELS` sizes; whole at its edge."""
+    extent = (picture.shape[-1], picture.shape[-2])
+    rim = math.ceil(RIM / SCAN_SCALE)
+    left, top = max(0, box[0] - rim), max(0, box[1] - rim)
+    right, bottom = min(extent[0], box[2] + rim), min(extent[1], box[3] + rim)
+    seen = picture[None, :, top:bottom, left:right].float()
+    size, corner = np.array([right - left, bottom - top]), np.array([left, top])
+    # A face in the middle between two tiles may be seen a little to either side of the seam.
+    low = [-math.inf if box[i] == 0 else box[i] - SMALLEST / 4 for i in range(2)]
+    high = [math.inf if box[i + 2] == extent[i] else box[i + 2] + SMALLEST / 4 for i in range(2)]
+    level = resized(to_grey(seen) if len(picture) == 3 else seen, SCAN_SCALE)
     faces: list[Face] = []
-    while True:
-        level = resized(largest, scale * extent[0] / largest.shape[-1])
-        actual = np.array([level.shape[-1], level.shape[-2]]) / extent
-        # Half a cell of border, as a face may touch the photo's edge, and whole cells.
-        pad = [max(WINDOW, math.ceil(n / STRIDE) * STRIDE + CROP) - n - BORDER for n in level.shape[:1:-1]]
-        padded = F.pad(level.to(device), (BORDER, pad[0], BORDER, pad[1]), mode="replicate")
-        logit, landmarks = (out[0] for out in net(padded))
-        scores = torch.sigmoid(logit)
-        rows, columns = torch.nonzero(scores > PROPOSAL_SCORE, as_tuple=True)
-        centre = torch.stack([columns, rows], -1) * STRIDE + (CROP - 1) / 2 - BORDER
-        points = (landmarks[rows, columns] + centre[:, None]).cpu().double().numpy()
-        faces += [
-            Face((p + 0.5) / actual - 0.5, s) for p, s in zip(points, scores[rows, columns].tolist(), strict=True)
-        ]
-        if min(level.shape[-2:]) < CROP:  # on the next one a face would be larger than the photo
-            return faces
-        scale /= math.sqrt(2)
+    for step in range(LEVELS):
+        scale = SCAN_SCALE / 2 ** (step / 2)
+        if step and min(extent) * scale * LARGEST < net.crop:
+            break
+        level = resized(level, scale * size[0] / level.shape[-1])
+        shown = level.rot90(quarters, (2, 3))
+        actual = np.array([level.shape[-1], level.shape[-2]]) / size
+        for points, score in answers(net, shown):
+            points = turned_back(points, shown.shape[-1], shown.shape[-2], quarters)
+            points = (points + 0.5) / actual - 0.5 + corner
+            if np.all((points.mean(0) >= low) & (points.mean(0) <= high)):
+                faces.append(Face(points, score))
+    return distinct(faces, 0.15)
+
+
+def turned_back(points: np.ndarray, width: int, height: int, quarters: int) -> np.ndarray:
+    """Points (N, 2) of a picture of this size as they lie when it is turned clockwise by `quarters`."""
+    for _ in range(quarters):
+        points = np.stack([height - 1 - points[:, 1], points[:, 0]], 1)
+        width, height = height, width
+    return points
+
+
+def answers(net: ScanNet, level: Tensor) -> list[tuple[np.ndarray, float]]:
+    """Landmarks (5, 2) and score of every cell of a grey picture (1, 1, H, W) in which the network sees a face."""
+    # Half a cell of border, as a face may touch the photo's edge, and whole cells.
+    border, step, device = net.crop // 2, net.stride, next(net.parameters()).device
+    pad = [max(net.crop * 3 // 2, math.ceil(n / step) * step + net.crop) - n - border for n in level.shape[:1:-1]]
+    padded = F.pad(level.to(device), (border, pad[0], border, pad[1]), mode="replicate")
+    logit, landmarks = (out[0] for out in net(padded))
+    scores = torch.sigmoid(logit)
+    rows, columns = torch.nonzero(scores > PROPOSAL_SCORE, as_tuple=True)
+    centre = torch.stack([columns, rows], -1) * step + (net.crop - 1) / 2 - border
+    points = (landmarks[rows, columns] + centre[:, None]).cpu().numpy().astype(np.float64)
+    return list(zip(points, scores[rows, columns].tolist(), strict=True))
 
 
 def resized(image: Tensor, scale: float) -> Tensor:
@@ -131,11 +221,19 @@ def resized(image: Tensor, scale: float) -> Tensor:
     return F.interpolate(image, size, mode="bilinear", antialias=scale < 1, align_corners=False)
 
 
-def refine(net: LandmarkNet, photo: Tensor, faces: list[Face], views: Tensor, batch: int = 32) -> list[Face]:
-    """The same faces, read again from aligned windows of the full-size photo (3, H, W), in several views each.
+def refine(
+    net: LandmarkNet,
+    copies: list[Tensor],
+    faces: list[Face],
+    views: Tensor,
+    second: ScanNet | None = None,
+    batch: int = 32,
+) -> list[Face]:
+    """The same faces, read again from aligned windows of the photo, in several views each.
 
-    views: (V, 2, 3), see `view`. Landmarks are the mean over the views. A real face is seen at the same place in all of
-    them: the score is the mean logit, raised or lowered by how well they agree.
+    copies: see `copies_of`. views: (V, 2, 3), see `view`. Landmarks and logit are the means over the views. second: a
+    network that is asked for its opinion of each view, too. (How well the landmarks of the views agree tells less than
+    it seems: those of turned faces differ more than those of many a tie.)
     """
     refined: list[Face] = []
     half, count = WIDE / 2, len(views)
@@ -144,7 +242,7 @@ def refine(net: LandmarkNet, photo: Tensor, faces: list[Face], views: Tensor, ba
     for start in range(0, len(faces), batch):
         part = faces[start : start + batch]
         matrices = [similarity(face.landmarks, template(WIDE_CROP) + (WIDE - WIDE_CROP) / 2) for face in part]
-        wide = to_grey(torch.stack([warp_region(photo, matrix, WIDE, WIDE) for matrix in matrices]).to(views))
+        wide = torch.stack([wide_window(copies, matrix) for matrix in matrices]).to(views)
         grid = F.affine_grid(views, [count, 1, WINDOW, WINDOW], align_corners=False).repeat(len(part), 1, 1, 1)
         windows = F.grid_sample(wide.repeat_interleave(count, 0), grid, padding_mode="border", align_corners=False)
         logit, landmarks = net(windows)
@@ -154,16 +252,27 @@ def refine(net: LandmarkNet, photo: Tensor, faces: list[Face], views: Tensor, ba
         points = torch.where(mirrored[:, None, None], points[:, :, MIRRORED], points)
         points = ((points + 1) * half - 0.5).double()
         mean = points.mean(1)
-        spread = (points - mean[:, None]).norm(dim=-1).mean((1, 2)) / (mean[:, 0] - mean[:, 1]).norm(dim=-1).clamp_min(
-            1
-        )
         total = logit[:, 1, 1].unflatten(0, (-1, count)).mean(1).cpu().double()
-        if count > 1:
-            total = total + DISAGREEMENT * (SPREAD - spread)
+        if second is not None:
+            opinion, _ = second(F.avg_pool2d(windows, CROP // SCAN_CROP))
+            total = total + opinion[:, 1, 1].unflatten(0, (-1, count)).mean(1).cpu().double() - EVEN
         for matrix, found, score in zip(matrices, mean.numpy(), torch.sigmoid(total).tolist(), strict=True):
             inverse = invert(matrix)
             refined.append(Face(found @ inverse[:, :2].T + inverse[:, 2], score))
     return refined
+
+
+def wide_window(copies: list[Tensor], matrix: np.ndarray) -> Tensor:
+    """What a map from the photo's pixels to the wide window's shows, in grey: (1, 144, 144) in [0, 1].
+
+    It is taken from the smallest copy of the photo that still has twice the window's detail.
+    """
+    step = min(int(math.log(max(1.0, 0.5 / similarity_scale(matrix)), 4)), len(copies) - 1)
+    linear = matrix[:, :2] * 4**step
+    middle = matrix[:, 2] + matrix[:, :2].sum(1) * (4**step - 1) / 2  # of the copy's first pixel
+    part, local = part_seen(copies[step], np.concatenate([linear, middle[:, None]], 1), WIDE, WIDE)
+    grey = to_grey(part.float()) if len(part) == 3 else part
+    return warp(grey[None], local, WIDE, WIDE, "border")[0]
 
 
 def faces_in_boxes(net: LandmarkNet, photo: Tensor, boxes: Tensor, threshold: float = BOX_SCORE) -> list[Face]:
@@ -178,7 +287,8 @@ def faces_in_boxes(net: LandmarkNet, photo: Tensor, boxes: Tensor, threshold: fl
             side = CROP_OVER_BOX * (bottom - top)
             x, y = (left + right) / 2 - side / 2, (top + bottom) / 2 - side * BOX_CENTRE
             guesses.append(Face(template(1000) * (side / 1000) + (x, y)))
-    aligned = refine(net, photo, refine(net, photo, guesses, ONE_VIEW), VIEWS)
+    copies = copies_of(photo)
+    aligned = refine(net, copies, refine(net, copies, guesses, ONE_VIEW), VIEWS)
     return sorted((face for face in aligned if face.score >= threshold), key=lambda face: -face.width)
 
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bfr_core.faces.align import Face, template
+from bfr_core.faces import detect
+from bfr_core.faces.align import Face, crop_face, template
 from bfr_core.faces.detect import EmbeddedDetector, distinct, faces_in_boxes, load_detector
-from bfr_core.faces.landmarks import load_landmark_net
+from bfr_core.faces.landmarks import SCAN_CROP, ScanNet, load_landmark_net, load_scan_net
 from bfr_core.files.photos import read_image
 
 # Middle of the face and width of its head, in pixels.
@@ -28,7 +29,7 @@ SOLVAY = np.array([
 
 @pytest.fixture(scope="module")
 def detector() -> EmbeddedDetector:
-    return EmbeddedDetector(load_landmark_net())
+    return EmbeddedDetector(load_landmark_net(), load_scan_net())
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,123 @@ def test_a_photo_12000_pixels_wide(detector: EmbeddedDetector, portraits: list[t
     wide[:, 100 : 100 + photo.shape[1], 10000 : 10000 + photo.shape[2]] = photo
     (face,), (alone,) = detector(wide), detector(photo)
     assert error(face, alone.landmarks + np.array([10000, 100])) < 0.03
+
+
+def test_faces_of_forty_pixels_on_24_megapixels(detector: EmbeddedDetector, shared: Path) -> None:
+    """The group photo of 1927 as it is, in a corner and in the middle, where seams of tiles run through it."""
+    photo = read_image(shared / "photos" / "solvay_conference_1927.png")
+    alone, _ = matched(detector(photo), SOLVAY)
+    canvas = torch.full((3, 4000, 6000), 0.6)
+    corners = [(0, 0), (2400, 1800)]
+    for left, top in corners:
+        canvas[:, top : top + photo.shape[1], left : left + photo.shape[2]] = photo
+    faces = detector(canvas)
+    truth = np.concatenate([SOLVAY + np.array([left, top, 0]) for left, top in corners])
+    found, false = matched(faces, truth)
+    assert found >= 2 * alone - 3 and false <= 4
+
+
+def test_a_scan_in_tiles_sees_what_a_scan_in_one_sees(
+    detector: EmbeddedDetector, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = detect.copies_of(read_image(shared / "photos" / "solvay_conference_1927.png"))
+    assert [tuple(copy.shape) for copy in copies[:3]] == [(3, 568, 1328), (1, 142, 332), (1, 36, 83)]
+
+    def seen(tile: int) -> list[Face]:
+        monkeypatch.setattr(detect, "TILE", tile)
+        with torch.inference_mode():
+            return detect.scan(detector.scan_net, copies)
+
+    whole, parts = [face for face in seen(10_000) if face.score > 0.8], seen(230)
+    assert len(list(detect.tiles(1328, 568))) == 10 and len(whole) > 15
+    for a in whole:  # a level of a tile may be a fraction of a pixel off
+        assert min(np.linalg.norm(a.landmarks.mean(0) - b.landmarks.mean(0)) / a.width for b in parts) < 0.2
+
+
+def test_tiles_cover_a_picture_once() -> None:
+    for width, height in ((1, 1), (900, 40), (5000, 3333)):
+        count = np.zeros((height, width), int)
+        for left, top, right, bottom in detect.tiles(width, height):
+            count[top:bottom, left:right] += 1
+        assert (count == 1).all()
+
+
+class Blind(ScanNet):
+    """Sees no face anywhere, and notes how many pixels it was given in one go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def forward(self, grey: Tensor) -> tuple[Tensor, Tensor]:
+        self.largest = max(self.largest, grey.numel())
+        rows, columns = ((n - self.crop) // self.stride + 1 for n in grey.shape[-2:])
+        return torch.full((1, rows, columns), -9.0), torch.zeros(1, rows, columns, 5, 2)
+
+
+def test_what_is_looked_at_in_one_go_does_not_grow_with_the_photo() -> None:
+    """A tile is at most a quarter wider than `TILE`; its rim, and the border of the network's cells, come to it."""
+    most = (1.25 * detect.TILE + 2 * detect.RIM + 2 * SCAN_CROP) ** 2
+    for width, height in ((1199, 1199), (1210, 1210), (12000, 2500)):
+        blind = Blind()
+        photo = torch.full((1, 1, 1), 0.5).expand(3, height, width)
+        assert EmbeddedDetector(load_landmark_net(), blind)(photo) == []
+        assert 0 < blind.largest <= most < 0.64 * 12000 * 2500 / 10
+
+
+def test_a_face_that_fills_the_frame(detector: EmbeddedDetector, portraits: list[tuple[Tensor, np.ndarray]]) -> None:
+    for size in (40, 128, 500):
+        for photo, truth in portraits:
+            (face,) = detector(crop_face(photo, Face(truth), size).clamp(0, 1))
+            assert error(face, template(size)) < 0.2
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_a_face_that_lies_or_stands_on_its_head_is_found_where_it_is(
+    detector: EmbeddedDetector, portraits: list[tuple[Tensor, np.ndarray]], quarters: int
+) -> None:
+    for photo, truth in portraits:
+        turned = photo.rot90(quarters, (1, 2))
+        (face,) = detector(turned)
+        back = detect.turned_back(truth, photo.shape[-1], photo.shape[-2], 4 - quarters)
+        assert error(face, back) < 0.15
+        upright = crop_face(photo, Face(truth), 64)
+        assert (crop_face(turned, Face(back), 64) - upright).abs().mean() < 0.01
+
+
+def test_faces_narrower_than_promised_are_named(
+    detector: EmbeddedDetector, portraits: list[tuple[Tensor, np.ndarray]], caplog: pytest.LogCaptureFixture
+) -> None:
+    photo, truth = portraits[0]
+    with caplog.at_level(logging.INFO):
+        detector(photo)
+        assert not caplog.records
+        (face,) = detector(
+            F.interpolate(photo[None], scale_factor=36 / Face(truth).width, antialias=True, mode="bicubic")[0]
+        )
+    assert face.width < 40 and "1 of 1 faces are narrower than 40 pixels" in caplog.text
+
+
+def test_a_point_is_turned_back_with_its_picture() -> None:
+    picture = torch.zeros(3, 5, 8)
+    picture[:, 1, 6] = 1
+    for quarters in (0, 1, 2, 3):
+        turned = picture.rot90(quarters, (1, 2))
+        (y,), (x,) = torch.nonzero(turned[0], as_tuple=True)
+        back = detect.turned_back(np.array([[int(x), int(y)]]), turned.shape[-1], turned.shape[-2], quarters)
+        assert back.tolist() == [[6, 1]]
+
+
+def test_upright_faces_come_before_turned_ones(
+    detector: EmbeddedDetector, portraits: list[tuple[Tensor, np.ndarray]]
+) -> None:
+    (photo, truth), (other, _) = portraits[0], portraits[1]
+    both = torch.full((3, 300, 520), 0.5)
+    both[:, : photo.shape[1], : photo.shape[2]] = photo
+    lying = other.rot90(1, (1, 2))
+    both[:, : lying.shape[1], 240 : 240 + lying.shape[2]] = lying
+    (face,) = detector(both)
+    assert error(face, truth) < 0.1
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 300), (64, 64), (200, 333)])

@@ -8,9 +8,12 @@ import torch
 from bfr_core.faces.landmarks import (
     STRIDE,
     WINDOW,
+    Further,
     LandmarkNet,
+    ScanNet,
     landmark_distance,
     load_landmark_net,
+    load_scan_net,
     read_aligned,
     to_grey,
 )
@@ -22,6 +25,14 @@ def test_a_window_has_nine_cells_and_a_photo_one_every_sixteen_pixels() -> None:
     assert logit.shape == (2, 3, 3) and landmarks.shape == (2, 3, 3, 5, 2)
     logit, _ = net(torch.rand(1, 1, WINDOW + 2 * STRIDE, WINDOW + STRIDE))
     assert logit.shape == (1, 5, 4)
+    small = ScanNet().eval()
+    logit, landmarks = small(torch.rand(2, 1, WINDOW // 2, WINDOW // 2))
+    assert small.stride == STRIDE // 2 and logit.shape == (2, 3, 3) and landmarks.shape == (2, 3, 3, 5, 2)
+
+
+def test_a_further_layer_changes_nothing_before_it_is_trained() -> None:
+    x = torch.rand(2, 8, 6, 6)
+    assert torch.equal(Further(8)(x), x)
 
 
 def test_the_embedded_network_is_small_and_knows_where_it_comes_from() -> None:
@@ -29,16 +40,19 @@ def test_the_embedded_network_is_small_and_knows_where_it_comes_from() -> None:
 
     from bfr_core.faces.landmarks import EMBEDDED
 
-    assert sum(p.numel() for p in load_landmark_net().parameters()) <= 500_000
+    assert sum(p.numel() for p in load_landmark_net().parameters()) <= 900_000
+    assert sum(p.numel() for p in load_scan_net().parameters()) <= 160_000
     with safe_open(EMBEDDED, "pt") as file:
         metadata = file.metadata()
         assert all(file.get_tensor(key).dtype == torch.float16 for key in file.keys())  # noqa: SIM118
-    assert metadata["licence"] == "Apache-2.0" and metadata["architecture"] == "LandmarkNet"
+    assert metadata["licence"] == "Apache-2.0" and metadata["architecture"] == "LandmarkNet, ScanNet"
 
 
 def test_a_missing_or_wrong_file_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="missing; reinstall"):
         load_landmark_net(tmp_path / "none.safetensors")
+    with pytest.raises(FileNotFoundError, match="missing; reinstall"):
+        load_scan_net(tmp_path / "none.safetensors")
     wrong = tmp_path / "wrong.safetensors"
     wrong.write_bytes(b"nonsense" * 10)
     with pytest.raises(ValueError, match="wrong.safetensors: not the embedded face network") as error:
