@@ -251,6 +251,14 @@ WRITES_ITSELF = {
     ("bfr_core/web/http_api.py", "restored"): "a scratch file",
     ("bfr_core/restoration/record.py", "add"): "adds lines to a record that is of its own name",
     ("bfr_core/adaptation/adapt.py", "collect_faces"): "adds lines to a file that `growing` answers for",
+    ("bfr_core/images.py", "replace_atomically"): "the scratch file",
+    ("bfr_core/degradations.py", "video"): "in memory",
+    ("bfr_core/images.py", "_write_bytes"): "is given the scratch file by replace_atomically",
+    ("bfr_core/jobs.py", "zip_files"): "is given the scratch file by replace_atomically",
+    ("bfr_core/weights.py", "_fetch_rest"): "a part whose name no other program gives",
+    ("bfr_core/http_api.py", "restored"): "a scratch file",
+    ("bfr_core/restoration/record.py", "add"): "adds lines to a file whose name no other program gives",
+    ("bfr_core/adaptation.py", "collect_faces"): "adds lines to a file that `growing` answers for",
 }
 
 
