@@ -305,8 +305,9 @@ def export(args: argparse.Namespace) -> None:
 
 
 def usual(args: argparse.Namespace) -> None:
-    """Write what the verdict compares with, see `bfr_core.verdict`: embedded/usual.safetensors, what the training faces
-    look like, and embedded/drawn_faces.png, the first faces that the prior draws, their detail made as strong."""
+    """Write what the verdict compares with, see `bfr_core.adaptation.verdict`: embedded/usual.safetensors, what the
+    training faces look like, and embedded/drawn_faces.png, the first faces that the prior draws, their
+    detail made as strong."""
     from bfr_core.adaptation.verdict import DRAWN_FILE, USUAL_FILE, usual_of
     from bfr_core.diffusion.prior import load_prior
     from bfr_core.files.photos import write_image

@@ -19,7 +19,7 @@ from bfr_core.restorers.routed import Routed
 from bfr_core.settings import changed
 from tests.two_damages import BLURRED, NOISY, put
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

@@ -341,7 +341,7 @@ def mixed_pairs(
     run: Run, models: tuple[Any, Any], host: Any, mixed_photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Any:
     """Of a folder of two damages, in the run "mixed"."""
-    monkeypatch.setattr(sys.modules["any-name.bfr_core.adaptation"], "judged_on_faces", judged)
+    monkeypatch.setattr(sys.modules["any-name.bfr_core.adaptation.adapt"], "judged_on_faces", judged)
     shutil.copytree(mixed_photos, host.root / "input/two_damages")
     faces = run("BFR_FacesFromFolder", restorer=models[0], folder="two_damages", run="mixed", aligned=True)[0]
     return run("BFR_MakePseudoTargets", faces=faces, restorer=models[0], prior=models[1], gate=0.0, seed=5)[0]
@@ -456,7 +456,7 @@ def test_both_nodes_take_the_published_recipe(
     run: Run, models: tuple[Any, Any], faces: Any, pairs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     restorer, prior = models
-    node, published = sys.modules["any-name.nodes.adapt"], sys.modules["any-name.bfr_core.published"]
+    node, published = sys.modules["any-name.nodes.adapt"], sys.modules["any-name.bfr_core.adaptation.published"]
     monkeypatch.setattr(published, "find_vgg", lambda: Path("vgg"))
     seen: dict[str, Any] = {}
 

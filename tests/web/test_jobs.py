@@ -20,7 +20,7 @@ from bfr_core.restoration.restore import RestoreConfig
 from bfr_core.training.finetune import Progress
 from bfr_core.web.jobs import Jobs, Outcome, adapt_restorer, find_faces, read_status, repair_photos, thinned
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -109,8 +109,8 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path):
 def test_a_job_whose_process_was_killed_is_stopped_and_can_go_on(tmp_path):
     code = f"""
 import threading
-from bfr_core.jobs import Jobs, Outcome
-from bfr_core.runs import Run
+from bfr_core.web.jobs import Jobs, Outcome
+from bfr_core.adaptation.run import Run
 def work(callback):
     callback("wait", 1, 2, None)
     threading.Event().wait()
