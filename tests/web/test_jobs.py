@@ -255,6 +255,7 @@ def test_a_stopped_repair_goes_on_where_it_was(photos, tiny_restorer, tmp_path, 
 
 def test_what_a_stopped_repair_of_other_photos_left_is_in_no_zip(photos, tiny_restorer, tmp_path):
     jobs, run = Jobs(), Run(tmp_path / "run")
+    run.claim()
     write_image(run.folder / "repaired" / "under way" / "other.png", torch.zeros(3, 32, 32))
     jobs.start(run, "repair", repair_photos(run, photos, str(tiny_restorer), RestoreConfig(), True, device="cpu"))
     with zipfile.ZipFile(run.folder / jobs.wait(run).file) as archive:
@@ -293,12 +294,14 @@ def test_a_cancelled_adaptation_goes_on_when_started_again(photos, tiny_restorer
     ],
 )  # fmt: skip
 def test_a_damaged_record_is_a_failure_that_says_so_and_the_run_can_be_started(tmp_path, content):
+    Run(tmp_path).claim()
     (tmp_path / "job.json").write_text(content)
     status = read_status(Run(tmp_path))
     assert status.state == "failed" and "job.json: is damaged" in status.error
     jobs = Jobs()
     assert jobs.start(Run(tmp_path), "faces", lambda callback: Outcome("made")).state in ("waiting", "running", "done")
     assert jobs.wait(Run(tmp_path)).state == "done" and read_status(Run(tmp_path)).file == "made"
+    assert (tmp_path / "job_2.json").read_text() == content, "it is kept"
 
 
 def test_a_record_of_this_program_is_read_as_it_was_written(tmp_path):
