@@ -144,7 +144,7 @@ class Jobs:
         for job in jobs:
             job.thread.join(max(0.0, end - time.monotonic()))
 
-    def wait(self, run: Run, seconds: float = 60.0) -> Status:
+    def wait(self, run: Run, seconds: float = 600.0) -> Status:
         """The status once the run's job is over, or after so many seconds."""
         job = self._jobs.get(_key(run))
         if job:

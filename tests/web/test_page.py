@@ -51,7 +51,7 @@ def upload(page, name, size=(32, 32)):
     return str(path)
 
 
-def finished(page, name, seconds=120):
+def finished(page, name, seconds=600):
     status = page.jobs.wait(page.run(name), seconds)
     assert status.state == "done", status.error
     return status
@@ -158,7 +158,7 @@ def test_a_stopped_repair_goes_on_with_its_photos(page, adapted, photos, named, 
     monkeypatch.setattr(jobs, "restore_folder", stops)
     given = [upload(page, f"{i}.png") for i in range(10)] if not named else []
     page.repair(adapted, given, str(photos) if named else "", aligned=True)
-    assert page.jobs.wait(page.run(adapted), 60).state == "cancelled"
+    assert page.jobs.wait(page.run(adapted)).state == "cancelled"
     page.repair(adapted, [], "", aligned=True)
     status = finished(page, adapted)
     assert "done before it was stopped" in status.notes[0]
