@@ -17,8 +17,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
-# What only one worker does: a fixture that is dear, or folders whose tests share the fakes of a host.
-ONE_WORKER = {"browser": "browser", "published": "published prior"}
+# What only one worker does: what takes gigabytes, what opens a browser, folders whose tests share the fakes of a host.
+ONE_WORKER = {"browser": "browser", "published": "large networks", "files": "large networks"}
 FOLDERS = ("nodes", "scripts")
 
 
