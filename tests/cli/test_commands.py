@@ -221,6 +221,9 @@ def test_every_option_names_a_setting_and_changes_it(tiny_restorer):
             "targets.reference": "lq",
             "targets.t_clean": "5",
             "restorer": str(tiny_restorer),
+            "faces.detector": "embedded",
+            "targets.precision": "float32",
+            "finetune.precision": "float32",
             "finetune.trainable": "lora",
             "finetune.judged_on": "own",
         }.get(path)
