@@ -23,16 +23,20 @@ def load_of_others() -> float:
 
 
 def prepare_threads(
-    environ: MutableMapping[str, str] = os.environ, load: float | None = None, cores: int | None = None
+    environ: MutableMapping[str, str] = os.environ,
+    load: float | None = None,
+    cores: int | None = None,
+    lasting: bool = False,
 ) -> bool:
     """Let OpenMP's threads sleep while they wait, if the machine is busy; returns whether that was done.
 
-    What the user has set stays. load: see `load_of_others`; cores: of the machine. It must be called before torch is
-    imported, because OpenMP reads its settings once, and never in a host's own process.
+    What the user has set stays. load: see `load_of_others`; cores: of the machine. lasting: the process is a server,
+    which lives through busy hours and cannot decide again, so its threads sleep in any case. This must be called before
+    torch is imported, because OpenMP reads its settings once, and never in a host's own process.
     """
     if POLICY in environ or "GOMP_SPINCOUNT" in environ:
         return False
-    busy = (load_of_others() if load is None else load) > BUSY_SHARE * (cores or os.cpu_count() or 1)
+    busy = lasting or (load_of_others() if load is None else load) > BUSY_SHARE * (cores or os.cpu_count() or 1)
     if busy:
         environ[POLICY] = "PASSIVE"
     return busy

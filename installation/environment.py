@@ -14,6 +14,7 @@ from pathlib import Path
 from .packages import read_requirements
 from .pip_runs import InstallError, NoNetwork, python_environment, run_quietly, run_shown, say, this_python
 
+WORKERS = 2  # of the tests; each may hold two gigabytes
 STAMP = "bfr-adapt-installed"  # in .venv: fingerprint of what was installed, written last
 
 
@@ -23,13 +24,17 @@ def demo(root: Path, arguments: Sequence[str]) -> int:
 
 
 def test(root: Path, arguments: Sequence[str]) -> int:
-    """Linters, type checker, then pytest (slow and host tests only with --all); exit code of the first that fails."""
+    """Linters, type checker, then pytest (slow and host tests only with --all); exit code of the first that fails.
+
+    `arguments` are pytest's and come last: `-n 0` runs the tests in one process, as a debugger needs.
+    """
     python = prepare(root)
+    workers = min(WORKERS, os.cpu_count() or 1)
     checks = [
         ("ruff check", ["ruff", "check", "--output-format", "concise", "."]),
         ("ruff format --check", ["ruff", "format", "--check", "."]),
         ("mypy", ["mypy"]),
-        ("pytest", ["pytest", *arguments]),
+        ("pytest", ["pytest", "-n", str(workers), "--dist", "loadgroup", *arguments]),
     ]
     for title, words in checks:
         say(title)

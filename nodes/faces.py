@@ -33,6 +33,7 @@ from ..bfr_core.adaptation.adapt import (
 from ..bfr_core.adaptation.config import AdaptConfig, FaceConfig
 from ..bfr_core.adaptation.run import Run
 from ..bfr_core.adaptation.target_checks import GateConfig
+from ..bfr_core.files.kinds import LINKED_FOLDER
 from ..bfr_core.files.ownership import claim, is_own, sha256_of
 from ..bfr_core.files.photos import printable, read_image, replace_atomically, write_image
 from ..bfr_core.files.records import fingerprint, read_table, write_json
@@ -275,7 +276,7 @@ def collected(
     with run.locked():
         faces = collect_faces(photos, run, restorer.network.size, config, host.Progress(), host.device(), images)
     shown = faces.batch(min(first, len(faces) - 1), first + count)
-    problems = [problem["problem"] for problem in faces.problems]
+    problems = [one["problem"] for one in faces.problems if not one["problem"].endswith(f": {LINKED_FOLDER}")]
     said = [f"{len(problems)} files gave none:", *problems] if problems else []
     said += [f"{len(left_out)} links were not followed:", *left_out] if left_out else []
     text = lines([f"{len(faces)} faces", *said])

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+PATIENCE = 600.0  # seconds until a wait fails: no measure of anything, since other work may take the machine
 LOADED = """
 return [...document.querySelectorAll(arguments[0])].filter((i) => i.checkVisibility() && i.naturalWidth)
   .map((i) => [i.naturalWidth, i.naturalHeight]);
 """
 
 
-def until(look: Callable[[], Any], seconds: float = 60) -> Any:
+def until(look: Callable[[], Any], seconds: float = PATIENCE) -> Any:
     """What `look` gives, once that is something; what is not there yet may fail."""
     end = time.monotonic() + seconds
     while True:
@@ -69,12 +70,12 @@ class Tab:
         """Upload files at the nth place for them, and wait until they are listed."""
         places = until(lambda: self.browser.find_elements("css selector", f"{self.inside} input[type=file]"))
         places[nth].send_keys("\n".join(map(str, files)))
-        until(lambda: self.says(files[0].stem[:8]) and not self.says("Uploading"), 120)
+        until(lambda: self.says(files[0].stem[:8]) and not self.says("Uploading"))
 
     def says(self, text: str) -> bool:
         return text in self.browser.find_element("tag name", "body").text
 
-    def wait_for(self, text: str, seconds: float = 60) -> None:
+    def wait_for(self, text: str, seconds: float = PATIENCE) -> None:
         until(lambda: self.says(text), seconds)
 
     def faces(self) -> list[Any]:

@@ -68,6 +68,8 @@ OWN |= {
     "node_help",
 }  # in tools/, which the tests can import
 OWN |= {"make_recogniser"}
+# In tools/, which the tests can import.
+OWN |= {"api_graph", "make_recogniser", "node_help", "pack_faces", "published_shapes", "train_embedded"}
 FOLDERS = (
     "bfr_core",
     "installation",
@@ -216,6 +218,52 @@ def test_every_package_used_is_declared() -> None:
             )
 
 
+def names_nothing(dotted: str) -> bool:
+    """Whether no module, and no name that a package gives, is called so; such as "bfr_core.files.photos.read_image"."""
+    place = ROOT
+    for part in dotted.split("."):
+        if (place / part).is_dir():
+            place = place / part
+            continue
+        about = place / "__init__.py"
+        inside = about.is_file() and re.search(rf"\b{part}\b", about.read_text(encoding="utf-8"))
+        return not ((place / f"{part}.py").is_file() or inside)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("dotted", "nothing"),
+    [
+        ("bfr_core.files.photos.read_image", False), ("bfr_core.restorers.load_restorer", False),
+        ("bfr_core.adapt", False), ("bfr_core.images.read_image", True), ("bfr_core.files.nothing", True),
+    ],
+)  # fmt: skip
+def test_a_name_of_nothing_is_known(dotted: str, nothing: bool) -> None:
+    assert names_nothing(dotted) is nothing
+
+
+def test_modules_are_called_by_the_names_they_have() -> None:
+    """Also in texts, where no linter looks: what is patched, what another process runs, what a docstring speaks of."""
+    gone: dict[str, set[str]] = {}
+    for path in text_files():
+        if path.name == "CHANGELOG.md" or path == Path(__file__).resolve():
+            continue
+        text = path.read_text(encoding="utf-8")
+        dotted = set(re.findall(r"\bbfr_core(?:\.[A-Za-z_]\w*)+", text))
+        files = set(re.findall(r"\bbfr_core(?:/\w+)+\.py\b", text))
+        absent = {*filter(names_nothing, dotted), *(name for name in files if not (ROOT / name).is_file())}
+        if absent:
+            gone[path.relative_to(ROOT).as_posix()] = absent
+    assert not gone, "they speak of what is not there"
+
+
+def test_files_know_how_deep_they_lie() -> None:
+    for path in (path for folder in ("tests", "tools", "benchmarks") for path in modules(ROOT / folder)):
+        depth = len(path.relative_to(ROOT).parts) - 1
+        for said in re.findall(r"^ROOT = Path\(__file__\)\S*parents\[(\d)\]", path.read_text(encoding="utf-8"), re.M):
+            assert int(said) == depth, f"{path.relative_to(ROOT)}: its ROOT is not the project's folder"
+
+
 def test_no_drawer_files() -> None:
     drawers = {"utils.py", "misc.py", "common.py", "helpers.py"}
     assert not [path for path in text_files() if path.name in drawers and "third_party" not in path.parts]
@@ -249,8 +297,8 @@ WRITES_ITSELF = {
     ("bfr_core/metrics/optional.py", "write"): "is given the scratch file by replace_atomically",
     ("bfr_core/files/weights.py", "_fetch_rest"): "a part whose name no other program gives",
     ("bfr_core/web/http_api.py", "restored"): "a scratch file",
-    ("bfr_core/restoration/record.py", "add"): "adds lines to a record that is of its own name",
     ("bfr_core/adaptation/adapt.py", "collect_faces"): "adds lines to a file that `growing` answers for",
+    ("bfr_core/restoration/record.py", "add"): "adds lines to a file whose name no other program gives",
 }
 
 

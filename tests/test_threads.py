@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from bfr_core.cli import main
 from bfr_core.threads import prepare_threads
 
 
@@ -15,6 +16,19 @@ def test_threads_sleep_on_a_busy_machine(load: float, cores: int, passive: bool)
     environ: dict[str, str] = {}
     assert prepare_threads(environ, load, cores) is passive
     assert environ == ({"OMP_WAIT_POLICY": "PASSIVE"} if passive else {})
+
+
+def test_a_servers_threads_sleep_whatever_the_load_at_its_start() -> None:
+    environ: dict[str, str] = {}
+    assert prepare_threads(environ, 0.0, 8, lasting=True) and environ == {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+@pytest.mark.parametrize(("command", "lasting"), [("ui", True), ("adapt", False)])
+def test_the_page_is_a_server(monkeypatch: pytest.MonkeyPatch, command: str, lasting: bool) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr("bfr_core.threads.prepare_threads", lambda lasting: seen.append(lasting))
+    monkeypatch.setattr("bfr_core.cli.commands.main", lambda arguments: 0)
+    assert main([command]) == 0 and seen == [lasting]
 
 
 @pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])

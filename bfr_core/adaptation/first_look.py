@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 from ..diffusion.prior import Prior, load_prior
-from ..files.ownership import delete
 from ..files.photos import list_images, printable, read_image, replace_atomically, write_image
 from ..files.records import fingerprint, read_json, read_table, write_json
-from ..files.stages import stage_folder
+from ..files.stages import remove, stage_folder
 from ..reports.html import Gallery, ReportData, write_report
 from ..restorers import Restorer, load_restorer
 from ..settings import changed
@@ -93,7 +92,7 @@ def first_look(
         left = max(LEAST_SECONDS, (seconds or SECONDS) - (time.monotonic() - started))
         tuning = changed(own, {"finetune.minutes": left / 60}).finetune
         tuned, progress, _ = tune_faces(place, faces, targets, made_from, base, tuning, prior, callback)
-        delete(place.checkpoint)  # another look is another tuning
+        remove([place.checkpoint])  # another look is another tuning
         made = [lq, base.restore_each(lq), tuned.restore_each(lq), _targets(targets, faces, base.size)]
         rows = [(name, list(pictures)) for name, *pictures in zip(faces.names, *made, strict=True)]
         return kept(place, rows, _forecast(pace, count, len(faces), config, photos), config, progress)

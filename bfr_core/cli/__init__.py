@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 
@@ -9,7 +10,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command in a process of our own; returns the exit status. Threads are prepared before torch is loaded."""
     from ..threads import prepare_threads
 
-    prepare_threads()
+    words = sys.argv[1:] if arguments is None else arguments
+    prepare_threads(lasting="ui" in words[:1])
     from .commands import main as run
 
     return run(arguments)

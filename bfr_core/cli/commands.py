@@ -7,6 +7,7 @@ Exit status: 0 done; 1 some files failed, or the disk or the memory is too small
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import json
 import logging
@@ -107,8 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     handler.addFilter(lambda record: record.name.startswith(("bfr_core", "__main__")))
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler], force=True)
     try:
-        with _Cancel() as cancel:
-            summary = args.command(args, Bars(cancel))
+        with _Cancel() as cancel, contextlib.closing(Bars(cancel)) as bars:
+            summary = args.command(args, bars)
     except KeyboardInterrupt:
         print(f"bfr: cancelled; the same command {_when_run_again(args.command)}", file=sys.stderr)
         return 130
@@ -181,6 +182,10 @@ class Bars:
         if stage == "forecast" and detail is not None:
             print("\n".join(detail.lines()), file=sys.stderr)
         self.cancel.check()
+
+    def close(self) -> None:
+        """End the bar, so that what is printed next has a line of its own."""
+        self.bar.close()
 
     def named(self, stage: str) -> Callable[[int, int, Any], None]:
         """This callback for a function that has one stage only."""

@@ -12,9 +12,9 @@ import threading
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from ..files.ownership import note, sha256_of
 from ..files.photos import replace_atomically
 from ..files.records import fingerprint
-from ..files.tensors import sha256_of
 
 NAME = ".bfr_restored.jsonl"
 
@@ -77,13 +77,17 @@ class RestorationRecord:
         """Note a result that was just written. Raises OSError if the folder cannot be written."""
         with self._guard:
             self._known[written.name] = written
-            if self._whole:
+            if self._whole and self._file.is_file():
                 with self._file.open("a", encoding="utf-8") as stream:
                     stream.write(_line(written))
-            else:  # a line cut short, or several of one result: written whole, once
-                text = "".join(map(_line, self._known.values()))
-                replace_atomically(self._file, lambda part: part.write_text(text, encoding="utf-8"))
-                self._whole = True
+                return
+            # It is new, or has a line cut short or several of one result: written whole, once.
+            if self._file.is_file():
+                note(self._file)  # no other program gives this name: what is damaged is still its own
+            text = "".join(map(_line, self._known.values()))
+            replace_atomically(self._file, lambda part: part.write_text(text, encoding="utf-8"))
+            note(self._file, grows=True)
+            self._whole = True
 
 
 def _line(written: Written) -> str:

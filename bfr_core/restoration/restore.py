@@ -386,7 +386,7 @@ class FileResult:
 
     faces: restored in it, now or before. written: whether there is a result, of this time or kept.
     served: for each restored face, largest first, the group of damages whose restorer served it, or "base"; empty if
-    there was only one restorer.
+    there was only one restorer. place: of the result, None where there is none.
     """
 
     path: Path  # relative to the folder
@@ -396,6 +396,7 @@ class FileResult:
     served: tuple[str, ...] = ()
     written: bool = False
     notes: tuple[str, ...] = ()
+    place: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -482,7 +483,8 @@ def restore_folder(
     for job in others:
         kept = None if again else record.made_before(job.name, job.source, made_with)
         if kept:
-            results[job.relative] = FileResult(job.relative, "kept", kept.reason, kept.faces, kept.served, True)
+            said = (kept.reason, kept.faces, kept.served, True)
+            results[job.relative] = FileResult(job.relative, "kept", *said, place=job.target)
     for step in range(1, 1 + len(results)):
         if callback:
             callback(step, len(jobs), None)
@@ -506,7 +508,8 @@ def restore_folder(
         nonlocal step
         while len(writing) > at_most:
             job, written = writing.popleft()
-            result = results[job.relative] = written.result()
+            result = written.result()
+            result = results[job.relative] = replace(result, place=job.target if result.written else None)
             if not alone and job.target.is_file():
                 note_result(job.target)
             if result.reason and result.status != "left_out":

@@ -28,7 +28,7 @@ from ..adaptation.report import report_adaptation
 from ..adaptation.run import Run
 from ..device import choose_device, release_memory
 from ..diffusion.prior import load_prior
-from ..files.ownership import delete, is_own
+from ..files.ownership import delete, free_name, is_own, move
 from ..files.photos import printable, replace_atomically, to_unit
 from ..files.records import read_table, write_json
 from ..files.stages import is_held
@@ -109,6 +109,7 @@ class Jobs:
             if status.active:
                 return status
             run.claim()
+            _set_aside(_record(run))
             job = self._jobs[_key(run)] = _Job(run, kind, work, self._turn, tuning_seconds)
             job.thread.start()
             return job.status
@@ -143,7 +144,7 @@ class Jobs:
         for job in jobs:
             job.thread.join(max(0.0, end - time.monotonic()))
 
-    def wait(self, run: Run, seconds: float = 60.0) -> Status:
+    def wait(self, run: Run, seconds: float = 600.0) -> Status:
         """The status once the run's job is over, or after so many seconds."""
         job = self._jobs.get(_key(run))
         if job:
@@ -183,6 +184,14 @@ def _kept_status(record: Path) -> Status:
     except (TypeError, ValueError):
         raise ValueError(f"{printable(record.name)}: is damaged; start the run again to make it anew") from None
     return Status(**known)
+
+
+def _set_aside(record: Path) -> None:
+    """Give a job.json that is damaged, or was changed by others, another name, so that a new one may be written."""
+    if os.path.lexists(record) and not is_own(record):
+        place = free_name(record, always=True)
+        move(record, place)
+        log.warning("%s: is not as it was written; it is kept as %s", printable(record.name), printable(place.name))
 
 
 def points_of(curve: Any) -> list[tuple[int, float]]:
@@ -404,8 +413,8 @@ def repair_photos(
                 raise ValueError(f"none of the {len(result.files)} photos was restored: {said}")
             numbered = (out.parent / f"repaired {number}.zip" for number in count(1))
             archive = next(path for path in numbered if not os.path.lexists(path))
-            own = [path for path in sorted(out.rglob("[!.]*")) if is_own(path)]
-            replace_atomically(archive, partial(zip_files, out, own))
+            made = [file.place for file in result.files if file.place]
+            replace_atomically(archive, partial(zip_files, out, made))
         finally:
             delete(out)
         counts = ", ".join(f"{result.count(s)} {word}" for s, word in REPAIRED.items() if result.count(s))

@@ -33,7 +33,7 @@ from bfr_core.files.ownership import LIST, is_own
 from bfr_core.files.photos import read_image, write_image
 from bfr_core.restorers import load_restorer
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ALIGNED = FaceConfig(aligned=True)
 
 
@@ -247,10 +247,11 @@ def test_targets_never_hold_more_than_a_batch(photos, config, tiny_restorer, tin
 COUNTED = """
 import resource, sys
 from pathlib import Path
-from bfr_core.adaptation import SMALL, FaceConfig, FaceSet, draw_targets
-from bfr_core.prior import load_prior
+from bfr_core.adaptation.adapt import FaceSet, draw_targets
+from bfr_core.adaptation.config import SMALL
+from bfr_core.adaptation.run import Run
+from bfr_core.diffusion.prior import load_prior
 from bfr_core.restorers import load_restorer
-from bfr_core.runs import Run
 
 count, face, restorer, prior, folder = int(sys.argv[1]), *map(Path, sys.argv[2:])
 run = Run(folder)

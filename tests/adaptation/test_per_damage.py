@@ -17,17 +17,18 @@ from bfr_core.cli.commands import main
 from bfr_core.restorers import load_restorer
 from bfr_core.restorers.routed import Routed
 from bfr_core.settings import changed
-from tests.two_damages import BLURRED, NOISY, put
+from tests.two_damages import BLURRED, NOISY, judged, put
 
-ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.xdist_group("per_damage")  # `whole` is made once
+ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config(tiny_restorer, tiny_prior):
     changes = {
         "restorer": str(tiny_restorer), "prior": str(tiny_prior), "faces.aligned": True, "targets.sampler.calls": 2,
         "targets.sampler.t_start": 8, "targets.t_clean": 0, "finetune.iterations": 4, "finetune.batch_size": 4,
-        "finetune.checkpoint_seconds": 0, "gate.limit": 0.0,
+        "finetune.checkpoint_seconds": 0, "finetune.discriminator_features": 4, "gate.limit": 0.0,
     }  # fmt: skip
     return changed(SMALL, changes)
 
@@ -67,10 +68,21 @@ def test_every_group_gets_its_own_adaptation(mixed_photos, config, tmp_path, ver
     assert not list(tmp_path.rglob("*.part*"))
 
 
+@pytest.fixture(scope="module")
+def whole(mixed_photos, config, tmp_path_factory):
+    """The folder of an adaptation that was not stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bfr_core.adaptation.adapt.judged_on_faces", judged)
+        adapt_mixed(mixed_photos, folder, config)
+    return folder
+
+
 @pytest.mark.parametrize("stop", [("groups", 1), ("targets", 1), ("finetune", 2)], ids=str)
-def test_stopped_in_the_second_group_and_run_again_gives_the_same(mixed_photos, config, tmp_path, verdicts, stop):
+def test_stopped_in_the_second_group_and_run_again_gives_the_same(
+    mixed_photos, config, whole, tmp_path, verdicts, stop
+):
     group = 1 if stop[0] == "groups" else 2
-    adapt_mixed(mixed_photos, tmp_path / "whole", config)
     seen = []
 
     def callback(stage, step, steps, detail):
@@ -86,7 +98,7 @@ def test_stopped_in_the_second_group_and_run_again_gives_the_same(mixed_photos, 
     adapt_mixed(mixed_photos, tmp_path / "broken", config, lambda stage, *_: seen.append(stage))
     assert ("groups" in seen) == (group == 1)
     for name in ("groups.safetensors", "groups/1/restorer.safetensors", "groups/2/restorer.safetensors"):
-        a, b = load_file(tmp_path / "whole" / name), load_file(tmp_path / "broken" / name)
+        a, b = load_file(whole / name), load_file(tmp_path / "broken" / name)
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
@@ -99,7 +111,7 @@ def arguments(photos, config, run):
 def test_killed_in_the_middle_it_goes_on(mixed_photos, config, tmp_path):
     command = [*arguments(mixed_photos, config, tmp_path), "--iterations", "200"]
     process = subprocess.Popen([sys.executable, "-m", "bfr_core", *command], cwd=ROOT, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 240
+    end = time.monotonic() + 600
     while not (tmp_path / "groups/1/targets").exists() and time.monotonic() < end and process.poll() is None:
         time.sleep(0.05)
     process.kill()

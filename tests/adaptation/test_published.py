@@ -403,9 +403,9 @@ def test_the_page_adapts_by_it(
     page = Page(tmp_path / "runs", [photos], "cpu")
     choices = Choices(aligned=True, recipe="published", real=str(photos / "below"))
     name, _ = page.new_run("paper", [], str(photos), choices)
-    page.jobs.wait(page.run(name), 120)
+    page.jobs.wait(page.run(name))
     page.adapt(name, choices)
-    page.jobs.wait(page.run(name), 120)
+    page.jobs.wait(page.run(name))
     kept = page.choices_of(name)
     assert (kept.recipe, kept.real) == ("published", str(photos / "below"))
     assert (

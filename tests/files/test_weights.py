@@ -233,7 +233,7 @@ def test_files_of_the_host_are_found_and_stay_where_they_are(tmp_path, monkeypat
     there = tmp_path / "host" / "models" / file
     there.parent.mkdir(parents=True)
     there.write_bytes(b"x")
-    monkeypatch.setattr(weights, "__file__", str(pack / "bfr_core" / "weights.py"))
+    monkeypatch.setattr(weights, "__file__", str(pack / "bfr_core" / "files" / "weights.py"))
     monkeypatch.setenv("BFR_WEIGHTS", str(tmp_path / "own"))
     assert search_folders()[0] == tmp_path / "own"
     assert locate(name) == resolve(name) == there and there.read_bytes() == b"x"

@@ -236,15 +236,16 @@ def test_other_photos_or_settings_make_a_new_run_beside_the_default_one(
     before = {path: path.read_bytes() for path in (runs / "my_run").rglob("*") if path.is_file()}
     write_image(host.root / "input/other/face.png", torch.rand(3, 32, 32))
     pictures = torch.rand(2, 32, 32, 3)
-    others: list[dict[str, Any]] = [{"folder": "other"}, {"folder": "photos", "min_face": 20}]
     for _ in range(2):  # again each finds its own
-        for number, other in enumerate(others, 2):
+        for other in ({"folder": "other"}, {"folder": "none", "place": "output", "input_folder": "other"}):
             made = run("BFR_FacesFromFolder", restorer=models[0], aligned=True, **other)[0]
-            assert made.folder == runs / f"my_run_{number}"
-        for number, images in enumerate((pictures, 1 - pictures), 4):
+            assert made.folder == runs / "my_run_2"
+        for number, images in enumerate((pictures, 1 - pictures), 3):
             made = run("BFR_FacesFromImages", restorer=models[0], images=images, aligned=True)[0]
             assert made.folder == runs / f"my_run_{number}"
     assert {path: path.read_bytes() for path in (runs / "my_run").rglob("*") if path.is_file()} == before
+    same = run("BFR_FacesFromFolder", restorer=models[0], folder="photos", aligned=True, min_face=20)[0]
+    assert same.folder == runs / "my_run", "in aligned pictures no face is sought"
     assert run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)[5] == str(runs / "my_run")
 
 
@@ -340,7 +341,7 @@ def mixed_pairs(
     run: Run, models: tuple[Any, Any], host: Any, mixed_photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Any:
     """Of a folder of two damages, in the run "mixed"."""
-    monkeypatch.setattr(sys.modules["any-name.bfr_core.adaptation"], "judged_on_faces", judged)
+    monkeypatch.setattr(sys.modules["any-name.bfr_core.adaptation.adapt"], "judged_on_faces", judged)
     shutil.copytree(mixed_photos, host.root / "input/two_damages")
     faces = run("BFR_FacesFromFolder", restorer=models[0], folder="two_damages", run="mixed", aligned=True)[0]
     return run("BFR_MakePseudoTargets", faces=faces, restorer=models[0], prior=models[1], gate=0.0, seed=5)[0]
@@ -359,7 +360,8 @@ def test_mixed_gives_a_restorer_that_sends_each_face_to_its_own(
     assert config["finetune"]["iterations"] == TUNING["iterations"] and config["finetune"]["prior"] == "prior"
     assert config["targets"]["seed"] == 5, "targets are drawn as Make Pseudo Targets was told to"
     lq = torch.stack([read_image(mixed_photos / f"{kind} 0.png") for kind in ("sensor", "motion_jpeg")])
-    own, base = load_restorer(Path(folder) / "groups/1/restorer.safetensors"), models[0].network
+    own = load_restorer(Path(folder) / "groups/1/restorer.safetensors").at_precision("auto")
+    base = models[0].network.at_precision("auto")
     wanted = torch.cat([own.restore(lq[:1]), base.restore(lq[1:])])
     assert not torch.allclose(wanted[:1], base.restore(lq[:1]), atol=1e-4)
     saved = run("BFR_SaveRestorer", restorer=tuned, name="below/both")[0]
@@ -454,7 +456,7 @@ def test_both_nodes_take_the_published_recipe(
     run: Run, models: tuple[Any, Any], faces: Any, pairs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     restorer, prior = models
-    node, published = sys.modules["any-name.nodes.adapt"], sys.modules["any-name.bfr_core.published"]
+    node, published = sys.modules["any-name.nodes.adapt"], sys.modules["any-name.bfr_core.adaptation.published"]
     monkeypatch.setattr(published, "find_vgg", lambda: Path("vgg"))
     seen: dict[str, Any] = {}
 
@@ -499,7 +501,7 @@ def test_a_run_that_keeps_the_base_is_saved_with_a_caution_or_refused(
     assert saved == "saved: mine.safetensors" and "keep the base" in caution
     monkeypatch.setattr(network, "metadata", {**network.metadata, "verdict": "adopt"})
     run("BFR_SaveRestorer", restorer=models[0], name="mine", only_adopted=True)
-    assert host.texts[-1] == "saved: mine.safetensors"
+    assert host.texts[-1] == "saved: mine_2.safetensors", "a taken name gets a number"
 
 
 def test_adopt_is_false_for_every_other_verdict(
@@ -550,8 +552,12 @@ def test_a_handle_is_of_the_faces_and_not_of_how_they_were_found(
     found = lambda *_: lambda photo: [Face(template(32) + 8)]  # noqa: E731
     monkeypatch.setattr(sys.modules["any-name.bfr_core.faces.detect"], "load_detector", found)
     write_image(host.root / "input/photos/a.png", torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)))
-    made = [
-        run("BFR_FacesFromFolder", restorer=models[0], folder="photos", threshold=threshold)[0]
-        for threshold in (0.5, 0.6)
-    ]
+
+    def found_with(threshold: float, name: str) -> Any:
+        return run("BFR_FacesFromFolder", restorer=models[0], folder="photos", run=name, threshold=threshold)[0]
+
+    made = [found_with(threshold, "named") for threshold in (0.5, 0.6)]
     assert made[0] == made[1] and len(made[0].opened()[1]) == 1
+    beside = [found_with(threshold, "my_run") for threshold in (0.5, 0.6)]
+    assert [one.folder.name for one in beside] == ["my_run", "my_run_2"]
+    assert {one.fingerprint for one in [*made, *beside]} == {made[0].fingerprint}

@@ -448,7 +448,7 @@ def test_photos_are_read_and_written_while_the_network_works(tmp_path: Path, mon
     class Waiting(Brighter):
         def forward(self, lq: Tensor) -> Tensor:
             event = next(awaited, None)
-            assert event is None or event.wait(60), "the network works while nothing else does"
+            assert event is None or event.wait(600), "the network works while nothing else does"
             return lq
 
     monkeypatch.setattr(module, "_read", telling(module._read, "2.png", read))

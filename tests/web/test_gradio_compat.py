@@ -27,7 +27,7 @@ import pytest
 from bfr_core.files.records import fingerprint
 from tests.gradio_page import Gradio, multipart, strings
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 240.0
 # What the hosts pin, and the last versions of the rest that go with it.
 BOTH = (
@@ -41,10 +41,10 @@ PINS = {
 SERVER = """
 import sys
 from pathlib import Path
-import bfr_core.prior, bfr_core.restorers.load
-from bfr_core.ui import serve
+import bfr_core.diffusion.prior, bfr_core.restorers.load
+from bfr_core.web.gradio_page import serve
 runs, photos, restorer, prior, port = sys.argv[1:]
-bfr_core.restorers.load.EMBEDDED, bfr_core.prior.EMBEDDED = Path(restorer), Path(prior)
+bfr_core.restorers.load.EMBEDDED, bfr_core.diffusion.prior.EMBEDDED = Path(restorer), Path(prior)
 serve(Path(runs), [Path(photos)], int(port), False, None)
 print("the page is up", flush=True)
 sys.stdin.read()

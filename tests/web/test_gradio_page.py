@@ -62,7 +62,7 @@ def served(runs, allowed=(), listen=False, auth=None):
 
 def ask(port, path, headers=None, method="GET", body=None):
     """Status, headers and text of an answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     connection.request(method, path, body, headers or {})
     answer = connection.getresponse()
     return answer.status, dict(answer.getheaders()), answer.read().decode(errors="replace")

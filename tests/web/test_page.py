@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from bfr_core.adaptation.adapt import left_out_of
+from bfr_core.adaptation.run import Run
 from bfr_core.cli.commands import main
 from bfr_core.faces.align import Face, template
 from bfr_core.files.photos import read_image, read_photo, write_image
@@ -50,7 +51,7 @@ def upload(page, name, size=(32, 32)):
     return str(path)
 
 
-def finished(page, name, seconds=120):
+def finished(page, name, seconds=600):
     status = page.jobs.wait(page.run(name), seconds)
     assert status.state == "done", status.error
     return status
@@ -157,7 +158,7 @@ def test_a_stopped_repair_goes_on_with_its_photos(page, adapted, photos, named, 
     monkeypatch.setattr(jobs, "restore_folder", stops)
     given = [upload(page, f"{i}.png") for i in range(10)] if not named else []
     page.repair(adapted, given, str(photos) if named else "", aligned=True)
-    assert page.jobs.wait(page.run(adapted), 60).state == "cancelled"
+    assert page.jobs.wait(page.run(adapted)).state == "cancelled"
     page.repair(adapted, [], "", aligned=True)
     status = finished(page, adapted)
     assert "done before it was stopped" in status.notes[0]
@@ -448,6 +449,7 @@ RECORDS = ("job.json", "report.json", "request.json", "config.json", "faces/face
 @pytest.mark.parametrize("record", RECORDS)
 def test_a_damaged_run_hides_no_other_and_can_be_deleted(page, record, content):
     for name in ("whole", "damaged"):
+        Run(page.runs / name).claim()
         for other in ("request.json", "config.json"):
             write_json(page.runs / name / other, {})
     write_json(page.runs / "whole/report.json", {"verdict": "adopt"})
@@ -461,8 +463,9 @@ def test_a_damaged_run_hides_no_other_and_can_be_deleted(page, record, content):
     ):  # fmt: skip
         with suppress(ValueError):  # in one line, which the page shows
             act("damaged")
-    page.delete("damaged")
-    assert page.names() == ["whole"]
+    assert page.delete("damaged") == [record], "what is not as it was written is kept, and named"
+    assert [path.name for path in (page.runs / "damaged").rglob("[!.]*") if path.is_file()] == [Path(record).name]
+    assert "whole" in page.names()
 
 
 def test_a_damaged_report_is_said_beside_the_rest(page, adapted):
