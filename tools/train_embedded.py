@@ -311,7 +311,7 @@ def usual(args: argparse.Namespace) -> None:
     from bfr_core.diffusion.prior import load_prior
     from bfr_core.files.photos import write_image
     from bfr_core.files.tensors import save_tensors
-    from bfr_core.metrics.measures import high_band
+    from bfr_core.metrics.detail import high_band
     from bfr_core.studies.demo import draw_faces
 
     drawn = torch.cat([draw_faces(load_prior(), [f"usual_{i}" for i in range(j, j + 8)], 0) for j in (0, 8)])

@@ -21,7 +21,7 @@ from ..files.names import numbered
 from ..files.ownership import begin_list, is_own
 from ..files.photos import printable, read_image, replace_atomically
 from ..files.records import fingerprint, write_json
-from ..metrics.measures import Interval, wilson_interval
+from ..metrics.intervals import Interval, wilson_interval
 from ..randomness import keyed_generator
 from ..reports.html import data_uri, html_document
 from .evaluate import match_files
