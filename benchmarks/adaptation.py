@@ -21,12 +21,12 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bfr_core import metrics
 from bfr_core.adaptation.config import SMALL
 from bfr_core.diffusion.prior import load_prior
 from bfr_core.faces.align import Face, crop_face
 from bfr_core.files.photos import read_image, replace_atomically
 from bfr_core.files.records import fingerprint
-from bfr_core.metrics import measures as metrics
 from bfr_core.restorers import Restorer, load_restorer, save_restorer
 from bfr_core.settings import changed
 from bfr_core.studies.benchmark import ROWS, TEACHER, departures, make_trial, read_cell, run_trial

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from adaptation import held_out_faces
 
-from bfr_core import load_prior, load_restorer
+from bfr_core import load_prior, load_restorer, metrics
 from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.good_faces import AlbumConfig, clarity, is_good
 from bfr_core.adaptation.targets import settled
@@ -32,7 +32,6 @@ from bfr_core.damage.synthetic import stored_as_jpeg
 from bfr_core.diffusion.prior import Prior
 from bfr_core.faces.align import Face, crop_face
 from bfr_core.files.photos import read_image
-from bfr_core.metrics import measures as metrics
 from bfr_core.restorers import Restorer
 from bfr_core.studies.benchmark import damaged, restored_by, targets_of
 from bfr_core.studies.evaluate import format_interval

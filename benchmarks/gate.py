@@ -22,13 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from adaptation import DAMAGES, held_out_faces
 
-from bfr_core import load_prior, load_restorer
+from bfr_core import load_prior, load_restorer, metrics
 from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.target_checks import checks_of, look_at, refusals
 from bfr_core.adaptation.targets import settled
 from bfr_core.faces.landmarks import load_landmark_net
-from bfr_core.metrics import measures as metrics
-from bfr_core.metrics.measures import high_band
+from bfr_core.metrics.detail import high_band
 from bfr_core.studies.benchmark import damaged, restored_by, targets_of, tuned
 from bfr_core.studies.evaluate import format_interval
 

@@ -47,7 +47,7 @@ from bfr_core.faces.likeness import (
 )
 from bfr_core.faces.recognise import RecogniserNet, chip_of, embed, embed_faces, load_recogniser
 from bfr_core.files.photos import read_image, replace_atomically
-from bfr_core.metrics.measures import wilson_interval
+from bfr_core.metrics.intervals import wilson_interval
 from bfr_core.restorers import load_restorer
 from bfr_core.studies.benchmark import damaged, restored_by
 

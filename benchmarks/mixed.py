@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from adaptation import held_out_faces
 from album import training_faces
 
-from bfr_core import load_prior, load_restorer
+from bfr_core import load_prior, load_restorer, metrics
 from bfr_core.adaptation.adapt import judged_on_faces
 from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.targets import settled
@@ -36,7 +36,6 @@ from bfr_core.damage.groups import KNOWN_FACES, DamageGroups, describe, known_de
 from bfr_core.diffusion.prior import Prior
 from bfr_core.files.records import fingerprint
 from bfr_core.files.tensors import load_tensors, save_tensors
-from bfr_core.metrics import measures as metrics
 from bfr_core.randomness import keyed_generator
 from bfr_core.restorers import Restorer, save_restorer
 from bfr_core.settings import changed

@@ -26,7 +26,7 @@ from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.targets import best_sampler, make_pseudo_targets, samplers_to_try, settled
 from bfr_core.damage.synthetic import DAMAGES
 from bfr_core.diffusion.prior import Prior
-from bfr_core.metrics.measures import psnr
+from bfr_core.metrics.psnr import psnr
 from bfr_core.restorers import Restorer
 from bfr_core.studies.benchmark import damaged, restored_by
 

@@ -49,7 +49,7 @@ from bfr_core.adaptation.verdict import (
     look_at,
 )
 from bfr_core.faces.landmarks import load_landmark_net
-from bfr_core.metrics.measures import Interval, student_difference, wilson_interval
+from bfr_core.metrics.intervals import Interval, student_difference, wilson_interval
 from bfr_core.randomness import keyed_generator
 from bfr_core.restorers import save_restorer
 from bfr_core.studies.benchmark import damaged, restored_by, targets_of, tuned
@@ -127,7 +127,7 @@ def no_anchor(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
 
 
 def blurred(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
-    from bfr_core.metrics.measures import high_band
+    from bfr_core.metrics.detail import high_band
 
     soft = targets - high_band(targets, 1.0 + run.seed % 3)
     return Case(lq, soft, QUICK)

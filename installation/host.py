@@ -22,6 +22,7 @@ WITHOUT = {
     "safetensors": "no restorer or prior can be loaded",
     "scikit-image": "faces in whole photos are found only with facexlib; aligned faces work",
     "filelock": "no run folder can be locked, so adapting is off",
+    "jinja2": "no report and no ballot can be written as a page",
     "pillow": "no picture file can be read or written",
     "tqdm": "the bfr command does not start",
     "facexlib": "faces are found by the built-in detector instead of RetinaFace",

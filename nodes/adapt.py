@@ -30,8 +30,9 @@ from ..bfr_core.files.ownership import begin_list, delete, is_own
 from ..bfr_core.files.photos import printable, read_image, to_unit
 from ..bfr_core.files.records import fingerprint, read_table
 from ..bfr_core.files.tensors import load_tensors
+from ..bfr_core.reports.charts import draw_curve
 from ..bfr_core.reports.html import VERDICTS
-from ..bfr_core.reports.pictures import draw_curve, sheet, side_by_side
+from ..bfr_core.reports.pictures import sheet, side_by_side
 from ..bfr_core.restorers import Restorer, export_pth, load_restorer, save_restorer
 from ..bfr_core.restorers.load import save_several
 from ..bfr_core.restorers.routed import Routed

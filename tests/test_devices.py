@@ -42,7 +42,9 @@ from bfr_core.faces.landmarks import load_landmark_net, load_scan_net, read_alig
 from bfr_core.faces.paste import paste_face
 from bfr_core.files.photos import write_image
 from bfr_core.files.tensors import load_tensors, save_tensors
-from bfr_core.metrics.measures import high_band, kid_features, psnr, sharpness
+from bfr_core.metrics.detail import high_band, sharpness
+from bfr_core.metrics.kid import kid_features
+from bfr_core.metrics.psnr import psnr
 from bfr_core.randomness import keyed_noise
 from bfr_core.restoration.restore import RestoreConfig, restore_aligned, restore_folder, restore_photo
 from bfr_core.restorers import ADAPTERS, Restorer, load_restorer

@@ -67,6 +67,28 @@ def test_requirement_files() -> None:
     assert {(r.name, r.minimum) for r in needed} >= {("diffusers", (0, 31)), ("spandrel", (0, 3, 4)), ("pillow", ())}
 
 
+def test_a_wheel_holds_what_the_pages_and_the_networks_are_made_from() -> None:
+    code = """
+from setuptools.dist import Distribution
+made = Distribution()
+made.parse_config_files()
+made.include_package_data = False  # what is declared, and no more
+command = made.get_command_obj("build_py")
+command.ensure_finalized()
+print(*(f"{folder}/{name}" for _, folder, _, names in command.data_files for name in names), sep="\\n")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    listed = {
+        Path(line).relative_to("bfr_core").as_posix()
+        for line in done.stdout.replace("\\", "/").replace("build/lib/", "").splitlines()
+    }
+    for folder in ("reports/templates", "embedded"):
+        files = {path for path in (ROOT / "bfr_core" / folder).rglob("*") if path.is_file() and path.suffix != ".py"}
+        wanted = {path.relative_to(ROOT / "bfr_core").as_posix() for path in files}
+        assert wanted and wanted <= listed
+
+
 def test_odd_requirement_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "requirements.txt").write_text("fine>=1.0  # why\n\nodd==1; python_version<'4'\n")
     with pytest.raises(ValueError, match="odd==1"):
@@ -182,6 +204,7 @@ def made_host(tmp_path: Path) -> Host:
     write_wheel(made.index, "pillow", "99.0")
     write_wheel(made.index, "filelock", "3.0")
     write_wheel(made.index, "tqdm", "4.0")
+    write_wheel(made.index, "jinja2", "3.1")
     write_wheel(made.index, "diffusers", "0.42.1", ("safetensors>=0.8.0", "huggingface-hub>=1.32", "Pillow"))
     write_wheel(made.index, "diffusers", "0.31.0", ("safetensors>=0.3.1", "huggingface-hub>=0.23.2", "Pillow", "numpy"))
     write_wheel(made.index, "spandrel", "0.4.2", ("torch", "torchvision", "safetensors", "numpy", "einops"))
@@ -205,6 +228,7 @@ def test_host_gains_packages_and_keeps_every_version(made_host: Host) -> None:
         "scikit-image": "0.22",
         "filelock": "3.0",
         "tqdm": "4.0",
+        "jinja2": "3.1",  # a real PyTorch brings it
         "spandrel": "0.4.2",
         "einops": "0.8",
         "facexlib": "0.3.0",  # without opencv-python beside the host's headless one, without filterpy

@@ -44,6 +44,8 @@ HEAVY = {
     "pyiqa",
     "pillow_heif",
     "timm",
+    "jinja2",
+    "markupsafe",
 }
 # Host and page packages -> the only places that may import them.
 KEPT_TO = {
@@ -57,7 +59,7 @@ KEPT_TO = {
     "fastapi": ("bfr_core/web/http_api.py",),
     "starlette": ("bfr_core/web/gradio_compat.py",),
 }
-PACKAGE_OF = {"PIL": "pillow", "skimage": "scikit-image", "cv2": "opencv-python-headless"}
+PACKAGE_OF = {"PIL": "pillow", "markupsafe": "jinja2", "skimage": "scikit-image", "cv2": "opencv-python-headless"}
 OWN = {"bfr_core", "nodes", "installation", "install", "tools", "tests"}
 OWN |= {
     "train_embedded",
@@ -82,7 +84,7 @@ FOLDERS = (
     "locales",
     "web",
 )
-TEXT = {".py", ".md", ".toml", ".txt", ".json", ".yml", ".yaml", ".sh", ".js"}
+TEXT = {".html", ".css", ".py", ".md", ".toml", ".txt", ".json", ".yml", ".yaml", ".sh", ".js"}
 
 
 def text_files() -> list[Path]:

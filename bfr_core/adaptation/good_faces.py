@@ -19,7 +19,8 @@ from ..device import Precision, autocast, where_all_works
 from ..diffusion.noise_level import noise_ratio
 from ..diffusion.prior import Prior
 from ..files.photos import to_signed
-from ..metrics.measures import psnr, sharpness
+from ..metrics.detail import sharpness
+from ..metrics.psnr import psnr
 from ..restorers import Restorer
 
 NUM_STEPS, NOISE_INDEX = 250, 2  # the level of noise that clean faces must stay below

@@ -10,7 +10,7 @@ import torch
 from ..faces.arcface import Recognise, likeness
 from ..files.photos import read_image
 from ..files.records import read_json
-from ..metrics.measures import bootstrap_difference
+from ..metrics.intervals import bootstrap_difference
 from ..reports.html import Gallery, ReportData, Table, write_report
 from ..restoration.restore import square
 from ..training.config import FinetuneConfig

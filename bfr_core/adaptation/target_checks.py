@@ -18,7 +18,8 @@ from ..device import where_all_works
 from ..diffusion.low_pass import low_pass
 from ..faces.arcface import Recognise, likeness
 from ..faces.landmarks import LandmarkNet, landmark_distance, read_aligned
-from ..metrics.measures import high_band, kid_features
+from ..metrics.detail import high_band
+from ..metrics.kid import kid_features
 
 CHECKED_SIZE = 128  # faces are checked at this size, whatever the restorer's
 FINE_SIGMA = 0.7  # pixels; what is finer is noise or the finest detail

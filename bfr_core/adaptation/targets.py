@@ -19,7 +19,8 @@ from ..diffusion.prior import Prior
 from ..diffusion.sampler import Callback as SamplerCallback
 from ..diffusion.sampler import SamplerConfig, denoise_once, sample_constrained
 from ..files.photos import to_signed, to_unit
-from ..metrics.measures import DETAIL_SIGMA, high_band, psnr
+from ..metrics.detail import DETAIL_SIGMA, high_band
+from ..metrics.psnr import psnr
 from ..randomness import keyed_noise
 from ..restorers import Restorer
 

@@ -22,7 +22,10 @@ from ..diffusion.low_pass import low_pass
 from ..faces.landmarks import LandmarkNet, landmark_distance, read_aligned
 from ..files.photos import read_image
 from ..files.tensors import load_tensors
-from ..metrics.measures import Interval, high_band, high_band_correlation, kid_features, psnr, student_difference
+from ..metrics.detail import high_band, high_band_correlation
+from ..metrics.intervals import Interval, student_difference
+from ..metrics.kid import kid_features
+from ..metrics.psnr import psnr
 from .target_checks import CHECKED_SIZE, at_checked_size
 
 CONSISTENT_AT = 8  # shrinking by this leaves of a 128-pixel face what survives most damage

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..metrics.measures import Interval, wilson_interval
+from ..metrics.intervals import Interval, wilson_interval
 
 SAME = "looks like the same person"
 MAY_BE = "may be the same person"

@@ -1,1 +1,49 @@
-"""How good faces are: measures of pairs, of sets, their intervals, and networks that are optional."""
+"""How good faces are: measures of pairs, of sets, their intervals, and networks that are optional.
+
+One file for each measure or small family. Images are (B, 3, H, W) float RGB in [0, 1]; values outside are clamped
+first, as writing a file would do. Per-image functions return (B,) float64. What is named here uses no network that was
+trained on anything; those are in `optional`.
+"""
+
+from .colour import colour_matched
+from .detail import DETAIL_SIGMA, high_band, high_band_correlation, high_band_energy_ratio, sharpness
+from .fid import FID_LEAST, FeatureStatistics, fid, frechet_distance, statistics_of
+from .gmsd_vif import fsim, gmsd, vif
+from .intervals import Interval, bootstrap_difference, bootstrap_interval, student_difference, wilson_interval
+from .kid import KID_LEAST, kid, kid_features, paired_kid
+from .low_band import low_band_consistency
+from .psnr import PSNR_CAP, psnr, psnr_after_affine_fit, psnr_matched
+from .ssim import ssim, ssim_matched
+
+__all__ = [
+    "DETAIL_SIGMA",
+    "FID_LEAST",
+    "KID_LEAST",
+    "PSNR_CAP",
+    "FeatureStatistics",
+    "Interval",
+    "bootstrap_difference",
+    "bootstrap_interval",
+    "colour_matched",
+    "fid",
+    "frechet_distance",
+    "fsim",
+    "gmsd",
+    "high_band",
+    "high_band_correlation",
+    "high_band_energy_ratio",
+    "kid",
+    "kid_features",
+    "low_band_consistency",
+    "paired_kid",
+    "psnr",
+    "psnr_after_affine_fit",
+    "psnr_matched",
+    "sharpness",
+    "ssim",
+    "ssim_matched",
+    "statistics_of",
+    "student_difference",
+    "vif",
+    "wilson_interval",
+]

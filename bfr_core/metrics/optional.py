@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..files.photos import printable, replace_atomically
 from ..files.tensors import load_tensors, reason_of
-from .measures import FeatureStatistics
+from .fid import FeatureStatistics
 
 log = logging.getLogger(__name__)
 

@@ -32,7 +32,7 @@ from ..files.photos import Photo, look_through, printable, read_photo, replace_a
 from ..files.provenance import Step
 from ..files.records import fingerprint
 from ..files.tensors import sha256_of
-from ..metrics.measures import sharpness
+from ..metrics.detail import sharpness
 from ..restorers.base import Restorer
 from .grey import greyed, is_nearly_grey, tinted
 from .record import RestorationRecord, Written, key_of

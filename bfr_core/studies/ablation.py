@@ -19,7 +19,7 @@ from ..diffusion.prior import Prior
 from ..files.ownership import free_place
 from ..files.photos import printable, read_image
 from ..files.records import fingerprint, read_json, write_json
-from ..metrics.measures import Interval
+from ..metrics.intervals import Interval
 from ..restorers import Restorer
 from ..training.finetune import finetune
 from .evaluate import MEASURES, face_measures, format_interval, match_files, summarise

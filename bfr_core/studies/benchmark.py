@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import metrics
 from ..adaptation.config import AdaptConfig
 from ..adaptation.targets import TargetConfig, make_pseudo_targets, settled
 from ..damage.synthetic import degrade
@@ -24,7 +25,6 @@ from ..diffusion.low_pass import low_pass
 from ..diffusion.prior import Prior
 from ..diffusion.sampler import denoise_once
 from ..files.photos import to_signed, to_unit
-from ..metrics import measures as metrics
 from ..randomness import keyed_generator
 from ..restorers import Restorer
 from ..training.config import FinetuneConfig

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .. import metrics
 from ..faces.arcface import find_recogniser, likeness
 from ..faces.landmarks import landmark_distance, load_landmark_net, read_aligned
 from ..files.photos import list_images, printable, read_image, replace_atomically
-from ..metrics import measures as metrics
-from ..metrics.measures import FeatureStatistics, Interval
+from ..metrics.fid import FeatureStatistics
+from ..metrics.intervals import Interval
 from ..metrics.optional import find_inception, find_quality, read_statistics
 from ..training.losses import find_vgg, lpips_loss
 

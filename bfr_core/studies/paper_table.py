@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import metrics
 from ..adaptation.adapt import StageCallback, collect_faces, perceptual_term
 from ..adaptation.config import AdaptConfig
 from ..adaptation.published import PUBLISHED_RECIPE, published, recipe_of, settings_of
@@ -29,8 +30,7 @@ from ..damage.camera import CAMERA_TO_SRGB, PUBLISHED_SIZE, READINGS, SENSOR_NOI
 from ..diffusion.prior import Prior
 from ..files.photos import printable, read_image, replace_atomically, write_image
 from ..files.records import fingerprint, read_json, write_json
-from ..metrics import measures as metrics
-from ..metrics.measures import Interval
+from ..metrics.intervals import Interval
 from ..metrics.optional import find_inception
 from ..randomness import keyed_generator
 from ..restorers import Restorer

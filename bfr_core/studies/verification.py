@@ -27,7 +27,8 @@ from ..files.provenance import pathless
 from ..files.stages import open_stage
 from ..files.tensors import reason_of, sha256_of
 from ..files.weights import TABLE, Weights, locate, verify
-from ..metrics.measures import high_band_energy_ratio, psnr
+from ..metrics.detail import high_band_energy_ratio
+from ..metrics.psnr import psnr
 from ..randomness import keyed_generator
 from ..reports.html import Gallery, ReportData, Table, write_report
 from ..restorers import load_restorer

@@ -21,9 +21,10 @@ from ..files.names import numbered
 from ..files.ownership import begin_list, is_own
 from ..files.photos import printable, read_image, replace_atomically
 from ..files.records import fingerprint, write_json
-from ..metrics.measures import Interval, wilson_interval
+from ..metrics.intervals import Interval, wilson_interval
 from ..randomness import keyed_generator
-from ..reports.html import data_uri, html_document
+from ..reports.html import data_uri
+from ..reports.pages import json_for_script, render_page
 from .evaluate import match_files
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def make_ballot(damaged: Path, a: Path, b: Path, out: Path, seed: int = 0, most:
     begin_list(Path(out))
     page, secret = _free_pair(Path(out), ballot)
     write_json(secret, {"ballot": ballot, "photos": key})
-    text = render_page(ballot, photos)
+    text = render_vote(ballot, photos)
     replace_atomically(page, partial(Path.write_text, data=text, encoding="utf-8"))
     return page
 
@@ -150,68 +151,10 @@ def _read_json(path: Path) -> Any:
 # ---------------------------------------------------------------- the page
 
 
-def render_page(ballot: str, photos: list[list[str]]) -> str:
-    """The page: data URIs of damaged photo, left and right result for each photo; no names, no links, no network."""
-    content = json.dumps({"ballot": ballot, "photos": photos})
-    return html_document("Which would you keep?", _STYLE, _BODY, f"const DATA = {content};\n{_SCRIPT}")
+def render_vote(ballot: str, photos: list[list[str]]) -> str:
+    """The page: data URIs of damaged photo, left and right result for each photo; no names, no links, no network.
 
-
-_BODY = """<main>
-<h1>Which restored photo would you keep?</h1>
-<p>The one that looks like a good photo <em>of the same person</em>. Keys: 1 left, 2 right, 3 no difference.</p>
-<p id="place" role="status"></p>
-<div id="pictures">
-<figure><img id="damaged" alt="damaged photo"><figcaption>damaged</figcaption></figure>
-<figure><img id="left" alt="left result">
-<figcaption><button data-vote="left">1 &middot; left</button></figcaption></figure>
-<figure><img id="right" alt="right result">
-<figcaption><button data-vote="right">2 &middot; right</button></figcaption></figure>
-</div>
-<p><button data-vote="same">3 &middot; no difference</button> <button id="back">back</button></p>
-<p id="end" hidden>Thank you. <a id="save">Save your votes</a> and send the file to whoever asked you.</p>
-</main>"""
-
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0; }
-main { max-width: 1200px; margin: 0 auto; padding: 24px; }
-#pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 16px; }
-figure { margin: 0; text-align: center; }
-img { width: 100%; height: auto; }
-button, #save { font: inherit; padding: 8px 18px; cursor: pointer; }
-"""
-
-_SCRIPT = """
-const votes = JSON.parse(localStorage.getItem(DATA.ballot) || "null") || DATA.photos.map(() => "");
-let place = votes.indexOf("");
-if (place < 0) place = votes.length;
-const element = id => document.getElementById(id);
-function show() {
-  const done = place >= votes.length;
-  element("pictures").hidden = done;
-  element("pictures").style.display = done ? "none" : "";
-  element("end").hidden = !done;
-  element("place").textContent = done ? "" : `Photo ${place + 1} of ${votes.length}`;
-  if (done) {
-    const file = new Blob([JSON.stringify({ballot: DATA.ballot, votes: votes})], {type: "application/json"});
-    element("save").href = URL.createObjectURL(file);
-    element("save").download = `votes-${Math.random().toString(36).slice(2, 10)}.json`;
-  } else {
-    ["damaged", "left", "right"].forEach((id, i) => { element(id).src = DATA.photos[place][i]; });
-  }
-}
-function vote(choice) {
-  if (place >= votes.length) return;
-  votes[place] = choice;
-  localStorage.setItem(DATA.ballot, JSON.stringify(votes));
-  place += 1;
-  show();
-}
-document.querySelectorAll("[data-vote]").forEach(b => b.addEventListener("click", () => vote(b.dataset.vote)));
-element("back").addEventListener("click", () => { place = Math.max(0, place - 1); show(); });
-document.addEventListener("keydown", event => {
-  const choice = {1: "left", 2: "right", 3: "same"}[event.key];
-  if (choice) vote(choice);
-});
-show();
-"""
+    Raises ValueError, in one line, where Jinja2 is missing.
+    """
+    content = json_for_script({"ballot": ballot, "photos": photos})
+    return render_page("vote", "Which would you keep?", {}, f"const DATA = {content};\n")

@@ -48,7 +48,8 @@ from ..files.provenance import Step
 from ..files.records import fingerprint, read_table, write_json
 from ..files.stages import say_kept
 from ..files.weights import TABLE, locate
-from ..reports.html import VERDICTS, chart, data_uri
+from ..reports.charts import chart
+from ..reports.html import VERDICTS, data_uri
 from ..restoration.restore import RestoreConfig, restoration_step, restore_photo, square
 from ..restorers import Restorer, load_restorer
 from ..restorers.load import EMBEDDED

@@ -15,7 +15,7 @@ from bfr_core.adaptation.target_checks import (
     refusals,
 )
 from bfr_core.faces.landmarks import load_landmark_net
-from bfr_core.metrics.measures import high_band
+from bfr_core.metrics.detail import high_band
 
 CHECKERED = (torch.arange(64)[:, None] + torch.arange(64)) % 2.0  # nothing of it is left in the low band
 

@@ -19,7 +19,7 @@ from bfr_core.adaptation.targets import (
 from bfr_core.diffusion.noise_level import estimate_noise_level
 from bfr_core.diffusion.prior import load_prior
 from bfr_core.diffusion.sampler import SamplerConfig, denoise_once
-from bfr_core.metrics.measures import high_band
+from bfr_core.metrics.detail import high_band
 from bfr_core.restorers import load_restorer
 
 SAMPLER = SamplerConfig(t_start=20, t_constrain_end=5, factor=2, calls=2)

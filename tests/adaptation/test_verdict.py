@@ -23,7 +23,7 @@ from bfr_core.adaptation.verdict import (
 from bfr_core.faces.align import Face, crop_face
 from bfr_core.faces.landmarks import load_landmark_net
 from bfr_core.files.photos import read_image
-from bfr_core.metrics.measures import high_band
+from bfr_core.metrics.detail import high_band
 
 
 @pytest.fixture(scope="module")

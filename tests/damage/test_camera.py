@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from bfr_core.damage import camera
 from bfr_core.damage.camera import SENSOR_NOISE, SensorNoise, draw_illuminant, published_camera, shrink_factor
-from bfr_core.metrics.measures import psnr
+from bfr_core.metrics.psnr import psnr
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -9,7 +9,7 @@ from bfr_core.cli.commands import main
 from bfr_core.damage.synthetic import degrade
 from bfr_core.damage.tone import MOST_GAIN, Tone, read_tone, with_tone
 from bfr_core.files.photos import read_image, read_photo, write_image
-from bfr_core.metrics.measures import psnr
+from bfr_core.metrics.psnr import psnr
 
 
 @pytest.fixture

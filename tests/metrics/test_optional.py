@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from bfr_core.metrics import optional as om
-from bfr_core.metrics.measures import FeatureStatistics
+from bfr_core.metrics.fid import FeatureStatistics
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 import re
 from html.parser import HTMLParser
 from io import BytesIO
@@ -150,39 +149,6 @@ def test_the_least_report_is_a_page_without_empty_sections():
     assert page.texts.count("Not judged") == 1
     for absent in ("section", "details", "dialog", "figure", "table"):
         assert page.named(absent) == [], absent
-
-
-def points_of(text: str, kind: str) -> list[tuple[float, float]]:
-    drawn = re.search(rf'<polyline class="{kind}" points="([^"]*)"', text)[1]
-    return [(float(x), float(y)) for x, y in (point.split(",") for point in drawn.split())]
-
-
-def test_curves_are_drawn_where_their_values_are():
-    text = report.render_html(ReportData("t", "adopt", "s", loss_curves={"falling": [(0, 4.0), (50, 2.0), (100, 0.0)]}))
-    (x0, top), (x1, middle), (x2, bottom) = points_of(text, "mean")
-    assert x1 - x0 == pytest.approx(x2 - x1) and middle - top == pytest.approx(bottom - middle) and bottom > top
-    assert "last: 0 at step 100" in text
-
-
-def test_long_noisy_curves_get_their_running_mean_and_few_points():
-    draw = torch.Generator().manual_seed(0)
-    noise = torch.randn(20_000, generator=draw).tolist()
-    text = report.render_html(ReportData("t", "adopt", "s", loss_curves={"noise": list(enumerate(noise))}))
-    raw, mean = points_of(text, "raw"), points_of(text, "mean")
-    assert len(raw) <= 1001 and len(mean) <= 1001
-    spread = [max(y for _, y in line) - min(y for _, y in line) for line in (raw, mean)]
-    assert spread[1] < spread[0] / 10
-    assert "thick line: mean of 1000 values" in text
-
-
-@pytest.mark.parametrize(
-    "curve", [[(0, float("nan"))], [(0, 1.0)], [(0, 0.0), (1, 0.0)], [(7, 1e-12), (9, float("inf"))]]
-)
-def test_odd_curves_are_drawn_or_said_to_be_missing(curve):
-    text = report.render_html(ReportData("t", "adopt", "s", loss_curves={"odd": curve}))
-    assert "nan" not in text and "inf" not in re.sub(r"base64,\S+|aria-\S+", "", text).partition("<main>")[2]
-    if not all(math.isfinite(value) for _, value in curve):
-        assert f"1 of {len(curve)} points are not finite" in text
 
 
 def test_rows_that_do_not_fit_their_columns_are_refused_by_name(tmp_path):

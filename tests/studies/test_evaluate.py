@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from bfr_core import metrics
 from bfr_core.cli.commands import main
 from bfr_core.files.photos import read_image, write_image
-from bfr_core.metrics import measures as metrics
 from bfr_core.metrics.optional import write_statistics
 from bfr_core.studies import evaluate as ev
 

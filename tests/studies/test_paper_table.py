@@ -15,7 +15,7 @@ from bfr_core.damage.camera import READINGS, published_kind
 from bfr_core.damage.synthetic import DAMAGES
 from bfr_core.files.photos import read_image
 from bfr_core.files.records import write_json
-from bfr_core.metrics.measures import Interval
+from bfr_core.metrics.intervals import Interval
 from bfr_core.studies import paper_table
 from bfr_core.studies.benchmark import ROWS
 from bfr_core.studies.paper_table import EVERYONE, SETS, as_dict, format_table, halves, parts_of, read_groups, tabulate

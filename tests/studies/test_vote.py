@@ -8,7 +8,6 @@ import torch
 
 from bfr_core.cli.commands import main
 from bfr_core.files.photos import write_image
-from bfr_core.metrics.measures import wilson_interval
 from bfr_core.reports.html import data_uri
 from bfr_core.studies.vote import make_ballot, tally
 
@@ -90,14 +89,3 @@ def test_the_commands(folders, capsys):
     assert "8 votes by 1 voter:" in capsys.readouterr().out
     assert main(["tally", str(votes), str(votes)]) == 2
     assert "is no key" in capsys.readouterr().err
-
-
-def test_wilson_interval_by_hand():
-    found = wilson_interval(8, 10)  # 0.4902 and 0.9433 in Newcombe's examples of the score interval
-    assert (
-        found.mean == 0.8
-        and found.low == pytest.approx(0.4902, abs=1e-4)
-        and found.high == pytest.approx(0.9433, abs=1e-4)
-    )
-    with pytest.raises(ValueError):
-        wilson_interval(1, 0)
