@@ -1,6 +1,6 @@
 """Draw the README's chart from the table in docs/results.md: PSNR of base, denoiser, adapted restorer and oracle.
 
-    python tools/readme_chart.py            # writes docs/results.svg
+python tools/readme_chart.py            # writes docs/results.svg
 """
 
 from __future__ import annotations
