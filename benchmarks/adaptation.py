@@ -1,4 +1,4 @@
-"""Does adapting help real people's faces? The table of the README, against controls and an oracle.
+"""Does adapting help real people's faces? The table of docs/results.md, against controls and an oracle.
 
     python benchmarks/adaptation.py --portraits DIR [--seeds 3] [--damages sensor halftone] [--work DIR]
 
@@ -77,7 +77,7 @@ def table(work: Path, made_from: str, brief: bool = False) -> str:
 
 
 def summary(work: Path, made_from: str) -> str:
-    """The README's table: the rows that matter most."""
+    """The table of docs/results.md: the rows that matter most."""
     lines = heading()
     for kind, rows in cells_in(work, made_from).items():
         for name in ("damaged", "base", "denoiser, then base", "adapted", "oracle"):
@@ -155,7 +155,7 @@ def main() -> None:
         help="also keep the first eight restored faces of each row, and the adapted restorers",
     )
     parser.add_argument("--brief", action="store_true", help="print fewer intervals")
-    parser.add_argument("--summary", action="store_true", help="print the README's table")
+    parser.add_argument("--summary", action="store_true", help="print the table of docs/results.md")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
