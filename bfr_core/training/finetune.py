@@ -32,7 +32,8 @@ from ..randomness import keyed_generator
 from ..restorers import Restorer
 from ..restorers.low_rank import add_low_rank, merge_low_rank
 from .config import FinetuneConfig
-from .losses import ImageLoss, UNetDiscriminator, discriminator_loss, generator_loss
+from .discriminator import UNetDiscriminator, discriminator_loss, generator_loss
+from .losses import ImageLoss
 from .objectives import Batch, Objective, objective_of, weighted
 from .stochastic_depth import drawing, switch_on
 

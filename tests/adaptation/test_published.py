@@ -20,8 +20,8 @@ from bfr_core.adaptation.published import LEFT_TO_USER, PUBLISHED, PUBLISHED_BY_
 from bfr_core.cli.commands import main
 from bfr_core.restorers import ADAPTERS, Restorer
 from bfr_core.training.config import FinetuneConfig
+from bfr_core.training.discriminator import UNetDiscriminator
 from bfr_core.training.finetune import finetune, learning_rate, micro_batches, prepare, split
-from bfr_core.training.losses import UNetDiscriminator
 from bfr_core.training.stochastic_depth import drawing, switch_on
 
 SIDE = 16
