@@ -25,8 +25,8 @@ from bfr_core.files.records import read_json
 from bfr_core.restorers import load_restorer
 from bfr_core.settings import changed
 from bfr_core.training import finetune as finetuning
+from bfr_core.training.batches import anchor_faces, examples_share, micro_batches, with_examples
 from bfr_core.training.config import FinetuneConfig
-from bfr_core.training.finetune import anchor_faces, examples_share, micro_batches, with_examples
 
 
 @pytest.fixture
