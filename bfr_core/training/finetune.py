@@ -7,12 +7,11 @@ started again it ends with the same weights.
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpointed
 
 from ..device import autocast, is_out_of_memory, release_memory
-from ..files.ownership import move, note
 from ..files.photos import printable, replace_atomically
-from ..files.tensors import read_pickle, reason_of
+from ..files.tensors import reason_of
 from ..restorers import Restorer
 from ..restorers.low_rank import add_low_rank, merge_low_rank
 from .batches import Faces, Pairs, anchor_faces, batch_of, micro_batches, real_faces, split, with_examples
+from .checkpoint import Progress, _progress, _settings_of, _weights, checkpoint_for, note_new_interval
 from .config import FinetuneConfig
 from .discriminator import UNetDiscriminator, discriminator_loss, generator_loss
 from .losses import ImageLoss
@@ -35,23 +34,6 @@ from .objectives import Objective, objective_of, weighted
 from .stochastic_depth import drawing, switch_on
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Progress:
-    """What `callback` sees after each step, and what remains of a finished tuning.
-
-    losses: (step, value) per term. held_out: (step, score) of the moving average on the faces kept back, lower is
-    better; its first entry is the base restorer's. best_step: the step whose weights are kept. notes: what happened to
-    the tuning that its settings do not say, such as a setting changed under way; a line each, for the report.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    best_step: int = 0
-    losses: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    held_out: list[tuple[int, float]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 TuneCallback = Callable[[int, int, Progress], None]
@@ -351,94 +333,8 @@ def average_into(ema: nn.Module, net: nn.Module, decay: float) -> None:
             kept.copy_(new)
 
 
-def checkpoint_for(
-    checkpoint: Path, fingerprint: str, config: FinetuneConfig
-) -> tuple[dict[str, Any] | None, list[str]]:
-    """The state that a tuning of this fingerprint goes on from, now in `checkpoint`, and what is to be said of another.
-
-    A checkpoint of another fingerprint is moved to where `aside_of` says, and nothing is lost: the tuning that it is of
-    goes on from there once it is asked for again. Raises ValueError if the file is not a checkpoint.
-    """
-    state = _read_checkpoint(checkpoint) if checkpoint.exists() else None
-    if state and state["fingerprint"] == fingerprint:
-        return state, []
-    said = []
-    if state:
-        kept = aside_of(checkpoint, str(state["fingerprint"]))
-        note(kept, checkpoint)
-        move(checkpoint, kept)
-        why, step = changed_since(_settings_of(state), config), _steps_of(state)
-        said = [f"{why} changed since the checkpoint of step {step}, which is kept as {printable(kept.name)}"]
-    earlier = aside_of(checkpoint, fingerprint)
-    if earlier.exists():
-        state = _read_checkpoint(earlier)
-        if state["fingerprint"] == fingerprint:
-            note(checkpoint, earlier)
-            move(earlier, checkpoint)
-            log.info(
-                "%s", "; ".join([*said, f"tuning goes on from {printable(earlier.name)}, kept of an earlier time"])
-            )
-            return state, []
-    if said:
-        said = [f"{said[0]}; tuning started anew"]
-        log.warning("%s", said[0])
-    return None, said
-
-
-def aside_of(checkpoint: Path, fingerprint: str) -> Path:
-    """Where a checkpoint of this fingerprint is kept while `checkpoint` is of another: one file a fingerprint."""
-    digest = hashlib.sha256(fingerprint.encode()).hexdigest()[:12]
-    return checkpoint.with_name(f"{checkpoint.stem}-{digest}{checkpoint.suffix}")
-
-
-def changed_since(before: dict[str, Any], config: FinetuneConfig) -> str:
-    """Which lasting settings differ from those of a checkpoint, by name; if none does, it was the faces or targets."""
-    names = [name for name, value in config.lasting.items() if name in before and before[name] != value]
-    return ", ".join(names) or "faces, targets or the base restorer"
-
-
-def note_new_interval(progress: Progress, before: Any, config: FinetuneConfig) -> None:
-    """Note in `progress` that comparisons are made at other steps from here on, if they are."""
-    if type(before) is int and before != config.judge_every:
-        since = f"judge_every was {before} up to step {progress.step}"
-        progress.notes.append(f"{since} and is {config.judge_every} from the next comparison on")
-        log.info("%s", progress.notes[-1])
-
-
-def _settings_of(state: dict[str, Any]) -> dict[str, Any]:
-    """The settings that a checkpoint names; none in one of an earlier version."""
-    settings = state.get("settings")
-    return settings if isinstance(settings, dict) else {}
-
-
-def _steps_of(state: dict[str, Any]) -> int:
-    progress = state.get("progress")
-    step = progress.get("step") if isinstance(progress, dict) else 0
-    return step if type(step) is int else 0
-
-
 def _seeded(seed: int, make: Callable[[], UNetDiscriminator]) -> UNetDiscriminator:
     """`make()` with torch's global generator of the CPU seeded for its duration; no other generator is touched."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return make()
-
-
-def _weights(module: nn.Module) -> dict[str, Tensor]:
-    return {k: v.detach().clone() for k, v in module.state_dict().items()}
-
-
-def _progress(state: dict[str, Any]) -> Progress:
-    pairs = {k: [tuple(p) for p in v] for k, v in state["losses"].items()}
-    lists = {"losses": pairs, "held_out": [tuple(p) for p in state["held_out"]]}
-    return Progress(**{**state, **lists, "notes": [str(note) for note in state.get("notes", [])]})
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    try:
-        state = copy.deepcopy(read_pickle(path))  # apart from the file, which is about to be replaced
-    except ValueError as error:
-        raise ValueError(f"{printable(path)}: not a readable checkpoint; delete it to tune anew") from error
-    if not isinstance(state, dict) or "fingerprint" not in state:
-        raise ValueError(f"{printable(path)}: not a checkpoint of a tuning; delete it to tune anew")
-    return state

@@ -34,7 +34,7 @@ from ..files.records import read_table, write_json
 from ..files.stages import is_held
 from ..restoration.restore import RestoreConfig, restore_folder
 from ..restorers import load_restorer
-from ..training.finetune import Progress
+from ..training.checkpoint import Progress
 
 log = logging.getLogger(__name__)
 

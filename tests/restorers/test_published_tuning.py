@@ -20,8 +20,9 @@ from bfr_core.restorers import ADAPTERS, Restorer, load_restorer
 from bfr_core.restorers.low_rank import apply_change, factor_change, matrix
 from bfr_core.training import finetune as finetuning
 from bfr_core.training.batches import micro_batches
+from bfr_core.training.checkpoint import Progress
 from bfr_core.training.config import FinetuneConfig
-from bfr_core.training.finetune import Progress, finetune, prepare, recompute
+from bfr_core.training.finetune import finetune, prepare, recompute
 from bfr_core.training.losses import perceptual_loss
 from bfr_core.training.objectives import objective_of, weighted
 
