@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..damage.transplant import transplanted
-from ..device import Precision, autocast, check_precision, is_out_of_memory, release_memory, where_all_works
+from ..device import Precision, autocast, check_precision, in_batches, where_all_works
 from ..diffusion.noise_level import estimate_noise_level
 from ..diffusion.prior import Prior
 from ..diffusion.sampler import Callback as SamplerCallback
@@ -110,20 +110,14 @@ def make_pseudo_targets(
     config: where it says "auto" these faces alone decide; `settled` lets a sample of the folder decide once for all.
     callback: (network call, network calls, preview in [-1, 1]); what it raises ends the sampling.
     Faces are resized to the prior's size and back if it differs from S. Where the memory is too small for all at once,
-    halves are taken; the targets are the same.
+    fewer are taken; the targets are the same.
     """
     config = settled(config, lq, restorer, prior)
-    try:
-        return _make(lq, names, restorer, prior, config, callback)
-    except (RuntimeError, MemoryError) as error:
-        if len(lq) == 1 or not is_out_of_memory(error):
-            raise
-    log.warning("too little memory for %d faces at once; going on with half as many", len(lq))
-    release_memory()
-    parts = [
-        make_pseudo_targets(lq[part], names[part], restorer, prior, config, callback)
-        for part in (slice(0, len(lq) // 2), slice(len(lq) // 2, None))
-    ]
+
+    def make(part: slice) -> Targets:
+        return _make(lq[part], names[part], restorer, prior, config, callback)
+
+    parts = list(in_batches(make, len(lq), len(lq)))
     return Targets(*(torch.cat(kind) for kind in zip(*parts, strict=True)))
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..device import Precision, check_precision, is_out_of_memory, release_memory, where_all_works
+from ..device import Precision, check_precision, in_batches, is_out_of_memory, where_all_works
 from ..faces.align import Face, crop_face, template
 from ..faces.detect import check_detector, load_detector
 from ..faces.paste import face_patches, luma
@@ -308,29 +308,38 @@ def restore_crops(
     restored it, see `Restorer.restore_and_tell`.
     """
     results: list[Tensor | str] = []
-    while len(results) < len(crops):
-        batch = crops[len(results) : len(results) + batch_size]
-        problem, full = "", False
-        try:
-            restored, by = _restored_batch(batch, restorer)
-            results += restored
-        except (ValueError, RuntimeError, MemoryError) as error:
-            problem, full, by = _first_line(error), is_out_of_memory(error), []
-        # From here on the error, and with it all that the failed call held in memory, is gone.
-        if full and len(batch) > 1:
-            batch_size = len(batch) // 2
-            log.warning("too little memory for %d faces at once; going on with %d", len(batch), batch_size)
-            release_memory()
-            continue
-        if problem and len(batch) == 1:
-            results, by = [*results, problem], [""]
-        elif problem:  # perhaps of one face only
-            results += restore_crops(batch, restorer, len(batch) // 2, check, by)
+
+    def restore(part: slice) -> tuple[list[Tensor | str], list[str]]:
+        return _restored_or_why_not(crops[part], restorer, check)
+
+    for restored, by in in_batches(restore, len(crops), batch_size):
+        results += restored
         if served is not None:
             served += by
         if check:
             check()
     return results
+
+
+def _restored_or_why_not(
+    batch: list[Tensor], restorer: Restorer, check: Callable[[], None] | None
+) -> tuple[list[Tensor | str], list[str]]:
+    """The crops of one batch restored, or the reasons why not, and what restored them.
+
+    Raises what says that the memory is too small for several; any other problem is perhaps of one face only, which is
+    then looked for.
+    """
+    try:
+        restored, by = _restored_batch(batch, restorer)
+        return [*restored], by
+    except (ValueError, RuntimeError, MemoryError) as error:
+        if len(batch) > 1 and is_out_of_memory(error):
+            raise
+        problem = _first_line(error)
+    if len(batch) == 1:
+        return [problem], [""]
+    by = []
+    return restore_crops(batch, restorer, len(batch) // 2, check, by), by
 
 
 def _restored_batch(batch: list[Tensor], restorer: Restorer) -> tuple[list[Tensor], list[str]]:
