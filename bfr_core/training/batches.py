@@ -6,6 +6,7 @@ Every draw is keyed by its purpose and by the step, so a step has the same faces
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Protocol
 
@@ -35,6 +36,22 @@ class Faces(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Material:
+    """All the faces of a tuning.
+
+    train, held: the places in `pairs` of those that are learnt from and of those that checkpoints are compared on.
+    examples, real: see `finetune`. filters: the damage filters found so far, by face, see `batch_of`.
+    """
+
+    pairs: Pairs
+    train: list[int]
+    held: list[int]
+    examples: Tensor | None = None
+    real: Faces | None = None
+    filters: dict[int, Tensor] = field(default_factory=dict)
 
 
 def split(count: int, config: FinetuneConfig) -> tuple[list[int], list[int]]:
@@ -138,6 +155,19 @@ def real_faces(real: Faces, count: int, mirror: bool, *key: int | str, first: in
 def _draws(numbers: int, count: int, key: tuple[int | str, ...], first: int) -> Tensor:
     """(numbers, count) uniform draws, of which each face's depend on the key and on its place in the step's batch."""
     return torch.stack([torch.rand(numbers, generator=keyed_generator(*key, first + i)) for i in range(count)], 1)
+
+
+def taken_for_real(
+    faces: Material, pseudo_targets: Tensor, step: int, config: FinetuneConfig, first: int = 0
+) -> Tensor:
+    """(B, 3, S, S), what the discriminator takes for real in a pass: `real`, or else examples, or else the targets.
+
+    pseudo_targets: (B, 3, S, S), of this pass. first: see `real_faces`.
+    """
+    key = (config.seed, "real", step)
+    if faces.real is not None:
+        return real_faces(faces.real, len(pseudo_targets), config.mirror, *key, first=first).to(pseudo_targets)
+    return with_examples(pseudo_targets, faces.examples, 1.0, *key, mirror=config.mirror, first=first)
 
 
 def with_examples(

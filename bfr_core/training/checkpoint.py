@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..files.ownership import move, note
-from ..files.photos import printable
-from ..files.tensors import read_pickle
+from ..files.photos import printable, replace_atomically
+from ..files.tensors import read_pickle, reason_of
 from .config import FinetuneConfig
+from .discriminator import UNetDiscriminator
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,60 @@ class Progress:
     losses: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     held_out: list[tuple[int, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Tuning:
+    """The state of a tuning between two steps: all that it goes on from.
+
+    net: the network that is tuned. ema: its moving average. critic: the discriminator, where there is an adversarial
+    term. best: the weights of `ema` at `progress.best_step`, which become the result.
+    """
+
+    net: nn.Module
+    ema: nn.Module
+    optimizer: torch.optim.Optimizer
+    best: dict[str, Tensor]
+    critic: UNetDiscriminator | None = None
+    critic_optimizer: torch.optim.Optimizer | None = None
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What has a `state_dict`, by its name in a checkpoint."""
+        names = ("net", "ema", "optimizer", "critic", "critic_optimizer")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def save(tuning: Tuning, checkpoint: Path, fingerprint: str, config: FinetuneConfig) -> None:
+    """Write the state of `tuning` to `checkpoint`, whole or not at all."""
+    state = {name: part.state_dict() for name, part in tuning.parts.items()}
+    state |= {"fingerprint": fingerprint, "progress": asdict(tuning.progress), "best": tuning.best}
+    state |= {"settings": asdict(config)}
+    replace_atomically(checkpoint, lambda part: torch.save(state, part))
+
+
+def load(tuning: Tuning, checkpoint: Path, fingerprint: str, config: FinetuneConfig) -> None:
+    """Bring `tuning` to where the checkpoint of this fingerprint left it, if there is one, see `checkpoint_for`.
+
+    What is to be said of it is added to `tuning.progress.notes`. Raises ValueError if the file is not a checkpoint or
+    is of another network.
+    """
+    state, started_anew = checkpoint_for(checkpoint, fingerprint, config)
+    tuning.progress.notes += started_anew
+    if state is None:
+        return
+    try:
+        for name, part in tuning.parts.items():
+            part.load_state_dict(state[name])
+        tuning.progress, tuning.best = _progress(state["progress"]), dict(state["best"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise ValueError(
+            f"{printable(checkpoint)}: does not fit this tuning ({reason_of(error)}); delete it to tune anew"
+        ) from None
+    progress = tuning.progress
+    log.info("resumed at step %d after %.1f minutes of tuning", progress.step, progress.seconds / 60)
+    note_new_interval(progress, _settings_of(state).get("judge_every"), config)
 
 
 def checkpoint_for(
@@ -102,7 +158,8 @@ def _steps_of(state: dict[str, Any]) -> int:
     return step if type(step) is int else 0
 
 
-def _weights(module: nn.Module) -> dict[str, Tensor]:
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of the weights and buffers of `module`, by name."""
     return {k: v.detach().clone() for k, v in module.state_dict().items()}
 
 

@@ -59,3 +59,10 @@ class UNetDiscriminator(nn.Module):
                 norms.train()
                 layer.weight  # noqa: B018  computing the weight in train mode is what renews its norm
                 norms.eval()
+
+
+def seeded_discriminator(features: int, seed: int) -> UNetDiscriminator:
+    """A discriminator whose first weights are fixed by `seed`, on the CPU; no generator of torch's is moved on."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return UNetDiscriminator(features).eval()

@@ -11,24 +11,21 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpointed
 
-from ..device import autocast, is_out_of_memory, release_memory
-from ..files.photos import printable, replace_atomically
-from ..files.tensors import reason_of
+from ..device import autocast, halving, is_out_of_memory
 from ..restorers import Restorer
 from ..restorers.low_rank import add_low_rank, merge_low_rank
-from .batches import Faces, Pairs, anchor_faces, batch_of, micro_batches, real_faces, split, with_examples
-from .checkpoint import Progress, _progress, _settings_of, _weights, checkpoint_for, note_new_interval
+from .batches import Faces, Material, Pairs, anchor_faces, batch_of, micro_batches, split, taken_for_real
+from .checkpoint import Progress, Tuning, load, save, weights_of
 from .config import FinetuneConfig
-from .discriminator import UNetDiscriminator, discriminator_loss, generator_loss
+from .discriminator import discriminator_loss, generator_loss, seeded_discriminator
 from .losses import ImageLoss
 from .objectives import Objective, objective_of, weighted
 from .stochastic_depth import drawing, switch_on
@@ -73,119 +70,20 @@ def finetune(
         raise ValueError("there are no faces to tune on")
     if config.perceptual and perceptual is None and not restorer.tuned_by_codes:
         raise ValueError("perceptual is above 0 but no network to measure it with was given")
-    device = restorer.device
-    train, held = split(len(pairs), config)
-    net, tuned = prepare(restorer, config)
-    ema = copy.deepcopy(net).requires_grad_(False)
-    student, average = replace(restorer, module=net), replace(restorer, module=ema)
-    if config.recompute:
-        recompute(restorer.blocks(net), config.stochastic_depth)
-    if config.stochastic_depth:
-        switch_on(net)
+    faces = Material(pairs, *split(len(pairs), config), examples, real)
     objective = objective_of(restorer, config.weights, perceptual)
-    optimizer = torch.optim.Adam(tuned, config.lr, betas=config.betas)
-    critic: UNetDiscriminator | None = None
-    critic_optimizer: torch.optim.Optimizer | None = None
-    if config.adversarial and not restorer.tuned_by_codes:
-        critic = _seeded(config.seed, partial(UNetDiscriminator, config.discriminator_features)).to(device).eval()
-        critic_optimizer = torch.optim.Adam(critic.parameters(), config.lr, betas=config.critic_betas)
-    progress = Progress()
-    filters: dict[int, Tensor] = {}
-    best = _weights(ema)
-    modules: dict[str, Any] = {
-        "net": net,
-        "ema": ema,
-        "optimizer": optimizer,
-        "critic": critic,
-        "critic_optimizer": critic_optimizer,
-    }
-
+    tuning = begin(restorer, config)
+    student, average = replace(restorer, module=tuning.net), replace(restorer, module=tuning.ema)
     if checkpoint:
-        state, started_anew = checkpoint_for(checkpoint, fingerprint, config)
-        progress.notes += started_anew
-        if state:
-            try:
-                for name, part in modules.items():
-                    if part is not None:
-                        part.load_state_dict(state[name])
-                progress, best = _progress(state["progress"]), dict(state["best"])
-            except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-                raise ValueError(
-                    f"{printable(checkpoint)}: does not fit this tuning ({reason_of(error)}); delete it to tune anew"
-                ) from None
-            log.info("resumed at step %d after %.1f minutes of tuning", progress.step, progress.seconds / 60)
-            note_new_interval(progress, _settings_of(state).get("judge_every"), config)
-
-    def save() -> None:
-        if checkpoint is None:
-            return
-        state = {name: part.state_dict() for name, part in modules.items() if part is not None}
-        state |= {"fingerprint": fingerprint, "progress": asdict(progress), "best": best, "settings": asdict(config)}
-        replace_atomically(checkpoint, lambda part: torch.save(state, part))
+        load(tuning, checkpoint, fingerprint, config)
+    progress = tuning.progress
 
     def tell() -> None:
         if callback:
             callback(progress.step, config.iterations, progress)
 
-    def unjudged() -> bool:
-        """Whether the weights of this step are to be compared, and were not: at the start, or where it was ended."""
-        judged = (progress.held_out[-1][0] if progress.held_out else -1) if held else progress.best_step
-        due = progress.step % config.judge_every == 0 or fraction_done(progress, config) >= 1
-        return due and judged != progress.step
-
-    def judge() -> None:
-        nonlocal best
-        if held:
-            score = held_out_score(average, objective, pairs, held, config, tell, filters)
-            progress.held_out.append((progress.step, score))
-        if not held or progress.held_out[-1][1] <= min(value for _, value in progress.held_out):
-            best, progress.best_step = _weights(ema), progress.step
-
-    def gradients(size: int) -> dict[str, float]:
-        """Gradients of one step, `size` faces a pass; returns the loss terms."""
-        sums: dict[str, float] = {}
-        optimizer.zero_grad()
-        if critic_optimizer:
-            critic_optimizer.zero_grad()
-        batches = micro_batches(pairs, train, progress.step, replace(config, micro_batch=size), filters, examples)
-        first = 0  # of this pass in the step's batch
-        for batch in batches:
-            batch = batch.placed(student)
-            share = len(batch.lq) / config.batch_size
-            with autocast(device, config.precision), drawing(config, device, progress.step, first):
-                terms, restored = objective.terms(student, batch)
-                if critic is not None and restored is not None:
-                    critic.requires_grad_(False)
-                    terms["adversarial"] = generator_loss(critic(restored).float())
-                    critic.requires_grad_(True)
-                loss = weighted(terms, config.weights)
-            (loss * share).backward()
-            if critic is not None and restored is not None:
-                with autocast(device, config.precision):
-                    key = (config.seed, "real", progress.step)
-                    faces = (
-                        real_faces(real, len(batch.lq), config.mirror, *key, first=first).to(batch.target)
-                        if real is not None
-                        else with_examples(batch.target, examples, 1.0, *key, mirror=config.mirror, first=first)
-                    )
-                    scores = critic(faces).float(), critic(restored.detach()).float()
-                    critic_loss = discriminator_loss(*scores)
-                (critic_loss * share).backward()
-                terms["discriminator"] = critic_loss
-            for name, value in terms.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach()) * share
-            first += len(batch.lq)
-        if config.anchor:
-            faces = anchor_faces(pairs, train, progress.step, config, examples)
-            for lq in faces.split(size):
-                with autocast(device, config.precision):
-                    loss = weighted(objective.anchor(student, student.placed(lq)), config.weights)
-                (loss * len(lq) / config.batch_size).backward()
-                sums["anchor"] = sums.get("anchor", 0.0) + float(loss.detach()) * len(lq) / len(faces)
-        return sums
-
-    if unjudged():
-        judge()
+    if is_to_be_judged(progress, config, faces):
+        judge(tuning, average, objective, faces, config, tell)
     micro_batch = config.micro_batch
     saved = started = time.monotonic()
     earlier = progress.seconds
@@ -195,54 +93,163 @@ def finetune(
             if pause_after and time.monotonic() - started > 60 * pause_after:
                 log.info("paused at step %d; started again, the tuning goes on", progress.step)
                 break
+
+            # Forward and backward, one pass after the other; where the memory is too small they get smaller for good.
+            passes = partial(gradients, tuning, student, objective, faces, config)
             try:
-                sums = gradients(micro_batch)
+                losses, micro_batch = halving(passes, micro_batch)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if micro_batch == 1:
-                    raise ValueError("too little memory to tune on one face at a time; try --low-memory") from None
-                micro_batch //= 2
-                log.warning("too little memory; going on with %d faces a pass", micro_batch)
-                release_memory()
-                continue
-            if not all(map(math.isfinite, sums.values())):
+                raise ValueError("too little memory to tune on one face at a time; try --low-memory") from None
+            if not all(map(math.isfinite, losses.values())):
                 raise ValueError(f"the loss became NaN at step {progress.step}; try a lower lr or precision float32")
             if config.clip:
-                nn.utils.clip_grad_norm_(tuned, config.clip)
-            between_steps = False  # from here to the end of the step the state is of two steps at once
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, done)
-            for group in critic_optimizer.param_groups if critic_optimizer else []:
-                group["lr"] = config.critic_lr or learning_rate(config, done)
-            optimizer.step()
-            if critic is not None and critic_optimizer:
-                critic_optimizer.step()
-                critic.renew_norms()
+                nn.utils.clip_grad_norm_(tuning.optimizer.param_groups[0]["params"], config.clip)
+
+            # Step: from here to its end the state is of two steps at once.
+            between_steps = False
+            take_step(tuning, config, done)
             progress.step += 1
-            average_into(ema, net, average_decay(config, progress.step))
-            for name, total in sums.items():
-                progress.losses.setdefault(name, []).append((progress.step, total))
+            average_into(tuning.ema, tuning.net, average_decay(config, progress.step))
+            for name, value in losses.items():
+                progress.losses.setdefault(name, []).append((progress.step, value))
             progress.seconds = earlier + time.monotonic() - started
             between_steps = True
-            if unjudged():
-                judge()
+
+            # Judge.
+            if is_to_be_judged(progress, config, faces):
+                judge(tuning, average, objective, faces, config, tell)
             tell()
             if watch:
                 watch(average, progress)
-            if time.monotonic() - saved > config.checkpoint_seconds:
-                save()
+
+            # Save.
+            if checkpoint and time.monotonic() - saved > config.checkpoint_seconds:
+                save(tuning, checkpoint, fingerprint, config)
                 saved = time.monotonic()
     finally:
-        if between_steps:
-            save()
-        for part in filter(None, (net, critic)):  # no longer needed, but referring to themselves in circles: recomputed
-            part.to("meta")  # blocks and PyTorch's parametrizations would hold their memory until Python's next look
+        if checkpoint and between_steps:
+            save(tuning, checkpoint, fingerprint, config)
+        # The networks are no longer needed, but they refer to themselves in circles: recomputed blocks and PyTorch's
+        # parametrizations would hold their memory until Python next looks for such circles.
+        for network in filter(None, (tuning.net, tuning.critic)):
+            network.to("meta")
     if fraction_done(progress, config) < 1:  # paused: the checkpoint is of an unbroken tuning, the result may be better
-        judge()
-    ema.load_state_dict(best)
-    merge_low_rank(ema)
+        judge(tuning, average, objective, faces, config, tell)
+    tuning.ema.load_state_dict(tuning.best)
+    merge_low_rank(tuning.ema)
     return average, progress
+
+
+def begin(restorer: Restorer, config: FinetuneConfig) -> Tuning:
+    """A tuning of `restorer` before its first step."""
+    net, tuned = prepare(restorer, config)
+    ema = copy.deepcopy(net).requires_grad_(False)
+    if config.recompute:
+        recompute(restorer.blocks(net), config.stochastic_depth)
+    if config.stochastic_depth:
+        switch_on(net)
+    tuning = Tuning(net, ema, torch.optim.Adam(tuned, config.lr, betas=config.betas), weights_of(ema))
+    if config.adversarial and not restorer.tuned_by_codes:
+        tuning.critic = seeded_discriminator(config.discriminator_features, config.seed).to(restorer.device)
+        parameters = tuning.critic.parameters()
+        tuning.critic_optimizer = torch.optim.Adam(parameters, config.lr, betas=config.critic_betas)
+    return tuning
+
+
+def gradients(
+    tuning: Tuning, student: Restorer, objective: Objective, faces: Material, config: FinetuneConfig, size: int
+) -> dict[str, float]:
+    """The loss terms of one step, whose gradients are then in the networks; `size` faces a pass.
+
+    student: the restorer with `tuning.net`. Called again it begins anew.
+    """
+    device, step, critic = student.device, tuning.progress.step, tuning.critic
+    losses: dict[str, float] = {}
+    for optimizer in filter(None, (tuning.optimizer, tuning.critic_optimizer)):
+        optimizer.zero_grad()
+    smaller = replace(config, micro_batch=size)
+    first = 0  # of this pass in the step's batch
+    for batch in micro_batches(faces.pairs, faces.train, step, smaller, faces.filters, faces.examples):
+        batch = batch.placed(student)
+        share = len(batch.lq) / config.batch_size
+
+        with autocast(device, config.precision), drawing(config, device, step, first):
+            terms, restored = objective.terms(student, batch)
+            if critic is not None and restored is not None:
+                critic.requires_grad_(False)
+                terms["adversarial"] = generator_loss(critic(restored).float())
+                critic.requires_grad_(True)
+            loss = weighted(terms, config.weights)
+        (loss * share).backward()
+
+        if critic is not None and restored is not None:
+            real = taken_for_real(faces, batch.target, step, config, first)
+            with autocast(device, config.precision):
+                critic_loss = discriminator_loss(critic(real).float(), critic(restored.detach()).float())
+            (critic_loss * share).backward()
+            terms["discriminator"] = critic_loss
+
+        for name, value in terms.items():
+            losses[name] = losses.get(name, 0.0) + float(value.detach()) * share
+        first += len(batch.lq)
+    if config.anchor:
+        losses["anchor"] = anchor_gradients(student, objective, faces, step, smaller)
+    return losses
+
+
+def anchor_gradients(
+    student: Restorer, objective: Objective, faces: Material, step: int, config: FinetuneConfig
+) -> float:
+    """The loss of the anchor's faces of one step, whose gradients are added to those in the student's network."""
+    total = 0.0
+    damaged = anchor_faces(faces.pairs, faces.train, step, config, faces.examples)
+    for lq in damaged.split(config.micro_batch):
+        with autocast(student.device, config.precision):
+            loss = weighted(objective.anchor(student, student.placed(lq)), config.weights)
+        (loss * len(lq) / config.batch_size).backward()
+        total += float(loss.detach()) * len(lq) / len(damaged)
+    return total
+
+
+def take_step(tuning: Tuning, config: FinetuneConfig, done: float) -> None:
+    """Move the networks against their gradients. done: 0 to 1, how much of the tuning is over."""
+    for group in tuning.optimizer.param_groups:
+        group["lr"] = learning_rate(config, done)
+    tuning.optimizer.step()
+    if tuning.critic is not None and tuning.critic_optimizer is not None:
+        for group in tuning.critic_optimizer.param_groups:
+            group["lr"] = config.critic_lr or learning_rate(config, done)
+        tuning.critic_optimizer.step()
+        tuning.critic.renew_norms()
+
+
+def is_to_be_judged(progress: Progress, config: FinetuneConfig, faces: Material) -> bool:
+    """Whether the weights of this step are to be compared, and were not: at the start, or where it was ended."""
+    judged = (progress.held_out[-1][0] if progress.held_out else -1) if faces.held else progress.best_step
+    due = progress.step % config.judge_every == 0 or fraction_done(progress, config) >= 1
+    return due and judged != progress.step
+
+
+def judge(
+    tuning: Tuning,
+    average: Restorer,
+    objective: Objective,
+    faces: Material,
+    config: FinetuneConfig,
+    tell: Callable[[], None],
+) -> None:
+    """Compare the moving average on the held-out faces and keep its weights if they are the best so far.
+
+    average: the restorer with `tuning.ema`. tell: see `held_out_score`. Without held-out faces the last are the best.
+    """
+    progress = tuning.progress
+    if faces.held:
+        score = held_out_score(average, objective, faces.pairs, faces.held, config, tell, faces.filters)
+        progress.held_out.append((progress.step, score))
+    if not faces.held or progress.held_out[-1][1] <= min(value for _, value in progress.held_out):
+        tuning.best, progress.best_step = weights_of(tuning.ema), progress.step
 
 
 def prepare(restorer: Restorer, config: FinetuneConfig) -> tuple[nn.Module, list[nn.Parameter]]:
@@ -331,10 +338,3 @@ def average_into(ema: nn.Module, net: nn.Module, decay: float) -> None:
             kept.lerp_(new, 1 - decay)
         else:
             kept.copy_(new)
-
-
-def _seeded(seed: int, make: Callable[[], UNetDiscriminator]) -> UNetDiscriminator:
-    """`make()` with torch's global generator of the CPU seeded for its duration; no other generator is touched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return make()
