@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..device import where_all_works
+from ..files.names import first_line
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "embedded" / "landmarks.safetensors"
 CROP = 64  # width of the standard crop of a face the network is looking at
@@ -90,5 +91,5 @@ def load_landmark_net(path: Path = EMBEDDED, device: str | torch.device = "cpu")
     try:
         net.load_state_dict({key: value.float() for key, value in load_file(path).items()})
     except Exception as error:  # safetensors and torch raise many kinds, all of which mean the same to the user
-        raise ValueError(f"{path}: not the embedded face network ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"{path}: not the embedded face network ({first_line(error)})") from error
     return net.eval().requires_grad_(False).to(device)

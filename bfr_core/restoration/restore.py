@@ -27,6 +27,7 @@ from ..faces.align import Face, crop_face, template
 from ..faces.detect import check_detector, load_detector
 from ..faces.paste import face_patches, luma
 from ..files.kinds import LeftOutError, without_name
+from ..files.names import first_line
 from ..files.ownership import Ledger, begin_list, claim_results, free_name, note_result
 from ..files.photos import Photo, look_through, printable, read_photo, replace_atomically, without_place, write_photo
 from ..files.provenance import Step
@@ -335,7 +336,7 @@ def _restored_or_why_not(
     except (ValueError, RuntimeError, MemoryError) as error:
         if len(batch) > 1 and is_out_of_memory(error):
             raise
-        problem = _first_line(error)
+        problem = first_line(error)
     if len(batch) == 1:
         return [problem], [""]
     by = []
@@ -688,7 +689,7 @@ def _write_and_note(
     try:
         record.add(Written(job.name, sha256_of(job.target), key, result.faces, result.reason, result.served))
     except OSError as error:
-        log.warning("%s: its result is written, but not noted as made (%s)", printable(job.name), _first_line(error))
+        log.warning("%s: its result is written, but not noted as made (%s)", printable(job.name), first_line(error))
     return result
 
 
@@ -733,7 +734,7 @@ def _write(
 
 def _reason(error: Exception, job: _Job) -> str:
     """What `error` says, without the photo's name, which is said before it."""
-    return without_name(_first_line(error), printable(job.source.name))
+    return without_name(first_line(error), printable(job.source.name))
 
 
 def _aligned_photo(photo: Photo, restored: Tensor, crop: Tensor, config: RestoreConfig) -> Photo:
@@ -759,7 +760,3 @@ def square(image: Tensor, size: int) -> Tensor:
     picture = where_all_works(image)[None]
     resized = F.interpolate(picture, (size, size), mode="bicubic", antialias=True, align_corners=False)[0]
     return resized.clamp(0, 1).to(image.device)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

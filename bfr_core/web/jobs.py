@@ -28,6 +28,7 @@ from ..adaptation.report import report_adaptation
 from ..adaptation.run import Run
 from ..device import choose_device, release_memory
 from ..diffusion.prior import load_prior
+from ..files.names import first_line
 from ..files.ownership import delete, is_own
 from ..files.photos import printable, replace_atomically, to_unit
 from ..files.records import read_table, write_json
@@ -458,4 +459,4 @@ def _written(path: Path) -> float:
 
 
 def _line(error: Exception) -> str:
-    return printable((str(error) or type(error).__name__).splitlines()[0])
+    return printable(first_line(error))
