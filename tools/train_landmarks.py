@@ -26,7 +26,8 @@ from train_embedded import held_out_names, save  # puts the repository on sys.pa
 
 from bfr_core.device import autocast
 from bfr_core.faces.align import similarity, template, warp
-from bfr_core.faces.landmarks import CROP, EMBEDDED, MARGIN, STRIDE, WINDOW, LandmarkNet, to_grey
+from bfr_core.faces.landmarks import CROP, EMBEDDED, MARGIN, STRIDE, WINDOW, LandmarkNet
+from bfr_core.pixels import luma
 
 CANVAS = 224  # a stored face: its standard crop is 112 wide and the picture goes on around it
 CANVAS_CROP = 112
@@ -62,7 +63,7 @@ def read_faces(folder: Path, names: set[str] | None = None, skip: frozenset[str]
     for name, entry in sorted(json.loads((folder / "landmarks.json").read_text()).items()):
         if name in skip or (names is not None and name not in names):
             continue
-        photo = to_grey(decode_image(str(folder / name), ImageReadMode.RGB).float() / 255)[None]
+        photo = luma(decode_image(str(folder / name), ImageReadMode.RGB).float() / 255)[None]
         matrix = similarity(entry["landmarks"], template(CANVAS_CROP) + (CANVAS - CANVAS_CROP) / 2)
         canvases.append(warp(photo, matrix, CANVAS, CANVAS))
         insides.append(warp(torch.ones_like(photo), matrix, CANVAS, CANVAS, padding_mode="zeros"))
@@ -83,9 +84,7 @@ def background_pictures() -> list[Tensor]:
             log.info("%s left out (%s)", name, type(error).__name__)
             continue
         image = torch.from_numpy(pixels[..., :3] if pixels.ndim == 3 else np.stack([pixels] * 3, -1)).float()
-        image = to_grey(image.permute(2, 0, 1) / (255 if pixels.dtype == np.uint8 else max(1.0, float(image.max()))))[
-            None
-        ]
+        image = luma(image.permute(2, 0, 1) / (255 if pixels.dtype == np.uint8 else max(1.0, float(image.max()))))[None]
         pictures.append(image)
     return pictures
 

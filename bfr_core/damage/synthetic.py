@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..pixels import luma
 from .camera import READINGS, SENSOR_NOISE, published_camera, published_kind
 
 DESIGN_SIZE = 128
@@ -214,8 +215,8 @@ def film_grain(image: Tensor, generator: torch.Generator, strength: float) -> tu
     kernel = _gaussian_kernel(grain_size, grain_size, 0)
     grain = _convolve(torch.randn(4, *image.shape[-2:], generator=generator), kernel) / kernel.square().sum().sqrt()
     grain = math.sqrt(1 - colour**2) * grain[:1] + colour * grain[1:]
-    luma = (soft * LUMA[:, None, None]).sum(0, keepdim=True).clamp(0, 1)
-    lq = soft + amount * (0.35 + 1.3 * (luma * (1 - luma)).sqrt()) * grain
+    light = luma(soft).clamp(0, 1)
+    lq = soft + amount * (0.35 + 1.3 * (light * (1 - light)).sqrt()) * grain
     return lq, {"softness": softness, "grain_size": grain_size, "amount": amount, "colour": colour}
 
 
@@ -251,7 +252,6 @@ DAMAGES: dict[str, Callable[[Tensor, torch.Generator, float], tuple[Tensor, Para
     "faded": faded,
 }
 
-LUMA = torch.tensor([0.299, 0.587, 0.114])
 # A typical camera's colour matrix: rows sum to one, so white stays white, and it makes noise more colourful.
 CAMERA_TO_SRGB = torch.tensor([[1.6, -0.45, -0.15], [-0.25, 1.5, -0.25], [0.0, -0.55, 1.55]])
 SCREEN_ANGLES = tuple(math.radians(angle) for angle in (15, 75, 0, 45))  # cyan, magenta, yellow, black

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from ..files.photos import printable
 from ..files.tensors import load_tensors, reason_of
 from ..files.weights import search_folders
+from ..pixels import luma
 from .align import Face, invert, similarity, template, warp_region
-from .landmarks import CROP, STRIDE, WINDOW, LandmarkNet, load_landmark_net, to_grey
+from .landmarks import CROP, STRIDE, WINDOW, LandmarkNet, load_landmark_net
 
 RETINAFACE_FILE = "detection_Resnet50_Final.pth"
 SCAN_PIXELS = 3_000_000  # the largest copy of the photo that is searched
@@ -102,7 +103,7 @@ def scan(net: LandmarkNet, photo: Tensor) -> list[Face]:
     extent = np.array([photo.shape[-1], photo.shape[-2]])
     scale = min(MAX_ENLARGE, math.sqrt(SCAN_PIXELS / extent.prod()))
     largest = resized(photo[None].float(), scale) if scale < 1 else photo[None].float()
-    largest = to_grey(largest)
+    largest = luma(largest)
     faces: list[Face] = []
     while True:
         level = resized(largest, scale * extent[0] / largest.shape[-1])
@@ -144,7 +145,7 @@ def refine(net: LandmarkNet, photo: Tensor, faces: list[Face], views: Tensor, ba
     for start in range(0, len(faces), batch):
         part = faces[start : start + batch]
         matrices = [similarity(face.landmarks, template(WIDE_CROP) + (WIDE - WIDE_CROP) / 2) for face in part]
-        wide = to_grey(torch.stack([warp_region(photo, matrix, WIDE, WIDE) for matrix in matrices]).to(views))
+        wide = luma(torch.stack([warp_region(photo, matrix, WIDE, WIDE) for matrix in matrices]).to(views))
         grid = F.affine_grid(views, [count, 1, WINDOW, WINDOW], align_corners=False).repeat(len(part), 1, 1, 1)
         windows = F.grid_sample(wide.repeat_interleave(count, 0), grid, padding_mode="border", align_corners=False)
         logit, landmarks = net(windows)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..device import where_all_works
 from ..files.names import first_line
+from ..pixels import luma
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "embedded" / "landmarks.safetensors"
 CROP = 64  # width of the standard crop of a face the network is looking at
@@ -58,7 +59,7 @@ class AlignedFaces(NamedTuple):
 def read_aligned(net: LandmarkNet, faces: Tensor) -> AlignedFaces:
     """Score and landmarks of standard crops, (B, 3, S, S) RGB in [0, 1]; the mean of each and its mirror image."""
     device = next(net.parameters()).device
-    small = F.interpolate(where_all_works(to_grey(faces)), (CROP, CROP), mode="bilinear", antialias=True)
+    small = F.interpolate(where_all_works(luma(faces)), (CROP, CROP), mode="bilinear", antialias=True)
     windows = F.pad(small.to(device), (MARGIN,) * 4, mode="replicate")
     logit, points = (out[:, 1, 1] for out in net(torch.cat([windows, windows.flip(-1)])))
     plain, mirrored = (points / CROP + 0.5).chunk(2)
@@ -70,11 +71,6 @@ def landmark_distance(points: Tensor, others: Tensor) -> Tensor:
     """Mean distance of corresponding landmarks, in distances between the eyes of `others`: (B, 5, 2) twice -> (B,)."""
     eyes = (others[:, 0] - others[:, 1]).norm(dim=-1)
     return (points - others).norm(dim=-1).mean(1) / eyes.clamp_min(1e-6)
-
-
-def to_grey(image: Tensor) -> Tensor:
-    """Luma of (..., 3, H, W) RGB -> (..., 1, H, W)."""
-    return (image * image.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(-3, keepdim=True)
 
 
 def load_landmark_net(path: Path = EMBEDDED, device: str | torch.device = "cpu") -> LandmarkNet:

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from ..device import Precision, check_precision, in_batches, is_out_of_memory, where_all_works
 from ..faces.align import Face, crop_face, template
 from ..faces.detect import check_detector, load_detector
-from ..faces.paste import face_patches, luma
+from ..faces.paste import face_patches
 from ..files.kinds import LeftOutError, without_name
 from ..files.names import first_line
 from ..files.ownership import Ledger, begin_list, claim_results, free_name, note_result
@@ -34,6 +34,7 @@ from ..files.provenance import Step
 from ..files.records import fingerprint
 from ..files.tensors import sha256_of
 from ..metrics.measures import sharpness
+from ..pixels import luma
 from ..restorers.base import Restorer
 from .grey import greyed, is_nearly_grey, tinted
 from .record import RestorationRecord, Written, key_of
