@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..pixels import luma
+from ..pixels import as_bytes, luma
 from .camera import READINGS, SENSOR_NOISE, published_camera, published_kind
 
 DESIGN_SIZE = 128
@@ -159,7 +159,7 @@ def video(image: Tensor, generator: torch.Generator, strength: float) -> tuple[T
         encoder.height, encoder.width, encoder.pix_fmt = *even.shape[-2:], "yuv420p"
         for frame in range(5):
             moved = even.roll((move[0] * (frame - 4), move[1] * (frame - 4)), (1, 2))
-            pixels = moved.mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()
+            pixels = as_bytes(moved).permute(1, 2, 0).contiguous().numpy()
             container.mux(encoder.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(encoder.encode())
     stream.seek(0)
@@ -299,7 +299,7 @@ def _convolve(image: Tensor, kernel: Tensor) -> Tensor:
 
 def stored_as_jpeg(image: Tensor, quality: float) -> Tensor:
     """`image` (3, H, W) after being stored as JPEG with halved colour resolution."""
-    pixels = image.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    pixels = as_bytes(image).permute(1, 2, 0).numpy()
     stored = BytesIO()
     Image.fromarray(pixels).save(stored, "JPEG", quality=int(quality), subsampling=2)
     return torch.from_numpy(np.array(Image.open(stored))).permute(2, 0, 1).float() / 255
