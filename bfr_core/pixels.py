@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def luma(image: Tensor) -> Tensor:
@@ -13,3 +17,22 @@ def luma(image: Tensor) -> Tensor:
 def as_bytes(image: Tensor) -> Tensor:
     """`image`, of any shape and in [0, 1], as whole numbers from 0 to 255: uint8 of the same shape, on its device."""
     return image.detach().float().clamp(0, 1).mul(255).round().byte()
+
+
+def gaussian_blur(
+    image: Tensor, sigma: float, radius: int | None = None, edges: Literal["reflect", "replicate", "none"] = "reflect"
+) -> Tensor:
+    """Gaussian blur of (B, C, H, W) by `sigma` pixels, in the number format of `image`.
+
+    radius: of the window in pixels; three sigma unless it is given. edges: how the picture goes on outside itself, in
+    the words of `torch.nn.functional.pad`; "none" keeps whole windows only, so each side loses `radius` pixels.
+    """
+    radius = int(3 * sigma + 0.5) if radius is None else radius
+    x = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
+    kernel = torch.exp(-(x**2) / (2 * sigma**2))
+    kernel = kernel / kernel.sum()
+    if edges != "none":
+        image = F.pad(image, (radius,) * 4, mode=edges)
+    planes = image.flatten(0, 1)[:, None]
+    planes = F.conv2d(F.conv2d(planes, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
+    return planes.view(*image.shape[:2], *planes.shape[-2:])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bfr_core.pixels import as_bytes, luma
+from bfr_core.pixels import as_bytes, gaussian_blur, luma
 
 
 def test_luma_of_grey_is_itself_and_green_weighs_most():
@@ -15,3 +15,14 @@ def test_luma_of_grey_is_itself_and_green_weighs_most():
 def test_whole_numbers_are_the_nearest_and_stay_within_a_byte():
     values = torch.tensor([-0.1, 0.0, 0.4 / 255, 0.6 / 255, 0.5, 1.0, 1.2])
     assert as_bytes(values).tolist() == [0, 0, 0, 1, 128, 255, 255] and as_bytes(values).dtype == torch.uint8
+
+
+@pytest.mark.parametrize(("edges", "of_scipy"), [("reflect", "mirror"), ("replicate", "nearest"), ("none", "mirror")])
+def test_the_blur_is_that_of_scipy(edges, of_scipy):
+    from scipy.ndimage import gaussian_filter
+
+    image = torch.rand(2, 3, 32, 24, generator=torch.Generator().manual_seed(0))
+    expected = gaussian_filter(image.double().numpy(), (0, 0, 1.5, 1.5), mode=of_scipy, radius=(0, 0, 5, 5))
+    expected = expected[:, :, 5:-5, 5:-5] if edges == "none" else expected
+    assert abs(gaussian_blur(image, 1.5, 5, edges).numpy() - expected).max() < 1e-6
+    assert torch.equal(gaussian_blur(image, 1.5), gaussian_blur(image, 1.5, 5)), "three sigma, rounded"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from ..device import where_all_works
 from ..diffusion.low_pass import low_pass
+from ..pixels import gaussian_blur
 
 PSNR_CAP = 100.0
 DETAIL_SIGMA = 1.5
@@ -90,11 +92,11 @@ def ssim(restored: Tensor, hq: Tensor) -> Tensor:
 
 
 def _ssim(restored: Tensor, hq: Tensor) -> Tensor:
-    window = _gaussian(1.5, 5)
-    mean_r, mean_h = _separable(restored, window), _separable(hq, window)
-    var_r = _separable(restored * restored, window) - mean_r * mean_r
-    var_h = _separable(hq * hq, window) - mean_h * mean_h
-    covariance = _separable(restored * hq, window) - mean_r * mean_h
+    window = partial(gaussian_blur, sigma=1.5, radius=5, edges="none")
+    mean_r, mean_h = window(restored), window(hq)
+    var_r = window(restored * restored) - mean_r * mean_r
+    var_h = window(hq * hq) - mean_h * mean_h
+    covariance = window(restored * hq) - mean_r * mean_h
     c1, c2 = 0.01**2, 0.03**2
     luminance = (2 * mean_r * mean_h + c1) / (mean_r * mean_r + mean_h * mean_h + c1)
     structure = (2 * covariance + c2) / (var_r + var_h + c2)
@@ -144,9 +146,7 @@ def high_band(image: Tensor, sigma: float = DETAIL_SIGMA) -> Tensor:
     """
     if not sigma > 0:
         raise ValueError(f"sigma is {sigma}; it must be above 0 pixels")
-    radius = math.ceil(4 * sigma)
-    padded = F.pad(image, (radius,) * 4, mode="replicate")
-    return image - _separable(padded, _gaussian(sigma, radius))
+    return image - gaussian_blur(image, sigma, math.ceil(4 * sigma), "replicate")
 
 
 def high_band_energy_ratio(restored: Tensor, hq: Tensor, sigma: float = DETAIL_SIGMA) -> Tensor:
@@ -439,22 +439,6 @@ def _check_features(features_a: Tensor, features_b: Tensor) -> None:
 def _is_flat(energy: Tensor, image: Tensor) -> Tensor:
     """(B,) bool: no more detail than float64 rounding leaves on a flat image."""
     return energy <= 1e-20 * image[0].numel()
-
-
-def _gaussian(sigma: float, radius: int) -> Tensor:
-    """(2 * radius + 1,) float64 weights that sum to 1."""
-    x = torch.arange(-radius, radius + 1, dtype=torch.float64)
-    weights = torch.exp(-x.square() / (2 * sigma**2))
-    return weights / weights.sum()
-
-
-def _separable(image: Tensor, weights: Tensor) -> Tensor:
-    """Convolution of every channel with `weights` down and across; only where the whole window fits."""
-    batch, channels, height, width = image.shape
-    weights = weights.to(image)
-    planes = image.reshape(batch * channels, 1, height, width)
-    planes = F.conv2d(F.conv2d(planes, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))
-    return planes.view(batch, channels, *planes.shape[-2:])
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:

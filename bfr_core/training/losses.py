@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..device import full_precision
+from ..pixels import gaussian_blur
 
 log = logging.getLogger(__name__)
 
@@ -23,17 +24,6 @@ ImageLoss = Callable[[Tensor, Tensor], Tensor]
 def pixel_loss(restored: Tensor, pseudo_target: Tensor) -> Tensor:
     """Mean absolute difference."""
     return (restored - pseudo_target).abs().mean()
-
-
-def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of (B, C, H, W), edges mirrored."""
-    radius = int(3 * sigma + 0.5)
-    x = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
-    kernel = torch.exp(-(x**2) / (2 * sigma**2))
-    kernel = (kernel / kernel.sum()).expand(image.shape[1], 1, -1)
-    padded = F.pad(image, (radius,) * 4, mode="reflect")
-    rows = F.conv2d(padded, kernel[:, :, None, :], groups=image.shape[1])
-    return F.conv2d(rows, kernel[:, :, :, None], groups=image.shape[1])
 
 
 def texture_loss(restored: Tensor, pseudo_target: Tensor, sigma: float = 1.5, window: float = 4.0) -> Tensor:

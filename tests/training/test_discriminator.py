@@ -1,7 +1,7 @@
 import torch
 
+from bfr_core.pixels import gaussian_blur
 from bfr_core.training.discriminator import UNetDiscriminator, discriminator_loss
-from bfr_core.training.losses import gaussian_blur
 
 
 def test_discriminator_scores_every_pixel_and_learns():
