@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .device import where_all_works
 
 
 def luma(image: Tensor) -> Tensor:
@@ -36,3 +39,15 @@ def gaussian_blur(
     planes = image.flatten(0, 1)[:, None]
     planes = F.conv2d(F.conv2d(planes, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
     return planes.view(*image.shape[:2], *planes.shape[-2:])
+
+
+def resized(image: Tensor, size: int | Sequence[int], mode: Literal["bicubic", "bilinear"] = "bicubic") -> Tensor:
+    """(B, C, H, W) at `size`, (height, width) or one number for both, without aliasing where it is shrunk.
+
+    On the device of `image`, which comes back itself if it has that size. Bicubic results may overshoot its range.
+    """
+    size = (size, size) if isinstance(size, int) else (size[0], size[1])
+    if tuple(image.shape[-2:]) == size:
+        return image
+    made = F.interpolate(where_all_works(image), size, mode=mode, antialias=True, align_corners=False)
+    return made.to(image.device)

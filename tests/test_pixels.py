@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bfr_core.pixels import as_bytes, gaussian_blur, luma
+from bfr_core.pixels import as_bytes, gaussian_blur, luma, resized
 
 
 def test_luma_of_grey_is_itself_and_green_weighs_most():
@@ -26,3 +26,11 @@ def test_the_blur_is_that_of_scipy(edges, of_scipy):
     expected = expected[:, :, 5:-5, 5:-5] if edges == "none" else expected
     assert abs(gaussian_blur(image, 1.5, 5, edges).numpy() - expected).max() < 1e-6
     assert torch.equal(gaussian_blur(image, 1.5), gaussian_blur(image, 1.5, 5)), "three sigma, rounded"
+
+
+def test_a_picture_is_shrunk_without_aliasing_and_comes_back_itself_at_its_own_size():
+    stripes = (torch.arange(64) % 2).float().expand(1, 3, 48, 64)
+    assert resized(stripes, (48, 64)) is stripes
+    small = resized(stripes, (12, 16))
+    assert small.shape == (1, 3, 12, 16) and (small[..., 2:-2] - 0.5).abs().max() < 0.05
+    assert resized(stripes, 32, "bilinear").shape == (1, 3, 32, 32)

@@ -10,16 +10,16 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..damage.transplant import transplanted
-from ..device import Precision, autocast, check_precision, in_batches, where_all_works
+from ..device import Precision, autocast, check_precision, in_batches
 from ..diffusion.noise_level import estimate_noise_level
 from ..diffusion.prior import Prior
 from ..diffusion.sampler import Callback as SamplerCallback
 from ..diffusion.sampler import SamplerConfig, denoise_once, sample_constrained
 from ..files.photos import to_signed, to_unit
 from ..metrics.measures import DETAIL_SIGMA, high_band, psnr
+from ..pixels import resized
 from ..randomness import keyed_noise
 from ..restorers import Restorer
 
@@ -137,10 +137,10 @@ def _make(
         if isinstance(config.t_clean, int) and config.t_clean:
             clearer = _cleaned(clearer, prior, config.sampler.num_steps, config.t_clean)
             of_clearer = restorer.restore(clearer)
-        reference = _resized(to_signed(of_clearer if config.reference == "restored" else clearer), prior.size)
+        reference = resized(to_signed(of_clearer if config.reference == "restored" else clearer), prior.size)
         noise = keyed_noise(config.seed, "targets", names, device)
         target = sample_constrained(prior, reference, config.sampler, noise, callback)
-    target = to_unit(_resized(target, lq.shape[-1]))
+    target = to_unit(resized(target, lq.shape[-1]))
     if isinstance(config.detail, float | int) and config.detail != 1:
         target = (target + (config.detail - 1) * high_band(target, _sigma(target))).clamp(0, 1)
     return Targets(restored.cpu(), target.cpu())
@@ -159,7 +159,7 @@ def settled(
     lq: (B, 3, S, S) RGB in [0, 1]; a dozen faces of a folder are enough. callback: (step, steps) for each of these.
     """
     if config.t_clean == "auto":
-        image = _resized(to_signed(lq.to(prior.device)), prior.size)
+        image = resized(to_signed(lq.to(prior.device)), prior.size)
         with autocast(prior.device, config.precision):
             level = estimate_noise_level(prior, image, config.sampler.num_steps, callback)
         config = replace(config, t_clean=level)
@@ -264,12 +264,5 @@ def _sigma(faces: Tensor) -> float:
 
 
 def _cleaned(lq: Tensor, prior: Prior, num_steps: int, level: int) -> Tensor:
-    image = _resized(to_signed(lq), prior.size)
-    return to_unit(_resized(denoise_once(prior, image, num_steps, level), lq.shape[-1]))
-
-
-def _resized(image: Tensor, size: int) -> Tensor:
-    if image.shape[-1] == size:
-        return image
-    resized = F.interpolate(where_all_works(image), (size, size), mode="bicubic", antialias=True, align_corners=False)
-    return resized.to(image.device)
+    image = resized(to_signed(lq), prior.size)
+    return to_unit(resized(denoise_once(prior, image, num_steps, level), lq.shape[-1]))

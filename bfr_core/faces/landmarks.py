@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..device import where_all_works
 from ..files.names import first_line
-from ..pixels import luma
+from ..pixels import luma, resized
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "embedded" / "landmarks.safetensors"
 CROP = 64  # width of the standard crop of a face the network is looking at
@@ -59,7 +58,7 @@ class AlignedFaces(NamedTuple):
 def read_aligned(net: LandmarkNet, faces: Tensor) -> AlignedFaces:
     """Score and landmarks of standard crops, (B, 3, S, S) RGB in [0, 1]; the mean of each and its mirror image."""
     device = next(net.parameters()).device
-    small = F.interpolate(where_all_works(luma(faces)), (CROP, CROP), mode="bilinear", antialias=True)
+    small = resized(luma(faces), CROP, "bilinear")
     windows = F.pad(small.to(device), (MARGIN,) * 4, mode="replicate")
     logit, points = (out[:, 1, 1] for out in net(torch.cat([windows, windows.flip(-1)])))
     plain, mirrored = (points / CROP + 0.5).chunk(2)

@@ -20,9 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from ..device import Precision, check_precision, in_batches, is_out_of_memory, where_all_works
+from ..device import Precision, check_precision, in_batches, is_out_of_memory
 from ..faces.align import Face, crop_face, template
 from ..faces.detect import check_detector, load_detector
 from ..faces.paste import face_patches
@@ -34,7 +33,7 @@ from ..files.provenance import Step
 from ..files.records import fingerprint
 from ..files.tensors import sha256_of
 from ..metrics.measures import sharpness
-from ..pixels import luma
+from ..pixels import luma, resized
 from ..restorers.base import Restorer
 from .grey import greyed, is_nearly_grey, tinted
 from .record import RestorationRecord, Written, key_of
@@ -758,6 +757,4 @@ def square(image: Tensor, size: int) -> Tensor:
         raise ValueError(f"is {width} x {height} pixels; an aligned face is square")
     if height == size:
         return image
-    picture = where_all_works(image)[None]
-    resized = F.interpolate(picture, (size, size), mode="bicubic", antialias=True, align_corners=False)[0]
-    return resized.clamp(0, 1).to(image.device)
+    return resized(image[None], size)[0].clamp(0, 1)
