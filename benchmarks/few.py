@@ -29,7 +29,8 @@ from bfr_core.adaptation.targets import settled
 from bfr_core.restorers import Restorer
 from bfr_core.studies.benchmark import damaged, restored_by, targets_of
 from bfr_core.studies.evaluate import format_interval
-from bfr_core.training.finetune import finetune, split
+from bfr_core.training.batches import split
+from bfr_core.training.finetune import finetune
 
 
 def line(name: str, restorer: Restorer, lq: Tensor, targets: Tensor, steps: int, measured: dict[str, Tensor]) -> str:

@@ -108,7 +108,7 @@ def tuning_step(
     said: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: said.append(record.getMessage())
-    logging.getLogger("bfr_core.training.finetune").addHandler(handler)
+    logging.getLogger("bfr_core.device").addHandler(handler)
     stamps: list[float] = []
 
     def stop_after_two(*_: object) -> None:

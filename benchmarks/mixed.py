@@ -41,7 +41,8 @@ from bfr_core.restorers import Restorer, save_restorer
 from bfr_core.settings import changed
 from bfr_core.studies.benchmark import damaged, departures, restored_by, targets_of
 from bfr_core.studies.evaluate import format_interval
-from bfr_core.training.finetune import finetune, split
+from bfr_core.training.batches import split
+from bfr_core.training.finetune import finetune
 
 DAMAGES = ("sensor", "halftone", "film_grain")
 COLUMNS = {

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Literal
+import logging
+from collections.abc import Callable, Iterator
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -67,6 +72,37 @@ def is_out_of_memory(error: BaseException) -> bool:
     words = ("out of memory", "can't allocate memory", "not enough memory")
     said = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
     return said or isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
+
+
+def halving(work: Callable[[int], Result], size: int) -> tuple[Result, int]:
+    """`work(size)`, and the size that it was done with, which is halved as often as the memory is too small for it.
+
+    Each attempt begins anew, so `work` must leave nothing behind that a second call would count twice. Raises what
+    `work` raises where that is anything else, and where the memory is too small even for one face.
+    """
+    while True:
+        try:
+            return work(size), size
+        except (RuntimeError, MemoryError) as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+        # From here on the error, and with it all that the failed call held in memory, is gone.
+        log.warning("too little memory for %d faces at once; going on with %d", size, size // 2)
+        size //= 2
+        release_memory()
+
+
+def in_batches(work: Callable[[slice], Result], count: int, size: int) -> Iterator[Result]:
+    """What `work` gives for one slice of `count` faces after the other, each of `size` faces or what `halving` left."""
+    start = 0
+    while start < count:
+
+        def some(length: int, start: int = start) -> Result:
+            return work(slice(start, start + length))
+
+        result, size = halving(some, min(size, count - start))
+        start += size
+        yield result
 
 
 def release_memory() -> None:

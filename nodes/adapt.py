@@ -37,8 +37,10 @@ from ..bfr_core.restorers import Restorer, export_pth, load_restorer, save_resto
 from ..bfr_core.restorers.load import save_several
 from ..bfr_core.restorers.routed import Routed
 from ..bfr_core.settings import changed
+from ..bfr_core.training.batches import split
+from ..bfr_core.training.checkpoint import Progress
 from ..bfr_core.training.config import FinetuneConfig
-from ..bfr_core.training.finetune import Progress, fraction_done, split
+from ..bfr_core.training.finetune import fraction_done
 from ..bfr_core.training.losses import find_vgg
 from . import convert, host, paths
 from .faces import (

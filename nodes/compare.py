@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..bfr_core.damage.synthetic import DAMAGES, degrade
 from ..bfr_core.files.photos import printable
+from ..bfr_core.pixels import resized
 from ..bfr_core.randomness import keyed_generator
 from ..bfr_core.reports.pictures import sheet, side_by_side
 from ..bfr_core.studies.demo import draw_faces
@@ -99,7 +99,7 @@ def figures(sets: dict[str, Tensor]) -> list[str]:
     for name in (name for name in sets if name != "clean"):
         columns: dict[str, list[Tensor]] = {}
         for i, (photo, hq) in enumerate(zip(sets[name], clean, strict=True)):
-            photo = F.interpolate(photo[None], hq.shape[-2:], mode="bicubic", antialias=True).clamp(0, 1)
+            photo = resized(photo[None], hq.shape[-2:]).clamp(0, 1)
             for key, value in face_measures(photo, hq[None]).items():
                 columns.setdefault(key, []).append(value)
             progress.show(i + 1, len(clean))

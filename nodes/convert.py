@@ -7,6 +7,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..bfr_core.pixels import as_bytes
+
 
 def to_photos(image: Tensor) -> Tensor:
     """IMAGE with 1, 3 or 4 channels -> a copy (B, 3, H, W) float32 RGB on the CPU, usable in training.
@@ -44,8 +46,7 @@ def to_mask(mask: Tensor) -> Tensor:
 
 def to_pillow(picture: Tensor) -> Image.Image:
     """(3, H, W) in [0, 1] -> an 8-bit RGB picture."""
-    pixels = picture.detach().float().cpu().clamp(0, 1).mul(255).round().byte()
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    return Image.fromarray(as_bytes(picture.cpu()).permute(1, 2, 0).contiguous().numpy())
 
 
 def boxes_of(segs: tuple, height: int, width: int) -> Tensor:

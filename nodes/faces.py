@@ -38,6 +38,7 @@ from ..bfr_core.files.ownership import claim, is_own, sha256_of
 from ..bfr_core.files.photos import printable, read_image, replace_atomically, write_image
 from ..bfr_core.files.records import fingerprint, read_table, write_json
 from ..bfr_core.files.stages import stage_folder
+from ..bfr_core.pixels import as_bytes
 from ..bfr_core.reports.pictures import sheet
 from . import convert, host, paths
 
@@ -245,7 +246,7 @@ class FacesFromImages(host.Node):
         cls, restorer: host.Managed, images: Tensor, run: str, first: int, count: int, **settings: Any
     ) -> io.NodeOutput:
         photos = convert.to_photos(images)
-        digest = hashlib.sha256(photos.mul(255).round().byte().numpy().tobytes()).hexdigest()
+        digest = hashlib.sha256(as_bytes(photos).numpy().tobytes()).hexdigest()
         opened = open_run(run, [digest, taken_with(settings)], restorer.network.size)
         progress = host.Progress()
         with opened.locked():

@@ -54,14 +54,9 @@ from bfr_core.restorers.routed import Routed, save_groups
 from bfr_core.studies.demo import draw_faces
 from bfr_core.studies.evaluate import face_measures
 from bfr_core.training.config import FinetuneConfig
+from bfr_core.training.discriminator import UNetDiscriminator, discriminator_loss, generator_loss
 from bfr_core.training.finetune import finetune
-from bfr_core.training.losses import (
-    UNetDiscriminator,
-    discriminator_loss,
-    generator_loss,
-    perceptual_loss,
-    texture_loss,
-)
+from bfr_core.training.losses import perceptual_loss, texture_loss
 from bfr_core.training.objectives import Batch, objective_of, weighted
 from tests.pretended_device import DEVICE, WIDE, PretendedDevice, Refused, tensors
 

@@ -39,8 +39,8 @@ from bfr_core.faces.landmarks import (
     Further,
     LandmarkNet,
     ScanNet,
-    to_grey,
 )
+from bfr_core.pixels import luma
 
 BATCH = 48
 WIDE, WIDE_CROP = 144, 80  # a stored place without a face: its crop, and what is seen around it
@@ -108,7 +108,7 @@ def read_pictures(folder: Path, names: list[str]) -> list[Picture]:
     pictures = []
     for name in names:
         photo = decode_image(str(folder / name), ImageReadMode.RGB).float() / 255
-        pictures.append(picture_of(to_grey(photo), landmarks[name]))
+        pictures.append(picture_of(luma(photo), landmarks[name]))
     return pictures
 
 
@@ -125,7 +125,7 @@ def background_pictures() -> list[Picture]:
             continue
         image = torch.from_numpy(pixels[..., :3] if pixels.ndim == 3 else np.stack([pixels] * 3, -1)).float()
         image = image.permute(2, 0, 1) / (255 if pixels.dtype == np.uint8 else max(1.0, float(image.max())))
-        pictures.append(picture_of(to_grey(image)))
+        pictures.append(picture_of(luma(image)))
     return pictures
 
 

@@ -35,8 +35,10 @@ from ..files.records import fingerprint, read_table, write_json
 from ..files.stages import growing, old_files, open_stage, remove, stage_folder
 from ..restoration.restore import square
 from ..restorers import Restorer, load_restorer, save_change, save_restorer
+from ..training.batches import split
+from ..training.checkpoint import Progress
 from ..training.config import FinetuneConfig
-from ..training.finetune import Progress, Watch, finetune, split
+from ..training.finetune import Watch, finetune
 from ..training.losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
 from .config import AdaptConfig, FaceConfig
 from .good_faces import MOST_EXAMPLES, AlbumConfig, Clarity, Examples, clarity, is_good

@@ -24,7 +24,7 @@ from ..files.stages import remove, stage_folder
 from ..reports.html import Gallery, ReportData, write_report
 from ..restorers import Restorer, load_restorer
 from ..settings import changed
-from ..training.finetune import Progress
+from ..training.checkpoint import Progress
 from .adapt import FaceSet, StageCallback, collect_faces, faces_of, leave_out, make_targets
 from .adapt import tune as tune_faces
 from .config import AdaptConfig

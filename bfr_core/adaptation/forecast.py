@@ -23,8 +23,10 @@ from torch import Tensor
 from ..diffusion.prior import Prior
 from ..faces.landmarks import load_landmark_net
 from ..restorers import Restorer
+from ..training.batches import split
+from ..training.checkpoint import Progress
 from ..training.config import FinetuneConfig
-from ..training.finetune import Progress, finetune, held_out_score, split
+from ..training.finetune import finetune, held_out_score
 from ..training.objectives import objective_of
 from .adapt import EXAMINED_FACES, Before, FaceSet, StageCallback, perceptual_term
 from .config import AdaptConfig

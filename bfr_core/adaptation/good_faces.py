@@ -13,14 +13,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from ..device import Precision, autocast, where_all_works
+from ..device import Precision, autocast
 from ..diffusion.noise_level import noise_ratio
 from ..diffusion.prior import Prior
 from ..files.photos import to_signed
 from ..metrics.detail import sharpness
 from ..metrics.psnr import psnr
+from ..pixels import resized
 from ..restorers import Restorer
 
 NUM_STEPS, NOISE_INDEX = 250, 2  # the level of noise that clean faces must stay below
@@ -78,10 +78,7 @@ class Examples:
 def clarity(faces: Tensor, base: Restorer, prior: Prior, precision: Precision = "auto") -> list[Clarity]:
     """faces: (B, 3, S, S) RGB in [0, 1], S the restorer's size. precision: that the prior computes in."""
     restored = base.restore(faces).to(faces.device)
-    image = to_signed(faces)
-    if image.shape[-1] != prior.size:
-        size = (prior.size, prior.size)
-        image = F.interpolate(where_all_works(image), size, mode="bicubic", antialias=True, align_corners=False)
+    image = resized(to_signed(faces), prior.size)
     with autocast(prior.device, precision):
         noise = noise_ratio(prior, image.to(prior.device), NUM_STEPS, NOISE_INDEX).float()
     columns = sharpness(faces), noise, psnr(restored, faces)

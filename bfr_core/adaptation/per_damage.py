@@ -24,7 +24,8 @@ from ..reports.html import VERDICTS, Gallery, ReportData, Table, Verdict, write_
 from ..restorers import Restorer, load_restorer, save_restorer
 from ..restorers.load import said_by
 from ..restorers.routed import TENSORS, read_groups, save_groups
-from ..training.finetune import Progress, split
+from ..training.batches import split
+from ..training.checkpoint import Progress
 from .adapt import Adapted, Before, FaceSet, StageCallback, adapt, collect_faces
 from .config import AdaptConfig
 from .report import account_notes, report_adaptation

@@ -13,8 +13,8 @@ from ..files.records import read_json
 from ..metrics.intervals import bootstrap_difference
 from ..reports.html import Gallery, ReportData, Table, write_report
 from ..restoration.restore import square
+from ..training.batches import split
 from ..training.config import FinetuneConfig
-from ..training.finetune import split
 from .adapt import Adapted, FaceSet
 from .good_faces import MOST_EXAMPLES
 

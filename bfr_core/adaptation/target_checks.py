@@ -12,14 +12,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from ..device import where_all_works
 from ..diffusion.low_pass import low_pass
 from ..faces.arcface import Recognise, likeness
 from ..faces.landmarks import LandmarkNet, landmark_distance, read_aligned
 from ..metrics.detail import high_band
 from ..metrics.kid import kid_features
+from ..pixels import resized
 
 CHECKED_SIZE = 128  # faces are checked at this size, whatever the restorer's
 FINE_SIGMA = 0.7  # pixels; what is finer is noise or the finest detail
@@ -174,8 +173,4 @@ def as_record(checks: Checks, index: int) -> Mapping[str, float]:
 
 def at_checked_size(image: Tensor) -> Tensor:
     """`image` (B, 3, S, S) resized to `CHECKED_SIZE`, where faces of all restorers are compared."""
-    if image.shape[-1] == CHECKED_SIZE:
-        return image
-    size = (CHECKED_SIZE, CHECKED_SIZE)
-    resized = F.interpolate(where_all_works(image), size, mode="bilinear", antialias=True, align_corners=False)
-    return resized.to(image.device)
+    return resized(image, CHECKED_SIZE, "bilinear")

@@ -10,10 +10,9 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..damage.transplant import transplanted
-from ..device import Precision, autocast, check_precision, is_out_of_memory, release_memory, where_all_works
+from ..device import Precision, autocast, check_precision, in_batches
 from ..diffusion.noise_level import estimate_noise_level
 from ..diffusion.prior import Prior
 from ..diffusion.sampler import Callback as SamplerCallback
@@ -21,6 +20,7 @@ from ..diffusion.sampler import SamplerConfig, denoise_once, sample_constrained
 from ..files.photos import to_signed, to_unit
 from ..metrics.detail import DETAIL_SIGMA, high_band
 from ..metrics.psnr import psnr
+from ..pixels import resized
 from ..randomness import keyed_noise
 from ..restorers import Restorer
 
@@ -111,20 +111,14 @@ def make_pseudo_targets(
     config: where it says "auto" these faces alone decide; `settled` lets a sample of the folder decide once for all.
     callback: (network call, network calls, preview in [-1, 1]); what it raises ends the sampling.
     Faces are resized to the prior's size and back if it differs from S. Where the memory is too small for all at once,
-    halves are taken; the targets are the same.
+    fewer are taken; the targets are the same.
     """
     config = settled(config, lq, restorer, prior)
-    try:
-        return _make(lq, names, restorer, prior, config, callback)
-    except (RuntimeError, MemoryError) as error:
-        if len(lq) == 1 or not is_out_of_memory(error):
-            raise
-    log.warning("too little memory for %d faces at once; going on with half as many", len(lq))
-    release_memory()
-    parts = [
-        make_pseudo_targets(lq[part], names[part], restorer, prior, config, callback)
-        for part in (slice(0, len(lq) // 2), slice(len(lq) // 2, None))
-    ]
+
+    def make(part: slice) -> Targets:
+        return _make(lq[part], names[part], restorer, prior, config, callback)
+
+    parts = list(in_batches(make, len(lq), len(lq)))
     return Targets(*(torch.cat(kind) for kind in zip(*parts, strict=True)))
 
 
@@ -144,10 +138,10 @@ def _make(
         if isinstance(config.t_clean, int) and config.t_clean:
             clearer = _cleaned(clearer, prior, config.sampler.num_steps, config.t_clean)
             of_clearer = restorer.restore(clearer)
-        reference = _resized(to_signed(of_clearer if config.reference == "restored" else clearer), prior.size)
+        reference = resized(to_signed(of_clearer if config.reference == "restored" else clearer), prior.size)
         noise = keyed_noise(config.seed, "targets", names, device)
         target = sample_constrained(prior, reference, config.sampler, noise, callback)
-    target = to_unit(_resized(target, lq.shape[-1]))
+    target = to_unit(resized(target, lq.shape[-1]))
     if isinstance(config.detail, float | int) and config.detail != 1:
         target = (target + (config.detail - 1) * high_band(target, _sigma(target))).clamp(0, 1)
     return Targets(restored.cpu(), target.cpu())
@@ -166,7 +160,7 @@ def settled(
     lq: (B, 3, S, S) RGB in [0, 1]; a dozen faces of a folder are enough. callback: (step, steps) for each of these.
     """
     if config.t_clean == "auto":
-        image = _resized(to_signed(lq.to(prior.device)), prior.size)
+        image = resized(to_signed(lq.to(prior.device)), prior.size)
         with autocast(prior.device, config.precision):
             level = estimate_noise_level(prior, image, config.sampler.num_steps, callback)
         config = replace(config, t_clean=level)
@@ -271,12 +265,5 @@ def _sigma(faces: Tensor) -> float:
 
 
 def _cleaned(lq: Tensor, prior: Prior, num_steps: int, level: int) -> Tensor:
-    image = _resized(to_signed(lq), prior.size)
-    return to_unit(_resized(denoise_once(prior, image, num_steps, level), lq.shape[-1]))
-
-
-def _resized(image: Tensor, size: int) -> Tensor:
-    if image.shape[-1] == size:
-        return image
-    resized = F.interpolate(where_all_works(image), (size, size), mode="bicubic", antialias=True, align_corners=False)
-    return resized.to(image.device)
+    image = resized(to_signed(lq), prior.size)
+    return to_unit(resized(denoise_once(prior, image, num_steps, level), lq.shape[-1]))

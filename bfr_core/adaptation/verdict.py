@@ -15,7 +15,6 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..damage.transplant import damage_filter, transplanted, without_sharpening
 from ..diffusion.low_pass import low_pass
@@ -26,6 +25,7 @@ from ..metrics.detail import high_band, high_band_correlation
 from ..metrics.intervals import Interval, student_difference
 from ..metrics.kid import kid_features
 from ..metrics.psnr import psnr
+from ..pixels import resized
 from .target_checks import CHECKED_SIZE, at_checked_size
 
 CONSISTENT_AT = 8  # shrinking by this leaves of a 128-pixel face what survives most damage
@@ -113,7 +113,7 @@ class Trial(NamedTuple):
         Damage does not sharpen: a restorer that blurs would undo that.
         """
         rounds = -(-TRIED // len(lq))
-        drawn = F.interpolate(usual.drawn, lq.shape[-2:], mode="bicubic", antialias=True).clamp(0, 1).to(lq.device)
+        drawn = resized(usual.drawn, lq.shape[-2:]).clamp(0, 1).to(lq.device)
         clean = drawn[torch.arange(rounds * len(lq)) % len(drawn)]
         damages = [without_sharpening(damage_filter(*faces)) for faces in zip(restored, lq, strict=True)] * rounds
         donors = zip(clean, lq.repeat(rounds, 1, 1, 1), restored.repeat(rounds, 1, 1, 1), damages, strict=True)

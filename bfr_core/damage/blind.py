@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..pixels import luma
 from .jpeg import through_jpeg
 
 
@@ -39,11 +40,11 @@ def draw_tones(hq: Tensor, generator: torch.Generator, ranges: BlindRange = Blin
     hq: (B, 3, H, W) RGB in [0, 1], on any device; generator: on the CPU. Returns the same shape, in [0, 1].
     """
     draw = torch.rand(len(hq), 6, generator=generator).to(hq.device)[:, :, None, None]
-    luma = (hq * hq.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
-    hq = torch.where(draw[:, :1] < ranges.grey, luma.expand_as(hq), hq)
+    grey = luma(hq)
+    hq = torch.where(draw[:, :1] < ranges.grey, grey.expand_as(hq), hq)
     paper = torch.cat([0.85 + 0.15 * draw[:, 1:2], 0.78 + 0.17 * draw[:, 1:2], 0.62 + 0.33 * draw[:, 2:3]], 1)
     ink = torch.cat([0.25 * draw[:, 3:4], 0.2 * draw[:, 3:4], 0.18 * draw[:, 3:4]], 1)
-    source = torch.where(draw[:, 4:5] < 0.7, luma.expand_as(hq), hq)
+    source = torch.where(draw[:, 4:5] < 0.7, grey.expand_as(hq), hq)
     return torch.where(draw[:, 5:6] < ranges.tinted, ink + (paper - ink) * source, hq)
 
 

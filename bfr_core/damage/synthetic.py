@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..pixels import as_bytes, luma
 from .camera import READINGS, SENSOR_NOISE, published_camera, published_kind
 
 DESIGN_SIZE = 128
@@ -158,7 +159,7 @@ def video(image: Tensor, generator: torch.Generator, strength: float) -> tuple[T
         encoder.height, encoder.width, encoder.pix_fmt = *even.shape[-2:], "yuv420p"
         for frame in range(5):
             moved = even.roll((move[0] * (frame - 4), move[1] * (frame - 4)), (1, 2))
-            pixels = moved.mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()
+            pixels = as_bytes(moved).permute(1, 2, 0).contiguous().numpy()
             container.mux(encoder.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(encoder.encode())
     stream.seek(0)
@@ -214,8 +215,8 @@ def film_grain(image: Tensor, generator: torch.Generator, strength: float) -> tu
     kernel = _gaussian_kernel(grain_size, grain_size, 0)
     grain = _convolve(torch.randn(4, *image.shape[-2:], generator=generator), kernel) / kernel.square().sum().sqrt()
     grain = math.sqrt(1 - colour**2) * grain[:1] + colour * grain[1:]
-    luma = (soft * LUMA[:, None, None]).sum(0, keepdim=True).clamp(0, 1)
-    lq = soft + amount * (0.35 + 1.3 * (luma * (1 - luma)).sqrt()) * grain
+    light = luma(soft).clamp(0, 1)
+    lq = soft + amount * (0.35 + 1.3 * (light * (1 - light)).sqrt()) * grain
     return lq, {"softness": softness, "grain_size": grain_size, "amount": amount, "colour": colour}
 
 
@@ -251,7 +252,6 @@ DAMAGES: dict[str, Callable[[Tensor, torch.Generator, float], tuple[Tensor, Para
     "faded": faded,
 }
 
-LUMA = torch.tensor([0.299, 0.587, 0.114])
 # A typical camera's colour matrix: rows sum to one, so white stays white, and it makes noise more colourful.
 CAMERA_TO_SRGB = torch.tensor([[1.6, -0.45, -0.15], [-0.25, 1.5, -0.25], [0.0, -0.55, 1.55]])
 SCREEN_ANGLES = tuple(math.radians(angle) for angle in (15, 75, 0, 45))  # cyan, magenta, yellow, black
@@ -299,7 +299,7 @@ def _convolve(image: Tensor, kernel: Tensor) -> Tensor:
 
 def stored_as_jpeg(image: Tensor, quality: float) -> Tensor:
     """`image` (3, H, W) after being stored as JPEG with halved colour resolution."""
-    pixels = image.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    pixels = as_bytes(image).permute(1, 2, 0).numpy()
     stored = BytesIO()
     Image.fromarray(pixels).save(stored, "JPEG", quality=int(quality), subsampling=2)
     return torch.from_numpy(np.array(Image.open(stored))).permute(2, 0, 1).float() / 255

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..files.names import first_line
 from ..files.tensors import load_tensors, reason_of
 from ..files.weights import locate, resolve
 from .align import similarity, template, warp
@@ -70,7 +71,7 @@ def find_recogniser(device: torch.device | str = "cpu") -> Recogniser | None:
     try:
         return Recogniser(device)
     except (ImportError, ValueError) as error:
-        log.warning("identity is not measured: %s", str(error).splitlines()[0])
+        log.warning("identity is not measured: %s", first_line(error))
         return None
 
 

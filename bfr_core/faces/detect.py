@@ -18,8 +18,9 @@ from ..device import where_all_works
 from ..files.photos import printable
 from ..files.tensors import load_tensors, reason_of
 from ..files.weights import search_folders
+from ..pixels import luma
 from .align import Face, invert, part_seen, similarity, similarity_scale, template, warp
-from .landmarks import CROP, SCAN_CROP, WINDOW, LandmarkNet, ScanNet, load_landmark_net, load_scan_net, to_grey
+from .landmarks import CROP, SCAN_CROP, WINDOW, LandmarkNet, ScanNet, load_landmark_net, load_scan_net
 
 RETINAFACE_FILE = "detection_Resnet50_Final.pth"
 SMALLEST = 40  # width of the crop, photo pixels, from which on faces are promised to be found; many narrower ones are
@@ -133,7 +134,7 @@ def quartered(picture: Tensor) -> Tensor:
     strips = []
     for top in range(0, picture.shape[-2], STRIP_ROWS):
         strip = F.avg_pool2d(picture[:, top : top + STRIP_ROWS].float(), 4, ceil_mode=True)
-        strips.append(to_grey(strip) if len(picture) == 3 else strip)
+        strips.append(luma(strip) if len(picture) == 3 else strip)
     return torch.cat(strips, 1)
 
 
@@ -174,7 +175,7 @@ def scan_tile(net: ScanNet, picture: Tensor, box: tuple[int, int, int, int], qua
     # A face in the middle between two tiles may be seen a little to either side of the seam.
     low = [-math.inf if box[i] == 0 else box[i] - SMALLEST / 4 for i in range(2)]
     high = [math.inf if box[i + 2] == extent[i] else box[i + 2] + SMALLEST / 4 for i in range(2)]
-    level = resized(to_grey(seen) if len(picture) == 3 else seen, SCAN_SCALE)
+    level = resized(luma(seen) if len(picture) == 3 else seen, SCAN_SCALE)
     faces: list[Face] = []
     for step in range(LEVELS):
         scale = SCAN_SCALE / 2 ** (step / 2)
@@ -271,7 +272,7 @@ def wide_window(copies: list[Tensor], matrix: np.ndarray) -> Tensor:
     linear = matrix[:, :2] * 4**step
     middle = matrix[:, 2] + matrix[:, :2].sum(1) * (4**step - 1) / 2  # of the copy's first pixel
     part, local = part_seen(copies[step], np.concatenate([linear, middle[:, None]], 1), WIDE, WIDE)
-    grey = to_grey(part.float()) if len(part) == 3 else part
+    grey = luma(part.float()) if len(part) == 3 else part
     return warp(grey[None], local, WIDE, WIDE, "border")[0]
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..device import where_all_works
+from ..files.names import first_line
+from ..pixels import luma, resized
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "embedded" / "landmarks.safetensors"
 CROP = 64  # width of the standard crop of a face the network is looking at
@@ -95,7 +96,7 @@ class AlignedFaces(NamedTuple):
 def read_aligned(net: LandmarkNet, faces: Tensor) -> AlignedFaces:
     """Score and landmarks of standard crops, (B, 3, S, S) RGB in [0, 1]; the mean of each and its mirror image."""
     device = next(net.parameters()).device
-    small = F.interpolate(where_all_works(to_grey(faces)), (CROP, CROP), mode="bilinear", antialias=True)
+    small = resized(luma(faces), CROP, "bilinear")
     windows = F.pad(small.to(device), (MARGIN,) * 4, mode="replicate")
     logit, points = (out[:, 1, 1] for out in net(torch.cat([windows, windows.flip(-1)])))
     plain, mirrored = (points / CROP + 0.5).chunk(2)
@@ -107,11 +108,6 @@ def landmark_distance(points: Tensor, others: Tensor) -> Tensor:
     """Mean distance of corresponding landmarks, in distances between the eyes of `others`: (B, 5, 2) twice -> (B,)."""
     eyes = (others[:, 0] - others[:, 1]).norm(dim=-1)
     return (points - others).norm(dim=-1).mean(1) / eyes.clamp_min(1e-6)
-
-
-def to_grey(image: Tensor) -> Tensor:
-    """Luma of (..., 3, H, W) RGB -> (..., 1, H, W)."""
-    return (image * image.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(-3, keepdim=True)
 
 
 def load_landmark_net(path: Path = EMBEDDED, device: str | torch.device = "cpu") -> LandmarkNet:
@@ -139,5 +135,5 @@ def _loaded(kind: type[Net], prefix: str, path: Path, device: str | torch.device
         weights = {key.removeprefix(prefix): value for key, value in load_file(path).items() if key.startswith(prefix)}
         net.load_state_dict({key: value.float() for key, value in weights.items()})
     except Exception as error:  # safetensors and torch raise many kinds, all of which mean the same to the user
-        raise ValueError(f"{path}: not the embedded face network ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"{path}: not the embedded face network ({first_line(error)})") from error
     return net.eval().requires_grad_(False).to(device)

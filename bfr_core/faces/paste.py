@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..device import where_all_works
+from ..pixels import luma
 from .align import Face, invert, similarity, template, warp
 
 MASK_OUTER, MASK_INNER = 0.97, 0.72  # of the crop's half side: nothing beyond the first, everything within the second
@@ -152,8 +153,3 @@ def colour_gap(crop: Tensor, original_crop: Tensor) -> Tensor:
         gap = F.conv2d(gap, kernel.expand(channels, -1, -1, -1), padding=padding, groups=channels)
     field = gap[:, :-1] / gap[:, -1:]
     return F.interpolate(field, (size, size), mode="bicubic", align_corners=False)[0].to(device)
-
-
-def luma(image: Tensor) -> Tensor:
-    """One grey channel of (3, H, W): its mean weighted as the eye does; (1, H, W)."""
-    return (image * image.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0, keepdim=True)

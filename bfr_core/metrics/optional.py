@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files.names import first_line
 from ..files.photos import printable, replace_atomically
 from ..files.tensors import load_tensors, reason_of
 from .fid import FeatureStatistics
@@ -69,7 +70,7 @@ def find_quality() -> dict[str, Callable[[Tensor], Tensor]]:
 
                 found[name] = _scores(create_metric(name, device="cpu"), LEAST[name])
         except (ImportError, ValueError, RuntimeError) as error:
-            log.warning("%s is not measured: %s", name.upper(), str(error).splitlines()[0])
+            log.warning("%s is not measured: %s", name.upper(), first_line(error))
     return found
 
 
@@ -117,7 +118,7 @@ def find_inception() -> Callable[[Tensor], Tensor] | None:
 
         net = InceptionV3().eval()
     except (ImportError, ValueError, RuntimeError) as error:
-        log.warning("FID is not measured: %s", str(error).splitlines()[0])
+        log.warning("FID is not measured: %s", first_line(error))
         return None
 
     @torch.inference_mode()
@@ -169,7 +170,7 @@ def _read_npz(path: Path) -> Mapping[str, Any]:
         with np.load(path, allow_pickle=False) as content:
             return {name: content[name] for name in content.files if name in ("mu", "sigma", "mean", "cov")}
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
-        raise ValueError(str(error).splitlines()[0] if str(error) else "it is cut short") from None
+        raise ValueError(first_line(error) if str(error) else "it is cut short") from None
 
 
 def _read_arrays(path: Path) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..faces.paste import luma
+from ..pixels import luma
 
 MOST_COLOUR = 10 / 255**2  # mean variance of the differences between channels up to which a face is nearly grey
 

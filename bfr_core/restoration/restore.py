@@ -20,19 +20,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from ..device import Precision, check_precision, is_out_of_memory, release_memory, where_all_works
+from ..device import Precision, check_precision, in_batches, is_out_of_memory
 from ..faces.align import Face, crop_face, template
 from ..faces.detect import check_detector, load_detector
-from ..faces.paste import face_patches, luma
+from ..faces.paste import face_patches
 from ..files.kinds import LeftOutError, without_name
+from ..files.names import first_line
 from ..files.ownership import Ledger, begin_list, claim_results, free_name, note_result
 from ..files.photos import Photo, look_through, printable, read_photo, replace_atomically, without_place, write_photo
 from ..files.provenance import Step
 from ..files.records import fingerprint
 from ..files.tensors import sha256_of
 from ..metrics.detail import sharpness
+from ..pixels import luma, resized
 from ..restorers.base import Restorer
 from .grey import greyed, is_nearly_grey, tinted
 from .record import RestorationRecord, Written, key_of
@@ -308,29 +309,38 @@ def restore_crops(
     restored it, see `Restorer.restore_and_tell`.
     """
     results: list[Tensor | str] = []
-    while len(results) < len(crops):
-        batch = crops[len(results) : len(results) + batch_size]
-        problem, full = "", False
-        try:
-            restored, by = _restored_batch(batch, restorer)
-            results += restored
-        except (ValueError, RuntimeError, MemoryError) as error:
-            problem, full, by = _first_line(error), is_out_of_memory(error), []
-        # From here on the error, and with it all that the failed call held in memory, is gone.
-        if full and len(batch) > 1:
-            batch_size = len(batch) // 2
-            log.warning("too little memory for %d faces at once; going on with %d", len(batch), batch_size)
-            release_memory()
-            continue
-        if problem and len(batch) == 1:
-            results, by = [*results, problem], [""]
-        elif problem:  # perhaps of one face only
-            results += restore_crops(batch, restorer, len(batch) // 2, check, by)
+
+    def restore(part: slice) -> tuple[list[Tensor | str], list[str]]:
+        return _restored_or_why_not(crops[part], restorer, check)
+
+    for restored, by in in_batches(restore, len(crops), batch_size):
+        results += restored
         if served is not None:
             served += by
         if check:
             check()
     return results
+
+
+def _restored_or_why_not(
+    batch: list[Tensor], restorer: Restorer, check: Callable[[], None] | None
+) -> tuple[list[Tensor | str], list[str]]:
+    """The crops of one batch restored, or the reasons why not, and what restored them.
+
+    Raises what says that the memory is too small for several; any other problem is perhaps of one face only, which is
+    then looked for.
+    """
+    try:
+        restored, by = _restored_batch(batch, restorer)
+        return [*restored], by
+    except (ValueError, RuntimeError, MemoryError) as error:
+        if len(batch) > 1 and is_out_of_memory(error):
+            raise
+        problem = first_line(error)
+    if len(batch) == 1:
+        return [problem], [""]
+    by = []
+    return restore_crops(batch, restorer, len(batch) // 2, check, by), by
 
 
 def _restored_batch(batch: list[Tensor], restorer: Restorer) -> tuple[list[Tensor], list[str]]:
@@ -682,7 +692,7 @@ def _write_and_note(
     try:
         record.add(Written(job.name, sha256_of(job.target), key, result.faces, result.reason, result.served))
     except OSError as error:
-        log.warning("%s: its result is written, but not noted as made (%s)", printable(job.name), _first_line(error))
+        log.warning("%s: its result is written, but not noted as made (%s)", printable(job.name), first_line(error))
     return result
 
 
@@ -727,7 +737,7 @@ def _write(
 
 def _reason(error: Exception, job: _Job) -> str:
     """What `error` says, without the photo's name, which is said before it."""
-    return without_name(_first_line(error), printable(job.source.name))
+    return without_name(first_line(error), printable(job.source.name))
 
 
 def _aligned_photo(photo: Photo, restored: Tensor, crop: Tensor, config: RestoreConfig) -> Photo:
@@ -750,10 +760,4 @@ def square(image: Tensor, size: int) -> Tensor:
         raise ValueError(f"is {width} x {height} pixels; an aligned face is square")
     if height == size:
         return image
-    picture = where_all_works(image)[None]
-    resized = F.interpolate(picture, (size, size), mode="bicubic", antialias=True, align_corners=False)[0]
-    return resized.clamp(0, 1).to(image.device)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return resized(image[None], size)[0].clamp(0, 1)

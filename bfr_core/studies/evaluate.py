@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .. import metrics
 from ..faces.arcface import find_recogniser, likeness
@@ -25,6 +24,7 @@ from ..files.photos import list_images, printable, read_image, replace_atomicall
 from ..metrics.fid import FeatureStatistics
 from ..metrics.intervals import Interval
 from ..metrics.optional import find_inception, find_quality, read_statistics
+from ..pixels import resized
 from ..training.losses import find_vgg, lpips_loss
 
 log = logging.getLogger(__name__)
@@ -233,7 +233,7 @@ def against_damaged(restored: Tensor, lq: Tensor, factor: int, likeness_too: boo
     """How much of the damaged photo is kept: its low band and, if asked for and measurable here, its identity."""
     found = {}
     if lq.shape != restored.shape:
-        lq = F.interpolate(lq, restored.shape[-2:], mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        lq = resized(lq, restored.shape[-2:]).clamp(0, 1)
     if not any(side % factor for side in restored.shape[-2:]):
         found["low_band"] = metrics.low_band_consistency(restored, lq, factor)
     if likeness_too and (recogniser := find_recogniser()):

@@ -29,10 +29,10 @@ from ..files.tensors import reason_of, sha256_of
 from ..files.weights import TABLE, Weights, locate, verify
 from ..metrics.detail import high_band_energy_ratio
 from ..metrics.psnr import psnr
+from ..pixels import gaussian_blur
 from ..randomness import keyed_generator
 from ..reports.html import Gallery, ReportData, Table, write_report
 from ..restorers import load_restorer
-from ..training.losses import gaussian_blur
 from .demo import real_photos
 
 PICTURES = "Two real faces under ordinary damage"

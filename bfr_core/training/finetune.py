@@ -7,71 +7,30 @@ started again it ends with the same weights.
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpointed
 
-from ..damage.synthetic import degrade
-from ..damage.transplant import damage_filter, transplanted
-from ..device import autocast, is_out_of_memory, release_memory
-from ..files.ownership import move, note
-from ..files.photos import printable, replace_atomically
-from ..files.tensors import read_pickle, reason_of
-from ..randomness import keyed_generator
+from ..device import autocast, halving, is_out_of_memory
 from ..restorers import Restorer
 from ..restorers.low_rank import add_low_rank, merge_low_rank
+from .batches import Faces, Material, Pairs, anchor_faces, batch_of, micro_batches, split, taken_for_real
+from .checkpoint import Progress, Tuning, load, save, weights_of
 from .config import FinetuneConfig
-from .losses import ImageLoss, UNetDiscriminator, discriminator_loss, generator_loss
-from .objectives import Batch, Objective, objective_of, weighted
+from .discriminator import discriminator_loss, generator_loss, seeded_discriminator
+from .losses import ImageLoss
+from .objectives import Objective, objective_of, weighted
 from .stochastic_depth import drawing, switch_on
 
 log = logging.getLogger(__name__)
-
-MOST_EXAMPLES_SHARE, EXAMPLES_FOR_ALL = 0.5, 8  # at most half of the clean faces, reached with four
-
-
-class Pairs(Protocol):
-    """Training pairs: item i is (lq, pseudo_target), each (3, S, S) RGB in [0, 1] on the CPU."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]: ...
-
-
-class Faces(Protocol):
-    """Faces alone: item i is (3, S, S) RGB in [0, 1] on the CPU. A tensor (N, 3, S, S) is one."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Tensor: ...
-
-
-@dataclass
-class Progress:
-    """What `callback` sees after each step, and what remains of a finished tuning.
-
-    losses: (step, value) per term. held_out: (step, score) of the moving average on the faces kept back, lower is
-    better; its first entry is the base restorer's. best_step: the step whose weights are kept. notes: what happened to
-    the tuning that its settings do not say, such as a setting changed under way; a line each, for the report.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    best_step: int = 0
-    losses: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    held_out: list[tuple[int, float]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 TuneCallback = Callable[[int, int, Progress], None]
@@ -111,119 +70,20 @@ def finetune(
         raise ValueError("there are no faces to tune on")
     if config.perceptual and perceptual is None and not restorer.tuned_by_codes:
         raise ValueError("perceptual is above 0 but no network to measure it with was given")
-    device = restorer.device
-    train, held = split(len(pairs), config)
-    net, tuned = prepare(restorer, config)
-    ema = copy.deepcopy(net).requires_grad_(False)
-    student, average = replace(restorer, module=net), replace(restorer, module=ema)
-    if config.recompute:
-        recompute(restorer.blocks(net), config.stochastic_depth)
-    if config.stochastic_depth:
-        switch_on(net)
+    faces = Material(pairs, *split(len(pairs), config), examples, real)
     objective = objective_of(restorer, config.weights, perceptual)
-    optimizer = torch.optim.Adam(tuned, config.lr, betas=config.betas)
-    critic: UNetDiscriminator | None = None
-    critic_optimizer: torch.optim.Optimizer | None = None
-    if config.adversarial and not restorer.tuned_by_codes:
-        critic = _seeded(config.seed, partial(UNetDiscriminator, config.discriminator_features)).to(device).eval()
-        critic_optimizer = torch.optim.Adam(critic.parameters(), config.lr, betas=config.critic_betas)
-    progress = Progress()
-    filters: dict[int, Tensor] = {}
-    best = _weights(ema)
-    modules: dict[str, Any] = {
-        "net": net,
-        "ema": ema,
-        "optimizer": optimizer,
-        "critic": critic,
-        "critic_optimizer": critic_optimizer,
-    }
-
+    tuning = begin(restorer, config)
+    student, average = replace(restorer, module=tuning.net), replace(restorer, module=tuning.ema)
     if checkpoint:
-        state, started_anew = checkpoint_for(checkpoint, fingerprint, config)
-        progress.notes += started_anew
-        if state:
-            try:
-                for name, part in modules.items():
-                    if part is not None:
-                        part.load_state_dict(state[name])
-                progress, best = _progress(state["progress"]), dict(state["best"])
-            except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-                raise ValueError(
-                    f"{printable(checkpoint)}: does not fit this tuning ({reason_of(error)}); delete it to tune anew"
-                ) from None
-            log.info("resumed at step %d after %.1f minutes of tuning", progress.step, progress.seconds / 60)
-            note_new_interval(progress, _settings_of(state).get("judge_every"), config)
-
-    def save() -> None:
-        if checkpoint is None:
-            return
-        state = {name: part.state_dict() for name, part in modules.items() if part is not None}
-        state |= {"fingerprint": fingerprint, "progress": asdict(progress), "best": best, "settings": asdict(config)}
-        replace_atomically(checkpoint, lambda part: torch.save(state, part))
+        load(tuning, checkpoint, fingerprint, config)
+    progress = tuning.progress
 
     def tell() -> None:
         if callback:
             callback(progress.step, config.iterations, progress)
 
-    def unjudged() -> bool:
-        """Whether the weights of this step are to be compared, and were not: at the start, or where it was ended."""
-        judged = (progress.held_out[-1][0] if progress.held_out else -1) if held else progress.best_step
-        due = progress.step % config.judge_every == 0 or fraction_done(progress, config) >= 1
-        return due and judged != progress.step
-
-    def judge() -> None:
-        nonlocal best
-        if held:
-            score = held_out_score(average, objective, pairs, held, config, tell, filters)
-            progress.held_out.append((progress.step, score))
-        if not held or progress.held_out[-1][1] <= min(value for _, value in progress.held_out):
-            best, progress.best_step = _weights(ema), progress.step
-
-    def gradients(size: int) -> dict[str, float]:
-        """Gradients of one step, `size` faces a pass; returns the loss terms."""
-        sums: dict[str, float] = {}
-        optimizer.zero_grad()
-        if critic_optimizer:
-            critic_optimizer.zero_grad()
-        batches = micro_batches(pairs, train, progress.step, replace(config, micro_batch=size), filters, examples)
-        first = 0  # of this pass in the step's batch
-        for batch in batches:
-            batch = batch.placed(student)
-            share = len(batch.lq) / config.batch_size
-            with autocast(device, config.precision), drawing(config, device, progress.step, first):
-                terms, restored = objective.terms(student, batch)
-                if critic is not None and restored is not None:
-                    critic.requires_grad_(False)
-                    terms["adversarial"] = generator_loss(critic(restored).float())
-                    critic.requires_grad_(True)
-                loss = weighted(terms, config.weights)
-            (loss * share).backward()
-            if critic is not None and restored is not None:
-                with autocast(device, config.precision):
-                    key = (config.seed, "real", progress.step)
-                    faces = (
-                        real_faces(real, len(batch.lq), config.mirror, *key, first=first).to(batch.target)
-                        if real is not None
-                        else with_examples(batch.target, examples, 1.0, *key, mirror=config.mirror, first=first)
-                    )
-                    scores = critic(faces).float(), critic(restored.detach()).float()
-                    critic_loss = discriminator_loss(*scores)
-                (critic_loss * share).backward()
-                terms["discriminator"] = critic_loss
-            for name, value in terms.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach()) * share
-            first += len(batch.lq)
-        if config.anchor:
-            faces = anchor_faces(pairs, train, progress.step, config, examples)
-            for lq in faces.split(size):
-                with autocast(device, config.precision):
-                    loss = weighted(objective.anchor(student, student.placed(lq)), config.weights)
-                (loss * len(lq) / config.batch_size).backward()
-                sums["anchor"] = sums.get("anchor", 0.0) + float(loss.detach()) * len(lq) / len(faces)
-        return sums
-
-    if unjudged():
-        judge()
+    if is_to_be_judged(progress, config, faces):
+        judge(tuning, average, objective, faces, config, tell)
     micro_batch = config.micro_batch
     saved = started = time.monotonic()
     earlier = progress.seconds
@@ -233,54 +93,163 @@ def finetune(
             if pause_after and time.monotonic() - started > 60 * pause_after:
                 log.info("paused at step %d; started again, the tuning goes on", progress.step)
                 break
+
+            # Forward and backward, one pass after the other; where the memory is too small they get smaller for good.
+            passes = partial(gradients, tuning, student, objective, faces, config)
             try:
-                sums = gradients(micro_batch)
+                losses, micro_batch = halving(passes, micro_batch)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if micro_batch == 1:
-                    raise ValueError("too little memory to tune on one face at a time; try --low-memory") from None
-                micro_batch //= 2
-                log.warning("too little memory; going on with %d faces a pass", micro_batch)
-                release_memory()
-                continue
-            if not all(map(math.isfinite, sums.values())):
+                raise ValueError("too little memory to tune on one face at a time; try --low-memory") from None
+            if not all(map(math.isfinite, losses.values())):
                 raise ValueError(f"the loss became NaN at step {progress.step}; try a lower lr or precision float32")
             if config.clip:
-                nn.utils.clip_grad_norm_(tuned, config.clip)
-            between_steps = False  # from here to the end of the step the state is of two steps at once
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, done)
-            for group in critic_optimizer.param_groups if critic_optimizer else []:
-                group["lr"] = config.critic_lr or learning_rate(config, done)
-            optimizer.step()
-            if critic is not None and critic_optimizer:
-                critic_optimizer.step()
-                critic.renew_norms()
+                nn.utils.clip_grad_norm_(tuning.optimizer.param_groups[0]["params"], config.clip)
+
+            # Step: from here to its end the state is of two steps at once.
+            between_steps = False
+            take_step(tuning, config, done)
             progress.step += 1
-            average_into(ema, net, average_decay(config, progress.step))
-            for name, total in sums.items():
-                progress.losses.setdefault(name, []).append((progress.step, total))
+            average_into(tuning.ema, tuning.net, average_decay(config, progress.step))
+            for name, value in losses.items():
+                progress.losses.setdefault(name, []).append((progress.step, value))
             progress.seconds = earlier + time.monotonic() - started
             between_steps = True
-            if unjudged():
-                judge()
+
+            # Judge.
+            if is_to_be_judged(progress, config, faces):
+                judge(tuning, average, objective, faces, config, tell)
             tell()
             if watch:
                 watch(average, progress)
-            if time.monotonic() - saved > config.checkpoint_seconds:
-                save()
+
+            # Save.
+            if checkpoint and time.monotonic() - saved > config.checkpoint_seconds:
+                save(tuning, checkpoint, fingerprint, config)
                 saved = time.monotonic()
     finally:
-        if between_steps:
-            save()
-        for part in filter(None, (net, critic)):  # no longer needed, but referring to themselves in circles: recomputed
-            part.to("meta")  # blocks and PyTorch's parametrizations would hold their memory until Python's next look
+        if checkpoint and between_steps:
+            save(tuning, checkpoint, fingerprint, config)
+        # The networks are no longer needed, but they refer to themselves in circles: recomputed blocks and PyTorch's
+        # parametrizations would hold their memory until Python next looks for such circles.
+        for network in filter(None, (tuning.net, tuning.critic)):
+            network.to("meta")
     if fraction_done(progress, config) < 1:  # paused: the checkpoint is of an unbroken tuning, the result may be better
-        judge()
-    ema.load_state_dict(best)
-    merge_low_rank(ema)
+        judge(tuning, average, objective, faces, config, tell)
+    tuning.ema.load_state_dict(tuning.best)
+    merge_low_rank(tuning.ema)
     return average, progress
+
+
+def begin(restorer: Restorer, config: FinetuneConfig) -> Tuning:
+    """A tuning of `restorer` before its first step."""
+    net, tuned = prepare(restorer, config)
+    ema = copy.deepcopy(net).requires_grad_(False)
+    if config.recompute:
+        recompute(restorer.blocks(net), config.stochastic_depth)
+    if config.stochastic_depth:
+        switch_on(net)
+    tuning = Tuning(net, ema, torch.optim.Adam(tuned, config.lr, betas=config.betas), weights_of(ema))
+    if config.adversarial and not restorer.tuned_by_codes:
+        tuning.critic = seeded_discriminator(config.discriminator_features, config.seed).to(restorer.device)
+        parameters = tuning.critic.parameters()
+        tuning.critic_optimizer = torch.optim.Adam(parameters, config.lr, betas=config.critic_betas)
+    return tuning
+
+
+def gradients(
+    tuning: Tuning, student: Restorer, objective: Objective, faces: Material, config: FinetuneConfig, size: int
+) -> dict[str, float]:
+    """The loss terms of one step, whose gradients are then in the networks; `size` faces a pass.
+
+    student: the restorer with `tuning.net`. Called again it begins anew.
+    """
+    device, step, critic = student.device, tuning.progress.step, tuning.critic
+    losses: dict[str, float] = {}
+    for optimizer in filter(None, (tuning.optimizer, tuning.critic_optimizer)):
+        optimizer.zero_grad()
+    smaller = replace(config, micro_batch=size)
+    first = 0  # of this pass in the step's batch
+    for batch in micro_batches(faces.pairs, faces.train, step, smaller, faces.filters, faces.examples):
+        batch = batch.placed(student)
+        share = len(batch.lq) / config.batch_size
+
+        with autocast(device, config.precision), drawing(config, device, step, first):
+            terms, restored = objective.terms(student, batch)
+            if critic is not None and restored is not None:
+                critic.requires_grad_(False)
+                terms["adversarial"] = generator_loss(critic(restored).float())
+                critic.requires_grad_(True)
+            loss = weighted(terms, config.weights)
+        (loss * share).backward()
+
+        if critic is not None and restored is not None:
+            real = taken_for_real(faces, batch.target, step, config, first)
+            with autocast(device, config.precision):
+                critic_loss = discriminator_loss(critic(real).float(), critic(restored.detach()).float())
+            (critic_loss * share).backward()
+            terms["discriminator"] = critic_loss
+
+        for name, value in terms.items():
+            losses[name] = losses.get(name, 0.0) + float(value.detach()) * share
+        first += len(batch.lq)
+    if config.anchor:
+        losses["anchor"] = anchor_gradients(student, objective, faces, step, smaller)
+    return losses
+
+
+def anchor_gradients(
+    student: Restorer, objective: Objective, faces: Material, step: int, config: FinetuneConfig
+) -> float:
+    """The loss of the anchor's faces of one step, whose gradients are added to those in the student's network."""
+    total = 0.0
+    damaged = anchor_faces(faces.pairs, faces.train, step, config, faces.examples)
+    for lq in damaged.split(config.micro_batch):
+        with autocast(student.device, config.precision):
+            loss = weighted(objective.anchor(student, student.placed(lq)), config.weights)
+        (loss * len(lq) / config.batch_size).backward()
+        total += float(loss.detach()) * len(lq) / len(damaged)
+    return total
+
+
+def take_step(tuning: Tuning, config: FinetuneConfig, done: float) -> None:
+    """Move the networks against their gradients. done: 0 to 1, how much of the tuning is over."""
+    for group in tuning.optimizer.param_groups:
+        group["lr"] = learning_rate(config, done)
+    tuning.optimizer.step()
+    if tuning.critic is not None and tuning.critic_optimizer is not None:
+        for group in tuning.critic_optimizer.param_groups:
+            group["lr"] = config.critic_lr or learning_rate(config, done)
+        tuning.critic_optimizer.step()
+        tuning.critic.renew_norms()
+
+
+def is_to_be_judged(progress: Progress, config: FinetuneConfig, faces: Material) -> bool:
+    """Whether the weights of this step are to be compared, and were not: at the start, or where it was ended."""
+    judged = (progress.held_out[-1][0] if progress.held_out else -1) if faces.held else progress.best_step
+    due = progress.step % config.judge_every == 0 or fraction_done(progress, config) >= 1
+    return due and judged != progress.step
+
+
+def judge(
+    tuning: Tuning,
+    average: Restorer,
+    objective: Objective,
+    faces: Material,
+    config: FinetuneConfig,
+    tell: Callable[[], None],
+) -> None:
+    """Compare the moving average on the held-out faces and keep its weights if they are the best so far.
+
+    average: the restorer with `tuning.ema`. tell: see `held_out_score`. Without held-out faces the last are the best.
+    """
+    progress = tuning.progress
+    if faces.held:
+        score = held_out_score(average, objective, faces.pairs, faces.held, config, tell, faces.filters)
+        progress.held_out.append((progress.step, score))
+    if not faces.held or progress.held_out[-1][1] <= min(value for _, value in progress.held_out):
+        tuning.best, progress.best_step = weights_of(tuning.ema), progress.step
 
 
 def prepare(restorer: Restorer, config: FinetuneConfig) -> tuple[nn.Module, list[nn.Parameter]]:
@@ -307,126 +276,6 @@ def recompute(blocks: list[nn.Module], draws: bool = False) -> None:
         block.forward = partial(  # type: ignore[method-assign]
             checkpointed, block.forward, use_reentrant=False, preserve_rng_state=draws
         )
-
-
-def split(count: int, config: FinetuneConfig) -> tuple[list[int], list[int]]:
-    """Indices to train on and indices held out: a quarter if that is at most six, as the verdict's interval needs,
-    else the share that is set but at least six. Fewer than 8 faces are all trained on."""
-    order = torch.randperm(count, generator=keyed_generator(config.seed, "split")).tolist()
-    held = max(min(6, count // 4), round(config.held_out * count)) if config.held_out and count >= 8 else 0
-    return sorted(order[held:]), sorted(order[:held])
-
-
-def micro_batches(
-    pairs: Pairs,
-    train: list[int],
-    step: int,
-    config: FinetuneConfig,
-    filters: dict[int, Tensor] | None = None,
-    examples: Tensor | None = None,
-) -> Iterator[Batch]:
-    """The faces of one step, mirrored at random, some with another's damage; fixed by the seed and the step.
-
-    filters: see `batch_of`. examples: see `finetune`; example i has the key -1 - i.
-    """
-    first = step * config.batch_size
-    chosen: list[tuple[int, bool]] = []
-    donors: list[int | None] = []
-    for position in range(first, first + config.batch_size):
-        epoch, place = divmod(position, len(train))
-        generator = keyed_generator(config.seed, "epoch", epoch)
-        at = int(torch.randperm(len(train), generator=generator)[place])
-        mirrored = bool(torch.rand(len(train), generator=generator)[place] < 0.5) and config.mirror
-        chosen.append((train[at], mirrored))
-        generator = keyed_generator(config.seed, "transplant", position)
-        chance, donor = torch.rand(2, generator=generator).tolist()
-        other = int(donor * (len(train) - 1))  # any but the face itself
-        other += other >= at
-        donors.append(train[other] if len(train) > 1 and chance < config.transplant else None)
-        if examples is not None and donors[-1] is not None:
-            chance, which = torch.rand(2, generator=keyed_generator(config.seed, "example", position)).tolist()
-            if chance < examples_share(examples):
-                chosen[-1] = (-1 - int(which * len(examples)), chosen[-1][1])
-    for i in range(0, config.batch_size, config.micro_batch):
-        some = slice(i, i + config.micro_batch)
-        yield batch_of(pairs, chosen[some], donors[some], filters, examples)
-
-
-def batch_of(
-    pairs: Pairs,
-    keys: list[tuple[int, bool]],
-    donors: Sequence[int | None] = (),
-    filters: dict[int, Tensor] | None = None,
-    examples: Tensor | None = None,
-) -> Batch:
-    """The pairs of these (face, mirrored). donors: for each the face whose damage it gets, or None for its own.
-
-    filters: the donors' damage filters found so far, by face; those that are missing are added. examples: as above.
-    """
-    filters = {} if filters is None else filters
-    lqs, targets = [], []
-    for (face, mirrored), donor in zip_longest(keys, donors):
-        lq, target = pairs[face] if examples is None or face >= 0 else (examples[-1 - face],) * 2
-        if donor is not None:
-            damaged, clean = pairs[donor]
-            if donor not in filters:
-                filters[donor] = damage_filter(clean, damaged)
-            lq = transplanted(target, damaged, clean, filters[donor])
-        lqs.append(lq.flip(-1) if mirrored else lq)
-        targets.append(target.flip(-1) if mirrored else target)
-    return Batch(torch.stack(lqs), torch.stack(targets), keys)
-
-
-def anchor_faces(
-    pairs: Pairs, train: list[int], step: int, config: FinetuneConfig, examples: Tensor | None = None
-) -> Tensor:
-    """Pseudo targets and examples under ordinary blind damage: (B, 3, S, S), B the anchor's share of the batch."""
-    generator = keyed_generator(config.seed, "anchor", step)
-    count = max(1, round(config.anchor * config.batch_size))
-    chosen = torch.randint(len(train), (count,), generator=generator).tolist()
-    clean = torch.stack([pairs[train[i]][1] for i in chosen])
-    if examples is not None:
-        clean = with_examples(clean, examples, examples_share(examples), config.seed, "anchor example", step)
-    return degrade(clean, "blind", generator).lq
-
-
-def examples_share(examples: Tensor) -> float:
-    """Share of the clean faces that are examples: few of them must not be all that is seen."""
-    return min(MOST_EXAMPLES_SHARE, len(examples) / EXAMPLES_FOR_ALL)
-
-
-def real_faces(real: Faces, count: int, mirror: bool, *key: int | str, first: int = 0) -> Tensor:
-    """`count` of the faces in `real`, (count, 3, S, S), half of them mirrored if so.
-
-    first: place of the first face in its step's batch; the key and the place decide which, as in `with_examples`.
-    """
-    which, mirrored = _draws(2, count, key, first)
-    faces = [real[int(place)] for place in (which * len(real)).long()]
-    return torch.stack(
-        [face.flip(-1) if mirror and chance < 0.5 else face for face, chance in zip(faces, mirrored, strict=True)]
-    )
-
-
-def _draws(numbers: int, count: int, key: tuple[int | str, ...], first: int) -> Tensor:
-    """(numbers, count) uniform draws, of which each face's depend on the key and on its place in the step's batch."""
-    return torch.stack([torch.rand(numbers, generator=keyed_generator(*key, first + i)) for i in range(count)], 1)
-
-
-def with_examples(
-    faces: Tensor, examples: Tensor | None, share: float, *key: int | str, mirror: bool = True, first: int = 0
-) -> Tensor:
-    """`faces` (B, 3, S, S), a share of them replaced by examples, mirrored at random.
-
-    first: place of the first face in its step's batch. The key and the place decide which, however the batch is cut
-    into passes.
-    """
-    if examples is None:
-        return faces
-    chance, which, mirrored = _draws(3, len(faces), key, first)
-    mirrored = mirrored if mirror else torch.ones_like(mirrored)
-    taken = examples[(which * len(examples)).long()].to(faces)
-    taken = torch.where((mirrored < 0.5).to(faces.device).view(-1, 1, 1, 1), taken.flip(-1), taken)
-    return torch.where((chance < share).to(faces.device).view(-1, 1, 1, 1), taken, faces)
 
 
 @torch.no_grad()
@@ -489,96 +338,3 @@ def average_into(ema: nn.Module, net: nn.Module, decay: float) -> None:
             kept.lerp_(new, 1 - decay)
         else:
             kept.copy_(new)
-
-
-def checkpoint_for(
-    checkpoint: Path, fingerprint: str, config: FinetuneConfig
-) -> tuple[dict[str, Any] | None, list[str]]:
-    """The state that a tuning of this fingerprint goes on from, now in `checkpoint`, and what is to be said of another.
-
-    A checkpoint of another fingerprint is moved to where `aside_of` says, and nothing is lost: the tuning that it is of
-    goes on from there once it is asked for again. Raises ValueError if the file is not a checkpoint.
-    """
-    state = _read_checkpoint(checkpoint) if checkpoint.exists() else None
-    if state and state["fingerprint"] == fingerprint:
-        return state, []
-    said = []
-    if state:
-        kept = aside_of(checkpoint, str(state["fingerprint"]))
-        note(kept, checkpoint)
-        move(checkpoint, kept)
-        why, step = changed_since(_settings_of(state), config), _steps_of(state)
-        said = [f"{why} changed since the checkpoint of step {step}, which is kept as {printable(kept.name)}"]
-    earlier = aside_of(checkpoint, fingerprint)
-    if earlier.exists():
-        state = _read_checkpoint(earlier)
-        if state["fingerprint"] == fingerprint:
-            note(checkpoint, earlier)
-            move(earlier, checkpoint)
-            log.info(
-                "%s", "; ".join([*said, f"tuning goes on from {printable(earlier.name)}, kept of an earlier time"])
-            )
-            return state, []
-    if said:
-        said = [f"{said[0]}; tuning started anew"]
-        log.warning("%s", said[0])
-    return None, said
-
-
-def aside_of(checkpoint: Path, fingerprint: str) -> Path:
-    """Where a checkpoint of this fingerprint is kept while `checkpoint` is of another: one file a fingerprint."""
-    digest = hashlib.sha256(fingerprint.encode()).hexdigest()[:12]
-    return checkpoint.with_name(f"{checkpoint.stem}-{digest}{checkpoint.suffix}")
-
-
-def changed_since(before: dict[str, Any], config: FinetuneConfig) -> str:
-    """Which lasting settings differ from those of a checkpoint, by name; if none does, it was the faces or targets."""
-    names = [name for name, value in config.lasting.items() if name in before and before[name] != value]
-    return ", ".join(names) or "faces, targets or the base restorer"
-
-
-def note_new_interval(progress: Progress, before: Any, config: FinetuneConfig) -> None:
-    """Note in `progress` that comparisons are made at other steps from here on, if they are."""
-    if type(before) is int and before != config.judge_every:
-        since = f"judge_every was {before} up to step {progress.step}"
-        progress.notes.append(f"{since} and is {config.judge_every} from the next comparison on")
-        log.info("%s", progress.notes[-1])
-
-
-def _settings_of(state: dict[str, Any]) -> dict[str, Any]:
-    """The settings that a checkpoint names; none in one of an earlier version."""
-    settings = state.get("settings")
-    return settings if isinstance(settings, dict) else {}
-
-
-def _steps_of(state: dict[str, Any]) -> int:
-    progress = state.get("progress")
-    step = progress.get("step") if isinstance(progress, dict) else 0
-    return step if type(step) is int else 0
-
-
-def _seeded(seed: int, make: Callable[[], UNetDiscriminator]) -> UNetDiscriminator:
-    """`make()` with torch's global generator of the CPU seeded for its duration; no other generator is touched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return make()
-
-
-def _weights(module: nn.Module) -> dict[str, Tensor]:
-    return {k: v.detach().clone() for k, v in module.state_dict().items()}
-
-
-def _progress(state: dict[str, Any]) -> Progress:
-    pairs = {k: [tuple(p) for p in v] for k, v in state["losses"].items()}
-    lists = {"losses": pairs, "held_out": [tuple(p) for p in state["held_out"]]}
-    return Progress(**{**state, **lists, "notes": [str(note) for note in state.get("notes", [])]})
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    try:
-        state = copy.deepcopy(read_pickle(path))  # apart from the file, which is about to be replaced
-    except ValueError as error:
-        raise ValueError(f"{printable(path)}: not a readable checkpoint; delete it to tune anew") from error
-    if not isinstance(state, dict) or "fingerprint" not in state:
-        raise ValueError(f"{printable(path)}: not a checkpoint of a tuning; delete it to tune anew")
-    return state

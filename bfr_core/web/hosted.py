@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..faces.detect import load_detector
 from ..files.photos import Photo, printable
+from ..pixels import as_bytes
 from ..restoration.restore import FindFaces, RestoreConfig, RestoredPhoto, restore_photo
 from ..restorers import Restorer
 from ..restorers.codeformer import CodeFormer, with_fidelity
@@ -70,7 +71,7 @@ class Hosted:
         """
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
         result = self.restored(pixels, wish)
-        made = result.pixels.mul(255).round().clamp(0, 255).byte().permute(1, 2, 0)
+        made = as_bytes(result.pixels).permute(1, 2, 0)
         return np.ascontiguousarray(made.cpu().numpy()), result
 
     def restore_file(self, photo: Photo, wish: Wish) -> tuple[Photo, RestoredPhoto]:

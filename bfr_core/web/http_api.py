@@ -19,6 +19,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ..adaptation.published import RECOMMENDED, recipe_of
+from ..files.names import first_line
 from ..files.ownership import scratch
 from ..files.photos import read_photo, write_photo
 from ..files.records import read_table
@@ -43,8 +44,7 @@ def add_routes(app: Any, hosted: Hosted, logins: Mapping[str, str]) -> None:
         try:
             return act()
         except (ValueError, TypeError, OverflowError, OSError) as error:
-            line = (str(error) or type(error).__name__).splitlines()[0]
-            raise fastapi.HTTPException(400, line) from None
+            raise fastapi.HTTPException(400, first_line(error)) from None
 
     page, given = hosted.page, fastapi.Body({})
 

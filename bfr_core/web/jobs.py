@@ -28,13 +28,14 @@ from ..adaptation.report import report_adaptation
 from ..adaptation.run import Run
 from ..device import choose_device, release_memory
 from ..diffusion.prior import load_prior
+from ..files.names import first_line
 from ..files.ownership import delete, free_name, is_own, move
 from ..files.photos import printable, replace_atomically, to_unit
 from ..files.records import read_table, write_json
 from ..files.stages import is_held
 from ..restoration.restore import RestoreConfig, restore_folder
 from ..restorers import load_restorer
-from ..training.finetune import Progress
+from ..training.checkpoint import Progress
 
 log = logging.getLogger(__name__)
 
@@ -467,4 +468,4 @@ def _written(path: Path) -> float:
 
 
 def _line(error: Exception) -> str:
-    return printable((str(error) or type(error).__name__).splitlines()[0])
+    return printable(first_line(error))

@@ -31,6 +31,7 @@ from ..adaptation.published import RECIPES, RECOMMENDED, recipe_of, settings_of
 from ..adaptation.run import Run
 from ..device import choose_device
 from ..files.kinds import why_left_out
+from ..files.names import first_line
 from ..files.ownership import claim, delete, empty, free_name
 from ..files.photos import (
     FORMATS,
@@ -842,7 +843,7 @@ def said(line: str, problems: Sequence[str] = ()) -> str:
 
 
 def failed(error: Exception) -> str:
-    return block(f'<p class="error" role="alert">{text((str(error) or type(error).__name__).splitlines()[0])}</p>')
+    return block(f'<p class="error" role="alert">{text(first_line(error))}</p>')
 
 
 def _headline(status: Status) -> str:

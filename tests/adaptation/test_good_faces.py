@@ -25,8 +25,9 @@ from bfr_core.files.records import read_json
 from bfr_core.restorers import load_restorer
 from bfr_core.settings import changed
 from bfr_core.training import finetune as finetuning
+from bfr_core.training.batches import anchor_faces, examples_share, micro_batches, with_examples
 from bfr_core.training.config import FinetuneConfig
-from bfr_core.training.finetune import anchor_faces, examples_share, micro_batches, with_examples
+from bfr_core.training.discriminator import UNetDiscriminator
 
 
 @pytest.fixture
@@ -203,13 +204,13 @@ def test_the_discriminator_takes_examples_alone_for_real(pairs, tiny_restorer, m
     pairs = [tuple(torch.nn.functional.interpolate(x[None], (32, 32))[0] for x in pair) for pair in pairs]
     examples = torch.nn.functional.interpolate(examples, (32, 32))
     seen: list[torch.Tensor] = []
-    forward = finetuning.UNetDiscriminator.forward
+    forward = UNetDiscriminator.forward
 
     def watched(self, image):
         seen.append(image.detach())
         return forward(self, image)
 
-    monkeypatch.setattr(finetuning.UNetDiscriminator, "forward", watched)
+    monkeypatch.setattr(UNetDiscriminator, "forward", watched)
     config = FinetuneConfig(
         iterations=2, batch_size=4, micro_batch=2, perceptual=0, discriminator_features=4, held_out=0, adversarial=0.1
     )

@@ -19,9 +19,10 @@ from bfr_core.adaptation.config import AdaptConfig
 from bfr_core.adaptation.published import LEFT_TO_USER, PUBLISHED, PUBLISHED_BY_CODES, leaves, recipe_of, settings_of
 from bfr_core.cli.commands import main
 from bfr_core.restorers import ADAPTERS, Restorer
+from bfr_core.training.batches import micro_batches, split
 from bfr_core.training.config import FinetuneConfig
-from bfr_core.training.finetune import finetune, learning_rate, micro_batches, prepare, split
-from bfr_core.training.losses import UNetDiscriminator
+from bfr_core.training.discriminator import UNetDiscriminator
+from bfr_core.training.finetune import finetune, learning_rate, prepare
 from bfr_core.training.stochastic_depth import drawing, switch_on
 
 SIDE = 16
@@ -278,7 +279,7 @@ def test_no_face_is_mirrored_and_all_are_trained_on() -> None:
 
 
 def test_the_discriminators_real_faces_are_not_mirrored_either() -> None:
-    from bfr_core.training.finetune import real_faces
+    from bfr_core.training.batches import real_faces
 
     face = faces(1, 0)
     assert torch.equal(real_faces(face, 6, False, 0, "real"), face.expand(6, -1, -1, -1))

@@ -15,7 +15,6 @@ from bfr_core.faces.landmarks import (
     load_landmark_net,
     load_scan_net,
     read_aligned,
-    to_grey,
 )
 
 
@@ -58,11 +57,6 @@ def test_a_missing_or_wrong_file_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="wrong.safetensors: not the embedded face network") as error:
         load_landmark_net(wrong)
     assert "\n" not in str(error.value)
-
-
-def test_grey_of_grey_is_itself() -> None:
-    plane = torch.rand(1, 8, 8)
-    assert torch.allclose(to_grey(plane.expand(3, -1, -1)), plane, atol=1e-6)
 
 
 def test_landmarks_of_aligned_crops_mirror_with_the_face_and_tell_people_apart(shared):

@@ -19,8 +19,10 @@ from bfr_core.diffusion.prior import load_prior
 from bfr_core.restorers import ADAPTERS, Restorer, load_restorer
 from bfr_core.restorers.low_rank import apply_change, factor_change, matrix
 from bfr_core.training import finetune as finetuning
+from bfr_core.training.batches import micro_batches
+from bfr_core.training.checkpoint import Progress
 from bfr_core.training.config import FinetuneConfig
-from bfr_core.training.finetune import Progress, finetune, prepare, recompute
+from bfr_core.training.finetune import finetune, prepare, recompute
 from bfr_core.training.losses import perceptual_loss
 from bfr_core.training.objectives import objective_of, weighted
 
@@ -102,7 +104,7 @@ def test_recomputing_keeps_less(name):
             return tensor
 
         objective = objective_of(restorer, config.weights, None)
-        batch = next(iter(finetuning.micro_batches(pairs(64), [0, 1], 0, config)))
+        batch = next(iter(micro_batches(pairs(64), [0, 1], 0, config)))
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             weighted(objective.terms(replace(restorer, module=net), batch).losses, config.weights)
         return total
@@ -154,7 +156,7 @@ def test_what_is_tuned_is_what_the_losses_depend_on(name):
     """Every parameter may move; those that get a gradient are those that tuning moves, and no other."""
     restorer = small(name)
     restorer.module.requires_grad_(True)
-    batch = next(iter(finetuning.micro_batches(pairs(64), [0, 1], 0, CONFIG)))
+    batch = next(iter(micro_batches(pairs(64), [0, 1], 0, CONFIG)))
     weighted(objective_of(small(name), CONFIG.weights, None).terms(restorer, batch).losses, CONFIG.weights).backward()
     reached = {key for key, p in restorer.module.named_parameters() if p.grad is not None and p.grad.any()}
     assert reached == {key for key, _ in restorer.tuned_parameters(restorer.module)} and len(reached) > 30

@@ -8,9 +8,11 @@ from torch import nn
 
 from bfr_core.damage.transplant import damage_filter, transplanted
 from bfr_core.restorers import Restorer
+from bfr_core.training import batches
 from bfr_core.training import finetune as finetuning
+from bfr_core.training.batches import batch_of, split
 from bfr_core.training.config import FinetuneConfig
-from bfr_core.training.finetune import batch_of, cosine, finetune, held_out_score, learning_rate, micro_batches, split
+from bfr_core.training.finetune import cosine, finetune, held_out_score, learning_rate
 from bfr_core.training.objectives import Batch, Pixels, weighted
 
 CONFIG = FinetuneConfig(
@@ -268,21 +270,6 @@ def test_the_rate_is_halved_where_it_is_said():
     assert [learning_rate(config, d) for d in (0.0, 0.49, 0.5, 0.8)] == [1.0, 1.0, 0.5, 0.25]
 
 
-def test_some_faces_get_the_damage_of_another(pairs):
-    train = list(range(0, 12, 2))
-    config = replace(CONFIG, batch_size=12, micro_batch=12, transplant=0.5)
-    (mixed,) = micro_batches(pairs, train, 0, config)
-    (plain,) = micro_batches(pairs, train, 0, replace(config, transplant=0))
-    assert torch.equal(mixed.target, plain.target) and mixed.keys == plain.keys
-    changed = []
-    for lq, own, (face, mirrored) in zip(mixed.lq, plain.lq, mixed.keys, strict=True):
-        if not torch.allclose(lq, own, atol=1e-5):
-            others = [donor for donor in train if donor != face]  # nor any held out
-            donors = [transplanted(pairs[face][1], *pairs[donor]) for donor in others]
-            changed.append(any(torch.equal(lq, d.flip(-1) if mirrored else d) for d in donors))
-    assert 2 <= len(changed) <= 10 and all(changed)
-
-
 def test_a_donors_filter_is_found_once(pairs, monkeypatch):
     sought = []
 
@@ -290,11 +277,11 @@ def test_a_donors_filter_is_found_once(pairs, monkeypatch):
         sought.append(faces)
         return damage_filter(*faces)
 
-    monkeypatch.setattr(finetuning, "damage_filter", find)
+    monkeypatch.setattr(batches, "damage_filter", find)
     config = replace(CONFIG, transplant=1.0, judged_on="transplanted", held_out=0.25)
     tuned, _ = finetune(toy(), pairs, config)
     assert len(sought) == len(pairs), "48 faces were drawn, each of the 12 a donor several times"
-    monkeypatch.setattr(finetuning, "transplanted", lambda target, lq, clean, _: transplanted(target, lq, clean))
+    monkeypatch.setattr(batches, "transplanted", lambda target, lq, clean, _: transplanted(target, lq, clean))
     assert same(tuned, finetune(toy(), pairs, config)[0])
 
 
@@ -321,23 +308,6 @@ def test_the_learning_rate_rises_during_the_warmup():
     assert [round(learning_rate(config, d), 6) for d in (0.0, 0.04, 0.09, 0.5, 1.0)] == [0.1, 0.5, 1.0, 1.0, 1.0]
     with pytest.raises(ValueError, match="warmup"):
         replace(CONFIG, warmup=1.5)
-
-
-def test_held_out_faces_are_never_trained_on():
-    train, held = split(30, CONFIG)
-    assert len(held) == 6 and not set(train) & set(held) and sorted(train + held) == list(range(30))
-
-
-def test_few_faces_are_all_trained_on():
-    assert split(5, CONFIG) == ([0, 1, 2, 3, 4], [])
-    tenth = replace(CONFIG, held_out=0.1)
-    assert [len(split(count, tenth)[1]) for count in (7, 8, 12, 25, 75)] == [0, 2, 3, 6, 8]
-
-
-def test_every_epoch_uses_each_face_once():
-    pairs = [(torch.full((1, 1, 1), float(i)),) * 2 for i in range(8)]
-    seen = [float(x) for step in range(2) for b in micro_batches(pairs, list(range(8)), step, CONFIG) for x in b.lq]
-    assert sorted(seen) == list(range(8))
 
 
 def test_no_faces():

@@ -17,7 +17,7 @@ from bfr_core.files.photos import read_image, write_image
 from bfr_core.files.records import read_json, write_json
 from bfr_core.restoration import restore
 from bfr_core.restoration.restore import RestoreConfig
-from bfr_core.training.finetune import Progress
+from bfr_core.training.checkpoint import Progress
 from bfr_core.web.jobs import Jobs, Outcome, adapt_restorer, find_faces, read_status, repair_photos, thinned
 
 ROOT = Path(__file__).resolve().parents[2]

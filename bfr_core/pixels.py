@@ -1,0 +1,53 @@
+"""What is done to pictures everywhere: their luma, another size, a blur, whole numbers for a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .device import where_all_works
+
+
+def luma(image: Tensor) -> Tensor:
+    """Luma of (..., 3, H, W) RGB -> (..., 1, H, W), of the same range. Source: ITU-R BT.601."""
+    return (image * image.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(-3, keepdim=True)
+
+
+def as_bytes(image: Tensor) -> Tensor:
+    """`image`, of any shape and in [0, 1], as whole numbers from 0 to 255: uint8 of the same shape, on its device."""
+    return image.detach().float().clamp(0, 1).mul(255).round().byte()
+
+
+def gaussian_blur(
+    image: Tensor, sigma: float, radius: int | None = None, edges: Literal["reflect", "replicate", "none"] = "reflect"
+) -> Tensor:
+    """Gaussian blur of (B, C, H, W) by `sigma` pixels, in the number format of `image`.
+
+    radius: of the window in pixels; three sigma unless it is given. edges: how the picture goes on outside itself, in
+    the words of `torch.nn.functional.pad`; "none" keeps whole windows only, so each side loses `radius` pixels.
+    """
+    radius = int(3 * sigma + 0.5) if radius is None else radius
+    x = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
+    kernel = torch.exp(-(x**2) / (2 * sigma**2))
+    kernel = kernel / kernel.sum()
+    if edges != "none":
+        image = F.pad(image, (radius,) * 4, mode=edges)
+    planes = image.flatten(0, 1)[:, None]
+    planes = F.conv2d(F.conv2d(planes, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
+    return planes.view(*image.shape[:2], *planes.shape[-2:])
+
+
+def resized(image: Tensor, size: int | Sequence[int], mode: Literal["bicubic", "bilinear"] = "bicubic") -> Tensor:
+    """(B, C, H, W) at `size`, (height, width) or one number for both, without aliasing where it is shrunk.
+
+    On the device of `image`, which comes back itself if it has that size. Bicubic results may overshoot its range.
+    """
+    size = (size, size) if isinstance(size, int) else (size[0], size[1])
+    if tuple(image.shape[-2:]) == size:
+        return image
+    made = F.interpolate(where_all_works(image), size, mode=mode, antialias=True, align_corners=False)
+    return made.to(image.device)

@@ -1,0 +1,187 @@
+"""The faces of a step: which they are, what damage they get, and which ones the discriminator takes for real.
+
+Every draw is keyed by its purpose and by the step, so a step has the same faces however often it is tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..damage.synthetic import degrade
+from ..damage.transplant import damage_filter, transplanted
+from ..randomness import keyed_generator
+from .config import FinetuneConfig
+from .objectives import Batch
+
+MOST_EXAMPLES_SHARE, EXAMPLES_FOR_ALL = 0.5, 8  # at most half of the clean faces, reached with four
+
+
+class Pairs(Protocol):
+    """Training pairs: item i is (lq, pseudo_target), each (3, S, S) RGB in [0, 1] on the CPU."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]: ...
+
+
+class Faces(Protocol):
+    """Faces alone: item i is (3, S, S) RGB in [0, 1] on the CPU. A tensor (N, 3, S, S) is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Material:
+    """All the faces of a tuning.
+
+    train, held: the places in `pairs` of those that are learnt from and of those that checkpoints are compared on.
+    examples, real: see `finetune`. filters: the damage filters found so far, by face, see `batch_of`.
+    """
+
+    pairs: Pairs
+    train: list[int]
+    held: list[int]
+    examples: Tensor | None = None
+    real: Faces | None = None
+    filters: dict[int, Tensor] = field(default_factory=dict)
+
+
+def split(count: int, config: FinetuneConfig) -> tuple[list[int], list[int]]:
+    """Indices to train on and indices held out: a quarter if that is at most six, as the verdict's interval needs,
+    else the share that is set but at least six. Fewer than 8 faces are all trained on."""
+    order = torch.randperm(count, generator=keyed_generator(config.seed, "split")).tolist()
+    held = max(min(6, count // 4), round(config.held_out * count)) if config.held_out and count >= 8 else 0
+    return sorted(order[held:]), sorted(order[:held])
+
+
+def micro_batches(
+    pairs: Pairs,
+    train: list[int],
+    step: int,
+    config: FinetuneConfig,
+    filters: dict[int, Tensor] | None = None,
+    examples: Tensor | None = None,
+) -> Iterator[Batch]:
+    """The faces of one step, mirrored at random, some with another's damage; fixed by the seed and the step.
+
+    filters: see `batch_of`. examples: see `finetune`; example i has the key -1 - i.
+    """
+    first = step * config.batch_size
+    chosen: list[tuple[int, bool]] = []
+    donors: list[int | None] = []
+    for position in range(first, first + config.batch_size):
+        epoch, place = divmod(position, len(train))
+        generator = keyed_generator(config.seed, "epoch", epoch)
+        at = int(torch.randperm(len(train), generator=generator)[place])
+        mirrored = bool(torch.rand(len(train), generator=generator)[place] < 0.5) and config.mirror
+        chosen.append((train[at], mirrored))
+        generator = keyed_generator(config.seed, "transplant", position)
+        chance, donor = torch.rand(2, generator=generator).tolist()
+        other = int(donor * (len(train) - 1))  # any but the face itself
+        other += other >= at
+        donors.append(train[other] if len(train) > 1 and chance < config.transplant else None)
+        if examples is not None and donors[-1] is not None:
+            chance, which = torch.rand(2, generator=keyed_generator(config.seed, "example", position)).tolist()
+            if chance < examples_share(examples):
+                chosen[-1] = (-1 - int(which * len(examples)), chosen[-1][1])
+    for i in range(0, config.batch_size, config.micro_batch):
+        some = slice(i, i + config.micro_batch)
+        yield batch_of(pairs, chosen[some], donors[some], filters, examples)
+
+
+def batch_of(
+    pairs: Pairs,
+    keys: list[tuple[int, bool]],
+    donors: Sequence[int | None] = (),
+    filters: dict[int, Tensor] | None = None,
+    examples: Tensor | None = None,
+) -> Batch:
+    """The pairs of these (face, mirrored). donors: for each the face whose damage it gets, or None for its own.
+
+    filters: the donors' damage filters found so far, by face; those that are missing are added. examples: as above.
+    """
+    filters = {} if filters is None else filters
+    lqs, targets = [], []
+    for (face, mirrored), donor in zip_longest(keys, donors):
+        lq, target = pairs[face] if examples is None or face >= 0 else (examples[-1 - face],) * 2
+        if donor is not None:
+            damaged, clean = pairs[donor]
+            if donor not in filters:
+                filters[donor] = damage_filter(clean, damaged)
+            lq = transplanted(target, damaged, clean, filters[donor])
+        lqs.append(lq.flip(-1) if mirrored else lq)
+        targets.append(target.flip(-1) if mirrored else target)
+    return Batch(torch.stack(lqs), torch.stack(targets), keys)
+
+
+def anchor_faces(
+    pairs: Pairs, train: list[int], step: int, config: FinetuneConfig, examples: Tensor | None = None
+) -> Tensor:
+    """Pseudo targets and examples under ordinary blind damage: (B, 3, S, S), B the anchor's share of the batch."""
+    generator = keyed_generator(config.seed, "anchor", step)
+    count = max(1, round(config.anchor * config.batch_size))
+    chosen = torch.randint(len(train), (count,), generator=generator).tolist()
+    clean = torch.stack([pairs[train[i]][1] for i in chosen])
+    if examples is not None:
+        clean = with_examples(clean, examples, examples_share(examples), config.seed, "anchor example", step)
+    return degrade(clean, "blind", generator).lq
+
+
+def examples_share(examples: Tensor) -> float:
+    """Share of the clean faces that are examples: few of them must not be all that is seen."""
+    return min(MOST_EXAMPLES_SHARE, len(examples) / EXAMPLES_FOR_ALL)
+
+
+def real_faces(real: Faces, count: int, mirror: bool, *key: int | str, first: int = 0) -> Tensor:
+    """`count` of the faces in `real`, (count, 3, S, S), half of them mirrored if so.
+
+    first: place of the first face in its step's batch; the key and the place decide which, as in `with_examples`.
+    """
+    which, mirrored = _draws(2, count, key, first)
+    faces = [real[int(place)] for place in (which * len(real)).long()]
+    return torch.stack(
+        [face.flip(-1) if mirror and chance < 0.5 else face for face, chance in zip(faces, mirrored, strict=True)]
+    )
+
+
+def _draws(numbers: int, count: int, key: tuple[int | str, ...], first: int) -> Tensor:
+    """(numbers, count) uniform draws, of which each face's depend on the key and on its place in the step's batch."""
+    return torch.stack([torch.rand(numbers, generator=keyed_generator(*key, first + i)) for i in range(count)], 1)
+
+
+def taken_for_real(
+    faces: Material, pseudo_targets: Tensor, step: int, config: FinetuneConfig, first: int = 0
+) -> Tensor:
+    """(B, 3, S, S), what the discriminator takes for real in a pass: `real`, or else examples, or else the targets.
+
+    pseudo_targets: (B, 3, S, S), of this pass. first: see `real_faces`.
+    """
+    key = (config.seed, "real", step)
+    if faces.real is not None:
+        return real_faces(faces.real, len(pseudo_targets), config.mirror, *key, first=first).to(pseudo_targets)
+    return with_examples(pseudo_targets, faces.examples, 1.0, *key, mirror=config.mirror, first=first)
+
+
+def with_examples(
+    faces: Tensor, examples: Tensor | None, share: float, *key: int | str, mirror: bool = True, first: int = 0
+) -> Tensor:
+    """`faces` (B, 3, S, S), a share of them replaced by examples, mirrored at random.
+
+    first: place of the first face in its step's batch. The key and the place decide which, however the batch is cut
+    into passes.
+    """
+    if examples is None:
+        return faces
+    chance, which, mirrored = _draws(3, len(faces), key, first)
+    mirrored = mirrored if mirror else torch.ones_like(mirrored)
+    taken = examples[(which * len(examples)).long()].to(faces)
+    taken = torch.where((mirrored < 0.5).to(faces.device).view(-1, 1, 1, 1), taken.flip(-1), taken)
+    return torch.where((chance < share).to(faces.device).view(-1, 1, 1, 1), taken, faces)
