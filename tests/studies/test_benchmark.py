@@ -18,7 +18,7 @@ from bfr_core.settings import changed
 from bfr_core.studies import benchmark
 from bfr_core.studies.benchmark import ROWS, departures, make_trial, read_cell, run_trial
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
