@@ -82,7 +82,7 @@ def test_every_command_is_described():
 
 def test_the_chart_is_drawn_from_the_table_of_results():
     pytest.importorskip("matplotlib")
-    from tools.readme_chart import METHODS, TITLES, psnr_of
+    from readme_chart import METHODS, TITLES, psnr_of
 
     values = psnr_of((ROOT / "docs" / "results.md").read_text(encoding="utf-8"))
     assert {(kind, method) for kind in TITLES for method in METHODS} <= set(values)

@@ -67,7 +67,7 @@ OWN |= {
     "node_help",
 }  # in tools/, which the tests can import
 OWN |= {"train_embedded", "published_shapes", "api_graph", "node_help"}  # in tools/, which the tests can import
-OWN |= {"make_recogniser"}
+OWN |= {"make_recogniser", "readme_chart"}
 FOLDERS = (
     "bfr_core",
     "installation",
