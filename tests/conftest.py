@@ -165,6 +165,7 @@ def browser(request: pytest.FixtureRequest, screenshots: Path, tmp_path: Path) -
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     started = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    started.command_executor.client_config.timeout = 600  # of one command, as of other waits; 120 s otherwise
     downloads = {"behavior": "allow", "downloadPath": str(tmp_path / "downloads")}
     started.execute_cdp_cmd("Browser.setDownloadBehavior", downloads)
     try:
