@@ -17,33 +17,18 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
-# What only one worker does: what takes gigabytes, what opens a browser, folders whose tests share the fakes of a host.
-ONE_WORKER = {"browser": "browser", "published": "large networks", "files": "large networks"}
-FOLDERS = ("nodes", "scripts")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="also run the tests marked slow or host")
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in a hook of the same name
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:
-        for group in groups_of(item):
-            item.add_marker(pytest.mark.xdist_group(group))
     if config.getoption("--all") or config.getoption("markexpr"):
         return
     left_out = [item for item in items if item.get_closest_marker("slow") or item.get_closest_marker("host")]
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)
-
-
-def groups_of(item: pytest.Item) -> list[str]:
-    """The groups that a test is in beside those it names itself; a browser is open in one worker at a time."""
-    names = getattr(item, "fixturenames", ())
-    groups = [group for fixture, group in ONE_WORKER.items() if fixture in names]
-    folder = item.path.parent.name
-    return groups or ([folder] if folder in FOLDERS else [])
 
 
 @pytest.fixture(scope="session")
@@ -165,6 +150,7 @@ def browser(request: pytest.FixtureRequest, screenshots: Path, tmp_path: Path) -
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     started = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    started.command_executor.client_config.timeout = 600  # of one command, as of other waits; 120 s otherwise
     downloads = {"behavior": "allow", "downloadPath": str(tmp_path / "downloads")}
     started.execute_cdp_cmd("Browser.setDownloadBehavior", downloads)
     try:

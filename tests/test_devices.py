@@ -355,7 +355,7 @@ def test_measures_of_pictures_on_the_device(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("trainable", ["full", "lora"])
-@pytest.mark.parametrize("name", ["tiny", pytest.param("CodeFormer", marks=pytest.mark.xdist_group("large networks"))])
+@pytest.mark.parametrize("name", ["tiny", "CodeFormer"])
 def test_tuning_on_the_device(
     device: torch.device, on_device: tuple[Restorer, Prior], tmp_path: Path, name: str, trainable: Any
 ) -> None:

@@ -561,7 +561,9 @@ def _plan(folder: Path, out: Path) -> tuple[list[_Job], dict[Path, str]]:
     sources, left_out = look_through(folder)
     if real_folder in results.parents:
         sources = [path for path in sources if results not in _real(path).parents]
-        left_out = {path: reason for path, reason in left_out.items() if results not in _real(folder / path).parents}
+        outside = {path: _real(folder / path) for path in left_out}
+        outside = {path: real for path, real in outside.items() if results not in (real, *real.parents)}
+        left_out = {path: left_out[path] for path in outside}
     if not sources:
         raise ValueError(f"{printable(folder)}: holds no photos besides the results in {printable(out)}")
     jobs = [_Job(path, path.relative_to(folder), out / path.relative_to(folder)) for path in sources]

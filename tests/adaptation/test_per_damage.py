@@ -19,7 +19,6 @@ from bfr_core.restorers.routed import Routed
 from bfr_core.settings import changed
 from tests.two_damages import BLURRED, NOISY, judged, put
 
-pytestmark = pytest.mark.xdist_group("per_damage")  # `whole` is made once
 ROOT = Path(__file__).resolve().parents[2]
 
 

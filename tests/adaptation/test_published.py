@@ -352,7 +352,7 @@ def test_the_command_adapts_by_it_and_is_not_judged(
     assert len(list((tmp_path / "run" / "real" / "faces").glob("*.png"))) == 5
     assert main([*command, "--real", str(photos)]) == 0  # other real faces: tuned anew
     shown = capsys.readouterr()
-    assert "tuning starts anew" in shown.err and json.loads(shown.out)["steps"] == 2
+    assert "tuning started anew" in shown.err and json.loads(shown.out)["steps"] == 2
 
 
 def test_real_faces_are_no_examples(command: list[str], photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,7 +395,7 @@ def test_the_page_adapts_by_it(
 
     seen: list[AdaptConfig] = []
 
-    def adapt(folder: Path, run: Path, config: AdaptConfig, *more: Any) -> None:
+    def adapt(folder: Path, run: Path, config: AdaptConfig, *more: Any, **named: Any) -> None:
         seen.append(config)
         raise ValueError("seen")
 

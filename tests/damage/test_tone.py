@@ -61,8 +61,8 @@ def test_the_command_keeps_names_and_says_what_it_did(picture, tmp_path, capsys)
         read_image(tmp_path / "in" / "a" / "old.png"), Tone(tuple(made["gain"]), tuple(made["offset"]))
     )
     assert (read_photo(tmp_path / "out" / "a" / "old.png").pixels - expected).abs().max() < 0.003
-    assert main(["tone", str(tmp_path / "in"), "--out", str(tmp_path / "in")]) == 1
-    assert "a/old.png: the result would replace the photo" in capsys.readouterr().err
+    assert main(["tone", str(tmp_path / "in"), "--out", str(tmp_path / "in")]) == 2
+    assert "is the folder of the photos; choose another folder" in capsys.readouterr().err
 
 
 def test_a_strength_out_of_range_is_refused(picture):

@@ -77,7 +77,9 @@ def test_results_changed_since_are_kept(photos, tiny_restorer, tmp_path):
     assert main(command) == 0
     (tmp_path / "face 0.png").write_bytes(STRANGE)
     assert main(command) == 0
-    assert (tmp_path / "face 0.png").read_bytes() == STRANGE and is_own(tmp_path / "face 0_2.png")
+    assert (tmp_path / "face 0.png").read_bytes() == STRANGE and not (tmp_path / "face 0_2.png").exists()
+    assert main([*command, "--blend", "0.5"]) == 0
+    assert (tmp_path / "face 0.png").read_bytes() == STRANGE and is_own(tmp_path / "face 0_2.png"), "another result"
 
 
 @pytest.mark.parametrize("command", ["restore", "degrade", "tone"])

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -474,6 +475,10 @@ def test_both_nodes_take_the_published_recipe(
     with pytest.raises(ValueError, match="seen"):
         run("BFR_MakePseudoTargets", faces=faces, restorer=restorer, prior=prior, settings="published", gate=4.0)
     assert seen["targets"] == wanted and wanted.gate.limit == 0
+    # LPIPS's file is only pretended to be there, so that what is said before the tuning cannot be measured.
+    monkeypatch.setattr(node, "perceptual_term", lambda *_: None)
+    monkeypatch.setattr(node, "measure_tuning", lambda *_: None)
+    monkeypatch.setattr(node, "forecast", lambda *_, **__: SimpleNamespace(lines=list))
     with pytest.raises(ValueError, match="seen"):
         run("BFR_FinetuneRestorer", pairs=pairs, restorer=restorer, settings="published", real=faces)
     assert seen["finetune"] == wanted.finetune

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import threading
 import weakref
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bfr_core.faces.align import Face, template
+from bfr_core.files.ownership import LIST
 from bfr_core.files.photos import Photo, read_image, read_photo, write_image, write_photo
 from bfr_core.files.provenance import Record
 from bfr_core.restoration import restore as module
@@ -305,8 +307,8 @@ def test_stopped_it_goes_on_and_ends_as_if_it_had_not_been(
     after = contents(out)
     assert before.items() <= after.items(), "results that were made keep even their time"
     assert {n: c for n, (c, _) in after.items()} == {n: c for n, (c, _) in contents(tmp_path / "whole").items()}
-    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == [NAME]
-    assert [path.name for path in out.rglob(".*")] == [NAME]
+    assert {path.name for path in out.iterdir() if path.name.startswith(".")} == {NAME, LIST}
+    assert {path.name for path in out.rglob(".*")} == {NAME, LIST}
 
     written.clear()
     result = restore_folder(photos, out, from_file(), **how)
@@ -351,12 +353,16 @@ def test_a_result_that_was_retouched_is_left_alone_and_named(
 ) -> None:
     out = tmp_path / "out"
     restore_folder(photos, out, from_file(), PLAIN)
-    write_image(out / "a.png", smooth(100, 120, 77))
+    write_image(tmp_path / "retouched.png", smooth(100, 120, 77))
+    shutil.copyfile(tmp_path / "retouched.png", out / "a.png")
     retouched = (out / "a.png").read_bytes()
-    for restorer, again in ((from_file(), False), (from_file(0.0, "cd" * 32), False), (from_file(), True)):
+    for restorer, again, expected in (
+        (from_file(), False, "skipped"), (from_file(0.0, "cd" * 32), False, "restored"), (from_file(), True, "skipped"),
+    ):  # fmt: skip
         result = restore_folder(photos, out, restorer, PLAIN, again=again)
         (file,) = (file for file in result.files if file.path.name == "a.png")
-        assert file.status == "skipped" and "changed since it was made" in file.reason
+        assert file.status == expected and ("changed since it was made" in file.reason) is (expected == "skipped")
+        assert file.place == (out / "a_2.png" if expected == "restored" else None)
         assert (out / "a.png").read_bytes() == retouched
     assert "a.png: its result was changed" in caplog.text
 

@@ -11,11 +11,12 @@ from bfr_core.adaptation.config import recipe
 from bfr_core.damage.groups import FEATURES, DamageGroups, describe
 from bfr_core.files.photos import read_photo, write_image
 from bfr_core.files.tensors import load_tensors, save_tensors, sha256_of
-from bfr_core.restoration.restore import restore_folder
+from bfr_core.restoration.restore import RestoreConfig, restore_folder
 from bfr_core.restorers import Restorer, export_pth, load_restorer, save_restorer
 from bfr_core.restorers.codeformer import CodeFormer, with_fidelity
 from bfr_core.restorers.routed import Routed, save_groups
 
+EXACT = RestoreConfig(precision="float32")  # as the groups of `file` were described
 RECORD = {"base": "tiny.safetensors", "base_sha256": "00", "licence": "test"}
 
 
@@ -69,7 +70,7 @@ def test_each_face_is_restored_by_its_own(file, tiny_restorer, lq):
 def test_a_folder_says_who_served_each_face(file, lq, tmp_path):
     for i in (0, 3):
         write_image(tmp_path / "photos" / f"{i}.png", lq[i])
-    result = restore_folder(tmp_path / "photos", tmp_path / "out", load_restorer(file), aligned=True)
+    result = restore_folder(tmp_path / "photos", tmp_path / "out", load_restorer(file), EXACT, aligned=True)
     assert [one.served for one in result.files] == [("group 1",), ("base",)]
     step = read_photo(tmp_path / "out/0.png").record.steps[-1]
     assert step.settings["served_by"] == "group 1" and step.restorer == "groups.safetensors"
@@ -89,7 +90,7 @@ def test_a_face_that_fails_does_not_move_the_others_names(file, lq, tmp_path):
         routed.members[1].module.get_parameter("ending.bias").fill_(float("nan"))
     for i in (0, 1, 3, 4):
         write_image(tmp_path / "photos" / f"{i}.png", lq[i])
-    result = restore_folder(tmp_path / "photos", tmp_path / "out", routed, aligned=True)
+    result = restore_folder(tmp_path / "photos", tmp_path / "out", routed, EXACT, aligned=True)
     assert [(one.status, one.served) for one in result.files] == [("failed", ())] * 2 + [("restored", ("base",))] * 2
 
 
