@@ -45,6 +45,7 @@ HEAVY = {
     "pillow_heif",
     "timm",
     "jinja2",
+    "scipy",
     "markupsafe",
 }
 # Host and page packages -> the only places that may import them.

@@ -79,10 +79,10 @@ def wilson_interval(successes: int, total: int) -> Interval:
     """
     if not 0 <= successes <= total or not total:
         raise ValueError(f"{successes} of {total} is no share")
-    z, share = 1.959964, successes / total
-    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2)
-    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
+    from scipy.stats import binomtest
+
+    ends = binomtest(successes, total).proportion_ci(0.95, method="wilson")
+    return Interval(successes / total, float(ends.low), float(ends.high))
 
 
 def bootstrap(
