@@ -44,6 +44,7 @@ HEAVY = {
     "pyiqa",
     "pillow_heif",
     "timm",
+    "einops",
     "jinja2",
     "scipy",
     "markupsafe",
