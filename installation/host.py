@@ -21,6 +21,8 @@ WITHOUT = {
     "spandrel": "no restorer can be loaded",
     "safetensors": "no restorer or prior can be loaded",
     "scikit-image": "faces in whole photos are found only with facexlib; aligned faces work",
+    "scipy": "no verdict can be given and damages are not told apart, so adapting is off",
+    "einops": "no restorer can be loaded, because spandrel needs it, too",
     "filelock": "no run folder can be locked, so adapting is off",
     "jinja2": "no report and no ballot can be written as a page",
     "pillow": "no picture file can be read or written",

@@ -205,6 +205,8 @@ def made_host(tmp_path: Path) -> Host:
     write_wheel(made.index, "filelock", "3.0")
     write_wheel(made.index, "tqdm", "4.0")
     write_wheel(made.index, "jinja2", "3.1")
+    write_wheel(made.index, "scipy", "1.17", ("numpy>=2.0",))
+    write_wheel(made.index, "scipy", "1.13", ("numpy>=1.22",))
     write_wheel(made.index, "diffusers", "0.42.1", ("safetensors>=0.8.0", "huggingface-hub>=1.32", "Pillow"))
     write_wheel(made.index, "diffusers", "0.31.0", ("safetensors>=0.3.1", "huggingface-hub>=0.23.2", "Pillow", "numpy"))
     write_wheel(made.index, "spandrel", "0.4.2", ("torch", "torchvision", "safetensors", "numpy", "einops"))
@@ -229,6 +231,7 @@ def test_host_gains_packages_and_keeps_every_version(made_host: Host) -> None:
         "filelock": "3.0",
         "tqdm": "4.0",
         "jinja2": "3.1",  # a real PyTorch brings it
+        "scipy": "1.13",  # the newest that lives with the host's numpy
         "spandrel": "0.4.2",
         "einops": "0.8",
         "facexlib": "0.3.0",  # without opencv-python beside the host's headless one, without filterpy

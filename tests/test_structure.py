@@ -44,7 +44,9 @@ HEAVY = {
     "pyiqa",
     "pillow_heif",
     "timm",
+    "einops",
     "jinja2",
+    "scipy",
     "markupsafe",
 }
 # Host and page packages -> the only places that may import them.

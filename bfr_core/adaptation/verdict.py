@@ -94,9 +94,11 @@ def usual_of(faces: Tensor, drawn: Tensor) -> Usual:
 
 def load_usual() -> Usual:
     """The statistics of the faces that the embedded models were trained on, and faces drawn by the embedded prior."""
+    from einops import rearrange
+
     tensors, _ = load_tensors(USUAL_FILE)
-    sheet = read_image(DRAWN_FILE).unfold(1, CHECKED_SIZE, CHECKED_SIZE).unfold(2, CHECKED_SIZE, CHECKED_SIZE)
-    drawn = sheet.permute(1, 2, 0, 3, 4).flatten(0, 1)
+    sheet, side = read_image(DRAWN_FILE), CHECKED_SIZE
+    drawn = rearrange(sheet, "c (rows h) (columns w) -> (rows columns) c h w", h=side, w=side)
     return Usual(**{name: tensors[name].float() for name in ("mean", "spread", "energy")}, drawn=drawn)
 
 

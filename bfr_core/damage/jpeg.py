@@ -57,12 +57,13 @@ def _table(table: tuple[tuple[int, ...], ...], quality: int) -> Tensor:
 
 def _quantised(plane: Tensor, table: Tensor) -> Tensor:
     """(B, C, H, W), H and W multiples of 8: each 8 x 8 block's cosine coefficients rounded to steps of `table`."""
-    b, c, h, w = plane.shape
+    from einops import rearrange
+
     dct = _dct_matrix().to(plane)
-    blocks = plane.reshape(b, c, h // 8, 8, w // 8, 8).transpose(3, 4)
+    blocks = rearrange(plane, "b c (rows y) (columns x) -> b c rows columns y x", y=8, x=8)
     step = table.to(plane)
     coefficients = (dct @ blocks @ dct.T / step).round() * step
-    return (dct.T @ coefficients @ dct).transpose(3, 4).reshape(b, c, h, w)
+    return rearrange(dct.T @ coefficients @ dct, "b c rows columns y x -> b c (rows y) (columns x)")
 
 
 def _dct_matrix() -> Tensor:

@@ -48,13 +48,6 @@ def bootstrap_difference(
     return bootstrap_interval(a - b, seed, samples, level)
 
 
-# 97.5 % quantiles of Student's t for 1, 2, 3, ... degrees of freedom; of more than 30, nearly 1.96 + 2.4 / df.
-T_QUANTILES = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-
-
 def student_difference(values_a: Sequence[float] | Tensor, values_b: Sequence[float] | Tensor) -> Interval:
     """Mean of values_a - values_b, one of each per face, with Student's 95 % interval: wide enough for few faces.
 
@@ -67,8 +60,9 @@ def student_difference(values_a: Sequence[float] | Tensor, values_b: Sequence[fl
     mean, freedom = float((a - b).mean()), len(a) - 1
     if not freedom:
         return Interval(mean, math.nan, math.nan)
-    quantile = T_QUANTILES[freedom - 1] if freedom <= len(T_QUANTILES) else 1.96 + 2.4 / freedom
-    half = quantile * float((a - b).std(ddof=1)) / math.sqrt(len(a))
+    from scipy.stats import t as student
+
+    half = float(student.ppf(0.975, freedom)) * float((a - b).std(ddof=1)) / math.sqrt(len(a))
     return Interval(mean, mean - half, mean + half)
 
 
@@ -79,10 +73,10 @@ def wilson_interval(successes: int, total: int) -> Interval:
     """
     if not 0 <= successes <= total or not total:
         raise ValueError(f"{successes} of {total} is no share")
-    z, share = 1.959964, successes / total
-    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2)
-    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
+    from scipy.stats import binomtest
+
+    ends = binomtest(successes, total).proportion_ci(0.95, method="wilson")
+    return Interval(successes / total, float(ends.low), float(ends.high))
 
 
 def bootstrap(

@@ -61,10 +61,12 @@ class CodeFormer(Restorer):
 
     def codes(self, lq: Tensor) -> Codes:
         """What the network predicts for damaged faces (B, 3, 512, 512) in [0, 1], as its own forward does."""
+        from einops import rearrange
+
         net: Any = self.module
         feature = self._encoded(lq)
         position = net.position_emb.unsqueeze(1)  # (HW, 1, D)
-        query = net.feat_emb(feature.flatten(2).permute(2, 0, 1))
+        query = net.feat_emb(rearrange(feature, "b c h w -> (h w) b c"))
         for layer in net.ft_layers:
             query = layer(query, query_pos=position.expand_as(query))
         return Codes(net.idx_pred_layer(query).permute(1, 0, 2), feature)

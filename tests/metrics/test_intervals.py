@@ -60,7 +60,7 @@ def test_student_interval_is_that_of_a_paired_t_test():
         a, b = draw.normal(1, 1, count), draw.normal(0, 1, count)
         found = metrics.student_difference(a.tolist(), torch.from_numpy(b))
         expected = stats.ttest_rel(a, b).confidence_interval(0.95)
-        assert found == pytest.approx(((a - b).mean(), expected.low, expected.high), rel=2e-3, abs=2e-3)
+        assert found == pytest.approx(((a - b).mean(), expected.low, expected.high), rel=1e-9, abs=1e-12)
 
 
 def test_student_interval_of_one_face_has_no_ends_and_of_unequal_numbers_is_refused():
