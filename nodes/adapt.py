@@ -13,8 +13,9 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..bfr_core.adaptation.adapt import Adapted, FaceSet, make_targets, perceptual_term, tune
+from ..bfr_core.adaptation.adapt import Adapted, make_targets, perceptual_term, tune
 from ..bfr_core.adaptation.config import LOW_MEMORY, AdaptConfig
+from ..bfr_core.adaptation.faces import FaceSet
 from ..bfr_core.adaptation.first_look import COLUMNS
 from ..bfr_core.adaptation.first_look import first_look as look_first
 from ..bfr_core.adaptation.forecast import MEASURED_FACES, forecast, measure_targets, measure_tuning

@@ -250,7 +250,7 @@ WRITES_ITSELF = {
     ("bfr_core/files/weights.py", "_fetch_rest"): "a part whose name no other program gives",
     ("bfr_core/web/http_api.py", "restored"): "a scratch file",
     ("bfr_core/restoration/record.py", "add"): "adds lines to a record that is of its own name",
-    ("bfr_core/adaptation/adapt.py", "collect_faces"): "adds lines to a file that `growing` answers for",
+    ("bfr_core/adaptation/faces.py", "collect_faces"): "adds lines to a file that `growing` answers for",
 }
 
 

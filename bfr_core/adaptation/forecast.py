@@ -26,8 +26,9 @@ from ..restorers import Restorer
 from ..training.config import FinetuneConfig
 from ..training.finetune import Progress, finetune, held_out_score, split
 from ..training.objectives import objective_of
-from .adapt import EXAMINED_FACES, Before, FaceSet, StageCallback, perceptual_term
+from .adapt import EXAMINED_FACES, Before, perceptual_term
 from .config import AdaptConfig
+from .faces import FaceSet, StageCallback
 from .run import Run
 from .target_checks import look_at
 from .targets import SEARCH_FACES, TargetConfig, make_pseudo_targets, samplers_to_try

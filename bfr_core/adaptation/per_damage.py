@@ -25,8 +25,9 @@ from ..restorers import Restorer, load_restorer, save_restorer
 from ..restorers.load import said_by
 from ..restorers.routed import TENSORS, read_groups, save_groups
 from ..training.finetune import Progress, split
-from .adapt import Adapted, Before, FaceSet, StageCallback, adapt, collect_faces
+from .adapt import Adapted, Before, adapt
 from .config import AdaptConfig
+from .faces import FaceSet, StageCallback, collect_faces
 from .report import account_notes, report_adaptation
 from .run import Run
 from .verdict import Judgement

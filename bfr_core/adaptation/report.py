@@ -15,7 +15,8 @@ from ..reports.html import Gallery, ReportData, Table, write_report
 from ..restoration.restore import square
 from ..training.config import FinetuneConfig
 from ..training.finetune import split
-from .adapt import Adapted, FaceSet
+from .adapt import Adapted
+from .faces import FaceSet
 from .good_faces import MOST_EXAMPLES
 
 ROWS = 12

@@ -191,7 +191,7 @@ class Bars:
 
 
 def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
-    from ..adaptation.adapt import collect_faces
+    from ..adaptation.faces import collect_faces
     from ..adaptation.run import Run
 
     base = base_restorer(args)
@@ -204,7 +204,8 @@ def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 
 def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
-    from ..adaptation.adapt import faces_of, make_targets
+    from ..adaptation.adapt import make_targets
+    from ..adaptation.faces import faces_of
     from ..adaptation.run import Run
     from ..diffusion.prior import load_prior
 
@@ -223,8 +224,6 @@ def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from ..adaptation.adapt import (
         Adapted,
         accepted_targets,
-        collect_faces,
-        faces_of,
         gate_targets,
         match_targets,
         targets_of,
@@ -232,6 +231,7 @@ def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         tune,
         with_real_faces,
     )
+    from ..adaptation.faces import collect_faces, faces_of
     from ..adaptation.good_faces import Examples
     from ..adaptation.report import report_adaptation
     from ..adaptation.run import Run
@@ -289,7 +289,7 @@ def _first_look(args: argparse.Namespace, config: Any, base: Any, bars: Bars) ->
 
 
 def _adapt_mixed(args: argparse.Namespace, config: Any, base: Any, bars: Bars) -> dict[str, Any]:
-    from ..adaptation.adapt import faces_of
+    from ..adaptation.faces import faces_of
     from ..adaptation.forecast import tell_before
     from ..adaptation.per_damage import adapt_mixed
     from ..restorers import export_pth, load_restorer

@@ -12,8 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..adaptation.adapt import EXAMINED_FACES, perceptual_term, resize_square
+from ..adaptation.adapt import EXAMINED_FACES, perceptual_term
 from ..adaptation.config import AdaptConfig
+from ..adaptation.faces import resize_square
 from ..adaptation.targets import TargetConfig, make_pseudo_targets, settled
 from ..diffusion.prior import Prior
 from ..files.ownership import free_place

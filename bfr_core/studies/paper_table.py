@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..adaptation.adapt import StageCallback, collect_faces, perceptual_term
+from ..adaptation.adapt import perceptual_term
 from ..adaptation.config import AdaptConfig
+from ..adaptation.faces import StageCallback, collect_faces
 from ..adaptation.published import PUBLISHED_RECIPE, published, recipe_of, settings_of
 from ..adaptation.published import departures as departures_of
 from ..adaptation.run import Run

@@ -19,7 +19,8 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from ..adaptation.adapt import StageCallback, adapt, collect_faces
+from ..adaptation.adapt import adapt
+from ..adaptation.faces import StageCallback, collect_faces
 from ..adaptation.first_look import first_look
 from ..adaptation.forecast import Forecast, forecast_run, tell_before
 from ..adaptation.per_damage import ONE_DAMAGE, adapt_mixed

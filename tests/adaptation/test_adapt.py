@@ -12,19 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from bfr_core.adaptation.adapt import (
-    adapt,
-    collect_faces,
-    draw_targets,
-    faces_of,
-    gate_targets,
-    leave_out,
-    left_out_of,
-    match_in_order,
-    match_targets,
-    targets_of,
-)
+from bfr_core.adaptation.adapt import adapt, draw_targets, gate_targets, match_in_order, match_targets, targets_of
 from bfr_core.adaptation.config import SMALL, FaceConfig
+from bfr_core.adaptation.faces import collect_faces, faces_of, leave_out, left_out_of
 from bfr_core.adaptation.run import Run
 from bfr_core.adaptation.target_checks import GateConfig
 from bfr_core.diffusion.prior import load_prior
@@ -356,7 +346,7 @@ def counted_drawing(monkeypatch):
 
 def counted_looking(monkeypatch):
     """The photos that faces are taken from."""
-    import bfr_core.adaptation.adapt as module
+    import bfr_core.adaptation.faces as module
 
     looked: list[str] = []
     real = module._crops_of
