@@ -16,7 +16,7 @@ from torch import Tensor
 from ..device import Precision, release_memory, usual_precision
 from ..diffusion.prior import Prior, load_prior
 from ..faces.landmarks import load_landmark_net
-from ..files.ownership import Ledger, claim, made_without_list, sha256_of
+from ..files.ownership import Ledger, claim, made_by_hand, made_without_list, sha256_of
 from ..files.photos import (
     list_images,
     printable,
@@ -186,13 +186,6 @@ def targets_print(faces: FaceSet, files: dict[str, Path]) -> str:
     return fingerprint(faces.fingerprint, [(name, sha256_of(files[name])) for name in faces.names if name in files])
 
 
-def made_by_hand(files: dict[str, Path]) -> list[str]:
-    """Names of the targets, in folders of a run, that this program did not write, or that were changed since."""
-    ledgers = {folder: Ledger(folder) for folder in {path.parent for path in files.values()}}
-    own = {folder: ledger for folder, ledger in ledgers.items() if ledger.kind == "run"}
-    return [n for n, path in files.items() if path.parent in own and not own[path.parent].owns(path)]
-
-
 def draw_targets(
     run: Run,
     faces: FaceSet,
@@ -209,7 +202,7 @@ def draw_targets(
     """
     for folder in (run.restored, run.targets):
         open_stage(folder, old_crops(run))
-    _adopt_redrawn(run)
+    adopt_redrawn(run)
     marker = run.targets / "stage.json"
     made: dict[str, str] = read_table(marker, made=dict).get("made", {})
     keys = {n: target_key(faces.folder / f"{n}.png", n, restorer, prior, config) for n in faces.names}
@@ -257,12 +250,12 @@ def adopt_old(run: Run) -> None:
     for folder in (run.faces, run.restored, run.targets, run.given, run.photos):
         if made_without_list(folder):
             open_stage(folder, ["image_[0-9]*.png", *old_crops(run)] if folder == run.photos else old_crops(run))
-    _adopt_redrawn(run)
+    adopt_redrawn(run)
     for inner in (run.good, *sorted((run.folder / "groups").glob("[0-9]*"))):
         adopt_old(Run(inner))
 
 
-def _adopt_redrawn(run: Run) -> None:
+def adopt_redrawn(run: Run) -> None:
     if run.redrawn.is_dir() and not Ledger(run.redrawn).there:
         claim(run.redrawn, "run", old_files(run.redrawn, old_crops(run)))
 
