@@ -16,14 +16,14 @@ from torch import Tensor
 from ..device import Precision, release_memory, usual_precision
 from ..diffusion.prior import Prior, load_prior
 from ..faces.landmarks import load_landmark_net
-from ..files.ownership import Ledger, claim, made_by_hand, made_without_list, sha256_of
+from ..files.ownership import made_by_hand, sha256_of
 from ..files.photos import (
     list_images,
     printable,
     read_image,
 )
 from ..files.records import fingerprint, read_table, write_json
-from ..files.stages import old_files, open_stage, remove, stage_folder
+from ..files.stages import open_stage, remove, stage_folder
 from ..restorers import Restorer, load_restorer, save_change, save_restorer
 from ..training.config import FinetuneConfig
 from ..training.finetune import Progress, Watch, finetune, split
@@ -40,6 +40,7 @@ from .faces import (
     write_or_keep,
 )
 from .good_faces import MOST_EXAMPLES, AlbumConfig, Clarity, Examples, clarity, is_good
+from .old_runs import adopt_redrawn
 from .run import Run
 from .target_checks import GateConfig, as_record, checks_of, joined, look_at, refusals
 from .targets import TargetConfig, make_pseudo_targets, settled
@@ -240,24 +241,6 @@ def draw_targets(
     print_ = targets_print(faces, files)
     write_json(marker, {"fingerprint": print_, "made": made})
     return print_
-
-
-def adopt_old(run: Run) -> None:
-    """Enter in lists what version 0.1, which kept none, made in a run and in the runs inside it."""
-    if not run.folder.is_dir():
-        return
-    run.claim()
-    for folder in (run.faces, run.restored, run.targets, run.given, run.photos):
-        if made_without_list(folder):
-            open_stage(folder, ["image_[0-9]*.png", *old_crops(run)] if folder == run.photos else old_crops(run))
-    adopt_redrawn(run)
-    for inner in (run.good, *sorted((run.folder / "groups").glob("[0-9]*"))):
-        adopt_old(Run(inner))
-
-
-def adopt_redrawn(run: Run) -> None:
-    if run.redrawn.is_dir() and not Ledger(run.redrawn).there:
-        claim(run.redrawn, "run", old_files(run.redrawn, old_crops(run)))
 
 
 def _without_strays(run: Run, made: dict[str, str], faces: FaceSet) -> dict[str, str]:
