@@ -26,12 +26,13 @@ from ..restorers import Restorer
 from ..training.config import FinetuneConfig
 from ..training.finetune import Progress, finetune, held_out_score, split
 from ..training.objectives import objective_of
-from .adapt import EXAMINED_FACES, Before, perceptual_term
+from .adapt import EXAMINED_FACES, Before
 from .config import AdaptConfig
 from .faces import FaceSet, StageCallback
 from .run import Run
 from .target_checks import look_at
 from .targets import SEARCH_FACES, TargetConfig, make_pseudo_targets, samplers_to_try
+from .tuning import perceptual_term
 
 TIMED_STEPS = 3  # of the tuning; the first prepares, and of the others the quicker one counts
 SAMPLE_SECONDS = 0.005  # between two looks at the memory that is held

@@ -228,13 +228,13 @@ def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         match_targets,
         targets_of,
         targets_print,
-        tune,
         with_real_faces,
     )
     from ..adaptation.faces import collect_faces, faces_of
     from ..adaptation.good_faces import Examples
     from ..adaptation.report import report_adaptation
     from ..adaptation.run import Run
+    from ..adaptation.tuning import tune
     from ..diffusion.prior import load_prior
 
     base = base_restorer(args)
