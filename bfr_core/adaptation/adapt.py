@@ -12,34 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..device import Precision, release_memory
+from ..device import release_memory
 from ..diffusion.prior import Prior, load_prior
-from ..faces.landmarks import load_landmark_net
 from ..files.ownership import made_by_hand, sha256_of
-from ..files.photos import (
-    list_images,
-    printable,
-    read_image,
-)
+from ..files.photos import list_images, printable, read_image
 from ..files.records import fingerprint, read_table, write_json
 from ..files.stages import open_stage, remove, stage_folder
 from ..restorers import Restorer, load_restorer
 from ..training.finetune import Progress
 from .config import AdaptConfig
-from .faces import (
-    FaceSet,
-    StageCallback,
-    collect_faces,
-    content_hash,
-    face_index,
-    old_crops,
-    resize_square,
-    write_or_keep,
-)
-from .good_faces import AlbumConfig, Clarity, Examples, clarity, is_good
+from .faces import FaceSet, StageCallback, collect_faces, content_hash, old_crops, resize_square, write_or_keep
+from .good_faces import Examples, take_good_faces, with_real_faces
 from .old_runs import adopt_redrawn
 from .run import Run
-from .target_checks import GateConfig, as_record, checks_of, joined, look_at, refusals
+from .target_checks import Redraw, gate_targets
 from .targets import TargetConfig, make_pseudo_targets, settled
 from .tuning import tune
 from .verdict import Judgement
@@ -47,82 +33,9 @@ from .verdict import Judgement
 log = logging.getLogger(__name__)
 
 Before = Callable[["Run", "FaceSet", "Restorer", "Prior", "AdaptConfig"], None]  # see `adapt`
-GATE_BATCH = 16
 EXAMINED_FACES = 16  # of a folder, for the settings that are left to it
 SETTLED = ("t_start", "t_constrain_end", "factor", "calls")  # of the sampler
 REDRAWN_SEED = 7919  # apart, so that the draws of no try are those of a neighbouring seed
-
-
-def take_good_faces(
-    run: Run,
-    faces: FaceSet,
-    base: Restorer,
-    prior: Prior,
-    config: AdaptConfig,
-    callback: StageCallback | None = None,
-) -> tuple[FaceSet, Examples]:
-    """The faces to adapt to, and the good ones: found among `faces`, as config.album says, or in its folder.
-
-    What was found is kept in run.album. Where none is good, or none would be left to adapt to, `faces` are returned as
-    they are. Raises as `collect_faces` for a folder of good photos that gives no face.
-    """
-    precision = config.targets.precision
-    found = find_good_faces(run, faces, base, prior, config.album, callback, precision) if config.album.find else {}
-    if len(found) == len(faces):
-        log.warning("all %d faces look good already; they are adapted to as they are", len(faces))
-        found = {}
-    files, made_from = [faces.folder / f"{name}.png" for name in found], [faces.fingerprint, sorted(found)]
-    if config.album.good:
-        given = collect_faces(Path(config.album.good), Run(run.good), base.size, config.faces, callback, base.device)
-        files += [given.path(i) for i in range(len(given))]
-        made_from += [given.fingerprint]
-    if not files:
-        return faces, Examples()
-    print_ = fingerprint(*made_from)
-    log.info("good faces: %d of the folder, %d given", len(found), len(files) - len(found))
-    if found:
-        left = [name for name in faces.names if name not in found]
-        faces = replace(faces, names=left, fingerprint=fingerprint(faces.fingerprint, sorted(found)))
-    return faces, Examples(tuple(files), print_, found)
-
-
-def with_real_faces(
-    run: Run, good: Examples, size: int, config: AdaptConfig, callback: StageCallback | None = None
-) -> Examples:
-    """`good` with the faces of the folder config.album.real, if there is one. Raises as `collect_faces` for it."""
-    if not config.album.real:
-        return good
-    given = collect_faces(Path(config.album.real), Run(run.real), size, config.faces, callback)
-    log.info("real faces for the discriminator: %d", len(given))
-    files = tuple(given.path(i) for i in range(len(given)))
-    return replace(good, real=files, real_fingerprint=given.fingerprint)
-
-
-def find_good_faces(
-    run: Run,
-    faces: FaceSet,
-    base: Restorer,
-    prior: Prior,
-    config: AlbumConfig,
-    callback: StageCallback | None = None,
-    precision: Precision = "auto",
-) -> dict[str, Clarity]:
-    """Those of `faces` that are good, by name: see `album`. A face that was enlarged to its crop is not."""
-    keys = {n: fingerprint(sha256_of(faces.folder / f"{n}.png"), base.sha256, prior.sha256) for n in faces.names}
-    kept: dict[str, dict[str, Any]] = read_table(run.album, clarity=dict).get("clarity", {})
-    seen = {n: kept[n] for n in faces.names if n in kept and kept[n].get("key") == keys[n]}
-    missing = [n for n in faces.names if n not in seen]
-    for start in range(0, len(missing), GATE_BATCH):
-        for name in missing[start : start + GATE_BATCH]:
-            found = clarity(read_image(faces.folder / f"{name}.png")[None], base, prior, precision)[0]
-            seen[name] = {"key": keys[name], **found._asdict()}
-        if callback:
-            callback("album", len(seen), len(faces), None)
-    if missing:
-        write_json(run.album, {"clarity": seen})
-    widths = {face["name"]: face["width"] for face in face_index(run)["faces"]}
-    known = {n: Clarity(*(seen[n][part] for part in Clarity._fields)) for n in faces.names if widths[n] >= base.size}
-    return {name: found for name, found in known.items() if is_good(found, config)}
 
 
 def settled_targets(
@@ -262,9 +175,6 @@ def make_targets(
     return gate_targets(run, faces, targets_of(run, faces), made_from, config.gate, redraw, callback), made_from
 
 
-Redraw = Callable[[Tensor, list[str], int], Tensor]
-
-
 def redraw_with(
     restorer: Restorer, prior: Prior, config: TargetConfig, callback: StageCallback | None = None
 ) -> Redraw:
@@ -299,86 +209,6 @@ def keep_redraws(
         return torch.stack([read_image(folder / f"{name}_{attempt}.png") for name in names])
 
     return kept
-
-
-def gate_targets(
-    run: Run,
-    faces: FaceSet,
-    files: dict[str, Path],
-    made_from: str,
-    config: GateConfig,
-    redraw: Redraw | None = None,
-    callback: StageCallback | None = None,
-) -> dict[str, Path]:
-    """The targets, by face name, that pass the gate; those refused are drawn again where `redraw` is given.
-
-    files: targets by face name. made_from: their fingerprint. Those that were changed by hand always pass. What was
-    found of every face is kept in gate.json, and taken from there when nothing changed. Raises ValueError if none
-    passes.
-    """
-    by_hand = made_by_hand(files)
-    print_ = fingerprint(made_from, sorted(files), asdict(config), redraw is not None, *by_hand)
-    found = read_table(run.gate, seen=dict, refused=dict, redrawn=list)
-    if found.get("fingerprint") != print_:
-        found = _gated(run, faces, files, by_hand, config, redraw, callback)
-        seen = {name: sha256_of(path) for name, path in files.items()}
-        write_json(run.gate, {"fingerprint": print_, "made_from": made_from, "seen": seen} | found)
-    accepted = accepted_targets(run, files, made_from)
-    if len(accepted) < len(files):
-        log.warning("%d of %d targets are left out; the report says why", len(files) - len(accepted), len(files))
-    if not accepted:
-        raise ValueError(
-            f"{printable(run.folder)}: none of the {len(files)} targets is fit to learn from: see gate.json"
-        )
-    return accepted
-
-
-def accepted_targets(run: Run, files: dict[str, Path], made_from: str) -> dict[str, Path]:
-    """Those of `files` that passed the gate when it last saw them; the others, if it did not see them as they are."""
-    found = read_table(run.gate, seen=dict, refused=dict, redrawn=list)
-    seen, redrawn, refused = found.get("seen", {}), set(found.get("redrawn", ())), found.get("refused", {})
-    accepted = {}
-    for name, path in files.items():
-        known = found.get("made_from") == made_from or (name in seen and seen[name] == content_hash(path))
-        if not known or name not in refused:
-            accepted[name] = run.redrawn / f"{name}.png" if known and name in redrawn else path
-    return accepted
-
-
-def _gated(
-    run: Run,
-    faces: FaceSet,
-    files: dict[str, Path],
-    by_hand: list[str],
-    config: GateConfig,
-    redraw: Redraw | None,
-    callback: StageCallback | None,
-) -> dict[str, Any]:
-    net, names, parts = load_landmark_net(), list(files), []
-    for start in range(0, len(names), GATE_BATCH):
-        some = names[start : start + GATE_BATCH]
-        lq = torch.stack([read_image(faces.folder / f"{name}.png") for name in some])
-        targets = torch.stack([resize_square(read_image(files[name]), lq.shape[-1], files[name]) for name in some])
-        parts.append(look_at(lq, targets, net))
-        if callback:
-            callback("gate", start + len(some), len(names), None)
-    folder = joined(parts)
-    checks = checks_of(folder)
-    reasons = dict(zip(names, refusals(checks, config), strict=True)) | dict.fromkeys(by_hand, "")
-    records = {name: as_record(checks, i) for i, name in enumerate(names)}
-    redrawn = []
-    for name in [name for name in names if reasons[name] and redraw]:
-        lq = read_image(faces.folder / f"{name}.png")[None]
-        for attempt in range(1, config.tries + 1):
-            target = redraw(lq, [name], attempt) if redraw else lq
-            again = checks_of(look_at(lq, target, net), folder)
-            if not refusals(again, config, checks)[0]:
-                write_or_keep(run.redrawn / f"{name}.png", target[0])
-                records[name], reasons[name] = as_record(again, 0), ""
-                redrawn.append(name)
-                break
-    refused = {name: reason for name, reason in reasons.items() if reason}
-    return {"refused": refused, "redrawn": redrawn, "checks": records}
 
 
 def match_targets(faces: FaceSet, folder: Path) -> dict[str, Path]:

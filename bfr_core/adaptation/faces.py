@@ -18,14 +18,7 @@ from torch import Tensor
 from ..faces.align import crop_face
 from ..files.kinds import LeftOutError, without_name
 from ..files.ownership import is_own, note, sha256_of
-from ..files.photos import (
-    look_through,
-    photo_names,
-    printable,
-    read_image,
-    replace_atomically,
-    write_image,
-)
+from ..files.photos import look_through, photo_names, printable, read_image, replace_atomically, write_image
 from ..files.records import fingerprint, read_table, write_json
 from ..files.stages import growing, open_stage, remove
 from ..restoration.restore import square

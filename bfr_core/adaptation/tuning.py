@@ -14,20 +14,14 @@ from torch import Tensor
 from ..device import usual_precision
 from ..diffusion.prior import Prior
 from ..faces.landmarks import load_landmark_net
-from ..files.photos import (
-    read_image,
-)
+from ..files.photos import read_image
 from ..files.records import fingerprint
 from ..files.stages import remove
 from ..restorers import Restorer, save_change, save_restorer
 from ..training.config import FinetuneConfig
 from ..training.finetune import Progress, Watch, finetune, split
 from ..training.losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
-from .faces import (
-    FaceSet,
-    StageCallback,
-    resize_square,
-)
+from .faces import FaceSet, StageCallback, resize_square
 from .good_faces import MOST_EXAMPLES, Examples
 from .run import Run
 from .verdict import Judgement, judge, load_usual

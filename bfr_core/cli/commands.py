@@ -221,19 +221,12 @@ def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 
 def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
-    from ..adaptation.adapt import (
-        Adapted,
-        accepted_targets,
-        gate_targets,
-        match_targets,
-        targets_of,
-        targets_print,
-        with_real_faces,
-    )
+    from ..adaptation.adapt import Adapted, match_targets, targets_of, targets_print
     from ..adaptation.faces import collect_faces, faces_of
-    from ..adaptation.good_faces import Examples
+    from ..adaptation.good_faces import Examples, with_real_faces
     from ..adaptation.report import report_adaptation
     from ..adaptation.run import Run
+    from ..adaptation.target_checks import accepted_targets, gate_targets
     from ..adaptation.tuning import tune
     from ..diffusion.prior import load_prior
 

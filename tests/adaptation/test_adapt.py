@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from bfr_core.adaptation.adapt import adapt, draw_targets, gate_targets, match_in_order, match_targets, targets_of
+from bfr_core.adaptation.adapt import adapt, draw_targets, match_in_order, match_targets, targets_of
 from bfr_core.adaptation.config import SMALL, FaceConfig
 from bfr_core.adaptation.faces import collect_faces, faces_of, leave_out, left_out_of
 from bfr_core.adaptation.run import Run
-from bfr_core.adaptation.target_checks import GateConfig
+from bfr_core.adaptation.target_checks import GateConfig, gate_targets
 from bfr_core.diffusion.prior import load_prior
 from bfr_core.diffusion.sampler import SamplerConfig
 from bfr_core.files.ownership import LIST, is_own
@@ -142,7 +142,7 @@ def test_the_gate_takes_a_new_draw_that_passes(photos, config, tmp_path):
 
 def test_targets_that_are_all_unfit_are_an_error(photos, config, tmp_path, monkeypatch):
     run, faces, files, _ = spoiled_run(photos, config, tmp_path)
-    monkeypatch.setattr("bfr_core.adaptation.adapt.refusals", lambda checks, *_: ["no"] * len(checks.low_band))
+    monkeypatch.setattr("bfr_core.adaptation.target_checks.refusals", lambda checks, *_: ["no"] * len(checks.low_band))
     with pytest.raises(ValueError, match="none of the 10 targets is fit"):
         gate_targets(run, faces, files, "made", GateConfig())
 
@@ -442,7 +442,9 @@ def test_a_redrawn_target_is_not_drawn_again_when_another_face_comes(own_photos,
         return one
 
     monkeypatch.setattr(module, "redraw_with", counted)
-    monkeypatch.setattr(module, "refusals", lambda checks, *_: ["no", *[""] * (len(checks.low_band) - 1)])
+    monkeypatch.setattr(
+        "bfr_core.adaptation.target_checks.refusals", lambda checks, *_: ["no", *[""] * (len(checks.low_band) - 1)]
+    )
     run = tmp_path / "run"
     adapt(own_photos, run, config)
     first = list(tries)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bfr_core.adaptation import adapt as adaptation
+from bfr_core.adaptation import good_faces as album
 from bfr_core.adaptation.adapt import adapt
 from bfr_core.adaptation.config import SMALL, AdaptConfig
 from bfr_core.adaptation.good_faces import AlbumConfig, Clarity, Examples, clarity, is_good
@@ -58,7 +58,7 @@ def two_good(monkeypatch):
         means.append(float(faces.mean()))
         return [good if len(means) in (2, 5) else good._replace(kept=10.0)]
 
-    monkeypatch.setattr(adaptation, "clarity", answer)
+    monkeypatch.setattr(album, "clarity", answer)
     return means
 
 
@@ -112,7 +112,7 @@ def test_a_stopped_album_adaptation_ends_with_the_same_weights(quick, tmp_path, 
 
 def test_enlarged_faces_are_not_good_and_a_folder_of_good_ones_is_adapted_to(quick, tmp_path, monkeypatch, caplog):
     photos, config = quick
-    monkeypatch.setattr(adaptation, "clarity", lambda faces, *_: [Clarity(1.0, 0.1, 50.0)])
+    monkeypatch.setattr(album, "clarity", lambda faces, *_: [Clarity(1.0, 0.1, 50.0)])
     config = changed(config, {"album.find": True})
     result = adapt(photos, tmp_path / "all", config)
     assert len(result.faces) == 10 and not result.good.files and "all 10 faces look good already" in caplog.text
