@@ -13,7 +13,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..bfr_core.adaptation.adapt import Adapted, make_targets
+from ..bfr_core.adaptation.adapt import Adapted
 from ..bfr_core.adaptation.config import LOW_MEMORY, AdaptConfig
 from ..bfr_core.adaptation.faces import FaceSet
 from ..bfr_core.adaptation.first_look import COLUMNS
@@ -25,6 +25,7 @@ from ..bfr_core.adaptation.published import PUBLISHED_RECIPE as PUBLISHED
 from ..bfr_core.adaptation.published import RECOMMENDED, settings_of
 from ..bfr_core.adaptation.report import report_adaptation
 from ..bfr_core.adaptation.run import Run
+from ..bfr_core.adaptation.target_stage import make_targets
 from ..bfr_core.adaptation.tuning import perceptual_term, tune
 from ..bfr_core.diffusion.sampler import SamplerConfig
 from ..bfr_core.files.names import numbered

@@ -20,11 +20,11 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..bfr_core.adaptation.adapt import match_in_order, targets_of, targets_print
 from ..bfr_core.adaptation.config import AdaptConfig, FaceConfig
 from ..bfr_core.adaptation.faces import FaceSet, collect_faces, faces_of
 from ..bfr_core.adaptation.run import Run
 from ..bfr_core.adaptation.target_checks import GateConfig, accepted_targets, gate_targets
+from ..bfr_core.adaptation.target_stage import match_in_order, targets_of, targets_print
 from ..bfr_core.files.ownership import claim, is_own, sha256_of
 from ..bfr_core.files.photos import printable, read_image, replace_atomically, write_image
 from ..bfr_core.files.records import fingerprint, read_table, write_json

@@ -26,12 +26,12 @@ from ..reports.html import Gallery, ReportData, write_report
 from ..restorers import Restorer, load_restorer
 from ..settings import changed
 from ..training.finetune import Progress
-from .adapt import make_targets
 from .config import AdaptConfig
 from .faces import FaceSet, StageCallback, collect_faces, faces_of, leave_out
 from .forecast import Forecast, Pace, duration, forecast, measure
 from .good_faces import AlbumConfig
 from .run import Run
+from .target_stage import make_targets
 from .tuning import tune as tune_faces
 
 log = logging.getLogger(__name__)

@@ -26,11 +26,12 @@ from ..restorers import Restorer
 from ..training.config import FinetuneConfig
 from ..training.finetune import Progress, finetune, held_out_score, split
 from ..training.objectives import objective_of
-from .adapt import EXAMINED_FACES, Before
+from .adapt import Before
 from .config import AdaptConfig
 from .faces import FaceSet, StageCallback
 from .run import Run
 from .target_checks import look_at
+from .target_stage import EXAMINED_FACES
 from .targets import SEARCH_FACES, TargetConfig, make_pseudo_targets, samplers_to_try
 from .tuning import perceptual_term
 

@@ -28,19 +28,12 @@ from .verdict import Judgement, judge, load_usual
 
 log = logging.getLogger(__name__)
 
-
 NO_LPIPS = (
     "perceptual must be LPIPS here, whose VGG file vgg16-397923af.pth is not in torch's folder of checkpoints; put it "
     "there (torchvision fetches it by models.vgg16(weights='IMAGENET1K_V1')), or set perceptual to 0"
 )
-
-
 NOT_JUDGED = Judgement("not_judged", "no face was held out of the tuning, as set, so nothing shows whether it helped")
-
-
 CACHED_BYTES = 1 << 30
-
-
 MOST_JUDGED = 64  # held-out faces that the verdict looks at
 
 

@@ -204,9 +204,9 @@ def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 
 def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
-    from ..adaptation.adapt import make_targets
     from ..adaptation.faces import faces_of
     from ..adaptation.run import Run
+    from ..adaptation.target_stage import make_targets
     from ..diffusion.prior import load_prior
 
     restorer = base_restorer(args)
@@ -221,12 +221,13 @@ def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 
 def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
-    from ..adaptation.adapt import Adapted, match_targets, targets_of, targets_print
+    from ..adaptation.adapt import Adapted
     from ..adaptation.faces import collect_faces, faces_of
     from ..adaptation.good_faces import Examples, with_real_faces
     from ..adaptation.report import report_adaptation
     from ..adaptation.run import Run
     from ..adaptation.target_checks import accepted_targets, gate_targets
+    from ..adaptation.target_stage import match_targets, targets_of, targets_print
     from ..adaptation.tuning import tune
     from ..diffusion.prior import load_prior
 

@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from bfr_core.adaptation.adapt import adapt, draw_targets, match_in_order, match_targets, targets_of
+from bfr_core.adaptation.adapt import adapt
 from bfr_core.adaptation.config import SMALL, FaceConfig
 from bfr_core.adaptation.faces import collect_faces, faces_of, leave_out, left_out_of
 from bfr_core.adaptation.run import Run
 from bfr_core.adaptation.target_checks import GateConfig, gate_targets
+from bfr_core.adaptation.target_stage import draw_targets, match_in_order, match_targets, targets_of
 from bfr_core.diffusion.prior import load_prior
 from bfr_core.diffusion.sampler import SamplerConfig
 from bfr_core.files.ownership import LIST, is_own
@@ -87,7 +88,7 @@ def test_what_is_left_to_the_faces_is_read_off_them_once(photos, config, tmp_pat
         callback(1, 1)
         return replace(config, t_clean=7)
 
-    monkeypatch.setattr("bfr_core.adaptation.adapt.settled", level)
+    monkeypatch.setattr("bfr_core.adaptation.target_stage.settled", level)
     auto = replace(config, targets=replace(config.targets, t_clean="auto"))
     stages = []
     for _ in range(2):
@@ -218,7 +219,7 @@ def test_a_faces_target_does_not_depend_on_its_batch(photos, config, tiny_restor
 
 
 def test_targets_never_hold_more_than_a_batch(photos, config, tiny_restorer, tiny_prior, tmp_path, monkeypatch):
-    import bfr_core.adaptation.adapt as module
+    import bfr_core.adaptation.target_stage as module
 
     sizes = []
     real = module.make_pseudo_targets
@@ -331,7 +332,7 @@ def test_faces_left_out_stay_out_when_the_run_goes_on(photos, config, tmp_path):
 
 def counted_drawing(monkeypatch):
     """The names of the faces that targets are drawn of, in the order of the calls."""
-    import bfr_core.adaptation.adapt as module
+    import bfr_core.adaptation.target_stage as module
 
     drawn: list[str] = []
     real = module.make_pseudo_targets
@@ -427,7 +428,7 @@ def test_a_target_retouched_by_hand_is_kept_used_and_named(own_photos, config, t
 
 
 def test_a_redrawn_target_is_not_drawn_again_when_another_face_comes(own_photos, config, tmp_path, monkeypatch):
-    import bfr_core.adaptation.adapt as module
+    import bfr_core.adaptation.target_stage as module
 
     tries = []
     real = module.redraw_with

@@ -12,11 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import bfr_core
 from bfr_core.adaptation import good_faces as album
 from bfr_core.adaptation.adapt import adapt
 from bfr_core.adaptation.config import SMALL, AdaptConfig
-from bfr_core.adaptation.good_faces import AlbumConfig, Clarity, Examples, clarity, is_good
+from bfr_core.adaptation.faces import faces_of
+from bfr_core.adaptation.good_faces import AlbumConfig, Clarity, Examples, clarity, find_good_faces, is_good
 from bfr_core.adaptation.report import good_faces, good_photo_tables, measure_against_good, report_adaptation
+from bfr_core.adaptation.run import Run
 from bfr_core.cli.commands import main
 from bfr_core.damage.synthetic import degrade
 from bfr_core.diffusion.prior import load_prior
@@ -121,8 +124,8 @@ def test_enlarged_faces_are_not_good_and_a_folder_of_good_ones_is_adapted_to(qui
     (tmp_path / "all/faces/faces.json").write_text(json.dumps(index))
     (tmp_path / "all/album.json").unlink()
     base, prior = load_restorer(config.restorer), load_prior(config.prior)
-    run = adaptation.Run(tmp_path / "all")
-    found = adaptation.find_good_faces(run, adaptation.faces_of(run), base, prior, config.album)
+    run = Run(tmp_path / "all")
+    found = find_good_faces(run, faces_of(run), base, prior, config.album)
     assert list(found) == [index["faces"][0]["name"]]
 
 
@@ -245,7 +248,7 @@ def test_every_limit_counts():
 def test_clean_portraits_are_good_and_damaged_ones_are_not(shared):
     from bfr_core.faces.align import Face, crop_face
 
-    names = (Path(adaptation.__file__).parent / "embedded/held_out.txt").read_text().split()[::30]
+    names = (Path(bfr_core.__file__).parent / "embedded/held_out.txt").read_text().split()[::30]
     landmarks = json.loads((shared / "portraits/landmarks.json").read_text())
     faces = torch.stack(
         [crop_face(read_image(shared / "portraits" / n), Face(np.array(landmarks[n]["landmarks"])), 128) for n in names]
