@@ -1,11 +1,13 @@
-"""The stages of an adaptation on a run folder: faces, targets, tuning. Each can be stopped and goes on where it was."""
+"""An adaptation, as the paper tells it: faces, targets, checks, tuning, verdict, report.
+
+Each stage keeps what it makes in the run folder, can be stopped, and goes on where it was.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -13,16 +15,16 @@ import torch
 from ..device import release_memory
 from ..diffusion.prior import Prior, load_prior
 from ..restorers import Restorer, load_restorer
-from ..training.finetune import Progress
+from ..training.config import FinetuneConfig
+from ..training.finetune import Progress, Watch
 from .config import AdaptConfig
 from .faces import FaceSet, StageCallback, collect_faces
-from .good_faces import Examples, take_good_faces, with_real_faces
+from .good_faces import Examples, take_good_faces
+from .report import report_adaptation
 from .run import Run
 from .target_stage import make_targets
-from .tuning import tune
+from .tuning import judge_tuning, learned_from, save_tuned, tune
 from .verdict import Judgement
-
-log = logging.getLogger(__name__)
 
 Before = Callable[["Run", "FaceSet", "Restorer", "Prior", "AdaptConfig"], None]  # see `adapt`
 
@@ -59,12 +61,14 @@ def adapt(
     prior: Prior | None = None,
     pause_after: float = 0.0,
     before: Before | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Adapted:
     """Tune a restorer to the damage of the photos in `folder`; everything is kept in `run_dir`, and resumed from it.
 
     callback: (stage, step, steps, detail); what it raises ends the adaptation, to be resumed later.
     restorer, prior: config.restorer and config.prior, where they are loaded already. pause_after: see `tune`.
     before: called once the faces are there, unless the tuning is under way already; what it raises ends the adaptation.
+    labels: see `learn`.
     Raises FileNotFoundError or ValueError, in one line, for photos, weights or settings that cannot be used.
     """
     run = Run(run_dir)
@@ -73,15 +77,41 @@ def adapt(
         run.record("recipe", {"name": config.recipe, "real": config.album.real})
         faces = collect_faces(Path(folder), run, base.size, config.faces, callback, base.device)
         faces, good = take_good_faces(run, faces, base, prior, config, callback)
-        good = with_real_faces(run, good, base.size, config, callback)
         if before and not run.checkpoint.exists():
             before(run, faces, base, prior, config)
         targets, made_from = make_targets(run, faces, base, prior, config, callback)
         prior.to("cpu")  # its memory is the tuning's now
-        tuned = tune(
-            run, faces, targets, made_from, base, config.finetune, prior, callback, pause_after=pause_after, good=good
-        )
-        return Adapted(run, tuned[0], base, prior, faces, targets, *tuned[1:], good)
+        return learn(
+            run, faces, targets, made_from, base, config.finetune, prior, callback,
+            pause_after=pause_after, good=good, labels=labels,
+        )  # fmt: skip
+
+
+def learn(
+    run: Run,
+    faces: FaceSet,
+    targets: dict[str, Path],
+    made_from: str,
+    base: Restorer,
+    config: FinetuneConfig,
+    prior: Prior | None = None,
+    callback: StageCallback | None = None,
+    watch: Watch | None = None,
+    pause_after: float = 0.0,
+    good: Examples | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> Adapted:
+    """From targets to the report: tuning, verdict, the restorer saved in `run`, its report written.
+
+    Arguments as in `tune`. labels: what the report calls a photo, by its path below the folder of the photos.
+    """
+    good = good or Examples()
+    tuned, progress = tune(run, faces, targets, made_from, base, config, prior, callback, watch, pause_after, good)
+    judgement = judge_tuning(base, tuned, faces, targets, config)
+    save_tuned(run, base, tuned, prior, config, progress, judgement, len(learned_from(faces, targets)))
+    result = Adapted(run, tuned, base, prior, faces, targets, progress, judgement, good)
+    report_adaptation(replace(result, faces=faces.relabelled(labels or {})), config)
+    return result
 
 
 @contextmanager

@@ -5,8 +5,8 @@ from __future__ import annotations
 import glob
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,12 +74,28 @@ class FaceSet:
     def __len__(self) -> int:
         return len(self.names)
 
-    def path(self, index: int) -> Path:
-        return self.folder / f"{self.names[index]}.png"
+    def crop(self, name: str) -> Path:
+        """The file of a face's crop."""
+        return self.folder / f"{name}.png"
+
+    def read(self, names: Sequence[str]) -> Tensor:
+        """The crops of these faces as (B, 3, S, S) RGB in [0, 1]."""
+        return torch.stack([read_image(self.crop(name)) for name in names])
 
     def batch(self, start: int, stop: int) -> Tensor:
         """Crops start ... stop - 1 as (B, 3, S, S) RGB in [0, 1]."""
-        return torch.stack([read_image(self.path(i)) for i in range(start, min(stop, len(self)))])
+        return self.read(self.names[start:stop])
+
+    def batches(self, size: int, names: Sequence[str] | None = None) -> Iterator[tuple[list[str], Tensor]]:
+        """Names and crops, as by `read`, of all faces or of those named, at most `size` of them at a time."""
+        names = self.names if names is None else names
+        for start in range(0, len(names), size):
+            some = list(names[start : start + size])
+            yield some, self.read(some)
+
+    def relabelled(self, labels: Mapping[str, str]) -> FaceSet:
+        """The same faces, whose photos are called as `labels` says, by the photo's path; the others as they were."""
+        return replace(self, photos={name: labels.get(photo, photo) for name, photo in self.photos.items()})
 
 
 def collect_faces(

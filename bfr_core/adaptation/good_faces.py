@@ -114,7 +114,7 @@ def take_good_faces(
     config: AdaptConfig,
     callback: StageCallback | None = None,
 ) -> tuple[FaceSet, Examples]:
-    """The faces to adapt to, and the good ones: found among `faces`, as config.album says, or in its folder.
+    """The faces to adapt to, and the good ones: found among `faces`, as config.album says, or in its folders.
 
     What was found is kept in run.album. Where none is good, or none would be left to adapt to, `faces` are returned as
     they are. Raises as `collect_faces` for a folder of good photos that gives no face.
@@ -124,19 +124,19 @@ def take_good_faces(
     if len(found) == len(faces):
         log.warning("all %d faces look good already; they are adapted to as they are", len(faces))
         found = {}
-    files, made_from = [faces.folder / f"{name}.png" for name in found], [faces.fingerprint, sorted(found)]
+    files, made_from = [faces.crop(name) for name in found], [faces.fingerprint, sorted(found)]
     if config.album.good:
         given = collect_faces(Path(config.album.good), Run(run.good), base.size, config.faces, callback, base.device)
-        files += [given.path(i) for i in range(len(given))]
+        files += [given.crop(name) for name in given.names]
         made_from += [given.fingerprint]
-    if not files:
-        return faces, Examples()
-    print_ = fingerprint(*made_from)
-    log.info("good faces: %d of the folder, %d given", len(found), len(files) - len(found))
+    good = Examples()
+    if files:
+        good = Examples(tuple(files), fingerprint(*made_from), found)
+        log.info("good faces: %d of the folder, %d given", len(found), len(files) - len(found))
     if found:
         left = [name for name in faces.names if name not in found]
         faces = replace(faces, names=left, fingerprint=fingerprint(faces.fingerprint, sorted(found)))
-    return faces, Examples(tuple(files), print_, found)
+    return faces, with_real_faces(run, good, base.size, config, callback)
 
 
 def with_real_faces(
@@ -147,7 +147,7 @@ def with_real_faces(
         return good
     given = collect_faces(Path(config.album.real), Run(run.real), size, config.faces, callback)
     log.info("real faces for the discriminator: %d", len(given))
-    files = tuple(given.path(i) for i in range(len(given)))
+    files = tuple(given.crop(name) for name in given.names)
     return replace(good, real=files, real_fingerprint=given.fingerprint)
 
 
@@ -161,13 +161,13 @@ def find_good_faces(
     precision: Precision = "auto",
 ) -> dict[str, Clarity]:
     """Those of `faces` that are good, by name: see `album`. A face that was enlarged to its crop is not."""
-    keys = {n: fingerprint(sha256_of(faces.folder / f"{n}.png"), base.sha256, prior.sha256) for n in faces.names}
+    keys = {n: fingerprint(sha256_of(faces.crop(n)), base.sha256, prior.sha256) for n in faces.names}
     kept: dict[str, dict[str, Any]] = read_table(run.album, clarity=dict).get("clarity", {})
     seen = {n: kept[n] for n in faces.names if n in kept and kept[n].get("key") == keys[n]}
     missing = [n for n in faces.names if n not in seen]
     for start in range(0, len(missing), BATCH):
         for name in missing[start : start + BATCH]:
-            found = clarity(read_image(faces.folder / f"{name}.png")[None], base, prior, precision)[0]
+            found = clarity(read_image(faces.crop(name))[None], base, prior, precision)[0]
             seen[name] = {"key": keys[name], **found._asdict()}
         if callback:
             callback("album", len(seen), len(faces), None)

@@ -248,7 +248,7 @@ def _gated(
     net, names, parts = load_landmark_net(), list(files), []
     for start in range(0, len(names), BATCH):
         some = names[start : start + BATCH]
-        lq = torch.stack([read_image(faces.folder / f"{name}.png") for name in some])
+        lq = torch.stack([read_image(faces.crop(name)) for name in some])
         targets = torch.stack([resize_square(read_image(files[name]), lq.shape[-1], files[name]) for name in some])
         parts.append(look_at(lq, targets, net))
         if callback:
@@ -259,7 +259,7 @@ def _gated(
     records = {name: as_record(checks, i) for i, name in enumerate(names)}
     redrawn = []
     for name in [name for name in names if reasons[name] and redraw]:
-        lq = read_image(faces.folder / f"{name}.png")[None]
+        lq = read_image(faces.crop(name))[None]
         for attempt in range(1, config.tries + 1):
             target = redraw(lq, [name], attempt) if redraw else lq
             again = checks_of(look_at(lq, target, net), folder)

@@ -58,7 +58,7 @@ def settled_targets(
         clear = settled(config, lq, restorer, prior, step)
         found = {"made_with": print_, "t_clean": clear.t_clean, "detail": clear.detail, "faces": len(lq)}
         found |= {name: getattr(clear.sampler, name) for name in SETTLED}
-        found |= {"of": len(faces), "examined": {faces.names[i]: sha256_of(faces.path(i)) for i in chosen}}
+        found |= {"of": len(faces), "examined": {faces.names[i]: sha256_of(faces.crop(faces.names[i])) for i in chosen}}
         write_json(run.settled, found)
         log.info("settled: %s", ", ".join(f"{name} {found[name]}" for name in ("t_clean", "detail", *SETTLED)))
     sampler = replace(config.sampler, **{name: found[name] for name in SETTLED})
@@ -68,7 +68,7 @@ def settled_targets(
 def _still_typical(found: dict[str, Any], faces: FaceSet) -> bool:
     """Whether what was settled by a sample of the faces still speaks for them."""
     examined, names = found.get("examined", {}), set(faces.names)
-    there = [n for n, sha256 in examined.items() if n in names and content_hash(faces.folder / f"{n}.png") == sha256]
+    there = [n for n, sha256 in examined.items() if n in names and content_hash(faces.crop(n)) == sha256]
     return 2 * len(there) >= len(examined) > 0 and len(faces) <= 2 * found["of"]
 
 
@@ -102,7 +102,7 @@ def draw_targets(
     adopt_redrawn(run)
     marker = run.targets / "stage.json"
     made: dict[str, str] = read_table(marker, made=dict).get("made", {})
-    keys = {n: target_key(faces.folder / f"{n}.png", n, restorer, prior, config) for n in faces.names}
+    keys = {n: target_key(faces.crop(n), n, restorer, prior, config) for n in faces.names}
     files = {n: run.targets / f"{n}.png" for n in faces.names}
     by_hand = made_by_hand({n: path for n, path in files.items() if path.exists()})
     for name in by_hand:
@@ -118,7 +118,7 @@ def draw_targets(
     total, there = len(faces) * calls, len(faces) - len(missing)
     for start in range(0, len(missing), config.batch_size):
         names = missing[start : start + config.batch_size]
-        lq = torch.stack([read_image(faces.folder / f"{n}.png") for n in names])
+        lq = torch.stack([read_image(faces.crop(n)) for n in names])
 
         def step(call: int, calls: int, preview: Tensor, done: int = there + start, count: int = len(names)) -> None:
             if callback:
@@ -193,7 +193,7 @@ def keep_redraws(
     def kept(lq: Tensor, names: list[str], attempt: int) -> Tensor:
         for face, name in zip(lq, names, strict=True):
             path = folder / f"{name}_{attempt}.png"
-            key = target_key(faces.folder / f"{name}.png", name, restorer, prior, config)
+            key = target_key(faces.crop(name), name, restorer, prior, config)
             if drawn.get(path.stem) != key or not path.exists():
                 write_or_keep(path, redraw(face[None], [name], attempt)[0])
                 drawn[path.stem] = key

@@ -37,35 +37,13 @@ CACHED_BYTES = 1 << 30
 MOST_JUDGED = 64  # held-out faces that the verdict looks at
 
 
-class FolderPairs:
-    """(lq, pseudo_target) pairs read from disk, kept as bytes up to `CACHED_BYTES`."""
-
-    def __init__(self, lq: list[Path], targets: list[Path], size: int) -> None:
-        self.files, self.size = list(zip(lq, targets, strict=True)), size
-        self._kept: dict[int, Tensor] = {}
-        self._room = CACHED_BYTES // max(1, 2 * 3 * size * size)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        pair = self._kept.get(index)
-        if pair is None:
-            pair = torch.stack([resize_square(read_image(f), self.size, f) for f in self.files[index]])
-            pair = pair.mul(255).round().byte()
-            if len(self._kept) < self._room:
-                self._kept[index] = pair
-        lq, target = pair.float() / 255
-        return lq, target
-
-
 class FolderFaces:
-    """Faces read from disk, kept as bytes up to `CACHED_BYTES`."""
+    """Faces read from disk when they are asked for, (3, S, S) RGB in [0, 1]; kept as bytes, up to `room` bytes."""
 
-    def __init__(self, files: Sequence[Path], size: int) -> None:
+    def __init__(self, files: Sequence[Path], size: int, room: int = CACHED_BYTES) -> None:
         self.files, self.size = files, size
         self._kept: dict[int, Tensor] = {}
-        self._room = CACHED_BYTES // max(1, 3 * size * size)
+        self._room = room // max(1, 3 * size * size)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -80,6 +58,20 @@ class FolderFaces:
         return face.float() / 255
 
 
+class FolderPairs:
+    """(lq, pseudo_target) pairs read from disk, see `FolderFaces`."""
+
+    def __init__(self, lq: list[Path], targets: list[Path], size: int) -> None:
+        self.files = list(zip(lq, targets, strict=True))
+        self._lq, self._targets = (FolderFaces(files, size, CACHED_BYTES // 2) for files in (lq, targets))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self._lq[index], self._targets[index]
+
+
 def tune(
     run: Run,
     faces: FaceSet,
@@ -92,14 +84,14 @@ def tune(
     watch: Watch | None = None,
     pause_after: float = 0.0,
     good: Examples | None = None,
-) -> tuple[Restorer, Progress, Judgement]:
-    """Tune `restorer` on the run's faces, judge it, and save it as restorer.safetensors; low-rank changes also alone.
+) -> tuple[Restorer, Progress]:
+    """A copy of `restorer` that has learned from the run's faces and targets, and how the tuning went.
 
-    made_from: fingerprint of the targets. prior: its encoder is the perceptual term where LPIPS is not at hand.
-    watch, pause_after: see `finetune`; a paused tuning saves the best so far. good: see `take_good_faces`.
+    targets: file by face name; faces without one are left out. made_from: fingerprint of the targets. prior: its
+    encoder is the perceptual term where LPIPS is not at hand. watch, pause_after: see `finetune`; a paused tuning gives
+    the best so far. good: see `take_good_faces`.
     """
-    names = [name for name in faces.names if name in targets]
-    pairs = FolderPairs([faces.folder / f"{n}.png" for n in names], [targets[n] for n in names], restorer.size)
+    names, pairs = learned_from(faces, targets), pairs_of(faces, targets, restorer.size)
     computed = usual_precision(restorer.device) if config.precision == "auto" else config.precision
     made_with = {"restorer": restorer.name, "prior": prior.name if prior else None, "computed_in": computed}
     run.record("finetune", asdict(config) | made_with)
@@ -108,36 +100,72 @@ def tune(
         if callback:
             callback("finetune", done, total, progress)
 
-    files = good.files[:MOST_EXAMPLES] if good else ()
-    examples = [resize_square(read_image(file), restorer.size, file) for file in files]
+    good = good or Examples()
+    examples = [resize_square(read_image(file), restorer.size, file) for file in good.files[:MOST_EXAMPLES]]
     held = split(len(pairs), config)[1]
-    shown = [good.fingerprint] if good and examples else []
-    shown += [good.real_fingerprint] if good and good.real else []
-    tuned, progress = finetune(
+    shown = [good.fingerprint] if examples else []
+    shown += [good.real_fingerprint] if good.real else []
+    return finetune(
         restorer,
         pairs,
         config,
         checkpoint=run.checkpoint,
         fingerprint=fingerprint(made_from, names, restorer.sha256, config.lasting, held, *shown),
         examples=torch.stack(examples) if examples else None,
-        real=FolderFaces(good.real, restorer.size) if good and good.real else None,
+        real=FolderFaces(good.real, restorer.size) if good.real else None,
         perceptual=None if restorer.tuned_by_codes else perceptual_term(config, prior, restorer.device),
         callback=step,
         watch=watch,
         pause_after=pause_after,
     )
-    judged = [pairs[i] for i in held[:MOST_JUDGED]]
-    judgement = judged_on_faces(restorer, tuned, judged) if config.held_out else NOT_JUDGED
+
+
+def judge_tuning(
+    base: Restorer, tuned: Restorer, faces: FaceSet, targets: dict[str, Path], config: FinetuneConfig
+) -> Judgement:
+    """The verdict on a tuning by `tune`, on the faces that it held out; "not_judged" where it held none out."""
+    judgement = NOT_JUDGED
+    if config.held_out:
+        pairs = pairs_of(faces, targets, base.size)
+        held = split(len(pairs), config)[1]
+        judgement = judged_on_faces(base, tuned, [pairs[i] for i in held[:MOST_JUDGED]])
     log.info("verdict: %s: %s", judgement.verdict, judgement.sentence)
-    base = {"base": restorer.name, "base_sha256": restorer.sha256, "base_licence": restorer.licence}
+    return judgement
+
+
+def save_tuned(
+    run: Run,
+    base: Restorer,
+    tuned: Restorer,
+    prior: Prior | None,
+    config: FinetuneConfig,
+    progress: Progress,
+    judgement: Judgement,
+    faces: int,
+) -> None:
+    """Save `tuned` as the run's restorer.safetensors, with what it was made from; low-rank changes also alone.
+
+    faces: how many it learned from.
+    """
+    origin = {"base": base.name, "base_sha256": base.sha256, "base_licence": base.licence}
     teacher = {"prior": prior.name, "prior_sha256": prior.sha256, "prior_licence": prior.licence} if prior else {}
-    made = {"finetune": asdict(config), "steps": progress.step, "best_step": progress.best_step, "faces": len(names)}
+    made = {"finetune": asdict(config), "steps": progress.step, "best_step": progress.best_step, "faces": faces}
     made |= {"verdict": judgement.verdict, "verdict_sentence": judgement.sentence}
-    save_restorer(run.restorer, tuned, base | teacher | made)
+    save_restorer(run.restorer, tuned, origin | teacher | made)
     remove([run.groups])  # of an earlier time, when the faces were adapted to in groups
     if config.trainable == "lora":
-        save_change(run.change, restorer, tuned, config.rank, teacher | made)
-    return tuned, progress, judgement
+        save_change(run.change, base, tuned, config.rank, teacher | made)
+
+
+def learned_from(faces: FaceSet, targets: dict[str, Path]) -> list[str]:
+    """Names of the faces that have a target, in the order in which a tuning counts them."""
+    return [name for name in faces.names if name in targets]
+
+
+def pairs_of(faces: FaceSet, targets: dict[str, Path], size: int) -> FolderPairs:
+    """(lq, pseudo_target) of each face that has a target, at this size."""
+    names = learned_from(faces, targets)
+    return FolderPairs([faces.crop(name) for name in names], [targets[name] for name in names], size)
 
 
 def judged_on_faces(base: Restorer, tuned: Restorer, pairs: list[tuple[Tensor, Tensor]]) -> Judgement:

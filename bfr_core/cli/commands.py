@@ -221,14 +221,12 @@ def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 
 def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
-    from ..adaptation.adapt import Adapted
+    from ..adaptation.adapt import learn
     from ..adaptation.faces import collect_faces, faces_of
     from ..adaptation.good_faces import Examples, with_real_faces
-    from ..adaptation.report import report_adaptation
     from ..adaptation.run import Run
     from ..adaptation.target_checks import accepted_targets, gate_targets
     from ..adaptation.target_stage import match_targets, targets_of, targets_print
-    from ..adaptation.tuning import tune
     from ..diffusion.prior import load_prior
 
     base = base_restorer(args)
@@ -249,16 +247,13 @@ def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
             made_from = targets_print(found, drawn)
             files = accepted_targets(run, drawn, made_from)
         good = with_real_faces(run, Examples(), base.size, config, bars)
-        tuned = tune(run, found, files, made_from, base, config.finetune, prior, bars, good=good)
-        result = Adapted(run, tuned[0], base, prior, found, files, *tuned[1:])
-        report_adaptation(result, config.finetune)
+        result = learn(run, found, files, made_from, base, config.finetune, prior, bars, good=good)
     return _tuned(result, args.export_pth)
 
 
 def adapt(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from ..adaptation.adapt import adapt as run_adaptation
     from ..adaptation.forecast import tell_before
-    from ..adaptation.report import report_adaptation
 
     base = base_restorer(args)
     config = settings(args, base)
@@ -268,7 +263,6 @@ def adapt(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         return _adapt_mixed(args, config, base, bars)
     before = tell_before(bars)
     result = run_adaptation(args.photos, args.run, config, bars, str(base.device), base, before=before)
-    report_adaptation(result, config.finetune)
     return _tuned(result, args.export_pth)
 
 
