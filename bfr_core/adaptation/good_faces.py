@@ -20,7 +20,7 @@ from ..device import Precision, autocast, where_all_works
 from ..diffusion.noise_level import noise_ratio
 from ..diffusion.prior import Prior
 from ..files.ownership import sha256_of
-from ..files.photos import read_image, to_signed
+from ..files.photos import to_signed
 from ..files.records import fingerprint, read_table, write_json
 from ..metrics.measures import psnr, sharpness
 from ..restorers import Restorer
@@ -165,9 +165,9 @@ def find_good_faces(
     kept: dict[str, dict[str, Any]] = read_table(run.album, clarity=dict).get("clarity", {})
     seen = {n: kept[n] for n in faces.names if n in kept and kept[n].get("key") == keys[n]}
     missing = [n for n in faces.names if n not in seen]
-    for start in range(0, len(missing), BATCH):
-        for name in missing[start : start + BATCH]:
-            found = clarity(read_image(faces.crop(name))[None], base, prior, precision)[0]
+    for names, crops in faces.batches(BATCH, missing):
+        for name, crop in zip(names, crops, strict=True):
+            found = clarity(crop[None], base, prior, precision)[0]
             seen[name] = {"key": keys[name], **found._asdict()}
         if callback:
             callback("album", len(seen), len(faces), None)

@@ -246,20 +246,20 @@ def _gated(
     callback: StageCallback | None,
 ) -> dict[str, Any]:
     net, names, parts = load_landmark_net(), list(files), []
-    for start in range(0, len(names), BATCH):
-        some = names[start : start + BATCH]
-        lq = torch.stack([read_image(faces.crop(name)) for name in some])
+    done = 0
+    for some, lq in faces.batches(BATCH, names):
         targets = torch.stack([resize_square(read_image(files[name]), lq.shape[-1], files[name]) for name in some])
         parts.append(look_at(lq, targets, net))
+        done += len(some)
         if callback:
-            callback("gate", start + len(some), len(names), None)
+            callback("gate", done, len(names), None)
     folder = joined(parts)
     checks = checks_of(folder)
     reasons = dict(zip(names, refusals(checks, config), strict=True)) | dict.fromkeys(by_hand, "")
     records = {name: as_record(checks, i) for i, name in enumerate(names)}
     redrawn = []
     for name in [name for name in names if reasons[name] and redraw]:
-        lq = read_image(faces.crop(name))[None]
+        lq = faces.read([name])
         for attempt in range(1, config.tries + 1):
             target = redraw(lq, [name], attempt) if redraw else lq
             again = checks_of(look_at(lq, target, net), folder)

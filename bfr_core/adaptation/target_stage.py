@@ -20,8 +20,8 @@ from .config import AdaptConfig
 from .faces import FaceSet, StageCallback, content_hash, old_crops, resize_square, write_or_keep
 from .old_runs import adopt_redrawn
 from .run import Run
-from .target_checks import Redraw, gate_targets
-from .targets import TargetConfig, make_pseudo_targets, settled
+from .target_checks import GateConfig, Redraw, accepted_targets, gate_targets
+from .targets import TargetConfig, draw_in_batches, make_pseudo_targets, settled
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def settled_targets(
 
         some = min(EXAMINED_FACES, len(faces))
         chosen = [i * len(faces) // some for i in range(some)]
-        lq = torch.cat([faces.batch(i, i + 1) for i in chosen])
+        lq = faces.read([faces.names[i] for i in chosen])
         clear = settled(config, lq, restorer, prior, step)
         found = {"made_with": print_, "t_clean": clear.t_clean, "detail": clear.detail, "faces": len(lq)}
         found |= {name: getattr(clear.sampler, name) for name in SETTLED}
@@ -116,22 +116,21 @@ def draw_targets(
     run.record("targets", asdict(config) | computed | {"restorer": restorer.name, "prior": prior.name})
     calls = config.sampler.network_calls
     total, there = len(faces) * calls, len(faces) - len(missing)
-    for start in range(0, len(missing), config.batch_size):
-        names = missing[start : start + config.batch_size]
-        lq = torch.stack([read_image(faces.crop(n)) for n in names])
 
-        def step(call: int, calls: int, preview: Tensor, done: int = there + start, count: int = len(names)) -> None:
-            if callback:
-                callback("targets", done * calls + call * count, total, preview)
+    def step(call: int, calls: int, preview: Tensor) -> None:
+        if callback:
+            callback("targets", there * calls + call, total, preview)
 
-        drawn = make_pseudo_targets(lq, names, restorer, prior, config, step)
+    done, batches = there, faces.batches(config.batch_size, missing)
+    for names, drawn in draw_in_batches(batches, restorer, prior, config, step):
         for name, restored, target in zip(names, *drawn, strict=True):
             write_or_keep(run.restored / f"{name}.png", restored)
             write_or_keep(files[name], target)
         made |= {n: keys[n] for n in names}
         write_json(marker, {"made": made})
+        done += len(names)
         if callback:
-            callback("targets", (there + start + len(names)) * calls, total, None)
+            callback("targets", done * calls, total, None)
     if callback and not missing:
         callback("targets", total, total, None)
     print_ = targets_print(faces, files)
@@ -201,6 +200,28 @@ def keep_redraws(
         return torch.stack([read_image(folder / f"{name}_{attempt}.png") for name in names])
 
     return kept
+
+
+def check_given(
+    run: Run,
+    faces: FaceSet,
+    files: dict[str, Path],
+    config: GateConfig,
+    callback: StageCallback | None = None,
+) -> tuple[dict[str, Path], str]:
+    """The stage for targets that were made elsewhere, which cannot be drawn again: those that pass the checks.
+
+    files: targets by face name. Returns what `make_targets` does. Raises ValueError if none passes.
+    """
+    made_from = targets_print(faces, files)
+    return gate_targets(run, faces, files, made_from, config, None, callback), made_from
+
+
+def made_targets(run: Run, faces: FaceSet) -> tuple[dict[str, Path], str]:
+    """What `make_targets` has left in the run, as it returned it. Raises ValueError if there is nothing."""
+    drawn = targets_of(run, faces)
+    made_from = targets_print(faces, drawn)
+    return accepted_targets(run, drawn, made_from), made_from
 
 
 def match_targets(faces: FaceSet, folder: Path) -> dict[str, Path]:

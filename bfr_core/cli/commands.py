@@ -225,8 +225,7 @@ def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from ..adaptation.faces import collect_faces, faces_of
     from ..adaptation.good_faces import Examples, with_real_faces
     from ..adaptation.run import Run
-    from ..adaptation.target_checks import accepted_targets, gate_targets
-    from ..adaptation.target_stage import match_targets, targets_of, targets_print
+    from ..adaptation.target_stage import check_given, made_targets, match_targets
     from ..diffusion.prior import load_prior
 
     base = base_restorer(args)
@@ -239,13 +238,9 @@ def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         else:
             found = faces_of(run)
         if args.targets:
-            files = match_targets(found, args.targets)
-            made_from = targets_print(found, files)
-            files = gate_targets(run, found, files, made_from, config.gate, None, bars)
+            files, made_from = check_given(run, found, match_targets(found, args.targets), config.gate, bars)
         else:
-            drawn = targets_of(run, found)
-            made_from = targets_print(found, drawn)
-            files = accepted_targets(run, drawn, made_from)
+            files, made_from = made_targets(run, found)
         good = with_real_faces(run, Examples(), base.size, config, bars)
         result = learn(run, found, files, made_from, base, config.finetune, prior, bars, good=good)
     return _tuned(result, args.export_pth)

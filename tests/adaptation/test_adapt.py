@@ -222,13 +222,15 @@ def test_targets_never_hold_more_than_a_batch(photos, config, tiny_restorer, tin
     import bfr_core.adaptation.target_stage as module
 
     sizes = []
-    real = module.make_pseudo_targets
+    real = module.draw_in_batches
 
-    def counted(lq, *rest):
-        sizes.append(len(lq))
-        return real(lq, *rest)
+    def counted(batches, *rest):
+        for names, made in real(batches, *rest):
+            assert len(made.restored) == len(made.pseudo_target) == len(names)
+            sizes.append(len(names))
+            yield names, made
 
-    monkeypatch.setattr(module, "make_pseudo_targets", counted)
+    monkeypatch.setattr(module, "draw_in_batches", counted)
     run = Run(tmp_path)
     faces = collect_faces(photos, run, 32, ALIGNED)
     draw_targets(run, faces, load_restorer(tiny_restorer), load_prior(tiny_prior), config.targets)
@@ -335,13 +337,14 @@ def counted_drawing(monkeypatch):
     import bfr_core.adaptation.target_stage as module
 
     drawn: list[str] = []
-    real = module.make_pseudo_targets
+    real = module.draw_in_batches
 
-    def counted(lq, names, *rest):
-        drawn.extend(names)
-        return real(lq, names, *rest)
+    def counted(batches, *rest):
+        for names, made in real(batches, *rest):
+            drawn.extend(names)
+            yield names, made
 
-    monkeypatch.setattr(module, "make_pseudo_targets", counted)
+    monkeypatch.setattr(module, "draw_in_batches", counted)
     return drawn
 
 
