@@ -24,7 +24,7 @@ from bfr_core.files.ownership import LIST, is_own
 from bfr_core.files.photos import read_image, write_image
 from bfr_core.restorers import load_restorer
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ALIGNED = FaceConfig(aligned=True)
 
 
@@ -66,7 +66,8 @@ def test_an_adaptation_leaves_what_the_run_folder_promises(photos, config, tmp_p
     assert len(result.faces) == 10
     for folder in ("faces", "restored", "targets"):
         assert len(list((tmp_path / folder).glob("*.png"))) == 10
-    assert {"config.json", "restorer.safetensors", "log.txt"} <= {p.name for p in tmp_path.iterdir()}
+    promised = {"config.json", "restorer.safetensors", "log.txt", "report.html", "report.json"}
+    assert promised <= {p.name for p in tmp_path.iterdir()}
     assert not list(tmp_path.rglob("*.part*"))
 
 
@@ -240,10 +241,12 @@ def test_targets_never_hold_more_than_a_batch(photos, config, tiny_restorer, tin
 COUNTED = """
 import resource, sys
 from pathlib import Path
-from bfr_core.adaptation import SMALL, FaceConfig, FaceSet, draw_targets
-from bfr_core.prior import load_prior
+from bfr_core.adaptation.config import SMALL
+from bfr_core.adaptation.faces import FaceSet
+from bfr_core.adaptation.run import Run
+from bfr_core.adaptation.target_stage import draw_targets
+from bfr_core.diffusion.prior import load_prior
 from bfr_core.restorers import load_restorer
-from bfr_core.runs import Run
 
 count, face, restorer, prior, folder = int(sys.argv[1]), *map(Path, sys.argv[2:])
 run = Run(folder)

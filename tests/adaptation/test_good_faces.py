@@ -18,7 +18,7 @@ from bfr_core.adaptation.adapt import adapt
 from bfr_core.adaptation.config import SMALL, AdaptConfig
 from bfr_core.adaptation.faces import faces_of
 from bfr_core.adaptation.good_faces import AlbumConfig, Clarity, Examples, clarity, find_good_faces, is_good
-from bfr_core.adaptation.report import good_faces, good_photo_tables, measure_against_good, report_adaptation
+from bfr_core.adaptation.report import good_faces, good_photo_tables, measure_against_good
 from bfr_core.adaptation.run import Run
 from bfr_core.cli.commands import main
 from bfr_core.damage.synthetic import degrade
@@ -85,7 +85,6 @@ def test_good_faces_are_set_aside_used_and_reported(quick, tmp_path, two_good):
     assert len(names) == 2 == len(result.good.found) and len(result.faces) == 8 and not names & set(result.faces.names)
     assert not names & {path.stem for path in (tmp_path / "album/targets").glob("*.png")}
     assert not same(weights_of(tmp_path / "plain"), weights_of(tmp_path / "album"))
-    report_adaptation(result, config.finetune)
     kept = json.loads((tmp_path / "album/report.json").read_text())["measurements"]
     assert set(kept["good"]) == names == set(kept["clarity"]) and "Taken as good examples" in (
         tmp_path / "album/report.html"
