@@ -70,7 +70,6 @@ def test_the_report_shows_the_base_and_calls_faces_by_their_photos(
     result, config = adapted
     written: list[ReportData] = []
     monkeypatch.setattr(summary, "write_report", lambda folder, data: written.append(data))
-    monkeypatch.setattr(summary, "find_recogniser", lambda *_: None)
     summary.report_adaptation(result, config.finetune)
     gallery = written[0].galleries[0]
     shown = gallery.columns.index("base restorer")
