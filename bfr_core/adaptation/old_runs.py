@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from ..files.ownership import Ledger, claim, made_without_list
 from ..files.stages import old_files, open_stage
-from .faces import (
-    old_crops,
-)
+from .faces import old_crops
 from .run import Run
 
 
@@ -24,5 +22,6 @@ def adopt_old(run: Run) -> None:
 
 
 def adopt_redrawn(run: Run) -> None:
+    """Enter in a list the targets that version 0.1 drew again in a run."""
     if run.redrawn.is_dir() and not Ledger(run.redrawn).there:
         claim(run.redrawn, "run", old_files(run.redrawn, old_crops(run)))
