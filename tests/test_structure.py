@@ -138,7 +138,7 @@ def unit(path: Path) -> str:
 
 
 def test_relative_imports_are_understood() -> None:
-    assert {"files", "training"} <= core_imports(CORE / "adaptation" / "adapt.py")
+    assert {"files", "training"} <= core_imports(CORE / "adaptation" / "tuning.py")
     assert "files" in core_imports(CORE / "restorers" / "load.py")
     assert core_imports(CORE / "diffusion" / "schedule.py") == set()
 

@@ -40,7 +40,8 @@ def weights(run_dir):
 
 def test_an_adaptation_leaves_what_the_run_folder_promises(photos, config, tmp_path):
     stages = []
-    result = adapt(photos, tmp_path, config, lambda stage, *_: stages.append(stage))
+    labels = {"face 0.png": "Ada"}
+    result = adapt(photos, tmp_path, config, lambda stage, *_: stages.append(stage), labels=labels)
     always = [stage for stage in dict.fromkeys(stages) if stage != "redraw"]  # where a target was refused
     assert always == ["faces", "targets", "gate", "finetune"]
     assert len(result.faces) == 10
@@ -48,6 +49,10 @@ def test_an_adaptation_leaves_what_the_run_folder_promises(photos, config, tmp_p
         assert len(list((tmp_path / folder).glob("*.png"))) == 10
     promised = {"config.json", "restorer.safetensors", "log.txt", "report.html", "report.json"}
     assert promised <= {p.name for p in tmp_path.iterdir()}
+    shown = json.loads((tmp_path / "report.json").read_text())["galleries"][0]["rows"]
+    called = {row.removesuffix(" (not trained on)") for row in shown}
+    assert "Ada" in called and "face 0.png" not in called and "face 2.png" in called
+    assert result.faces.photos["face 0"] == "face 0.png", "other names are for the report alone"
     assert not list(tmp_path.rglob("*.part*"))
 
 
