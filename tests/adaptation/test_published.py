@@ -394,7 +394,7 @@ def test_the_page_adapts_by_it(
 
     seen: list[AdaptConfig] = []
 
-    def adapt(folder: Path, run: Path, config: AdaptConfig, *more: Any) -> None:
+    def adapt(folder: Path, run: Path, config: AdaptConfig, *more: Any, **named: Any) -> None:
         seen.append(config)
         raise ValueError("seen")
 
