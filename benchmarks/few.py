@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from adaptation import DAMAGES, held_out_faces
 
 from bfr_core import load_prior, load_restorer, metrics
-from bfr_core.adaptation.adapt import judged_on_faces
 from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.targets import settled
+from bfr_core.adaptation.tuning import judged_on_faces
 from bfr_core.restorers import Restorer
 from bfr_core.studies.benchmark import damaged, restored_by, targets_of
 from bfr_core.studies.evaluate import format_interval

@@ -29,9 +29,9 @@ from adaptation import held_out_faces
 from album import training_faces
 
 from bfr_core import load_prior, load_restorer, metrics
-from bfr_core.adaptation.adapt import judged_on_faces
 from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.targets import settled
+from bfr_core.adaptation.tuning import judged_on_faces
 from bfr_core.damage.groups import KNOWN_FACES, DamageGroups, describe, known_descriptions, one_damage, units_of
 from bfr_core.diffusion.prior import Prior
 from bfr_core.files.records import fingerprint

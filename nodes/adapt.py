@@ -13,8 +13,9 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..bfr_core.adaptation.adapt import Adapted, FaceSet, make_targets, perceptual_term, tune
+from ..bfr_core.adaptation.adapt import learn
 from ..bfr_core.adaptation.config import LOW_MEMORY, AdaptConfig
+from ..bfr_core.adaptation.faces import FaceSet
 from ..bfr_core.adaptation.first_look import COLUMNS
 from ..bfr_core.adaptation.first_look import first_look as look_first
 from ..bfr_core.adaptation.forecast import MEASURED_FACES, forecast, measure_targets, measure_tuning
@@ -22,8 +23,9 @@ from ..bfr_core.adaptation.good_faces import Examples
 from ..bfr_core.adaptation.per_damage import ONE_DAMAGE, adapt_groups, rows_of
 from ..bfr_core.adaptation.published import PUBLISHED_RECIPE as PUBLISHED
 from ..bfr_core.adaptation.published import RECOMMENDED, settings_of
-from ..bfr_core.adaptation.report import report_adaptation
 from ..bfr_core.adaptation.run import Run
+from ..bfr_core.adaptation.target_stage import make_targets
+from ..bfr_core.adaptation.tuning import perceptual_term
 from ..bfr_core.diffusion.sampler import SamplerConfig
 from ..bfr_core.files.names import numbered
 from ..bfr_core.files.ownership import begin_list, delete, is_own
@@ -320,13 +322,12 @@ class FinetuneRestorer(host.Node):
                 pace = measure_tuning(faces.batch(0, MEASURED_FACES), base, config, perceptual)
                 whole = forecast(pace, len(targets), replace(AdaptConfig(), finetune=config), drawn=True)
                 host.say(cls, lines(["tuning ...", *whole.lines()]))
-            tuned, done, judgement = tune(
+            result = learn(
                 run, faces, targets, pairs.made_from, base, config, features,
                 progress, look, minutes_this_run, real_faces_in(real),
             )  # fmt: skip
-            report_adaptation(Adapted(run, tuned, base, features, faces, targets, done, judgement), config)
-        rows = look.faces(tuned, base)
-        del base, tuned, features, look
+        rows, done = look.faces(result.restorer, base), result.progress
+        del base, result, features, look
         return cls.outputs(run, load_restorer(run.restorer), {"": done}, config, rows, said, progress)
 
     @classmethod
@@ -431,7 +432,7 @@ def real_faces_in(real: Faces | None) -> Examples | None:
     if real is None:
         return None
     _, found = real.opened()
-    files = tuple(found.path(i) for i in range(len(found)))
+    files = tuple(found.crop(name) for name in found.names)
     return Examples(real=files, real_fingerprint=found.fingerprint)
 
 

@@ -20,19 +20,11 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..bfr_core.adaptation.adapt import (
-    FaceSet,
-    accepted_targets,
-    collect_faces,
-    faces_of,
-    gate_targets,
-    match_in_order,
-    targets_of,
-    targets_print,
-)
 from ..bfr_core.adaptation.config import AdaptConfig, FaceConfig
+from ..bfr_core.adaptation.faces import FaceSet, collect_faces, faces_of
 from ..bfr_core.adaptation.run import Run
-from ..bfr_core.adaptation.target_checks import GateConfig
+from ..bfr_core.adaptation.target_checks import GateConfig, accepted_targets
+from ..bfr_core.adaptation.target_stage import check_given, match_in_order, targets_of
 from ..bfr_core.files.kinds import LINKED_FOLDER
 from ..bfr_core.files.ownership import claim, is_own, sha256_of
 from ..bfr_core.files.photos import printable, read_image, replace_atomically, write_image
@@ -321,9 +313,7 @@ class TargetsFromImages(host.Node):
         progress = host.Progress()
         with run.locked():
             files = match_in_order(run, found, convert.to_photos(images), first)
-            made_from = targets_print(found, files)
-            config = GateConfig(limit=gate)
-            accepted = gate_targets(run, found, files, made_from, config, None, progress)
+            accepted, made_from = check_given(run, found, files, GateConfig(limit=gate), progress)
         return paired(cls, run, found, accepted, Pairs(faces, made_from, None), progress)
 
 

@@ -122,7 +122,7 @@ def verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The adaptation to noise is adopted, that to blur is not."""
     from tests.two_damages import judged
 
-    monkeypatch.setattr("bfr_core.adaptation.adapt.judged_on_faces", judged)
+    monkeypatch.setattr("bfr_core.adaptation.tuning.judged_on_faces", judged)
 
 
 @pytest.fixture(scope="session")

@@ -22,12 +22,14 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bfr_core import device as precision_module
-from bfr_core.adaptation.adapt import adapt, collect_faces, judged_on_faces, perceptual_term
+from bfr_core.adaptation.adapt import adapt
 from bfr_core.adaptation.config import SMALL, FaceConfig
+from bfr_core.adaptation.faces import collect_faces
 from bfr_core.adaptation.good_faces import clarity
 from bfr_core.adaptation.run import Run
 from bfr_core.adaptation.target_checks import at_checked_size, look_at
 from bfr_core.adaptation.targets import TargetConfig, make_pseudo_targets
+from bfr_core.adaptation.tuning import judged_on_faces, perceptual_term
 from bfr_core.adaptation.verdict import load_usual
 from bfr_core.damage.groups import FEATURES, DamageGroups
 from bfr_core.damage.transplant import damage_filter, filtered, transplanted, without_sharpening

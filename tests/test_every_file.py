@@ -263,7 +263,7 @@ def test_sixteen_bits_far_from_the_face_are_kept_by_tone_and_restore_in_every_la
 
 def test_an_older_reader_of_the_faces_file_is_not_needed(tmp_path: Path, plain: Restorer, capsys: Any) -> None:
     """A run of 0.1, which did not say what became of a photo, is still read."""
-    from bfr_core.adaptation.adapt import faces_of
+    from bfr_core.adaptation.faces import faces_of
     from bfr_core.adaptation.run import Run
     from bfr_core.files.records import write_json
 

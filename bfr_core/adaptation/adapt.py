@@ -1,796 +1,33 @@
-"""The stages of an adaptation on a run folder: faces, targets, tuning. Each can be stopped and goes on where it was."""
+"""An adaptation, as the paper tells it: faces, targets, checks, tuning, verdict, report.
+
+Each stage keeps what it makes in the run folder, can be stopped, and goes on where it was.
+"""
 
 from __future__ import annotations
 
-import glob
-import json
-import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from ..device import Precision, release_memory, usual_precision
+from ..device import release_memory
 from ..diffusion.prior import Prior, load_prior
-from ..faces.align import crop_face
-from ..faces.landmarks import load_landmark_net
-from ..files.kinds import LeftOutError, without_name
-from ..files.ownership import Ledger, claim, is_own, made_without_list, note, sha256_of
-from ..files.photos import (
-    list_images,
-    look_through,
-    photo_names,
-    printable,
-    read_image,
-    replace_atomically,
-    write_image,
-)
-from ..files.records import fingerprint, read_table, write_json
-from ..files.stages import growing, old_files, open_stage, remove, stage_folder
-from ..restoration.restore import square
-from ..restorers import Restorer, load_restorer, save_change, save_restorer
-from ..training.batches import split
+from ..restorers import Restorer, load_restorer
 from ..training.checkpoint import Progress
 from ..training.config import FinetuneConfig
-from ..training.finetune import Watch, finetune
-from ..training.losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
-from .config import AdaptConfig, FaceConfig
-from .good_faces import MOST_EXAMPLES, AlbumConfig, Clarity, Examples, clarity, is_good
+from ..training.finetune import Watch
+from .config import AdaptConfig
+from .faces import FaceSet, StageCallback, collect_faces
+from .good_faces import Examples, take_good_faces
+from .report import report_adaptation
 from .run import Run
-from .target_checks import GateConfig, as_record, checks_of, joined, look_at, refusals
-from .targets import TargetConfig, make_pseudo_targets, settled
-from .verdict import Judgement, judge, load_usual
+from .target_stage import make_targets
+from .tuning import judge_tuning, learned_from, save_tuned, tune
+from .verdict import Judgement
 
-log = logging.getLogger(__name__)
-
-NO_LPIPS = (
-    "perceptual must be LPIPS here, whose VGG file vgg16-397923af.pth is not in torch's folder of checkpoints; put it "
-    "there (torchvision fetches it by models.vgg16(weights='IMAGENET1K_V1')), or set perceptual to 0"
-)
-NOT_JUDGED = Judgement("not_judged", "no face was held out of the tuning, as set, so nothing shows whether it helped")
-StageCallback = Callable[[str, int, int, Any], None]
 Before = Callable[["Run", "FaceSet", "Restorer", "Prior", "AdaptConfig"], None]  # see `adapt`
-CACHED_BYTES = 1 << 30
-GATE_BATCH = 16
-MOST_JUDGED = 64  # held-out faces that the verdict looks at
-EXAMINED_FACES = 16  # of a folder, for the settings that are left to it
-SETTLED = ("t_start", "t_constrain_end", "factor", "calls")  # of the sampler
-JOURNAL_HEAD = '{"journal": "a line for every photo that was looked at"}\n'
-REDRAWN_SEED = 7919  # apart, so that the draws of no try are those of a neighbouring seed
-
-
-@dataclass(frozen=True)
-class FaceSet:
-    """Aligned crops on disk. names: one a face, the crop's file name without suffix. fingerprint: of their making.
-
-    problems: photo, problem and status ("no_face", "failed" or "left_out") of every file that gave no face. photos: the
-    photo of every face, by the face's name. Faces that the user left out are in neither names nor fingerprint.
-    """
-
-    folder: Path
-    names: list[str]
-    fingerprint: str
-    problems: list[dict[str, str]]
-    photos: dict[str, str] = field(default_factory=dict)
-
-    def account(self) -> list[dict[str, str]]:
-        """photo, status ("used", or as in `problems`) and reason of every file of the photos' folder."""
-        lines = {photo: {"photo": photo, "status": "used", "reason": ""} for photo in self.photos.values()}
-        for one in self.problems:
-            status = one.get("status", "failed")  # 0.1 did not tell
-            reason = without_name(one["problem"], printable(one["photo"]))
-            lines[one["photo"]] = {"photo": one["photo"], "status": status, "reason": reason}
-        return [lines[photo] for photo in sorted(lines, key=lambda photo: Path(photo).parts)]
-
-    def label(self, name: str) -> str:
-        """What a person is told of a face: its photo, and which face of several, counted as they were found."""
-        return self._labels.get(name, name)
-
-    @cached_property
-    def _labels(self) -> dict[str, str]:
-        of_photo: dict[str, list[str]] = {}
-        for name, photo in self.photos.items():
-            of_photo.setdefault(photo, []).append(name)
-        return {
-            name: f"{photo}, face {number}" if len(names) > 1 else photo
-            for photo, names in of_photo.items()
-            for number, name in enumerate(names, 1)
-        }
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def path(self, index: int) -> Path:
-        return self.folder / f"{self.names[index]}.png"
-
-    def batch(self, start: int, stop: int) -> Tensor:
-        """Crops start ... stop - 1 as (B, 3, S, S) RGB in [0, 1]."""
-        return torch.stack([read_image(self.path(i)) for i in range(start, min(stop, len(self)))])
-
-
-def collect_faces(
-    photos: Path,
-    run: Run,
-    size: int,
-    config: FaceConfig,
-    callback: StageCallback | None = None,
-    device: torch.device | str = "cpu",
-    files: Sequence[Path] | None = None,
-) -> FaceSet:
-    """Aligned crops of every face under `photos`, in run.faces; a photo that cannot be used is logged and left out.
-
-    device: where the detector's network runs.
-    files: those photos under it that are used; all that `look_through` finds if left out.
-    Only photos that are new, or whose content, name or settings changed, are looked at; crops of photos that are gone
-    are deleted. A crop that was changed by hand is kept and used.
-    Raises FileNotFoundError or ValueError if there are no photos, or no face in any of them.
-    """
-    if not 16 <= size <= 2048:
-        raise ValueError(f"size is {size}; the side of a crop must be 16 to 2048 pixels")
-    found, others = look_through(photos)
-    files = found if files is None else list(files)
-    relatives = [f.relative_to(photos) for f in files]
-    open_stage(run.faces, _old_crops(run))
-    journal = growing(run.faces / "photos.jsonl", JOURNAL_HEAD)
-    before = _read_journal(journal)
-    made_with = fingerprint(size, asdict(config))
-    detector = None
-    records: list[dict[str, Any]] = []
-    with journal.open("a", encoding="utf-8") as stream:
-        for step, (file, relative, name) in enumerate(zip(files, relatives, photo_names(relatives), strict=True)):
-            photo = relative.as_posix()
-            key: dict[str, Any] = {"photo": photo, "name": name, "made_with": made_with, "stamp": _stamp(file)}
-            record = _still_true(before.get(photo, {}), key, file, run.faces)
-            if record is None:
-                record = key | {"sha256": _content(file), "faces": [], "problem": "", "status": "used"}
-                try:
-                    if detector is None and not config.aligned:
-                        from ..faces.detect import load_detector
-
-                        detector = load_detector(config.detector, config.threshold, device)
-                    record["faces"], narrow = _crops_of(file, name, run.faces, size, config, detector)
-                    if record["faces"]:
-                        for reason in narrow:
-                            log.warning("%s: %s", printable(relative), reason)
-                    else:
-                        reason = "; ".join(narrow) or "no face found"
-                        record |= {"problem": f"{printable(relative)}: {reason}", "status": "no_face"}
-                except ValueError as error:
-                    reason = without_name(str(error), printable(file.name))
-                    status = "left_out" if isinstance(error, LeftOutError) else "failed"
-                    record |= {"problem": f"{printable(relative)}: {reason}", "status": status}
-                if record["problem"] and record["status"] != "left_out":
-                    log.warning("%s", record["problem"])
-            if record != before.get(photo):
-                stream.write(json.dumps(record) + "\n")
-                stream.flush()
-            records.append(record)
-            if callback:
-                callback("faces", step + 1, len(files), None)
-    found_with = fingerprint(asdict(config))
-    faces = [
-        face | {"photo": r["photo"], "found": fingerprint(found_with, r["sha256"]), "sha256": _content(crop)}
-        for r in records
-        for face in r["faces"]
-        if (crop := run.faces / f"{face['name']}.png")
-    ]
-    problems = [
-        {"photo": r["photo"], "problem": r["problem"], "status": r.get("status", "failed")}
-        for r in records
-        if r["problem"]
-    ]
-    problems += [
-        {"photo": path.as_posix(), "problem": f"{printable(path)}: {reason}", "status": "left_out"}
-        for path, reason in others.items()
-    ]
-    now = {face["name"] for face in faces}
-    remove(run.faces / f"{n}.png" for r in before.values() for n in _names_of(r) if n not in now)
-    if not faces:
-        raise ValueError(f"{printable(photos)}: no face could be taken from its {len(files)} images")
-    made = {"size": size, "fingerprint": fingerprint(size, [(face["name"], face["sha256"]) for face in faces])}
-    write_json(run.faces / "faces.json", made | {"faces": faces, "problems": problems})
-    run.record("faces", {"photos": str(photos.name), "size": size} | asdict(config))
-    return faces_of(run)
-
-
-def _still_true(record: dict[str, Any], key: dict[str, Any], file: Path, folder: Path) -> dict[str, Any] | None:
-    """What is known of a photo, under its new time; None if it must be looked at anew."""
-    if any(record.get(name) != key[name] for name in ("name", "made_with")):
-        return None
-    if not all((folder / f"{name}.png").is_file() for name in _names_of(record)):
-        return None
-    same = record.get("stamp") == key["stamp"] or (record.get("sha256") and record["sha256"] == _content(file))
-    return record | {"stamp": key["stamp"]} if same else None
-
-
-def _names_of(record: dict[str, Any]) -> list[str]:
-    """Names of the crops of a photo, from its record in the journal."""
-    return [face["name"] for face in record.get("faces", [])]
-
-
-def faces_of(run: Run) -> FaceSet:
-    """The faces that a run holds, less those left out. Raises ValueError if it has none yet, or none is in use."""
-    index = _face_index(run)
-    left_out = left_out_of(run)
-    names = [face["name"] for face in index["faces"] if face["name"] not in left_out]
-    if not names:
-        raise ValueError(f"{printable(run.folder)}: all of its {len(left_out)} faces are left out")
-    print_ = fingerprint(index["fingerprint"], left_out) if left_out else index["fingerprint"]
-    photos = {face["name"]: face["photo"] for face in index["faces"] if "photo" in face}
-    return FaceSet(run.faces, names, print_, index["problems"], photos)
-
-
-def leave_out(run: Run, names: Iterable[str]) -> None:
-    """Use all faces of the run but these from now on; forgotten of a face when its photo changes."""
-    known = {face["name"]: face.get("found") for face in _face_index(run)["faces"]}
-    write_json(run.left_out, {"names": {name: known[name] for name in sorted(known.keys() & set(names))}})
-
-
-def left_out_of(run: Run) -> list[str]:
-    """Names of the run's faces that the user left out, sorted; they stay so at another size of the crops."""
-    marked = read_table(run.left_out, names=(dict, list)).get("names", {})
-    faces = {face["name"]: face.get("found") for face in _face_index(run)["faces"]}
-    if not isinstance(marked, dict):  # of version 0.1
-        return sorted(faces.keys() & set(marked))
-    return sorted(name for name, found in marked.items() if name in faces and faces[name] == found)
-
-
-def _face_index(run: Run) -> dict[str, Any]:
-    index = read_table(run.faces / "faces.json", faces=list, problems=list)
-    if not index:
-        raise ValueError(f"{printable(run.folder)}: holds no faces yet; start with 'bfr faces PHOTOS --run ...'")
-    return index
-
-
-def _crops_of(
-    file: Path, name: str, folder: Path, size: int, config: FaceConfig, detector: Any
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """What is kept of the photo's faces, whose crops are written, and why others are left out."""
-    photo = read_image(file)
-    if config.aligned:
-        write_or_keep(folder / f"{name}.png", resize_square(photo, size, file))
-        return [{"name": name, "width": photo.shape[-1]}], []
-    found: list[dict[str, Any]] = []
-    narrow: list[str] = []
-    for face in detector(photo):
-        if face.width < config.min_face:
-            narrow.append(
-                f"a face {face.width:.0f} pixels wide is left out: narrower than min_face ({config.min_face})"
-            )
-            continue
-        crop_name = f"{name}_{len(found)}"
-        write_or_keep(folder / f"{crop_name}.png", crop_face(photo, face, size).clamp(0, 1))
-        found.append(
-            {"name": crop_name, "width": round(face.width, 1), "score": round(face.score, 4)}
-            | {"landmarks": np.round(face.landmarks, 2).tolist()}
-        )
-    return found, narrow
-
-
-def write_or_keep(path: Path, pixels: Tensor) -> None:
-    """`write_image`, but a picture that is not this program's, or was changed since, is kept and named."""
-    if path.exists() and not is_own(path):
-        name = printable(f"{path.parent.name}/{path.name}")
-        log.warning("%s: was changed by hand; it is kept and used", name)
-    else:
-        write_image(path, pixels)
-
-
-def resize_square(image: Tensor, size: int, file: Path) -> Tensor:
-    """An aligned crop at the restorer's size. Raises ValueError naming `file` if it is not square."""
-    try:
-        return square(image, size)
-    except ValueError as error:
-        raise ValueError(f"{printable(file.name)}: {error} (is it an aligned face?)") from None
-
-
-def take_good_faces(
-    run: Run,
-    faces: FaceSet,
-    base: Restorer,
-    prior: Prior,
-    config: AdaptConfig,
-    callback: StageCallback | None = None,
-) -> tuple[FaceSet, Examples]:
-    """The faces to adapt to, and the good ones: found among `faces`, as config.album says, or in its folder.
-
-    What was found is kept in run.album. Where none is good, or none would be left to adapt to, `faces` are returned as
-    they are. Raises as `collect_faces` for a folder of good photos that gives no face.
-    """
-    precision = config.targets.precision
-    found = find_good_faces(run, faces, base, prior, config.album, callback, precision) if config.album.find else {}
-    if len(found) == len(faces):
-        log.warning("all %d faces look good already; they are adapted to as they are", len(faces))
-        found = {}
-    files, made_from = [faces.folder / f"{name}.png" for name in found], [faces.fingerprint, sorted(found)]
-    if config.album.good:
-        given = collect_faces(Path(config.album.good), Run(run.good), base.size, config.faces, callback, base.device)
-        files += [given.path(i) for i in range(len(given))]
-        made_from += [given.fingerprint]
-    if not files:
-        return faces, Examples()
-    print_ = fingerprint(*made_from)
-    log.info("good faces: %d of the folder, %d given", len(found), len(files) - len(found))
-    if found:
-        left = [name for name in faces.names if name not in found]
-        faces = replace(faces, names=left, fingerprint=fingerprint(faces.fingerprint, sorted(found)))
-    return faces, Examples(tuple(files), print_, found)
-
-
-def with_real_faces(
-    run: Run, good: Examples, size: int, config: AdaptConfig, callback: StageCallback | None = None
-) -> Examples:
-    """`good` with the faces of the folder config.album.real, if there is one. Raises as `collect_faces` for it."""
-    if not config.album.real:
-        return good
-    given = collect_faces(Path(config.album.real), Run(run.real), size, config.faces, callback)
-    log.info("real faces for the discriminator: %d", len(given))
-    files = tuple(given.path(i) for i in range(len(given)))
-    return replace(good, real=files, real_fingerprint=given.fingerprint)
-
-
-def find_good_faces(
-    run: Run,
-    faces: FaceSet,
-    base: Restorer,
-    prior: Prior,
-    config: AlbumConfig,
-    callback: StageCallback | None = None,
-    precision: Precision = "auto",
-) -> dict[str, Clarity]:
-    """Those of `faces` that are good, by name: see `album`. A face that was enlarged to its crop is not."""
-    keys = {n: fingerprint(sha256_of(faces.folder / f"{n}.png"), base.sha256, prior.sha256) for n in faces.names}
-    kept: dict[str, dict[str, Any]] = read_table(run.album, clarity=dict).get("clarity", {})
-    seen = {n: kept[n] for n in faces.names if n in kept and kept[n].get("key") == keys[n]}
-    missing = [n for n in faces.names if n not in seen]
-    for start in range(0, len(missing), GATE_BATCH):
-        for name in missing[start : start + GATE_BATCH]:
-            found = clarity(read_image(faces.folder / f"{name}.png")[None], base, prior, precision)[0]
-            seen[name] = {"key": keys[name], **found._asdict()}
-        if callback:
-            callback("album", len(seen), len(faces), None)
-    if missing:
-        write_json(run.album, {"clarity": seen})
-    widths = {face["name"]: face["width"] for face in _face_index(run)["faces"]}
-    known = {n: Clarity(*(seen[n][part] for part in Clarity._fields)) for n in faces.names if widths[n] >= base.size}
-    return {name: found for name, found in known.items() if is_good(found, config)}
-
-
-def settled_targets(
-    run: Run,
-    faces: FaceSet,
-    restorer: Restorer,
-    prior: Prior,
-    config: TargetConfig,
-    callback: StageCallback | None = None,
-) -> TargetConfig:
-    """`config` with what is left to the faces settled by a sample of them; found once, and kept in settled.json.
-
-    It stays as long as half of the faces that it was found by are there, and there are not twice as many faces.
-    """
-    if config.is_settled:
-        return config
-    print_ = fingerprint(restorer.sha256, prior.sha256, asdict(config))
-    found = read_table(run.settled)
-    if found.get("made_with") != print_ or not _still_typical(found, faces):
-
-        def step(call: int, calls: int) -> None:
-            if callback:
-                callback("examine", call, calls, None)
-
-        some = min(EXAMINED_FACES, len(faces))
-        chosen = [i * len(faces) // some for i in range(some)]
-        lq = torch.cat([faces.batch(i, i + 1) for i in chosen])
-        clear = settled(config, lq, restorer, prior, step)
-        found = {"made_with": print_, "t_clean": clear.t_clean, "detail": clear.detail, "faces": len(lq)}
-        found |= {name: getattr(clear.sampler, name) for name in SETTLED}
-        found |= {"of": len(faces), "examined": {faces.names[i]: sha256_of(faces.path(i)) for i in chosen}}
-        write_json(run.settled, found)
-        log.info("settled: %s", ", ".join(f"{name} {found[name]}" for name in ("t_clean", "detail", *SETTLED)))
-    sampler = replace(config.sampler, **{name: found[name] for name in SETTLED})
-    return replace(config, sampler=sampler, t_clean=found["t_clean"], detail=found["detail"], search=())
-
-
-def _still_typical(found: dict[str, Any], faces: FaceSet) -> bool:
-    """Whether what was settled by a sample of the faces still speaks for them."""
-    examined, names = found.get("examined", {}), set(faces.names)
-    there = [n for n, sha256 in examined.items() if n in names and _content(faces.folder / f"{n}.png") == sha256]
-    return 2 * len(there) >= len(examined) > 0 and len(faces) <= 2 * found["of"]
-
-
-def target_key(crop: Path, name: str, restorer: Restorer, prior: Prior, config: TargetConfig) -> str:
-    """Of everything that a face's target depends on; how many faces are drawn at once is no such thing."""
-    settings = asdict(config) | {"batch_size": 0}
-    return fingerprint(sha256_of(crop), name, restorer.sha256, prior.sha256, settings)
-
-
-def targets_print(faces: FaceSet, files: dict[str, Path]) -> str:
-    """Fingerprint of faces and of what their targets hold."""
-    return fingerprint(faces.fingerprint, [(name, sha256_of(files[name])) for name in faces.names if name in files])
-
-
-def made_by_hand(files: dict[str, Path]) -> list[str]:
-    """Names of the targets, in folders of a run, that this program did not write, or that were changed since."""
-    ledgers = {folder: Ledger(folder) for folder in {path.parent for path in files.values()}}
-    own = {folder: ledger for folder, ledger in ledgers.items() if ledger.kind == "run"}
-    return [n for n, path in files.items() if path.parent in own and not own[path.parent].owns(path)]
-
-
-def draw_targets(
-    run: Run,
-    faces: FaceSet,
-    restorer: Restorer,
-    prior: Prior,
-    config: TargetConfig,
-    callback: StageCallback | None = None,
-) -> str:
-    """Restored faces and pseudo targets of every face, in run.restored and run.targets; one batch in memory.
-
-    Only those are drawn that are missing, or whose face, networks or settings changed; one that was changed by hand is
-    kept, used and named. A batch counts as drawn once all of it is on disk, so that a stage that was interrupted draws
-    the same batches, and the targets are the same. Returns the fingerprint of all targets.
-    """
-    for folder in (run.restored, run.targets):
-        open_stage(folder, _old_crops(run))
-    _adopt_redrawn(run)
-    marker = run.targets / "stage.json"
-    made: dict[str, str] = read_table(marker, made=dict).get("made", {})
-    keys = {n: target_key(faces.folder / f"{n}.png", n, restorer, prior, config) for n in faces.names}
-    files = {n: run.targets / f"{n}.png" for n in faces.names}
-    by_hand = made_by_hand({n: path for n, path in files.items() if path.exists()})
-    for name in by_hand:
-        log.warning("targets/%s.png: was changed by hand; it is kept and used", printable(name))
-    missing = [n for n in faces.names if n not in by_hand and not (made.get(n) == keys[n] and files[n].exists())]
-    if changed_ := sum(n in made and files[n].exists() for n in missing):
-        log.info("targets/: %d are drawn anew, because faces, networks or settings changed", changed_)
-    made = _without_strays(run, made, faces)
-    write_json(marker, {"made": made})
-    computed = {"computed_in": restorer.at_precision(config.precision).precision}
-    run.record("targets", asdict(config) | computed | {"restorer": restorer.name, "prior": prior.name})
-    calls = config.sampler.network_calls
-    total, there = len(faces) * calls, len(faces) - len(missing)
-    for start in range(0, len(missing), config.batch_size):
-        names = missing[start : start + config.batch_size]
-        lq = torch.stack([read_image(faces.folder / f"{n}.png") for n in names])
-
-        def step(call: int, calls: int, preview: Tensor, done: int = there + start, count: int = len(names)) -> None:
-            if callback:
-                callback("targets", done * calls + call * count, total, preview)
-
-        drawn = make_pseudo_targets(lq, names, restorer, prior, config, step)
-        for name, restored, target in zip(names, *drawn, strict=True):
-            write_or_keep(run.restored / f"{name}.png", restored)
-            write_or_keep(files[name], target)
-        made |= {n: keys[n] for n in names}
-        write_json(marker, {"made": made})
-        if callback:
-            callback("targets", (there + start + len(names)) * calls, total, None)
-    if callback and not missing:
-        callback("targets", total, total, None)
-    print_ = targets_print(faces, files)
-    write_json(marker, {"fingerprint": print_, "made": made})
-    return print_
-
-
-def adopt_old(run: Run) -> None:
-    """Enter in lists what version 0.1, which kept none, made in a run and in the runs inside it."""
-    if not run.folder.is_dir():
-        return
-    run.claim()
-    for folder in (run.faces, run.restored, run.targets, run.given, run.photos):
-        if made_without_list(folder):
-            open_stage(folder, ["image_[0-9]*.png", *_old_crops(run)] if folder == run.photos else _old_crops(run))
-    _adopt_redrawn(run)
-    for inner in (run.good, *sorted((run.folder / "groups").glob("[0-9]*"))):
-        adopt_old(Run(inner))
-
-
-def _adopt_redrawn(run: Run) -> None:
-    if run.redrawn.is_dir() and not Ledger(run.redrawn).there:
-        claim(run.redrawn, "run", old_files(run.redrawn, _old_crops(run)))
-
-
-def _without_strays(run: Run, made: dict[str, str], faces: FaceSet) -> dict[str, str]:
-    """`made` less the targets of faces that are no longer in the photos, which are deleted; those left out stay."""
-    found = read_table(run.faces / "faces.json", faces=list).get("faces", [])
-    known = {face["name"] for face in found} | set(faces.names)
-    strays = [name for name in made if name not in known]
-    folders = (run.restored, run.targets, run.redrawn)
-    remove(folder / f"{name}.png" for name in strays for folder in folders)
-    return {name: key for name, key in made.items() if name in known}
-
-
-def _old_crops(run: Run) -> list[str]:
-    """For `open_stage`: what version 0.1 called the pictures of the run's faces, and its own files beside them."""
-    journal, index = run.faces / "photos.jsonl", run.faces / "faces.json"
-    names = [name for record in _lines_of(journal) for name in _names_of(record)]
-    names += [face["name"] for face in (read_table(index, faces=list) if not names else {}).get("faces", [])]
-    return [journal.name, index.name, *(f"{glob.escape(name)}.png" for name in names)]
-
-
-def make_targets(
-    run: Run,
-    faces: FaceSet,
-    restorer: Restorer,
-    prior: Prior,
-    config: AdaptConfig,
-    callback: StageCallback | None = None,
-) -> tuple[dict[str, Path], str]:
-    """The whole stage: settings left to the folder are found, targets drawn, gated, and where refused drawn again.
-
-    Returns the targets that passed, by face name, and the fingerprint of them all.
-    """
-    clear = settled_targets(run, faces, restorer, prior, config.targets, callback)
-    made_from = draw_targets(run, faces, restorer, prior, clear, callback)
-    redraw = keep_redraws(run, faces, restorer, prior, clear, redraw_with(restorer, prior, clear, callback))
-    return gate_targets(run, faces, targets_of(run, faces), made_from, config.gate, redraw, callback), made_from
-
-
-Redraw = Callable[[Tensor, list[str], int], Tensor]
-
-
-def redraw_with(
-    restorer: Restorer, prior: Prior, config: TargetConfig, callback: StageCallback | None = None
-) -> Redraw:
-    """(damaged faces, their names, number of the try) -> targets from other noise than `config.seed` gives."""
-
-    def step(call: int, calls: int, preview: Tensor) -> None:
-        if callback:
-            callback("redraw", call, calls, preview)
-
-    def redraw(lq: Tensor, names: list[str], attempt: int) -> Tensor:
-        other = replace(config, seed=config.seed + REDRAWN_SEED * attempt)
-        return make_pseudo_targets(lq, names, restorer, prior, other, step).pseudo_target
-
-    return redraw
-
-
-def keep_redraws(
-    run: Run, faces: FaceSet, restorer: Restorer, prior: Prior, config: TargetConfig, redraw: Redraw
-) -> Redraw:
-    """`redraw`, each draw of which is kept in run.redrawn, tries/, and not made again."""
-    folder = run.redrawn / "tries"
-    drawn: dict[str, str] = read_table(folder / "tries.json")
-
-    def kept(lq: Tensor, names: list[str], attempt: int) -> Tensor:
-        for face, name in zip(lq, names, strict=True):
-            path = folder / f"{name}_{attempt}.png"
-            key = target_key(faces.folder / f"{name}.png", name, restorer, prior, config)
-            if drawn.get(path.stem) != key or not path.exists():
-                write_or_keep(path, redraw(face[None], [name], attempt)[0])
-                drawn[path.stem] = key
-                write_json(folder / "tries.json", drawn)
-        return torch.stack([read_image(folder / f"{name}_{attempt}.png") for name in names])
-
-    return kept
-
-
-def gate_targets(
-    run: Run,
-    faces: FaceSet,
-    files: dict[str, Path],
-    made_from: str,
-    config: GateConfig,
-    redraw: Redraw | None = None,
-    callback: StageCallback | None = None,
-) -> dict[str, Path]:
-    """The targets, by face name, that pass the gate; those refused are drawn again where `redraw` is given.
-
-    files: targets by face name. made_from: their fingerprint. Those that were changed by hand always pass. What was
-    found of every face is kept in gate.json, and taken from there when nothing changed. Raises ValueError if none
-    passes.
-    """
-    by_hand = made_by_hand(files)
-    print_ = fingerprint(made_from, sorted(files), asdict(config), redraw is not None, *by_hand)
-    found = read_table(run.gate, seen=dict, refused=dict, redrawn=list)
-    if found.get("fingerprint") != print_:
-        found = _gated(run, faces, files, by_hand, config, redraw, callback)
-        seen = {name: sha256_of(path) for name, path in files.items()}
-        write_json(run.gate, {"fingerprint": print_, "made_from": made_from, "seen": seen} | found)
-    accepted = accepted_targets(run, files, made_from)
-    if len(accepted) < len(files):
-        log.warning("%d of %d targets are left out; the report says why", len(files) - len(accepted), len(files))
-    if not accepted:
-        raise ValueError(
-            f"{printable(run.folder)}: none of the {len(files)} targets is fit to learn from: see gate.json"
-        )
-    return accepted
-
-
-def accepted_targets(run: Run, files: dict[str, Path], made_from: str) -> dict[str, Path]:
-    """Those of `files` that passed the gate when it last saw them; the others, if it did not see them as they are."""
-    found = read_table(run.gate, seen=dict, refused=dict, redrawn=list)
-    seen, redrawn, refused = found.get("seen", {}), set(found.get("redrawn", ())), found.get("refused", {})
-    accepted = {}
-    for name, path in files.items():
-        known = found.get("made_from") == made_from or (name in seen and seen[name] == _content(path))
-        if not known or name not in refused:
-            accepted[name] = run.redrawn / f"{name}.png" if known and name in redrawn else path
-    return accepted
-
-
-def _gated(
-    run: Run,
-    faces: FaceSet,
-    files: dict[str, Path],
-    by_hand: list[str],
-    config: GateConfig,
-    redraw: Redraw | None,
-    callback: StageCallback | None,
-) -> dict[str, Any]:
-    net, names, parts = load_landmark_net(), list(files), []
-    for start in range(0, len(names), GATE_BATCH):
-        some = names[start : start + GATE_BATCH]
-        lq = torch.stack([read_image(faces.folder / f"{name}.png") for name in some])
-        targets = torch.stack([resize_square(read_image(files[name]), lq.shape[-1], files[name]) for name in some])
-        parts.append(look_at(lq, targets, net))
-        if callback:
-            callback("gate", start + len(some), len(names), None)
-    folder = joined(parts)
-    checks = checks_of(folder)
-    reasons = dict(zip(names, refusals(checks, config), strict=True)) | dict.fromkeys(by_hand, "")
-    records = {name: as_record(checks, i) for i, name in enumerate(names)}
-    redrawn = []
-    for name in [name for name in names if reasons[name] and redraw]:
-        lq = read_image(faces.folder / f"{name}.png")[None]
-        for attempt in range(1, config.tries + 1):
-            target = redraw(lq, [name], attempt) if redraw else lq
-            again = checks_of(look_at(lq, target, net), folder)
-            if not refusals(again, config, checks)[0]:
-                write_or_keep(run.redrawn / f"{name}.png", target[0])
-                records[name], reasons[name] = as_record(again, 0), ""
-                redrawn.append(name)
-                break
-    refused = {name: reason for name, reason in reasons.items() if reason}
-    return {"refused": refused, "redrawn": redrawn, "checks": records}
-
-
-class FolderPairs:
-    """(lq, pseudo_target) pairs read from disk, kept as bytes up to `CACHED_BYTES`."""
-
-    def __init__(self, lq: list[Path], targets: list[Path], size: int) -> None:
-        self.files, self.size = list(zip(lq, targets, strict=True)), size
-        self._kept: dict[int, Tensor] = {}
-        self._room = CACHED_BYTES // max(1, 2 * 3 * size * size)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        pair = self._kept.get(index)
-        if pair is None:
-            pair = torch.stack([resize_square(read_image(f), self.size, f) for f in self.files[index]])
-            pair = pair.mul(255).round().byte()
-            if len(self._kept) < self._room:
-                self._kept[index] = pair
-        lq, target = pair.float() / 255
-        return lq, target
-
-
-class FolderFaces:
-    """Faces read from disk, kept as bytes up to `CACHED_BYTES`."""
-
-    def __init__(self, files: Sequence[Path], size: int) -> None:
-        self.files, self.size = files, size
-        self._kept: dict[int, Tensor] = {}
-        self._room = CACHED_BYTES // max(1, 3 * size * size)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Tensor:
-        face = self._kept.get(index)
-        if face is None:
-            file = self.files[index]
-            face = resize_square(read_image(file), self.size, file).mul(255).round().byte()
-            if len(self._kept) < self._room:
-                self._kept[index] = face
-        return face.float() / 255
-
-
-def match_targets(faces: FaceSet, folder: Path) -> dict[str, Path]:
-    """Images of `folder` by the face they belong to: a target has the name of its crop, in any image format.
-
-    Raises ValueError if none matches; what does not match is logged.
-    """
-    found: dict[str, Path] = {}
-    for file in list_images(folder):
-        found.setdefault(file.stem, file)
-    matched = {name: found[name] for name in faces.names if name in found}
-    if not matched:
-        example = printable(faces.names[0])
-        raise ValueError(f"{printable(folder)}: no target has the name of a face; one would be {example}.png")
-    if len(matched) < len(faces):
-        log.warning("%d of %d faces have no target and are left out", len(faces) - len(matched), len(faces))
-    return matched
-
-
-def tune(
-    run: Run,
-    faces: FaceSet,
-    targets: dict[str, Path],
-    made_from: str,
-    restorer: Restorer,
-    config: FinetuneConfig,
-    prior: Prior | None = None,
-    callback: StageCallback | None = None,
-    watch: Watch | None = None,
-    pause_after: float = 0.0,
-    good: Examples | None = None,
-) -> tuple[Restorer, Progress, Judgement]:
-    """Tune `restorer` on the run's faces, judge it, and save it as restorer.safetensors; low-rank changes also alone.
-
-    made_from: fingerprint of the targets. prior: its encoder is the perceptual term where LPIPS is not at hand.
-    watch, pause_after: see `finetune`; a paused tuning saves the best so far. good: see `take_good_faces`.
-    """
-    names = [name for name in faces.names if name in targets]
-    pairs = FolderPairs([faces.folder / f"{n}.png" for n in names], [targets[n] for n in names], restorer.size)
-    computed = usual_precision(restorer.device) if config.precision == "auto" else config.precision
-    made_with = {"restorer": restorer.name, "prior": prior.name if prior else None, "computed_in": computed}
-    run.record("finetune", asdict(config) | made_with)
-
-    def step(done: int, total: int, progress: Progress) -> None:
-        if callback:
-            callback("finetune", done, total, progress)
-
-    files = good.files[:MOST_EXAMPLES] if good else ()
-    examples = [resize_square(read_image(file), restorer.size, file) for file in files]
-    held = split(len(pairs), config)[1]
-    shown = [good.fingerprint] if good and examples else []
-    shown += [good.real_fingerprint] if good and good.real else []
-    tuned, progress = finetune(
-        restorer,
-        pairs,
-        config,
-        checkpoint=run.checkpoint,
-        fingerprint=fingerprint(made_from, names, restorer.sha256, config.lasting, held, *shown),
-        examples=torch.stack(examples) if examples else None,
-        real=FolderFaces(good.real, restorer.size) if good and good.real else None,
-        perceptual=None if restorer.tuned_by_codes else perceptual_term(config, prior, restorer.device),
-        callback=step,
-        watch=watch,
-        pause_after=pause_after,
-    )
-    judged = [pairs[i] for i in held[:MOST_JUDGED]]
-    judgement = judged_on_faces(restorer, tuned, judged) if config.held_out else NOT_JUDGED
-    log.info("verdict: %s: %s", judgement.verdict, judgement.sentence)
-    base = {"base": restorer.name, "base_sha256": restorer.sha256, "base_licence": restorer.licence}
-    teacher = {"prior": prior.name, "prior_sha256": prior.sha256, "prior_licence": prior.licence} if prior else {}
-    made = {"finetune": asdict(config), "steps": progress.step, "best_step": progress.best_step, "faces": len(names)}
-    made |= {"verdict": judgement.verdict, "verdict_sentence": judgement.sentence}
-    save_restorer(run.restorer, tuned, base | teacher | made)
-    remove([run.groups])  # of an earlier time, when the faces were adapted to in groups
-    if config.trainable == "lora":
-        save_change(run.change, restorer, tuned, config.rank, teacher | made)
-    return tuned, progress, judgement
-
-
-def judged_on_faces(base: Restorer, tuned: Restorer, pairs: list[tuple[Tensor, Tensor]]) -> Judgement:
-    """The verdict on (lq, pseudo target) pairs that were held out of the tuning."""
-    lq, targets = (torch.stack([pair[k] for pair in pairs]) if pairs else torch.empty(0) for k in (0, 1))
-    return judge(base.restore_each, tuned.restore_each, lq, targets, load_usual(), load_landmark_net())
-
-
-def perceptual_term(config: FinetuneConfig, prior: Prior | None, device: torch.device) -> ImageLoss | None:
-    """LPIPS where its VGG file is on disk, else distance in the prior's own encoder; which one is logged."""
-    if not config.perceptual:
-        return None
-    vgg = find_vgg()
-    if vgg is not None:
-        log.info("perceptual term: LPIPS (VGG)")
-        return lpips_loss(vgg, device)
-    if config.perceptual_by == "lpips":
-        raise ValueError(NO_LPIPS)
-    if prior is None:
-        raise ValueError("the perceptual term needs LPIPS's VGG file or a prior; give --prior, or set perceptual to 0")
-    log.info("perceptual term: features of the prior's encoder, since LPIPS's VGG file is not on this machine")
-    return perceptual_loss(partial(prior.encoder_to(device).features, recompute=config.recompute))
 
 
 @dataclass(frozen=True)
@@ -825,12 +62,14 @@ def adapt(
     prior: Prior | None = None,
     pause_after: float = 0.0,
     before: Before | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Adapted:
     """Tune a restorer to the damage of the photos in `folder`; everything is kept in `run_dir`, and resumed from it.
 
     callback: (stage, step, steps, detail); what it raises ends the adaptation, to be resumed later.
     restorer, prior: config.restorer and config.prior, where they are loaded already. pause_after: see `tune`.
     before: called once the faces are there, unless the tuning is under way already; what it raises ends the adaptation.
+    labels: see `learn`.
     Raises FileNotFoundError or ValueError, in one line, for photos, weights or settings that cannot be used.
     """
     run = Run(run_dir)
@@ -839,15 +78,41 @@ def adapt(
         run.record("recipe", {"name": config.recipe, "real": config.album.real})
         faces = collect_faces(Path(folder), run, base.size, config.faces, callback, base.device)
         faces, good = take_good_faces(run, faces, base, prior, config, callback)
-        good = with_real_faces(run, good, base.size, config, callback)
         if before and not run.checkpoint.exists():
             before(run, faces, base, prior, config)
         targets, made_from = make_targets(run, faces, base, prior, config, callback)
         prior.to("cpu")  # its memory is the tuning's now
-        tuned = tune(
-            run, faces, targets, made_from, base, config.finetune, prior, callback, pause_after=pause_after, good=good
-        )
-        return Adapted(run, tuned[0], base, prior, faces, targets, *tuned[1:], good)
+        return learn(
+            run, faces, targets, made_from, base, config.finetune, prior, callback,
+            pause_after=pause_after, good=good, labels=labels,
+        )  # fmt: skip
+
+
+def learn(
+    run: Run,
+    faces: FaceSet,
+    targets: dict[str, Path],
+    made_from: str,
+    base: Restorer,
+    config: FinetuneConfig,
+    prior: Prior | None = None,
+    callback: StageCallback | None = None,
+    watch: Watch | None = None,
+    pause_after: float = 0.0,
+    good: Examples | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> Adapted:
+    """From targets to the report: tuning, verdict, the restorer saved in `run`, its report written.
+
+    Arguments as in `tune`. labels: what the report calls a photo, by its path below the folder of the photos.
+    """
+    good = good or Examples()
+    tuned, progress = tune(run, faces, targets, made_from, base, config, prior, callback, watch, pause_after, good)
+    judgement = judge_tuning(base, tuned, faces, targets, config)
+    save_tuned(run, base, tuned, prior, config, progress, judgement, len(learned_from(faces, targets)))
+    result = Adapted(run, tuned, base, prior, faces, targets, progress, judgement, good)
+    report_adaptation(replace(result, faces=faces.relabelled(labels or {})), config)
+    return result
 
 
 @contextmanager
@@ -864,71 +129,3 @@ def lent(base: Restorer, prior: Prior, device: torch.device | str) -> Iterator[N
     finally:
         prior.to(places[1])
         release_memory()
-
-
-def match_in_order(run: Run, faces: FaceSet, targets: Tensor, first: int = 0) -> dict[str, Path]:
-    """Pictures (B, 3, N, N) RGB in [0, 1] of the faces first ... first + B - 1 as targets, kept in run.given.
-
-    Returns all that the run holds by now, by face name. Raises ValueError for more pictures than faces from there on,
-    or for such that are not square.
-    """
-    if not 0 <= first <= len(faces) - len(targets):
-        raise ValueError(
-            f"{len(targets)} targets from face {first} on were given, but there are {len(faces)} faces; "
-            "give one picture for each face, in their order"
-        )
-    stage_folder(run.given, faces.fingerprint, _old_crops(run))
-    for name, target in zip(faces.names[first:], targets, strict=False):
-        path = run.given / f"{name}.png"
-        pixels = resize_square(target, targets.shape[-1], path)
-        if not (path.exists() and torch.equal(read_image(path), pixels.clamp(0, 1).mul(255).round() / 255)):
-            write_or_keep(path, pixels)  # a picture that is there already keeps its time, and a tuning on it goes on
-    return {name: path for name in faces.names if (path := run.given / f"{name}.png").exists()}
-
-
-def targets_of(run: Run, faces: FaceSet) -> dict[str, Path]:
-    """Pseudo targets drawn in this run, by face name. Raises ValueError if there are none."""
-    found = {name: run.targets / f"{name}.png" for name in faces.names}
-    found = {name: path for name, path in found.items() if path.exists()}
-    if not found:
-        raise ValueError(f"{printable(run.folder)}: holds no targets yet; make them with 'bfr targets --run ...'")
-    return found
-
-
-def _stamp(file: Path) -> list[int]:
-    """Size and time of a file; while they stay, its content is not looked at."""
-    try:
-        status = file.stat()
-    except OSError:
-        return [0, 0]
-    return [status.st_size, status.st_mtime_ns]
-
-
-def _content(file: Path) -> str:
-    """SHA-256 of a file; "" if it cannot be read."""
-    try:
-        return sha256_of(file)
-    except OSError:
-        return ""
-
-
-def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
-    """The last record of every photo; a line cut short by a power failure is dropped from the file."""
-    lines = _lines_of(path)
-    if len(lines) < len(path.read_text(encoding="utf-8").splitlines()):
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        replace_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
-        note(path, grows=True)
-    return {record["photo"]: record for record in lines if "photo" in record}
-
-
-def _lines_of(journal: Path) -> list[dict[str, Any]]:
-    """The records of a journal, up to the first that is damaged."""
-    whole: list[dict[str, Any]] = []
-    for line in journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else ():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break
-        whole.append(record if isinstance(record, dict) else {})
-    return whole

@@ -25,12 +25,13 @@ from ..reports.html import Gallery, ReportData, write_report
 from ..restorers import Restorer, load_restorer
 from ..settings import changed
 from ..training.checkpoint import Progress
-from .adapt import FaceSet, StageCallback, collect_faces, faces_of, leave_out, make_targets
-from .adapt import tune as tune_faces
 from .config import AdaptConfig
+from .faces import FaceSet, StageCallback, collect_faces, faces_of, leave_out
 from .forecast import Forecast, Pace, duration, forecast, measure
 from .good_faces import AlbumConfig
 from .run import Run
+from .target_stage import make_targets
+from .tuning import judge_tuning, save_tuned, tune
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,9 @@ def first_look(
         prior.to("cpu")  # its memory is the tuning's now
         left = max(LEAST_SECONDS, (seconds or SECONDS) - (time.monotonic() - started))
         tuning = changed(own, {"finetune.minutes": left / 60}).finetune
-        tuned, progress, _ = tune_faces(place, faces, targets, made_from, base, tuning, prior, callback)
+        tuned, progress = tune(place, faces, targets, made_from, base, tuning, prior, callback)
+        judgement = judge_tuning(base, tuned, faces, targets, tuning)
+        save_tuned(place, base, tuned, prior, tuning, progress, judgement, len(targets))
         remove([place.checkpoint])  # another look is another tuning
         made = [lq, base.restore_each(lq), tuned.restore_each(lq), _targets(targets, faces, base.size)]
         rows = [(name, list(pictures)) for name, *pictures in zip(faces.names, *made, strict=True)]

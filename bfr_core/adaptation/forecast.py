@@ -28,11 +28,14 @@ from ..training.checkpoint import Progress
 from ..training.config import FinetuneConfig
 from ..training.finetune import finetune, held_out_score
 from ..training.objectives import objective_of
-from .adapt import EXAMINED_FACES, Before, FaceSet, StageCallback, perceptual_term
+from .adapt import Before
 from .config import AdaptConfig
+from .faces import FaceSet, StageCallback
 from .run import Run
 from .target_checks import look_at
+from .target_stage import EXAMINED_FACES
 from .targets import SEARCH_FACES, TargetConfig, make_pseudo_targets, samplers_to_try
+from .tuning import perceptual_term
 
 TIMED_STEPS = 3  # of the tuning; the first prepares, and of the others the quicker one counts
 SAMPLE_SECONDS = 0.005  # between two looks at the memory that is held

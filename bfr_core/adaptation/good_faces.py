@@ -7,9 +7,10 @@ all of these are true; each damage fails one of them. `benchmarks/album.py` says
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import logging
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,14 +18,24 @@ from torch import Tensor
 from ..device import Precision, autocast
 from ..diffusion.noise_level import noise_ratio
 from ..diffusion.prior import Prior
+from ..files.ownership import sha256_of
 from ..files.photos import to_signed
+from ..files.records import fingerprint, read_table, write_json
 from ..metrics.detail import sharpness
 from ..metrics.psnr import psnr
 from ..pixels import resized
 from ..restorers import Restorer
+from .faces import FaceSet, StageCallback, collect_faces, face_index
+from .run import Run
+
+if TYPE_CHECKING:
+    from .config import AdaptConfig
+
+log = logging.getLogger(__name__)
 
 NUM_STEPS, NOISE_INDEX = 250, 2  # the level of noise that clean faces must stay below
 MOST_EXAMPLES = 64
+BATCH = 16  # faces between two reports of progress
 
 
 @dataclass(frozen=True)
@@ -91,3 +102,75 @@ def is_good(found: Clarity, config: AlbumConfig) -> bool:
         and found.noise <= config.most_noise
         and found.kept >= config.least_kept
     )
+
+
+def take_good_faces(
+    run: Run,
+    faces: FaceSet,
+    base: Restorer,
+    prior: Prior,
+    config: AdaptConfig,
+    callback: StageCallback | None = None,
+) -> tuple[FaceSet, Examples]:
+    """The faces to adapt to, and the good ones: found among `faces`, as config.album says, or in its folders.
+
+    What was found is kept in run.album. Where none is good, or none would be left to adapt to, `faces` are returned as
+    they are. Raises as `collect_faces` for a folder of good photos that gives no face.
+    """
+    precision = config.targets.precision
+    found = find_good_faces(run, faces, base, prior, config.album, callback, precision) if config.album.find else {}
+    if len(found) == len(faces):
+        log.warning("all %d faces look good already; they are adapted to as they are", len(faces))
+        found = {}
+    files, made_from = [faces.crop(name) for name in found], [faces.fingerprint, sorted(found)]
+    if config.album.good:
+        given = collect_faces(Path(config.album.good), Run(run.good), base.size, config.faces, callback, base.device)
+        files += [given.crop(name) for name in given.names]
+        made_from += [given.fingerprint]
+    good = Examples()
+    if files:
+        good = Examples(tuple(files), fingerprint(*made_from), found)
+        log.info("good faces: %d of the folder, %d given", len(found), len(files) - len(found))
+    if found:
+        left = [name for name in faces.names if name not in found]
+        faces = replace(faces, names=left, fingerprint=fingerprint(faces.fingerprint, sorted(found)))
+    return faces, with_real_faces(run, good, base.size, config, callback)
+
+
+def with_real_faces(
+    run: Run, good: Examples, size: int, config: AdaptConfig, callback: StageCallback | None = None
+) -> Examples:
+    """`good` with the faces of the folder config.album.real, if there is one. Raises as `collect_faces` for it."""
+    if not config.album.real:
+        return good
+    given = collect_faces(Path(config.album.real), Run(run.real), size, config.faces, callback)
+    log.info("real faces for the discriminator: %d", len(given))
+    files = tuple(given.crop(name) for name in given.names)
+    return replace(good, real=files, real_fingerprint=given.fingerprint)
+
+
+def find_good_faces(
+    run: Run,
+    faces: FaceSet,
+    base: Restorer,
+    prior: Prior,
+    config: AlbumConfig,
+    callback: StageCallback | None = None,
+    precision: Precision = "auto",
+) -> dict[str, Clarity]:
+    """Those of `faces` that are good, by name: see `album`. A face that was enlarged to its crop is not."""
+    keys = {n: fingerprint(sha256_of(faces.crop(n)), base.sha256, prior.sha256) for n in faces.names}
+    kept: dict[str, dict[str, Any]] = read_table(run.album, clarity=dict).get("clarity", {})
+    seen = {n: kept[n] for n in faces.names if n in kept and kept[n].get("key") == keys[n]}
+    missing = [n for n in faces.names if n not in seen]
+    for names, crops in faces.batches(BATCH, missing):
+        for name, crop in zip(names, crops, strict=True):
+            found = clarity(crop[None], base, prior, precision)[0]
+            seen[name] = {"key": keys[name], **found._asdict()}
+        if callback:
+            callback("album", len(seen), len(faces), None)
+    if missing:
+        write_json(run.album, {"clarity": seen})
+    widths = {face["name"]: face["width"] for face in face_index(run)["faces"]}
+    known = {n: Clarity(*(seen[n][part] for part in Clarity._fields)) for n in faces.names if widths[n] >= base.size}
+    return {name: found for name, found in known.items() if is_good(found, config)}

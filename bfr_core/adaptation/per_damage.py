@@ -26,10 +26,12 @@ from ..restorers.load import said_by
 from ..restorers.routed import TENSORS, read_groups, save_groups
 from ..training.batches import split
 from ..training.checkpoint import Progress
-from .adapt import Adapted, Before, FaceSet, StageCallback, adapt, collect_faces
+from .adapt import Adapted, Before, adapt
 from .config import AdaptConfig
-from .report import account_notes, report_adaptation
+from .faces import FaceSet, StageCallback, collect_faces
+from .report import account_notes
 from .run import Run
+from .tuning import learned_from
 from .verdict import Judgement
 
 log = logging.getLogger(__name__)
@@ -103,9 +105,7 @@ def adapt_mixed(
         faces = collect_faces(Path(folder), run, base.size, config.faces, callback, base.device)
         if result := adapt_groups(run, faces, config, base, callback=callback, before=before):
             return result
-    whole = adapt(folder, run_dir, config, callback, device, base, before=before)
-    report_adaptation(whole, config.finetune)
-    return Mixed(run, [], [], whole)
+    return Mixed(run, [], [], adapt(folder, run_dir, config, callback, device, base, before=before))
 
 
 def adapt_groups(
@@ -162,13 +162,14 @@ def group_faces(
     sample = {i * len(faces) // some for i in range(some)}
     described: list[Tensor] = []
     restored: list[Tensor] = []
-    for start in range(0, len(faces), BATCH):
-        lq = faces.batch(start, start + BATCH)
+    done = 0
+    for _, lq in faces.batches(BATCH):
         new = base.restore_each(lq)
         described.append(describe(lq, new))
-        restored += [face for i, face in enumerate(new, start) if i in sample]
+        restored += [face for i, face in enumerate(new, done) if i in sample]
+        done += len(lq)
         if callback:
-            callback("groups", start + len(lq), len(faces), None)
+            callback("groups", done, len(faces), None)
     units = units_of(known_descriptions(torch.stack(restored), base.restore_each))
     groups = DamageGroups.of(torch.cat(described), units)
     routes = groups.route(torch.cat(described))
@@ -196,13 +197,13 @@ def adapt_group(
         copy, face = run.photos / name, faces.folder / name
         if not copy.exists() or (is_own(copy) and sha256_of(copy) != sha256_of(face)):
             replace_atomically(copy, partial(shutil.copy2, face))
-    result = adapt(run.photos, run.folder, config, callback, str(base.device), base, prior, pause_after, before)
-    # The group's photos are the crops of `faces`, which are called what they are called there.
-    called = {name: Path(photo).stem for name, photo in result.faces.photos.items()}
-    labels = {name: faces.label(crop) for name, crop in called.items()}
-    report_adaptation(replace(result, faces=replace(result.faces, photos=labels)), config.finetune)
+    # The group's photos are the crops of `faces`; the report calls them what they are called there.
+    labels = {f"{name}.png": faces.label(name) for name in names}
+    device = str(base.device)
+    result = adapt(run.photos, run.folder, config, callback, device, base, prior, pause_after, before, labels)
     number, judgement = run.folder.name, result.judgement
-    learned = [name for name in result.faces.names if name in result.targets]
+    called = {name: Path(photo).stem for name, photo in result.faces.photos.items()}
+    learned = learned_from(result.faces, result.targets)
     trained, held = split(len(learned), config.finetune)
     shown = [called[learned[i]] for i in (held + trained)[:ROWS]]
     served = "Its own restorer serves it." if judgement.verdict == "adopt" else "The base serves it."
@@ -220,7 +221,7 @@ def rows_of(faces: FaceSet, names: Sequence[str], restorers: Sequence[Restorer])
     """For a gallery: each face, damaged and by each restorer."""
     rows = []
     for name in names:
-        lq = read_image(faces.folder / f"{name}.png")
+        lq = read_image(faces.crop(name))
         rows.append((faces.label(name), [lq, *(one.restore(lq[None])[0].cpu() for one in restorers)]))
     return rows
 

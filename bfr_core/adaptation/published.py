@@ -21,8 +21,8 @@ from typing import Any
 from ..restorers import Restorer
 from ..settings import changed
 from ..training.losses import find_vgg
-from .adapt import NO_LPIPS
 from .config import AdaptConfig, recipe
+from .tuning import NO_LPIPS
 
 log = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,8 +16,12 @@ from ..reports.html import Gallery, ReportData, Table, write_report
 from ..restoration.restore import square
 from ..training.batches import split
 from ..training.config import FinetuneConfig
-from .adapt import Adapted, FaceSet
+from .faces import FaceSet
 from .good_faces import MOST_EXAMPLES
+from .tuning import learned_from
+
+if TYPE_CHECKING:
+    from .adapt import Adapted
 
 ROWS = 12
 BATCH = 16
@@ -33,13 +38,13 @@ def report_adaptation(result: Adapted, config: FinetuneConfig, recogniser: Recog
     recogniser: standard crops -> directions of length 1, by which the report says whether each face is still the
     person; without one it says that this was not measured.
     """
-    names = [name for name in result.faces.names if name in result.targets]
+    names = learned_from(result.faces, result.targets)
     trained, held = split(len(names), config)
     chosen = (held + trained)[:ROWS]
     rows = []
     for i in chosen:
         name = names[i]
-        lq = read_image(result.faces.folder / f"{name}.png")
+        lq = read_image(result.faces.crop(name))
         base, tuned = (r.restore(lq[None])[0].cpu() for r in (result.base, result.restorer))
         target = torch.nn.functional.interpolate(read_image(result.targets[name])[None], lq.shape[-2:], mode="area")[0]
         label = result.faces.label(name)
@@ -98,11 +103,10 @@ def measure_identity(result: Adapted, recogniser: Recognise | None) -> dict[str,
     found: dict[str, tuple[float, float]] = {}
     if recogniser is None:
         return found
-    for start in range(0, len(result.faces), BATCH):
-        lq = result.faces.batch(start, start + BATCH)
+    for names, lq in result.faces.batches(BATCH):
         damaged = recogniser(lq)
         both = [likeness(recogniser(r.restore_each(lq)), damaged).tolist() for r in (result.base, result.restorer)]
-        for name, *values in zip(result.faces.names[start : start + BATCH], *both, strict=True):
+        for name, *values in zip(names, *both, strict=True):
             found[name] = (round(values[0], 4), round(values[1], 4))
     return found
 
@@ -139,11 +143,10 @@ def measure_against_good(result: Adapted, recogniser: Recognise | None) -> dict[
         return {}
     good = torch.cat([recogniser(square(read_image(file), result.base.size)[None]) for file in files])
     found: dict[str, tuple[str, float, float]] = {}
-    for start in range(0, len(result.faces), BATCH):
-        lq = result.faces.batch(start, start + BATCH)
+    for names, lq in result.faces.batches(BATCH):
         nearest = (recogniser(lq) @ good.T).max(1)
         both = [likeness(recogniser(r.restore_each(lq)), good[nearest.indices]) for r in (result.base, result.restorer)]
-        for i, name in enumerate(result.faces.names[start : start + BATCH]):
+        for i, name in enumerate(names):
             if nearest.values[i] >= SAME_PERSON:
                 base, tuned = (round(float(of[i]), 4) for of in both)
                 found[name] = (files[nearest.indices[i]].stem, base, tuned)
@@ -197,7 +200,7 @@ def refused_faces(result: Adapted) -> list[Gallery]:
     }
     rows = []
     for name, why in list(refused.items())[:ROWS]:
-        lq = read_image(result.faces.folder / f"{name}.png")
+        lq = read_image(result.faces.crop(name))
         target = result.run.targets / f"{name}.png"
         shown = read_image(target) if target.exists() else torch.zeros_like(lq)
         rows.append((f"{result.faces.label(name)}: {why}", [lq, shown]))

@@ -6,23 +6,36 @@ unlike the other targets is drawn again from other noise, and left out if that d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..diffusion.low_pass import low_pass
 from ..faces.arcface import Recognise, likeness
-from ..faces.landmarks import LandmarkNet, landmark_distance, read_aligned
+from ..faces.landmarks import LandmarkNet, landmark_distance, load_landmark_net, read_aligned
+from ..files.ownership import made_by_hand, sha256_of
+from ..files.photos import printable, read_image
+from ..files.records import fingerprint, read_table, write_json
 from ..metrics.detail import high_band
 from ..metrics.kid import kid_features
 from ..pixels import resized
+from .faces import FaceSet, StageCallback, content_hash, resize_square, write_or_keep
+from .run import Run
+
+log = logging.getLogger(__name__)
+
 
 CHECKED_SIZE = 128  # faces are checked at this size, whatever the restorer's
 FINE_SIGMA = 0.7  # pixels; what is finer is noise or the finest detail
 FEWEST = 8  # faces from which a folder says what is usual in it
+BATCH = 16
+
+Redraw = Callable[[Tensor, list[str], int], Tensor]  # damaged faces, their names, number of the try -> other targets
 
 
 @dataclass(frozen=True)
@@ -174,3 +187,83 @@ def as_record(checks: Checks, index: int) -> Mapping[str, float]:
 def at_checked_size(image: Tensor) -> Tensor:
     """`image` (B, 3, S, S) resized to `CHECKED_SIZE`, where faces of all restorers are compared."""
     return resized(image, CHECKED_SIZE, "bilinear")
+
+
+def gate_targets(
+    run: Run,
+    faces: FaceSet,
+    files: dict[str, Path],
+    made_from: str,
+    config: GateConfig,
+    redraw: Redraw | None = None,
+    callback: StageCallback | None = None,
+) -> dict[str, Path]:
+    """The targets, by face name, that pass the gate; those refused are drawn again where `redraw` is given.
+
+    files: targets by face name. made_from: their fingerprint. Those that were changed by hand always pass. What was
+    found of every face is kept in gate.json, and taken from there when nothing changed. Raises ValueError if none
+    passes.
+    """
+    by_hand = made_by_hand(files)
+    print_ = fingerprint(made_from, sorted(files), asdict(config), redraw is not None, *by_hand)
+    found = read_table(run.gate, seen=dict, refused=dict, redrawn=list)
+    if found.get("fingerprint") != print_:
+        found = _gated(run, faces, files, by_hand, config, redraw, callback)
+        seen = {name: sha256_of(path) for name, path in files.items()}
+        write_json(run.gate, {"fingerprint": print_, "made_from": made_from, "seen": seen} | found)
+    accepted = accepted_targets(run, files, made_from)
+    if len(accepted) < len(files):
+        log.warning("%d of %d targets are left out; the report says why", len(files) - len(accepted), len(files))
+    if not accepted:
+        raise ValueError(
+            f"{printable(run.folder)}: none of the {len(files)} targets is fit to learn from: see gate.json"
+        )
+    return accepted
+
+
+def accepted_targets(run: Run, files: dict[str, Path], made_from: str) -> dict[str, Path]:
+    """Those of `files` that passed the gate when it last saw them; the others, if it did not see them as they are."""
+    found = read_table(run.gate, seen=dict, refused=dict, redrawn=list)
+    seen, redrawn, refused = found.get("seen", {}), set(found.get("redrawn", ())), found.get("refused", {})
+    accepted = {}
+    for name, path in files.items():
+        known = found.get("made_from") == made_from or (name in seen and seen[name] == content_hash(path))
+        if not known or name not in refused:
+            accepted[name] = run.redrawn / f"{name}.png" if known and name in redrawn else path
+    return accepted
+
+
+def _gated(
+    run: Run,
+    faces: FaceSet,
+    files: dict[str, Path],
+    by_hand: list[str],
+    config: GateConfig,
+    redraw: Redraw | None,
+    callback: StageCallback | None,
+) -> dict[str, Any]:
+    net, names, parts = load_landmark_net(), list(files), []
+    done = 0
+    for some, lq in faces.batches(BATCH, names):
+        targets = torch.stack([resize_square(read_image(files[name]), lq.shape[-1], files[name]) for name in some])
+        parts.append(look_at(lq, targets, net))
+        done += len(some)
+        if callback:
+            callback("gate", done, len(names), None)
+    folder = joined(parts)
+    checks = checks_of(folder)
+    reasons = dict(zip(names, refusals(checks, config), strict=True)) | dict.fromkeys(by_hand, "")
+    records = {name: as_record(checks, i) for i, name in enumerate(names)}
+    redrawn = []
+    for name in [name for name in names if reasons[name] and redraw]:
+        lq = faces.read([name])
+        for attempt in range(1, config.tries + 1):
+            target = redraw(lq, [name], attempt) if redraw else lq
+            again = checks_of(look_at(lq, target, net), folder)
+            if not refusals(again, config, checks)[0]:
+                write_or_keep(run.redrawn / f"{name}.png", target[0])
+                records[name], reasons[name] = as_record(again, 0), ""
+                redrawn.append(name)
+                break
+    refused = {name: reason for name, reason in reasons.items() if reason}
+    return {"refused": refused, "redrawn": redrawn, "checks": records}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Literal, NamedTuple
@@ -122,6 +122,29 @@ def make_pseudo_targets(
     return Targets(*(torch.cat(kind) for kind in zip(*parts, strict=True)))
 
 
+def draw_in_batches(
+    batches: Iterable[tuple[list[str], Tensor]],
+    restorer: Restorer,
+    prior: Prior,
+    config: TargetConfig,
+    callback: SamplerCallback | None = None,
+) -> Iterator[tuple[list[str], Targets]]:
+    """`make_pseudo_targets` for any number of faces: the names and targets of a batch at a time.
+
+    batches: names and damaged faces; one is read when the targets before it have been taken. callback: (network calls
+    done for all faces so far, calls that one face takes, preview of the batch); what it raises ends the sampling.
+    """
+    done = 0
+    for names, lq in batches:
+
+        def step(call: int, calls: int, preview: Tensor, done: int = done, count: int = len(names)) -> None:
+            if callback:
+                callback(done * calls + call * count, calls, preview)
+
+        yield names, make_pseudo_targets(lq, names, restorer, prior, config, step)
+        done += len(names)
+
+
 def _make(
     lq: Tensor,
     names: Sequence[str],
@@ -182,17 +205,19 @@ def _sample(
     callback: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Pseudo targets of some faces, to settle the settings by. callback: (faces x calls done, in all)."""
-    drawn = []
-    for start in range(0, len(lq), config.batch_size):
-        some = lq[start : start + config.batch_size]
-        names = [f"settled {start + i}" for i in range(len(some))]
 
-        def step(call: int, calls: int, preview: Tensor, start: int = start, count: int = len(some)) -> None:
-            if callback:
-                callback(start * calls + call * count, len(lq) * calls)
+    def batches() -> Iterator[tuple[list[str], Tensor]]:
+        names = [f"settled {i}" for i in range(len(lq))]
+        for start in range(0, len(lq), config.batch_size):
+            part = slice(start, start + config.batch_size)
+            yield names[part], lq[part]
 
-        drawn.append(make_pseudo_targets(some, names, restorer, prior, config, step).pseudo_target)
-    return torch.cat(drawn)
+    def step(done: int, calls: int, preview: Tensor) -> None:
+        if callback:
+            callback(done, len(lq) * calls)
+
+    drawn = draw_in_batches(batches(), restorer, prior, config, step)
+    return torch.cat([targets.pseudo_target for _, targets in drawn])
 
 
 def best_sampler(

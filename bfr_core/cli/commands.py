@@ -196,7 +196,7 @@ class Bars:
 
 
 def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
-    from ..adaptation.adapt import collect_faces
+    from ..adaptation.faces import collect_faces
     from ..adaptation.run import Run
 
     base = base_restorer(args)
@@ -209,8 +209,9 @@ def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 
 def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
-    from ..adaptation.adapt import faces_of, make_targets
+    from ..adaptation.faces import faces_of
     from ..adaptation.run import Run
+    from ..adaptation.target_stage import make_targets
     from ..diffusion.prior import load_prior
 
     restorer = base_restorer(args)
@@ -225,21 +226,11 @@ def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 
 def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
-    from ..adaptation.adapt import (
-        Adapted,
-        accepted_targets,
-        collect_faces,
-        faces_of,
-        gate_targets,
-        match_targets,
-        targets_of,
-        targets_print,
-        tune,
-        with_real_faces,
-    )
-    from ..adaptation.good_faces import Examples
-    from ..adaptation.report import report_adaptation
+    from ..adaptation.adapt import learn
+    from ..adaptation.faces import collect_faces, faces_of
+    from ..adaptation.good_faces import Examples, with_real_faces
     from ..adaptation.run import Run
+    from ..adaptation.target_stage import check_given, made_targets, match_targets
     from ..diffusion.prior import load_prior
 
     base = base_restorer(args)
@@ -252,24 +243,17 @@ def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         else:
             found = faces_of(run)
         if args.targets:
-            files = match_targets(found, args.targets)
-            made_from = targets_print(found, files)
-            files = gate_targets(run, found, files, made_from, config.gate, None, bars)
+            files, made_from = check_given(run, found, match_targets(found, args.targets), config.gate, bars)
         else:
-            drawn = targets_of(run, found)
-            made_from = targets_print(found, drawn)
-            files = accepted_targets(run, drawn, made_from)
+            files, made_from = made_targets(run, found)
         good = with_real_faces(run, Examples(), base.size, config, bars)
-        tuned = tune(run, found, files, made_from, base, config.finetune, prior, bars, good=good)
-        result = Adapted(run, tuned[0], base, prior, found, files, *tuned[1:])
-        report_adaptation(result, config.finetune)
+        result = learn(run, found, files, made_from, base, config.finetune, prior, bars, good=good)
     return _tuned(result, args.export_pth)
 
 
 def adapt(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from ..adaptation.adapt import adapt as run_adaptation
     from ..adaptation.forecast import tell_before
-    from ..adaptation.report import report_adaptation
 
     base = base_restorer(args)
     config = settings(args, base)
@@ -279,7 +263,6 @@ def adapt(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         return _adapt_mixed(args, config, base, bars)
     before = tell_before(bars)
     result = run_adaptation(args.photos, args.run, config, bars, str(base.device), base, before=before)
-    report_adaptation(result, config.finetune)
     return _tuned(result, args.export_pth)
 
 
@@ -294,7 +277,7 @@ def _first_look(args: argparse.Namespace, config: Any, base: Any, bars: Bars) ->
 
 
 def _adapt_mixed(args: argparse.Namespace, config: Any, base: Any, bars: Bars) -> dict[str, Any]:
-    from ..adaptation.adapt import faces_of
+    from ..adaptation.faces import faces_of
     from ..adaptation.forecast import tell_before
     from ..adaptation.per_damage import adapt_mixed
     from ..restorers import export_pth, load_restorer

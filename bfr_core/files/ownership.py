@@ -93,6 +93,13 @@ def is_own(path: Path) -> bool:
     return Ledger(path.parent).owns(path)
 
 
+def made_by_hand(files: dict[str, Path]) -> list[str]:
+    """Names of those files, in folders of a run, that this program did not write, or that were changed since."""
+    ledgers = {folder: Ledger(folder) for folder in {path.parent for path in files.values()}}
+    of_runs = {folder: ledger for folder, ledger in ledgers.items() if ledger.kind == "run"}
+    return [name for name, path in files.items() if path.parent in of_runs and not of_runs[path.parent].owns(path)]
+
+
 def note(path: Path, content: Path | None = None, *, grows: bool = False) -> None:
     """Enter in the list of its folder that `path` holds, or is about to hold, what `content` (else itself) holds.
 

@@ -12,9 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..adaptation.adapt import EXAMINED_FACES, perceptual_term, resize_square
 from ..adaptation.config import AdaptConfig
+from ..adaptation.faces import resize_square
+from ..adaptation.target_stage import EXAMINED_FACES
 from ..adaptation.targets import TargetConfig, make_pseudo_targets, settled
+from ..adaptation.tuning import perceptual_term
 from ..diffusion.prior import Prior
 from ..files.ownership import free_place
 from ..files.photos import printable, read_image

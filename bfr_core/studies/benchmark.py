@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .. import metrics
 from ..adaptation.config import AdaptConfig
-from ..adaptation.targets import TargetConfig, make_pseudo_targets, settled
+from ..adaptation.targets import TargetConfig, draw_in_batches, settled
 from ..damage.synthetic import degrade
 from ..diffusion.low_pass import low_pass
 from ..diffusion.prior import Prior
@@ -143,11 +143,10 @@ def tuned(
 
 def targets_of(lq: Tensor, restorer: Restorer, prior: Prior, config: TargetConfig) -> Tensor:
     """Pseudo targets of all faces, named by their place."""
-    parts = []
-    for start in range(0, len(lq), config.batch_size):
-        names = [str(i) for i in range(start, min(start + config.batch_size, len(lq)))]
-        parts.append(make_pseudo_targets(lq[start : start + config.batch_size], names, restorer, prior, config)[1])
-    return torch.cat(parts)
+    names = [str(i) for i in range(len(lq))]
+    parts = (slice(start, start + config.batch_size) for start in range(0, len(lq), config.batch_size))
+    drawn = draw_in_batches(((names[part], lq[part]) for part in parts), restorer, prior, config)
+    return torch.cat([targets.pseudo_target for _, targets in drawn])
 
 
 def run_trial(

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..adaptation.adapt import Adapted, StageCallback, adapt, write_or_keep
+from ..adaptation.adapt import Adapted, adapt
 from ..adaptation.config import recipe
+from ..adaptation.faces import StageCallback, write_or_keep
 from ..adaptation.run import Run
 from ..damage.synthetic import degrade
 from ..device import autocast

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from .. import metrics
-from ..adaptation.adapt import StageCallback, collect_faces, perceptual_term
 from ..adaptation.config import AdaptConfig
+from ..adaptation.faces import StageCallback, collect_faces
 from ..adaptation.published import PUBLISHED_RECIPE, published, recipe_of, settings_of
 from ..adaptation.published import departures as departures_of
 from ..adaptation.run import Run
+from ..adaptation.tuning import perceptual_term
 from ..damage.camera import CAMERA_TO_SRGB, PUBLISHED_SIZE, READINGS, SENSOR_NOISE, published_kind
 from ..diffusion.prior import Prior
 from ..files.photos import printable, read_image, replace_atomically, write_image

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..adaptation.adapt import adapt, write_or_keep
+from ..adaptation.adapt import adapt
 from ..adaptation.config import recipe
+from ..adaptation.faces import write_or_keep
 from ..adaptation.run import Run
 from ..damage.synthetic import degrade
 from ..diffusion.prior import load_prior

@@ -19,12 +19,12 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from ..adaptation.adapt import StageCallback, adapt, collect_faces
+from ..adaptation.adapt import adapt
+from ..adaptation.faces import StageCallback, collect_faces
 from ..adaptation.first_look import first_look
 from ..adaptation.forecast import Forecast, forecast_run, tell_before
 from ..adaptation.per_damage import ONE_DAMAGE, adapt_mixed
 from ..adaptation.published import RECOMMENDED, settings_of
-from ..adaptation.report import report_adaptation
 from ..adaptation.run import Run
 from ..device import choose_device, release_memory
 from ..diffusion.prior import load_prior
@@ -360,7 +360,6 @@ def adapt_restorer(
             found = adapt_mixed(photos, run.folder, config, callback, str(base.device), base, before)
             return Outcome(run.result.name, () if found.groups else (ONE_DAMAGE,))
         result = adapt(photos, run.folder, config, callback, str(base.device), base, before=before)
-        report_adaptation(result, config.finetune)
         return Outcome(run.restorer.name, tuple(result.progress.notes))
 
     return work

@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adaptation.adapt import StageCallback, adopt_old, leave_out, left_out_of
 from ..adaptation.config import LOW_MEMORY, AdaptConfig
+from ..adaptation.faces import StageCallback, leave_out, left_out_of
 from ..adaptation.first_look import COLUMNS, place_of, read_first_look
 from ..adaptation.forecast import duration
+from ..adaptation.old_runs import adopt_old
 from ..adaptation.published import RECIPES, RECOMMENDED, recipe_of, settings_of
 from ..adaptation.run import Run
 from ..device import choose_device

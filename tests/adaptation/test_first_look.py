@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bfr_core.adaptation.adapt import adapt, collect_faces, leave_out
+from bfr_core.adaptation.adapt import adapt
 from bfr_core.adaptation.config import SMALL, FaceConfig
+from bfr_core.adaptation.faces import collect_faces, leave_out
 from bfr_core.adaptation.first_look import COLUMNS, first_look, place_of, read_first_look, spread
 from bfr_core.adaptation.run import Run
 from bfr_core.diffusion.sampler import SamplerConfig

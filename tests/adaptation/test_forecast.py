@@ -118,7 +118,7 @@ def test_what_is_said():
 
 
 def test_a_step_of_each_stage_is_timed_and_nothing_is_changed(photos, config, calls, tmp_path):
-    from bfr_core.adaptation.adapt import collect_faces
+    from bfr_core.adaptation.faces import collect_faces
 
     base, prior, run = load_restorer(config.restorer), load_prior(config.prior), Run(tmp_path)
     lq = collect_faces(photos, run, base.size, config.faces).batch(0, 3)

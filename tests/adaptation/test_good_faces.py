@@ -12,11 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bfr_core.adaptation import adapt as adaptation
+import bfr_core
+from bfr_core.adaptation import good_faces as album
 from bfr_core.adaptation.adapt import adapt
 from bfr_core.adaptation.config import SMALL, AdaptConfig
-from bfr_core.adaptation.good_faces import AlbumConfig, Clarity, Examples, clarity, is_good
-from bfr_core.adaptation.report import good_faces, good_photo_tables, measure_against_good, report_adaptation
+from bfr_core.adaptation.faces import faces_of
+from bfr_core.adaptation.good_faces import AlbumConfig, Clarity, Examples, clarity, find_good_faces, is_good
+from bfr_core.adaptation.report import good_faces, good_photo_tables, measure_against_good
+from bfr_core.adaptation.run import Run
 from bfr_core.cli.commands import main
 from bfr_core.damage.synthetic import degrade
 from bfr_core.diffusion.prior import load_prior
@@ -55,11 +58,11 @@ def two_good(monkeypatch):
     good = Clarity(1.0, 0.1, 50.0)
     means: list[float] = []
 
-    def answer(faces, base, prior):
+    def answer(faces, *_):
         means.append(float(faces.mean()))
         return [good if len(means) in (2, 5) else good._replace(kept=10.0)]
 
-    monkeypatch.setattr(adaptation, "clarity", answer)
+    monkeypatch.setattr(album, "clarity", answer)
     return means
 
 
@@ -83,7 +86,6 @@ def test_good_faces_are_set_aside_used_and_reported(quick, tmp_path, two_good):
     assert len(names) == 2 == len(result.good.found) and len(result.faces) == 8 and not names & set(result.faces.names)
     assert not names & {path.stem for path in (tmp_path / "album/targets").glob("*.png")}
     assert not same(weights_of(tmp_path / "plain"), weights_of(tmp_path / "album"))
-    report_adaptation(result, config.finetune)
     kept = json.loads((tmp_path / "album/report.json").read_text())["measurements"]
     assert set(kept["good"]) == names == set(kept["clarity"]) and "Taken as good examples" in (
         tmp_path / "album/report.html"
@@ -113,7 +115,7 @@ def test_a_stopped_album_adaptation_ends_with_the_same_weights(quick, tmp_path, 
 
 def test_enlarged_faces_are_not_good_and_a_folder_of_good_ones_is_adapted_to(quick, tmp_path, monkeypatch, caplog):
     photos, config = quick
-    monkeypatch.setattr(adaptation, "clarity", lambda faces, *_: [Clarity(1.0, 0.1, 50.0)])
+    monkeypatch.setattr(album, "clarity", lambda faces, *_: [Clarity(1.0, 0.1, 50.0)])
     config = changed(config, {"album.find": True})
     result = adapt(photos, tmp_path / "all", config)
     assert len(result.faces) == 10 and not result.good.files and "all 10 faces look good already" in caplog.text
@@ -122,8 +124,8 @@ def test_enlarged_faces_are_not_good_and_a_folder_of_good_ones_is_adapted_to(qui
     (tmp_path / "all/faces/faces.json").write_text(json.dumps(index))
     (tmp_path / "all/album.json").unlink()
     base, prior = load_restorer(config.restorer), load_prior(config.prior)
-    run = adaptation.Run(tmp_path / "all")
-    found = adaptation.find_good_faces(run, adaptation.faces_of(run), base, prior, config.album)
+    run = Run(tmp_path / "all")
+    found = find_good_faces(run, faces_of(run), base, prior, config.album)
     assert list(found) == [index["faces"][0]["name"]]
 
 
@@ -246,7 +248,7 @@ def test_every_limit_counts():
 def test_clean_portraits_are_good_and_damaged_ones_are_not(shared):
     from bfr_core.faces.align import Face, crop_face
 
-    names = (Path(adaptation.__file__).parent / "embedded/held_out.txt").read_text().split()[::30]
+    names = (Path(bfr_core.__file__).parent / "embedded/held_out.txt").read_text().split()[::30]
     landmarks = json.loads((shared / "portraits/landmarks.json").read_text())
     faces = torch.stack(
         [crop_face(read_image(shared / "portraits" / n), Face(np.array(landmarks[n]["landmarks"])), 128) for n in names]

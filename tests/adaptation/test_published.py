@@ -356,10 +356,10 @@ def test_the_command_adapts_by_it_and_is_not_judged(
 
 
 def test_real_faces_are_no_examples(command: list[str], photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bfr_core.adaptation import adapt as adaptation
+    from bfr_core.adaptation import tuning
 
     given: dict[str, Any] = {}
-    monkeypatch.setattr(adaptation, "finetune", lambda *args, **named: given.update(named) or finetune(*args, **named))
+    monkeypatch.setattr(tuning, "finetune", lambda *args, **named: given.update(named) or finetune(*args, **named))
     assert main([*command, "--real", str(photos / "below")]) == 0
     assert given["examples"] is None and len(given["real"]) == 5 and given["real"][0].shape == (3, 32, 32)
 

@@ -1,6 +1,7 @@
 """Pseudo targets: what the restorer is shown, and what the low band is taken from."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from bfr_core.adaptation.targets import (
     Targets,
     best_sampler,
     detail_gain,
+    draw_in_batches,
     make_pseudo_targets,
     samplers_to_try,
     settled,
@@ -187,3 +189,29 @@ def test_nothing_is_left_open_in_the_end(networks):
     clear = settled(config, lq, *networks)
     assert clear.is_settled and not config.is_settled
     assert clear.sampler in samplers_to_try(SAMPLER, config.search, 32)
+
+
+def test_drawing_in_batches_counts_the_calls_of_all_faces_and_reads_one_batch_at_a_time(networks):
+    faces, names = torch.rand(5, 3, 32, 32), [f"face {i}" for i in range(5)]
+    restorer, prior = networks
+    happened: list[Any] = []
+
+    def batches():
+        for part in (slice(0, 2), slice(2, 4), slice(4, 5)):
+            happened.append("read")
+            yield names[part], faces[part]
+
+    def step(done, calls, preview):
+        happened.append((done, calls))
+
+    drawn: list[tuple[str, Any]] = []
+    for some, targets in draw_in_batches(batches(), restorer, prior, TargetConfig(SAMPLER), step):
+        happened.append("drawn")
+        drawn += zip(some, targets.pseudo_target, strict=True)
+    calls = SAMPLER.network_calls
+    done = [range(size, size * calls + 1, size) for size in (2, 2, 1)]
+    expected: list[Any] = []
+    for start, counts in zip((0, 2, 4), done, strict=True):
+        expected += ["read", *((start * calls + count, calls) for count in counts), "drawn"]
+    assert happened == expected
+    assert [name for name, _ in drawn] == names and all(target.shape == (3, 32, 32) for _, target in drawn)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bfr_core.adaptation.adapt import faces_of, leave_out
+from bfr_core.adaptation.faces import faces_of, leave_out
 from bfr_core.adaptation.per_damage import ONE_DAMAGE
 from bfr_core.adaptation.run import Run
 from bfr_core.files.photos import read_image, write_image

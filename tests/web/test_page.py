@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bfr_core.adaptation.adapt import left_out_of
+from bfr_core.adaptation.faces import left_out_of
 from bfr_core.adaptation.run import Run
 from bfr_core.cli.commands import main
 from bfr_core.faces.align import Face, template

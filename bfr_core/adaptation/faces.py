@@ -1,0 +1,321 @@
+"""The faces of a run: aligned crops of every face in the photos, which photo gave which, which are left out."""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..faces.align import crop_face
+from ..files.kinds import LeftOutError, without_name
+from ..files.ownership import is_own, note, sha256_of
+from ..files.photos import look_through, photo_names, printable, read_image, replace_atomically, write_image
+from ..files.records import fingerprint, read_table, write_json
+from ..files.stages import growing, open_stage, remove
+from ..restoration.restore import square
+from .run import Run
+
+if TYPE_CHECKING:
+    from .config import FaceConfig
+
+log = logging.getLogger(__name__)
+
+StageCallback = Callable[[str, int, int, Any], None]  # stage, step, steps, detail
+JOURNAL_HEAD = '{"journal": "a line for every photo that was looked at"}\n'
+
+
+@dataclass(frozen=True)
+class FaceSet:
+    """Aligned crops on disk. names: one a face, the crop's file name without suffix. fingerprint: of their making.
+
+    problems: photo, problem and status ("no_face", "failed" or "left_out") of every file that gave no face. photos: the
+    photo of every face, by the face's name. Faces that the user left out are in neither names nor fingerprint.
+    """
+
+    folder: Path
+    names: list[str]
+    fingerprint: str
+    problems: list[dict[str, str]]
+    photos: dict[str, str] = field(default_factory=dict)
+
+    def account(self) -> list[dict[str, str]]:
+        """photo, status ("used", or as in `problems`) and reason of every file of the photos' folder."""
+        lines = {photo: {"photo": photo, "status": "used", "reason": ""} for photo in self.photos.values()}
+        for one in self.problems:
+            status = one.get("status", "failed")  # 0.1 did not tell
+            reason = without_name(one["problem"], printable(one["photo"]))
+            lines[one["photo"]] = {"photo": one["photo"], "status": status, "reason": reason}
+        return [lines[photo] for photo in sorted(lines, key=lambda photo: Path(photo).parts)]
+
+    def label(self, name: str) -> str:
+        """What a person is told of a face: its photo, and which face of several, counted as they were found."""
+        return self._labels.get(name, name)
+
+    @cached_property
+    def _labels(self) -> dict[str, str]:
+        of_photo: dict[str, list[str]] = {}
+        for name, photo in self.photos.items():
+            of_photo.setdefault(photo, []).append(name)
+        return {
+            name: f"{photo}, face {number}" if len(names) > 1 else photo
+            for photo, names in of_photo.items()
+            for number, name in enumerate(names, 1)
+        }
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def crop(self, name: str) -> Path:
+        """The file of a face's crop."""
+        return self.folder / f"{name}.png"
+
+    def read(self, names: Sequence[str]) -> Tensor:
+        """The crops of these faces as (B, 3, S, S) RGB in [0, 1]."""
+        return torch.stack([read_image(self.crop(name)) for name in names])
+
+    def batch(self, start: int, stop: int) -> Tensor:
+        """Crops start ... stop - 1 as (B, 3, S, S) RGB in [0, 1]."""
+        return self.read(self.names[start:stop])
+
+    def batches(self, size: int, names: Sequence[str] | None = None) -> Iterator[tuple[list[str], Tensor]]:
+        """Names and crops, as by `read`, of all faces or of those named, at most `size` of them at a time."""
+        names = self.names if names is None else names
+        for start in range(0, len(names), size):
+            some = list(names[start : start + size])
+            yield some, self.read(some)
+
+    def relabelled(self, labels: Mapping[str, str]) -> FaceSet:
+        """The same faces, whose photos are called as `labels` says, by the photo's path; the others as they were."""
+        return replace(self, photos={name: labels.get(photo, photo) for name, photo in self.photos.items()})
+
+
+def collect_faces(
+    photos: Path,
+    run: Run,
+    size: int,
+    config: FaceConfig,
+    callback: StageCallback | None = None,
+    device: torch.device | str = "cpu",
+    files: Sequence[Path] | None = None,
+) -> FaceSet:
+    """Aligned crops of every face under `photos`, in run.faces; a photo that cannot be used is logged and left out.
+
+    device: where the detector's network runs.
+    files: those photos under it that are used; all that `look_through` finds if left out.
+    Only photos that are new, or whose content, name or settings changed, are looked at; crops of photos that are gone
+    are deleted. A crop that was changed by hand is kept and used.
+    Raises FileNotFoundError or ValueError if there are no photos, or no face in any of them.
+    """
+    if not 16 <= size <= 2048:
+        raise ValueError(f"size is {size}; the side of a crop must be 16 to 2048 pixels")
+    found, others = look_through(photos)
+    files = found if files is None else list(files)
+    relatives = [f.relative_to(photos) for f in files]
+    open_stage(run.faces, old_crops(run))
+    journal = growing(run.faces / "photos.jsonl", JOURNAL_HEAD)
+    before = _read_journal(journal)
+    made_with = fingerprint(size, asdict(config))
+    detector = None
+    records: list[dict[str, Any]] = []
+    with journal.open("a", encoding="utf-8") as stream:
+        for step, (file, relative, name) in enumerate(zip(files, relatives, photo_names(relatives), strict=True)):
+            photo = relative.as_posix()
+            key: dict[str, Any] = {"photo": photo, "name": name, "made_with": made_with, "stamp": _stamp(file)}
+            record = _still_true(before.get(photo, {}), key, file, run.faces)
+            if record is None:
+                record = key | {"sha256": content_hash(file), "faces": [], "problem": "", "status": "used"}
+                try:
+                    if detector is None and not config.aligned:
+                        from ..faces.detect import load_detector
+
+                        detector = load_detector(config.detector, config.threshold, device)
+                    record["faces"], narrow = _crops_of(file, name, run.faces, size, config, detector)
+                    if record["faces"]:
+                        for reason in narrow:
+                            log.warning("%s: %s", printable(relative), reason)
+                    else:
+                        reason = "; ".join(narrow) or "no face found"
+                        record |= {"problem": f"{printable(relative)}: {reason}", "status": "no_face"}
+                except ValueError as error:
+                    reason = without_name(str(error), printable(file.name))
+                    status = "left_out" if isinstance(error, LeftOutError) else "failed"
+                    record |= {"problem": f"{printable(relative)}: {reason}", "status": status}
+                if record["problem"] and record["status"] != "left_out":
+                    log.warning("%s", record["problem"])
+            if record != before.get(photo):
+                stream.write(json.dumps(record) + "\n")
+                stream.flush()
+            records.append(record)
+            if callback:
+                callback("faces", step + 1, len(files), None)
+    found_with = fingerprint(asdict(config))
+    faces = [
+        face | {"photo": r["photo"], "found": fingerprint(found_with, r["sha256"]), "sha256": content_hash(crop)}
+        for r in records
+        for face in r["faces"]
+        if (crop := run.faces / f"{face['name']}.png")
+    ]
+    problems = [
+        {"photo": r["photo"], "problem": r["problem"], "status": r.get("status", "failed")}
+        for r in records
+        if r["problem"]
+    ]
+    problems += [
+        {"photo": path.as_posix(), "problem": f"{printable(path)}: {reason}", "status": "left_out"}
+        for path, reason in others.items()
+    ]
+    now = {face["name"] for face in faces}
+    remove(run.faces / f"{n}.png" for r in before.values() for n in _names_of(r) if n not in now)
+    if not faces:
+        raise ValueError(f"{printable(photos)}: no face could be taken from its {len(files)} images")
+    made = {"size": size, "fingerprint": fingerprint(size, [(face["name"], face["sha256"]) for face in faces])}
+    write_json(run.faces / "faces.json", made | {"faces": faces, "problems": problems})
+    run.record("faces", {"photos": str(photos.name), "size": size} | asdict(config))
+    return faces_of(run)
+
+
+def _still_true(record: dict[str, Any], key: dict[str, Any], file: Path, folder: Path) -> dict[str, Any] | None:
+    """What is known of a photo, under its new time; None if it must be looked at anew."""
+    if any(record.get(name) != key[name] for name in ("name", "made_with")):
+        return None
+    if not all((folder / f"{name}.png").is_file() for name in _names_of(record)):
+        return None
+    same = record.get("stamp") == key["stamp"] or (record.get("sha256") and record["sha256"] == content_hash(file))
+    return record | {"stamp": key["stamp"]} if same else None
+
+
+def _names_of(record: dict[str, Any]) -> list[str]:
+    """Names of the crops of a photo, from its record in the journal."""
+    return [face["name"] for face in record.get("faces", [])]
+
+
+def faces_of(run: Run) -> FaceSet:
+    """The faces that a run holds, less those left out. Raises ValueError if it has none yet, or none is in use."""
+    index = face_index(run)
+    left_out = left_out_of(run)
+    names = [face["name"] for face in index["faces"] if face["name"] not in left_out]
+    if not names:
+        raise ValueError(f"{printable(run.folder)}: all of its {len(left_out)} faces are left out")
+    print_ = fingerprint(index["fingerprint"], left_out) if left_out else index["fingerprint"]
+    photos = {face["name"]: face["photo"] for face in index["faces"] if "photo" in face}
+    return FaceSet(run.faces, names, print_, index["problems"], photos)
+
+
+def leave_out(run: Run, names: Iterable[str]) -> None:
+    """Use all faces of the run but these from now on; forgotten of a face when its photo changes."""
+    known = {face["name"]: face.get("found") for face in face_index(run)["faces"]}
+    write_json(run.left_out, {"names": {name: known[name] for name in sorted(known.keys() & set(names))}})
+
+
+def left_out_of(run: Run) -> list[str]:
+    """Names of the run's faces that the user left out, sorted; they stay so at another size of the crops."""
+    marked = read_table(run.left_out, names=(dict, list)).get("names", {})
+    faces = {face["name"]: face.get("found") for face in face_index(run)["faces"]}
+    if not isinstance(marked, dict):  # of version 0.1
+        return sorted(faces.keys() & set(marked))
+    return sorted(name for name, found in marked.items() if name in faces and faces[name] == found)
+
+
+def face_index(run: Run) -> dict[str, Any]:
+    index = read_table(run.faces / "faces.json", faces=list, problems=list)
+    if not index:
+        raise ValueError(f"{printable(run.folder)}: holds no faces yet; start with 'bfr faces PHOTOS --run ...'")
+    return index
+
+
+def _crops_of(
+    file: Path, name: str, folder: Path, size: int, config: FaceConfig, detector: Any
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """What is kept of the photo's faces, whose crops are written, and why others are left out."""
+    photo = read_image(file)
+    if config.aligned:
+        write_or_keep(folder / f"{name}.png", resize_square(photo, size, file))
+        return [{"name": name, "width": photo.shape[-1]}], []
+    found: list[dict[str, Any]] = []
+    narrow: list[str] = []
+    for face in detector(photo):
+        if face.width < config.min_face:
+            narrow.append(
+                f"a face {face.width:.0f} pixels wide is left out: narrower than min_face ({config.min_face})"
+            )
+            continue
+        crop_name = f"{name}_{len(found)}"
+        write_or_keep(folder / f"{crop_name}.png", crop_face(photo, face, size).clamp(0, 1))
+        found.append(
+            {"name": crop_name, "width": round(face.width, 1), "score": round(face.score, 4)}
+            | {"landmarks": np.round(face.landmarks, 2).tolist()}
+        )
+    return found, narrow
+
+
+def write_or_keep(path: Path, pixels: Tensor) -> None:
+    """`write_image`, but a picture that is not this program's, or was changed since, is kept and named."""
+    if path.exists() and not is_own(path):
+        name = printable(f"{path.parent.name}/{path.name}")
+        log.warning("%s: was changed by hand; it is kept and used", name)
+    else:
+        write_image(path, pixels)
+
+
+def resize_square(image: Tensor, size: int, file: Path) -> Tensor:
+    """An aligned crop at the restorer's size. Raises ValueError naming `file` if it is not square."""
+    try:
+        return square(image, size)
+    except ValueError as error:
+        raise ValueError(f"{printable(file.name)}: {error} (is it an aligned face?)") from None
+
+
+def old_crops(run: Run) -> list[str]:
+    """For `open_stage`: what version 0.1 called the pictures of the run's faces, and its own files beside them."""
+    journal, index = run.faces / "photos.jsonl", run.faces / "faces.json"
+    names = [name for record in _lines_of(journal) for name in _names_of(record)]
+    names += [face["name"] for face in (read_table(index, faces=list) if not names else {}).get("faces", [])]
+    return [journal.name, index.name, *(f"{glob.escape(name)}.png" for name in names)]
+
+
+def _stamp(file: Path) -> list[int]:
+    """Size and time of a file; while they stay, its content is not looked at."""
+    try:
+        status = file.stat()
+    except OSError:
+        return [0, 0]
+    return [status.st_size, status.st_mtime_ns]
+
+
+def content_hash(file: Path) -> str:
+    """SHA-256 of a file; "" if it cannot be read."""
+    try:
+        return sha256_of(file)
+    except OSError:
+        return ""
+
+
+def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
+    """The last record of every photo; a line cut short by a power failure is dropped from the file."""
+    lines = _lines_of(path)
+    if len(lines) < len(path.read_text(encoding="utf-8").splitlines()):
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        replace_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+        note(path, grows=True)
+    return {record["photo"]: record for record in lines if "photo" in record}
+
+
+def _lines_of(journal: Path) -> list[dict[str, Any]]:
+    """The records of a journal, up to the first that is damaged."""
+    whole: list[dict[str, Any]] = []
+    for line in journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        whole.append(record if isinstance(record, dict) else {})
+    return whole

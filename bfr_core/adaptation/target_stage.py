@@ -1,0 +1,270 @@
+"""The target stage: settings left to the faces are settled, targets are drawn or matched, refused ones drawn again."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..diffusion.prior import Prior
+from ..files.ownership import made_by_hand, sha256_of
+from ..files.photos import list_images, printable, read_image
+from ..files.records import fingerprint, read_table, write_json
+from ..files.stages import open_stage, remove, stage_folder
+from ..restorers import Restorer
+from .config import AdaptConfig
+from .faces import FaceSet, StageCallback, content_hash, old_crops, resize_square, write_or_keep
+from .old_runs import adopt_redrawn
+from .run import Run
+from .target_checks import GateConfig, Redraw, accepted_targets, gate_targets
+from .targets import TargetConfig, draw_in_batches, make_pseudo_targets, settled
+
+log = logging.getLogger(__name__)
+
+EXAMINED_FACES = 16  # of a folder, for the settings that are left to it
+SETTLED = ("t_start", "t_constrain_end", "factor", "calls")  # of the sampler
+REDRAWN_SEED = 7919  # apart, so that the draws of no try are those of a neighbouring seed
+
+
+def settled_targets(
+    run: Run,
+    faces: FaceSet,
+    restorer: Restorer,
+    prior: Prior,
+    config: TargetConfig,
+    callback: StageCallback | None = None,
+) -> TargetConfig:
+    """`config` with what is left to the faces settled by a sample of them; found once, and kept in settled.json.
+
+    It stays as long as half of the faces that it was found by are there, and there are not twice as many faces.
+    """
+    if config.is_settled:
+        return config
+    print_ = fingerprint(restorer.sha256, prior.sha256, asdict(config))
+    found = read_table(run.settled)
+    if found.get("made_with") != print_ or not _still_typical(found, faces):
+
+        def step(call: int, calls: int) -> None:
+            if callback:
+                callback("examine", call, calls, None)
+
+        some = min(EXAMINED_FACES, len(faces))
+        chosen = [i * len(faces) // some for i in range(some)]
+        lq = faces.read([faces.names[i] for i in chosen])
+        clear = settled(config, lq, restorer, prior, step)
+        found = {"made_with": print_, "t_clean": clear.t_clean, "detail": clear.detail, "faces": len(lq)}
+        found |= {name: getattr(clear.sampler, name) for name in SETTLED}
+        found |= {"of": len(faces), "examined": {faces.names[i]: sha256_of(faces.crop(faces.names[i])) for i in chosen}}
+        write_json(run.settled, found)
+        log.info("settled: %s", ", ".join(f"{name} {found[name]}" for name in ("t_clean", "detail", *SETTLED)))
+    sampler = replace(config.sampler, **{name: found[name] for name in SETTLED})
+    return replace(config, sampler=sampler, t_clean=found["t_clean"], detail=found["detail"], search=())
+
+
+def _still_typical(found: dict[str, Any], faces: FaceSet) -> bool:
+    """Whether what was settled by a sample of the faces still speaks for them."""
+    examined, names = found.get("examined", {}), set(faces.names)
+    there = [n for n, sha256 in examined.items() if n in names and content_hash(faces.crop(n)) == sha256]
+    return 2 * len(there) >= len(examined) > 0 and len(faces) <= 2 * found["of"]
+
+
+def target_key(crop: Path, name: str, restorer: Restorer, prior: Prior, config: TargetConfig) -> str:
+    """Of everything that a face's target depends on; how many faces are drawn at once is no such thing."""
+    settings = asdict(config) | {"batch_size": 0}
+    return fingerprint(sha256_of(crop), name, restorer.sha256, prior.sha256, settings)
+
+
+def targets_print(faces: FaceSet, files: dict[str, Path]) -> str:
+    """Fingerprint of faces and of what their targets hold."""
+    return fingerprint(faces.fingerprint, [(name, sha256_of(files[name])) for name in faces.names if name in files])
+
+
+def draw_targets(
+    run: Run,
+    faces: FaceSet,
+    restorer: Restorer,
+    prior: Prior,
+    config: TargetConfig,
+    callback: StageCallback | None = None,
+) -> str:
+    """Restored faces and pseudo targets of every face, in run.restored and run.targets; one batch in memory.
+
+    Only those are drawn that are missing, or whose face, networks or settings changed; one that was changed by hand is
+    kept, used and named. A batch counts as drawn once all of it is on disk, so that a stage that was interrupted draws
+    the same batches, and the targets are the same. Returns the fingerprint of all targets.
+    """
+    for folder in (run.restored, run.targets):
+        open_stage(folder, old_crops(run))
+    adopt_redrawn(run)
+    marker = run.targets / "stage.json"
+    made: dict[str, str] = read_table(marker, made=dict).get("made", {})
+    keys = {n: target_key(faces.crop(n), n, restorer, prior, config) for n in faces.names}
+    files = {n: run.targets / f"{n}.png" for n in faces.names}
+    by_hand = made_by_hand({n: path for n, path in files.items() if path.exists()})
+    for name in by_hand:
+        log.warning("targets/%s.png: was changed by hand; it is kept and used", printable(name))
+    missing = [n for n in faces.names if n not in by_hand and not (made.get(n) == keys[n] and files[n].exists())]
+    if changed_ := sum(n in made and files[n].exists() for n in missing):
+        log.info("targets/: %d are drawn anew, because faces, networks or settings changed", changed_)
+    made = _without_strays(run, made, faces)
+    write_json(marker, {"made": made})
+    computed = {"computed_in": restorer.at_precision(config.precision).precision}
+    run.record("targets", asdict(config) | computed | {"restorer": restorer.name, "prior": prior.name})
+    calls = config.sampler.network_calls
+    total, there = len(faces) * calls, len(faces) - len(missing)
+
+    def step(call: int, calls: int, preview: Tensor) -> None:
+        if callback:
+            callback("targets", there * calls + call, total, preview)
+
+    done, batches = there, faces.batches(config.batch_size, missing)
+    for names, drawn in draw_in_batches(batches, restorer, prior, config, step):
+        for name, restored, target in zip(names, *drawn, strict=True):
+            write_or_keep(run.restored / f"{name}.png", restored)
+            write_or_keep(files[name], target)
+        made |= {n: keys[n] for n in names}
+        write_json(marker, {"made": made})
+        done += len(names)
+        if callback:
+            callback("targets", done * calls, total, None)
+    if callback and not missing:
+        callback("targets", total, total, None)
+    print_ = targets_print(faces, files)
+    write_json(marker, {"fingerprint": print_, "made": made})
+    return print_
+
+
+def _without_strays(run: Run, made: dict[str, str], faces: FaceSet) -> dict[str, str]:
+    """`made` less the targets of faces that are no longer in the photos, which are deleted; those left out stay."""
+    found = read_table(run.faces / "faces.json", faces=list).get("faces", [])
+    known = {face["name"] for face in found} | set(faces.names)
+    strays = [name for name in made if name not in known]
+    folders = (run.restored, run.targets, run.redrawn)
+    remove(folder / f"{name}.png" for name in strays for folder in folders)
+    return {name: key for name, key in made.items() if name in known}
+
+
+def make_targets(
+    run: Run,
+    faces: FaceSet,
+    restorer: Restorer,
+    prior: Prior,
+    config: AdaptConfig,
+    callback: StageCallback | None = None,
+) -> tuple[dict[str, Path], str]:
+    """The whole stage: settings left to the folder are found, targets drawn, gated, and where refused drawn again.
+
+    Returns the targets that passed, by face name, and the fingerprint of them all.
+    """
+    clear = settled_targets(run, faces, restorer, prior, config.targets, callback)
+    made_from = draw_targets(run, faces, restorer, prior, clear, callback)
+    redraw = keep_redraws(run, faces, restorer, prior, clear, redraw_with(restorer, prior, clear, callback))
+    return gate_targets(run, faces, targets_of(run, faces), made_from, config.gate, redraw, callback), made_from
+
+
+def redraw_with(
+    restorer: Restorer, prior: Prior, config: TargetConfig, callback: StageCallback | None = None
+) -> Redraw:
+    """(damaged faces, their names, number of the try) -> targets from other noise than `config.seed` gives."""
+
+    def step(call: int, calls: int, preview: Tensor) -> None:
+        if callback:
+            callback("redraw", call, calls, preview)
+
+    def redraw(lq: Tensor, names: list[str], attempt: int) -> Tensor:
+        other = replace(config, seed=config.seed + REDRAWN_SEED * attempt)
+        return make_pseudo_targets(lq, names, restorer, prior, other, step).pseudo_target
+
+    return redraw
+
+
+def keep_redraws(
+    run: Run, faces: FaceSet, restorer: Restorer, prior: Prior, config: TargetConfig, redraw: Redraw
+) -> Redraw:
+    """`redraw`, each draw of which is kept in run.redrawn, tries/, and not made again."""
+    folder = run.redrawn / "tries"
+    drawn: dict[str, str] = read_table(folder / "tries.json")
+
+    def kept(lq: Tensor, names: list[str], attempt: int) -> Tensor:
+        for face, name in zip(lq, names, strict=True):
+            path = folder / f"{name}_{attempt}.png"
+            key = target_key(faces.crop(name), name, restorer, prior, config)
+            if drawn.get(path.stem) != key or not path.exists():
+                write_or_keep(path, redraw(face[None], [name], attempt)[0])
+                drawn[path.stem] = key
+                write_json(folder / "tries.json", drawn)
+        return torch.stack([read_image(folder / f"{name}_{attempt}.png") for name in names])
+
+    return kept
+
+
+def check_given(
+    run: Run,
+    faces: FaceSet,
+    files: dict[str, Path],
+    config: GateConfig,
+    callback: StageCallback | None = None,
+) -> tuple[dict[str, Path], str]:
+    """The stage for targets that were made elsewhere, which cannot be drawn again: those that pass the checks.
+
+    files: targets by face name. Returns what `make_targets` does. Raises ValueError if none passes.
+    """
+    made_from = targets_print(faces, files)
+    return gate_targets(run, faces, files, made_from, config, None, callback), made_from
+
+
+def made_targets(run: Run, faces: FaceSet) -> tuple[dict[str, Path], str]:
+    """What `make_targets` has left in the run, as it returned it. Raises ValueError if there is nothing."""
+    drawn = targets_of(run, faces)
+    made_from = targets_print(faces, drawn)
+    return accepted_targets(run, drawn, made_from), made_from
+
+
+def match_targets(faces: FaceSet, folder: Path) -> dict[str, Path]:
+    """Images of `folder` by the face they belong to: a target has the name of its crop, in any image format.
+
+    Raises ValueError if none matches; what does not match is logged.
+    """
+    found: dict[str, Path] = {}
+    for file in list_images(folder):
+        found.setdefault(file.stem, file)
+    matched = {name: found[name] for name in faces.names if name in found}
+    if not matched:
+        example = printable(faces.names[0])
+        raise ValueError(f"{printable(folder)}: no target has the name of a face; one would be {example}.png")
+    if len(matched) < len(faces):
+        log.warning("%d of %d faces have no target and are left out", len(faces) - len(matched), len(faces))
+    return matched
+
+
+def match_in_order(run: Run, faces: FaceSet, targets: Tensor, first: int = 0) -> dict[str, Path]:
+    """Pictures (B, 3, N, N) RGB in [0, 1] of the faces first ... first + B - 1 as targets, kept in run.given.
+
+    Returns all that the run holds by now, by face name. Raises ValueError for more pictures than faces from there on,
+    or for such that are not square.
+    """
+    if not 0 <= first <= len(faces) - len(targets):
+        raise ValueError(
+            f"{len(targets)} targets from face {first} on were given, but there are {len(faces)} faces; "
+            "give one picture for each face, in their order"
+        )
+    stage_folder(run.given, faces.fingerprint, old_crops(run))
+    for name, target in zip(faces.names[first:], targets, strict=False):
+        path = run.given / f"{name}.png"
+        pixels = resize_square(target, targets.shape[-1], path)
+        if not (path.exists() and torch.equal(read_image(path), pixels.clamp(0, 1).mul(255).round() / 255)):
+            write_or_keep(path, pixels)  # a picture that is there already keeps its time, and a tuning on it goes on
+    return {name: path for name in faces.names if (path := run.given / f"{name}.png").exists()}
+
+
+def targets_of(run: Run, faces: FaceSet) -> dict[str, Path]:
+    """Pseudo targets drawn in this run, by face name. Raises ValueError if there are none."""
+    found = {name: run.targets / f"{name}.png" for name in faces.names}
+    found = {name: path for name, path in found.items() if path.exists()}
+    if not found:
+        raise ValueError(f"{printable(run.folder)}: holds no targets yet; make them with 'bfr targets --run ...'")
+    return found

@@ -1,0 +1,190 @@
+"""The tuning stage: a restorer learns from the faces and targets of a run, is judged on faces held out, and saved."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..device import usual_precision
+from ..diffusion.prior import Prior
+from ..faces.landmarks import load_landmark_net
+from ..files.photos import read_image
+from ..files.records import fingerprint
+from ..files.stages import remove
+from ..restorers import Restorer, save_change, save_restorer
+from ..training.config import FinetuneConfig
+from ..training.finetune import Progress, Watch, finetune, split
+from ..training.losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
+from .faces import FaceSet, StageCallback, resize_square
+from .good_faces import MOST_EXAMPLES, Examples
+from .run import Run
+from .verdict import Judgement, judge, load_usual
+
+log = logging.getLogger(__name__)
+
+NO_LPIPS = (
+    "perceptual must be LPIPS here, whose VGG file vgg16-397923af.pth is not in torch's folder of checkpoints; put it "
+    "there (torchvision fetches it by models.vgg16(weights='IMAGENET1K_V1')), or set perceptual to 0"
+)
+NOT_JUDGED = Judgement("not_judged", "no face was held out of the tuning, as set, so nothing shows whether it helped")
+CACHED_BYTES = 1 << 30
+MOST_JUDGED = 64  # held-out faces that the verdict looks at
+
+
+class FolderFaces:
+    """Faces read from disk when they are asked for, (3, S, S) RGB in [0, 1]; kept as bytes, up to `room` bytes."""
+
+    def __init__(self, files: Sequence[Path], size: int, room: int = CACHED_BYTES) -> None:
+        self.files, self.size = files, size
+        self._kept: dict[int, Tensor] = {}
+        self._room = room // max(1, 3 * size * size)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        face = self._kept.get(index)
+        if face is None:
+            file = self.files[index]
+            face = resize_square(read_image(file), self.size, file).mul(255).round().byte()
+            if len(self._kept) < self._room:
+                self._kept[index] = face
+        return face.float() / 255
+
+
+class FolderPairs:
+    """(lq, pseudo_target) pairs read from disk, see `FolderFaces`."""
+
+    def __init__(self, lq: list[Path], targets: list[Path], size: int) -> None:
+        self.files = list(zip(lq, targets, strict=True))
+        self._lq, self._targets = (FolderFaces(files, size, CACHED_BYTES // 2) for files in (lq, targets))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self._lq[index], self._targets[index]
+
+
+def tune(
+    run: Run,
+    faces: FaceSet,
+    targets: dict[str, Path],
+    made_from: str,
+    restorer: Restorer,
+    config: FinetuneConfig,
+    prior: Prior | None = None,
+    callback: StageCallback | None = None,
+    watch: Watch | None = None,
+    pause_after: float = 0.0,
+    good: Examples | None = None,
+) -> tuple[Restorer, Progress]:
+    """A copy of `restorer` that has learned from the run's faces and targets, and how the tuning went.
+
+    targets: file by face name; faces without one are left out. made_from: fingerprint of the targets. prior: its
+    encoder is the perceptual term where LPIPS is not at hand. watch, pause_after: see `finetune`; a paused tuning gives
+    the best so far. good: see `take_good_faces`.
+    """
+    names, pairs = learned_from(faces, targets), pairs_of(faces, targets, restorer.size)
+    computed = usual_precision(restorer.device) if config.precision == "auto" else config.precision
+    made_with = {"restorer": restorer.name, "prior": prior.name if prior else None, "computed_in": computed}
+    run.record("finetune", asdict(config) | made_with)
+
+    def step(done: int, total: int, progress: Progress) -> None:
+        if callback:
+            callback("finetune", done, total, progress)
+
+    good = good or Examples()
+    examples = [resize_square(read_image(file), restorer.size, file) for file in good.files[:MOST_EXAMPLES]]
+    held = split(len(pairs), config)[1]
+    shown = [good.fingerprint] if examples else []
+    shown += [good.real_fingerprint] if good.real else []
+    return finetune(
+        restorer,
+        pairs,
+        config,
+        checkpoint=run.checkpoint,
+        fingerprint=fingerprint(made_from, names, restorer.sha256, config.lasting, held, *shown),
+        examples=torch.stack(examples) if examples else None,
+        real=FolderFaces(good.real, restorer.size) if good.real else None,
+        perceptual=None if restorer.tuned_by_codes else perceptual_term(config, prior, restorer.device),
+        callback=step,
+        watch=watch,
+        pause_after=pause_after,
+    )
+
+
+def judge_tuning(
+    base: Restorer, tuned: Restorer, faces: FaceSet, targets: dict[str, Path], config: FinetuneConfig
+) -> Judgement:
+    """The verdict on a tuning by `tune`, on the faces that it held out; "not_judged" where it held none out."""
+    judgement = NOT_JUDGED
+    if config.held_out:
+        pairs = pairs_of(faces, targets, base.size)
+        held = split(len(pairs), config)[1]
+        judgement = judged_on_faces(base, tuned, [pairs[i] for i in held[:MOST_JUDGED]])
+    log.info("verdict: %s: %s", judgement.verdict, judgement.sentence)
+    return judgement
+
+
+def save_tuned(
+    run: Run,
+    base: Restorer,
+    tuned: Restorer,
+    prior: Prior | None,
+    config: FinetuneConfig,
+    progress: Progress,
+    judgement: Judgement,
+    faces: int,
+) -> None:
+    """Save `tuned` as the run's restorer.safetensors, with what it was made from; low-rank changes also alone.
+
+    faces: how many it learned from.
+    """
+    origin = {"base": base.name, "base_sha256": base.sha256, "base_licence": base.licence}
+    teacher = {"prior": prior.name, "prior_sha256": prior.sha256, "prior_licence": prior.licence} if prior else {}
+    made = {"finetune": asdict(config), "steps": progress.step, "best_step": progress.best_step, "faces": faces}
+    made |= {"verdict": judgement.verdict, "verdict_sentence": judgement.sentence}
+    save_restorer(run.restorer, tuned, origin | teacher | made)
+    remove([run.groups])  # of an earlier time, when the faces were adapted to in groups
+    if config.trainable == "lora":
+        save_change(run.change, base, tuned, config.rank, teacher | made)
+
+
+def learned_from(faces: FaceSet, targets: dict[str, Path]) -> list[str]:
+    """Names of the faces that have a target, in the order in which a tuning counts them."""
+    return [name for name in faces.names if name in targets]
+
+
+def pairs_of(faces: FaceSet, targets: dict[str, Path], size: int) -> FolderPairs:
+    """(lq, pseudo_target) of each face that has a target, at this size."""
+    names = learned_from(faces, targets)
+    return FolderPairs([faces.crop(name) for name in names], [targets[name] for name in names], size)
+
+
+def judged_on_faces(base: Restorer, tuned: Restorer, pairs: list[tuple[Tensor, Tensor]]) -> Judgement:
+    """The verdict on (lq, pseudo target) pairs that were held out of the tuning."""
+    lq, targets = (torch.stack([pair[k] for pair in pairs]) if pairs else torch.empty(0) for k in (0, 1))
+    return judge(base.restore_each, tuned.restore_each, lq, targets, load_usual(), load_landmark_net())
+
+
+def perceptual_term(config: FinetuneConfig, prior: Prior | None, device: torch.device) -> ImageLoss | None:
+    """LPIPS where its VGG file is on disk, else distance in the prior's own encoder; which one is logged."""
+    if not config.perceptual:
+        return None
+    vgg = find_vgg()
+    if vgg is not None:
+        log.info("perceptual term: LPIPS (VGG)")
+        return lpips_loss(vgg, device)
+    if config.perceptual_by == "lpips":
+        raise ValueError(NO_LPIPS)
+    if prior is None:
+        raise ValueError("the perceptual term needs LPIPS's VGG file or a prior; give --prior, or set perceptual to 0")
+    log.info("perceptual term: features of the prior's encoder, since LPIPS's VGG file is not on this machine")
+    return perceptual_loss(partial(prior.encoder_to(device).features, recompute=config.recompute))

@@ -1,0 +1,24 @@
+"""Settings and photos for the stages of an adaptation, with networks of a few thousand parameters."""
+
+from dataclasses import replace
+
+import pytest
+
+from bfr_core.adaptation.config import SMALL, FaceConfig
+from bfr_core.diffusion.sampler import SamplerConfig
+
+ALIGNED = FaceConfig(aligned=True)
+
+
+@pytest.fixture
+def config(tiny_restorer, tiny_prior):
+    return replace(
+        SMALL,
+        restorer=str(tiny_restorer),
+        prior=str(tiny_prior),
+        faces=ALIGNED,
+        targets=replace(SMALL.targets, t_clean=9, batch_size=4, sampler=SamplerConfig(t_start=50, factor=4, calls=3)),
+        finetune=replace(
+            SMALL.finetune, iterations=6, batch_size=4, micro_batch=4, judge_every=3, checkpoint_seconds=0
+        ),
+    )

@@ -1,0 +1,67 @@
+"""The faces of a run: taken from photos, kept, and found again."""
+
+import json
+
+import pytest
+import torch
+
+from bfr_core.adaptation.config import FaceConfig
+from bfr_core.adaptation.faces import collect_faces, faces_of
+from bfr_core.adaptation.run import Run
+from bfr_core.files.photos import read_image, write_image
+
+ALIGNED = FaceConfig(aligned=True)
+
+
+def test_a_changed_photo_is_noticed(photos, config, tmp_path):
+    import shutil
+
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    run = Run(tmp_path / "run")
+    before = collect_faces(folder, run, 32, ALIGNED)
+    changed = next(folder.glob("*.png"))
+    write_image(changed, 1 - read_image(changed))
+    after = collect_faces(folder, run, 32, ALIGNED)
+    assert before.fingerprint != after.fingerprint
+
+
+def test_bad_photos_are_reported_and_the_others_used(photos, tmp_path):
+    import shutil
+
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "text.jpg").write_text("not a picture")
+    write_image(folder / "wide.png", torch.zeros(3, 10, 20))
+    found = collect_faces(folder, Run(tmp_path / "run"), 32, ALIGNED)
+    assert len(found) == 10
+    assert sorted(p["photo"] for p in found.problems) == ["text.jpg", "wide.png"]
+    assert json.loads((tmp_path / "run/faces/faces.json").read_text())["problems"] == found.problems
+
+
+def test_no_usable_photo_is_an_error(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "text.jpg").write_text("not a picture")
+    with pytest.raises(ValueError, match="no face could be taken from its 1 images"):
+        collect_faces(tmp_path / "photos", Run(tmp_path / "run"), 32, ALIGNED)
+
+
+def test_a_journal_cut_by_a_power_failure_is_mended(photos, tmp_path):
+    run = Run(tmp_path)
+    collect_faces(photos, run, 32, ALIGNED)
+    journal = run.faces / "photos.jsonl"
+    journal.write_text(journal.read_text()[:-20])
+    (run.faces / "faces.json").unlink()
+    assert len(collect_faces(photos, run, 32, ALIGNED)) == 10
+
+
+def test_a_run_without_faces_says_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match="bfr faces"):
+        faces_of(Run(tmp_path))
+
+
+def test_crops_of_a_side_that_none_has_are_refused(photos, tmp_path):
+    for size in (0, -8, 10**6):
+        with pytest.raises(ValueError, match=f"size is {size}"):
+            collect_faces(photos, Run(tmp_path), size, FaceConfig(aligned=True))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,109 @@
+"""Targets of a run's faces: drawn in batches, or matched to pictures from elsewhere."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bfr_core.adaptation.config import FaceConfig
+from bfr_core.adaptation.faces import collect_faces
+from bfr_core.adaptation.run import Run
+from bfr_core.adaptation.target_stage import draw_targets, match_in_order, match_targets
+from bfr_core.diffusion.prior import load_prior
+from bfr_core.files.photos import read_image, write_image
+from bfr_core.restorers import load_restorer
+
+ROOT = Path(__file__).resolve().parents[2]
+ALIGNED = FaceConfig(aligned=True)
+
+
+def test_a_faces_target_does_not_depend_on_its_batch(photos, config, tiny_restorer, tiny_prior, tmp_path):
+    restorer, prior = load_restorer(tiny_restorer), load_prior(tiny_prior)
+    made = []
+    for batch_size in (1, 4):
+        run = Run(tmp_path / str(batch_size))
+        faces = collect_faces(photos, run, 32, ALIGNED)
+        draw_targets(run, faces, restorer, prior, replace(config.targets, batch_size=batch_size, precision="float32"))
+        made.append(read_image(run.targets / f"{faces.names[5]}.png"))
+    assert (made[0] - made[1]).abs().max() <= 1.01 / 255
+
+
+def test_targets_never_hold_more_than_a_batch(photos, config, tiny_restorer, tiny_prior, tmp_path, monkeypatch):
+    import bfr_core.adaptation.target_stage as module
+
+    sizes = []
+    real = module.draw_in_batches
+
+    def counted(batches, *rest):
+        for names, made in real(batches, *rest):
+            assert len(made.restored) == len(made.pseudo_target) == len(names)
+            sizes.append(len(names))
+            yield names, made
+
+    monkeypatch.setattr(module, "draw_in_batches", counted)
+    run = Run(tmp_path)
+    faces = collect_faces(photos, run, 32, ALIGNED)
+    draw_targets(run, faces, load_restorer(tiny_restorer), load_prior(tiny_prior), config.targets)
+    assert sizes == [4, 4, 2]
+
+
+COUNTED = """
+import resource, sys
+from pathlib import Path
+from bfr_core.adaptation.config import SMALL
+from bfr_core.adaptation.faces import FaceSet
+from bfr_core.adaptation.run import Run
+from bfr_core.adaptation.target_stage import draw_targets
+from bfr_core.diffusion.prior import load_prior
+from bfr_core.restorers import load_restorer
+
+count, face, restorer, prior, folder = int(sys.argv[1]), *map(Path, sys.argv[2:])
+run = Run(folder)
+run.faces.mkdir(parents=True)
+for i in range(count):
+    (run.faces / f"{i}.png").symlink_to(face)
+faces = FaceSet(run.faces, [str(i) for i in range(count)], "test", [])
+draw_targets(run, faces, load_restorer(restorer), load_prior(prior), SMALL.targets)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_ten_thousand_faces_need_no_more_memory_than_a_hundred(photos, tiny_restorer, tiny_prior, tmp_path):
+    peaks = []
+    for count in (100, 10_000):
+        places = [photos / "face 0.png", tiny_restorer, tiny_prior, tmp_path / str(count)]
+        command = [sys.executable, "-c", COUNTED, str(count), *map(str, places)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+        peaks.append(int(done.stdout) / 1024)
+    assert peaks[1] - peaks[0] < 50, f"{peaks[0]:.0f} MB for 100 faces, {peaks[1]:.0f} MB for 10,000"
+
+
+def test_targets_from_elsewhere_are_matched_by_name(photos, tmp_path):
+    faces = collect_faces(photos, Run(tmp_path / "run"), 32, ALIGNED)
+    folder = tmp_path / "targets"
+    write_image(folder / f"{faces.names[2]}.jpg", torch.zeros(3, 64, 64))
+    write_image(folder / "stranger.png", torch.zeros(3, 64, 64))
+    assert list(match_targets(faces, folder)) == [faces.names[2]]
+
+
+def test_targets_that_match_nothing_are_refused(photos, tmp_path):
+    faces = collect_faces(photos, Run(tmp_path / "run"), 32, ALIGNED)
+    write_image(tmp_path / "targets" / "stranger.png", torch.zeros(3, 64, 64))
+    with pytest.raises(ValueError, match="no target has the name of a face"):
+        match_targets(faces, tmp_path / "targets")
+
+
+def test_pictures_in_order_become_targets(photos, tmp_path):
+    run = Run(tmp_path / "run")
+    faces = collect_faces(photos, run, 32, ALIGNED)
+    match_in_order(run, faces, torch.rand(4, 3, 64, 64))
+    files = match_in_order(run, faces, torch.rand(6, 3, 32, 32), first=4)
+    assert list(files) == faces.names
+    with pytest.raises(ValueError, match="2 targets from face 9 on were given, but there are 10 faces"):
+        match_in_order(run, faces, torch.rand(2, 3, 32, 32), first=9)
+    with pytest.raises(ValueError, match="square"):
+        match_in_order(run, faces, torch.rand(1, 3, 32, 40))
