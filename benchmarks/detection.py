@@ -38,7 +38,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bfr_core.metrics.measures import wilson_interval
+from bfr_core.metrics.intervals import wilson_interval
 
 from bfr_core.faces.align import Face, crop_face, similarity, template
 from bfr_core.faces.detect import FaceDetector, load_detector
