@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 Precision = Literal["auto", "float32", "bfloat16"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager:
@@ -38,7 +39,7 @@ def has_autocast(device: torch.device) -> bool:
 
 def check_precision(precision: Precision) -> Precision:
     """`precision` itself. Raises ValueError for a name that is not one of `Precision`."""
-    if precision not in ("auto", "float32", "bfloat16"):
+    if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}; it must be auto, float32 or bfloat16")
     return precision
 

@@ -22,12 +22,9 @@ from ..restorers import Restorer
 from ..settings import changed
 from ..training.losses import find_vgg
 from .adapt import NO_LPIPS
-from .config import AdaptConfig, recipe
+from .config import PUBLISHED_RECIPE, RECIPES, RECOMMENDED, AdaptConfig, recipe
 
 log = logging.getLogger(__name__)
-
-RECOMMENDED, PUBLISHED_RECIPE = "recommended", "published"
-RECIPES = (RECOMMENDED, PUBLISHED_RECIPE)
 
 # For every restorer. Betas are Adam's; AdamW, which the paper names for SwinIR, is Adam where nothing decays.
 PUBLISHED: dict[str, Any] = {

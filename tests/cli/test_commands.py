@@ -177,7 +177,7 @@ def test_finetune_takes_targets_made_elsewhere(photos, tiny_restorer, tmp_path):
     [
         (["--restorer", "gone.pth"], "gone.pth"),
         (["--prior", "gone"], "gone"),
-        (["--sampler", "slow"], "sampler is 'slow'"),
+        (["--sampler", "slow"], "sampler.kind is 'slow'"),
         (["--factor", "5"], "factor is 5"),
         (["--eta", "2"], "eta is 2.0"),
         (["--micro-batch", "0"], "micro_batch is 0"),
