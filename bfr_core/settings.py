@@ -85,8 +85,20 @@ class Setting:
                 each = "each must be" if isinstance(value, tuple) else "it must be"
                 raise ValueError(f"{self.path} is {value!r}; {each} {self.range_text}")
 
+    @property
+    def default_text(self) -> str:
+        """The default as `parse` reads it."""
+        many = isinstance(self.default, tuple)
+        return ",".join(map(str, self.default)) if many else str(self.default)
+
     def parse(self, text: str) -> Any:
         """The value that `text` means. Raises ValueError, in one line, if it means none that is allowed."""
+        value = self.read(text)
+        self.check(value)
+        return value
+
+    def read(self, text: str) -> Any:
+        """`text` as the setting's own type, whatever its range. Raises ValueError, in one line, if it is none."""
         if self.auto and text == "auto":
             return text
         try:
@@ -97,7 +109,6 @@ class Setting:
         except ValueError:
             wanted = self.range_text or {int: "a whole number", float: "a number", bool: "true or false"}[self.kind]
             raise ValueError(f"{self.path} is {text!r}; it must be {wanted}") from None
-        self.check(value)
         return value
 
     def _parse_one(self, text: str) -> Any:

@@ -54,17 +54,17 @@ class FinetuneConfig:
         1.0,
         "Weight of the pixel loss (L1). A loss of weight 0 is not computed.",
         low=0,
-        label="Weight of the pixel loss",
+        label="Pixel loss",
     )
     perceptual: float = setting(
         0.1,
         "Weight of the perceptual loss, a mean over the faces. The authors sum LPIPS over parts of four faces, which "
         "makes their weight 0.4.",
         low=0,
-        label="Weight of the perceptual loss",
+        label="Perceptual loss",
     )
-    adversarial: float = setting(0.1, "Weight of the adversarial loss.", low=0, label="Weight of the adversarial loss")
-    texture: float = setting(0.0, "Weight of the texture loss.", low=0, label="Weight of the texture loss")
+    adversarial: float = setting(0.1, "Weight of the adversarial loss.", low=0, label="Adversarial loss")
+    texture: float = setting(0.0, "Weight of the texture loss.", low=0, label="Texture loss")
     feature: float = setting(
         1.0, "Weight of the code feature loss, which CodeFormer is tuned by in place of the image losses.", low=0
     )
