@@ -86,6 +86,12 @@ class Setting:
                 raise ValueError(f"{self.path} is {value!r}; {each} {self.range_text}")
 
     @property
+    def said(self) -> str:
+        """The meaning, with the unit where that does not name it: for a tooltip or a line of help."""
+        known = not self.unit or self.unit in self.meaning
+        return self.meaning if known else f"{self.meaning} In {self.unit}."
+
+    @property
     def default_text(self) -> str:
         """The default as `parse` reads it."""
         many = isinstance(self.default, tuple)

@@ -39,7 +39,7 @@ class GateConfig:
         "face, or does not agree with the damaged one. 0 refuses none.",
         unit="robust standard deviations",
         low=0,
-        label="Limit of the target checks",
+        label="Strictness",
     )
     least_score: float = setting(
         0.1,

@@ -159,7 +159,7 @@ def _add(parser: argparse.ArgumentParser, flag: str) -> None:
 
 def help_of(found: Setting) -> str:
     """The help of a setting's flag."""
-    return found.meaning.replace("%", "%%")
+    return found.said.replace("%", "%%")
 
 
 def reader_of(found: Setting) -> Callable[[str], Any]:

@@ -37,7 +37,7 @@ class SamplerConfig:
         "fast",
         "The sampler that draws the pseudo targets: fast makes a few network calls a face, paper makes one for every "
         "noise level.",
-        choices=("paper", "fast"),
+        choices=("fast", "paper"),
         label="Sampler",
     )
     num_steps: int = setting(
@@ -47,7 +47,7 @@ class SamplerConfig:
         150,
         "Noise level K from which the sampler starts. A higher level invents more of the face.",
         low=1,
-        label="Starting noise level",
+        label="Freedom",
     )
     t_constrain_end: int = setting(
         90,
@@ -59,7 +59,7 @@ class SamplerConfig:
         8,
         "Factor N of the low band, which is what survives shrinking by N. A higher factor trusts the photo less.",
         low=1,
-        label="Low-pass factor",
+        label="Coarseness",
     )
     calls: int = setting(10, "How many network calls the fast sampler makes a face.", low=1, label="Network calls")
     eta: float = setting(

@@ -31,7 +31,7 @@ class FinetuneConfig:
         label="Minutes of teaching at most",
     )
     batch_size: int = setting(
-        16, "How many faces one step of the tuning learns from.", unit="faces", low=1, label="Faces a step"
+        16, "How many faces one step of the tuning learns from.", unit="faces", low=1, label="Faces per step"
     )
     micro_batch: int = setting(
         4,
@@ -64,7 +64,9 @@ class FinetuneConfig:
         label="Perceptual loss",
     )
     adversarial: float = setting(0.1, "Weight of the adversarial loss.", low=0, label="Adversarial loss")
-    texture: float = setting(0.0, "Weight of the texture loss.", low=0, label="Texture loss")
+    texture: float = setting(
+        0.0, "Weight of the texture loss, which works against plastic skin; 0 leaves it out.", low=0, label="Texture"
+    )
     feature: float = setting(
         1.0, "Weight of the code feature loss, which CodeFormer is tuned by in place of the image losses.", low=0
     )
@@ -113,14 +115,14 @@ class FinetuneConfig:
         "makes of them, so that it stays good at what the base could do.",
         low=0,
         high=1,
-        label="Share of ordinary damage",
+        label="Keep old skills",
     )
     transplant: float = setting(
         0.0,
         "Share of the faces that get the damage of any face of the folder, put on their own target.",
         low=0,
         high=1,
-        label="Share of transplanted damage",
+        label="Mix damages",
     )
     discriminator_features: int = setting(64, "Width of the discriminator.", unit="channels", low=1)
     ema: float = setting(
@@ -145,7 +147,7 @@ class FinetuneConfig:
     checkpoint_seconds: float = setting(
         300.0, "How long the tuning goes on between two saved states.", unit="seconds", low=0
     )
-    seed: int = setting(0, "Seed of the draws of the tuning.")
+    seed: int = setting(0, "Seed of the draws of the tuning: another number makes other draws.", label="Seed")
     precision: Precision = setting(
         "auto",
         "Number format in which the restorer computes while it is tuned; auto chooses by the hardware.",

@@ -168,3 +168,21 @@ def test_every_field_of_the_settings_is_a_setting() -> None:
 
     assert [one.path for one in settings_of(AdaptConfig)] == list(leaves(AdaptConfig()))
     assert all(setting_at(AdaptConfig, path).path == path for path in OPTIONS.values())
+
+
+def texts_of(path: Path) -> list[str]:
+    """Every text of a Python file, joined ones whole."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+
+def test_the_meaning_of_a_setting_stands_in_one_place() -> None:
+    folders = [path for name in ("bfr_core", "nodes", "scripts") for path in (ROOT / name).rglob("*.py")]
+    texts: list[str] = [" ".join(text.split()) for path in folders for text in texts_of(path)]
+    meanings: dict[str, Any] = {
+        one.meaning: one.path for config in (AdaptConfig, RestoreConfig) for one in settings_of(config)
+    }
+    for meaning, path in meanings.items():
+        first = meaning.split(". ")[0].rstrip(".")
+        found = [text for text in texts if first in text]
+        assert len(found) == 1, f"the meaning of {path} stands in {len(found)} places: {found}"
