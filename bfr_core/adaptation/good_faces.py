@@ -39,8 +39,8 @@ class AlbumConfig:
     )
     real: str = setting(
         "",
-        "A folder of good photos of anybody. The discriminator alone takes their faces for real; nothing else is done "
-        "with them.",
+        "A folder of good photos of anybody, whose faces the discriminator alone takes for real. "
+        "Without one it takes the pseudo targets for real.",
         label="Folder of good faces of anybody",
     )
     least_sharpness: float = setting(

@@ -97,7 +97,7 @@ class RestoreConfig:
     )
     precision: Precision = setting(
         "auto",
-        "Number format in which the restorer computes. auto chooses by the hardware and the kind of network, never by "
+        "Number format in which photos are restored. auto chooses by the hardware and the kind of network, never by "
         "timing, so that one photo always gives the same pixels on one machine.",
         choices=PRECISIONS,
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
