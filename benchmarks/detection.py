@@ -38,11 +38,10 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bfr_core.metrics.intervals import wilson_interval
-
 from bfr_core.faces.align import Face, crop_face, similarity, template
 from bfr_core.faces.detect import FaceDetector, load_detector
 from bfr_core.files.photos import read_image
+from bfr_core.metrics.intervals import wilson_interval
 
 SMALLEST = 40  # width of the crop, pixels of the photo, from which on faces are promised to be found
 MAIN = ("portraits", "diverse", "portraits_recent")

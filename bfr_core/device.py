@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 Precision = Literal["auto", "float32", "bfloat16"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager:
@@ -43,7 +44,7 @@ def has_autocast(device: torch.device) -> bool:
 
 def check_precision(precision: Precision) -> Precision:
     """`precision` itself. Raises ValueError for a name that is not one of `Precision`."""
-    if precision not in ("auto", "float32", "bfloat16"):
+    if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}; it must be auto, float32 or bfloat16")
     return precision
 

@@ -19,9 +19,10 @@ KEY = "setting"
 class Setting:
     """What is known of one setting.
 
-    meaning: one or two complete sentences. unit: "" where it has none. low, high: the least and the largest value.
-    choices: the values that are allowed. auto: whether "auto" may stand in place of a value. label: a short name for
-    people. kind: the type of its values; for a tuple, the type of its members.
+    meaning: one or two complete sentences. unit: "" where it has none. low, high: the least and the largest value;
+    above, below: limits that a value must not reach. choices: the values that are allowed. auto: whether "auto" may
+    stand in place of a value. label: a short name for people. kind: the type of its values; for a tuple, the type of
+    its members.
     """
 
     path: str
@@ -30,6 +31,8 @@ class Setting:
     unit: str = ""
     low: float | None = None
     high: float | None = None
+    above: float | None = None
+    below: float | None = None
     choices: tuple[Any, ...] = ()
     auto: bool = False
     label: str = ""
@@ -43,33 +46,65 @@ class Setting:
     @property
     def range_text(self) -> str:
         """The values that are allowed, in words: "0 to 1", "1 or more", "paper or fast"; "" if any will do."""
-        words = ""
         if self.choices:
             words = " or ".join(str(choice) for choice in self.choices)
-        elif self.low is not None and self.high is not None:
-            words = f"{self.low:g} to {self.high:g}"
-        elif self.low is not None:
-            words = f"{self.low:g} or more"
-        elif self.high is not None:
-            words = f"at most {self.high:g}"
+        else:
+            words = self._limits_text()
         return f"{words}, or auto" if self.auto and words else words
+
+    def _limits_text(self) -> str:
+        least = f"more than {self.above:g}" if self.above is not None else ""
+        least = f"{self.low:g}" if self.low is not None else least
+        most = f"less than {self.below:g}" if self.below is not None else ""
+        most = f"{self.high:g}" if self.high is not None else most
+        if least and most:
+            return f"{least} to {most}" if self.above is None else f"{least} and {most}"
+        if self.low is not None:
+            return f"{least} or more"
+        return f"at most {most}" if self.high is not None else least or most
+
+    def _within(self, value: Any) -> bool:
+        limits = (self.low, self.high, self.above, self.below)
+        if all(limit is None for limit in limits):
+            return True
+        if not isinstance(value, int | float) or math.isnan(value):
+            return False
+        return (
+            (self.low is None or value >= self.low)
+            and (self.high is None or value <= self.high)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
 
     def check(self, value: Any) -> None:
         """Raise ValueError, in one line with name, value and what is allowed, if `value` is not allowed."""
         if self.auto and value == "auto":
             return
         for one in value if isinstance(value, tuple) else (value,):
-            if self.choices:
-                allowed = one in self.choices
-            else:
-                allowed = not isinstance(one, str) and not (isinstance(one, float) and math.isnan(one))
-                allowed = allowed or (self.low is None and self.high is None)
-                allowed = allowed and (self.low is None or one >= self.low) and (self.high is None or one <= self.high)
-            if not allowed:
-                raise ValueError(f"{self.name} is {value!r}; it must be {self.range_text}")
+            if not (one in self.choices if self.choices else self._within(one)):
+                each = "each must be" if isinstance(value, tuple) else "it must be"
+                raise ValueError(f"{self.path} is {value!r}; {each} {self.range_text}")
+
+    @property
+    def said(self) -> str:
+        """The meaning, with the unit where that does not name it: for a tooltip or a line of help."""
+        known = not self.unit or self.unit in self.meaning
+        return self.meaning if known else f"{self.meaning} In {self.unit}."
+
+    @property
+    def default_text(self) -> str:
+        """The default as `parse` reads it."""
+        many = isinstance(self.default, tuple)
+        return ",".join(map(str, self.default)) if many else str(self.default)
 
     def parse(self, text: str) -> Any:
         """The value that `text` means. Raises ValueError, in one line, if it means none that is allowed."""
+        value = self.read(text)
+        self.check(value)
+        return value
+
+    def read(self, text: str) -> Any:
+        """`text` as the setting's own type, whatever its range. Raises ValueError, in one line, if it is none."""
         if self.auto and text == "auto":
             return text
         try:
@@ -79,8 +114,7 @@ class Setting:
                 value = self._parse_one(text)
         except ValueError:
             wanted = self.range_text or {int: "a whole number", float: "a number", bool: "true or false"}[self.kind]
-            raise ValueError(f"{self.name} is {text!r}; it must be {wanted}") from None
-        self.check(value)
+            raise ValueError(f"{self.path} is {text!r}; it must be {wanted}") from None
         return value
 
     def _parse_one(self, text: str) -> Any:
@@ -104,6 +138,8 @@ def setting(
     unit: str = "",
     low: float | None = None,
     high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
     choices: tuple[Any, ...] = (),
     auto: bool = False,
     label: str = "",
@@ -112,7 +148,7 @@ def setting(
     """A dataclass field that carries all that is known of a setting; the arguments are those of `Setting`."""
     if kind is None:
         kind = type(default[0]) if isinstance(default, tuple) and default else type(default)
-    facts = Setting("", default, meaning, unit, low, high, choices, auto, label, kind)
+    facts = Setting("", default, meaning, unit, low, high, above, below, choices, auto, label, kind)
     return dataclasses.field(default=default, metadata={KEY: facts})
 
 
@@ -145,11 +181,16 @@ def setting_at(config: Any, path: str) -> Setting:
     raise ValueError(f"there is no setting {path!r}{hint}")
 
 
-def check_settings(config: Any) -> None:
-    """Raise ValueError for the first setting of a dataclass's own that is out of its range: for `__post_init__`."""
+def check_settings(config: Any, owner: str = "") -> None:
+    """Raise ValueError for the first setting of a dataclass's own that is out of its range: for `__post_init__`.
+
+    owner: where the dataclass stands among the settings, such as "gate"; errors name a setting with it.
+    """
+    prefix = f"{owner}." if owner else ""
     for field in dataclasses.fields(config):
         if KEY in field.metadata:
-            dataclasses.replace(field.metadata[KEY], path=field.name).check(getattr(config, field.name))
+            known = dataclasses.replace(field.metadata[KEY], path=f"{prefix}{field.name}")
+            known.check(getattr(config, field.name))
 
 
 def changed(config: Any, values: Mapping[str, Any]) -> Any:

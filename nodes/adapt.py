@@ -25,6 +25,7 @@ from ..bfr_core.adaptation.published import PUBLISHED_RECIPE as PUBLISHED
 from ..bfr_core.adaptation.published import RECOMMENDED, settings_of
 from ..bfr_core.adaptation.run import Run
 from ..bfr_core.adaptation.target_stage import make_targets
+from ..bfr_core.adaptation.targets import TargetConfig
 from ..bfr_core.adaptation.tuning import perceptual_term
 from ..bfr_core.diffusion.sampler import SamplerConfig
 from ..bfr_core.files.names import numbered
@@ -59,7 +60,7 @@ from .faces import (
     with_settings,
 )
 
-SAMPLER, TUNING = SamplerConfig(), FinetuneConfig()
+SAMPLER, TARGETS, TUNING = SamplerConfig(), TargetConfig(), FinetuneConfig()
 OWN = "as set below"
 RECIPES = [RECOMMENDED, PUBLISHED, OWN]
 SETTINGS = (
@@ -85,43 +86,12 @@ class MakePseudoTargets(host.Node):
                 host.seed_widget(),
                 *gate_widgets(),
                 io.Combo.Input("settings", options=RECIPES, default=RECOMMENDED, tooltip=SETTINGS),
-                host.widget(
-                    SAMPLER,
-                    "kind",
-                    "fast: a few network calls a face. paper: one for every noise level.",
-                    id="sampler",
-                    options=["fast", "paper"],
-                ),
-                host.widget(
-                    SAMPLER, "calls", "Network calls a face of the fast sampler.", min=1, max=100
-                ),
-                host.widget(
-                    SAMPLER,
-                    "t_start",
-                    "How much noise the face is started from, of 250. More invents more.",
-                    id="start",
-                    min=1,
-                    max=SAMPLER.num_steps - 1,
-                ),
-                host.widget(
-                    SAMPLER,
-                    "t_constrain_end",
-                    "Down to which noise level the coarse content is held to the damaged face's.",
-                    id="hold_until",
-                    min=0,
-                    max=SAMPLER.num_steps - 1,
-                ),
-                host.widget(
-                    SAMPLER,
-                    "factor",
-                    "What counts as coarse content: what is left after shrinking by this. More trusts the photo less.",
-                    min=1,
-                    max=64,
-                ),
-                io.Int.Input(
-                    "batch_size", default=AdaptConfig().targets.batch_size, min=1, max=64,
-                    tooltip="Faces in the network at once; fewer need less memory.",
-                ),
+                host.widget(SAMPLER, "kind", id="sampler"),
+                host.widget(SAMPLER, "calls", max=100),
+                host.widget(SAMPLER, "t_start", id="start", max=SAMPLER.num_steps - 1),
+                host.widget(SAMPLER, "t_constrain_end", id="hold_until", max=SAMPLER.num_steps - 1),
+                host.widget(SAMPLER, "factor", max=64),
+                host.widget(TARGETS, "batch_size", max=64),
                 io.Boolean.Input(
                     "first_look", optional=True, default=False,
                     tooltip="Adapts to three faces only, in about two minutes, shows them before and after, says how "
@@ -239,20 +209,14 @@ class FinetuneRestorer(host.Node):
                     tooltip="Tunes small changes, one face at a time: slower, for a small graphics card.",
                 ),
                 io.Combo.Input("settings", options=RECIPES, default=RECOMMENDED, tooltip=SETTINGS),
-                host.widget(TUNING, "iterations", "Tuning steps.", min=1, max=1_000_000),
-                host.widget(TUNING, "batch_size", "Faces a step.", min=1, max=256),
-                host.widget(TUNING, "micro_batch", "Faces in the network at once; less memory.", min=1, max=64),
-                host.widget(TUNING, "lr", "Learning rate at the start.", min=1e-7, max=1e-2, step=1e-7, round=1e-8),
-                host.widget(TUNING, "perceptual", "Weight of the perceptual loss.", min=0.0, max=10.0, step=0.05),
-                host.widget(TUNING, "adversarial", "Weight of the adversarial loss.", min=0.0, max=10.0, step=0.05),
-                host.widget(
-                    TUNING, "anchor", "Share of each step spent on staying good at ordinary damage.",
-                    min=0.0, max=1.0, step=0.05,
-                ),
-                host.widget(
-                    TUNING, "transplant", "Share of the faces that get the damage of another face.",
-                    min=0.0, max=1.0, step=0.05,
-                ),
+                host.widget(TUNING, "iterations", max=1_000_000),
+                host.widget(TUNING, "batch_size", max=256),
+                host.widget(TUNING, "micro_batch", max=64),
+                host.widget(TUNING, "lr", min=1e-7, max=1e-2, step=1e-7, round=1e-8),
+                host.widget(TUNING, "perceptual", max=10.0, step=0.05),
+                host.widget(TUNING, "adversarial", max=10.0, step=0.05),
+                host.widget(TUNING, "anchor", step=0.05),
+                host.widget(TUNING, "transplant", step=0.05),
                 io.Boolean.Input(
                     "mixed", optional=True, default=False,
                     tooltip="For faces that do not share one damage: finds groups of faces that do, draws targets and "

@@ -99,15 +99,10 @@ RUN = (
 def face_widgets() -> list[Any]:
     """Widgets of `FaceConfig`, and of what is shown."""
     return [
-        host.widget(FACES, "aligned", "The pictures are aligned square faces already; none are looked for."),
-        host.widget(
-            FACES,
-            "detector",
-            "Finds the faces. auto: RetinaFace if facexlib and its file are here, else the embedded one.",
-            options=["auto", "embedded", "retinaface"],
-        ),
-        host.widget(FACES, "threshold", "How sure the detector must be of a face.", min=0.0, max=1.0, step=0.05),
-        host.widget(FACES, "min_face", "Narrowest face used, in pixels of the photo.", min=8, max=4096),
+        host.widget(FACES, "aligned"),
+        host.widget(FACES, "detector"),
+        host.widget(FACES, "threshold", step=0.05),
+        host.widget(FACES, "min_face", min=8, max=4096),
         io.Int.Input(
             "first", default=0, min=0, max=10**6, tooltip="First face of the output 'images', counted from 0."
         ),
@@ -319,11 +314,7 @@ class TargetsFromImages(host.Node):
 
 def gate_widgets() -> list[Any]:
     """The widget that says which targets are refused."""
-    tooltip = (
-        "A target that stands out from the others by more than this many deviations is refused: the face has moved, is "
-        "no face, or does not agree with the damaged one. 0 refuses none."
-    )
-    return [host.widget(GateConfig(), "limit", tooltip, id="gate", min=0.0, max=20.0, step=0.5)]
+    return [host.widget(GateConfig(), "limit", id="gate", max=20.0, step=0.5)]
 
 
 def target_outputs() -> list[Any]:

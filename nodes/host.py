@@ -28,6 +28,7 @@ from ..bfr_core.diffusion.prior import Prior
 from ..bfr_core.files.photos import printable
 from ..bfr_core.reports.pictures import sheet
 from ..bfr_core.restorers import Restorer
+from ..bfr_core.settings import setting_at
 from . import convert, paths
 
 log = logging.getLogger(__name__)
@@ -122,15 +123,19 @@ def schema(
     )
 
 
-def widget(config: Any, field: str, tooltip: str, **options: Any) -> Any:
-    """A widget for a field of a settings dataclass: its kind and its default are the field's."""
-    default = getattr(config, field)
+def widget(config: Any, field: str, **options: Any) -> Any:
+    """A widget for a setting, whose kind, default, tooltip, range and choices are those of the dataclass's field.
+
+    options: id, if it is not the field's name, and what a host's widget needs besides, such as a narrower range.
+    """
+    known = setting_at(config, field)
     name = options.pop("id", field)
-    if "options" in options:
-        kind = io.Combo
-    else:
-        kind = {bool: io.Boolean, int: io.Int, float: io.Float, str: io.String}[type(default)]
-    return kind.Input(name, default=default, tooltip=tooltip, **options)
+    if known.choices:
+        return io.Combo.Input(name, default=known.default, tooltip=known.said, options=list(known.choices), **options)
+    limits = {"min": known.low, "max": known.high}
+    own = {key: known.kind(limit) for key, limit in limits.items() if limit is not None and known.kind in (int, float)}
+    kind = {bool: io.Boolean, int: io.Int, float: io.Float, str: io.String}[known.kind]
+    return kind.Input(name, default=known.default, tooltip=known.said, **own | options)
 
 
 def seed_widget() -> Any:

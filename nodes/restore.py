@@ -15,7 +15,7 @@ from ..bfr_core.faces.align import Face
 from ..bfr_core.faces.detect import faces_in_boxes, load_detector
 from ..bfr_core.faces.landmarks import load_landmark_net
 from ..bfr_core.files.photos import printable
-from ..bfr_core.restoration.restore import CHOICES, RestoreConfig, RestoredPhoto, restore_aligned, restore_photo
+from ..bfr_core.restoration.restore import RestoreConfig, RestoredPhoto, restore_aligned, restore_photo
 from ..bfr_core.restorers import load_restorer
 from ..bfr_core.restorers.codeformer import CodeFormer, with_fidelity
 from . import convert, host
@@ -121,27 +121,12 @@ class RestoreFaces(host.Node):
                     tooltip="The pictures are aligned square faces already and are restored from edge to edge; none "
                     "are looked for, and of the widgets below only fidelity and blend count.",
                 ),
-                host.widget(
-                    CONFIG,
-                    "detector",
-                    "Finds the faces. auto: RetinaFace if facexlib and its file are here, else the embedded one.",
-                    options=["auto", "embedded", "retinaface"],
-                ),
-                host.widget(
-                    CONFIG, "threshold", "How sure the detector must be of a face.", min=0.0, max=1.0, step=0.05
-                ),
-                host.widget(CONFIG, "faces", "Which faces of each photo are restored.", options=list(CHOICES)),
-                host.widget(CONFIG, "numbers", "With faces = numbered: which, counted from the left, such as 1, 3."),
-                host.widget(CONFIG, "min_face", "Narrowest face restored, in pixels of the photo.", min=8, max=4096),
-                host.widget(
-                    CONFIG,
-                    "skip_sharp",
-                    "Leaves a face alone that is this sharp already at the restorer's size; 0.8 suits clean photos, "
-                    "0 restores every face.",
-                    min=0.0,
-                    max=2.0,
-                    step=0.05,
-                ),
+                host.widget(CONFIG, "detector"),
+                host.widget(CONFIG, "threshold", step=0.05),
+                host.widget(CONFIG, "faces"),
+                host.widget(CONFIG, "numbers"),
+                host.widget(CONFIG, "min_face", min=8, max=4096),
+                host.widget(CONFIG, "skip_sharp", max=2.0, step=0.05),
                 io.Float.Input(
                     "fidelity",
                     default=CodeFormer.fidelity_weight,
@@ -150,18 +135,9 @@ class RestoreFaces(host.Node):
                     step=0.05,
                     tooltip="CodeFormer only. 0: cleaner, 1: closer to the photo.",
                 ),
-                host.widget(
-                    CONFIG, "blend", "0 keeps the photo, 1 takes the restored face.", min=0.0, max=1.0, step=0.05
-                ),
-                host.widget(
-                    CONFIG,
-                    "mask",
-                    "square: the face and what is around it. face: face and hair only, which needs ParseNet's file.",
-                    options=["square", "face"],
-                ),
-                host.widget(
-                    CONFIG, "batch_size", "Faces in the network at once; fewer need less memory.", min=1, max=64
-                ),
+                host.widget(CONFIG, "blend", step=0.05),
+                host.widget(CONFIG, "mask"),
+                host.widget(CONFIG, "batch_size", max=64),
                 io.UpscaleModel.Input(
                     "upscale_model", optional=True, tooltip="Enlarges the rest of the picture; the faces are put on it."
                 ),

@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from bfr_core import restorers
-from bfr_core.cli.commands import Bars, _Cancel, main
+from bfr_core.cli.commands import main
+from bfr_core.cli.progress import Bars, Cancel
 from bfr_core.faces.align import Face, template
 from bfr_core.faces.detect import load_detector
 from bfr_core.files import photos as images
@@ -285,7 +286,7 @@ def test_one_photo_has_no_speed_of_its_own_invention(monkeypatch: pytest.MonkeyP
     for where in ("time.time", "tqdm.std.time"):
         monkeypatch.setattr(where, lambda: clock[0])
     monkeypatch.setattr(sys, "stderr", screen)
-    with _Cancel() as cancel:
+    with Cancel() as cancel:
         bars = Bars(cancel)
         clock[0] += 5
         bars("restore", 1, 1, None)
@@ -298,7 +299,7 @@ def test_work_done_before_is_no_speed_either(monkeypatch: pytest.MonkeyPatch) ->
     for where in ("time.time", "tqdm.std.time"):
         monkeypatch.setattr(where, lambda: clock[0])
     monkeypatch.setattr(sys, "stderr", screen)
-    with _Cancel() as cancel:
+    with Cancel() as cancel:
         bars = Bars(cancel)
         clock[0] += 2
         bars("restore", 901, 902, None)

@@ -5,43 +5,67 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from ..diffusion.sampler import SamplerConfig
-from ..faces.detect import check_detector
+from ..faces.detect import DETECTOR_TEXT, DETECTORS, THRESHOLD_TEXT
 from ..restorers import Restorer
+from ..settings import check_settings, setting
 from ..training.config import FinetuneConfig
 from .good_faces import AlbumConfig
 from .target_checks import GateConfig
 from .targets import TargetConfig
 
+RECOMMENDED, PUBLISHED_RECIPE = "recommended", "published"
+RECIPES = (RECOMMENDED, PUBLISHED_RECIPE)
+
 
 @dataclass(frozen=True)
 class FaceConfig:
-    """How faces are taken from photos.
+    """How faces are taken from photos."""
 
-    aligned: the photos are standard crops already. detector, threshold: see `faces.detect.load_detector`.
-    min_face: narrowest face, in photo pixels of its crop, that is used.
-    """
-
-    aligned: bool = False
-    detector: str = "auto"
-    threshold: float = 0.5
-    min_face: int = 32
+    aligned: bool = setting(
+        False,
+        "Whether the pictures are aligned square faces already, so that no faces are looked for.",
+        label="The pictures are cut-out, square faces already",
+    )
+    detector: str = setting(
+        "auto",
+        DETECTOR_TEXT,
+        choices=DETECTORS,
+        label="Face detector",
+    )
+    threshold: float = setting(0.5, THRESHOLD_TEXT, low=0, high=1, label="Detector threshold")
+    min_face: int = setting(
+        32,
+        "The narrowest face that is used, measured in the photo.",
+        unit="pixels",
+        low=1,
+        label="Smallest face",
+    )
 
     def __post_init__(self) -> None:
-        check_detector(self.detector, self.threshold)
-        if self.min_face < 1:
-            raise ValueError(f"min_face is {self.min_face}; it must be 1 pixel or more")
+        check_settings(self, "faces")
 
 
 @dataclass(frozen=True)
 class AdaptConfig:
-    """Everything one adaptation depends on. restorer, prior: "embedded" or a file or folder.
+    """Everything that one adaptation depends on."""
 
-    recipe: name of what the settings started from, see `published`.
-    """
-
-    recipe: str = "recommended"
-    restorer: str = "embedded"
-    prior: str = "embedded"
+    recipe: str = setting(
+        RECOMMENDED,
+        "The settings to start from: recommended suits the restorer's size and kind, and published is "
+        "arXiv:2410.04618 to the letter. Settings that are given change it.",
+        choices=RECIPES,
+        label="Recipe",
+    )
+    restorer: str = setting(
+        "embedded",
+        "The restorer to tune: a file, or embedded for the small one that comes with the program.",
+        label="Restorer to teach",
+    )
+    prior: str = setting(
+        "embedded",
+        "The diffusion prior: a file, a diffusers folder, or embedded for the small one that comes with the program.",
+        label="Prior",
+    )
     faces: FaceConfig = field(default_factory=FaceConfig)
     targets: TargetConfig = field(default_factory=TargetConfig)
     gate: GateConfig = field(default_factory=GateConfig)

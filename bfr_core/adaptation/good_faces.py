@@ -25,6 +25,7 @@ from ..metrics.detail import sharpness
 from ..metrics.psnr import psnr
 from ..pixels import resized
 from ..restorers import Restorer
+from ..settings import check_settings, setting
 from .faces import FaceSet, StageCallback, collect_faces, face_index
 from .run import Run
 
@@ -40,26 +41,41 @@ BATCH = 16  # faces between two reports of progress
 
 @dataclass(frozen=True)
 class AlbumConfig:
-    """Whether good faces are used, and what they must be like.
+    """Whether good faces are used, and what they must be like."""
 
-    find: take the folder's own good faces for examples instead of adapting to them. good: a folder of good photos, ""
-    for none; their faces are examples, too, whatever they are like. real: a folder of good photos of anybody, "" for
-    none; the discriminator takes their faces for real, and nothing else is done with them.
-    least_sharpness: by `metrics.sharpness`, 1 for an average clean face. most_noise: what the prior takes off, over the
-    weakest noise that it is asked for. least_kept: agreement of the face with what the base makes of it, PSNR in dB.
-    """
-
-    find: bool = False
-    good: str = ""
-    real: str = ""
-    least_sharpness: float = 0.9
-    most_noise: float = 0.6
-    least_kept: float = 35.0
+    find: bool = setting(
+        False, "Whether the folder's own good faces serve as examples of what is wanted, instead of being adapted to."
+    )
+    good: str = setting(
+        "", "A folder of good photos of the same people, whose faces serve as examples, whatever they are like."
+    )
+    real: str = setting(
+        "",
+        "A folder of good photos of anybody, whose faces the discriminator alone takes for real. "
+        "Without one it takes the pseudo targets for real.",
+        label="Folder of good faces of anybody",
+    )
+    least_sharpness: float = setting(
+        0.9,
+        "A face of the folder is taken for good only if it is at least this sharp; 1 is an average clean face.",
+        low=0,
+    )
+    most_noise: float = setting(
+        0.6,
+        "A face of the folder is taken for good only if the prior takes no more noise off it than this, as a share of "
+        "the weakest noise that it is asked for.",
+        low=0,
+    )
+    least_kept: float = setting(
+        35.0,
+        "A face of the folder is taken for good only if it agrees at least this well with what the base restorer makes "
+        "of it.",
+        unit="dB PSNR",
+        low=0,
+    )
 
     def __post_init__(self) -> None:
-        for name in ("least_sharpness", "most_noise", "least_kept"):
-            if not getattr(self, name) >= 0:  # also where it is not a number
-                raise ValueError(f"album {name} is {getattr(self, name)}; it must be 0 or more")
+        check_settings(self, "album")
 
 
 class Clarity(NamedTuple):

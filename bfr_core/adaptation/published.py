@@ -21,13 +21,10 @@ from typing import Any
 from ..restorers import Restorer
 from ..settings import changed
 from ..training.losses import find_vgg
-from .config import AdaptConfig, recipe
+from .config import PUBLISHED_RECIPE, RECIPES, RECOMMENDED, AdaptConfig, recipe
 from .tuning import NO_LPIPS
 
 log = logging.getLogger(__name__)
-
-RECOMMENDED, PUBLISHED_RECIPE = "recommended", "published"
-RECIPES = (RECOMMENDED, PUBLISHED_RECIPE)
 
 # For every restorer. Betas are Adam's; AdamW, which the paper names for SwinIR, is Adam where nothing decays.
 PUBLISHED: dict[str, Any] = {

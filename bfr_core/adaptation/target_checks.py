@@ -24,6 +24,7 @@ from ..files.records import fingerprint, read_table, write_json
 from ..metrics.detail import high_band
 from ..metrics.kid import kid_features
 from ..pixels import resized
+from ..settings import check_settings, setting
 from .faces import FaceSet, StageCallback, content_hash, resize_square, write_or_keep
 from .run import Run
 
@@ -40,23 +41,35 @@ Redraw = Callable[[Tensor, list[str], int], Tensor]  # damaged faces, their name
 
 @dataclass(frozen=True)
 class GateConfig:
-    """When a target is refused.
+    """When a target is refused."""
 
-    tries: further draws, from other noise, before it is left out. limit: how far from the folder's median, in robust
-    standard deviations, it may stand out by any one check, in a folder of `FEWEST` faces or more; 0 turns the gate off.
-    least_score: of a face, by the embedded face network, and most_moved: of its landmarks from the damaged face's, in
-    distances between the eyes; both count only where the damaged face itself is plainly one to that network.
-    """
-
-    tries: int = 2
-    limit: float = 4.0
-    least_score: float = 0.1
-    most_moved: float = 0.25
+    tries: int = setting(
+        2, "How many further draws, from other noise, a refused target gets before its face is left out.", low=0
+    )
+    limit: float = setting(
+        4.0,
+        "A target is refused if it stands out from the folder's others by more than this: its face has moved, is no "
+        "face, or does not agree with the damaged one. 0 refuses none.",
+        unit="robust standard deviations",
+        low=0,
+        label="Strictness",
+    )
+    least_score: float = setting(
+        0.1,
+        "A target is refused if the embedded face network scores it lower than this, where the network plainly takes "
+        "the damaged face for one.",
+        low=0,
+    )
+    most_moved: float = setting(
+        0.25,
+        "A target is refused if its landmarks moved farther than this from those of the damaged face, where the "
+        "network plainly takes that for a face.",
+        unit="distances between the eyes",
+        low=0,
+    )
 
     def __post_init__(self) -> None:
-        for name in ("tries", "limit", "least_score", "most_moved"):
-            if not getattr(self, name) >= 0:  # also where it is not a number
-                raise ValueError(f"gate {name} is {getattr(self, name)}; it must be 0 or more")
+        check_settings(self, "gate")
 
 
 class Checks(NamedTuple):

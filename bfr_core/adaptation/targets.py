@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..damage.transplant import transplanted
-from ..device import Precision, autocast, check_precision, in_batches
+from ..device import PRECISIONS, Precision, autocast, in_batches
 from ..diffusion.noise_level import estimate_noise_level
 from ..diffusion.prior import Prior
 from ..diffusion.sampler import Callback as SamplerCallback
@@ -23,6 +23,7 @@ from ..metrics.psnr import psnr
 from ..pixels import resized
 from ..randomness import keyed_noise
 from ..restorers import Restorer
+from ..settings import check_settings, setting
 
 log = logging.getLogger(__name__)
 
@@ -37,43 +38,58 @@ SEARCH_FACES = 8
 
 @dataclass(frozen=True)
 class TargetConfig:
-    """How pseudo targets are made.
-
-    sampler: see `SamplerConfig`. reference: what the low band is taken from, the restored face or the damaged one.
-    t_clean: before it is restored, the damaged face is taken for a clean one under noise of this level, counted like
-    t_start, and cleaned by one call of the prior: noise that the restorer never saw no longer reaches the reference.
-    0 = not, as in the paper; "auto": the level of the noise that the faces have, see `noise_level`.
-    search: which of the sampler's "t_start" and "factor" are left to the faces: the best of some values around those
-    given, by known answers, see `best_sampler`; t_constrain_end then follows t_start.
-    detail: what the target's high band is multiplied by. The prior's answer is a mean, and too smooth; above 1 makes up
-    for that. 1 = as drawn, as in the paper; "auto": until it is as strong as in clean faces, see `detail_gain`.
-    batch_size: faces per network call. seed: of the draws, which are keyed by face.
-    precision: that restorer and prior compute in; "auto" is settled by the hardware, and what it was is recorded.
-    """
+    """How pseudo targets are made."""
 
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    reference: Literal["restored", "lq"] = "restored"
-    t_clean: int | Literal["auto"] = 0
-    search: tuple[str, ...] = ()
-    detail: float | Literal["auto"] = 1.0
-    batch_size: int = 8
-    seed: int = 0
-    precision: Precision = "auto"
+    reference: Literal["restored", "lq"] = setting(
+        "restored",
+        "The picture that the low band of a target is taken from: the restored face, or the damaged face itself (lq).",
+        choices=("restored", "lq"),
+    )
+    t_clean: int | Literal["auto"] = setting(
+        0,
+        "Noise level at which one call of the prior cleans the damaged face before it is restored, so that noise which "
+        "the restorer never saw does not reach the target. 0 does not clean, as in the paper; auto takes the level of "
+        "the noise that the faces have.",
+        low=0,
+        auto=True,
+    )
+    search: tuple[str, ...] = setting(
+        (),
+        "The sampler's settings that are left to the faces: for each, some values around the one given are tried on "
+        "known answers, and the best is taken. t_constrain_end then follows t_start.",
+        choices=tuple(SEARCHED),
+        kind=str,
+    )
+    detail: float | Literal["auto"] = setting(
+        1.0,
+        "Factor by which the high band of a target is multiplied, because the prior's answer is a mean and too smooth. "
+        "1 keeps it as it is drawn, as in the paper; auto makes it as strong as in clean faces.",
+        low=0,
+        high=2,
+        auto=True,
+    )
+    batch_size: int = setting(
+        8,
+        "How many faces are in the prior at once while targets are made. Fewer need less memory.",
+        unit="faces",
+        low=1,
+        label="Faces at once while targets are made",
+    )
+    seed: int = setting(0, "Seed of the draws of the targets, which are keyed by face.")
+    precision: Precision = setting(
+        "auto",
+        "Number format in which restorer and prior compute while targets are made; auto chooses by the hardware.",
+        choices=PRECISIONS,
+    )
 
     def __post_init__(self) -> None:
-        check_precision(self.precision)
+        check_settings(self, "targets")
         last = self.sampler.num_steps - 1
-        if self.t_clean != "auto" and not (isinstance(self.t_clean, int) and 0 <= self.t_clean <= last):
-            raise ValueError(f"t_clean is {self.t_clean}; it must be auto, or 0 (not) to num_steps - 1 = {last}")
-        if self.reference not in ("restored", "lq"):
-            raise ValueError(f"reference is {self.reference!r}; it must be 'restored' or 'lq'")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; it must be 1 or more")
-        check_precision(self.precision)
-        if unknown := set(self.search) - set(SEARCHED):
-            raise ValueError(f"search names {', '.join(sorted(unknown))}; it may name {', '.join(SEARCHED)}")
-        if self.detail != "auto" and not (isinstance(self.detail, int | float) and 0 <= self.detail <= 2):
-            raise ValueError(f"detail is {self.detail}; it must be auto, or 0 to 2, 1 to leave targets as drawn")
+        if self.t_clean != "auto" and not (isinstance(self.t_clean, int) and self.t_clean <= last):
+            raise ValueError(
+                f"targets.t_clean is {self.t_clean}; it must be auto, or 0 (not) to num_steps - 1 = {last}"
+            )
 
     @property
     def is_settled(self) -> bool:

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from ..settings import check_settings, setting
 from .low_pass import low_pass_operator
 from .schedule import Schedule, q_sample, respace
 
@@ -30,36 +31,50 @@ class NoisePredictor(Protocol):
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """How pseudo targets are drawn. Indices count the `num_steps` kept of the prior's noise levels.
+    """How pseudo targets are drawn; indices count the `num_steps` that are kept of the prior's noise levels."""
 
-    kind: "paper" (ancestral steps, one network call an index) or "fast" (`calls` network calls in all).
-    t_start: K; the reference is noised to index K and the first index denoised is K - 1. Higher invents more.
-    t_constrain_end: L; the low band is held to the reference's while the index is at least L.
-    factor: N; the low band is what survives shrinking by N. Higher trusts the reference less.
-    calls, eta: of the fast sampler only; eta 1 draws fresh noise at each step, 0 none.
-    """
-
-    kind: Literal["paper", "fast"] = "fast"
-    num_steps: int = 250
-    t_start: int = 150
-    t_constrain_end: int = 90
-    factor: int = 8
-    calls: int = 10
-    eta: float = 1.0
+    kind: Literal["paper", "fast"] = setting(
+        "fast",
+        "The sampler that draws the pseudo targets: fast makes a few network calls a face, paper makes one for every "
+        "noise level.",
+        choices=("fast", "paper"),
+        label="Sampler",
+    )
+    num_steps: int = setting(
+        250, "How many of the prior's noise levels are kept; the other levels are counted in these.", low=2
+    )
+    t_start: int = setting(
+        150,
+        "Noise level K from which the sampler starts. A higher level invents more of the face.",
+        low=1,
+        label="Freedom",
+    )
+    t_constrain_end: int = setting(
+        90,
+        "Noise level L down to which the low band of the target is held to that of the reference.",
+        low=0,
+        label="Last constrained noise level",
+    )
+    factor: int = setting(
+        8,
+        "Factor N of the low band, which is what survives shrinking by N. A higher factor trusts the photo less.",
+        low=1,
+        label="Coarseness",
+    )
+    calls: int = setting(10, "How many network calls the fast sampler makes a face.", low=1, label="Network calls")
+    eta: float = setting(
+        1.0,
+        "How much fresh noise the fast sampler draws at each step, from none at 0 to all of it at 1.",
+        low=0,
+        high=1,
+    )
 
     def __post_init__(self) -> None:
-        if self.kind not in ("paper", "fast"):
-            raise ValueError(f"sampler is {self.kind!r}; it must be 'paper' or 'fast'")
-        if not 1 <= self.t_start < self.num_steps:
-            raise ValueError(f"t_start is {self.t_start}; it must be 1 to num_steps - 1 = {self.num_steps - 1}")
-        if self.t_constrain_end < 0:
-            raise ValueError(f"t_constrain_end is {self.t_constrain_end}; it must be 0 or more")
-        if not 1 <= self.calls <= self.t_start:
-            raise ValueError(f"calls is {self.calls}; it must be 1 to t_start = {self.t_start}")
-        if self.factor < 1:
-            raise ValueError(f"factor is {self.factor}; it must be 1 or more")
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta is {self.eta}; it must be 0 to 1")
+        check_settings(self, "sampler")
+        if self.t_start >= self.num_steps:
+            raise ValueError(f"sampler.t_start is {self.t_start}; it must be 1 to num_steps - 1 = {self.num_steps - 1}")
+        if self.calls > self.t_start:
+            raise ValueError(f"sampler.calls is {self.calls}; it must be 1 to t_start = {self.t_start}")
 
     @property
     def network_calls(self) -> int:

@@ -50,9 +50,16 @@ class FaceDetector(Protocol):
     def __call__(self, photo: Tensor) -> list[Face]: ...
 
 
+DETECTORS = ("auto", "embedded", "retinaface")
+DETECTOR_TEXT = (
+    "The network that finds the faces: auto takes RetinaFace if facexlib and its file are here, else the embedded one."
+)
+THRESHOLD_TEXT = "How sure the detector must be of a face, from 0 to 1."
+
+
 def check_detector(kind: str, threshold: float) -> None:
     """Raise ValueError unless `kind` names a detector and `threshold` lies in [0, 1]."""
-    if kind not in ("auto", "embedded", "retinaface"):
+    if kind not in DETECTORS:
         raise ValueError(f'detector is "{kind}"; choose "auto", "embedded" or "retinaface"')
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}; it must lie between 0 and 1")

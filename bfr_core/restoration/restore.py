@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..device import Precision, check_precision, in_batches, is_out_of_memory
+from ..device import PRECISIONS, Precision, in_batches, is_out_of_memory
 from ..faces.align import Face, crop_face, template
-from ..faces.detect import check_detector, load_detector
+from ..faces.detect import DETECTOR_TEXT, DETECTORS, THRESHOLD_TEXT, load_detector
 from ..faces.paste import face_patches
 from ..files.kinds import LeftOutError, without_name
 from ..files.names import first_line
@@ -35,6 +35,7 @@ from ..files.tensors import sha256_of
 from ..metrics.detail import sharpness
 from ..pixels import luma, resized
 from ..restorers.base import Restorer
+from ..settings import check_settings, setting
 from .grey import greyed, is_nearly_grey, tinted
 from .record import RestorationRecord, Written, key_of
 
@@ -55,50 +56,59 @@ CHOICES = ("all", *ONE_FACE, "numbered")
 
 @dataclass(frozen=True)
 class RestoreConfig:
-    """How faces are restored.
+    """How faces are restored."""
 
-    detector: "auto", "embedded" or "retinaface". threshold: least score of a face, in [0, 1].
-    min_face: narrowest face, in photo pixels of its crop, that is restored. batch_size: faces in the network at once.
-    blend: 0 keeps the photo, 1 the restored face. match_colour: let the restored face take the photo's colours.
-    faces: one of `CHOICES`; "numbered" are those of `numbers`, such as "1, 3", counted from the left of the photo.
-    skip_sharp: faces at least this sharp at the restorer's size are left alone, see `metrics.sharpness`; 0 = none.
-    mask: "square" pastes the whole crop with a soft rim, "face" only what ParseNet takes for face and hair, which needs
-    its file.
-    precision: that the restorer computes in; "auto" is settled by the hardware and the kind of network, so that one
-    photo always gives the same pixels on one machine. What it was stands in the record of the picture.
-    """
-
-    detector: str = "auto"
-    threshold: float = 0.5
-    min_face: int = 16
-    batch_size: int = 8
-    blend: float = 1.0
-    match_colour: bool = True
-    faces: str = "all"
-    numbers: str = "1"
-    skip_sharp: float = 0.0
-    mask: str = "square"
-    precision: Precision = "auto"
+    detector: str = setting("auto", DETECTOR_TEXT, choices=DETECTORS, label="Face detector")
+    threshold: float = setting(0.5, THRESHOLD_TEXT, low=0, high=1, label="Detector threshold")
+    min_face: int = setting(
+        16, "The narrowest face that is restored, measured in the photo.", unit="pixels", low=1, label="Smallest face"
+    )
+    batch_size: int = setting(
+        8,
+        "How many faces are in the restorer at once. Fewer need less memory.",
+        unit="faces",
+        low=1,
+        label="Faces at once",
+    )
+    blend: float = setting(
+        1.0,
+        "How much of the restored face is put on the photo: 0 keeps the photo, 1 takes the restored face.",
+        low=0,
+        high=1,
+        label="Visibility",
+    )
+    match_colour: bool = setting(True, "Whether the restored face takes the photo's colours.")
+    faces: str = setting("all", "Which faces of each photo are restored.", choices=CHOICES, label="Which faces")
+    numbers: str = setting(
+        "1", "With faces = numbered: which faces, counted from the left, such as 1, 3.", label="Numbers"
+    )
+    skip_sharp: float = setting(
+        0.0,
+        "A face that is at least this sharp already, at the restorer's size, is left alone: 1 is an average clean "
+        "face, 0.8 suits clean photos, and 0 restores all.",
+        low=0,
+        label="Skip sharp faces",
+    )
+    mask: str = setting(
+        "square",
+        "The part of a restored crop that is pasted: square is the face and what is around it, with a soft rim; face "
+        "is face and hair only, which needs ParseNet's file.",
+        choices=("square", "face"),
+        label="Pasted part",
+    )
+    precision: Precision = setting(
+        "auto",
+        "Number format in which photos are restored. auto chooses by the hardware and the kind of network, never by "
+        "timing, so that one photo always gives the same pixels on one machine.",
+        choices=PRECISIONS,
+    )
 
     def __post_init__(self) -> None:
-        check_precision(self.precision)
-        if self.faces not in CHOICES:
-            raise ValueError(f'faces is "{self.faces}"; choose one of {", ".join(CHOICES)}')
+        check_settings(self)
         if not re.fullmatch(r"\s*[1-9]\d*(\s*,\s*[1-9]\d*)*\s*", self.numbers):
             raise ValueError(
                 f'numbers is "{printable(self.numbers)}"; give faces counted from the left, such as "1, 3"'
             )
-        check_detector(self.detector, self.threshold)
-        if self.min_face < 1:
-            raise ValueError(f"min_face is {self.min_face}; it must be 1 pixel or more")
-        if not self.skip_sharp >= 0:
-            raise ValueError(f"skip_sharp is {self.skip_sharp}; it must be 0 (never) or more")
-        if self.mask not in ("square", "face"):
-            raise ValueError(f'mask is "{self.mask}"; choose "square" or "face"')
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
-        if not 0 <= self.blend <= 1:
-            raise ValueError(f"blend is {self.blend}; it must lie between 0 and 1")
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ..device import Precision, check_precision
+from ..device import PRECISIONS, Precision
+from ..settings import check_settings, setting
 
 TERMS = ("l1", "perceptual", "adversarial", "texture", "feature", "code")
 
@@ -17,102 +18,144 @@ FREE = ("iterations", "minutes", "judge_every", "checkpoint_seconds", "micro_bat
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Recipe of the fine-tuning; the defaults are the paper's for 512 x 512 restorers.
+    """Recipe of the fine-tuning; the defaults are the paper's for restorers of 512 x 512 pixels."""
 
-    iterations: optimizer steps. minutes: stop after so many minutes of tuning, over all sessions of the run; 0 = never.
-    batch_size, micro_batch: faces per optimizer step and per pass through the network.
-    lr, lr_end: Adam's learning rate at the start and at the end of a cosine. warmup: share of the tuning in which it
-    rises from 0, so that the first, ill-informed steps of Adam undo little. halve_at: instead of the cosine, halve it
-    at these shares of the tuning, as CodeFormer does.
-    l1, perceptual, adversarial, texture: weights of the image losses; a term of weight 0 is not computed. The authors
-    sum LPIPS over micro-batches of 4, which makes its weight 0.4 an image; here it is a mean, at the written weight.
-    feature, code: weights of the code losses, which take the place of the image losses for CodeFormer.
-    anchor: faces a step, as a share of batch_size, on which the restorer is held to what the base makes of ordinary
-    blind damage, so that it stays good at what the base could do.
-    transplant: share of the faces that get the damage of any face of the folder, put on their own target, see
-    `transplant`.
-    betas, critic_betas: Adam's, for the restorer and for the discriminator. critic_lr: learning rate of the
-    discriminator throughout; 0 = that of the restorer. clip: largest norm of the restorer's gradient; 0 = any.
-    mirror: whether half of the faces are mirrored. stochastic_depth: leave out parts of the network at random where it
-    has such parts, as in its first training. perceptual_by: "any" measures the perceptual term by LPIPS where its file
-    is, else by the prior's encoder; "lpips" takes nothing else.
-    trainable: "full", or "lora" for low-rank changes of `rank` only, which need less memory and make a small file.
-    recompute: keep only what passes between the network's blocks and compute the rest again; slower, less memory.
-    discriminator_features: width of the discriminator. ema: decay of the moving average that becomes the result,
-    0 = none; with ema_warmup it is less in the first steps.
-    held_out: share of the faces on which checkpoints are compared and which are never trained on.
-    judged_on: the damage that these have then: their "own", whose target is the base's work, which favours the base, or
-    "transplanted", each the damage of the next, see `transplant`.
-    judge_every: steps between comparisons. checkpoint_seconds: time between saved states.
-    """
-
-    iterations: int = 20_000
-    minutes: float = 0.0
-    batch_size: int = 16
-    micro_batch: int = 4
-    lr: float = 2e-5
-    lr_end: float = 5e-6
-    warmup: float = 0.0
-    l1: float = 1.0
-    perceptual: float = 0.1
-    adversarial: float = 0.1
-    texture: float = 0.0
-    feature: float = 1.0
-    code: float = 0.5
-    halve_at: tuple[float, ...] = ()
-    betas: tuple[float, float] = (0.9, 0.999)
-    critic_betas: tuple[float, float] = (0.9, 0.99)
-    critic_lr: float = 0.0
-    clip: float = 1.0
-    mirror: bool = True
-    stochastic_depth: bool = False
-    perceptual_by: Literal["any", "lpips"] = "any"
-    trainable: Literal["full", "lora"] = "full"
-    rank: int = 8
-    recompute: bool = False
-    anchor: float = 0.0
-    transplant: float = 0.0
-    discriminator_features: int = 64
-    ema: float = 0.995
-    ema_warmup: bool = True
-    held_out: float = 0.1
-    judged_on: Literal["own", "transplanted"] = "own"
-    judge_every: int = 500
-    checkpoint_seconds: float = 300.0
-    seed: int = 0
-    precision: Precision = "auto"
+    iterations: int = setting(
+        20_000, "How many steps the restorer is tuned for.", unit="steps", low=1, label="Tuning steps"
+    )
+    minutes: float = setting(
+        0.0,
+        "How long the restorer is tuned at most, over all sessions of the run; 0 tunes until the steps are done.",
+        unit="minutes",
+        low=0,
+        label="Minutes of teaching at most",
+    )
+    batch_size: int = setting(
+        16, "How many faces one step of the tuning learns from.", unit="faces", low=1, label="Faces per step"
+    )
+    micro_batch: int = setting(
+        4,
+        "How many faces are in the network at once while it is tuned. Fewer need less memory.",
+        unit="faces",
+        low=1,
+        label="Faces at once while tuning",
+    )
+    lr: float = setting(
+        2e-5, "The learning rate at the start of the tuning, which is its highest.", above=0, label="Learning rate"
+    )
+    lr_end: float = setting(5e-6, "The learning rate at the end of the tuning, reached along a cosine.", low=0)
+    warmup: float = setting(
+        0.0,
+        "Share of the tuning in which the learning rate rises from 0, so that its ill-informed first steps do no harm.",
+        low=0,
+        high=1,
+    )
+    l1: float = setting(
+        1.0,
+        "Weight of the pixel loss (L1). A loss of weight 0 is not computed.",
+        low=0,
+        label="Pixel loss",
+    )
+    perceptual: float = setting(
+        0.1,
+        "Weight of the perceptual loss, a mean over the faces. The authors sum LPIPS over parts of four faces, which "
+        "makes their weight 0.4.",
+        low=0,
+        label="Perceptual loss",
+    )
+    adversarial: float = setting(0.1, "Weight of the adversarial loss.", low=0, label="Adversarial loss")
+    texture: float = setting(
+        0.0, "Weight of the texture loss, which works against plastic skin; 0 leaves it out.", low=0, label="Texture"
+    )
+    feature: float = setting(
+        1.0, "Weight of the code feature loss, which CodeFormer is tuned by in place of the image losses.", low=0
+    )
+    code: float = setting(
+        0.5, "Weight of the code prediction loss, which CodeFormer is tuned by in place of the image losses.", low=0
+    )
+    halve_at: tuple[float, ...] = setting(
+        (),
+        "Shares of the tuning at which the learning rate is halved, in place of the cosine, as CodeFormer's is.",
+        above=0,
+        below=1,
+        kind=float,
+    )
+    betas: tuple[float, float] = setting((0.9, 0.999), "Adam's betas for the restorer.", low=0, below=1)
+    critic_betas: tuple[float, float] = setting((0.9, 0.99), "Adam's betas for the discriminator.", low=0, below=1)
+    critic_lr: float = setting(
+        0.0, "Learning rate of the discriminator throughout; 0 takes that of the restorer.", low=0
+    )
+    clip: float = setting(1.0, "Largest norm of the restorer's gradient; 0 does not limit it.", low=0)
+    mirror: bool = setting(True, "Whether half of the faces are mirrored.")
+    stochastic_depth: bool = setting(
+        False,
+        "Whether parts of the network are left out at random, as in its first training, where it has such parts.",
+    )
+    perceptual_by: Literal["any", "lpips"] = setting(
+        "any",
+        "The network of the perceptual loss: any takes LPIPS where its file is, else the prior's encoder; lpips takes "
+        "nothing else.",
+        choices=("any", "lpips"),
+    )
+    trainable: Literal["full", "lora"] = setting(
+        "full",
+        "What of the restorer is tuned: full is all of it, lora is low-rank changes only, which need less memory and "
+        "are saved as a small file as well.",
+        choices=("full", "lora"),
+    )
+    rank: int = setting(8, "Rank of the low-rank changes.", low=1)
+    recompute: bool = setting(
+        False,
+        "Whether the network's inner values are computed again instead of being kept, which is slower and needs less "
+        "memory.",
+    )
+    anchor: float = setting(
+        0.0,
+        "Share of each step spent on faces with ordinary blind damage, on which the restorer is held to what the base "
+        "makes of them, so that it stays good at what the base could do.",
+        low=0,
+        high=1,
+        label="Keep old skills",
+    )
+    transplant: float = setting(
+        0.0,
+        "Share of the faces that get the damage of any face of the folder, put on their own target.",
+        low=0,
+        high=1,
+        label="Mix damages",
+    )
+    discriminator_features: int = setting(64, "Width of the discriminator.", unit="channels", low=1)
+    ema: float = setting(
+        0.995, "Decay of the moving average of the weights that becomes the result; 0 takes none.", low=0, below=1
+    )
+    ema_warmup: bool = setting(True, "Whether the decay of the moving average is lower in the first steps.")
+    held_out: float = setting(
+        0.1,
+        "Share of the faces that are never trained on; the states of the tuning are compared on them.",
+        low=0,
+        below=1,
+    )
+    judged_on: Literal["own", "transplanted"] = setting(
+        "own",
+        "The damage that the held-out faces have when they are judged: their own, whose target is the base's work and "
+        "favours it, or transplanted, each the damage of the next.",
+        choices=("own", "transplanted"),
+    )
+    judge_every: int = setting(
+        500, "How many steps lie between two comparisons on the held-out faces.", unit="steps", low=1
+    )
+    checkpoint_seconds: float = setting(
+        300.0, "How long the tuning goes on between two saved states.", unit="seconds", low=0
+    )
+    seed: int = setting(0, "Seed of the draws of the tuning: another number makes other draws.", label="Seed")
+    precision: Precision = setting(
+        "auto",
+        "Number format in which the restorer computes while it is tuned; auto chooses by the hardware.",
+        choices=PRECISIONS,
+    )
 
     def __post_init__(self) -> None:
-        check_precision(self.precision)
-        if self.iterations < 1:
-            raise ValueError(f"iterations is {self.iterations}; it must be 1 or more")
-        if not self.lr > 0:
-            raise ValueError(f"lr is {self.lr}; it must be above 0")
-        for name in ("minutes", "lr_end", "checkpoint_seconds", *TERMS):
-            if not getattr(self, name) >= 0:  # also where it is not a number
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        if self.trainable not in ("full", "lora"):
-            raise ValueError(f"trainable is {self.trainable!r}; it must be 'full' or 'lora'")
-        for name in ("batch_size", "micro_batch", "judge_every", "rank", "discriminator_features"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
-        for name in ("critic_lr", "clip"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        if self.perceptual_by not in ("any", "lpips"):
-            raise ValueError(f"perceptual_by is {self.perceptual_by!r}; it must be 'any' or 'lpips'")
-        for name in ("anchor", "warmup", "transplant"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 to 1")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema is {self.ema}; it must be 0 to less than 1")
-        if not all(0 < share < 1 for share in self.halve_at):
-            raise ValueError(f"halve_at is {self.halve_at}; each must be a share of the tuning between 0 and 1")
-        check_precision(self.precision)
-        if self.judged_on not in ("own", "transplanted"):
-            raise ValueError(f"judged_on is {self.judged_on!r}; it must be 'own' or 'transplanted'")
-        if not 0 <= self.held_out < 1:
-            raise ValueError(f"held_out is {self.held_out}; it must be 0 to less than 1")
+        check_settings(self, "finetune")
 
     @property
     def lasting(self) -> dict[str, Any]:

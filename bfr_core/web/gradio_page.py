@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..adaptation.config import SMALL
+from ..adaptation.config import SMALL, AdaptConfig
 from ..adaptation.published import RECIPES
 from ..damage.groups import LEAST
 from ..files.photos import printable
-from ..restoration.restore import CHOICES
+from ..restoration.restore import CHOICES, RestoreConfig
+from ..settings import setting_at
 from . import gradio_compat as compat
 from .hosted import Wish
 from .page import (
@@ -40,8 +41,6 @@ MIXED = (
     f"Groups of {LEAST} faces or more that share a damage are found, and each is adapted to by itself. When photos are "
     "repaired, each face goes to the restorer for its damage, or to the base if it is like no group."
 )
-HOW = "recommended: what suits the restorer. published: arXiv:2410.04618 to the letter; slow, and not judged."
-REAL = "What the discriminator takes for real, where there is one. Empty: the clean faces that were imagined."
 ANOTHER = "another"  # run than any that was looked at, so that all is shown
 Shown = dict[Any, Any]  # component -> its new value; what is not in it stays as it is
 BEFORE = {"the damaged photo": "damaged", "the base restorer": "base"}
@@ -93,14 +92,16 @@ def build(page: Page) -> Any:
                 with gr.Column():
                     folder = gr.Textbox(label="or name a folder", placeholder=_folders(page), max_lines=1)
                     title = gr.Textbox(label="Name of the run", placeholder="optional", max_lines=1)
-                    aligned = gr.Checkbox(default.aligned, label="The pictures are cut-out, square faces already")
+                    aligned = gr.Checkbox(default.aligned, **words_of(AdaptConfig, "faces.aligned"))
             find = gr.Button("Find the faces", variant="primary")
             faces_said = gr.HTML()
             gallery = compat.gallery("Faces", visible=False)
         with gr.Tab("2. Adapt"):
             with gr.Row():
-                restorer = gr.Dropdown(restorers(), value=default.restorer, label="Restorer to teach", interactive=True)
-                minutes = gr.Number(default.minutes, label="Minutes of teaching at most", info="0: until it is done")
+                restorer = gr.Dropdown(
+                    restorers(), value=default.restorer, interactive=True, **words_of(AdaptConfig, "restorer")
+                )
+                minutes = gr.Number(default.minutes, **words_of(AdaptConfig, "finetune.minutes"))
             mixed = gr.Checkbox(default.mixed, label="My photos have different kinds of damage", info=MIXED)
             with gr.Row():
                 first = gr.Button("First look (about two minutes)")
@@ -112,13 +113,13 @@ def build(page: Page) -> Any:
                     with gr.Row():
                         advanced += [_number(gr, path) for path in paths]
                 with gr.Row():
-                    min_face = gr.Number(
-                        default.min_face, label="Smallest face", info="Pixels of the photo.", precision=0
-                    )
+                    min_face = gr.Number(default.min_face, precision=0, **words_of(AdaptConfig, "faces.min_face"))
                     low_memory = gr.Checkbox(default.low_memory, label="Low memory: slower, for small graphics cards")
                 with gr.Row():
-                    how = gr.Dropdown(list(RECIPES), value=default.recipe, label="Recipe", info=HOW, interactive=True)
-                    real = gr.Textbox(default.real, label="Folder of good faces of anybody", info=REAL, max_lines=1)
+                    how = gr.Dropdown(
+                        list(RECIPES), value=default.recipe, interactive=True, **words_of(AdaptConfig, "recipe")
+                    )
+                    real = gr.Textbox(default.real, max_lines=1, **words_of(AdaptConfig, "album.real"))
             progress, looked = gr.HTML(), gr.HTML()
         with gr.Tab("3. Result"):
             verdict = gr.HTML()
@@ -324,21 +325,26 @@ def extras(runs: Sequence[str]) -> dict[str, Any]:
         restorer = gr.Dropdown(
             list(runs), value=runs[0] if runs else None, label="Restorer", info="Adapted on the tab BFR Adapt."
         )
-        visibility = gr.Slider(0.0, 1.0, usual.visibility, step=0.001, label="Visibility")
+        visibility = gr.Slider(0.0, 1.0, usual.visibility, step=0.001, **words_of(RestoreConfig, "blend"))
         fidelity = gr.Slider(
             0.0, 1.0, usual.fidelity, step=0.05, label="Fidelity", info="CodeFormer only; 1 stays closer to the photo."
         )
     with gr.Row():
-        faces = gr.Dropdown(list(CHOICES), value=usual.faces, label="Which faces")
-        numbers = gr.Textbox(usual.numbers, label="Numbers", info='For "numbered": from the left, such as 1, 3.')
+        faces = gr.Dropdown(list(CHOICES), value=usual.faces, **words_of(RestoreConfig, "faces"))
+        numbers = gr.Textbox(usual.numbers, **words_of(RestoreConfig, "numbers"))
     return {"restorer": restorer, "visibility": visibility, "fidelity": fidelity, "faces": faces, "numbers": numbers}
+
+
+def words_of(config: Any, path: str) -> dict[str, str]:
+    """Label and hint of the input for a setting."""
+    known = setting_at(config, path)
+    return {"label": known.label, "info": known.said}
 
 
 def _number(gr: Any, path: str) -> Any:
     """With the value for the embedded restorer, which is the one that is chosen at first: gradio 4 sends 0 for none."""
-    label, hint = ADVANCED[path]
     value = value_at(SMALL, path)
-    return gr.Number(value, label=label, info=hint or None, precision=0 if isinstance(value, int) else None)
+    return gr.Number(value, precision=0 if isinstance(value, int) else None, **words_of(AdaptConfig, path))
 
 
 def _in_threes(values: list[str]) -> list[list[str]]:

@@ -80,18 +80,18 @@ THUMBNAIL = 176  # pixels
 LOSSLESS_PIXELS = 2_000_000  # a comparison of larger photos is shown as JPEG
 CACHE = "_page"  # below the runs: all that the page serves, and nothing else is served
 
-# Settings behind "Advanced": dotted path of `AdaptConfig` -> label and hint. Types and defaults are the recipe's.
-ADVANCED = {
-    "finetune.iterations": ("Tuning steps", "More learn more, and take longer."),
-    "finetune.transplant": ("Mix damages", "Share of the faces that get another face's damage, 0 to 1."),
-    "finetune.anchor": ("Keep old skills", "Share of each step that holds on to what the restorer could do, 0 to 1."),
-    "finetune.texture": ("Texture", "Weight against plastic skin; 0 is off."),
-    "finetune.batch_size": ("Faces per step", ""),
-    "targets.sampler.t_start": ("Freedom", "How far clean faces may move away from yours; higher invents more."),
-    "targets.sampler.factor": ("Coarseness", "What survives shrinking by this is kept; higher invents more."),
-    "gate.limit": ("Strictness", "Clean faces that stand out by this are refused; 0 refuses none."),
-    "finetune.seed": ("Seed", "Another number, another draw."),
-}
+# Settings behind "Advanced", by dotted path of `AdaptConfig`; label and hint are the setting's, the value the recipe's.
+ADVANCED = (
+    "finetune.iterations",
+    "finetune.transplant",
+    "finetune.anchor",
+    "finetune.texture",
+    "finetune.batch_size",
+    "targets.sampler.t_start",
+    "targets.sampler.factor",
+    "gate.limit",
+    "finetune.seed",
+)
 STAGES = {
     "faces": "Finding faces",
     "groups": "Telling kinds of damage apart",

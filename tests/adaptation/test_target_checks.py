@@ -95,7 +95,7 @@ def test_a_new_draw_is_held_to_the_folders_measure(net):
 def test_limit_zero_turns_it_off_and_nonsense_is_refused(net):
     clean = pictures(8)
     assert refusals(checks_of(look_at(clean, clean.roll(1, 0), net)), GateConfig(limit=0)) == [""] * 8
-    with pytest.raises(ValueError, match="gate tries is -1"):
+    with pytest.raises(ValueError, match="gate.tries is -1"):
         GateConfig(tries=-1)
 
 

@@ -162,7 +162,7 @@ def test_samplers_lie_around_the_one_given():
     assert {s.t_start for s in samplers_to_try(SAMPLER, ("factor",), 32)} == {20}
     assert [s.factor for s in samplers_to_try(SAMPLER, ("factor",), 36)] == [2, 4]  # 8 does not divide 36
     assert samplers_to_try(replace(SAMPLER, t_start=200), ("t_start",), 32)[-1].t_start == 249
-    with pytest.raises(ValueError, match="search names eta"):
+    with pytest.raises(ValueError, match="targets.search is \\('eta',\\); each must be t_start or factor"):
         TargetConfig(SAMPLER, search=("eta",))
 
 

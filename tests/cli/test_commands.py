@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from bfr_core.cli import commands as cli
-from bfr_core.cli.commands import OPTIONS, build_parser, main, settings
+from bfr_core.cli import progress
+from bfr_core.cli.commands import build_parser, main
+from bfr_core.cli.flags import OPTIONS, settings_from
 from bfr_core.cli.inspection import inspect, inspect_picture
 from bfr_core.diffusion import prior
 from bfr_core.files.photos import read_image, write_image
@@ -178,7 +179,7 @@ def test_finetune_takes_targets_made_elsewhere(photos, tiny_restorer, tmp_path):
     [
         (["--restorer", "gone.pth"], "gone.pth"),
         (["--prior", "gone"], "gone"),
-        (["--sampler", "slow"], "sampler is 'slow'"),
+        (["--sampler", "slow"], "sampler.kind is 'slow'"),
         (["--factor", "5"], "factor is 5"),
         (["--eta", "2"], "eta is 2.0"),
         (["--micro-batch", "0"], "micro_batch is 0"),
@@ -212,8 +213,8 @@ def test_a_run_folder_that_is_a_file(tmp_path, photos, capsys):
 
 def test_every_option_names_a_setting_and_changes_it(tiny_restorer):
     parser, restorer = build_parser(), load_restorer()
-    for flag, (path, _) in OPTIONS.items():
-        default = settings(parser.parse_args(["adapt", "x", "--run", "y"]), restorer)
+    for flag, path in OPTIONS.items():
+        default = settings_from(parser.parse_args(["adapt", "x", "--run", "y"]), restorer)
         for part in path.split("."):
             default = getattr(default, part)
         other = {
@@ -231,7 +232,9 @@ def test_every_option_names_a_setting_and_changes_it(tiny_restorer):
             other = {bool: "", str: "other", int: "101", float: "0.25"}[type(default)]
         if flag == "--calls":
             other = "5"
-        value = settings(parser.parse_args(["adapt", "x", "--run", "y", flag, *([other] if other else [])]), restorer)
+        value = settings_from(
+            parser.parse_args(["adapt", "x", "--run", "y", flag, *([other] if other else [])]), restorer
+        )
         for part in path.split("."):
             value = getattr(value, part)
         assert value != default, flag
@@ -239,17 +242,19 @@ def test_every_option_names_a_setting_and_changes_it(tiny_restorer):
 
 def test_the_sampler_may_be_left_to_the_faces(tiny_restorer, capsys):
     parser, restorer = build_parser(), load_restorer(tiny_restorer)
-    read = settings(parser.parse_args(["adapt", "x", "--run", "y", "--start", "auto", "--factor", "4"]), restorer)
+    read = settings_from(parser.parse_args(["adapt", "x", "--run", "y", "--start", "auto", "--factor", "4"]), restorer)
     assert read.targets.search == ("t_start",) and read.targets.sampler.factor == 4
-    read = settings(parser.parse_args(["adapt", "x", "--run", "y", "--start", "auto", "--factor", "auto"]), restorer)
+    read = settings_from(
+        parser.parse_args(["adapt", "x", "--run", "y", "--start", "auto", "--factor", "auto"]), restorer
+    )
     assert read.targets.search == ("t_start", "factor")
-    assert settings(parser.parse_args(["adapt", "x", "--run", "y"]), restorer).targets.search == ()
+    assert settings_from(parser.parse_args(["adapt", "x", "--run", "y"]), restorer).targets.search == ()
 
 
 @pytest.mark.parametrize(("flag", "name"), [("--clean-level", "t_clean"), ("--target-detail", "detail")])
 def test_what_may_be_left_to_the_faces(tiny_restorer, flag, name, capsys):
     parser, restorer = build_parser(), load_restorer(tiny_restorer)
-    read = settings(parser.parse_args(["adapt", "x", "--run", "y", flag, "auto"]), restorer)
+    read = settings_from(parser.parse_args(["adapt", "x", "--run", "y", flag, "auto"]), restorer)
     assert getattr(read.targets, name) == "auto"
     with pytest.raises(SystemExit):
         parser.parse_args(["adapt", "x", "--run", "y", flag, "some"])
@@ -317,16 +322,16 @@ def test_restore_keeps_names_and_goes_on_after_a_bad_file(photos, tiny_restorer,
 
 def test_restore_goes_on_where_it_was_stopped_as_it_says(photos, tiny_restorer, tmp_path, capsys, monkeypatch):
     command = ["restore", str(photos), "--aligned", "--restorer", str(tiny_restorer), "--out", str(tmp_path / "out")]
-    real = cli.Bars.__call__
+    real = progress.Bars.__call__
 
     def cancelled(self, stage, step, total, detail):
         real(self, stage, step, total, detail)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.Bars, "__call__", cancelled)
+    monkeypatch.setattr(progress.Bars, "__call__", cancelled)
     assert main(command) == 130
     assert "cancelled; the same command goes on where this one stopped" in capsys.readouterr().err
-    monkeypatch.setattr(cli.Bars, "__call__", real)
+    monkeypatch.setattr(progress.Bars, "__call__", real)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.png")}
     assert before and main([*command, "--json"]) == 0
     said = capsys.readouterr()
@@ -342,7 +347,7 @@ def test_a_command_that_does_not_go_on_does_not_say_so(photos, tmp_path, capsys,
     def cancelled(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.Bars, "__call__", cancelled)
+    monkeypatch.setattr(progress.Bars, "__call__", cancelled)
     assert main(["tone", str(photos), "--out", str(tmp_path / "out")]) == 130
     assert "the same command starts from the beginning" in capsys.readouterr().err
 
@@ -383,9 +388,9 @@ def test_degrade_records_what_it_drew(photos, tmp_path, capsys):
 
 def test_low_memory_stands_for_settings_and_gives_way_to_flags():
     parser, restorer = build_parser(), load_restorer()
-    low = settings(parser.parse_args(["adapt", "x", "--run", "y", "--low-memory"]), restorer).finetune
+    low = settings_from(parser.parse_args(["adapt", "x", "--run", "y", "--low-memory"]), restorer).finetune
     assert (low.trainable, low.recompute, low.micro_batch) == ("lora", True, 1)
-    given = settings(
+    given = settings_from(
         parser.parse_args(["adapt", "x", "--run", "y", "--low-memory", "--micro-batch", "2"]), restorer
     ).finetune
     assert (given.trainable, given.micro_batch) == ("lora", 2)

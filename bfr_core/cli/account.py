@@ -1,0 +1,84 @@
+"""The account of every file of a folder that a command gives: how each ended, and why."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files.kinds import LeftOutError, left_out_lines, without_name
+from ..files.ownership import claim_results
+from ..files.photos import printable
+
+log = logging.getLogger(__name__)
+
+DONE = {"done": "done", "failed": "failed", "left_out": "left out"}
+RESTORED = {
+    "restored": "restored",
+    "kept": "kept, made before in the same way",
+    "no_face": "copied as they are",
+    "failed": "failed",
+    "skipped": "there already",
+    "left_out": "left out",
+}
+FACES = {"used": "photos give faces", "no_face": "without a face", "failed": "failed", "left_out": "left out"}
+
+
+def prepare_results(photos: Path, out: Path) -> bool:
+    """Make `out` for what is made of `photos`; as `claim_results`. Raises ValueError if it is their own folder."""
+    if photos.resolve() == out.resolve():
+        raise ValueError(f"--out {printable(out)}: is the folder of the photos; choose another folder for the results")
+    return not photos.is_dir() or claim_results(out)
+
+
+def each_photo(
+    folder: Path, work: Callable[[Path, Path], dict[str, Any]], callback: Callable[[int, int, Any], None]
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]]]:
+    """What work(file, relative path) returns for every photo below `folder`, by relative path; and an account.
+
+    The account has photo, status ("done", "failed" or "left_out") and reason of every file below the folder. A photo
+    that cannot be read or written is logged and the others are done.
+    """
+    from ..files.photos import look_through
+
+    photos, left_out = look_through(folder)
+    done: dict[str, dict[str, Any]] = {}
+    files = [{"photo": path.as_posix(), "status": "left_out", "reason": reason} for path, reason in left_out.items()]
+    for step, file in enumerate(photos):
+        relative = file.relative_to(folder)
+        name, reason, status = relative.as_posix(), "", "done"
+        try:
+            done[name] = work(file, relative)
+        except (ValueError, OSError) as error:
+            reason = without_name(without_name(str(error), printable(relative)), printable(file.name))
+            status = "left_out" if isinstance(error, LeftOutError) else "failed"
+            if status == "failed":
+                log.warning("%s: %s", printable(name), reason)
+        files.append({"photo": name, "status": status, "reason": reason})
+        callback(step + 1, len(photos), None)
+    return done, sorted(files, key=lambda line: Path(line["photo"]).parts)
+
+
+def account(files: Sequence[dict[str, str]], words: dict[str, str], end: str) -> None:
+    """Say how many of the files ended how, and name those that were left out."""
+    counts = Counter(file["status"] for file in files)
+    left_out = {printable(f["photo"]): printable(f["reason"]) for f in files if f["status"] == "left_out"}
+    for line in left_out_lines(left_out):
+        print(line, file=sys.stderr)
+    said = ", ".join(f"{counts[status]} {word}" for status, word in words.items() if counts[status])
+    print(f"{said}; {end}", file=sys.stderr)
+
+
+def problems_of(files: Sequence[dict[str, str]]) -> list[str]:
+    """The files with a reason, a line each."""
+    return [f"{printable(file['photo'])}: {file['reason']}" for file in files if file["reason"]]
+
+
+def faces_said(faces: Any) -> list[dict[str, str]]:
+    """The account of the photos that a `FaceSet` comes from; said, too."""
+    files = faces.account()
+    account(files, FACES, f"{len(faces)} faces in {printable(faces.folder)}")
+    return files

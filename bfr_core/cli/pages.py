@@ -1,0 +1,40 @@
+"""The command that serves the web page."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from .flags import MAIN, Commands
+from .progress import Bars
+
+
+def ui(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from ..web.gradio_page import serve
+
+    page, server, address = serve(args.runs, args.allow, args.port, args.listen, args.auth)
+    try:
+        print(f"the page is at {address} (Ctrl-C ends it; runs go on from there next time)", file=sys.stderr)
+        while True:
+            time.sleep(0.2)
+            bars.cancel.check()
+    finally:
+        page.jobs.stop_all()
+        server.close()
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands of this family."""
+    sub = commands.add(ui, "The web page, for this machine only unless told otherwise.", group=MAIN, goes_on=True)
+    sub.add_argument(
+        "--runs", type=Path, default=Path("bfr_runs"), metavar="DIR", help="where runs are kept (bfr_runs)"
+    )
+    text = "folder that may be named on the page, with all below it; may be given several times"
+    sub.add_argument("--allow", type=Path, action="append", default=[], metavar="DIR", help=text)
+    sub.add_argument("--port", type=int, default=7860, help="(7860)")
+    sub.add_argument("--listen", action="store_true", help="answer other machines, too")
+    text = "file with lines user:password who may use it; or set BFR_UI_AUTH to one such line"
+    sub.add_argument("--auth", type=Path, metavar="FILE", help=text)

@@ -1,0 +1,71 @@
+"""What a long command shows and how it is cancelled: progress bars, log lines above them, Ctrl-C."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from tqdm import tqdm
+
+
+class AboveTheBar(logging.Handler):
+    """Log lines of their own, where a progress bar is on the last line of the terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+class Cancel:
+    """Ctrl-C lets the step under way finish, so that what is saved is whole; a second Ctrl-C stops at once."""
+
+    def __enter__(self) -> Cancel:
+        self.asked = False
+        try:
+            self.previous = signal.signal(signal.SIGINT, self._ask)
+        except ValueError:  # not in the main thread: the caller cancels by itself
+            self.previous = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.previous is not None:
+            signal.signal(signal.SIGINT, self.previous)
+
+    def _ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def check(self) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+
+
+class Bars:
+    """A progress bar with the time left for each stage; the callback of every long command."""
+
+    def __init__(self, cancel: Cancel) -> None:
+        self.cancel, self.stage, self.bar = cancel, "", tqdm(disable=True)
+
+    def __call__(self, stage: str, step: int, total: int, detail: Any) -> None:
+        if stage != self.stage:
+            self.bar.close()
+            self.stage = stage
+            # Nobody has timed what came before the first call; the speed is that of what comes after it.
+            self.bar = tqdm(desc=f"{stage:<9}", total=total, initial=step, mininterval=0.5, file=sys.stderr)
+        self.bar.update(step - self.bar.n)
+        if step >= total:
+            self.bar.close()
+        if stage == "forecast" and detail is not None:
+            print("\n".join(detail.lines()), file=sys.stderr)
+        self.cancel.check()
+
+    def close(self) -> None:
+        """End the bar, so that what is printed next has a line of its own."""
+        self.bar.close()
+
+    def named(self, stage: str) -> Callable[[int, int, Any], None]:
+        """This callback for a function that has one stage only."""
+        return lambda step, total, detail: self(stage, step, total, detail)

@@ -1,0 +1,140 @@
+"""The commands that make or read results: restore, tone, export, inspect."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ..device import choose_device
+from ..files.ownership import free_place, note_result
+from ..files.photos import printable
+from .account import DONE, RESTORED, account, each_photo, prepare_results, problems_of
+from .flags import MAIN, STAGES, Commands, add_restore_flags, on_device, restore_config
+from .progress import Bars
+
+log = logging.getLogger(__name__)
+
+
+def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from ..restoration.restore import restore_folder
+    from ..restorers import load_restorer
+    from ..restorers.codeformer import with_fidelity
+
+    config = restore_config(args)
+    restorer = load_restorer(args.restorer).to(choose_device(args.device))
+    if args.fidelity is not None:
+        restorer = with_fidelity(restorer, args.fidelity)
+        if getattr(restorer, "fidelity_weight", None) is None:
+            log.warning("--fidelity %s: %s has none, and is used as it is", args.fidelity, printable(restorer.name))
+    result = restore_folder(
+        args.photos,
+        args.out,
+        restorer,
+        config,
+        aligned=args.aligned,
+        skip_existing=args.skip_existing,
+        again=args.again,
+        strip_gps=args.strip_gps,
+        callback=bars.named("restore"),
+    )
+    counts = {status: result.count(status) for status in RESTORED}
+    files = [
+        {"photo": f.path.as_posix(), "status": f.status, "reason": "; ".join(filter(None, (f.reason, *f.notes)))}
+        for f in result.files
+    ]
+    account(files, RESTORED, f"results in {printable(args.out)}")
+    problems = [{"photo": f["photo"], "reason": f["reason"]} for f in files if f["reason"]]
+    served = {f.path.as_posix(): list(f.served) for f in result.files if f.served}
+    if served:
+        faces = Counter(by for of_photo in served.values() for by in of_photo)
+        print("; ".join(f"{by}: {count} faces" for by, count in sorted(faces.items())), file=sys.stderr)
+    times = {"seconds": round(result.seconds, 2), "network_seconds": round(result.network_seconds, 2)}
+    return counts | times | {"files": files, "problems": problems} | ({"served_by": served} if served else {})
+
+
+def tone(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from dataclasses import replace as with_changes
+
+    from ..damage.tone import read_tone, with_tone
+    from ..files.photos import read_photo, write_photo
+    from ..files.records import write_json
+
+    def one(file: Path, relative: Path) -> dict[str, Any]:
+        photo = read_photo(file)
+        found = read_tone(photo.pixels, args.strength)
+        place = free_place(args.out / relative)
+        write_photo(place, with_changes(photo, pixels=with_tone(photo.pixels, found)))
+        if not alone:
+            note_result(place)
+        return found._asdict()
+
+    alone = prepare_results(args.photos, args.out)
+    lines, files = each_photo(args.photos, one, bars.named("tone"))
+    if lines:
+        write_json(free_place(args.out / "tone.json"), {"strength": args.strength, "photos": lines})
+    account(files, DONE, f"results in {printable(args.out)}")
+    return {"photos": len(lines), "files": files, "problems": problems_of(files)}
+
+
+def export(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from ..restorers import export_pth, load_restorer, save_restorer
+
+    restorer = load_restorer(args.file)
+    if args.out.suffix not in (".pth", ".safetensors"):
+        raise ValueError(f"--out {printable(args.out)}: must end in .pth or .safetensors")
+    place = free_place(args.out)
+    if place.suffix == ".pth":
+        export_pth(place, restorer)
+    else:
+        save_restorer(place, restorer, restorer.metadata)
+    print(f"restorer: {printable(place)}, licence: {printable(restorer.licence)}", file=sys.stderr)
+    return {"restorer": str(place), "licence": restorer.licence}
+
+
+def inspect(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from .inspection import inspect as look
+    from .inspection import inspect_picture, is_picture
+
+    found = inspect_picture(args.file) if is_picture(args.file) else look(args.file)
+    print("\n".join(map(printable, found.lines())), file=sys.stderr if args.json else sys.stdout)
+    return asdict(found)
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands of this family."""
+    sub = on_device(commands.add(restore, "Restore the faces of a folder of photos.", group=MAIN, goes_on=True))
+    sub.add_argument("photos", type=Path, metavar="PHOTOS")
+    sub.add_argument("--restorer", default="embedded", metavar="FILE", help="an adapted restorer, or any other")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="results, under the photos' own names")
+    sub.add_argument("--aligned", action="store_true", help="the photos are aligned square faces already")
+    text = "leave results alone that are there already, whatever they were made with"
+    sub.add_argument("--skip-existing", action="store_true", help=text)
+    text = "make all results anew; otherwise those made before from the same photo in the same way are kept"
+    sub.add_argument("--again", action="store_true", help=text)
+    text = "CodeFormer's fidelity_weight: 0 cleaner, 1 closer to the photo (0.5); other restorers have none"
+    sub.add_argument("--fidelity", type=float, metavar="FLOAT", help=text)
+    text = "leave out where the photos were taken; those without faces are then written anew, not copied"
+    sub.add_argument("--strip-gps", action="store_true", help=text)
+    add_restore_flags(sub)
+    sub = commands.add(export, "Write a restorer whole, under its base's own names, for other programs.", group=STAGES)
+    sub.add_argument("file", metavar="FILE", help="a restorer, or a file of low-rank changes whose base is here")
+    text = "NAME.pth for ReActor and facerestore_cf, which read only that, or NAME.safetensors"
+    sub.add_argument("--out", type=Path, required=True, metavar="NAME", help=text)
+    sub = commands.add(
+        inspect,
+        "What a restored picture, or a restorer, says of itself; may the restorer be used commercially?",
+        group=MAIN,
+    )
+    sub.add_argument("file", metavar="FILE")
+    sub = commands.add(
+        tone, "Undo fading and yellowing, before faces are restored; nothing else is changed.", group=STAGES
+    )
+    sub.add_argument("photos", type=Path, metavar="PHOTOS")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="results, and tone.json: what was done")
+    sub.add_argument("--strength", type=float, default=1.0, help="0 nothing to 1 all of it (1)")

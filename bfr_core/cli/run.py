@@ -1,0 +1,228 @@
+"""The commands that adapt a restorer, whole or stage by stage, and the list of their settings."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from ..files.photos import printable
+from ..settings import Setting, settings_of
+from .account import faces_said
+from .flags import (
+    ALBUM_FLAGS,
+    FACE_FLAGS,
+    GATE_FLAGS,
+    MAIN,
+    SOURCES,
+    STAGES,
+    TARGET_FLAGS,
+    TUNE_FLAGS,
+    Commands,
+    all_settings,
+    base_restorer,
+    by_recipe,
+    on_device,
+    settings_from,
+    tunes,
+    with_run,
+)
+from .progress import Bars
+
+
+def adapt(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from ..adaptation.adapt import adapt as run_adaptation
+    from ..adaptation.forecast import tell_before
+
+    base = base_restorer(args)
+    config = settings_from(args, base)
+    if args.first_look:
+        return _first_look(args, config, base, bars)
+    if args.mixed:
+        return _adapt_mixed(args, config, base, bars)
+    before = tell_before(bars)
+    result = run_adaptation(args.photos, args.run, config, bars, str(base.device), base, before=before)
+    return _tuned(result, args.export_pth)
+
+
+def _first_look(args: argparse.Namespace, config: Any, base: Any, bars: Bars) -> dict[str, Any]:
+    from ..adaptation.first_look import first_look
+    from ..adaptation.run import Run
+
+    look = first_look(args.photos, Run(args.run), config, bars, str(base.device), base)
+    print(f"look at it: {look.run.report}\n{look.said}", file=sys.stderr)
+    print("\n".join(look.forecast.lines()), file=sys.stderr)
+    return {"report": str(look.run.report), "steps": look.steps, "forecast": look.forecast.as_record()}
+
+
+def _adapt_mixed(args: argparse.Namespace, config: Any, base: Any, bars: Bars) -> dict[str, Any]:
+    from ..adaptation.faces import faces_of
+    from ..adaptation.forecast import tell_before
+    from ..adaptation.per_damage import adapt_mixed
+    from ..restorers import export_pth, load_restorer
+
+    result = adapt_mixed(args.photos, args.run, config, bars, str(base.device), base, tell_before(bars))
+    if result.whole:
+        return _tuned(result.whole, args.export_pth)
+    for group in result.groups if args.export_pth else ():
+        own = load_restorer(group.run.restorer)
+        export_pth(group.run.exported(own.architecture), own)
+    print(f"restorer: {result.run.groups}\nreport:   {result.run.report}", file=sys.stderr)
+    print("\n".join(result.lines()), file=sys.stderr)
+    return {
+        "restorer": str(result.run.groups),
+        "report": str(result.run.report),
+        "verdict": result.verdict,
+        "groups": [{"faces": len(g.names), "verdict": g.judgement.verdict} for g in result.groups],
+        "left_to_base": len(result.left),
+        "files": faces_said(faces_of(result.run)),
+    }
+
+
+def _tuned(result: Any, pth: bool) -> dict[str, Any]:
+    from ..reports.html import VERDICTS
+    from ..restorers import export_pth, load_restorer
+
+    run, progress = result.run, result.progress
+    if pth:
+        export_pth(run.exported(result.restorer.architecture), load_restorer(run.restorer))
+    print(f"restorer: {run.restorer}\nreport:   {run.report}", file=sys.stderr)
+    print(f"{VERDICTS[result.judgement.verdict].lower()}: {result.judgement.sentence}", file=sys.stderr)
+    return {
+        "restorer": str(run.restorer),
+        "report": str(run.report),
+        "steps": progress.step,
+        "best_step": progress.best_step,
+        "notes": progress.notes,
+        "verdict": result.judgement.verdict,
+        "verdict_sentence": result.judgement.sentence,
+        "files": faces_said(result.faces),
+    }
+
+
+def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from ..adaptation.faces import collect_faces
+    from ..adaptation.run import Run
+
+    base = base_restorer(args)
+    config = settings_from(args, base)
+    run = Run(args.run)
+    size = args.size or base.size
+    with run.locked():
+        found = collect_faces(args.photos, run, size, config.faces, bars, base.device)
+    return {"faces": len(found), "files": faces_said(found), "problems": found.problems}
+
+
+def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from ..adaptation.faces import faces_of
+    from ..adaptation.run import Run
+    from ..adaptation.target_stage import make_targets
+    from ..diffusion.prior import load_prior
+
+    restorer = base_restorer(args)
+    config = settings_from(args, restorer)
+    run = Run(args.run)
+    with run.locked():
+        found = faces_of(run)
+        prior = load_prior(config.prior).to(restorer.device)
+        files, _ = make_targets(run, found, restorer, prior, config, bars)
+    print(f"{len(files)} pseudo targets in {run.targets}, {len(found) - len(files)} refused", file=sys.stderr)
+    return {"targets": len(files), "refused": len(found) - len(files)}
+
+
+def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from ..adaptation.adapt import learn
+    from ..adaptation.faces import collect_faces, faces_of
+    from ..adaptation.good_faces import Examples, with_real_faces
+    from ..adaptation.run import Run
+    from ..adaptation.target_stage import check_given, made_targets, match_targets
+    from ..diffusion.prior import load_prior
+
+    base = base_restorer(args)
+    config = settings_from(args, base)
+    run = Run(args.run)
+    prior = load_prior(config.prior) if config.finetune.perceptual else None
+    with run.locked():
+        if args.photos:
+            found = collect_faces(args.photos, run, base.size, config.faces, bars, base.device)
+        else:
+            found = faces_of(run)
+        if args.targets:
+            files, made_from = check_given(run, found, match_targets(found, args.targets), config.gate, bars)
+        else:
+            files, made_from = made_targets(run, found)
+        good = with_real_faces(run, Examples(), base.size, config, bars)
+        result = learn(run, found, files, made_from, base, config.finetune, prior, bars, good=good)
+    return _tuned(result, args.export_pth)
+
+
+def settings(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    """Every setting, or those in whose path or meaning the word stands."""
+    found = {heading: settings_about(config, args.word) for heading, config in all_settings().items()}
+    if not any(found.values()):
+        raise ValueError(f"settings {printable(args.word)}: no setting has this word; 'bfr settings' lists them all")
+    for heading, known in found.items():
+        if known and not args.json:
+            print(f"{heading}\n\n" + "\n".join(line for one in known for line in setting_lines(one)))
+    listed = [
+        {
+            "command": heading.split(":")[0],
+            "path": one.path,
+            "default": one.default,
+            "unit": one.unit,
+            "allowed": one.range_text,
+            "meaning": one.meaning,
+        }
+        for heading, known in found.items()
+        for one in known
+    ]
+    return {"settings": listed}
+
+
+def settings_about(config: Any, word: str) -> list[Setting]:
+    """The settings of `config` in whose path or meaning `word` stands."""
+    word = word.lower()
+    return [one for one in settings_of(config) if word in one.path.lower() or word in one.meaning.lower()]
+
+
+def setting_lines(one: Setting) -> list[str]:
+    """A setting for a terminal: path, default and what is allowed on a line, its meaning below."""
+    unit = f" {one.unit}" if one.unit else ""
+    allowed = f"  [{one.range_text}]" if one.range_text else ""
+    return [
+        f"{one.path}={one.default_text}{unit}{allowed}",
+        *textwrap.wrap(one.meaning, 96, initial_indent="    ", subsequent_indent="    "),
+    ]
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands of this family."""
+    every = (*FACE_FLAGS, *SOURCES, *TARGET_FLAGS, *GATE_FLAGS, *ALBUM_FLAGS, *TUNE_FLAGS)
+    text = "Photos in, adapted restorer out; run again, it goes on where it was."
+    sub = commands.add(adapt, text, *every, group=MAIN, goes_on=True)
+    tunes(with_run(by_recipe(sub)))
+    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of damaged photos")
+    text = "find groups of faces that share a damage, and adapt to each by itself; writes groups.safetensors"
+    sub.add_argument("--mixed", action="store_true", help=text)
+    text = "adapt to three faces for about two minutes, show them before and after, say how long it all will take, stop"
+    sub.add_argument("--first-look", action="store_true", help=text)
+    sub = commands.add(
+        faces, "Find and align the faces of a folder.", *FACE_FLAGS, "--restorer", group=STAGES, goes_on=True
+    )
+    with_run(sub)
+    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of photos")
+    sub.add_argument("--size", type=int, help="side of the crops (the restorer's)")
+    text = "Draw pseudo targets for the faces of a run, and refuse those that are not fit."
+    flags = (*SOURCES, *TARGET_FLAGS, *GATE_FLAGS, "--precision")
+    on_device(with_run(by_recipe(commands.add(targets, text, *flags, group=STAGES, goes_on=True))))
+    flags = (*FACE_FLAGS, *SOURCES, *GATE_FLAGS, "--real", *TUNE_FLAGS)
+    sub = commands.add(finetune, "Tune the restorer on a run's faces.", *flags, group=STAGES, goes_on=True)
+    tunes(with_run(by_recipe(sub)))
+    sub.add_argument(
+        "photos", type=Path, nargs="?", metavar="PHOTOS", help="folder of photos, if the run has no faces yet"
+    )
+    sub.add_argument("--targets", type=Path, metavar="DIR", help="targets made by anything else, named like the faces")
+    sub = commands.add(settings, "List every setting that --set changes, or those about a word.", group=MAIN)
+    sub.add_argument("word", nargs="?", default="", metavar="WORD", help="part of a setting's path or meaning")

@@ -1,0 +1,260 @@
+"""The commands that only study the method: damages, measures, tables, votes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..device import choose_device
+from ..files.ownership import free_place, note_result
+from ..files.photos import printable
+from .account import DONE, account, each_photo, prepare_results, problems_of
+from .flags import (
+    FACE_FLAGS,
+    SOURCES,
+    STUDIES,
+    TARGET_FLAGS,
+    TUNE_FLAGS,
+    Commands,
+    base_restorer,
+    on_device,
+    or_auto,
+    settings_from,
+)
+from .progress import Bars
+
+GRID_FLAGS = ("--factor", "--start", "--constrain-end", "--clean-level")
+GRID_TEXT = {
+    "--factors": "values of N: the low band is what survives shrinking by N",
+    "--starts": "values of K: level the face is noised to",
+    "--ends": "values of L: last level at which the low band is held",
+    "--clean-levels": "levels at which the prior cleans the face before it is restored (0: not, the default; auto)",
+}
+REFERENCE_TEXT = "of FID: statistics of a reference set (.npz: mu, sigma; .pth: mean, cov), or a folder of faces"
+
+
+def demo(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from ..studies.demo import demo as run_demo
+    from ..studies.demo import read_table
+
+    page = run_demo(args.run, bars)
+    print(read_table(args.run), file=sys.stderr)
+    print(f"\nLook at it: {page}", file=sys.stderr)
+    return {"report": str(page)}
+
+
+def degrade(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from ..damage.synthetic import degrade as damage
+    from ..files.photos import read_image, write_image
+    from ..files.records import write_json
+    from ..randomness import keyed_generator
+
+    def one(file: Path, relative: Path) -> dict[str, Any]:
+        key = keyed_generator(args.seed, args.kind, relative.as_posix())
+        result = damage(read_image(file)[None], args.kind, key, args.strength)
+        place = free_place(args.out / relative.parent / f"{relative.name}.png")
+        write_image(place, result.lq[0])
+        if not alone:
+            note_result(place)
+        return result.parameters[0]
+
+    alone = prepare_results(args.photos, args.out)
+    drawn, files = each_photo(args.photos, one, bars.named("degrade"))
+    if drawn:
+        made = {"kind": args.kind, "seed": args.seed, "strength": args.strength, "images": drawn}
+        write_json(free_place(args.out / "degrade.json"), made)
+    account(files, DONE, f"results in {printable(args.out)}")
+    return {"images": len(drawn), "files": files, "problems": problems_of(files)}
+
+
+def evaluate(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from ..studies.evaluate import as_dict, format_table, write_csv, write_plot
+    from ..studies.evaluate import evaluate as compare
+
+    result = compare(
+        args.restored,
+        args.clean,
+        args.lq,
+        factor=args.factor,
+        callback=bars.named("evaluate"),
+        reference=args.reference_set,
+    )
+    if args.csv:
+        write_csv(free_place(args.csv), result)
+    if args.plot:
+        place = free_place(args.plot)
+        write_plot(place, result)
+        note_result(place)
+    print(format_table(result), file=sys.stderr if args.json else sys.stdout)
+    return as_dict(result)
+
+
+def ablate(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from ..diffusion.prior import load_prior
+    from ..studies.ablation import Grid, ablate, as_table
+
+    restorer = base_restorer(args)
+    config = settings_from(args, restorer)
+    prior = load_prior(config.prior).to(restorer.device)
+    grid = Grid(tuple(args.factors), tuple(args.starts), tuple(args.ends), tuple(args.clean_levels))
+    cells = ablate(
+        args.lq, args.clean, args.out, restorer, prior, config, grid, args.tune, args.limit, bars.named("ablate")
+    )
+    print(as_table(cells), file=sys.stderr if args.json else sys.stdout)
+    return {"cells": cells}
+
+
+def bench(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from ..damage.camera import published_kind
+    from ..diffusion.prior import load_prior
+    from ..studies.paper_table import SETS, as_dict, bench_paper, format_table
+
+    names = [name for name, of in SETS.items() if published_kind(*of, "ratio") in args.sets]
+    restorer = base_restorer(args)
+    config = settings_from(args, restorer)
+    prior = load_prior(config.prior).to(restorer.device)
+    table = bench_paper(
+        args.hq,
+        args.out,
+        restorer,
+        prior,
+        config,
+        names,
+        args.faces,
+        args.groups,
+        bars,
+        reading=args.reading,
+        split=args.split,
+        reference=args.reference_set,
+        with_published=args.published,
+    )
+    print(format_table(table), file=sys.stderr if args.json else sys.stdout)
+    return as_dict(table)
+
+
+def verify_real(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from ..studies.verification import verify_real as check
+
+    page, findings = check(args.out, str(choose_device(args.device)), bars.named("verify"))
+    failed = [f.name for f in findings if f.failed]
+    print(f"{len(findings)} checks, {len(failed)} failed; attach to an issue: {page}", file=sys.stderr)
+    return {"report": str(page), "failed": failed}
+
+
+def vote(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from ..studies.vote import make_ballot
+
+    page = make_ballot(args.photos, args.a, args.b, args.out, args.seed or 0, args.most)
+    key = page.with_name(page.stem.replace("vote", "key") + ".json")
+    print(f"pass round: {page}\nkeep:       {key} (which side is A; count with 'bfr tally')", file=sys.stderr)
+    return {"page": str(page), "key": str(key)}
+
+
+def tally(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from ..studies.vote import tally as count
+
+    result = count(args.key, args.votes)
+    print(result.sentence(), file=sys.stderr if args.json else sys.stdout)
+    return asdict(result)
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands of this family."""
+    from ..damage.camera import READINGS, published_kind
+    from ..damage.synthetic import DAMAGES
+    from ..studies.paper_table import SETS, SPLITS
+
+    sub = commands.add(
+        demo,
+        "See it work on embedded models: faces that were drawn, and two real photographs.",
+        group=STUDIES,
+        goes_on=True,
+    )
+    sub.add_argument("--run", type=Path, default=Path("demo_run"), metavar="DIR", help="where it works (demo_run)")
+    sub = commands.add(degrade, "Damage clean photos, for trials.", group=STUDIES)
+    sub.add_argument("photos", type=Path, metavar="PHOTOS")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR")
+    sub.add_argument("--kind", required=True, help=f"one of {', '.join(DAMAGES)}")
+    sub.add_argument("--strength", type=float, default=1.0)
+    sub.add_argument("--seed", type=int, default=0)
+    text = "Every combination of low-pass factor, start and constraint end, measured against clean copies."
+    sub = on_device(
+        commands.add(
+            ablate,
+            text,
+            *SOURCES,
+            *(f for f in TARGET_FLAGS + TUNE_FLAGS if f not in GRID_FLAGS),
+            group=STUDIES,
+            goes_on=True,
+        )
+    )
+    sub.add_argument("lq", type=Path, metavar="LQ", help="folder of aligned damaged faces")
+    sub.add_argument("--clean", type=Path, required=True, metavar="DIR", help="the same faces, clean")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="ablation.json, which it goes on from")
+    for flag, text in GRID_TEXT.items():
+        kind = or_auto(int) if flag == "--clean-levels" else int
+        sub.add_argument(flag, type=kind, nargs="+", required=flag != "--clean-levels", default=[0], help=text)
+    sub.add_argument("--limit", type=int, default=64, help="faces used at most (64)")
+    sub.add_argument("--tune", action="store_true", help="also tune on half of the faces, measure on the other half")
+    sub.add_argument("--seed", type=int, metavar="N", help="of every random draw (0)")
+    text = "Make the paper's synthetic sets from clean faces, run base, controls, adapted and oracle, print its table."
+    sub = on_device(
+        commands.add(bench, text, *FACE_FLAGS, *SOURCES, *TARGET_FLAGS, *TUNE_FLAGS, group=STUDIES, goes_on=True)
+    )
+    sub.add_argument("table", choices=("paper",), help="arXiv:2410.04618")
+    sub.add_argument("--hq", type=Path, required=True, metavar="DIR", help="clean photos; with --aligned, faces")
+    sub.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="tables, pictures, and what it goes on from"
+    )
+    kinds = [published_kind(*of, "ratio") for of in SETS.values()]
+    text = f"some of {', '.join(kinds)} (all)"
+    sub.add_argument("--sets", nargs="+", choices=kinds, default=kinds, metavar="SET", help=text)
+    text = (
+        "how faces that are not 512 pixels wide are shrunk: ratio, by as much as the published ones; pixels, to as many"
+    )
+    sub.add_argument("--reading", choices=tuple(READINGS), default="ratio", help=f"{text} pixels of the face (ratio)")
+    sub.add_argument("--faces", type=int, default=200, metavar="N", help="faces used at most, drawn by lot (200)")
+    text = "also tune by the published recipe: as many steps as ours, without LPIPS where its file is not here"
+    sub.add_argument("--published", action="store_true", help=text)
+    text = "halves of the faces, or published: 2,500 to adapt to and 500 to measure on, always the same (halves)"
+    sub.add_argument("--split", choices=SPLITS, default="halves", help=text)
+    sub.add_argument("--reference-set", type=Path, metavar="FILE", help=REFERENCE_TEXT)
+    text = "CSV file with the columns name (of a photo or face) and group, for gains by group of people"
+    sub.add_argument("--groups", type=Path, metavar="FILE", help=text)
+    sub.add_argument("--seed", type=int, metavar="N", help="of every random draw (0)")
+    sub = on_device(
+        commands.add(
+            verify_real, "Check the published weights that are here, and write a report to share.", group=STUDIES
+        )
+    )
+    sub.add_argument("--out", type=Path, default=Path("verify_real"), metavar="DIR", help="where the report goes")
+    sub = commands.add(
+        vote, "Make a page on which people choose blindly between two sets of restored photos.", group=STUDIES
+    )
+    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="the damaged photos")
+    sub.add_argument("--a", type=Path, required=True, metavar="DIR", help="one set of results, named like the photos")
+    sub.add_argument("--b", type=Path, required=True, metavar="DIR", help="the other set")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="vote.html and key.json")
+    sub.add_argument("--most", type=int, default=100, metavar="N", help="photos at most, drawn by lot (100)")
+    sub.add_argument("--seed", type=int, metavar="N", help="of order and sides (0)")
+    sub = commands.add(tally, "Count the votes that people sent back.", group=STUDIES)
+    sub.add_argument("key", type=Path, metavar="KEY", help="the vote's key.json")
+    sub.add_argument("votes", type=Path, nargs="+", metavar="VOTES", help="files that voters saved")
+    sub = commands.add(
+        evaluate, "Measure restored faces: against clean ones of the same names, or without such.", group=STUDIES
+    )
+    sub.add_argument("restored", type=Path, metavar="RESTORED")
+    text = "clean faces of the same names; without them, what needs no truth is measured"
+    sub.add_argument("--clean", type=Path, metavar="DIR", help=text)
+    text = (
+        "for FID: statistics of a reference set (.npz with mu and sigma, .pth with mean and cov), or a folder of faces"
+    )
+    sub.add_argument("--reference-set", type=Path, metavar="FILE", help=text)
+    sub.add_argument("--lq", type=Path, metavar="DIR", help="the damaged faces, for a row of their own")
+    sub.add_argument("--factor", type=int, default=8, help="of the low band that is compared with the damaged faces")
+    sub.add_argument("--csv", type=Path, metavar="FILE", help="write one line per face")
+    sub.add_argument("--plot", type=Path, metavar="FILE", help="draw means and intervals, as PNG")

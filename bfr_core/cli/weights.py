@@ -1,0 +1,61 @@
+"""The command for published weights."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..files.photos import printable
+from .flags import MAIN, Commands
+from .progress import Bars
+
+
+def weights(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from ..files.weights import ALSO, TABLE, fetch, find_entry, locate, search_folders, verify
+
+    if args.action in ("get", "convert") and not args.name:
+        raise ValueError(f"weights {args.action}: give a NAME; 'bfr weights list' shows them")
+    if args.action == "convert":
+        from ..diffusion.prior import convert_prior
+
+        if not args.out:
+            raise ValueError("weights convert: say with --out which folder the prior goes to")
+        print(f"prior: {convert_prior(args.name, args.out)}", file=sys.stderr)
+        return {"prior": str(args.out)}
+    entry = find_entry(args.name) if args.name else None
+    if args.name and entry is None:
+        raise ValueError(f"weights {args.name}: not in the table; 'bfr weights list' shows it")
+    if args.action == "get" and entry:
+        print(f"{entry.name}: {entry.what}\nlicence: {entry.licence}\nfrom {entry.url}", file=sys.stderr)
+        there = locate(entry.name)
+        if there and verify(entry, there) == "ok":
+            print(f"checked, and used where it lies: {printable(there)}", file=sys.stderr)
+            return {"path": str(there)}
+        fetched = fetch(entry, callback=lambda have, total: bars("fetch", have, total or have + 1, None))
+        print(f"checked: {fetched}", file=sys.stderr)
+        return {"path": str(fetched)}
+    rows = []
+    for one in (entry,) if entry else TABLE:
+        path = locate(one.name)
+        state = "not here" if path is None else verify(one, path) if args.action == "verify" else "here"
+        rows.append({"name": one.name, "state": state, "path": str(path or ""), "licence": one.licence})
+        print(f"{one.name:<32} {state:<10} {one.what}; {one.licence}{f'; {path}' if path else ''}", file=sys.stderr)
+    if args.action == "list":
+        print(f"looked for in: {', '.join(printable(folder) for folder in search_folders())}", file=sys.stderr)
+        print(f"other folders, of ComfyUI or WebUI for instance, may be named in {ALSO}, as in PATH", file=sys.stderr)
+    return {"weights": rows}
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands of this family."""
+    sub = commands.add(
+        weights,
+        "Published weights: what there is, what is here; fetched only with 'get'.",
+        group=MAIN,
+        goes_on=True,
+    )
+    sub.add_argument("action", choices=("list", "get", "verify", "convert"))
+    sub.add_argument("name", nargs="?", metavar="NAME", help="one of the list; for convert also a file")
+    sub.add_argument("--out", type=Path, metavar="FOLDER", help="of convert: where the prior goes")
