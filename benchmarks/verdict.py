@@ -45,7 +45,7 @@ from bfr_core.adaptation.verdict import (
     Trial,
     decide,
     gather,
-    load_usual,
+    load_face_statistics,
     look_at,
 )
 from bfr_core.faces.landmarks import load_landmark_net
@@ -93,7 +93,7 @@ class Lab:
         adapt_hq, hq = held_out_faces(portraits)
         self.adapt_hq, self.hq = adapt_hq[:FOLDER], hq[:MEASURED]
         self.restorer, self.prior, self.net = load_restorer(), load_prior(), load_landmark_net()
-        self.usual = load_usual()
+        self.statistics = load_face_statistics()
 
     def folder(self, run: Run, damage: str = "") -> Tensor:
         return damaged(self.adapt_hq, damage or run.damage, run.seed, f"folder {run.strength}", run.strength)
@@ -205,12 +205,12 @@ def run_one(lab: Lab, run: Run, lq: Tensor, targets: Tensor, work: Path) -> dict
         save_restorer(file, tuned(lab.restorer, case.lq[JUDGED:], case.targets[JUDGED:], config), {})
     adapted = load_restorer(file)
     measured = damaged(lab.hq, run.damage, run.seed, "measure", run.strength)
-    evidence: dict[str, Any] = {"targets": numbers(look_at(judged[1], judged[0], lab.usual, lab.net))}
-    trial = Trial.of(judged[0], restored_by(adapted, judged[0]), lab.usual)
+    evidence: dict[str, Any] = {"targets": numbers(look_at(judged[1], judged[0], lab.statistics, lab.net))}
+    trial = Trial.of(judged[0], restored_by(adapted, judged[0]), lab.statistics)
     truth = {}
     for who, restorer in (("base", lab.restorer), ("tuned", adapted)):
         restore = partial(restored_by, restorer)
-        cues: Cues = gather(restore, *judged, trial, lab.usual, lab.net)
+        cues: Cues = gather(restore, *judged, trial, lab.statistics, lab.net)
         evidence[who] = numbers(cues)
         values = face_measures(restore(measured), lab.hq, TRUTH)
         truth[who] = {name: numbers(values[name]) for name in TRUTH}

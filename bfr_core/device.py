@@ -18,12 +18,12 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager:
-    """A context in which networks run in `precision`, whatever is around it; "auto" is as `usual_precision` says.
+    """A context in which networks run in `precision`, whatever is around it; "auto" is as `default_precision` says.
 
     Raises ValueError for another name, and for bfloat16 where PyTorch cannot switch a network to it.
     """
     if check_precision(precision) == "auto":
-        precision = usual_precision(device)
+        precision = default_precision(device)
     if precision == "float32":
         return full_precision(device)
     if not has_autocast(device):
@@ -49,7 +49,7 @@ def check_precision(precision: Precision) -> Precision:
     return precision
 
 
-def usual_precision(device: torch.device) -> Precision:
+def default_precision(device: torch.device) -> Precision:
     """What "auto" means on this device, by its hardware alone: bfloat16 where it is native, else float32."""
     return "bfloat16" if has_bfloat16(device) else "float32"
 

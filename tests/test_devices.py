@@ -30,10 +30,10 @@ from bfr_core.adaptation.run import Run
 from bfr_core.adaptation.target_checks import at_checked_size, look_at
 from bfr_core.adaptation.targets import TargetConfig, make_pseudo_targets
 from bfr_core.adaptation.tuning import judged_on_faces, perceptual_term
-from bfr_core.adaptation.verdict import load_usual
+from bfr_core.adaptation.verdict import load_face_statistics
 from bfr_core.damage.groups import FEATURES, DamageGroups
 from bfr_core.damage.transplant import damage_filter, filtered, transplanted, without_sharpening
-from bfr_core.device import autocast, choose_device, full_precision, has_bfloat16, usual_precision
+from bfr_core.device import autocast, choose_device, default_precision, full_precision, has_bfloat16
 from bfr_core.diffusion.low_pass import low_pass, low_pass_operator
 from bfr_core.diffusion.noise_level import estimate_noise_level
 from bfr_core.diffusion.prior import Prior, load_prior
@@ -229,7 +229,7 @@ def test_targets_are_made_on_the_device(device: torch.device, on_device: tuple[R
 
 def test_the_detectors_network_runs_on_the_device(device: torch.device) -> None:
     """And finds the same as on the CPU."""
-    photo = F.interpolate(load_usual().drawn[:1], (180, 180), mode="bicubic", antialias=True).clamp(0, 1)
+    photo = F.interpolate(load_face_statistics().drawn[:1], (180, 180), mode="bicubic", antialias=True).clamp(0, 1)
     photo = F.pad(photo, (40, 60, 30, 50), mode="replicate")[0]
     there, here = (
         EmbeddedDetector(load_landmark_net(device=d), load_scan_net(device=d)) for d in (device, torch.device("cpu"))
@@ -590,7 +590,7 @@ def test_bfloat16_of_a_card_that_emulates_it_does_not_count(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "hip", None)
     assert has_bfloat16(torch.device("cuda")) is native
-    assert usual_precision(torch.device("cuda")) == ("bfloat16" if native else "float32")
+    assert default_precision(torch.device("cuda")) == ("bfloat16" if native else "float32")
 
 
 @pytest.mark.parametrize("asked", ["float32", "bfloat16"])

@@ -173,7 +173,9 @@ def group_faces(
     units = units_of(known_descriptions(torch.stack(restored), base.restore_each))
     groups = DamageGroups.of(torch.cat(described), units)
     routes = groups.route(torch.cat(described))
-    tensors = {name: getattr(groups, name) for name in TENSORS} | {"routes": torch.tensor(routes)}
+    tensors = {name: getattr(groups, attribute) for name, attribute in TENSORS.items()} | {
+        "routes": torch.tensor(routes)
+    }
     save_tensors(kept, tensors, {"fingerprint": print_})
     return groups, routes
 

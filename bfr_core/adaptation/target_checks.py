@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 CHECKED_SIZE = 128  # faces are checked at this size, whatever the restorer's
 FINE_SIGMA = 0.7  # pixels; what is finer is noise or the finest detail
-FEWEST = 8  # faces from which a folder says what is usual in it
+FEWEST = 8  # faces from which a folder says what is typical of it
 BATCH = 16
 
 Redraw = Callable[[Tensor, list[str], int], Tensor]  # damaged faces, their names, number of the try -> other targets
@@ -154,9 +154,9 @@ def flat_noise(faces: Tensor) -> Tensor:
 
 
 def checks_of(looks: Looks, of: Looks | None = None) -> Checks:
-    """Checks of `looks`; of: the folder's looks that say what is usual, these themselves if left out."""
-    usual = (of or looks).features
-    middle, spread = usual.median(0).values, usual.std(0, correction=0).clamp_min(1e-6)
+    """Checks of `looks`; of: the folder's looks, which say what is typical of it, these themselves if left out."""
+    whole = (of or looks).features
+    middle, spread = whole.median(0).values, whole.std(0, correction=0).clamp_min(1e-6)
     unlike = ((looks.features - middle) / spread).square().mean(1).sqrt()
     return Checks(looks.low_band, looks.moved, looks.faceless, unlike, looks.noisy, looks.stranger, looks.readable)
 
@@ -168,12 +168,12 @@ def refusals(checks: Checks, config: GateConfig, of: Checks | None = None) -> li
     if not config.limit:
         return reasons
     worst = [config.limit] * len(reasons)
-    usual_checks = SAID if len(of.low_band) >= FEWEST else {}  # of two faces, one always stands out
-    for name, said in usual_checks.items():
-        values, usual = getattr(checks, name), getattr(of, name)
-        middle = usual.median()
+    relative_checks = SAID if len(of.low_band) >= FEWEST else {}  # of two faces, one always stands out
+    for name, said in relative_checks.items():
+        values, whole = getattr(checks, name), getattr(of, name)
+        middle = whole.median()
         # Half of them lie within one median deviation; 1.48 of it is a standard deviation of a normal distribution.
-        deviation = (1.4826 * (usual - middle).abs().median()).clamp_min(LEAST_DEVIATION[name])
+        deviation = (1.4826 * (whole - middle).abs().median()).clamp_min(LEAST_DEVIATION[name])
         for i, value in enumerate(((values - middle) / deviation).tolist()):
             if value > worst[i]:
                 worst[i] = value

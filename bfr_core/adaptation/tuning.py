@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..device import usual_precision
+from ..device import default_precision
 from ..diffusion.prior import Prior
 from ..faces.landmarks import load_landmark_net
 from ..files.photos import read_image
@@ -24,7 +24,7 @@ from ..training.losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
 from .faces import FaceSet, StageCallback, resize_square
 from .good_faces import MOST_EXAMPLES, Examples
 from .run import Run
-from .verdict import Judgement, judge, load_usual
+from .verdict import Judgement, judge, load_face_statistics
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def tune(
     the best so far. good: see `take_good_faces`.
     """
     names, pairs = learned_from(faces, targets), pairs_of(faces, targets, restorer.size)
-    computed = usual_precision(restorer.device) if config.precision == "auto" else config.precision
+    computed = default_precision(restorer.device) if config.precision == "auto" else config.precision
     made_with = {"restorer": restorer.name, "prior": prior.name if prior else None, "computed_in": computed}
     run.record("finetune", asdict(config) | made_with)
 
@@ -171,7 +171,7 @@ def pairs_of(faces: FaceSet, targets: dict[str, Path], size: int) -> FolderPairs
 def judged_on_faces(base: Restorer, tuned: Restorer, pairs: list[tuple[Tensor, Tensor]]) -> Judgement:
     """The verdict on (lq, pseudo target) pairs that were held out of the tuning."""
     lq, targets = (torch.stack([pair[k] for pair in pairs]) if pairs else torch.empty(0) for k in (0, 1))
-    return judge(base.restore_each, tuned.restore_each, lq, targets, load_usual(), load_landmark_net())
+    return judge(base.restore_each, tuned.restore_each, lq, targets, load_face_statistics(), load_landmark_net())
 
 
 def perceptual_term(config: FinetuneConfig, prior: Prior | None, device: torch.device) -> ImageLoss | None:

@@ -29,15 +29,15 @@ from ..pixels import resized
 from .target_checks import CHECKED_SIZE, at_checked_size
 
 CONSISTENT_AT = 8  # shrinking by this leaves of a 128-pixel face what survives most damage
-USUAL_FILE = Path(__file__).parents[1] / "embedded" / "usual.safetensors"
-DRAWN_FILE = USUAL_FILE.with_name("drawn_faces.png")
+STATISTICS_FILE = Path(__file__).parents[1] / "embedded" / "usual.safetensors"
+DRAWN_FILE = STATISTICS_FILE.with_name("drawn_faces.png")
 FEWEST_JUDGED = 2  # faces; of one, damage cannot be put on another
 TRIED = 12  # faces, at least, that are given the damage of the judged ones
 Restore = Callable[[Tensor], Tensor]
 
 
-class Usual(NamedTuple):
-    """What clean faces of `gate.CHECKED_SIZE` look like, in features that took no part in any training.
+class FaceStatistics(NamedTuple):
+    """What clean faces of `target_checks.CHECKED_SIZE` look like, in features that took no part in any training.
 
     mean, spread: of `metrics.kid_features`, (D,). energy: of the high band, log10, mean over faces.
     drawn: clean faces of nobody, (M, 3, S, S) RGB in [0, 1]: answers that owe nothing to the folder or its teacher.
@@ -83,23 +83,23 @@ class Cues(NamedTuple):
     known: Agreement
 
 
-def usual_of(faces: Tensor, drawn: Tensor) -> Usual:
+def face_statistics_of(faces: Tensor, drawn: Tensor) -> FaceStatistics:
     """The statistics of clean faces (N, 3, S, S), of which hundreds make sense, with other clean faces to try on."""
     parts = [(kid_features(some), _energy(some)) for some in at_checked_size(faces).split(64)]
     features = torch.cat([part[0] for part in parts])
-    return Usual(
+    return FaceStatistics(
         features.mean(0), features.std(0).clamp_min(1e-6), torch.cat([part[1] for part in parts]).mean(), drawn
     )
 
 
-def load_usual() -> Usual:
+def load_face_statistics() -> FaceStatistics:
     """The statistics of the faces that the embedded models were trained on, and faces drawn by the embedded prior."""
     from einops import rearrange
 
-    tensors, _ = load_tensors(USUAL_FILE)
+    tensors, _ = load_tensors(STATISTICS_FILE)
     sheet, side = read_image(DRAWN_FILE), CHECKED_SIZE
     drawn = rearrange(sheet, "c (rows h) (columns w) -> (rows columns) c h w", h=side, w=side)
-    return Usual(**{name: tensors[name].float() for name in ("mean", "spread", "energy")}, drawn=drawn)
+    return FaceStatistics(**{name: tensors[name].float() for name in ("mean", "spread", "energy")}, drawn=drawn)
 
 
 class Trial(NamedTuple):
@@ -109,13 +109,13 @@ class Trial(NamedTuple):
     given: Tensor
 
     @classmethod
-    def of(cls, lq: Tensor, restored: Tensor, usual: Usual) -> Trial:
+    def of(cls, lq: Tensor, restored: Tensor, statistics: FaceStatistics) -> Trial:
         """Drawn faces with the damage of `lq`, which is what makes them of `restored`; (B, 3, S, S) in [0, 1] both.
 
         Damage does not sharpen: a restorer that blurs would undo that.
         """
         rounds = -(-TRIED // len(lq))
-        drawn = resized(usual.drawn, lq.shape[-2:]).clamp(0, 1).to(lq.device)
+        drawn = resized(statistics.drawn, lq.shape[-2:]).clamp(0, 1).to(lq.device)
         clean = drawn[torch.arange(rounds * len(lq)) % len(drawn)]
         damages = [without_sharpening(damage_filter(*faces)) for faces in zip(restored, lq, strict=True)] * rounds
         donors = zip(clean, lq.repeat(rounds, 1, 1, 1), restored.repeat(rounds, 1, 1, 1), damages, strict=True)
@@ -128,13 +128,15 @@ class Trial(NamedTuple):
 
 
 @torch.no_grad()
-def gather(restore: Restore, lq: Tensor, targets: Tensor, trial: Trial, usual: Usual, net: LandmarkNet) -> Cues:
+def gather(
+    restore: Restore, lq: Tensor, targets: Tensor, trial: Trial, statistics: FaceStatistics, net: LandmarkNet
+) -> Cues:
     """Cues for `restore` on damaged faces `lq` with their pseudo targets, (B, 3, S, S) RGB in [0, 1] both, B >= 2."""
     restored = restore(lq)
     others = targets.roll(1, 0)
     again = restore(torch.stack([transplanted(*faces) for faces in zip(others, lq, targets, strict=True)]))
     return Cues(
-        look_at(restored, lq, usual, net),
+        look_at(restored, lq, statistics, net),
         agreement(restored, targets),
         agreement(again, others),
         trial.agreement(restore, len(lq)),
@@ -142,16 +144,16 @@ def gather(restore: Restore, lq: Tensor, targets: Tensor, trial: Trial, usual: U
 
 
 @torch.no_grad()
-def look_at(faces: Tensor, lq: Tensor, usual: Usual, net: LandmarkNet) -> Appearance:
+def look_at(faces: Tensor, lq: Tensor, statistics: FaceStatistics, net: LandmarkNet) -> Appearance:
     """Looks of `faces`, restored or pseudo targets, next to their damaged copies `lq`: (B, 3, S, S) in [0, 1]."""
     faces, lq = at_checked_size(faces), at_checked_size(lq)
     error = (low_pass(faces, CONSISTENT_AT) - low_pass(lq, CONSISTENT_AT)).square().mean((1, 2, 3))
     return Appearance(
         consistency=-10 * error.clamp_min(1e-8).log10(),
         landmarks=-landmark_distance(read_aligned(net, faces).points, read_aligned(net, lq).points),
-        realism=-((kid_features(faces) - usual.mean) / usual.spread).square().mean(1).sqrt(),
+        realism=-((kid_features(faces) - statistics.mean) / statistics.spread).square().mean(1).sqrt(),
         kept=high_band_correlation(faces, lq),
-        energy=_energy(faces) - usual.energy,
+        energy=_energy(faces) - statistics.energy,
     )
 
 
@@ -203,16 +205,16 @@ def judge(
     tuned: Restore,
     lq: Tensor,
     targets: Tensor,
-    usual: Usual,
+    statistics: FaceStatistics,
     net: LandmarkNet,
     limits: Limits | None = None,
 ) -> Judgement:
     """The verdict on damaged faces `lq` with their pseudo targets, (N, 3, S, S), which were not tuned on."""
     if len(lq) < FEWEST_JUDGED:
         return Judgement("keep_base", "too few faces to hold any out, so nothing shows that tuning helped")
-    trial = Trial.of(lq, tuned(lq), usual)
-    before, after = (gather(restore, lq, targets, trial, usual, net) for restore in (base, tuned))
-    return decide(before, after, look_at(targets, lq, usual, net), limits or Limits())
+    trial = Trial.of(lq, tuned(lq), statistics)
+    before, after = (gather(restore, lq, targets, trial, statistics, net) for restore in (base, tuned))
+    return decide(before, after, look_at(targets, lq, statistics, net), limits or Limits())
 
 
 def decide(base: Cues, tuned: Cues, targets: Appearance, limits: Limits) -> Judgement:
@@ -254,15 +256,15 @@ def _shown(gain: Interval) -> str:
 
 def worse(looks: Appearance, base: Appearance, limits: Limits) -> list[str]:
     """What faces do worse than those of the base, and worse than they may, in words."""
-    own, usual = ({name: float(value.mean()) for name, value in x._asdict().items()} for x in (looks, base))
+    own, of_base = ({name: float(value.mean()) for name, value in x._asdict().items()} for x in (looks, base))
     found = []
-    if own["consistency"] < min(limits.consistency, usual["consistency"]):
+    if own["consistency"] < min(limits.consistency, of_base["consistency"]):
         found.append(f"disagree with the damaged faces ({own['consistency']:.1f} dB in the low band)")
-    if own["landmarks"] < min(-limits.landmarks, usual["landmarks"]):
+    if own["landmarks"] < min(-limits.landmarks, of_base["landmarks"]):
         found.append(f"move eyes, nose or mouth (by {-own['landmarks']:.2f} eye distances)")
-    if own["realism"] < usual["realism"] - limits.realism:
+    if own["realism"] < of_base["realism"] - limits.realism:
         found.append("look less like clean faces")
-    if abs(own["energy"]) > max(limits.energy, abs(usual["energy"])):
+    if abs(own["energy"]) > max(limits.energy, abs(of_base["energy"])):
         found.append("are too smooth" if own["energy"] < 0 else "have too much texture or noise")
     return found
 

@@ -99,14 +99,14 @@ def find_groups(points: Tensor, least: int = LEAST) -> list[list[int]]:
             if len(pieces[0]) < least:
                 rest = pieces[1]
                 continue
-            usual = max(_usual(own[:-1], set(piece)) for piece in pieces)
-            return [group for piece in pieces for group in parts(piece)] if length >= GAP * usual else [members]
+            typical = max(_typical_length(own[:-1], set(piece)) for piece in pieces)
+            return [group for piece in pieces for group in parts(piece)] if length >= GAP * typical else [members]
         return [members]
 
     return sorted(parts(list(range(len(points)))), key=len, reverse=True)
 
 
-def _usual(links: list[tuple[float, int, int]], members: set[int]) -> float:
+def _typical_length(links: list[tuple[float, int, int]], members: set[int]) -> float:
     return float(torch.tensor([length for length, a, _ in links if a in members]).median())
 
 
@@ -143,12 +143,12 @@ def _reached(start: int, links: list[tuple[float, int, int]]) -> set[int]:
 
 @dataclass(frozen=True, eq=False)
 class DamageGroups:
-    """Groups of damages. units: see `units_of`. centres: (G, D), of each group in units. usual: (G,), how far its faces
-    usually are from its centre."""
+    """Groups of damages. units: see `units_of`. centres: (G, D), of each group in units. typical: (G,), the median
+    distance of its faces from its centre."""
 
     units: Tensor
     centres: Tensor
-    usual: Tensor
+    typical: Tensor
 
     @classmethod
     def of(cls, descriptions: Tensor, units: Tensor, least: int = LEAST) -> DamageGroups:
@@ -166,7 +166,7 @@ class DamageGroups:
         """For each of `descriptions` (B, D) its group, or -1 if it is like none."""
         away = torch.cdist(descriptions @ self.units, self.centres)
         nearest = away.argmin(1)
-        found = torch.where(away.gather(1, nearest[:, None])[:, 0] <= BEYOND * self.usual[nearest], nearest, -1)
+        found = torch.where(away.gather(1, nearest[:, None])[:, 0] <= BEYOND * self.typical[nearest], nearest, -1)
         return found.tolist()
 
 

@@ -15,7 +15,7 @@ DETAIL_SIGMA = 1.5
 
 
 # Of clean faces at 128 x 128: the median of `sharpness` before division, and the noise that 95 % of them stay below.
-USUAL_SHARPNESS, USUAL_NOISE = 1.2, 0.0075
+TYPICAL_SHARPNESS, TYPICAL_NOISE = 1.2, 0.0075
 
 
 def high_band(image: Tensor, sigma: float = DETAIL_SIGMA) -> Tensor:
@@ -80,8 +80,8 @@ def sharpness(image: Tensor) -> Tensor:
         band.square().mean((1, 2, 3)) - noise.square() * share.square().sum()
         for band, share in zip(bands(grey), bands(pixel), strict=True)
     )
-    ratio = fine.clamp_min(0) / coarser.clamp_min(1e-9) / USUAL_SHARPNESS
-    return ratio / (noise / USUAL_NOISE).clamp_min(1).square()
+    ratio = fine.clamp_min(0) / coarser.clamp_min(1e-9) / TYPICAL_SHARPNESS
+    return ratio / (noise / TYPICAL_NOISE).clamp_min(1).square()
 
 
 def _is_flat(energy: Tensor, image: Tensor) -> Tensor:

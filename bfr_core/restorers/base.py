@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from ..device import Precision, autocast, check_precision, usual_precision
+from ..device import Precision, autocast, check_precision, default_precision
 from ..files.photos import printable
 
 # The verdict on its tuning in a restorer's file -> what is said to whoever uses it.
@@ -61,13 +61,13 @@ class Restorer:
         self.module.to(device)
         return self
 
-    def usual_precision(self) -> Precision:
+    def default_precision(self) -> Precision:
         """The precision that "auto" means for this network where it is: never a matter of timing."""
-        return usual_precision(self.device)
+        return default_precision(self.device)
 
     def at_precision(self, precision: Precision) -> Restorer:
         """This restorer, whose `restore` computes in `precision`. Raises ValueError for a name that is not one."""
-        chosen = self.usual_precision() if check_precision(precision) == "auto" else precision
+        chosen = self.default_precision() if check_precision(precision) == "auto" else precision
         return replace(self, precision=chosen)
 
     def with_fidelity(self, fidelity_weight: float) -> Restorer:

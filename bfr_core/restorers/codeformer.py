@@ -40,7 +40,7 @@ class CodeFormer(Restorer):
         if not 0 <= self.fidelity_weight <= 1:
             raise ValueError(f"fidelity_weight is {self.fidelity_weight}; it must be 0 to 1")
 
-    def usual_precision(self) -> Precision:
+    def default_precision(self) -> Precision:
         """float32: rounding would choose other codes, and thereby another face."""
         return "float32"
 

@@ -20,7 +20,7 @@ from .base import Restorer
 GROUPS = "bfr_groups"  # value of the metadata entry "kind" of such a file
 MOST_GROUPS = 64
 ONE_GROUP = "groups/1/restorer.safetensors"  # as `mixed` lays them out
-TENSORS = ("units", "centres", "usual")  # of `DamageGroups`
+TENSORS = {"units": "units", "centres": "centres", "usual": "typical"}  # name in a file -> field of `DamageGroups`
 
 
 @dataclass(eq=False)
@@ -45,11 +45,11 @@ class Routed(Restorer):
         module = nn.ModuleList(one.module for one in members if one)
         return cls(module, base.architecture, base.size, groups=groups, members=tuple(members), **record)
 
-    def usual_precision(self) -> Precision:
+    def default_precision(self) -> Precision:
         """As its base says."""
         base = self.members[0]
         assert base is not None
-        return base.usual_precision()
+        return base.default_precision()
 
     @property
     def caution(self) -> str:
@@ -102,7 +102,7 @@ def save_groups(
         return {"file": file.relative_to(path.parent).as_posix(), "sha256": sha256_of(file)} if file else {}
 
     own = {"kind": GROUPS, "members": json.dumps([entry(file) for file in (base, *members)])}
-    save_tensors(path, {name: getattr(groups, name) for name in TENSORS}, own | dict(metadata))
+    save_tensors(path, {name: getattr(groups, attribute) for name, attribute in TENSORS.items()}, own | dict(metadata))
 
 
 def read_groups(path: Path, state: Mapping[str, Tensor]) -> DamageGroups:
@@ -111,7 +111,7 @@ def read_groups(path: Path, state: Mapping[str, Tensor]) -> DamageGroups:
     shapes = {"units": (FEATURES, FEATURES), "centres": (count, FEATURES), "usual": (count,)}
     if not 0 < count <= MOST_GROUPS or {name: tuple(value.shape) for name, value in state.items()} != shapes:
         raise ValueError(f"{path.name}: its groups are not as this version makes them; adapt again with --mixed")
-    return DamageGroups(**{name: state[name].float() for name in TENSORS})
+    return DamageGroups(**{attribute: state[name].float() for name, attribute in TENSORS.items()})
 
 
 def members_of(path: Path, metadata: Mapping[str, str], count: int) -> list[Path | None]:

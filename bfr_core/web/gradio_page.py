@@ -320,18 +320,23 @@ def build_tab(page: Page) -> Any:
 
 def extras(runs: Sequence[str]) -> dict[str, Any]:
     """Widgets for a host that restores a picture with an adapted restorer; by the names of `hosted.Wish`."""
-    gr, usual = compat.load(), Wish("")
+    gr, initial = compat.load(), Wish("")
     with gr.Row():
         restorer = gr.Dropdown(
             list(runs), value=runs[0] if runs else None, label="Restorer", info="Adapted on the tab BFR Adapt."
         )
-        visibility = gr.Slider(0.0, 1.0, usual.visibility, step=0.001, **words_of(RestoreConfig, "blend"))
+        visibility = gr.Slider(0.0, 1.0, initial.visibility, step=0.001, **words_of(RestoreConfig, "blend"))
         fidelity = gr.Slider(
-            0.0, 1.0, usual.fidelity, step=0.05, label="Fidelity", info="CodeFormer only; 1 stays closer to the photo."
+            0.0,
+            1.0,
+            initial.fidelity,
+            step=0.05,
+            label="Fidelity",
+            info="CodeFormer only; 1 stays closer to the photo.",
         )
     with gr.Row():
-        faces = gr.Dropdown(list(CHOICES), value=usual.faces, **words_of(RestoreConfig, "faces"))
-        numbers = gr.Textbox(usual.numbers, **words_of(RestoreConfig, "numbers"))
+        faces = gr.Dropdown(list(CHOICES), value=initial.faces, **words_of(RestoreConfig, "faces"))
+        numbers = gr.Textbox(initial.numbers, **words_of(RestoreConfig, "numbers"))
     return {"restorer": restorer, "visibility": visibility, "fidelity": fidelity, "faces": faces, "numbers": numbers}
 
 

@@ -65,7 +65,7 @@ def test_what_stands_out_is_refused_with_its_reason(net, spoil, said):
     assert reasons[5].startswith(said) and not any(reasons[:5] + reasons[6:])
 
 
-def test_a_few_faces_do_not_say_what_is_usual(net):
+def test_a_few_faces_do_not_say_what_is_typical(net):
     """Of two targets, one is always further from the median."""
     clean = pictures(7)
     lq = (clean + 0.02 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)

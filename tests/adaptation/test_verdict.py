@@ -8,17 +8,17 @@ import torch
 from torch.nn import functional as F
 
 from bfr_core.adaptation.verdict import (
-    USUAL_FILE,
+    STATISTICS_FILE,
     Agreement,
     Appearance,
     Cues,
     Limits,
     Trial,
     decide,
+    face_statistics_of,
     gather,
     judge,
-    load_usual,
-    usual_of,
+    load_face_statistics,
 )
 from bfr_core.faces.align import Face, crop_face
 from bfr_core.faces.landmarks import load_landmark_net
@@ -38,11 +38,11 @@ def scene():
 
     clean, others = pictures(6), pictures(20)
     lq = (clean + 0.1 * torch.randn(clean.shape, generator=generator)).clamp(0, 1)
-    return clean, lq, usual_of(others, pictures(6)), load_landmark_net()
+    return clean, lq, face_statistics_of(others, pictures(6)), load_landmark_net()
 
 
-def gathered(restore, clean, lq, usual, net):
-    return gather(restore, lq, clean, Trial.of(lq, clean, usual), usual, net)
+def gathered(restore, clean, lq, statistics, net):
+    return gather(restore, lq, clean, Trial.of(lq, clean, statistics), statistics, net)
 
 
 def flat(cues: Cues):
@@ -59,8 +59,8 @@ def blur(x):
 
 
 def test_each_cue_has_one_number_a_face(scene):
-    clean, lq, usual, net = scene
-    for value in flat(gathered(blur, clean, lq, usual, net)).values():
+    clean, lq, statistics, net = scene
+    for value in flat(gathered(blur, clean, lq, statistics, net)).values():
         assert value.shape == (6,) and torch.isfinite(value).all()
 
 
@@ -94,7 +94,7 @@ def real_faces(shared):
     """Portraits that no embedded model has seen."""
     folder = shared / "portraits"
     landmarks = json.loads((folder / "landmarks.json").read_text())
-    names = (USUAL_FILE.parent / "held_out.txt").read_text().split()[:12]
+    names = (STATISTICS_FILE.parent / "held_out.txt").read_text().split()[:12]
     faces = [Face(np.array(landmarks[name]["landmarks"])) for name in names]
     return torch.stack(
         [crop_face(read_image(folder / n), face, 128).clamp(0, 1) for n, face in zip(names, faces, strict=True)]
@@ -102,9 +102,11 @@ def real_faces(shared):
 
 
 def test_what_was_taken_from_the_training_faces(real_faces):
-    """Clean faces that took no part in it are about as usual as those that did; blurred ones are not."""
-    usual, net = load_usual(), load_landmark_net()
-    clean, soft = (gathered(lambda x: x, faces, faces, usual, net).looks for faces in (real_faces, blur(real_faces)))
+    """Clean faces that took no part in it are about as typical as those that did; blurred ones are not."""
+    statistics, net = load_face_statistics(), load_landmark_net()
+    clean, soft = (
+        gathered(lambda x: x, faces, faces, statistics, net).looks for faces in (real_faces, blur(real_faces))
+    )
     assert clean.energy.mean().abs() < 0.4 and soft.energy.mean() < -1
     assert clean.realism.mean() > soft.realism.mean() + 0.5
 
@@ -121,22 +123,22 @@ def denoised(x):
 
 
 def test_a_restorer_that_undoes_the_damage_is_adopted(scene):
-    clean, lq, usual, net = scene
-    found = judge(nothing, denoised, lq, clean, usual, net)
+    clean, lq, statistics, net = scene
+    found = judge(nothing, denoised, lq, clean, statistics, net)
     assert found.verdict == "adopt" and found.gain.low > 1 and not found.vetoes
-    assert judge(denoised, nothing, lq, clean, usual, net).verdict == "keep_base"
+    assert judge(denoised, nothing, lq, clean, statistics, net).verdict == "keep_base"
 
 
 def test_the_same_restorer_twice_cannot_be_told_apart(scene):
-    clean, lq, usual, net = scene
-    found = judge(denoised, denoised, lq, clean, usual, net)
+    clean, lq, statistics, net = scene
+    found = judge(denoised, denoised, lq, clean, statistics, net)
     assert found.verdict == "cannot_tell" and found.gain == (0, 0, 0)
 
 
 def test_of_too_few_faces_the_base_is_kept(scene):
-    clean, lq, usual, net = scene
+    clean, lq, statistics, net = scene
     for count in (0, 1):
-        found = judge(nothing, denoised, lq[:count], clean[:count], usual, net)
+        found = judge(nothing, denoised, lq[:count], clean[:count], statistics, net)
         assert found.verdict == "keep_base" and "too few" in found.sentence and found.gain is None
 
 
@@ -171,8 +173,8 @@ def test_what_is_gained_on_one_test_and_lost_on_the_other_is_not_adopted():
 
 def test_what_is_no_damage_shows_on_faces_that_owe_nothing_to_the_teacher(scene):
     """Faces without damage and soft targets: the softer restorer is the better one by the targets alone."""
-    clean, _, usual, net = scene
-    found = judge(nothing, denoised, clean, denoised(clean), usual, net, Limits(0, 100, 100, 100))
+    clean, _, statistics, net = scene
+    found = judge(nothing, denoised, clean, denoised(clean), statistics, net, Limits(0, 100, 100, 100))
     measures = found.measures
     assert measures["adapted transfer fidelity"] > measures["base transfer fidelity"] + 1
     assert found.gain.high < 0 and found.verdict == "keep_base"
@@ -180,16 +182,16 @@ def test_what_is_no_damage_shows_on_faces_that_owe_nothing_to_the_teacher(scene)
 
 def test_learning_to_blur_from_blurred_targets_is_vetoed(scene):
     """It undoes the damage better by the targets, which are blurred themselves, but not on clean faces."""
-    clean, lq, usual, net = scene
-    found = judge(denoised, blur, lq, blur(clean), usual, net)
+    clean, lq, statistics, net = scene
+    found = judge(denoised, blur, lq, blur(clean), statistics, net)
     assert found.measures["adapted transfer fidelity"] > found.measures["base transfer fidelity"] + 1
     assert found.gain.high < 0 and found.verdict == "keep_base"
     assert any("too smooth" in veto for veto in found.vetoes)
 
 
 def test_targets_of_other_faces_are_vetoed(scene):
-    clean, lq, usual, net = scene
-    found = judge(nothing, denoised, lq, clean.roll(1, 0), usual, net)
+    clean, lq, statistics, net = scene
+    found = judge(nothing, denoised, lq, clean.roll(1, 0), statistics, net)
     assert found.verdict == "keep_base" and any("pseudo targets" in v and "disagree" in v for v in found.vetoes)
-    lax = judge(nothing, denoised, lq, clean.roll(1, 0), usual, net, Limits(0, 100, 100, 100))
+    lax = judge(nothing, denoised, lq, clean.roll(1, 0), statistics, net, Limits(0, 100, 100, 100))
     assert not lax.vetoes
