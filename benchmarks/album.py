@@ -27,7 +27,7 @@ from adaptation import held_out_faces
 from bfr_core import load_prior, load_restorer, metrics
 from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.good_faces import AlbumConfig, clarity, is_good
-from bfr_core.adaptation.targets import settled
+from bfr_core.adaptation.targets import resolved_settings
 from bfr_core.damage.synthetic import stored_as_jpeg
 from bfr_core.diffusion.prior import Prior
 from bfr_core.faces.align import Face, crop_face
@@ -103,7 +103,7 @@ def gain(portraits: Path, kind: str, folder: int, good: int, steps: int, restore
     config = replace(SMALL.finetune, iterations=steps)
     before = restored_by(restorer, measure_lq)
     for name, faces in (("as it is", torch.cat([examples, lq])), ("album", lq)):
-        targets = targets_of(faces, restorer, prior, settled(SMALL.targets, faces, restorer, prior))
+        targets = targets_of(faces, restorer, prior, resolved_settings(SMALL.targets, faces, restorer, prior))
         pairs = list(zip(faces, targets, strict=True))
         tuned, _ = finetune(restorer, pairs, config, examples=examples if name == "album" else None)
         after = restored_by(tuned, measure_lq)

@@ -25,7 +25,7 @@ from adaptation import DAMAGES, held_out_faces
 from bfr_core import load_prior, load_restorer, metrics
 from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.target_checks import checks_of, look_at, refusals
-from bfr_core.adaptation.targets import settled
+from bfr_core.adaptation.targets import resolved_settings
 from bfr_core.faces.landmarks import load_landmark_net
 from bfr_core.metrics.detail import high_band
 from bfr_core.studies.benchmark import damaged, restored_by, targets_of, tuned
@@ -56,7 +56,7 @@ def main() -> None:
     config = replace(SMALL.finetune, iterations=args.iterations)
     for kind in args.damages:
         lq, measure_lq = damaged(adapt_hq, kind, 0, "adapt"), damaged(hq, kind, 0, "measure")
-        drawn = targets_of(lq, restorer, prior, settled(SMALL.targets, lq[::5], restorer, prior))
+        drawn = targets_of(lq, restorer, prior, resolved_settings(SMALL.targets, lq[::5], restorer, prior))
         spoiled, targets = list(range(0, 5 * args.spoiled, 5)), drawn.clone()
         ways = {i: list(WAYS)[n % len(WAYS)] for n, i in enumerate(spoiled)}
         for i, way in ways.items():

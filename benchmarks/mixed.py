@@ -30,7 +30,7 @@ from album import training_faces
 
 from bfr_core import load_prior, load_restorer, metrics
 from bfr_core.adaptation.config import SMALL
-from bfr_core.adaptation.targets import settled
+from bfr_core.adaptation.targets import resolved_settings
 from bfr_core.adaptation.tuning import judged_on_faces
 from bfr_core.damage.groups import KNOWN_FACES, DamageGroups, describe, known_descriptions, one_damage, units_of
 from bfr_core.diffusion.prior import Prior
@@ -95,7 +95,7 @@ def adapted(
     if not name.exists():
         drawn = work / f"targets-{fingerprint(faces, departures(config.targets))}.safetensors"
         if not drawn.exists():
-            clear = settled(config.targets, evenly(lq, 15), restorer, prior)
+            clear = resolved_settings(config.targets, evenly(lq, 15), restorer, prior)
             save_tensors(drawn, {"targets": targets_of(lq, restorer, prior, clear)}, {})
         pairs = list(zip(lq, load_tensors(drawn)[0]["targets"], strict=True))
         tuned, _ = finetune(

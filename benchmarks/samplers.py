@@ -24,7 +24,7 @@ from adaptation import DAMAGES, held_out_faces
 
 from bfr_core import load_prior, load_restorer, metrics
 from bfr_core.adaptation.config import SMALL
-from bfr_core.adaptation.targets import settled
+from bfr_core.adaptation.targets import resolved_settings
 from bfr_core.diffusion.sampler import SamplerConfig
 from bfr_core.studies.benchmark import damaged, restored_by, targets_of, tuned
 from bfr_core.studies.evaluate import face_measures, format_interval
@@ -47,7 +47,7 @@ def main() -> None:
             lq, adapt_lq = damaged(hq, kind, seed, "measure"), damaged(adapt_hq, kind, seed, "adapt")
             for sampler in ("paper", "fast"):
                 config = replace(PAPER if sampler == "paper" else SMALL.targets, seed=seed)
-                config = settled(config, adapt_lq[::5], restorer, prior)
+                config = resolved_settings(config, adapt_lq[::5], restorer, prior)
                 started = time.perf_counter()
                 targets = targets_of(adapt_lq, restorer, prior, config)
                 cost[sampler] += time.perf_counter() - started

@@ -23,7 +23,7 @@ from adaptation import held_out_faces
 
 from bfr_core import load_prior, load_restorer
 from bfr_core.adaptation.config import SMALL
-from bfr_core.adaptation.targets import best_sampler, make_pseudo_targets, samplers_to_try, settled
+from bfr_core.adaptation.targets import best_sampler, make_pseudo_targets, resolved_settings, samplers_to_try
 from bfr_core.damage.synthetic import DAMAGES
 from bfr_core.diffusion.prior import Prior
 from bfr_core.metrics.psnr import psnr
@@ -36,7 +36,7 @@ SEARCH = ("t_start", "factor")
 def line(kind: str, strength: float, hq: Tensor, restorer: Restorer, prior: Prior) -> str:
     """One row of the table."""
     lq = damaged(hq, kind, 0, "settings", strength)
-    config = replace(settled(SMALL.targets, lq, restorer, prior), search=SEARCH)
+    config = replace(resolved_settings(SMALL.targets, lq, restorer, prior), search=SEARCH)
     names = [str(i) for i in range(len(lq))]
     base = psnr(restored_by(restorer, lq), hq).mean().item()
     gains = {}

@@ -7,7 +7,7 @@ the ways in which it goes wrong, gathers the verdict's evidence from damaged fac
 other portraits. A line a run and the tuned restorers are kept in the work folder; stopped, the command goes on; parts
 may run side by side. Without its lines (runs.jsonl) evidence is gathered anew, and nothing is tuned again.
 In the end every run of the first 50 folders is judged with limits that were chosen on runs of other damages and other
-ways of going wrong; those of further folders, made when the verdict had been settled, with the limits in use. Without
+ways of going wrong; those of further folders, made when the verdict had been finished, with the limits in use. Without
 --portraits only that is done, with the runs that are there.
 """
 
@@ -35,7 +35,7 @@ from adaptation import held_out_faces
 
 from bfr_core import load_prior, load_restorer
 from bfr_core.adaptation.config import SMALL
-from bfr_core.adaptation.targets import settled
+from bfr_core.adaptation.targets import resolved_settings
 from bfr_core.adaptation.verdict import (
     Agreement,
     Appearance,
@@ -62,7 +62,7 @@ QUICK = replace(SMALL.finetune, iterations=100, held_out=0.0)
 FOLDER = 48  # faces
 JUDGED = 12  # faces of the folder that are kept from the tuning
 MEASURED = 40
-SETTLED_ON = 50  # folders
+DEVELOPED_ON = 50  # folders
 
 
 class Run(NamedTuple):
@@ -99,7 +99,7 @@ class Lab:
         return damaged(self.adapt_hq, damage or run.damage, run.seed, f"folder {run.strength}", run.strength)
 
     def targets(self, lq: Tensor, seed: int) -> Tensor:
-        config = settled(replace(SMALL.targets, seed=seed), lq[:8], self.restorer, self.prior)
+        config = resolved_settings(replace(SMALL.targets, seed=seed), lq[:8], self.restorer, self.prior)
         return targets_of(lq, self.restorer, self.prior, config)
 
 
@@ -320,7 +320,7 @@ def chosen_on(runs: list[Judged]) -> Limits:
 
 def accuracy(records: list[dict]) -> str:
     """Every run judged with limits chosen on runs of other damages and other ways; further ones with those in use."""
-    first = {run.name for runs in itertools.islice(plan(), SETTLED_ON) for run in runs}
+    first = {run.name for runs in itertools.islice(plan(), DEVELOPED_ON) for run in runs}
     known = [Judged.of(record) for record in records]
     runs, further = ([r for r in known if (r.run.name in first) == own] for own in (True, False))
     counted: list[tuple[Judged, str]] = []

@@ -150,7 +150,7 @@ def forecast(pace: Pace, faces: int, config: AdaptConfig, guessed: bool = False,
 
 
 def examining_calls(config: TargetConfig, faces: int) -> int:
-    """Calls of the prior for one face that settling what is left to the faces takes, at most; see `settled`."""
+    """Calls of the prior for one face that `resolved_settings` takes, at most."""
     some, calls = min(EXAMINED_FACES, faces), 0
     if config.t_clean == "auto":
         lowest, highest = max(1, config.sampler.num_steps // 125), max(2, config.sampler.num_steps // 4)
@@ -204,7 +204,7 @@ def measure(
 
 def measure_targets(lq: Tensor, base: Restorer, prior: Prior, config: TargetConfig) -> Pace:
     """The pace of drawing targets, from two calls of the prior on a full batch, and of the gate, from one face."""
-    settled = replace(
+    resolved = replace(
         config,
         t_clean=1 if config.t_clean == "auto" else config.t_clean,
         detail=1.0 if config.detail == "auto" else config.detail,
@@ -225,7 +225,7 @@ def measure_targets(lq: Tensor, base: Restorer, prior: Prior, config: TargetConf
         _, restore = _timed(now, lambda: base.restore(lq[:1]))
         started = now()
         with contextlib.suppress(_Enough):
-            make_pseudo_targets(faces, [str(i) for i in range(len(faces))], base, prior, settled, tick)
+            make_pseudo_targets(faces, [str(i) for i in range(len(faces))], base, prior, resolved, tick)
         net = load_landmark_net()
         _, gate = _timed(now, lambda: look_at(lq[:1], lq[:1], net))
     call = ticks[-1] - (ticks[-2] if len(ticks) > 1 else started)

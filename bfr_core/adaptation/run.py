@@ -103,7 +103,7 @@ class Run:
         return self.folder / "good"
 
     @property
-    def settled(self) -> Path:
+    def resolved_settings(self) -> Path:
         return self.folder / "settled.json"
 
     @property

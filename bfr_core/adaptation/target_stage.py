@@ -1,4 +1,4 @@
-"""The target stage: settings left to the faces are settled, targets are drawn or matched, refused ones drawn again."""
+"""The target stage: settings left to the faces are resolved, targets are drawn or matched, refused ones drawn again."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from .faces import FaceSet, StageCallback, content_hash, old_crops, resize_squar
 from .old_runs import adopt_redrawn
 from .run import Run
 from .target_checks import GateConfig, Redraw, accepted_targets, gate_targets
-from .targets import TargetConfig, draw_in_batches, make_pseudo_targets, settled
+from .targets import TargetConfig, draw_in_batches, make_pseudo_targets, resolved_settings
 
 log = logging.getLogger(__name__)
 
 EXAMINED_FACES = 16  # of a folder, for the settings that are left to it
-SETTLED = ("t_start", "t_constrain_end", "factor", "calls")  # of the sampler
+RESOLVED = ("t_start", "t_constrain_end", "factor", "calls")  # of the sampler
 REDRAWN_SEED = 7919  # apart, so that the draws of no try are those of a neighbouring seed
 
 
-def settled_targets(
+def resolved_target_config(
     run: Run,
     faces: FaceSet,
     restorer: Restorer,
@@ -38,14 +38,14 @@ def settled_targets(
     config: TargetConfig,
     callback: StageCallback | None = None,
 ) -> TargetConfig:
-    """`config` with what is left to the faces settled by a sample of them; found once, and kept in settled.json.
+    """`config` with what is left to the faces resolved from a sample of them; found once, and kept in settled.json.
 
     It stays as long as half of the faces that it was found by are there, and there are not twice as many faces.
     """
-    if config.is_settled:
+    if config.is_resolved:
         return config
     print_ = fingerprint(restorer.sha256, prior.sha256, asdict(config))
-    found = read_table(run.settled)
+    found = read_table(run.resolved_settings)
     if found.get("made_with") != print_ or not _still_typical(found, faces):
 
         def step(call: int, calls: int) -> None:
@@ -55,18 +55,21 @@ def settled_targets(
         some = min(EXAMINED_FACES, len(faces))
         chosen = [i * len(faces) // some for i in range(some)]
         lq = faces.read([faces.names[i] for i in chosen])
-        clear = settled(config, lq, restorer, prior, step)
+        clear = resolved_settings(config, lq, restorer, prior, step)
         found = {"made_with": print_, "t_clean": clear.t_clean, "detail": clear.detail, "faces": len(lq)}
-        found |= {name: getattr(clear.sampler, name) for name in SETTLED}
+        found |= {name: getattr(clear.sampler, name) for name in RESOLVED}
         found |= {"of": len(faces), "examined": {faces.names[i]: sha256_of(faces.crop(faces.names[i])) for i in chosen}}
-        write_json(run.settled, found)
-        log.info("settled: %s", ", ".join(f"{name} {found[name]}" for name in ("t_clean", "detail", *SETTLED)))
-    sampler = replace(config.sampler, **{name: found[name] for name in SETTLED})
+        write_json(run.resolved_settings, found)
+        log.info(
+            "resolved from the faces: %s",
+            ", ".join(f"{name} {found[name]}" for name in ("t_clean", "detail", *RESOLVED)),
+        )
+    sampler = replace(config.sampler, **{name: found[name] for name in RESOLVED})
     return replace(config, sampler=sampler, t_clean=found["t_clean"], detail=found["detail"], search=())
 
 
 def _still_typical(found: dict[str, Any], faces: FaceSet) -> bool:
-    """Whether what was settled by a sample of the faces still speaks for them."""
+    """Whether what was resolved from a sample of the faces still holds for all of them."""
     examined, names = found.get("examined", {}), set(faces.names)
     there = [n for n, sha256 in examined.items() if n in names and content_hash(faces.crop(n)) == sha256]
     return 2 * len(there) >= len(examined) > 0 and len(faces) <= 2 * found["of"]
@@ -160,7 +163,7 @@ def make_targets(
 
     Returns the targets that passed, by face name, and the fingerprint of them all.
     """
-    clear = settled_targets(run, faces, restorer, prior, config.targets, callback)
+    clear = resolved_target_config(run, faces, restorer, prior, config.targets, callback)
     made_from = draw_targets(run, faces, restorer, prior, clear, callback)
     redraw = keep_redraws(run, faces, restorer, prior, clear, redraw_with(restorer, prior, clear, callback))
     return gate_targets(run, faces, targets_of(run, faces), made_from, config.gate, redraw, callback), made_from

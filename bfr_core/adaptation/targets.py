@@ -92,7 +92,7 @@ class TargetConfig:
             )
 
     @property
-    def is_settled(self) -> bool:
+    def is_resolved(self) -> bool:
         """False where something is left to the faces."""
         return "auto" not in (self.t_clean, self.detail) and not self.search
 
@@ -124,12 +124,13 @@ def make_pseudo_targets(
     """Clean, consistent versions of damaged faces.
 
     lq: (B, 3, S, S) RGB in [0, 1], S the restorer's size. names: one a face; each keys its face's draws.
-    config: where it says "auto" these faces alone decide; `settled` lets a sample of the folder decide once for all.
+    config: where it says "auto" these faces alone decide; `resolved_settings` lets a sample of the folder decide once
+    for all of it.
     callback: (network call, network calls, preview in [-1, 1]); what it raises ends the sampling.
     Faces are resized to the prior's size and back if it differs from S. Where the memory is too small for all at once,
     fewer are taken; the targets are the same.
     """
-    config = settled(config, lq, restorer, prior)
+    config = resolved_settings(config, lq, restorer, prior)
 
     def make(part: slice) -> Targets:
         return _make(lq[part], names[part], restorer, prior, config, callback)
@@ -187,7 +188,7 @@ def _make(
 
 
 @torch.no_grad()
-def settled(
+def resolved_settings(
     config: TargetConfig,
     lq: Tensor,
     restorer: Restorer,
@@ -220,7 +221,7 @@ def _sample(
     config: TargetConfig,
     callback: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Pseudo targets of some faces, to settle the settings by. callback: (faces x calls done, in all)."""
+    """Pseudo targets of some faces, from which settings are resolved. callback: (faces x calls done, in all)."""
 
     def batches() -> Iterator[tuple[list[str], Tensor]]:
         names = [f"settled {i}" for i in range(len(lq))]
@@ -247,7 +248,7 @@ def best_sampler(
 
     Each face's damage is put on the target of the next, made with the settings given; what is known of that one is what
     lay under it. lq: (B, 3, S, S) RGB in [0, 1]. Of one face, or where no damage can be told, the first is as good as
-    any. callback: as `settled`, anew for each sampler.
+    any. callback: as `resolved_settings`, anew for each sampler.
     """
     plain = replace(config, search=(), detail=1.0)
     targets = _sample(lq, restorer, prior, plain, callback)

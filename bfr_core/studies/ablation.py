@@ -15,7 +15,7 @@ from torch import Tensor
 from ..adaptation.config import AdaptConfig
 from ..adaptation.faces import resize_square
 from ..adaptation.target_stage import EXAMINED_FACES
-from ..adaptation.targets import TargetConfig, make_pseudo_targets, settled
+from ..adaptation.targets import TargetConfig, make_pseudo_targets, resolved_settings
 from ..adaptation.tuning import perceptual_term
 from ..diffusion.prior import Prior
 from ..files.ownership import free_place
@@ -113,7 +113,7 @@ def _cell(
     tune: bool,
 ) -> dict[str, Any]:
     lq, hq = faces["damaged"][:half], faces["clean"][:half]
-    targets = settled(config.targets, lq[:EXAMINED_FACES], restorer, prior)
+    targets = resolved_settings(config.targets, lq[:EXAMINED_FACES], restorer, prior)
     size = targets.batch_size
     made = torch.cat(
         [

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .. import metrics
 from ..adaptation.config import AdaptConfig
-from ..adaptation.targets import TargetConfig, draw_in_batches, settled
+from ..adaptation.targets import TargetConfig, draw_in_batches, resolved_settings
 from ..damage.synthetic import degrade
 from ..diffusion.low_pass import low_pass
 from ..diffusion.prior import Prior
@@ -44,7 +44,7 @@ ROWS = (
     "adapted",
     "oracle",
 )
-EXAMINED = 15  # faces that settle the settings left to them
+EXAMINED = 15  # faces from which the settings left to them are resolved
 Keep = Callable[[str, Tensor, dict[str, Any]], None]
 Denoise = Callable[[np.ndarray], np.ndarray]
 
@@ -164,7 +164,7 @@ def run_trial(
     perceptual: see `finetune`. adapted_to: is given the adapted restorer.
     """
     _, adapt_lq, hq, lq, _ = trial
-    target_config = settled(config.targets, adapt_lq[:: max(1, len(adapt_lq) // EXAMINED)], restorer, prior)
+    target_config = resolved_settings(config.targets, adapt_lq[:: max(1, len(adapt_lq) // EXAMINED)], restorer, prior)
     base_adapt = restored_by(restorer, adapt_lq)
 
     def tuned_on(targets: Tensor) -> Restorer:

@@ -74,13 +74,14 @@ def test_what_is_left_to_the_faces_is_read_off_them_once(photos, config, tmp_pat
         callback(1, 1)
         return replace(config, t_clean=7)
 
-    monkeypatch.setattr("bfr_core.adaptation.target_stage.settled", level)
+    monkeypatch.setattr("bfr_core.adaptation.target_stage.resolved_settings", level)
     auto = replace(config, targets=replace(config.targets, t_clean="auto"))
     stages = []
     for _ in range(2):
         result = adapt(photos, tmp_path, auto, lambda stage, *_: stages.append(stage))
     assert looked == [10] and stages.count("examine") == 1
-    assert result.run.config()["targets"]["t_clean"] == 7 and json.loads(result.run.settled.read_text())["t_clean"] == 7
+    assert result.run.config()["targets"]["t_clean"] == 7
+    assert json.loads(result.run.resolved_settings.read_text())["t_clean"] == 7
     write_image(tmp_path / "photos" / "new.png", torch.rand(3, 32, 32))
     adapt(tmp_path / "photos", tmp_path, auto)
     assert looked == [10, 1]
@@ -89,7 +90,7 @@ def test_what_is_left_to_the_faces_is_read_off_them_once(photos, config, tmp_pat
 def test_a_sampler_left_to_the_faces_is_the_one_that_is_used(photos, config, tmp_path):
     open_ = replace(config, targets=replace(config.targets, search=("t_start",)))
     run = adapt(photos, tmp_path, open_).run
-    found, used = json.loads(run.settled.read_text()), run.config()["targets"]
+    found, used = json.loads(run.resolved_settings.read_text()), run.config()["targets"]
     assert found["t_start"] in (12, 25, 50, 100) and used["search"] == [] and found["factor"] == 4
     assert all(used["sampler"][name] == found[name] for name in ("t_start", "t_constrain_end", "factor", "calls"))
 

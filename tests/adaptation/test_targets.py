@@ -15,8 +15,8 @@ from bfr_core.adaptation.targets import (
     detail_gain,
     draw_in_batches,
     make_pseudo_targets,
+    resolved_settings,
     samplers_to_try,
-    settled,
 )
 from bfr_core.diffusion.noise_level import estimate_noise_level
 from bfr_core.diffusion.prior import load_prior
@@ -97,7 +97,7 @@ def test_auto_is_the_noise_level_of_the_faces_themselves(networks):
     lq = torch.rand(2, 3, 32, 32)
     auto = TargetConfig(SAMPLER, t_clean="auto", precision="float32")
     level = estimate_noise_level(networks[1], lq * 2 - 1, SAMPLER.num_steps)
-    assert settled(auto, lq, networks[0], networks[1]) == replace(auto, t_clean=level)
+    assert resolved_settings(auto, lq, networks[0], networks[1]) == replace(auto, t_clean=level)
     found = make_pseudo_targets(lq, ["a", "b"], networks[0], networks[1], auto)
     same = make_pseudo_targets(lq, ["a", "b"], networks[0], networks[1], replace(auto, t_clean=level))
     assert torch.equal(found.pseudo_target, same.pseudo_target)
@@ -106,7 +106,7 @@ def test_auto_is_the_noise_level_of_the_faces_themselves(networks):
 def test_a_level_that_is_given_is_not_looked_for(networks, monkeypatch):
     monkeypatch.setattr(networks[1], "forward", None)
     config = TargetConfig(SAMPLER, t_clean=3)
-    assert settled(config, torch.rand(1, 3, 32, 32), networks[0], networks[1]) is config
+    assert resolved_settings(config, torch.rand(1, 3, 32, 32), networks[0], networks[1]) is config
 
 
 def test_detail_makes_the_high_band_stronger_and_nothing_else(networks):
@@ -147,7 +147,7 @@ def test_the_gain_is_never_below_1_nor_without_bound():
 def test_detail_left_to_the_faces_is_a_number_in_the_end(networks):
     lq = torch.rand(2, 3, 32, 32)
     config = TargetConfig(SAMPLER, detail="auto", precision="float32")
-    found = settled(config, lq, networks[0], networks[1])
+    found = resolved_settings(config, lq, networks[0], networks[1])
     plain = make_pseudo_targets(lq, ["settled 0", "settled 1"], networks[0], networks[1], replace(config, detail=1.0))
     assert found == replace(config, detail=detail_gain(plain.pseudo_target))
 
@@ -186,8 +186,8 @@ def test_the_sampler_whose_targets_come_nearest_to_known_answers_is_taken(networ
 def test_nothing_is_left_open_in_the_end(networks):
     lq = torch.rand(3, 3, 32, 32)
     config = TargetConfig(SAMPLER, t_clean="auto", search=("t_start", "factor"), detail="auto")
-    clear = settled(config, lq, *networks)
-    assert clear.is_settled and not config.is_settled
+    clear = resolved_settings(config, lq, *networks)
+    assert clear.is_resolved and not config.is_resolved
     assert clear.sampler in samplers_to_try(SAMPLER, config.search, 32)
 
 
