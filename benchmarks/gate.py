@@ -24,7 +24,7 @@ from adaptation import DAMAGES, held_out_faces
 
 from bfr_core import load_prior, load_restorer, metrics
 from bfr_core.adaptation.config import SMALL
-from bfr_core.adaptation.target_checks import checks_of, look_at, refusals
+from bfr_core.adaptation.target_checks import check_targets, measurements_of, refusals
 from bfr_core.adaptation.targets import resolved_settings
 from bfr_core.faces.landmarks import load_landmark_net
 from bfr_core.metrics.detail import high_band
@@ -61,7 +61,7 @@ def main() -> None:
         ways = {i: list(WAYS)[n % len(WAYS)] for n, i in enumerate(spoiled)}
         for i, way in ways.items():
             targets[i] = WAYS[way](drawn, i)
-        reasons = refusals(checks_of(look_at(lq, targets, net)), SMALL.gate)
+        reasons = refusals(check_targets(measurements_of(lq, targets, net)), SMALL.gate)
         kept = [i for i, reason in enumerate(reasons) if not reason]
         print(f"\n### {kind}\n")
         for way in WAYS:

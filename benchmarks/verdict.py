@@ -41,12 +41,12 @@ from bfr_core.adaptation.verdict import (
     Appearance,
     Cues,
     Judgement,
+    KnownAnswers,
     Limits,
-    Trial,
+    appearance_of,
     decide,
     gather,
     load_face_statistics,
-    look_at,
 )
 from bfr_core.faces.landmarks import load_landmark_net
 from bfr_core.metrics.intervals import Interval, student_difference, wilson_interval
@@ -205,12 +205,12 @@ def run_one(lab: Lab, run: Run, lq: Tensor, targets: Tensor, work: Path) -> dict
         save_restorer(file, tuned(lab.restorer, case.lq[JUDGED:], case.targets[JUDGED:], config), {})
     adapted = load_restorer(file)
     measured = damaged(lab.hq, run.damage, run.seed, "measure", run.strength)
-    evidence: dict[str, Any] = {"targets": numbers(look_at(judged[1], judged[0], lab.statistics, lab.net))}
-    trial = Trial.of(judged[0], restored_by(adapted, judged[0]), lab.statistics)
+    evidence: dict[str, Any] = {"targets": numbers(appearance_of(judged[1], judged[0], lab.statistics, lab.net))}
+    known_answers = KnownAnswers.of(judged[0], restored_by(adapted, judged[0]), lab.statistics)
     truth = {}
     for who, restorer in (("base", lab.restorer), ("tuned", adapted)):
         restore = partial(restored_by, restorer)
-        cues: Cues = gather(restore, *judged, trial, lab.statistics, lab.net)
+        cues: Cues = gather(restore, *judged, known_answers, lab.statistics, lab.net)
         evidence[who] = numbers(cues)
         values = face_measures(restore(measured), lab.hq, TRUTH)
         truth[who] = {name: numbers(values[name]) for name in TRUTH}

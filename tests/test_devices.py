@@ -27,7 +27,7 @@ from bfr_core.adaptation.config import SMALL, FaceConfig
 from bfr_core.adaptation.faces import collect_faces
 from bfr_core.adaptation.good_faces import clarity
 from bfr_core.adaptation.run import Run
-from bfr_core.adaptation.target_checks import at_checked_size, look_at
+from bfr_core.adaptation.target_checks import at_checked_size, measurements_of
 from bfr_core.adaptation.targets import TargetConfig, make_pseudo_targets
 from bfr_core.adaptation.tuning import judged_on_faces, perceptual_term
 from bfr_core.adaptation.verdict import load_face_statistics
@@ -336,10 +336,10 @@ def test_gate_and_verdict_judge_what_lies_on_the_device(
 ) -> None:
     lq, targets = faces(8, 32), faces(8, 32, 1)
     net = load_landmark_net(device=device)
-    looks = look_at(lq.to(device), targets.to(device), net)
-    assert all(value.device.type == "cpu" for value in looks)
-    expected = look_at(lq, targets, load_landmark_net())
-    assert all(torch.allclose(a.float(), b.float(), atol=1e-3) for a, b in zip(looks, expected, strict=True))
+    measured = measurements_of(lq.to(device), targets.to(device), net)
+    assert all(value.device.type == "cpu" for value in measured)
+    expected = measurements_of(lq, targets, load_landmark_net())
+    assert all(torch.allclose(a.float(), b.float(), atol=1e-3) for a, b in zip(measured, expected, strict=True))
     assert read_aligned(net, lq).points.device.type == device.type
     restorer = on_device[0]
     judgement = judged_on_faces(restorer, restorer, list(zip(lq, targets, strict=True)))

@@ -32,7 +32,7 @@ from .adapt import Before
 from .config import AdaptConfig
 from .faces import FaceSet, StageCallback
 from .run import Run
-from .target_checks import look_at
+from .target_checks import measurements_of
 from .target_stage import EXAMINED_FACES
 from .targets import SEARCH_FACES, TargetConfig, make_pseudo_targets, samplers_to_try
 from .tuning import perceptual_term
@@ -227,7 +227,7 @@ def measure_targets(lq: Tensor, base: Restorer, prior: Prior, config: TargetConf
         with contextlib.suppress(_Enough):
             make_pseudo_targets(faces, [str(i) for i in range(len(faces))], base, prior, resolved, tick)
         net = load_landmark_net()
-        _, gate = _timed(now, lambda: look_at(lq[:1], lq[:1], net))
+        _, gate = _timed(now, lambda: measurements_of(lq[:1], lq[:1], net))
     call = ticks[-1] - (ticks[-2] if len(ticks) > 1 else started)
     return Pace(prior_call=call / len(faces), restore=restore, gate=gate, **held.as_pace())
 

@@ -72,7 +72,7 @@ class GateConfig:
         check_settings(self, "gate")
 
 
-class Checks(NamedTuple):
+class TargetChecks(NamedTuple):
     """One number a face, (B,), higher is worse.
 
     low_band: root mean square difference from the damaged face in the low band. moved: landmarks, in eye distances.
@@ -111,8 +111,8 @@ LEAST_DEVIATION = {
 }
 
 
-class Looks(NamedTuple):
-    """What `checks_of` needs of a pair: kept instead of the pictures, so that a folder of any size fits."""
+class TargetMeasurements(NamedTuple):
+    """What `check_targets` needs of a pair: kept instead of the pictures, so that a folder of any size fits."""
 
     low_band: Tensor
     moved: Tensor
@@ -124,7 +124,9 @@ class Looks(NamedTuple):
 
 
 @torch.no_grad()
-def look_at(lq: Tensor, targets: Tensor, net: LandmarkNet, recogniser: Recognise | None = None) -> Looks:
+def measurements_of(
+    lq: Tensor, targets: Tensor, net: LandmarkNet, recogniser: Recognise | None = None
+) -> TargetMeasurements:
     """lq, targets: (B, 3, S, S) RGB in [0, 1] -> what the checks need of them."""
     stranger = 1 - likeness(recogniser(targets), recogniser(lq)) if recogniser else torch.zeros(len(lq))
     lq, targets = (at_checked_size(x) for x in (lq, targets))
@@ -133,7 +135,7 @@ def look_at(lq: Tensor, targets: Tensor, net: LandmarkNet, recogniser: Recognise
     moved = landmark_distance(own.points, damaged.points)
     readable = damaged.score > 0.5
     moved = torch.where(readable, moved, torch.zeros_like(moved))  # else its landmarks mean nothing
-    return Looks(
+    return TargetMeasurements(
         error.cpu(),
         moved.cpu(),
         1 - own.score.cpu(),
@@ -153,15 +155,23 @@ def flat_noise(faces: Tensor) -> Tensor:
     return fine.quantile(0.25, dim=1).clamp_min(1e-5).log10()
 
 
-def checks_of(looks: Looks, of: Looks | None = None) -> Checks:
-    """Checks of `looks`; of: the folder's looks, which say what is typical of it, these themselves if left out."""
-    whole = (of or looks).features
+def check_targets(measured: TargetMeasurements, of: TargetMeasurements | None = None) -> TargetChecks:
+    """The checks of targets; of: those of the whole folder, which say what is typical of it, or these themselves."""
+    whole = (of or measured).features
     middle, spread = whole.median(0).values, whole.std(0, correction=0).clamp_min(1e-6)
-    unlike = ((looks.features - middle) / spread).square().mean(1).sqrt()
-    return Checks(looks.low_band, looks.moved, looks.faceless, unlike, looks.noisy, looks.stranger, looks.readable)
+    unlike = ((measured.features - middle) / spread).square().mean(1).sqrt()
+    return TargetChecks(
+        measured.low_band,
+        measured.moved,
+        measured.faceless,
+        unlike,
+        measured.noisy,
+        measured.stranger,
+        measured.readable,
+    )
 
 
-def refusals(checks: Checks, config: GateConfig, of: Checks | None = None) -> list[str]:
+def refusals(checks: TargetChecks, config: GateConfig, of: TargetChecks | None = None) -> list[str]:
     """Why each target is refused, or "" if it is not. of: checks of the whole folder, these if left out."""
     of = of or checks
     reasons = [""] * len(checks.low_band)
@@ -187,12 +197,12 @@ def refusals(checks: Checks, config: GateConfig, of: Checks | None = None) -> li
     return reasons
 
 
-def joined(parts: list[Looks]) -> Looks:
+def joined(parts: list[TargetMeasurements]) -> TargetMeasurements:
     """The looks of several batches as one."""
-    return Looks(*(torch.cat(values) for values in zip(*parts, strict=True)))
+    return TargetMeasurements(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
-def as_record(checks: Checks, index: int) -> Mapping[str, float]:
+def as_record(checks: TargetChecks, index: int) -> Mapping[str, float]:
     """The figures of one face, ready for JSON."""
     return {name: round(float(getattr(checks, name)[index]), 5) for name in SAID}
 
@@ -259,12 +269,12 @@ def _gated(
     done = 0
     for some, lq in faces.batches(BATCH, names):
         targets = torch.stack([resize_square(read_image(files[name]), lq.shape[-1], files[name]) for name in some])
-        parts.append(look_at(lq, targets, net))
+        parts.append(measurements_of(lq, targets, net))
         done += len(some)
         if callback:
             callback("gate", done, len(names), None)
     folder = joined(parts)
-    checks = checks_of(folder)
+    checks = check_targets(folder)
     reasons = dict(zip(names, refusals(checks, config), strict=True)) | dict.fromkeys(by_hand, "")
     records = {name: as_record(checks, i) for i, name in enumerate(names)}
     redrawn = []
@@ -272,7 +282,7 @@ def _gated(
         lq = faces.read([name])
         for attempt in range(1, config.tries + 1):
             target = redraw(lq, [name], attempt) if redraw else lq
-            again = checks_of(look_at(lq, target, net), folder)
+            again = check_targets(measurements_of(lq, target, net), folder)
             if not refusals(again, config, checks)[0]:
                 write_or_keep(run.redrawn / f"{name}.png", target[0])
                 records[name], reasons[name] = as_record(again, 0), ""

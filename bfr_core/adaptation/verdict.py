@@ -74,7 +74,8 @@ class Agreement(NamedTuple):
 
 class Cues(NamedTuple):
     """Of one restorer on the judged faces. teacher: agreement with their pseudo targets. transfer: with the targets of
-    other faces, which were given these faces' damage, so that the answer is known. known: with clean ones, see `Trial`.
+    other faces, which were given these faces' damage, so that the answer is known. known: with clean ones, see
+    `KnownAnswers`.
     """
 
     looks: Appearance
@@ -102,17 +103,18 @@ def load_face_statistics() -> FaceStatistics:
     return FaceStatistics(**{name: tensors[name].float() for name in ("mean", "spread", "energy")}, drawn=drawn)
 
 
-class Trial(NamedTuple):
-    """clean: faces of nobody in the folder. given: with its damage. (R * B, 3, S, S) both, the B damages in turn."""
+class KnownAnswers(NamedTuple):
+    """Clean faces that a restorer is to find again. clean: faces of nobody in the folder. given: the same faces with
+    the folder's damage. (R * B, 3, S, S) both, the B damages in turn."""
 
     clean: Tensor
     given: Tensor
 
     @classmethod
-    def of(cls, lq: Tensor, restored: Tensor, statistics: FaceStatistics) -> Trial:
+    def of(cls, lq: Tensor, restored: Tensor, statistics: FaceStatistics) -> KnownAnswers:
         """Drawn faces with the damage of `lq`, which is what makes them of `restored`; (B, 3, S, S) in [0, 1] both.
 
-        Damage does not sharpen: a restorer that blurs would undo that.
+        Frequencies are never amplified; otherwise a restorer that only blurs would score well.
         """
         rounds = -(-TRIED // len(lq))
         drawn = resized(statistics.drawn, lq.shape[-2:]).clamp(0, 1).to(lq.device)
@@ -129,23 +131,28 @@ class Trial(NamedTuple):
 
 @torch.no_grad()
 def gather(
-    restore: Restore, lq: Tensor, targets: Tensor, trial: Trial, statistics: FaceStatistics, net: LandmarkNet
+    restore: Restore,
+    lq: Tensor,
+    targets: Tensor,
+    known_answers: KnownAnswers,
+    statistics: FaceStatistics,
+    net: LandmarkNet,
 ) -> Cues:
     """Cues for `restore` on damaged faces `lq` with their pseudo targets, (B, 3, S, S) RGB in [0, 1] both, B >= 2."""
     restored = restore(lq)
     others = targets.roll(1, 0)
     again = restore(torch.stack([transplanted(*faces) for faces in zip(others, lq, targets, strict=True)]))
     return Cues(
-        look_at(restored, lq, statistics, net),
+        appearance_of(restored, lq, statistics, net),
         agreement(restored, targets),
         agreement(again, others),
-        trial.agreement(restore, len(lq)),
+        known_answers.agreement(restore, len(lq)),
     )
 
 
 @torch.no_grad()
-def look_at(faces: Tensor, lq: Tensor, statistics: FaceStatistics, net: LandmarkNet) -> Appearance:
-    """Looks of `faces`, restored or pseudo targets, next to their damaged copies `lq`: (B, 3, S, S) in [0, 1]."""
+def appearance_of(faces: Tensor, lq: Tensor, statistics: FaceStatistics, net: LandmarkNet) -> Appearance:
+    """Appearance of `faces`, restored or pseudo targets, next to their damaged copies `lq`: (B, 3, S, S) in [0, 1]."""
     faces, lq = at_checked_size(faces), at_checked_size(lq)
     error = (low_pass(faces, CONSISTENT_AT) - low_pass(lq, CONSISTENT_AT)).square().mean((1, 2, 3))
     return Appearance(
@@ -212,9 +219,9 @@ def judge(
     """The verdict on damaged faces `lq` with their pseudo targets, (N, 3, S, S), which were not tuned on."""
     if len(lq) < FEWEST_JUDGED:
         return Judgement("keep_base", "too few faces to hold any out, so nothing shows that tuning helped")
-    trial = Trial.of(lq, tuned(lq), statistics)
-    before, after = (gather(restore, lq, targets, trial, statistics, net) for restore in (base, tuned))
-    return decide(before, after, look_at(targets, lq, statistics, net), limits or Limits())
+    known_answers = KnownAnswers.of(lq, tuned(lq), statistics)
+    before, after = (gather(restore, lq, targets, known_answers, statistics, net) for restore in (base, tuned))
+    return decide(before, after, appearance_of(targets, lq, statistics, net), limits or Limits())
 
 
 def decide(base: Cues, tuned: Cues, targets: Appearance, limits: Limits) -> Judgement:

@@ -12,11 +12,11 @@ from bfr_core.adaptation.target_checks import (
     SAID,
     GateConfig,
     as_record,
-    checks_of,
+    check_targets,
     flat_noise,
     gate_targets,
     joined,
-    look_at,
+    measurements_of,
     refusals,
 )
 from bfr_core.adaptation.target_stage import targets_of
@@ -44,7 +44,7 @@ def net():
 def test_like_targets_all_pass(net):
     clean = pictures(24)
     lq = (clean + 0.05 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
-    assert refusals(checks_of(look_at(lq, clean, net)), GateConfig(limit=8)) == [""] * 24
+    assert refusals(check_targets(measurements_of(lq, clean, net)), GateConfig(limit=8)) == [""] * 24
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_what_stands_out_is_refused_with_its_reason(net, spoil, said):
     lq = (clean + 0.02 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
     targets = clean.clone()
     targets[5] = spoil(targets[5]).clamp(0, 1)
-    reasons = refusals(checks_of(look_at(lq, targets, net)), GateConfig())
+    reasons = refusals(check_targets(measurements_of(lq, targets, net)), GateConfig())
     assert reasons[5].startswith(said) and not any(reasons[:5] + reasons[6:])
 
 
@@ -71,30 +71,32 @@ def test_a_few_faces_do_not_say_what_is_typical(net):
     lq = (clean + 0.02 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
     targets = torch.cat([(clean[:1] + 0.3).clamp(0, 1), clean[1:]])
     for count in (2, 7):
-        assert refusals(checks_of(look_at(lq[:count], targets[:count], net)), GateConfig()) == [""] * count
+        assert refusals(check_targets(measurements_of(lq[:count], targets[:count], net)), GateConfig()) == [""] * count
 
 
 def test_batches_give_what_all_at_once_give(net):
     clean = pictures(10)
-    whole = look_at(clean, clean.flip(0), net)
-    parts = joined([look_at(clean[part], clean.flip(0)[part], net) for part in (slice(0, 4), slice(4, 10))])
-    for a, b in zip(checks_of(whole), checks_of(parts), strict=True):
+    whole = measurements_of(clean, clean.flip(0), net)
+    parts = joined([measurements_of(clean[part], clean.flip(0)[part], net) for part in (slice(0, 4), slice(4, 10))])
+    for a, b in zip(check_targets(whole), check_targets(parts), strict=True):
         assert torch.allclose(a.float(), b.float(), atol=1e-4)
-    assert set(as_record(checks_of(whole), 3)) == set(SAID)
+    assert set(as_record(check_targets(whole), 3)) == set(SAID)
 
 
 def test_a_new_draw_is_held_to_the_folders_measure(net):
     clean = pictures(24)
-    looks = look_at(clean, clean, net)
-    folder = checks_of(looks)
-    again = look_at(clean[:1], (clean[:1] + 0.3).clamp(0, 1), net)
-    assert refusals(checks_of(again, looks), GateConfig(), folder)[0]
-    assert not refusals(checks_of(look_at(clean[:1], clean[:1], net), looks), GateConfig(limit=8), folder)[0]
+    measured = measurements_of(clean, clean, net)
+    folder = check_targets(measured)
+    again = measurements_of(clean[:1], (clean[:1] + 0.3).clamp(0, 1), net)
+    assert refusals(check_targets(again, measured), GateConfig(), folder)[0]
+    assert not refusals(
+        check_targets(measurements_of(clean[:1], clean[:1], net), measured), GateConfig(limit=8), folder
+    )[0]
 
 
 def test_limit_zero_turns_it_off_and_nonsense_is_refused(net):
     clean = pictures(8)
-    assert refusals(checks_of(look_at(clean, clean.roll(1, 0), net)), GateConfig(limit=0)) == [""] * 8
+    assert refusals(check_targets(measurements_of(clean, clean.roll(1, 0), net)), GateConfig(limit=0)) == [""] * 8
     with pytest.raises(ValueError, match="gate.tries is -1"):
         GateConfig(tries=-1)
 
@@ -116,7 +118,7 @@ def test_on_real_faces_another_persons_target_is_refused(shared, net):
     lq = degrade(faces, "sensor", torch.Generator().manual_seed(0)).lq
     targets = faces.clone()
     targets[[3, 17]] = faces[[17, 3]]
-    reasons = refusals(checks_of(look_at(lq, targets, net)), GateConfig())
+    reasons = refusals(check_targets(measurements_of(lq, targets, net)), GateConfig())
     assert reasons[3] and reasons[17] and sum(map(bool, reasons)) <= 5
 
 
@@ -131,10 +133,10 @@ def test_a_stranger_is_refused_where_there_is_a_recogniser(net):
 
     targets = clean.clone()
     targets[7] = targets[7] * 0.96
-    looks = look_at(lq, targets, net, recogniser)
-    worst = looks.stranger.argmax()
-    checks = checks_of(looks)
-    assert worst == 7 and not checks_of(look_at(lq, targets, net)).stranger.any()
+    measured = measurements_of(lq, targets, net, recogniser)
+    worst = measured.stranger.argmax()
+    checks = check_targets(measured)
+    assert worst == 7 and not check_targets(measurements_of(lq, targets, net)).stranger.any()
     assert refusals(checks, GateConfig())[7].startswith(SAID["stranger"])
 
 
@@ -142,7 +144,7 @@ def test_a_trifle_does_not_stand_out_among_faces_that_are_all_alike(net):
     clean = pictures(24)
     targets = clean.clone()
     targets[3] += 0.004  # one level of 256: the others agree with their damaged faces to the last digit
-    assert refusals(checks_of(look_at(clean, targets, net)), GateConfig()) == [""] * 24
+    assert refusals(check_targets(measurements_of(clean, targets, net)), GateConfig()) == [""] * 24
 
 
 def test_noise_is_seen_where_a_picture_is_flat_and_edges_are_not_taken_for_it():

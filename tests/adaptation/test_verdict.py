@@ -12,8 +12,8 @@ from bfr_core.adaptation.verdict import (
     Agreement,
     Appearance,
     Cues,
+    KnownAnswers,
     Limits,
-    Trial,
     decide,
     face_statistics_of,
     gather,
@@ -42,7 +42,7 @@ def scene():
 
 
 def gathered(restore, clean, lq, statistics, net):
-    return gather(restore, lq, clean, Trial.of(lq, clean, statistics), statistics, net)
+    return gather(restore, lq, clean, KnownAnswers.of(lq, clean, statistics), statistics, net)
 
 
 def flat(cues: Cues):
