@@ -29,7 +29,7 @@ from bfr_core.files.photos import read_image, replace_atomically
 from bfr_core.files.records import fingerprint
 from bfr_core.restorers import Restorer, load_restorer, save_restorer
 from bfr_core.settings import changed
-from bfr_core.studies.benchmark import ROWS, TEACHER, departures, make_trial, read_cell, run_trial
+from bfr_core.studies.benchmark import ROWS, TEACHER, departures, make_cell_faces, read_cell, run_cell
 from bfr_core.studies.evaluate import MEASURES, face_measures, format_interval
 
 DAMAGES = ("motion_jpeg", "halftone", "film_grain", "sensor")  # that which adapting helps least first
@@ -186,8 +186,8 @@ def main() -> None:
                     save_restorer(path.with_suffix(".safetensors"), adapted, {}, half=True)
 
                 config = changed(SMALL, {"targets.seed": seed, "finetune.seed": seed})
-                trial = make_trial(adapt_hq, hq, kind, seed)
-                run_trial(trial, restorer, prior, config, done, keep, adapted_to=save if args.pictures else None)
+                cell_faces = make_cell_faces(adapt_hq, hq, kind, seed)
+                run_cell(cell_faces, restorer, prior, config, done, keep, adapted_to=save if args.pictures else None)
     print(summary(args.work, made_from) if args.summary else table(args.work, made_from, args.brief))
 
 

@@ -49,7 +49,7 @@ Keep = Callable[[str, Tensor, dict[str, Any]], None]
 Denoise = Callable[[np.ndarray], np.ndarray]
 
 
-class Trial(NamedTuple):
+class CellFaces(NamedTuple):
     """Faces of one cell, (N, 3, S, S) RGB in [0, 1]: to adapt to, and others to measure on; hq is clean, lq damaged.
 
     blind: those that are measured on, under ordinary damage.
@@ -62,10 +62,10 @@ class Trial(NamedTuple):
     blind: Tensor
 
 
-def make_trial(adapt_hq: Tensor, hq: Tensor, kind: str, seed: int) -> Trial:
+def make_cell_faces(adapt_hq: Tensor, hq: Tensor, kind: str, seed: int) -> CellFaces:
     """The faces `adapt_hq` and `hq` under damage `kind`."""
     lq, adapt_lq = damaged(hq, kind, seed, "measure"), damaged(adapt_hq, kind, seed, "adapt")
-    return Trial(adapt_hq, adapt_lq, hq, lq, damaged(hq, "blind", seed, "measure"))
+    return CellFaces(adapt_hq, adapt_lq, hq, lq, damaged(hq, "blind", seed, "measure"))
 
 
 def damaged(faces: Tensor, kind: str, seed: int, part: str, strength: float = 1.0) -> Tensor:
@@ -149,8 +149,8 @@ def targets_of(lq: Tensor, restorer: Restorer, prior: Prior, config: TargetConfi
     return torch.cat([targets.pseudo_target for _, targets in drawn])
 
 
-def run_trial(
-    trial: Trial,
+def run_cell(
+    cell_faces: CellFaces,
     restorer: Restorer,
     prior: Prior,
     config: AdaptConfig,
@@ -163,7 +163,7 @@ def run_trial(
 
     perceptual: see `finetune`. adapted_to: is given the adapted restorer.
     """
-    _, adapt_lq, hq, lq, _ = trial
+    _, adapt_lq, hq, lq, _ = cell_faces
     target_config = resolved_settings(config.targets, adapt_lq[:: max(1, len(adapt_lq) // EXAMINED)], restorer, prior)
     base_adapt = restored_by(restorer, adapt_lq)
 
@@ -178,15 +178,15 @@ def run_trial(
         "tuned on low-pass targets": lambda: restored_by(
             tuned_on(low_pass(base_adapt, target_config.sampler.factor).clamp(0, 1)), lq
         ),
-        "oracle": lambda: restored_by(tuned_on(trial.adapt_hq), lq),
+        "oracle": lambda: restored_by(tuned_on(cell_faces.adapt_hq), lq),
     }
     if "adapted" not in done:
         targets = targets_of(adapt_lq, restorer, prior, target_config)
         adapted = tuned_on(targets)
         if adapted_to:
             adapted_to(adapted)
-        old = [metrics.psnr(restored_by(r, trial.blind), hq).tolist() for r in (restorer, adapted)]
-        teacher = {k: v.tolist() for k, v in face_measures(targets, trial.adapt_hq).items()}
+        old = [metrics.psnr(restored_by(r, cell_faces.blind), hq).tolist() for r in (restorer, adapted)]
+        teacher = {k: v.tolist() for k, v in face_measures(targets, cell_faces.adapt_hq).items()}
         extra = {"old damage": old, "targets": teacher, "noise level": target_config.t_clean}
         keep("adapted", restored_by(adapted, lq), extra)
     for name, make in rows.items():

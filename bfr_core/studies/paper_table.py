@@ -38,12 +38,12 @@ from ..restorers import Restorer
 from ..training.losses import find_vgg
 from .benchmark import (
     ROWS,
-    Trial,
+    CellFaces,
     departures,
-    make_trial,
+    make_cell_faces,
     read_cell,
     restored_by,
-    run_trial,
+    run_cell,
     targets_of,
     tuned,
 )
@@ -129,7 +129,7 @@ def bench_paper(
     most, drawn by lot; all are held in memory. groups: see `read_groups`. reading: of the sets' shrinking, one of
     `READINGS`. split: "halves", or "published", see `parts_of`; `most` is then not asked. reference: for FID, a file of
     statistics or a folder, see `evaluate.reference_statistics`. with_published: also tune by the published recipe, see
-    `published_trial`. Stopped and run again it goes on; cells are
+    `restored_as_published`. Stopped and run again it goes on; cells are
     made anew when faces, settings, networks, or the measures that can be taken have changed.
     Raises FileNotFoundError or ValueError, in one line.
     """
@@ -167,11 +167,11 @@ def bench_paper(
             tell()
             if with_published and done.get(PUBLISHED_ROW, {}).get("recipe") != preset:
                 done.pop(PUBLISHED_ROW, None)
-            trial = make_trial(adapt_hq, clean, kind, config.targets.seed) if set(rows) - set(done) else None
-            if trial and set(ROWS) - set(done):
-                run_trial(trial, restorer, prior, config, done, keep, term)
-            if trial and with_published and PUBLISHED_ROW not in done:
-                restored = published_trial(trial, restorer, prior, config, reading)
+            cell_faces = make_cell_faces(adapt_hq, clean, kind, config.targets.seed) if set(rows) - set(done) else None
+            if cell_faces and set(ROWS) - set(done):
+                run_cell(cell_faces, restorer, prior, config, done, keep, term)
+            if cell_faces and with_published and PUBLISHED_ROW not in done:
+                restored = restored_as_published(cell_faces, restorer, prior, config, reading)
                 keep(PUBLISHED_ROW, restored, {"recipe": preset})
             return done
 
@@ -206,12 +206,14 @@ def published_settings(restorer: Restorer, config: AdaptConfig, reading: str) ->
     return settings_of(restorer, PUBLISHED_RECIPE, values)
 
 
-def published_trial(trial: Trial, restorer: Restorer, prior: Prior, config: AdaptConfig, reading: str) -> Tensor:
+def restored_as_published(
+    cell_faces: CellFaces, restorer: Restorer, prior: Prior, config: AdaptConfig, reading: str
+) -> Tensor:
     """The measured faces as restored after a tuning by the published recipe, see `published_settings`."""
     preset = published_settings(restorer, config, reading)
-    targets = targets_of(trial.adapt_lq, restorer, prior, preset.targets)
+    targets = targets_of(cell_faces.adapt_lq, restorer, prior, preset.targets)
     term = perceptual_term(preset.finetune, prior, restorer.device)
-    return restored_by(tuned(restorer, trial.adapt_lq, targets, preset.finetune, term), trial.lq)
+    return restored_by(tuned(restorer, cell_faces.adapt_lq, targets, preset.finetune, term), cell_faces.lq)
 
 
 def said_of_published(restorer: Restorer, config: AdaptConfig, reading: str) -> str:

@@ -16,7 +16,7 @@ from bfr_core.diffusion.prior import load_prior
 from bfr_core.restorers import load_restorer
 from bfr_core.settings import changed
 from bfr_core.studies import benchmark
-from bfr_core.studies.benchmark import ROWS, departures, make_trial, read_cell, run_trial
+from bfr_core.studies.benchmark import ROWS, departures, make_cell_faces, read_cell, run_cell
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,25 +27,25 @@ def lab(tiny_restorer, tiny_prior):
     config = changed(SMALL, {"finetune.iterations": 2, "targets.sampler.t_start": 8, "targets.sampler.calls": 2})
     faces = torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     faces = torch.nn.functional.interpolate(faces, (32, 32), mode="bicubic").clamp(0, 1)
-    trial = make_trial(faces[:4], faces[4:], "sensor", 3)
-    return load_restorer(tiny_restorer), load_prior(tiny_prior), config, trial
+    cell_faces = make_cell_faces(faces[:4], faces[4:], "sensor", 3)
+    return load_restorer(tiny_restorer), load_prior(tiny_prior), config, cell_faces
 
 
 def test_every_method_is_run_and_those_done_are_not(lab):
-    restorer, prior, config, trial = lab
+    restorer, prior, config, cell_faces = lab
     made: dict[str, tuple[torch.Tensor, dict]] = {}
-    run_trial(trial, restorer, prior, config, (), lambda name, faces, more: made.update({name: (faces, more)}))
+    run_cell(cell_faces, restorer, prior, config, (), lambda name, faces, more: made.update({name: (faces, more)}))
     assert set(made) == set(ROWS)
-    assert torch.equal(made["damaged"][0], trial.lq)
-    assert torch.equal(made["base"][0], torch.cat([restorer.restore(trial.lq)]))
+    assert torch.equal(made["damaged"][0], cell_faces.lq)
+    assert torch.equal(made["base"][0], torch.cat([restorer.restore(cell_faces.lq)]))
     assert set(made["adapted"][1]) == {"old damage", "targets", "noise level"} and "setting" in made["denoiser"][1]
     again: list[str] = []
-    run_trial(trial, restorer, prior, config, set(ROWS) - {"oracle"}, lambda name, *_: again.append(name))
+    run_cell(cell_faces, restorer, prior, config, set(ROWS) - {"oracle"}, lambda name, *_: again.append(name))
     assert again == ["oracle"]
 
 
 def test_the_oracle_alone_sees_the_clean_faces(lab, monkeypatch):
-    restorer, prior, config, trial = lab
+    restorer, prior, config, cell_faces = lab
     given: list[torch.Tensor] = []
     tuned = benchmark.tuned
 
@@ -54,8 +54,8 @@ def test_the_oracle_alone_sees_the_clean_faces(lab, monkeypatch):
         return tuned(restorer, lq, targets, *rest)
 
     monkeypatch.setattr(benchmark, "tuned", watched)
-    run_trial(trial, restorer, prior, config, (), lambda *_: None)
-    assert sum(torch.equal(targets, trial.adapt_hq) for targets in given) == 1 and len(given) == 4
+    run_cell(cell_faces, restorer, prior, config, (), lambda *_: None)
+    assert sum(torch.equal(targets, cell_faces.adapt_hq) for targets in given) == 1 and len(given) == 4
 
 
 def test_faces_are_damaged_alike_in_any_number_and_otherwise_in_each_half():
