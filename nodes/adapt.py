@@ -41,7 +41,7 @@ from ..bfr_core.restorers.load import save_several
 from ..bfr_core.restorers.routed import Routed
 from ..bfr_core.settings import changed
 from ..bfr_core.training.batches import split
-from ..bfr_core.training.checkpoint import Progress
+from ..bfr_core.training.checkpoint import TuningProgress
 from ..bfr_core.training.config import FinetuneConfig
 from ..bfr_core.training.finetune import fraction_done
 from ..bfr_core.training.losses import find_vgg
@@ -133,7 +133,7 @@ class MakePseudoTargets(host.Node):
         run = with_settings(run, "targets", made_with)
         faces = replace(faces, folder=run.folder)
         run, found = faces.opened()
-        progress = host.Progress(cls, "making targets ...")
+        progress = host.NodeProgress(cls, "making targets ...")
         with run.locked(), host.on_device(restorer, prior, faces=config.targets.batch_size):
             if not any((run.targets / f"{name}.png").exists() for name in found.names):
                 lq = found.batch(0, MEASURED_FACES)
@@ -149,7 +149,7 @@ class MakePseudoTargets(host.Node):
         """Three faces before and after a short tuning, on the node; its outputs hold nothing."""
         base = host.for_training(restorer, config.finetune.micro_batch)
         teacher = host.for_training(prior, config.targets.batch_size)
-        progress = host.Progress(cls, "a first look at three faces ...")
+        progress = host.NodeProgress(cls, "a first look at three faces ...")
         with torch.enable_grad():
             step = group_by_group(progress)
             seen = look_first(None, run, config, step, str(base.device), base, teacher)
@@ -162,7 +162,7 @@ class MakePseudoTargets(host.Node):
         return host.output(cls, *(host.nothing() for _ in target_outputs()), text=text, picture=picture)
 
 
-def triplets(progress: host.Progress, run: Run, faces: FaceSet) -> Callable[[str, int, int, Any], None]:
+def triplets(progress: host.NodeProgress, run: Run, faces: FaceSet) -> Callable[[str, int, int, Any], None]:
     """A stage callback that shows the last face done as damaged, restored, target; until then, the sampling."""
     done_last = ""
 
@@ -278,7 +278,7 @@ class FinetuneRestorer(host.Node):
         run, faces, targets = pairs.opened()
         base = host.for_training(restorer, config.micro_batch)
         features = teacher and (host.for_training(teacher, 1) if needs_prior else teacher.network)
-        progress = host.Progress(cls, "tuning ...")
+        progress = host.NodeProgress(cls, "tuning ...")
         look = Look(run, faces, targets, base, config, progress)
         with run.locked(), torch.enable_grad():
             if not run.checkpoint.exists():
@@ -307,7 +307,7 @@ class FinetuneRestorer(host.Node):
         run, faces, _ = pairs.opened()
         base = host.for_training(restorer, config.micro_batch)
         prior = host.for_training(pairs.prior, pairs.config.targets.batch_size)
-        progress = host.Progress(cls, "finding groups of damages, tuning for each ...")
+        progress = host.NodeProgress(cls, "finding groups of damages, tuning for each ...")
         settings = replace(pairs.config, finetune=config)
         with run.locked(), torch.enable_grad():
             result = adapt_groups(run, faces, settings, base, prior, group_by_group(progress), minutes)
@@ -326,11 +326,11 @@ class FinetuneRestorer(host.Node):
         cls,
         run: Run,
         tuned: Restorer,
-        states: dict[str, Progress],
+        states: dict[str, TuningProgress],
         config: FinetuneConfig,
         rows: list[list[Tensor]],
         said: list[str],
-        progress: host.Progress,
+        progress: host.NodeProgress,
     ) -> io.NodeOutput:
         """What the run came to. states: of its tunings, by what stands before the names of their curves."""
         host.free()
@@ -351,12 +351,12 @@ class FinetuneRestorer(host.Node):
         return host.output(cls, host.managed(tuned), *values, str(run.folder), adopt, text=text, picture=picture)
 
 
-def curves(states: dict[str, Progress], width: int = 512) -> list[list[Tensor]]:
+def curves(states: dict[str, TuningProgress], width: int = 512) -> list[list[Tensor]]:
     """The loss of each tuning, a row each."""
     return [[loss_curve(state, width, whose)] for whose, state in states.items()]
 
 
-def loss_curve(state: Progress, width: int = 512, whose: str = "") -> Tensor:
+def loss_curve(state: TuningProgress, width: int = 512, whose: str = "") -> Tensor:
     """The loss: of held-out faces where there are such, else the first term; (3, 256, width)."""
     if len(state.held_out) > 1:
         return draw_curve(state.held_out, f"{whose}loss on faces not trained on", width)
@@ -364,7 +364,7 @@ def loss_curve(state: Progress, width: int = 512, whose: str = "") -> Tensor:
     return draw_curve(points, f"{whose}loss: {name}", width)
 
 
-def group_by_group(progress: host.Progress) -> Callable[[str, int, int, Any], None]:
+def group_by_group(progress: host.NodeProgress) -> Callable[[str, int, int, Any], None]:
     """A stage callback that shows, for each group, a target taking shape, then the loss."""
     whose = ""
 
@@ -374,7 +374,7 @@ def group_by_group(progress: host.Progress) -> Callable[[str, int, int, Any], No
             whose = f"group {done} of {total}: "
 
         def picture() -> Tensor | None:
-            if isinstance(detail, Progress):
+            if isinstance(detail, TuningProgress):
                 return loss_curve(detail, whose=whose)
             return to_unit(detail[0]) if isinstance(detail, Tensor) else None
 
@@ -410,7 +410,7 @@ class Look:
         targets: dict[str, Path],
         base: Restorer,
         config: FinetuneConfig,
-        progress: host.Progress,
+        progress: host.NodeProgress,
     ) -> None:
         names = [name for name in faces.names if name in targets]
         trained, held = split(len(names), config)
@@ -420,7 +420,7 @@ class Look:
         self.before = base.restore(self.lq[0][None])[0].clone()
         self.progress, self.config = progress, config
 
-    def __call__(self, average: Restorer, state: Progress) -> None:
+    def __call__(self, average: Restorer, state: TuningProgress) -> None:
         """Shows the first face and the loss; called after every step."""
 
         def picture() -> Tensor:

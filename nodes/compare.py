@@ -94,7 +94,7 @@ def distinct_names(restored: str, other: str) -> tuple[str, str]:
 def figures(sets: dict[str, Tensor]) -> list[str]:
     """A line for each measure: every set against the clean one, (B, 3, H, W) each, at the clean one's size."""
     clean = sets["clean"]
-    progress = host.Progress()
+    progress = host.NodeProgress()
     measured = {}
     for name in (name for name in sets if name != "clean"):
         columns: dict[str, list[Tensor]] = {}
@@ -137,7 +137,7 @@ class Degrade(host.Node):
     @classmethod
     def work(cls, images: Tensor, kind: str, strength: float, seed: int, preview: bool = True) -> io.NodeOutput:
         photos, damaged = convert.to_photos(images), []
-        progress = host.Progress()
+        progress = host.NodeProgress()
         for i, photo in enumerate(photos):
             damaged.append(degrade(photo[None], kind, keyed_generator(seed, kind, i), strength).lq[0])
             progress.show(i + 1, len(photos))
@@ -169,7 +169,7 @@ class DrawFaces(host.Node):
 
     @classmethod
     def work(cls, prior: host.Managed, count: int, seed: int, preview: bool = True) -> io.NodeOutput:
-        progress, drawn = host.Progress(), []
+        progress, drawn = host.NodeProgress(), []
         names = [f"drawn_{i}" for i in range(count)]
         with host.on_device(prior, faces=cls.AT_ONCE):
             for start in range(0, count, cls.AT_ONCE):

@@ -235,7 +235,7 @@ class FacesFromImages(host.Node):
         photos = convert.to_photos(images)
         digest = hashlib.sha256(as_bytes(photos).numpy().tobytes()).hexdigest()
         opened = open_run(run, [digest, taken_with(settings)], restorer.network.size)
-        progress = host.Progress()
+        progress = host.NodeProgress()
         with opened.locked():
             stage_folder(opened.photos, fingerprint(digest, photos.shape), ["image_[0-9]*.png"])
             for i, photo in enumerate(photos):
@@ -262,7 +262,7 @@ def collected(
     images: those under `photos` that are used, None for all. left_out: why others are not, a line each.
     """
     with run.locked():
-        faces = collect_faces(photos, run, restorer.network.size, config, host.Progress(), host.device(), images)
+        faces = collect_faces(photos, run, restorer.network.size, config, host.NodeProgress(), host.device(), images)
     shown = faces.batch(min(first, len(faces) - 1), first + count)
     problems = [one["problem"] for one in faces.problems if not one["problem"].endswith(f": {LINKED_FOLDER}")]
     said = [f"{len(problems)} files gave none:", *problems] if problems else []
@@ -305,7 +305,7 @@ class TargetsFromImages(host.Node):
     @classmethod
     def work(cls, faces: Faces, images: Tensor, first: int, gate: float) -> io.NodeOutput:
         run, found = faces.opened()
-        progress = host.Progress()
+        progress = host.NodeProgress()
         with run.locked():
             files = match_in_order(run, found, convert.to_photos(images), first)
             accepted, made_from = check_given(run, found, files, GateConfig(limit=gate), progress)
@@ -336,7 +336,7 @@ def paired(
     faces: FaceSet,
     accepted: dict[str, Path],
     pairs: Pairs,
-    progress: host.Progress,
+    progress: host.NodeProgress,
 ) -> io.NodeOutput:
     """Outputs of a node that has made targets."""
     refused = read_table(run.gate).get("refused", {})

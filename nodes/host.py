@@ -388,7 +388,7 @@ def enlarger(model: Any, check: Callable[[], None]) -> Callable[[Tensor], Tensor
 # ---------------------------------------------------------------- progress
 
 
-class Progress:
+class NodeProgress:
     """Progress bar, preview and cancel of a node: the callback that every long stage takes.
 
     cls, doing: the node, and what it says until it is done. A page puts a text that comes after a picture on top of it.

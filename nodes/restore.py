@@ -181,7 +181,7 @@ class RestoreFaces(host.Node):
         height, width = photos.shape[-2:]
         if aligned and height != width:
             raise ValueError(f"images are {width} x {height} pixels; an aligned face is square: switch 'aligned' off")
-        progress = host.Progress(cls, "restoring ...")
+        progress = host.NodeProgress(cls, "restoring ...")
         enlarge = host.enlarger(upscale_model, progress.check) if upscale_model is not None else None
         results: list[RestoredPhoto] = []
         with host.on_device(restorer, faces=config.batch_size):

@@ -15,7 +15,7 @@ import torch
 from ..device import release_memory
 from ..diffusion.prior import Prior, load_prior
 from ..restorers import Restorer, load_restorer
-from ..training.checkpoint import Progress
+from ..training.checkpoint import TuningProgress
 from ..training.config import FinetuneConfig
 from ..training.finetune import Watch
 from .config import AdaptConfig
@@ -43,7 +43,7 @@ class Adapted:
     prior: Prior | None
     faces: FaceSet
     targets: dict[str, Path]
-    progress: Progress
+    progress: TuningProgress
     judgement: Judgement
     good: Examples = field(default_factory=Examples)
 

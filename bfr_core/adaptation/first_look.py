@@ -24,7 +24,7 @@ from ..files.stages import remove, stage_folder
 from ..reports.html import Gallery, ReportData, write_report
 from ..restorers import Restorer, load_restorer
 from ..settings import changed
-from ..training.checkpoint import Progress
+from ..training.checkpoint import TuningProgress
 from .config import AdaptConfig
 from .faces import FaceSet, StageCallback, collect_faces, faces_of, leave_out
 from .forecast import Forecast, Pace, duration, forecast, measure
@@ -150,7 +150,7 @@ def kept(
     rows: list[tuple[str, list[Tensor]]],
     whole: Forecast,
     config: AdaptConfig,
-    progress: Progress,
+    progress: TuningProgress,
 ) -> FirstLook:
     """Write the first look's pictures, first_look.json and report.html."""
     tuning = config.finetune

@@ -24,7 +24,7 @@ from ..diffusion.prior import Prior
 from ..faces.landmarks import load_landmark_net
 from ..restorers import Restorer
 from ..training.batches import split
-from ..training.checkpoint import Progress
+from ..training.checkpoint import TuningProgress
 from ..training.config import FinetuneConfig
 from ..training.finetune import finetune, held_out_score
 from ..training.objectives import objective_of
@@ -238,7 +238,7 @@ def measure_tuning(lq: Tensor, base: Restorer, config: FinetuneConfig, perceptua
     pairs = pairs if len(pairs) > 1 else 2 * pairs  # a face's damage is put on another
     ticks, now = [], partial(_now, base.device)
 
-    def tick(step: int, steps: int, progress: Progress) -> None:
+    def tick(step: int, steps: int, progress: TuningProgress) -> None:
         ticks.append(now())
         if step >= TIMED_STEPS:
             raise _Enough

@@ -25,7 +25,7 @@ from ..restorers import Restorer, load_restorer, save_restorer
 from ..restorers.load import said_by
 from ..restorers.routed import TENSORS, read_groups, save_groups
 from ..training.batches import split
-from ..training.checkpoint import Progress
+from ..training.checkpoint import TuningProgress
 from .adapt import Adapted, Before, adapt
 from .config import AdaptConfig
 from .faces import FaceSet, StageCallback, collect_faces
@@ -50,7 +50,7 @@ class Group:
     run: Run
     names: list[str]
     judgement: Judgement
-    progress: Progress
+    progress: TuningProgress
     shown: Gallery
     shown_names: list[str] = field(default_factory=list)
 

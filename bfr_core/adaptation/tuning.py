@@ -19,7 +19,7 @@ from ..files.records import fingerprint
 from ..files.stages import remove
 from ..restorers import Restorer, save_change, save_restorer
 from ..training.config import FinetuneConfig
-from ..training.finetune import Progress, Watch, finetune, split
+from ..training.finetune import TuningProgress, Watch, finetune, split
 from ..training.losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
 from .faces import FaceSet, StageCallback, resize_square
 from .good_faces import MOST_EXAMPLES, Examples
@@ -84,7 +84,7 @@ def tune(
     watch: Watch | None = None,
     pause_after: float = 0.0,
     good: Examples | None = None,
-) -> tuple[Restorer, Progress]:
+) -> tuple[Restorer, TuningProgress]:
     """A copy of `restorer` that has learned from the run's faces and targets, and how the tuning went.
 
     targets: file by face name; faces without one are left out. made_from: fingerprint of the targets. prior: its
@@ -96,7 +96,7 @@ def tune(
     made_with = {"restorer": restorer.name, "prior": prior.name if prior else None, "computed_in": computed}
     run.record("finetune", asdict(config) | made_with)
 
-    def step(done: int, total: int, progress: Progress) -> None:
+    def step(done: int, total: int, progress: TuningProgress) -> None:
         if callback:
             callback("finetune", done, total, progress)
 
@@ -139,7 +139,7 @@ def save_tuned(
     tuned: Restorer,
     prior: Prior | None,
     config: FinetuneConfig,
-    progress: Progress,
+    progress: TuningProgress,
     judgement: Judgement,
     faces: int,
 ) -> None:

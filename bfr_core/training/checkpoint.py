@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Progress:
+class TuningProgress:
     """What `callback` sees after each step, and what remains of a finished tuning.
 
     losses: (step, value) per term. held_out: (step, score) of the moving average on the faces kept back, lower is
@@ -52,7 +52,7 @@ class Tuning:
     best: dict[str, Tensor]
     critic: UNetDiscriminator | None = None
     critic_optimizer: torch.optim.Optimizer | None = None
-    progress: Progress = field(default_factory=Progress)
+    progress: TuningProgress = field(default_factory=TuningProgress)
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def changed_since(before: dict[str, Any], config: FinetuneConfig) -> str:
     return ", ".join(names) or "faces, targets or the base restorer"
 
 
-def note_new_interval(progress: Progress, before: Any, config: FinetuneConfig) -> None:
+def note_new_interval(progress: TuningProgress, before: Any, config: FinetuneConfig) -> None:
     """Note in `progress` that comparisons are made at other steps from here on, if they are."""
     if type(before) is int and before != config.judge_every:
         since = f"judge_every was {before} up to step {progress.step}"
@@ -163,10 +163,10 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach().clone() for k, v in module.state_dict().items()}
 
 
-def _progress(state: dict[str, Any]) -> Progress:
+def _progress(state: dict[str, Any]) -> TuningProgress:
     pairs = {k: [tuple(p) for p in v] for k, v in state["losses"].items()}
     lists = {"losses": pairs, "held_out": [tuple(p) for p in state["held_out"]]}
-    return Progress(**{**state, **lists, "notes": [str(note) for note in state.get("notes", [])]})
+    return TuningProgress(**{**state, **lists, "notes": [str(note) for note in state.get("notes", [])]})
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:

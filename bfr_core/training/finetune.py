@@ -23,7 +23,7 @@ from ..device import autocast, halving, is_out_of_memory
 from ..restorers import Restorer
 from ..restorers.low_rank import add_low_rank, merge_low_rank
 from .batches import Faces, Material, Pairs, anchor_faces, batch_of, micro_batches, split, taken_for_real
-from .checkpoint import Progress, Tuning, load, save, weights_of
+from .checkpoint import Tuning, TuningProgress, load, save, weights_of
 from .config import FinetuneConfig
 from .discriminator import discriminator_loss, generator_loss, seeded_discriminator
 from .losses import ImageLoss
@@ -33,8 +33,8 @@ from .stochastic_depth import drawing, switch_on
 log = logging.getLogger(__name__)
 
 
-TuneCallback = Callable[[int, int, Progress], None]
-Watch = Callable[[Restorer, Progress], None]
+TuneCallback = Callable[[int, int, TuningProgress], None]
+Watch = Callable[[Restorer, TuningProgress], None]
 
 
 def finetune(
@@ -50,7 +50,7 @@ def finetune(
     callback: TuneCallback | None = None,
     watch: Watch | None = None,
     pause_after: float = 0.0,
-) -> tuple[Restorer, Progress]:
+) -> tuple[Restorer, TuningProgress]:
     """A copy of `restorer` tuned on `pairs`, and how it went; the weights are the best of the moving average.
 
     checkpoint: file that training resumes from, if its `fingerprint` (of everything the tuning depends on, see
@@ -225,7 +225,7 @@ def take_step(tuning: Tuning, config: FinetuneConfig, done: float) -> None:
         tuning.critic.renew_norms()
 
 
-def is_to_be_judged(progress: Progress, config: FinetuneConfig, faces: Material) -> bool:
+def is_to_be_judged(progress: TuningProgress, config: FinetuneConfig, faces: Material) -> bool:
     """Whether the weights of this step are to be compared, and were not: at the start, or where it was ended."""
     judged = (progress.held_out[-1][0] if progress.held_out else -1) if faces.held else progress.best_step
     due = progress.step % config.judge_every == 0 or fraction_done(progress, config) >= 1
@@ -314,7 +314,7 @@ def learning_rate(config: FinetuneConfig, done: float) -> float:
     return rise * cosine(config.lr, config.lr_end, done)
 
 
-def fraction_done(progress: Progress, config: FinetuneConfig) -> float:
+def fraction_done(progress: TuningProgress, config: FinetuneConfig) -> float:
     """0 at the start, 1 when the steps or the minutes are used up."""
     by_steps = progress.step / config.iterations
     return max(by_steps, progress.seconds / (60 * config.minutes)) if config.minutes else by_steps

@@ -35,7 +35,7 @@ from ..files.records import read_table, write_json
 from ..files.stages import is_held
 from ..restoration.restore import RestoreConfig, restore_folder
 from ..restorers import load_restorer
-from ..training.checkpoint import Progress
+from ..training.checkpoint import TuningProgress
 
 log = logging.getLogger(__name__)
 
@@ -275,7 +275,7 @@ class _Job:
         if step > self._first_step:
             left = (now - self._first_time) / (step - self._first_step) * (steps - step)
         curves = self.status.curves
-        if isinstance(detail, Progress):
+        if isinstance(detail, TuningProgress):
             curves = {name: thinned(points) for name, points in detail.losses.items()}
             if detail.held_out:
                 curves["held-out faces"] = thinned(detail.held_out)

@@ -20,7 +20,7 @@ from bfr_core.restorers import ADAPTERS, Restorer, load_restorer
 from bfr_core.restorers.low_rank import apply_change, factor_change, matrix
 from bfr_core.training import finetune as finetuning
 from bfr_core.training.batches import micro_batches
-from bfr_core.training.checkpoint import Progress
+from bfr_core.training.checkpoint import TuningProgress
 from bfr_core.training.config import FinetuneConfig
 from bfr_core.training.finetune import finetune, prepare, recompute
 from bfr_core.training.losses import perceptual_loss
@@ -218,7 +218,7 @@ def test_stopped_and_gone_on_with_at_full_size_ends_with_the_same_weights(name, 
     )  # fmt: skip
     faces, perceptual = pairs(512, 2), perceptual_loss(prior.features)
 
-    def pull_the_plug(step: int, steps: int, progress: Progress) -> None:
+    def pull_the_plug(step: int, steps: int, progress: TuningProgress) -> None:
         if step == 2:  # the file on disk is that of step 1
             shutil.copyfile(checkpoint, copy)
 

@@ -17,7 +17,7 @@ from bfr_core.files.photos import read_image, write_image
 from bfr_core.files.records import read_json, write_json
 from bfr_core.restoration import restore
 from bfr_core.restoration.restore import RestoreConfig
-from bfr_core.training.checkpoint import Progress
+from bfr_core.training.checkpoint import TuningProgress
 from bfr_core.web.jobs import Jobs, Outcome, adapt_restorer, find_faces, read_status, repair_photos, thinned
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,7 +137,7 @@ def test_the_time_left_knows_the_limit_of_the_tuning(tmp_path):
         for step in range(1, 4):
             time.sleep(0.01)
             losses = {"l1": [(i, 1.0) for i in range(1000)]}
-            callback("finetune", step, 10**6, Progress(step, seconds=50.0, losses=losses, held_out=[(0, 2.0)]))
+            callback("finetune", step, 10**6, TuningProgress(step, seconds=50.0, losses=losses, held_out=[(0, 2.0)]))
             seen.append(jobs.status(run))
         return Outcome()
 
@@ -158,7 +158,7 @@ def test_a_job_says_which_group_of_damages_it_is_at(tmp_path):
             seen.append(jobs.status(run))
             time.sleep(0.01)
             for step in (1, 2):
-                callback("finetune", step, 10**6, Progress(step, seconds=20.0, losses={"l1": [(1, 1.0)]}))
+                callback("finetune", step, 10**6, TuningProgress(step, seconds=20.0, losses={"l1": [(1, 1.0)]}))
                 time.sleep(0.01)
             seen.append(jobs.status(run))
         return Outcome()
