@@ -17,7 +17,7 @@ from PIL import Image
 from bfr_core.files.weights import ALSO
 from bfr_core.web import gradio_compat
 from bfr_core.web import gradio_page as ui
-from bfr_core.web.hosted import Hosted, Wish, existing, in_words, wish_of
+from bfr_core.web.host_service import HostService, RestoreRequest, existing, restore_request_of, summary_of
 from bfr_core.web.http_api import add_routes
 from bfr_core.web.page import Page
 
@@ -26,7 +26,7 @@ TAB = "bfr_adapt"
 OPTIONS = shared.cmd_opts
 
 
-def hosted() -> Hosted:
+def host_service() -> HostService:
     """The one page of this WebUI, with its restorers."""
     if not hasattr(shared, TAB):
         set_weight_folders()
@@ -39,7 +39,7 @@ def hosted() -> Hosted:
             uploads=gradio_compat.host_uploads(),
             changed=register,
         )
-        setattr(shared, TAB, Hosted(page))
+        setattr(shared, TAB, HostService(page))
     return getattr(shared, TAB)
 
 
@@ -78,25 +78,25 @@ class AdaptedRestorer(face_restoration.FaceRestoration):
 
     def restore(self, np_image: np.ndarray) -> np.ndarray:
         """np_image: (H, W, 3) uint8 RGB. Raises ValueError in one line: a picture passed on unchanged says nothing."""
-        fidelity = float(getattr(shared.opts, "code_former_weight", Wish.fidelity))
-        made, _ = restored(np_image, Wish(self.run, fidelity=fidelity))
+        fidelity = float(getattr(shared.opts, "code_former_weight", RestoreRequest.fidelity))
+        made, _ = restored(np_image, RestoreRequest(self.run, fidelity=fidelity))
         return made
 
 
-def restored(picture, wish: Wish):
-    """As `Hosted.restore`; the memory is given back where WebUI's settings ask for that."""
+def restored(picture, request: RestoreRequest):
+    """As `HostService.restore`; the memory is given back where WebUI's settings ask for that."""
     try:
-        return hosted().restore(picture, wish)
+        return host_service().restore(picture, request)
     finally:
         if shared.opts.face_restoration_unload:
-            hosted().forget()
+            host_service().forget()
             devices.torch_gc()
 
 
 def register() -> None:
     """Put the adapted restorers among WebUI's, in place of those that were there."""
     others = [restorer for restorer in shared.face_restorers if getattr(restorer, "own", "") != TAB]
-    shared.face_restorers[:] = others + [AdaptedRestorer(run) for run in hosted().names()]
+    shared.face_restorers[:] = others + [AdaptedRestorer(run) for run in host_service().names()]
 
 
 def unregister() -> None:
@@ -114,27 +114,30 @@ class ScriptPostprocessingAdapted(scripts_postprocessing.ScriptPostprocessing):
 
     def ui(self):
         with InputAccordion(False, label=NAME, elem_id="extras_bfr_adapt") as enable:
-            widgets = ui.extras(hosted().names())
+            widgets = ui.extras(host_service().names())
             create_refresh_button(
-                widgets["restorer"], lambda: None, lambda: {"choices": hosted().names()}, "extras_bfr_adapt_refresh"
+                widgets["restorer"],
+                lambda: None,
+                lambda: {"choices": host_service().names()},
+                "extras_bfr_adapt_refresh",
             )
         return {"enable": enable, **widgets}
 
     def process(self, pp, enable=False, **settings):
         """Whoever calls without these settings, or with empty ones, wants nothing done."""
-        wish = wish_of(settings) if enable else None
-        if wish is None or wish.visibility == 0:
+        request = restore_request_of(settings) if enable else None
+        if request is None or request.visibility == 0:
             if enable and not settings.get("restorer"):
                 raise ValueError(f"{NAME}: choose a restorer; the tab {NAME} makes one, the button beside it finds it")
             return
         picture = pp.image if pp.image.mode == "RGB" else pp.image.convert("RGB")
-        pixels, result = restored(np.asarray(picture), wish)
+        pixels, result = restored(np.asarray(picture), request)
         made = Image.fromarray(pixels)
         if "A" in pp.image.getbands():
             made.putalpha(pp.image.getchannel("A"))
         pp.image = made
-        pp.info[NAME] = f"{wish.restorer}: {in_words(result)}"
-        pp.info[f"{NAME} visibility"] = round(wish.visibility, 3)
+        pp.info[NAME] = f"{request.restorer}: {summary_of(result)}"
+        pp.info[f"{NAME} visibility"] = round(request.visibility, 3)
         if result.step:
             pp.info[f"{NAME} restorer SHA-256"] = result.step.sha256
 
@@ -143,7 +146,7 @@ class ScriptPostprocessingAdapted(scripts_postprocessing.ScriptPostprocessing):
 
 
 def tab():
-    demo = ui.build_tab(hosted().page)
+    demo = ui.build_tab(host_service().page)
     for block in demo.blocks.values():
         block.do_not_save_to_config = True  # of WebUI's own, whose defaults would stand against a run's
     return [(demo, NAME, TAB)]
@@ -152,10 +155,10 @@ def tab():
 def started(demo, app) -> None:
     """demo: None with --nowebui."""
     if demo is not None:
-        gradio_compat.serve_also(demo, hosted().page.cache)
+        gradio_compat.serve_also(demo, host_service().page.cache)
     if OPTIONS.api or OPTIONS.nowebui:
         names = [pair.split(":", 1) for pair in (OPTIONS.api_auth or "").split(",") if ":" in pair]
-        add_routes(app, hosted(), dict([*names, *(pair for pair in get_gradio_auth_creds() if len(pair) == 2)]))
+        add_routes(app, host_service(), dict([*names, *(pair for pair in get_gradio_auth_creds() if len(pair) == 2)]))
 
 
 script_callbacks.on_before_ui(register)

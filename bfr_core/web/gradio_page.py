@@ -15,7 +15,7 @@ from ..files.photos import printable
 from ..restoration.restore import CHOICES, RestoreConfig
 from ..settings import setting_at
 from . import gradio_compat as compat
-from .hosted import Wish
+from .host_service import RestoreRequest
 from .page import (
     ADVANCED,
     MAX_UPLOAD_BYTES,
@@ -319,8 +319,8 @@ def build_tab(page: Page) -> Any:
 
 
 def extras(runs: Sequence[str]) -> dict[str, Any]:
-    """Widgets for a host that restores a picture with an adapted restorer; by the names of `hosted.Wish`."""
-    gr, initial = compat.load(), Wish("")
+    """Widgets for a host that restores a picture with an adapted restorer; named as in `RestoreRequest`."""
+    gr, initial = compat.load(), RestoreRequest("")
     with gr.Row():
         restorer = gr.Dropdown(
             list(runs), value=runs[0] if runs else None, label="Restorer", info="Adapted on the tab BFR Adapt."

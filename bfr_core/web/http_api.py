@@ -23,14 +23,14 @@ from ..files.names import first_line
 from ..files.ownership import scratch
 from ..files.photos import read_photo, write_photo
 from ..files.records import read_table
-from .hosted import Hosted, in_words, wish_of
+from .host_service import HostService, restore_request_of, summary_of
 from .page import ADVANCED, MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS, Choices, Page, value_at
 
 PREFIX = "/bfr-adapt/v1"
 Reply = dict[str, Any]
 
 
-def add_routes(app: Any, hosted: Hosted, logins: Mapping[str, str]) -> None:
+def add_routes(app: Any, service: HostService, logins: Mapping[str, str]) -> None:
     """Answer below `PREFIX` in a FastAPI `app`; with `logins`, user -> password, only to who gives one (HTTP Basic)."""
     import fastapi
 
@@ -46,7 +46,7 @@ def add_routes(app: Any, hosted: Hosted, logins: Mapping[str, str]) -> None:
         except (ValueError, TypeError, OverflowError, OSError) as error:
             raise fastapi.HTTPException(400, first_line(error)) from None
 
-    page, given = hosted.page, fastapi.Body({})
+    page, given = service.page, fastapi.Body({})
 
     def runs() -> Reply:
         return {"runs": [about(page, name) for name in page.names()]}
@@ -65,7 +65,7 @@ def add_routes(app: Any, hosted: Hosted, logins: Mapping[str, str]) -> None:
         return safe(act)
 
     def restore(body: dict[str, Any] = given) -> Reply:
-        return safe(lambda: restored(hosted, body))
+        return safe(lambda: restored(service, body))
 
     for path, act, method in (
         ("/runs", runs, "GET"),
@@ -128,19 +128,19 @@ def go_on(page: Page, name: str, body: Mapping[str, Any]) -> Reply:
     return about(page, name)
 
 
-def restored(hosted: Hosted, body: Mapping[str, Any]) -> Reply:
+def restored(service: HostService, body: Mapping[str, Any]) -> Reply:
     """A picture with its faces restored, as PNG with its record."""
-    wish = wish_of(dict(body))
-    if wish is None:
-        raise ValueError(f"restorer is missing; name one of {', '.join(hosted.names()) or 'none yet'}")
+    request = restore_request_of(dict(body))
+    if request is None:
+        raise ValueError(f"restorer is missing; name one of {', '.join(service.names()) or 'none yet'}")
     code = str(body.get("image", "")).rpartition(",")[2]  # also as a data: address
     if len(code) > MAX_UPLOAD_BYTES * 4 // 3:
         raise ValueError(f"the image is larger than {MAX_UPLOAD_BYTES >> 20} MB")
-    with scratch(hosted.page.cache / "api", ".png") as path:
+    with scratch(service.page.cache / "api", ".png") as path:
         path.write_bytes(_decoded(code))
-        photo, result = hosted.restore_file(read_photo(path, MAX_UPLOAD_PIXELS), wish)
+        photo, result = service.restore_file(read_photo(path, MAX_UPLOAD_PIXELS), request)
         write_photo(path, photo)
-        return {"image": base64.b64encode(path.read_bytes()).decode(), "info": in_words(result)}
+        return {"image": base64.b64encode(path.read_bytes()).decode(), "info": summary_of(result)}
 
 
 def _decoded(code: str) -> bytes:

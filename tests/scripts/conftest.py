@@ -121,5 +121,5 @@ def webui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebUI]:
     for name, module in host.modules().items():
         monkeypatch.setitem(sys.modules, name, module)
     yield host
-    if hosted := getattr(host.shared, "bfr_adapt", None):
-        hosted.page.jobs.stop_all()
+    if service := getattr(host.shared, "bfr_adapt", None):
+        service.page.jobs.stop_all()

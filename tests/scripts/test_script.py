@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from bfr_core.faces.align import Face, template
 from bfr_core.files.weights import locate
-from bfr_core.web import hosted as hosted_module
-from bfr_core.web.hosted import Wish, wish_of
+from bfr_core.web import host_service as host_service_module
+from bfr_core.web.host_service import RestoreRequest, restore_request_of
 from bfr_core.web.page import Choices
 from tests.scripts.conftest import ROOT, PostprocessedImage, WebUI
 
@@ -43,9 +43,9 @@ def album(webui: WebUI, brighter: Path, monkeypatch: pytest.MonkeyPatch) -> WebU
     (run / "request.json").write_text("{}")
     shutil.copy(brighter, run / "restorer.safetensors")
     faces = [Face(template(1) * 30 + [x, 40.0]) for x in (30.0, 110.0)]
-    monkeypatch.setattr(hosted_module, "load_detector", lambda *_: lambda photo: list(faces))
-    config = hosted_module.RestoreConfig
-    monkeypatch.setattr(hosted_module, "RestoreConfig", lambda **k: config(match_colour=False, **k))
+    monkeypatch.setattr(host_service_module, "load_detector", lambda *_: lambda photo: list(faces))
+    config = host_service_module.RestoreConfig
+    monkeypatch.setattr(host_service_module, "RestoreConfig", lambda **k: config(match_colour=False, **k))
     return webui
 
 
@@ -168,9 +168,9 @@ def test_extras_keep_transparency(album: WebUI) -> None:
     assert made.mode == "RGBA" and made.getchannel("A").tobytes() == image.getchannel("A").tobytes()
 
 
-def test_a_wish_knows_its_own_settings_alone() -> None:
-    assert wish_of({"restorer": "a", "faces": None, "enable": True}) == Wish("a")
-    assert wish_of({"restorer": "", "faces": "all"}) is None and wish_of({}) is None
+def test_a_request_knows_its_own_settings_alone() -> None:
+    assert restore_request_of({"restorer": "a", "faces": None, "enable": True}) == RestoreRequest("a")
+    assert restore_request_of({"restorer": "", "faces": "all"}) is None and restore_request_of({}) is None
 
 
 # ---------------------------------------------------------------- files and folders
@@ -247,5 +247,5 @@ def test_the_tab_and_the_widgets_of_extras(album: WebUI) -> None:
 
     with gradio.Blocks():
         widgets = script.ScriptPostprocessingAdapted().ui()
-    assert widgets.pop("enable") == "enable" and set(widgets) == set(Wish.__dataclass_fields__)
+    assert widgets.pop("enable") == "enable" and set(widgets) == set(RestoreRequest.__dataclass_fields__)
     assert widgets["restorer"].value == "album"

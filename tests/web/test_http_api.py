@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from bfr_core.files.ownership import LIST
-from bfr_core.web.hosted import Hosted
+from bfr_core.web.host_service import HostService
 from bfr_core.web.http_api import PREFIX, add_routes, logged_in
 from bfr_core.web.page import Page
 
@@ -21,33 +21,33 @@ testclient = pytest.importorskip("fastapi.testclient")
 
 
 @pytest.fixture
-def hosted(tmp_path, photos, tiny_restorer, tiny_prior, monkeypatch):
+def service(tmp_path, photos, tiny_restorer, tiny_prior, monkeypatch):
     monkeypatch.setattr("bfr_core.restorers.load.EMBEDDED", tiny_restorer)
     monkeypatch.setattr("bfr_core.diffusion.prior.EMBEDDED", tiny_prior)
-    hosted = Hosted(Page(tmp_path / "runs", [photos], "cpu"))
-    yield hosted
-    hosted.page.jobs.stop_all()
+    service = HostService(Page(tmp_path / "runs", [photos], "cpu"))
+    yield service
+    service.page.jobs.stop_all()
 
 
-def client(hosted, logins=None):
+def client(service, logins=None):
     import fastapi
 
     app = fastapi.FastAPI()
-    add_routes(app, hosted, logins or {})
+    add_routes(app, service, logins or {})
     return testclient.TestClient(app)
 
 
-def test_a_run_from_its_folder_to_a_restored_picture(hosted, photos):
-    web = client(hosted)
+def test_a_run_from_its_folder_to_a_restored_picture(service, photos):
+    web = client(service)
     body = {"folder": str(photos), "name": "album", "aligned": True}
     assert web.post(f"{PREFIX}/runs", json=body).json() == {"run": "album"}
-    hosted.page.jobs.wait(hosted.page.run("album"))
+    service.page.jobs.wait(service.page.run("album"))
     assert web.post(f"{PREFIX}/runs/album/stop").json()["state"] == "done"
     body = {"changes": {"finetune.iterations": 4.0}, "mixed": True}
     started = web.post(f"{PREFIX}/runs/album/adapt", json=body).json()
     assert started["kind"] == "adapt" and started["state"] in ("waiting", "running")
-    hosted.page.jobs.wait(hosted.page.run("album"))
-    assert hosted.page.choices_of("album").mixed and hosted.page.jobs.status(hosted.page.run("album")).notes
+    service.page.jobs.wait(service.page.run("album"))
+    assert service.page.choices_of("album").mixed and service.page.jobs.status(service.page.run("album")).notes
     [run] = web.get(f"{PREFIX}/runs").json()["runs"]
     assert run["state"] == "done" and run["adapted"] and run["verdict"]
     file = io.BytesIO()
@@ -56,7 +56,7 @@ def test_a_run_from_its_folder_to_a_restored_picture(hosted, photos):
     answer = web.post(f"{PREFIX}/restore", json={"image": picture, "restorer": "album"}).json()
     assert Image.open(io.BytesIO(base64.b64decode(answer["image"]))).size == (40, 30)
     assert answer["info"] == "no face restored"
-    assert list((hosted.page.cache / "api").iterdir()) == []
+    assert list((service.page.cache / "api").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -75,18 +75,18 @@ def test_a_run_from_its_folder_to_a_restored_picture(hosted, photos):
         ("/restore", {"restorer": "album", "image": base64.b64encode(b"no").decode()}, ".png"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(hosted, photos, path, body, reason):
-    (hosted.page.runs / "album").mkdir()
-    (hosted.page.runs / "album" / "request.json").write_text("{}")
+def test_what_cannot_be_done_is_one_line(service, photos, path, body, reason):
+    (service.page.runs / "album").mkdir()
+    (service.page.runs / "album" / "request.json").write_text("{}")
     body = {k: v.format(photos=photos) if isinstance(v, str) else v for k, v in body.items()}
-    answer = client(hosted).post(PREFIX + path, json=body)
+    answer = client(service).post(PREFIX + path, json=body)
     assert answer.status_code in (400, 404)
     if reason:
         assert reason in answer.json()["detail"] and "\n" not in answer.json()["detail"]
 
 
-def test_behind_a_login_nothing_is_answered_without_it(hosted):
-    web = client(hosted, {"ada": "love:lace"})
+def test_behind_a_login_nothing_is_answered_without_it(service):
+    web = client(service, {"ada": "love:lace"})
     assert web.get(f"{PREFIX}/runs").status_code == 401
     assert web.get(f"{PREFIX}/runs", auth=("ada", "wrong")).status_code == 401
     assert web.get(f"{PREFIX}/runs", auth=("ada", "love:lace")).json() == {"runs": []}
@@ -94,17 +94,17 @@ def test_behind_a_login_nothing_is_answered_without_it(hosted):
     assert not logged_in("Basic ???", {"": ""}) and not logged_in("", {"ada": ""})
 
 
-def test_pictures_of_a_stranger_stay_in_the_cache(hosted, tmp_path: Path):
-    shutil.rmtree(hosted.page.cache)
-    hosted.page.cache.mkdir()
-    client(hosted).post(f"{PREFIX}/restore", json={"restorer": "x", "image": base64.b64encode(b"no").decode()})
-    assert {path.name for path in hosted.page.cache.rglob("*")} <= {"api", LIST}
+def test_pictures_of_a_stranger_stay_in_the_cache(service, tmp_path: Path):
+    shutil.rmtree(service.page.cache)
+    service.page.cache.mkdir()
+    client(service).post(f"{PREFIX}/restore", json={"restorer": "x", "image": base64.b64encode(b"no").decode()})
+    assert {path.name for path in service.page.cache.rglob("*")} <= {"api", LIST}
 
 
 @pytest.mark.parametrize("code", ["Zoë", "é", "\ud800", "4pyTOvCfmIA=", "YTpi\xa0"])
-def test_a_header_that_is_no_login_is_refused_in_any_letters(hosted, code):
+def test_a_header_that_is_no_login_is_refused_in_any_letters(service, code):
     assert not logged_in(f"Basic {code}", {"ada": "love:lace"})
-    web = client(hosted, {"ada": "love:lace"})
+    web = client(service, {"ada": "love:lace"})
     header = f"Basic {code}".encode("latin-1", "replace")
     assert web.get(f"{PREFIX}/runs", headers={"Authorization": header}).status_code == 401
 
@@ -117,17 +117,17 @@ def test_a_header_that_is_no_login_is_refused_in_any_letters(hosted, code):
         ("/runs/album/adapt", '{"changes": {"finetune.anchor": NaN}}', "anchor is nan"),
     ],
 )
-def test_letters_and_numbers_of_any_kind_are_one_line(hosted, path, body, reason):
-    (hosted.page.runs / "album").mkdir()
-    (hosted.page.runs / "album" / "request.json").write_text("{}")
-    answer = client(hosted).post(PREFIX + path, content=body.encode(), headers={"Content-Type": "application/json"})
+def test_letters_and_numbers_of_any_kind_are_one_line(service, path, body, reason):
+    (service.page.runs / "album").mkdir()
+    (service.page.runs / "album" / "request.json").write_text("{}")
+    answer = client(service).post(PREFIX + path, content=body.encode(), headers={"Content-Type": "application/json"})
     assert answer.status_code == 400 and reason in answer.json()["detail"]
 
 
-def test_a_damaged_run_hides_no_other(hosted):
+def test_a_damaged_run_hides_no_other(service):
     for name, file in (("a", "job.json"), ("b", "config.json"), ("c", "report.json"), ("whole", "none.json")):
-        (hosted.page.runs / name).mkdir()
-        (hosted.page.runs / name / "request.json").write_text("{}")
-        (hosted.page.runs / name / file).write_text("[1]")
-    runs = {run["name"]: run for run in client(hosted).get(f"{PREFIX}/runs").json()["runs"]}
+        (service.page.runs / name).mkdir()
+        (service.page.runs / name / "request.json").write_text("{}")
+        (service.page.runs / name / file).write_text("[1]")
+    runs = {run["name"]: run for run in client(service).get(f"{PREFIX}/runs").json()["runs"]}
     assert all("is damaged" in runs[name]["error"] for name in "abc") and runs["whole"]["error"] == ""

@@ -23,10 +23,10 @@ from bfr_core.files.records import write_json
 from bfr_core.reports.html import VERDICTS
 from bfr_core.restorers import load_restorer
 from bfr_core.restorers.routed import Routed
-from bfr_core.web import hosted as hosted_module
+from bfr_core.web import host_service as host_service_module
 from bfr_core.web import jobs
 from bfr_core.web import page as page_module
-from bfr_core.web.hosted import Hosted, Wish
+from bfr_core.web.host_service import HostService, RestoreRequest
 from bfr_core.web.page import ADVANCED, Choices, Page, changes_of, duration, failed, restorers, said
 
 FEW = Choices(aligned=True, changes={"finetune.iterations": 4})
@@ -348,8 +348,8 @@ def test_photos_of_two_damages_get_a_restorer_for_each(page, mixed_photos, verdi
         file.extractall(tmp_path / "repaired")
     photos = [read_photo(tmp_path / f"repaired/{kind} 0.png") for kind in ("sensor", "motion_jpeg")]
     assert [photo.record.steps[-1].settings["served_by"] for photo in photos] == ["group 1", "base"]
-    monkeypatch.setattr(hosted_module, "load_detector", lambda *_: lambda photo: [Face(template(32))])
-    _, restored = Hosted(page).restore_file(read_photo(mixed_photos / "sensor 0.png"), Wish(name))
+    monkeypatch.setattr(host_service_module, "load_detector", lambda *_: lambda photo: [Face(template(32))])
+    _, restored = HostService(page).restore_file(read_photo(mixed_photos / "sensor 0.png"), RestoreRequest(name))
     assert restored.step.restorer == "groups.safetensors"
     page.adapt(name, FEW)
     assert finished(page, name).file == "restorer.safetensors", "the box was unticked"

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Wish:
+class RestoreRequest:
     """What is to be done with a picture's faces.
 
     restorer: the name of a run. visibility: 0 keeps the picture, 1 takes the restored faces. fidelity: CodeFormer only,
@@ -43,16 +43,16 @@ class Wish:
         return RestoreConfig(blend=self.visibility, faces=self.faces, numbers=self.numbers or "1")
 
 
-def wish_of(given: dict[str, Any]) -> Wish | None:
-    """A wish from settings by name; those missing or None keep their defaults, others are passed over.
+def restore_request_of(given: dict[str, Any]) -> RestoreRequest | None:
+    """A request from settings by name; those missing or None keep their defaults, others are passed over.
 
     None if no restorer is named.
     """
-    known = {name: given[name] for name in Wish.__dataclass_fields__ if given.get(name) is not None}
-    return Wish(**known) if known.get("restorer") else None
+    known = {name: given[name] for name in RestoreRequest.__dataclass_fields__ if given.get(name) is not None}
+    return RestoreRequest(**known) if known.get("restorer") else None
 
 
-class Hosted:
+class HostService:
     """The page of a host, and its adapted restorers at work on the host's own pictures, one picture at a time."""
 
     def __init__(self, page: Page) -> None:
@@ -64,32 +64,32 @@ class Hosted:
         """Runs that have an adapted restorer, in alphabetical order."""
         return sorted(self.page.adapted())
 
-    def restore(self, picture: np.ndarray, wish: Wish) -> tuple[np.ndarray, RestoredPhoto]:
+    def restore(self, picture: np.ndarray, request: RestoreRequest) -> tuple[np.ndarray, RestoredPhoto]:
         """`picture` (H, W, 3) uint8 RGB with its faces restored, all else untouched, and what was done.
 
         Raises ValueError for a restorer or a setting that does not exist, or if every face failed.
         """
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
-        result = self.restored(pixels, wish)
+        result = self.restored(pixels, request)
         made = as_bytes(result.pixels).permute(1, 2, 0)
         return np.ascontiguousarray(made.cpu().numpy()), result
 
-    def restore_file(self, photo: Photo, wish: Wish) -> tuple[Photo, RestoredPhoto]:
+    def restore_file(self, photo: Photo, request: RestoreRequest) -> tuple[Photo, RestoredPhoto]:
         """`photo` with its faces restored and with the record of that."""
-        result = self.restored(photo.pixels, wish)
+        result = self.restored(photo.pixels, request)
         return replace(photo, pixels=result.pixels, record=photo.record.with_step(result.step)), result
 
-    def restored(self, pixels: Tensor, wish: Wish) -> RestoredPhoto:
+    def restored(self, pixels: Tensor, request: RestoreRequest) -> RestoredPhoto:
         """As `restore`, (3, H, W) in [0, 1]."""
-        config = wish.config()
+        config = request.config()
         with self._one_at_a_time:
-            restorer = with_fidelity(self._restorer(wish.restorer), wish.fidelity)
+            restorer = with_fidelity(self._restorer(request.restorer), request.fidelity)
             result = restore_photo(pixels, restorer, config, self._detector_for(restorer, config))
         for reason in result.skipped:
-            log.warning("%s: %s", printable(wish.restorer), printable(reason))
+            log.warning("%s: %s", printable(request.restorer), printable(reason))
         wrong = [reason for reason in result.skipped if " failed: " in reason]
         if wrong and not result.faces:
-            raise ValueError(f"{printable(wish.restorer)}: {printable(wrong[0])}")
+            raise ValueError(f"{printable(request.restorer)}: {printable(wrong[0])}")
         return result
 
     def forget(self) -> None:
@@ -111,7 +111,7 @@ class Hosted:
         return self._detector[1]
 
 
-def in_words(result: RestoredPhoto) -> str:
+def summary_of(result: RestoredPhoto) -> str:
     """What was done, for the picture's record: how many faces, and that they were generated."""
     if not result.faces:
         return "no face restored"
