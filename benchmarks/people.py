@@ -16,7 +16,7 @@ from torch import Tensor
 RECORDED_SEX = Path(__file__).with_name("portraits_by_sex.csv")
 SKIN_TONES = ("darkest third", "middle third", "lightest third")
 CHEEK = 0.05  # half the side of the patch on each cheek, in crop widths
-FEWEST = 30  # faces of a stated search; smaller groups are put together
+MIN_FACES = 30  # faces of a stated search; smaller groups are put together
 
 
 def recorded_sex() -> dict[str, str]:
@@ -26,7 +26,7 @@ def recorded_sex() -> dict[str, str]:
 
 
 def stated_searches(sheets: dict[str, str]) -> dict[str, str]:
-    """File name -> the search that its sheet states; searches with fewer than `FEWEST` faces together are "other".
+    """File name -> the search that its sheet states; searches with fewer than `MIN_FACES` faces together are "other".
 
     sheets: file name -> name of the sheet, such as "figures/textual_search_2_Ethnicity x Age 1_top_10_matches.jpg".
     """
@@ -35,7 +35,7 @@ def stated_searches(sheets: dict[str, str]) -> dict[str, str]:
         words = re.fullmatch(r".*textual_search_\d+_(.+?)(?: \d)?_top_\d+_matches\.jpg", sheet)
         found[name] = words[1].replace("_", " ").lower() if words else "other"
     counts = {search: list(found.values()).count(search) for search in set(found.values())}
-    return {name: search if counts[search] >= FEWEST else "other searches" for name, search in found.items()}
+    return {name: search if counts[search] >= MIN_FACES else "other searches" for name, search in found.items()}
 
 
 def typology_angle(face: Tensor, points: np.ndarray) -> float:

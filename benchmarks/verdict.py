@@ -220,7 +220,8 @@ def run_one(lab: Lab, run: Run, lq: Tensor, targets: Tensor, work: Path) -> dict
 
 # ---------------------------------------------------------------- how often the verdict is right
 
-LEAST = {"psnr": 0.1, "detail_correlation": 0.01, "texture": 0.15, "landmarks": 0.5}  # less of a difference is a tie
+# Less of a difference is a tie.
+MIN_DIFFERENCE = {"psnr": 0.1, "detail_correlation": 0.01, "texture": 0.15, "landmarks": 0.5}
 
 
 def gains_of(record: dict) -> dict[str, float]:
@@ -240,9 +241,9 @@ def gains_of(record: dict) -> dict[str, float]:
 def truth_of(record: dict) -> str:
     """ "harm" if anything got worse, "good" if fidelity or detail got better and nothing worse, else "tie"."""
     gain = gains_of(record)
-    if any(gain[k] < -least for k, least in LEAST.items()):
+    if any(gain[k] < -least for k, least in MIN_DIFFERENCE.items()):
         return "harm"
-    return "good" if any(gain[k] > LEAST[k] for k in ("psnr", "detail_correlation")) else "tie"
+    return "good" if any(gain[k] > MIN_DIFFERENCE[k] for k in ("psnr", "detail_correlation")) else "tie"
 
 
 class Judged(NamedTuple):

@@ -37,9 +37,9 @@ CATEGORY = "BFR Adapt"
 RUNS = "bfr_runs"  # folder of the runs, below ComfyUI's output
 RESTORERS, PRIORS = "facerestore_models", "bfr_priors"  # folders below ComfyUI's models; other packs use the first, too
 WEIGHT_SUFFIXES = (".safetensors", ".pth")
-FOLDERS_DEEP, MOST_FOLDERS = 3, 500  # of the list of folders in ComfyUI's input
+FOLDERS_DEEP, MAX_FOLDERS = 3, 500  # of the list of folders in ComfyUI's input
 PREVIEW_SECONDS, PREVIEW_PIXELS = 0.5, 512
-MOST_NAMED = 5  # files in a line
+MAX_NAMED = 5  # files in a line
 TEXT_KEY = "bfr_text"  # of a node's text among what it shows, as web/bfr_adapt.js looks for it
 RESULT_PICTURES, RESULT_PIXELS = 9, 1024
 SHOWN_PIXELS = 2048  # of a picture on a node: what is larger is shown smaller
@@ -199,7 +199,7 @@ def folder(place: str) -> Path:
 
 def photo_folders() -> list[str]:
     """Folders of ComfyUI's folder "input" by their path in it, linked ones included; no file is opened."""
-    return paths.folders_inside(folder("input"), FOLDERS_DEEP, MOST_FOLDERS)
+    return paths.folders_inside(folder("input"), FOLDERS_DEEP, MAX_FOLDERS)
 
 
 def open_run(name: str) -> Run:
@@ -219,8 +219,8 @@ def weight_files(kind: str) -> list[str]:
 def onnx_said() -> list[str]:
     """A line that names the ONNX files in ComfyUI's folders of restorers, which `weight_files` leaves out; or none."""
     names = [name for name in folder_paths.get_filename_list(RESTORERS) if name.lower().endswith(".onnx")]
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    shown = ", ".join(map(printable, names[:MOST_NAMED]))
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    shown = ", ".join(map(printable, names[:MAX_NAMED]))
     return [f"not listed, because ONNX files cannot be opened or tuned here: {shown}{more}"] if names else []
 
 

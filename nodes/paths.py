@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ..bfr_core.files.photos import list_images, printable
 
-MOST_BYTES = 255  # of a name, in UTF-8, that file systems allow
-MOST_PATH_BYTES = 1024
+MAX_BYTES = 255  # of a name, in UTF-8, that file systems allow
+MAX_PATH_BYTES = 1024
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
@@ -142,12 +142,10 @@ def _named(root: Path, text: str) -> Path:
     for part in parts:
         if not part.isprintable() or re.search(r'[:*?"<>|]', part) or _DEVICE.match(part) or part != part.rstrip(" ."):
             raise ValueError(f"{shown}: {printable(part)!r} is no name for a file on every system; choose another")
-        if len(part.encode()) > MOST_BYTES:
-            raise ValueError(
-                f"{shown}: a name in it is longer than the {MOST_BYTES} bytes that disks allow; shorten it"
-            )
-    if len(text.encode()) > MOST_PATH_BYTES:
-        raise ValueError(f"{shown}: the path is longer than {MOST_PATH_BYTES} bytes; choose a shorter one")
+        if len(part.encode()) > MAX_BYTES:
+            raise ValueError(f"{shown}: a name in it is longer than the {MAX_BYTES} bytes that disks allow; shorten it")
+    if len(text.encode()) > MAX_PATH_BYTES:
+        raise ValueError(f"{shown}: the path is longer than {MAX_PATH_BYTES} bytes; choose a shorter one")
     return root.joinpath(*parts)
 
 

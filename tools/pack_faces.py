@@ -31,7 +31,7 @@ from bfr_core.faces.align import Face, similarity, similarity_scale, template, w
 SIZE = 256
 MARGIN = 16
 QUALITY = 93
-LEAST_DETAIL = 130.0  # side of the crop in the picture's own pixels; smaller faces are left out
+MIN_DETAIL = 130.0  # side of the crop in the picture's own pixels; smaller faces are left out
 # Folder below the shared one -> licence. Only these may be trained on.
 SOURCES = {
     "portraits": "public domain",
@@ -116,7 +116,7 @@ def main() -> None:
     unseen: tuple[list[Entry], list[Tensor]] = ([], [])
     for source in SOURCES:
         for entry, path, landmarks, kept_out in entries_of(args.shared, source):
-            if entry.detail < LEAST_DETAIL:
+            if entry.detail < MIN_DETAIL:
                 continue
             entries, tiles = unseen if kept_out else training
             entries.append(entry)

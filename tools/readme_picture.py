@@ -42,7 +42,7 @@ COLUMNS = ("damaged", "base restorer", "adapted restorer", "original")
 ENLARGED = 3  # pixels of the picture for each pixel of a face
 GAP, HEAD = 6, 52  # white pixels between faces, and above them for the labels
 HELD_OUT = Path(__file__).resolve().parents[1] / "bfr_core" / "embedded" / "held_out.txt"
-MOST_BYTES = 250_000
+MAX_BYTES = 250_000
 RATE = 1e-3  # of the tuning: fewer steps than the recipe's, and longer ones, as in the demonstration
 
 
@@ -94,11 +94,11 @@ def labelled(rows: Sequence[Sequence[Tensor]]) -> Image.Image:
 
 
 def as_jpeg(picture: Image.Image) -> bytes:
-    """The picture at the best quality that stays below MOST_BYTES."""
+    """The picture at the best quality that stays below MAX_BYTES."""
     for quality in range(92, 40, -4):
         file = BytesIO()
         picture.save(file, "JPEG", quality=quality, optimize=True, progressive=True)
-        if file.tell() <= MOST_BYTES:
+        if file.tell() <= MAX_BYTES:
             break
     return file.getvalue()
 

@@ -43,7 +43,7 @@ from bfr_core.restorers.nafnet import LayerNorm2d
 from bfr_core.training.losses import pixel_loss, texture_loss
 
 PATCH = 4
-LEAST_DETAIL = 180.0  # softer faces would teach softness
+MIN_DETAIL = 180.0  # softer faces would teach softness
 CHECKPOINT_SECONDS = 600
 LOG_STEPS = 50
 PIECE_BYTES = 15 << 20
@@ -74,7 +74,7 @@ class Faces:
 
     def __init__(self, pack: Path, device: torch.device) -> None:
         tiles, entries = read_pack(pack)
-        self.tiles = tiles[[entry.detail >= LEAST_DETAIL for entry in entries]].to(device)
+        self.tiles = tiles[[entry.detail >= MIN_DETAIL for entry in entries]].to(device)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """(count, 3, 256, 256) in [0, 1]. Two thirds keep their pixels, because turning softens them a little."""

@@ -11,7 +11,7 @@ const SHOWN_BY_PAGE = "$$node-text-preview";
 const TYPE = /^BFR_/; // of our nodes
 // A text of Faces from Folder or Compare, which stands in a saved workflow where a newer version has a value.
 const LEFT_OVER = /^\d+ faces(\n|$)|^columns: | is better: | best at 1: /;
-const LEAST_HEIGHT = 90; // of a node's text, in pixels of the graph
+const MIN_HEIGHT = 90; // of a node's text, in pixels of the graph
 
 function widgetNamed(node, name) {
   return node.widgets?.find((widget) => widget.name === name);
@@ -28,7 +28,7 @@ function textWidget(node) {
   const element = widget.inputEl ?? widget.element;
   if (element) element.readOnly = true;
   const least = node.computeSize();
-  node.setSize([Math.max(node.size[0], least[0]), Math.max(node.size[1] + LEAST_HEIGHT, least[1])]);
+  node.setSize([Math.max(node.size[0], least[0]), Math.max(node.size[1] + MIN_HEIGHT, least[1])]);
   return widget;
 }
 

@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 
 FACES = 3
 SECONDS = 120.0  # that it takes, with all it does
-LEAST_SECONDS = 20.0  # of them that are spent on the tuning
-MOST_PHOTOS = 24  # that are looked through for faces
+MIN_SECONDS = 20.0  # of them that are spent on the tuning
+MAX_PHOTOS = 24  # that are looked through for faces
 PICTURES = ("damaged", "before", "after", "target")  # the folders that its pictures are in
 COLUMNS = ("damaged", "base restorer", "adapted for a first look", "clean face to learn from")
 
@@ -90,7 +90,7 @@ def first_look(
         pace = measure(lq, base, prior, config, callback)
         targets, made_from = make_targets(place, faces, base, prior, own, callback)
         prior.to("cpu")  # its memory is the tuning's now
-        left = max(LEAST_SECONDS, (seconds or SECONDS) - (time.monotonic() - started))
+        left = max(MIN_SECONDS, (seconds or SECONDS) - (time.monotonic() - started))
         tuning = changed(own, {"finetune.minutes": left / 60}).finetune
         tuned, progress = tune(place, faces, targets, made_from, base, tuning, prior, callback)
         judgement = judge_tuning(base, tuned, faces, targets, tuning)
@@ -117,12 +117,12 @@ def few_faces(
     if photos is None:
         raise ValueError(f"{printable(run.folder)}: holds no faces yet; name the folder of the photos")
     files, found, count = list_images(photos), None, FACES
-    while found is None or (len(found) < FACES and count <= min(MOST_PHOTOS, 2 * len(files))):
+    while found is None or (len(found) < FACES and count <= min(MAX_PHOTOS, 2 * len(files))):
         bring(place, [files[i] for i in spread(len(files), count)], photos)
         try:
             found = collect_faces(place.photos, place, size, own.faces, callback)
         except ValueError:  # no face in any of these
-            if count >= min(MOST_PHOTOS, len(files)):
+            if count >= min(MAX_PHOTOS, len(files)):
                 raise
         count *= 2
     leave_out(place, found.names[FACES:])

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NUM_STEPS, NOISE_INDEX = 250, 2  # the level of noise that clean faces must stay below
-MOST_EXAMPLES = 64
+MAX_EXAMPLES = 64
 BATCH = 16  # faces between two reports of progress
 
 

@@ -17,7 +17,7 @@ from ..restoration.restore import square
 from ..training.batches import split
 from ..training.config import FinetuneConfig
 from .faces import FaceSet
-from .good_faces import MOST_EXAMPLES
+from .good_faces import MAX_EXAMPLES
 from .tuning import learned_from
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def measure_against_good(result: Adapted, recogniser: Recognise | None) -> dict[
 
     Only of faces whose damaged copy is as like a good face as one person's photos are; empty if not measured.
     """
-    files = result.good.files[:MOST_EXAMPLES]
+    files = result.good.files[:MAX_EXAMPLES]
     if recogniser is None or not files:
         return {}
     good = torch.cat([recogniser(square(read_image(file), result.base.size)[None]) for file in files])

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 CHECKED_SIZE = 128  # faces are checked at this size, whatever the restorer's
 FINE_SIGMA = 0.7  # pixels; what is finer is noise or the finest detail
-FEWEST = 8  # faces from which a folder says what is typical of it
+MIN_FACES = 8  # faces from which a folder says what is typical of it
 BATCH = 16
 
 Redraw = Callable[[Tensor, list[str], int], Tensor]  # damaged faces, their names, number of the try -> other targets
@@ -101,7 +101,7 @@ SAID = {
 
 
 # Deviations are taken for at least this: faces that are all alike must not make a trifle stand out.
-LEAST_DEVIATION = {
+MIN_DEVIATION = {
     "low_band": 0.003,
     "moved": 0.01,
     "faceless": 0.06,
@@ -178,12 +178,12 @@ def refusals(checks: TargetChecks, config: GateConfig, of: TargetChecks | None =
     if not config.limit:
         return reasons
     worst = [config.limit] * len(reasons)
-    relative_checks = SAID if len(of.low_band) >= FEWEST else {}  # of two faces, one always stands out
+    relative_checks = SAID if len(of.low_band) >= MIN_FACES else {}  # of two faces, one always stands out
     for name, said in relative_checks.items():
         values, whole = getattr(checks, name), getattr(of, name)
         middle = whole.median()
         # Half of them lie within one median deviation; 1.48 of it is a standard deviation of a normal distribution.
-        deviation = (1.4826 * (whole - middle).abs().median()).clamp_min(LEAST_DEVIATION[name])
+        deviation = (1.4826 * (whole - middle).abs().median()).clamp_min(MIN_DEVIATION[name])
         for i, value in enumerate(((values - middle) / deviation).tolist()):
             if value > worst[i]:
                 worst[i] = value

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 # log10 of the energy of the high band (below 1.5 pixels at 128 x 128) over that of the band from there to 3 pixels:
 # mean over the 944 faces that the embedded models were trained on; 0.21 for the portraits, 0.11 for the made-up faces.
 FINE_OVER_COARSER = 0.173
-MOST_GAIN = 1.3
+MAX_GAIN = 1.3
 # What is tried of a setting that is left to the faces, as multiples of the one given.
 SEARCHED = {"t_start": (0.25, 0.5, 1.0, 2.0), "factor": (1.0, 2.0, 4.0)}
 SEARCH_FACES = 8
@@ -280,7 +280,7 @@ def samplers_to_try(sampler: SamplerConfig, search: Sequence[str], size: int) ->
 def detail_gain(faces: Tensor) -> float:
     """What the high band of `faces` must be multiplied by to be as strong as in clean ones, next to the coarser band.
 
-    faces: (B, 3, S, S) RGB in [0, 1]. 1 if it is strong enough, at most `MOST_GAIN`. In pictures of real things the
+    faces: (B, 3, S, S) RGB in [0, 1]. 1 if it is strong enough, at most `MAX_GAIN`. In pictures of real things the
     strengths of neighbouring bands hang together (D. J. Field, 1987), much alike from face to face, at any contrast.
     """
     fine = high_band(faces, _sigma(faces))
@@ -292,7 +292,7 @@ def detail_gain(faces: Tensor) -> float:
         energy = (band.square().mean((1, 2, 3)).clamp_min(1e-12) for band in (high, coarser))
         return float((next(energy) / next(energy)).log10().mean())
 
-    low, high = 1.0, MOST_GAIN
+    low, high = 1.0, MAX_GAIN
     if ratio(low) >= FINE_OVER_COARSER or float(fine.abs().max()) < 1e-4:
         return low
     for _ in range(8):  # the coarser band grows with it a little, so it is searched for, not computed

@@ -22,7 +22,7 @@ from ..training.config import FinetuneConfig
 from ..training.finetune import TuningProgress, Watch, finetune, split
 from ..training.losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
 from .faces import FaceSet, StageCallback, resize_square
-from .good_faces import MOST_EXAMPLES, Examples
+from .good_faces import MAX_EXAMPLES, Examples
 from .run import Run
 from .verdict import Judgement, judge, load_face_statistics
 
@@ -34,7 +34,7 @@ NO_LPIPS = (
 )
 NOT_JUDGED = Judgement("not_judged", "no face was held out of the tuning, as set, so nothing shows whether it helped")
 CACHED_BYTES = 1 << 30
-MOST_JUDGED = 64  # held-out faces that the verdict looks at
+MAX_JUDGED = 64  # held-out faces that the verdict looks at
 
 
 class FolderFaces:
@@ -101,7 +101,7 @@ def tune(
             callback("finetune", done, total, progress)
 
     good = good or Examples()
-    examples = [resize_square(read_image(file), restorer.size, file) for file in good.files[:MOST_EXAMPLES]]
+    examples = [resize_square(read_image(file), restorer.size, file) for file in good.files[:MAX_EXAMPLES]]
     held = split(len(pairs), config)[1]
     shown = [good.fingerprint] if examples else []
     shown += [good.real_fingerprint] if good.real else []
@@ -128,7 +128,7 @@ def judge_tuning(
     if config.held_out:
         pairs = pairs_of(faces, targets, base.size)
         held = split(len(pairs), config)[1]
-        judgement = judged_on_faces(base, tuned, [pairs[i] for i in held[:MOST_JUDGED]])
+        judgement = judged_on_faces(base, tuned, [pairs[i] for i in held[:MAX_JUDGED]])
     log.info("verdict: %s: %s", judgement.verdict, judgement.sentence)
     return judgement
 

@@ -31,7 +31,7 @@ from .target_checks import CHECKED_SIZE, at_checked_size
 CONSISTENT_AT = 8  # shrinking by this leaves of a 128-pixel face what survives most damage
 STATISTICS_FILE = Path(__file__).parents[1] / "embedded" / "usual.safetensors"
 DRAWN_FILE = STATISTICS_FILE.with_name("drawn_faces.png")
-FEWEST_JUDGED = 2  # faces; of one, damage cannot be put on another
+MIN_JUDGED = 2  # faces; of one, damage cannot be put on another
 TRIED = 12  # faces, at least, that are given the damage of the judged ones
 Restore = Callable[[Tensor], Tensor]
 
@@ -217,7 +217,7 @@ def judge(
     limits: Limits | None = None,
 ) -> Judgement:
     """The verdict on damaged faces `lq` with their pseudo targets, (N, 3, S, S), which were not tuned on."""
-    if len(lq) < FEWEST_JUDGED:
+    if len(lq) < MIN_JUDGED:
         return Judgement("keep_base", "too few faces to hold any out, so nothing shows that tuning helped")
     known_answers = KnownAnswers.of(lq, tuned(lq), statistics)
     before, after = (gather(restore, lq, targets, known_answers, statistics, net) for restore in (base, tuned))

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..randomness import keyed_generator
 from .synthetic import degrade
 
-LEAST = 15  # faces of a group; fewer are too few to adapt to
+MIN_FACES = 15  # faces of a group; fewer are too few to adapt to
 GAP = 1.25  # distance between groups over that of neighbours in them, from which they are two
 BEYOND = 2.0  # distance from a group's centre over that of its own faces, from which a face is not of it
 KNOWN = ("sensor", "halftone", "motion_jpeg", "blind")  # damages that are put on the folder's faces
@@ -80,7 +80,7 @@ def units_of(known: Tensor) -> Tensor:
     return (whiten / spread[:, None]).float()
 
 
-def find_groups(points: Tensor, least: int = LEAST) -> list[list[int]]:
+def find_groups(points: Tensor, least: int = MIN_FACES) -> list[list[int]]:
     """Groups of `points` (N, D), in units: lists of at least `least` indices, the largest first; one if none differ.
 
     Single linkage: the longest links are cut, one after the other. A piece too small for a group falls off; two that
@@ -151,7 +151,7 @@ class DamageGroups:
     typical: Tensor
 
     @classmethod
-    def of(cls, descriptions: Tensor, units: Tensor, least: int = LEAST) -> DamageGroups:
+    def of(cls, descriptions: Tensor, units: Tensor, least: int = MIN_FACES) -> DamageGroups:
         """The groups among `descriptions` (N, D)."""
         points = descriptions @ units
         groups = [points[group] for group in find_groups(points, least)]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 TAIL = 0.005  # share of the pixels that may end as pure black, and as many as pure white
 BLACK, WHITE = 0.02, 0.98  # where the ends of a healthy picture's range lie
-MOST_GAIN = 4.0
+MAX_GAIN = 4.0
 SAMPLE = 1 << 20  # pixels that the range is read off
 
 
@@ -36,7 +36,7 @@ def read_tone(photo: Tensor, strength: float = 1.0) -> Tone:
     pixels = pixels[:, :: max(1, pixels.shape[1] // SAMPLE)]
     ends = torch.quantile(pixels.float(), torch.tensor([TAIL, 1 - TAIL], device=pixels.device), dim=1)
     low, high = ends.clamp(0, 1)
-    gain = ((WHITE - BLACK) / (high - low).clamp_min(1e-3)).clamp(1.0, MOST_GAIN)
+    gain = ((WHITE - BLACK) / (high - low).clamp_min(1e-3)).clamp(1.0, MAX_GAIN)
     # A range that is wide enough is not narrowed, and what is moved must not leave it at the other end.
     offset = torch.where(gain > 1, (WHITE + BLACK) / 2 - gain * (low + high) / 2, torch.zeros_like(gain))
     gain, offset = 1 + strength * (gain - 1), strength * offset

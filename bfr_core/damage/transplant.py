@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from ..device import where_all_works
 
-SUPPORT = 15  # pixels, of a face 128 pixels wide; in proportion for larger ones, at most MOST
-MOST = 31
+SUPPORT = 15  # pixels, of a face 128 pixels wide; in proportion for larger ones, at most MAX_SUPPORT
+MAX_SUPPORT = 31
 DIRECT = 15  # widest filter that is applied pixel by pixel; wider ones through spectra, ten times as fast at 512 x 512
 RIDGE = 1e-3  # weight of "the filter changes nothing", relative to the target's own energy
 
@@ -40,7 +40,7 @@ def damage_filter(target: Tensor, lq: Tensor) -> Tensor:
     """
     given, target, lq = target, where_all_works(target), where_all_works(lq)
     side = target.shape[-1]
-    radius = min(MOST, SUPPORT * side // 128) // 2
+    radius = min(MAX_SUPPORT, SUPPORT * side // 128) // 2
     window = torch.hann_window(side, periodic=False, dtype=torch.float64, device=target.device)
     window = (window[:, None] * window).sqrt()
     plain = (target - target.mean((1, 2), keepdim=True)).double()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 GROUPS = 32
-MOST_BLOCKS = 1000
+MAX_BLOCKS = 1000
 
 
 class UNet(nn.Module):
@@ -213,6 +213,6 @@ def _count(state: Mapping[str, Tensor], prefix: str) -> int:
     """One more than the largest index that follows `prefix`."""
     pattern = re.compile(re.escape(prefix) + (r"\.(\d+)\." if prefix else r"(\d+)\."))
     count = 1 + max((int(m.group(1)[:9]) for k in state if (m := pattern.match(k))), default=-1)
-    if count > MOST_BLOCKS:
+    if count > MAX_BLOCKS:
         raise ValueError(f"the prior numbers its layers up to {count - 1}; that is no U-Net this program knows")
     return count

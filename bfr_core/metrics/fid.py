@@ -7,17 +7,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-FID_LEAST = 2000  # faces; of fewer, FID says more about their number than about the faces
+FID_MIN_FACES = 2000  # faces; of fewer, FID says more about their number than about the faces
 
 
 def fid(features_a: Tensor, features_b: Tensor) -> float:
     """Frechet distance of two sets of features, (N, D) and (M, D), taken for normal ones. Lower is better.
 
-    Raises ValueError with fewer than `FID_LEAST` in a set: it is biased by their number.
+    Raises ValueError with fewer than `FID_MIN_FACES` in a set: it is biased by their number.
     Source: arXiv:1706.08500, eq. 6.
     """
-    if min(len(features_a), len(features_b)) < FID_LEAST:
-        raise ValueError(f"sets of {len(features_a)} and {len(features_b)} faces; FID needs {FID_LEAST} in each")
+    if min(len(features_a), len(features_b)) < FID_MIN_FACES:
+        raise ValueError(f"sets of {len(features_a)} and {len(features_b)} faces; FID needs {FID_MIN_FACES} in each")
     return frechet_distance(statistics_of(features_a), statistics_of(features_b))
 
 

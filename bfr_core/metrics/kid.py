@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from .checks import check_size
 from .intervals import Interval, bootstrap
 
-KID_LEAST = 32  # pixels a side
+KID_MIN_SIDE = 32  # pixels a side
 
 
 def kid_features(images: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def kid_features(images: Tensor) -> Tensor:
     are kept (square roots, scaled to about unit size). Sensitive to texture (blur, noise, screens, over-smoothing),
     hardly to identity. Compare only images of one size. Raises ValueError below 32 x 32 pixels.
     """
-    check_size(images, KID_LEAST, "KID")
+    check_size(images, KID_MIN_SIDE, "KID")
     # RandomState, whose stream is frozen: the numbers stay comparable from version to version.
     draw = np.random.RandomState(0).standard_normal
     x = images.float().clamp(0, 1) * 2 - 1

@@ -39,7 +39,7 @@ PYIQA_FILES = {
 }
 INCEPTION_FILE = "checkpoints/pt_inception-2015-12-05-6726825d.pth"
 # Pixels a side below which a measure says nothing: NIQE looks at whole blocks, MANIQA at cut-outs of this size.
-LEAST = {"niqe": 96, "musiq": 1, "maniqa": 224}
+MIN_SIDE = {"niqe": 96, "musiq": 1, "maniqa": 224}
 STATISTICS_NAMES = (("mu", "sigma"), ("mean", "cov"))  # pytorch-fid's, and those of published face restorers
 
 
@@ -68,7 +68,7 @@ def find_quality() -> dict[str, Callable[[Tensor], Tensor]]:
             with contextlib.redirect_stdout(sys.stderr), _without_pretrained_parts():  # it prints while it loads
                 from pyiqa import create_metric
 
-                found[name] = _scores(create_metric(name, device="cpu"), LEAST[name])
+                found[name] = _scores(create_metric(name, device="cpu"), MIN_SIDE[name])
         except (ImportError, ValueError, RuntimeError) as error:
             log.warning("%s is not measured: %s", name.upper(), first_line(error))
     return found

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..pixels import luma
 
-MOST_COLOUR = 10 / 255**2  # mean variance of the differences between channels up to which a face is nearly grey
+MAX_COLOUR = 10 / 255**2  # mean variance of the differences between channels up to which a face is nearly grey
 
 
 def is_nearly_grey(face: Tensor) -> bool:
@@ -20,7 +20,7 @@ def is_nearly_grey(face: Tensor) -> bool:
     The limit is the one that is usual with published restorers: 10 in steps of 255.
     """
     differences = face - face.roll(1, 0)  # red - blue, green - red, blue - green
-    return float(differences.var((1, 2), correction=0).mean()) <= MOST_COLOUR
+    return float(differences.var((1, 2), correction=0).mean()) <= MAX_COLOUR
 
 
 def greyed(face: Tensor) -> Tensor:

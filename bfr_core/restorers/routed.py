@@ -18,7 +18,7 @@ from ..files.tensors import load_tensors, save_tensors, sha256_of
 from .base import Restorer
 
 GROUPS = "bfr_groups"  # value of the metadata entry "kind" of such a file
-MOST_GROUPS = 64
+MAX_GROUPS = 64
 ONE_GROUP = "groups/1/restorer.safetensors"  # as `mixed` lays them out
 TENSORS = {"units": "units", "centres": "centres", "usual": "typical"}  # name in a file -> field of `DamageGroups`
 
@@ -109,7 +109,7 @@ def read_groups(path: Path, state: Mapping[str, Tensor]) -> DamageGroups:
     """The groups in a file of tensors. Raises ValueError, in one line, if they are not what they should be."""
     count = len(state["usual"]) if state.get("usual", torch.zeros(())).ndim == 1 else 0
     shapes = {"units": (FEATURES, FEATURES), "centres": (count, FEATURES), "usual": (count,)}
-    if not 0 < count <= MOST_GROUPS or {name: tuple(value.shape) for name, value in state.items()} != shapes:
+    if not 0 < count <= MAX_GROUPS or {name: tuple(value.shape) for name, value in state.items()} != shapes:
         raise ValueError(f"{path.name}: its groups are not as this version makes them; adapt again with --mixed")
     return DamageGroups(**{attribute: state[name].float() for name, attribute in TENSORS.items()})
 

@@ -121,7 +121,7 @@ def evaluate(
     networks = network_measures() if clean is not None else {}
     alone = without_truth()
     per_face: dict[str, list[dict[str, float]]] = {name: [] for name in sets}
-    large = clean is not None and len(matches) >= metrics.FID_LEAST
+    large = clean is not None and len(matches) >= metrics.FID_MIN_FACES
     inception = find_inception() if large or reference is not None else None
     wanted = reference_statistics(reference, inception) if reference is not None and inception else None
     roles = [*sets, *([CLEAN] if clean is not None else [])]
@@ -147,7 +147,7 @@ def evaluate(
                 found |= against_damaged(images[name], images[DAMAGED], factor, clean is None)
             per_face[name].append({key: float(value[0]) for key, value in found.items()})
         for name in roles:
-            if clean is not None and min(images[name].shape[-2:]) >= metrics.KID_LEAST:
+            if clean is not None and min(images[name].shape[-2:]) >= metrics.KID_MIN_SIDE:
                 features[name].append(metrics.kid_features(images[name])[0])
             if inception and (large or name != CLEAN):
                 seen[name].append(inception(images[name])[0])
@@ -190,7 +190,7 @@ def _against_the_clean_set(
         clean_features = torch.stack(features[CLEAN])
         for row in rows:
             row.values["kid"] = metrics.paired_kid(torch.stack(features[row.name]), clean_features, seed)
-    if len(seen[CLEAN]) >= metrics.FID_LEAST:
+    if len(seen[CLEAN]) >= metrics.FID_MIN_FACES:
         for row in rows:
             distance = metrics.fid(torch.stack(seen[row.name]), torch.stack(seen[CLEAN]))
             row.values["fid"] = Interval(distance, math.nan, math.nan)
@@ -209,7 +209,7 @@ def _against_the_reference(
     for row in rows:
         distance = metrics.frechet_distance(metrics.statistics_of(torch.stack(seen[row.name])), wanted)
         row.values["fid_reference"] = Interval(distance, math.nan, math.nan)
-    if count >= metrics.FID_LEAST:
+    if count >= metrics.FID_MIN_FACES:
         return []
     return [f"FID against the reference set is of {count} faces: compare it only with that of as many others"]
 
@@ -309,8 +309,8 @@ def notes_on_networks(networks: Mapping[str, NetworkMeasure], faces: int, has_fi
     notes = []
     if missing := [MEASURES[key].title for key in BY_NETWORKS if key not in networks]:
         notes.append(f"not measured, their packages or files are not on this machine: {'; '.join(missing)}")
-    if faces < metrics.FID_LEAST:
-        notes.append(f"FID is left out: it needs {metrics.FID_LEAST} faces or more")
+    if faces < metrics.FID_MIN_FACES:
+        notes.append(f"FID is left out: it needs {metrics.FID_MIN_FACES} faces or more")
     elif not has_fid:
         notes.append("FID is left out: its network's file is not on this machine")
     return notes

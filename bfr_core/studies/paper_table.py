@@ -84,7 +84,7 @@ SHORT = {
 }
 GAIN, EVERYONE = "adapted - base", "all"
 SHOWN_FACES = 6
-LEAST = 4  # faces: two to adapt to, two to measure on
+MIN_FACES = 4  # faces: two to adapt to, two to measure on
 PUBLISHED_ROW = "published recipe"
 SPLITS = ("halves", "published")
 PUBLISHED_SPLIT = (2500, 500)  # faces adapted to and measured on in the paper
@@ -230,7 +230,7 @@ class Judge:
 
     def __init__(self, clean: Tensor, reference: Path | None = None) -> None:
         self.clean, self.networks = clean, network_measures()
-        self.large = len(clean) >= metrics.FID_LEAST
+        self.large = len(clean) >= metrics.FID_MIN_FACES
         self.inception = find_inception() if self.large or reference else None
         self.kid_features = metrics.kid_features(clean)
         self.fid_features = self._seen(clean) if self.large else torch.empty(0)
@@ -287,7 +287,7 @@ def parts_of(names: Sequence[str], most: int, seed: int, split: str) -> tuple[li
 
 def halves(names: Sequence[str], most: int, seed: int) -> tuple[list[str], list[str]]:
     """The names to adapt to and those to measure on, `most` in all at most, by lot. Raises ValueError for too few."""
-    if min(len(names), most) < LEAST:
+    if min(len(names), most) < MIN_FACES:
         raise ValueError(f"{min(len(names), most)} faces are too few to adapt to one half and measure on the other")
     order = torch.randperm(len(names), generator=keyed_generator(seed, "halves")).tolist()[:most]
     half = len(order) // 2

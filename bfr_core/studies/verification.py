@@ -40,8 +40,8 @@ PICTURES = "Two real faces under ordinary damage"
 STEPS = 4  # of the short adaptation
 PARSED_SIZE = 512  # of the crops that ParseNet and the recogniser are shown
 # What no published network comes near to unless its values are in the wrong range or its layers in the wrong place.
-LEAST_PSNR = 12.0  # dB, of restored faces; a black picture has about 6 to 10
-MOST_ERROR = 0.5  # squared, of the noise; 1 is a network that knows nothing
+MIN_PSNR = 12.0  # dB, of restored faces; a black picture has about 6 to 10
+MAX_ERROR = 0.5  # squared, of the noise; 1 is a network that knows nothing
 Callback = Callable[[int, int, object], None]
 
 
@@ -172,7 +172,7 @@ def _check_restorer(found: Finding, path: Path, device: str, started: float) -> 
         ("deviation of the restored faces", out.std((1, 2, 3))),
     ):
         found.rows.append((what, ", ".join(f"{v:.4f}" for v in values.tolist())))
-    found.judge(f"the restored faces are those faces ({LEAST_PSNR} dB or more)", psnr(out, hq).min() >= LEAST_PSNR)
+    found.judge(f"the restored faces are those faces ({MIN_PSNR} dB or more)", psnr(out, hq).min() >= MIN_PSNR)
 
 
 def _check_prior(found: Finding, path: Path, device: str, started: float) -> None:
@@ -189,7 +189,7 @@ def _check_prior(found: Finding, path: Path, device: str, started: float) -> Non
         error = (eps - noise).square().mean().item()  # 1 would be a network that knows nothing
         found.rows.append((f"squared error of the noise at t = {t}", f"{error:.4f}"))
         found.rows.append((f"seconds for a face at t = {t}", f"{seconds:.2f}"))
-        found.judge(f"it tells noise from face at t = {t} (less than {MOST_ERROR})", error < MOST_ERROR)
+        found.judge(f"it tells noise from face at t = {t} (less than {MAX_ERROR})", error < MAX_ERROR)
 
 
 def _short_adaptation(names: list[str], folder: Path, device: str) -> Finding:

@@ -29,7 +29,7 @@ from .evaluate import match_files
 
 log = logging.getLogger(__name__)
 
-MOST_PHOTOS = 100
+MAX_PHOTOS = 100
 CHOICES = ("left", "right", "same")
 
 
@@ -55,7 +55,7 @@ class Tally:
         return f"{said}; {answer} (A chosen by {self.share.mean:.0%}, {low:.0%} to {high:.0%})"
 
 
-def make_ballot(damaged: Path, a: Path, b: Path, out: Path, seed: int = 0, most: int = MOST_PHOTOS) -> Path:
+def make_ballot(damaged: Path, a: Path, b: Path, out: Path, seed: int = 0, most: int = MAX_PHOTOS) -> Path:
     """Write vote.html, to be passed round, and key.json, to be kept, into `out`; returns the page's path.
 
     Beside the files of another ballot they get a number.

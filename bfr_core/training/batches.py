@@ -19,7 +19,7 @@ from ..randomness import keyed_generator
 from .config import FinetuneConfig
 from .objectives import Batch
 
-MOST_EXAMPLES_SHARE, EXAMPLES_FOR_ALL = 0.5, 8  # at most half of the clean faces, reached with four
+MAX_EXAMPLES_SHARE, EXAMPLES_FOR_ALL = 0.5, 8  # at most half of the clean faces, reached with four
 
 
 class Pairs(Protocol):
@@ -137,7 +137,7 @@ def anchor_faces(
 
 def examples_share(examples: Tensor) -> float:
     """Share of the clean faces that are examples: few of them must not be all that is seen."""
-    return min(MOST_EXAMPLES_SHARE, len(examples) / EXAMPLES_FOR_ALL)
+    return min(MAX_EXAMPLES_SHARE, len(examples) / EXAMPLES_FOR_ALL)
 
 
 def real_faces(real: Faces, count: int, mirror: bool, *key: int | str, first: int = 0) -> Tensor:

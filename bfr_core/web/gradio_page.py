@@ -10,7 +10,7 @@ from typing import Any
 
 from ..adaptation.config import SMALL, AdaptConfig
 from ..adaptation.published import RECIPES
-from ..damage.groups import LEAST
+from ..damage.groups import MIN_FACES
 from ..files.photos import printable
 from ..restoration.restore import CHOICES, RestoreConfig
 from ..settings import setting_at
@@ -38,8 +38,8 @@ INTRODUCTION = (
     "Adapt that they are not."
 )
 MIXED = (
-    f"Groups of {LEAST} faces or more that share a damage are found, and each is adapted to by itself. When photos are "
-    "repaired, each face goes to the restorer for its damage, or to the base if it is like no group."
+    f"Groups of {MIN_FACES} faces or more that share a damage are found, and each is adapted to by itself. When photos "
+    "are repaired, each face goes to the restorer for its damage, or to the base if it is like no group."
 )
 ANOTHER = "another"  # run than any that was looked at, so that all is shown
 Shown = dict[Any, Any]  # component -> its new value; what is not in it stays as it is

@@ -43,8 +43,8 @@ Kind = Literal["faces", "look", "adapt", "repair"]
 State = Literal["new", "waiting", "running", "elsewhere", "done", "cancelled", "failed", "stopped"]
 WRITE_SECONDS = 2.0
 TURN_SECONDS = 0.2  # between two looks whether a waiting job's turn has come
-MOST_POINTS = 200  # of a curve
-MOST_NOTES = 100
+MAX_POINTS = 200  # of a curve
+MAX_NOTES = 100
 
 
 class Cancelled(Exception):
@@ -251,7 +251,7 @@ class _Job:
                 made = self.work(self._step)
             finally:
                 self.turn.release()
-            self.status = replace(self.status, state="done", file=made.file, notes=made.notes[:MOST_NOTES])
+            self.status = replace(self.status, state="done", file=made.file, notes=made.notes[:MAX_NOTES])
         except Cancelled:
             self.status = replace(self.status, state="cancelled")
         except Exception as error:  # nobody is above a thread to hear of it: the status is where it is seen
@@ -304,8 +304,8 @@ class _Job:
 
 
 def thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Evenly chosen points, about `MOST_POINTS`, and the last one."""
-    every = max(1, len(points) // MOST_POINTS)
+    """Evenly chosen points, about `MAX_POINTS`, and the last one."""
+    every = max(1, len(points) // MAX_POINTS)
     return [*points[:-1:every], *points[-1:]]
 
 

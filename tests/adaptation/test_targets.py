@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from bfr_core.adaptation.targets import (
-    MOST_GAIN,
+    MAX_GAIN,
     TargetConfig,
     Targets,
     best_sampler,
@@ -140,7 +140,7 @@ def test_faces_that_were_made_soft_get_back_what_they_lost():
 
 def test_the_gain_is_never_below_1_nor_without_bound():
     assert detail_gain(torch.rand(2, 3, 64, 64)) == 1  # noise: more fine detail than a face has
-    assert detail_gain(natural(2.0)) == MOST_GAIN
+    assert detail_gain(natural(2.0)) == MAX_GAIN
     assert detail_gain(torch.full((2, 3, 64, 64), 0.5)) == 1  # nothing to make stronger
 
 

@@ -7,7 +7,7 @@ import torch
 
 from bfr_core.cli.commands import main
 from bfr_core.damage.synthetic import degrade
-from bfr_core.damage.tone import MOST_GAIN, Tone, read_tone, with_tone
+from bfr_core.damage.tone import MAX_GAIN, Tone, read_tone, with_tone
 from bfr_core.files.photos import read_image, read_photo, write_image
 from bfr_core.metrics.psnr import psnr
 
@@ -44,7 +44,7 @@ def test_grey_stays_grey_and_flat_is_not_blown_up(picture):
     grey = (0.3 + 0.3 * picture.mean(0, keepdim=True)).expand(3, -1, -1)
     mended = with_tone(grey, read_tone(grey))
     assert torch.equal(mended[0], mended[1]) and torch.equal(mended[1], mended[2])
-    assert max(read_tone(torch.full((3, 16, 16), 0.5)).gain) == MOST_GAIN
+    assert max(read_tone(torch.full((3, 16, 16), 0.5)).gain) == MAX_GAIN
     assert torch.allclose(
         with_tone(torch.full((3, 16, 16), 0.5), read_tone(torch.full((3, 16, 16), 0.5))), torch.tensor(0.5)
     )

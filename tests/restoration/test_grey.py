@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bfr_core.damage.synthetic import stored_as_jpeg
 from bfr_core.files.photos import read_image
-from bfr_core.restoration.grey import MOST_COLOUR, greyed, is_nearly_grey, tinted
+from bfr_core.restoration.grey import MAX_COLOUR, greyed, is_nearly_grey, tinted
 from bfr_core.restoration.restore import restore_crops
 
 
@@ -55,7 +55,7 @@ def test_the_limit_is_a_mean_variance_of_ten_steps_squared() -> None:
     for deviation, grey in ((3.8, True), (3.9, False)):  # of red; the mean of the variances is 2/3 of its square
         face = torch.full((3, 64, 64), 0.5)
         face[0] += deviation / 255 * step
-        assert is_nearly_grey(face) is grey and (2 / 3 * (deviation / 255) ** 2 <= MOST_COLOUR) is grey
+        assert is_nearly_grey(face) is grey and (2 / 3 * (deviation / 255) ** 2 <= MAX_COLOUR) is grey
 
 
 def test_a_tint_is_taken_off_and_given_back() -> None:
