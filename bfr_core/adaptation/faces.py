@@ -205,9 +205,9 @@ def faces_of(run: Run) -> FaceSet:
     names = [face["name"] for face in index["faces"] if face["name"] not in left_out]
     if not names:
         raise ValueError(f"{printable(run.folder)}: all of its {len(left_out)} faces are left out")
-    print_ = fingerprint(index["fingerprint"], left_out) if left_out else index["fingerprint"]
+    fingerprint_value = fingerprint(index["fingerprint"], left_out) if left_out else index["fingerprint"]
     photos = {face["name"]: face["photo"] for face in index["faces"] if "photo" in face}
-    return FaceSet(run.faces, names, print_, index["problems"], photos)
+    return FaceSet(run.faces, names, fingerprint_value, index["problems"], photos)
 
 
 def leave_out(run: Run, names: Iterable[str]) -> None:

@@ -152,11 +152,11 @@ def group_faces(
 ) -> tuple[DamageGroups, list[int]]:
     """The groups of damages among `faces`, and for each face its group, -1 for none; kept in the run's groups/."""
     kept = run.folder / "groups" / "found.safetensors"
-    print_ = fingerprint(VERSION, faces.fingerprint, base.sha256)
+    fingerprint_value = fingerprint(VERSION, faces.fingerprint, base.sha256)
     if kept.exists():
         tensors, metadata = load_tensors(kept)
         routes = tensors.pop("routes", torch.empty(0)).tolist()
-        if metadata.get("fingerprint") == print_ and len(routes) == len(faces):
+        if metadata.get("fingerprint") == fingerprint_value and len(routes) == len(faces):
             return read_groups(kept, tensors), routes
     some = min(KNOWN_FACES, len(faces))
     sample = {i * len(faces) // some for i in range(some)}
@@ -176,7 +176,7 @@ def group_faces(
     tensors = {name: getattr(groups, attribute) for name, attribute in TENSORS.items()} | {
         "routes": torch.tensor(routes)
     }
-    save_tensors(kept, tensors, {"fingerprint": print_})
+    save_tensors(kept, tensors, {"fingerprint": fingerprint_value})
     return groups, routes
 
 

@@ -228,12 +228,12 @@ def gate_targets(
     passes.
     """
     by_hand = made_by_hand(files)
-    print_ = fingerprint(made_from, sorted(files), asdict(config), redraw is not None, *by_hand)
+    fingerprint_value = fingerprint(made_from, sorted(files), asdict(config), redraw is not None, *by_hand)
     found = read_table(run.gate, seen=dict, refused=dict, redrawn=list)
-    if found.get("fingerprint") != print_:
+    if found.get("fingerprint") != fingerprint_value:
         found = _gated(run, faces, files, by_hand, config, redraw, callback)
         seen = {name: sha256_of(path) for name, path in files.items()}
-        write_json(run.gate, {"fingerprint": print_, "made_from": made_from, "seen": seen} | found)
+        write_json(run.gate, {"fingerprint": fingerprint_value, "made_from": made_from, "seen": seen} | found)
     accepted = accepted_targets(run, files, made_from)
     if len(accepted) < len(files):
         log.warning("%d of %d targets are left out; the report says why", len(files) - len(accepted), len(files))

@@ -44,9 +44,9 @@ def resolved_target_config(
     """
     if config.is_resolved:
         return config
-    print_ = fingerprint(restorer.sha256, prior.sha256, asdict(config))
+    fingerprint_value = fingerprint(restorer.sha256, prior.sha256, asdict(config))
     found = read_table(run.resolved_settings)
-    if found.get("made_with") != print_ or not _still_typical(found, faces):
+    if found.get("made_with") != fingerprint_value or not _still_typical(found, faces):
 
         def step(call: int, calls: int) -> None:
             if callback:
@@ -56,7 +56,7 @@ def resolved_target_config(
         chosen = [i * len(faces) // some for i in range(some)]
         lq = faces.read([faces.names[i] for i in chosen])
         clear = resolved_settings(config, lq, restorer, prior, step)
-        found = {"made_with": print_, "t_clean": clear.t_clean, "detail": clear.detail, "faces": len(lq)}
+        found = {"made_with": fingerprint_value, "t_clean": clear.t_clean, "detail": clear.detail, "faces": len(lq)}
         found |= {name: getattr(clear.sampler, name) for name in RESOLVED}
         found |= {"of": len(faces), "examined": {faces.names[i]: sha256_of(faces.crop(faces.names[i])) for i in chosen}}
         write_json(run.resolved_settings, found)
@@ -81,7 +81,7 @@ def target_key(crop: Path, name: str, restorer: Restorer, prior: Prior, config: 
     return fingerprint(sha256_of(crop), name, restorer.sha256, prior.sha256, settings)
 
 
-def targets_print(faces: FaceSet, files: dict[str, Path]) -> str:
+def targets_fingerprint(faces: FaceSet, files: dict[str, Path]) -> str:
     """Fingerprint of faces and of what their targets hold."""
     return fingerprint(faces.fingerprint, [(name, sha256_of(files[name])) for name in faces.names if name in files])
 
@@ -136,9 +136,9 @@ def draw_targets(
             callback("targets", done * calls, total, None)
     if callback and not missing:
         callback("targets", total, total, None)
-    print_ = targets_print(faces, files)
-    write_json(marker, {"fingerprint": print_, "made": made})
-    return print_
+    fingerprint_value = targets_fingerprint(faces, files)
+    write_json(marker, {"fingerprint": fingerprint_value, "made": made})
+    return fingerprint_value
 
 
 def _without_strays(run: Run, made: dict[str, str], faces: FaceSet) -> dict[str, str]:
@@ -216,14 +216,14 @@ def check_given(
 
     files: targets by face name. Returns what `make_targets` does. Raises ValueError if none passes.
     """
-    made_from = targets_print(faces, files)
+    made_from = targets_fingerprint(faces, files)
     return gate_targets(run, faces, files, made_from, config, None, callback), made_from
 
 
 def made_targets(run: Run, faces: FaceSet) -> tuple[dict[str, Path], str]:
     """What `make_targets` has left in the run, as it returned it. Raises ValueError if there is nothing."""
     drawn = targets_of(run, faces)
-    made_from = targets_print(faces, drawn)
+    made_from = targets_fingerprint(faces, drawn)
     return accepted_targets(run, drawn, made_from), made_from
 
 

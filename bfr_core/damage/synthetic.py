@@ -192,12 +192,12 @@ def halftone(image: Tensor, generator: torch.Generator, strength: float) -> tupl
     inks = torch.cat([1 - image / (1 - black).clamp_min(1e-3), black[None]]).clamp(0, 1)
     inks = F.interpolate(inks[None], scale_factor=fine, mode="bilinear", align_corners=False)[0]
     y, x = torch.meshgrid(torch.arange(height * fine) / fine, torch.arange(width * fine) / fine, indexing="ij")
-    print_ = torch.ones(3, *x.shape)
+    printed = torch.ones(3, *x.shape)
     for ink, screen_angle, colour in zip(inks, SCREEN_ANGLES, INK_COLOURS, strict=True):
         phase = (_uniform(generator, 0, 1), _uniform(generator, 0, 1))
         covered = _dots(ink, x, y, pitch, screen_angle + turn, phase, softness=0.5 / (fine * pitch))
-        print_ *= 1 - covered * (1 - torch.tensor(colour))[:, None, None]
-    scanned = _convolve(F.avg_pool2d(print_[None], fine)[0], _gaussian_kernel(scan_blur, scan_blur, 0))
+        printed *= 1 - covered * (1 - torch.tensor(colour))[:, None, None]
+    scanned = _convolve(F.avg_pool2d(printed[None], fine)[0], _gaussian_kernel(scan_blur, scan_blur, 0))
     lq = scanned * (1 - paper * torch.tensor([0.3, 0.6, 1.0]))[:, None, None]  # yellowed
     lq = image + min(1.0, strength) * (lq - image)
     return lq, {"pitch": pitch, "turn": turn, "scan_blur": scan_blur, "paper": paper}

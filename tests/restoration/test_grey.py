@@ -30,7 +30,7 @@ def smooth(seed: int, channels: int = 1) -> Tensor:
     return torch.nn.functional.interpolate(coarse, (64, 64), mode="bicubic")[0].clamp(0.1, 0.9)
 
 
-def print_(seed: int) -> Tensor:
+def grey_print(seed: int) -> Tensor:
     """A yellowed print of a grey picture, stored as colour JPEG: (3, 64, 64)."""
     grey = smooth(seed)
     tint = torch.cat([0.02 + 0.99 * grey, grey, 0.97 * grey - 0.04])
@@ -38,7 +38,7 @@ def print_(seed: int) -> Tensor:
 
 
 def test_prints_are_told_from_colour_photographs(shared: Path) -> None:
-    assert all(is_nearly_grey(print_(seed)) for seed in range(5))
+    assert all(is_nearly_grey(grey_print(seed)) for seed in range(5))
     assert is_nearly_grey(smooth(0).expand(3, -1, -1))
     assert not any(is_nearly_grey(smooth(seed, 3)) for seed in range(5))
     for folder in ("portraits", "diverse"):
@@ -71,7 +71,7 @@ def test_a_tint_is_taken_off_and_given_back() -> None:
 
 
 def test_a_print_is_restored_without_colour_and_a_colour_photograph_with_it() -> None:
-    painter, face, colourful = Painter(), print_(1), smooth(2, 3)
+    painter, face, colourful = Painter(), grey_print(1), smooth(2, 3)
     restored = restore_crops([face, colourful], painter, 8)  # type: ignore[arg-type]
     assert torch.equal(painter.seen[0][0], painter.seen[0][2]) and torch.equal(painter.seen[1], colourful)
     made, other = (x for x in restored if isinstance(x, Tensor))
