@@ -8,7 +8,7 @@ tables of what is there are printed. Three parts:
 
 - recogniser: a face against its damaged copy and against a second photograph. Strangers are of the same group.
 - comparison: what distance says best whether a restored face is the person? The damaged face against the restored one,
-  against the restored one damaged again (four other draws of the same kind of damage), and the clean face against it.
+  against the restored one damaged again (four other samples of the same kind of damage), and the clean face against it.
 - verdict: limits from every second person, words for the others, also where what was put before it is a stranger, or
   the mean of a person and a stranger.
 """

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def keyed_generator(*key: int | str) -> torch.Generator:
-    """A CPU generator whose draws are fixed by `key`, such as (seed, "targets", face name)."""
+    """A CPU generator whose random numbers are fixed by `key`, such as (seed, "targets", face name)."""
     digest = hashlib.sha256("\0".join(map(str, key)).encode("utf-8", "surrogatepass")).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
@@ -18,7 +18,7 @@ def keyed_generator(*key: int | str) -> torch.Generator:
 def keyed_noise(
     seed: int, stage: str, names: Sequence[str], device: torch.device | str
 ) -> Callable[[torch.Size], Tensor]:
-    """Gaussian noise for a batch of faces in which each face's draws do not depend on the others in the batch.
+    """Gaussian noise for a batch of faces in which each face's random numbers do not depend on the others in the batch.
 
     The function returned takes a shape (B, ...) with B = len(names).
     """

@@ -120,7 +120,7 @@ def test_prior_and_samplers_on_the_meta_device(no_float64: None, prior: Prior, c
     noise = keyed_noise(0, "targets", ["a", "b"], META)
     drawn = sample_constrained(prior, reference, config, noise)
     assert drawn.device == META and drawn.shape == reference.shape and drawn.dtype == torch.float32
-    assert sample_constrained(prior, reference, config).device == META, "draws of its own lie there, too"
+    assert sample_constrained(prior, reference, config).device == META, "its own noise lies there, too"
 
 
 @pytest.mark.parametrize("name", RESTORERS)
@@ -216,7 +216,7 @@ def test_faces_are_drawn_by_a_prior_on_the_device(device: torch.device, on_devic
 
 
 def test_targets_are_made_on_the_device(device: torch.device, on_device: tuple[Restorer, Prior]) -> None:
-    """With all that is left to the faces, at another size than the prior's, and the draws of the CPU."""
+    """With all that is left to the faces, at another size than the prior's, and the random numbers of the CPU."""
     config = TargetConfig(FAST, t_clean="auto", search=("t_start", "factor"), detail="auto", precision="float32")
     own, prior = on_device
     for restorer in (own, replace(own, size=48)):

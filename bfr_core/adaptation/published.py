@@ -93,7 +93,7 @@ PUBLISHED_BY_CODES: dict[str, Any] = {
     "finetune.mirror": True,
     "finetune.ema": 0.995,
 }
-# What says where things are, how faces are found, which draws are made, and how the work is cut up: not the method.
+# Where things are, how faces are found, which random numbers are taken and how the work is cut up are not the method.
 LEFT_TO_USER = frozenset(
     {
         "restorer",

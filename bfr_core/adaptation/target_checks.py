@@ -44,7 +44,7 @@ class GateConfig:
     """When a target is refused."""
 
     tries: int = setting(
-        2, "How many further draws, from other noise, a refused target gets before its face is left out.", low=0
+        2, "How often a refused target is drawn again, from other noise, before its face is left out.", low=0
     )
     limit: float = setting(
         4.0,

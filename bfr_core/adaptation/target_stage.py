@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 EXAMINED_FACES = 16  # of a folder, for the settings that are left to it
 RESOLVED = ("t_start", "t_constrain_end", "factor", "calls")  # of the sampler
-REDRAWN_SEED = 7919  # apart, so that the draws of no try are those of a neighbouring seed
+REDRAWN_SEED = 7919  # apart, so that no try takes the random numbers of a neighbouring seed
 
 
 def resolved_target_config(

@@ -76,7 +76,7 @@ class TargetConfig:
         low=1,
         label="Faces at once while targets are made",
     )
-    seed: int = setting(0, "Seed of the draws of the targets, which are keyed by face.")
+    seed: int = setting(0, "Seed of the targets' random numbers, which are keyed by face.")
     precision: Precision = setting(
         "auto",
         "Number format in which restorer and prior compute while targets are made; auto chooses by the hardware.",
@@ -123,7 +123,7 @@ def make_pseudo_targets(
 ) -> Targets:
     """Clean, consistent versions of damaged faces.
 
-    lq: (B, 3, S, S) RGB in [0, 1], S the restorer's size. names: one a face; each keys its face's draws.
+    lq: (B, 3, S, S) RGB in [0, 1], S the restorer's size. names: one a face; each keys its face's random numbers.
     config: where it says "auto" these faces alone decide; `resolved_settings` lets a sample of the folder decide once
     for all of it.
     callback: (network call, network calls, preview in [-1, 1]); what it raises ends the sampling.

@@ -93,7 +93,7 @@ def sample_constrained(
     """A sample of the prior whose low band is the reference's.
 
     reference: (B, 3, H, W) float32 RGB in [-1, 1], y0 in the paper. Returns the same shape, in [-1, 1].
-    noise: called with the shape of each draw, in order; ordinary unseeded draws if left out.
+    noise: called with the shape of each noise sample, in order; unseeded Gaussian noise if left out.
     callback: (step, total, x0_hat), after every network call; what it raises ends the sampling.
     Source: arXiv:2410.04618, section 3 and algorithm 1.
     """

@@ -27,7 +27,7 @@ Distances = Sequence[float] | np.ndarray | Tensor
 Embed = Callable[[Tensor], Tensor]  # standard crops (B, 3, S, S) RGB in [0, 1] -> (B, D)
 # Faces (B, 3, S, S) RGB in [0, 1] -> the same with the folder's damage on them, drawn anew at every call.
 Damage = Callable[[Tensor], Tensor]
-DRAWS = 4  # of the damage: one draw's noise moves an embedding too, the mean of four hardly
+SAMPLES = 4  # of the damage: one sample's noise moves an embedding too, the mean of four hardly
 
 
 # ---------------------------------------------------------------- distances
@@ -55,15 +55,15 @@ def distances_to_strangers(embeddings: Tensor, others: Tensor) -> Tensor:
     return every[~torch.eye(len(every), dtype=torch.bool)].view(len(every), -1)
 
 
-def embedding_under(damage: Damage, faces: Tensor, embed: Embed, draws: int = DRAWS) -> Tensor:
-    """Where faces lie under a damage, the mean embedding over some draws of it: (B, 3, S, S) in [0, 1] -> (B, D).
+def embedding_under(damage: Damage, faces: Tensor, embed: Embed, samples: int = SAMPLES) -> Tensor:
+    """Where faces lie under a damage, the mean embedding over some samples of it: (B, 3, S, S) in [0, 1] -> (B, D).
 
     Raises ValueError for less than one draw, or if `damage` gives another number of faces back.
     """
-    if draws < 1:
-        raise ValueError(f"draws is {draws}; the damage must be drawn at least once")
+    if samples < 1:
+        raise ValueError(f"samples is {samples}; the damage must be drawn at least once")
     found = []
-    for _ in range(draws):
+    for _ in range(samples):
         lq = damage(faces)
         if len(lq) != len(faces):
             raise ValueError(f"of {len(faces)} faces {len(lq)} were damaged again; the numbers must be equal")
@@ -71,16 +71,16 @@ def embedding_under(damage: Damage, faces: Tensor, embed: Embed, draws: int = DR
     return torch.stack(found).mean(0)
 
 
-def like_with_like(lq: Tensor, restored: Tensor, damage: Damage, embed: Embed, draws: int = DRAWS) -> Tensor:
+def like_with_like(lq: Tensor, restored: Tensor, damage: Damage, embed: Embed, samples: int = SAMPLES) -> Tensor:
     """Distance of each damaged face to its restored face under the same damage: -> (B,).
 
     lq, restored: (B, 3, S, S) RGB in [0, 1], standard crops cut by the same points; the sizes may differ, since `embed`
-    looks at both in the same way. damage: puts the folder's damage on the restored faces once more. draws: see
+    looks at both in the same way. damage: puts the folder's damage on the restored faces once more. samples: see
     `embedding_under`. Raises ValueError if the numbers of faces differ.
     """
     if len(lq) != len(restored):
         raise ValueError(f"there are {len(lq)} damaged and {len(restored)} restored faces; the numbers must be equal")
-    return likeness_distance(embed(lq), embedding_under(damage, restored, embed, draws))
+    return likeness_distance(embed(lq), embedding_under(damage, restored, embed, samples))
 
 
 # ---------------------------------------------------------------- how far is too far

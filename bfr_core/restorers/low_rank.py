@@ -80,7 +80,7 @@ def factor_change(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], rank:
             factors[f"{name}.change"] = change
             continue
         flat = matrix(change)
-        # On the CPU and without draws: torch.svd_lowrank would move the process's random numbers.
+        # On the CPU and without random numbers: torch.svd_lowrank would move the process's random numbers.
         u, s, vh = torch.linalg.svd(flat.cpu(), full_matrices=False)
         root = s[:rank].sqrt()
         factors[f"{name}.up"], factors[f"{name}.down"] = u[:, :rank] * root, root[:, None] * vh[:rank]

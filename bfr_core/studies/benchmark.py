@@ -69,7 +69,7 @@ def make_cell_faces(adapt_hq: Tensor, hq: Tensor, kind: str, seed: int) -> CellF
 
 
 def damaged(faces: Tensor, kind: str, seed: int, part: str, strength: float = 1.0) -> Tensor:
-    """`faces` (N, 3, S, S) under damage `kind`; each face's draws are keyed by seed, part and place."""
+    """`faces` (N, 3, S, S) under damage `kind`; each face's random numbers are keyed by seed, part and place."""
     keys = [keyed_generator(seed, kind, part, i) for i in range(len(faces))]
     return torch.cat([degrade(f[None], kind, key, strength).lq for f, key in zip(faces, keys, strict=True)])
 

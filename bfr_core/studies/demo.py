@@ -48,8 +48,8 @@ def draw_faces(
 ) -> Tensor:
     """Faces of people who do not exist, drawn by the prior from pure noise: (B, 3, S, S) RGB in [0, 1].
 
-    The result is on the CPU. Each face's draws are keyed by its name. callback: step, steps and what the faces look
-    like so far, after every network call; what it raises ends the work. DDIM with eta 1 in `STEPS` steps.
+    The result is on the CPU. Each face's random numbers are keyed by its name. callback: step, steps and what the faces
+    look like so far, after every network call; what it raises ends the work. DDIM with eta 1 in `STEPS` steps.
     Source: arXiv:2010.02502, eq. 12.
     """
     schedule = respace(prior.alpha_bar, STEPS)

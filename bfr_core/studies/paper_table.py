@@ -187,8 +187,8 @@ def bench_paper(
 
 
 def published_settings(restorer: Restorer, config: AdaptConfig, reading: str) -> AdaptConfig:
-    """The published recipe as it is compared with `config`: as many steps, the same draws, without LPIPS where its file
-    is not here.
+    """The published recipe as it is compared with `config`: as many steps, the same random numbers, without LPIPS where
+    its file is not here.
 
     With the reading "pixels" N shrinks with the face, as the sets do; with "ratio" it is the published one.
     """

@@ -145,15 +145,15 @@ def real_faces(real: Faces, count: int, mirror: bool, *key: int | str, first: in
 
     first: place of the first face in its step's batch; the key and the place decide which, as in `with_examples`.
     """
-    which, mirrored = _draws(2, count, key, first)
+    which, mirrored = _random_numbers(2, count, key, first)
     faces = [real[int(place)] for place in (which * len(real)).long()]
     return torch.stack(
         [face.flip(-1) if mirror and chance < 0.5 else face for face, chance in zip(faces, mirrored, strict=True)]
     )
 
 
-def _draws(numbers: int, count: int, key: tuple[int | str, ...], first: int) -> Tensor:
-    """(numbers, count) uniform draws, of which each face's depend on the key and on its place in the step's batch."""
+def _random_numbers(numbers: int, count: int, key: tuple[int | str, ...], first: int) -> Tensor:
+    """(numbers, count) uniform; those of each face depend on the key and on its place in the step's batch."""
     return torch.stack([torch.rand(numbers, generator=keyed_generator(*key, first + i)) for i in range(count)], 1)
 
 
@@ -180,7 +180,7 @@ def with_examples(
     """
     if examples is None:
         return faces
-    chance, which, mirrored = _draws(3, len(faces), key, first)
+    chance, which, mirrored = _random_numbers(3, len(faces), key, first)
     mirrored = mirrored if mirror else torch.ones_like(mirrored)
     taken = examples[(which * len(examples)).long()].to(faces)
     taken = torch.where((mirrored < 0.5).to(faces.device).view(-1, 1, 1, 1), taken.flip(-1), taken)

@@ -147,7 +147,7 @@ class FinetuneConfig:
     checkpoint_seconds: float = setting(
         300.0, "How long the tuning goes on between two saved states.", unit="seconds", low=0
     )
-    seed: int = setting(0, "Seed of the draws of the tuning: another number makes other draws.", label="Seed")
+    seed: int = setting(0, "Seed of the tuning's random numbers: another seed gives others.", label="Seed")
     precision: Precision = setting(
         "auto",
         "Number format in which the restorer computes while it is tuned; auto chooses by the hardware.",

@@ -267,14 +267,14 @@ def prepare(restorer: Restorer, config: FinetuneConfig) -> tuple[nn.Module, list
     return net, tuned
 
 
-def recompute(blocks: list[nn.Module], draws: bool = False) -> None:
+def recompute(blocks: list[nn.Module], with_random_numbers: bool = False) -> None:
     """Keep only the inputs of `blocks` for the backward pass and compute what is inside again. arXiv:1604.06174.
 
-    draws: whether there is chance in the blocks, which must then fall out the same again.
+    with_random_numbers: whether the blocks take random numbers, which must then be the same again.
     """
     for block in blocks:
         block.forward = partial(  # type: ignore[method-assign]
-            checkpointed, block.forward, use_reentrant=False, preserve_rng_state=draws
+            checkpointed, block.forward, use_reentrant=False, preserve_rng_state=with_random_numbers
         )
 
 

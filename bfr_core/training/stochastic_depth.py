@@ -38,7 +38,7 @@ def switch_on(net: nn.Module) -> int:
 
 @contextlib.contextmanager
 def drawing(config: Settings, device: torch.device, step: int, first: int) -> Iterator[None]:
-    """While it lasts, torch's own draws are keyed by the seed, the step and the first face of the pass.
+    """While it lasts, torch's own random numbers are keyed by the seed, the step and the first face of the pass.
 
     Where nothing is left out nothing is done.
     """

@@ -134,7 +134,7 @@ def test_fast_sampler_without_eta_draws_noise_once():
         return torch.zeros(shape)
 
     sample_constrained(GaussianPrior(0.0, 0.2), torch.zeros(1, 3, 16, 16), SamplerConfig(calls=5, eta=0.0), noise)
-    # eta 0 multiplies later draws by zero; they are still taken, so that eta does not shift the order of draws.
+    # eta 0 multiplies later noise by zero; it is still taken, so that eta does not shift the order of random numbers.
     assert len(shapes) == 5
 
 

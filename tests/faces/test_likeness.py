@@ -60,7 +60,7 @@ def test_like_is_compared_with_like():
 
 
 def test_the_noise_of_one_draw_is_averaged_away():
-    """Under a damage that adds a random tint, four draws lie half as far from where the face lies on average."""
+    """Under a damage that adds a random tint, four samples lie half as far from where the face lies on average."""
     faces, generator = torch.full((500, 3, 2, 2), 0.5), torch.Generator().manual_seed(0)
 
     def tinted(some: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def test_the_noise_of_one_draw_is_averaged_away():
 
     one, four = (embedding_under(tinted, faces, mean_colour, draws).sub(0.5).square().mean().sqrt() for draws in (1, 4))
     assert one == pytest.approx(0.1, rel=0.1) and four == pytest.approx(0.05, rel=0.1)
-    with pytest.raises(ValueError, match="draws is 0"):
+    with pytest.raises(ValueError, match="samples is 0"):
         embedding_under(tinted, faces, mean_colour, 0)
 
 
