@@ -1,10 +1,10 @@
-"""Does the gate raise the quality of the targets that are kept, and of the restorer tuned on them?
+"""Do the target checks raise the quality of the targets that are kept, and of the restorer tuned on them?
 
     python benchmarks/gate.py --portraits DIR [--damages sensor] [--spoiled 15]
 
 75 held-out portraits, damaged; pseudo targets as drawn, of which some are then spoiled in ways in which targets go
-wrong. The gate sees damaged faces and targets only; the clean copies judge. Printed: how many spoiled and unspoiled
-targets it refused, quality of all and of the kept targets, and of the restorers tuned on either, on 75 other faces.
+wrong. The checks see damaged faces and targets only; the clean copies judge. Printed: how many spoiled and unspoiled
+targets they refused, quality of all and of the kept targets, and of the restorers tuned on either, on 75 other faces.
 """
 
 from __future__ import annotations

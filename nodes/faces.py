@@ -23,7 +23,7 @@ from torch import Tensor
 from ..bfr_core.adaptation.config import AdaptConfig, FaceConfig
 from ..bfr_core.adaptation.faces import FaceSet, collect_faces, faces_of
 from ..bfr_core.adaptation.run import Run
-from ..bfr_core.adaptation.target_checks import GateConfig, accepted_targets
+from ..bfr_core.adaptation.target_checks import TargetCheckConfig, accepted_targets
 from ..bfr_core.adaptation.target_stage import check_given, match_in_order, targets_of
 from ..bfr_core.files.kinds import LINKED_FOLDER
 from ..bfr_core.files.ownership import claim, is_own, sha256_of
@@ -79,7 +79,7 @@ class Pairs:
     def opened(self) -> tuple[Run, FaceSet, dict[str, Path]]:
         """The run, its faces, and the accepted targets by face name. Raises ValueError if they were replaced since."""
         run, faces = self.faces.opened()
-        if read_table(run.gate).get("made_from") != self.made_from:
+        if read_table(run.target_checks).get("made_from") != self.made_from:
             raise ValueError(
                 f"run {printable(run.folder.name)} got other targets since; give each graph its own run name, "
                 "and queue again"
@@ -295,7 +295,7 @@ class TargetsFromImages(host.Node):
                     max=10**6,
                     tooltip="The face that the first picture belongs to, from 0; the same as at the faces node.",
                 ),
-                *gate_widgets(),
+                *target_check_widgets(),
             ],
             target_outputs(),
             ("teacher", "pseudo targets", "training pairs"),
@@ -308,13 +308,13 @@ class TargetsFromImages(host.Node):
         progress = host.NodeProgress()
         with run.locked():
             files = match_in_order(run, found, convert.to_photos(images), first)
-            accepted, made_from = check_given(run, found, files, GateConfig(limit=gate), progress)
+            accepted, made_from = check_given(run, found, files, TargetCheckConfig(limit=gate), progress)
         return paired(cls, run, found, accepted, Pairs(faces, made_from, None), progress)
 
 
-def gate_widgets() -> list[Any]:
+def target_check_widgets() -> list[Any]:
     """The widget that says which targets are refused."""
-    return [host.widget(GateConfig(), "limit", id="gate", max=20.0, step=0.5)]
+    return [host.widget(TargetCheckConfig(), "limit", id="gate", max=20.0, step=0.5)]
 
 
 def target_outputs() -> list[Any]:
@@ -339,7 +339,7 @@ def paired(
     progress: host.NodeProgress,
 ) -> io.NodeOutput:
     """Outputs of a node that has made targets."""
-    refused = read_table(run.gate).get("refused", {})
+    refused = read_table(run.target_checks).get("refused", {})
     reasons = [f"{printable(name)}: {reason}" for name, reason in refused.items()]
     said = [f"{len(accepted)} targets are fit to learn from, {len(refused)} are refused"]
     text = lines([*said, *reasons])

@@ -8,7 +8,7 @@ import pytest
 
 from bfr_core.adaptation.config import FaceConfig
 from bfr_core.adaptation.good_faces import AlbumConfig
-from bfr_core.adaptation.target_checks import GateConfig
+from bfr_core.adaptation.target_checks import TargetCheckConfig
 from bfr_core.adaptation.targets import TargetConfig
 from bfr_core.cli.commands import main
 from bfr_core.diffusion.sampler import SamplerConfig
@@ -34,8 +34,8 @@ from bfr_core.training.config import FinetuneConfig
         (lambda: TargetConfig(reference="best"), "reference is 'best'"),  # type: ignore[arg-type]
         (lambda: TargetConfig(precision="half"), "precision is 'half'"),  # type: ignore[arg-type]
         (lambda: SamplerConfig(factor=0), "factor is 0"),
-        (lambda: GateConfig(limit=math.nan), "gate.limit is nan"),
-        (lambda: GateConfig(most_moved=-1), "gate.most_moved is -1"),
+        (lambda: TargetCheckConfig(limit=math.nan), "gate.limit is nan"),
+        (lambda: TargetCheckConfig(most_moved=-1), "gate.most_moved is -1"),
         (lambda: AlbumConfig(least_kept=-1), "album.least_kept is -1"),
         (lambda: FinetuneConfig(lr=0), "lr is 0"),
         (lambda: FinetuneConfig(minutes=math.nan), "minutes is nan"),

@@ -10,7 +10,7 @@ from ..restorers import Restorer
 from ..settings import check_settings, setting
 from ..training.config import FinetuneConfig
 from .good_faces import AlbumConfig
-from .target_checks import GateConfig
+from .target_checks import TargetCheckConfig
 from .targets import TargetConfig
 
 RECOMMENDED, PUBLISHED_RECIPE = "recommended", "published"
@@ -68,7 +68,7 @@ class AdaptConfig:
     )
     faces: FaceConfig = field(default_factory=FaceConfig)
     targets: TargetConfig = field(default_factory=TargetConfig)
-    gate: GateConfig = field(default_factory=GateConfig)
+    gate: TargetCheckConfig = field(default_factory=TargetCheckConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     album: AlbumConfig = field(default_factory=AlbumConfig)
 

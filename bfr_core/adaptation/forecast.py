@@ -50,8 +50,8 @@ STAGES = {"examine": "looking at the damage", "targets": "clean faces", "gate": 
 class Pace:
     """What a step of each stage takes on this machine. 0 for what was not measured.
 
-    Seconds: prior_call, of the prior for one face. restore: of the restorer for one face. gate: for one face.
-    step: of the tuning. judge: for one face on which checkpoints are compared.
+    Seconds: prior_call, of the prior for one face. restore: of the restorer for one face. gate: of the checks for
+    one face. step: of the tuning. judge: for one face on which checkpoints are compared.
     memory: most bytes that were held meanwhile, all that the process holds included; None if this system does not say.
     room: bytes of memory there are. where: which memory that is.
     """
@@ -132,7 +132,7 @@ def duration(seconds: float) -> str:
 def forecast(pace: Pace, faces: int, config: AdaptConfig, guessed: bool = False, drawn: bool = False) -> Forecast:
     """What adapting to so many faces will take at this pace. drawn: their targets are there already.
 
-    Targets that the gate has drawn again, and searching the photos for faces, are not in it.
+    Targets that were refused and drawn again, and searching the photos for faces, are not in it.
     """
     targets, tuning = config.targets, config.finetune
     calls = {"examine": 0 if drawn else examining_calls(targets, faces)}
@@ -203,7 +203,7 @@ def measure(
 
 
 def measure_targets(lq: Tensor, base: Restorer, prior: Prior, config: TargetConfig) -> Pace:
-    """The pace of drawing targets, from two calls of the prior on a full batch, and of the gate, from one face."""
+    """The pace of drawing targets, from two calls of the prior on a full batch, and of their checks, from one face."""
     resolved = replace(
         config,
         t_clean=1 if config.t_clean == "auto" else config.t_clean,

@@ -194,9 +194,11 @@ def good_faces(result: Adapted) -> list[Gallery]:
 
 
 def refused_faces(result: Adapted) -> list[Gallery]:
-    """The faces whose target the gate refused, with the reason; nothing if there are none."""
+    """The faces whose target the checks refused, with the reason; nothing if there are none."""
     refused = {
-        n: why for n, why in read_json(result.run.gate, {}).get("refused", {}).items() if n not in result.targets
+        n: why
+        for n, why in read_json(result.run.target_checks, {}).get("refused", {}).items()
+        if n not in result.targets
     }
     rows = []
     for name, why in list(refused.items())[:ROWS]:
@@ -205,7 +207,7 @@ def refused_faces(result: Adapted) -> list[Gallery]:
         shown = read_image(target) if target.exists() else torch.zeros_like(lq)
         rows.append((f"{result.faces.label(name)}: {why}", [lq, shown]))
     note = (
-        f"{len(refused)} faces were not learned from. The gate looks for targets that stand out; nobody looked at them."
+        f"{len(refused)} faces were not learned from. The checks refused targets that stand out; nobody looked at them."
     )
     return [Gallery("Left out", note, ["damaged", "refused target"], rows)] if rows else []
 

@@ -41,13 +41,13 @@ class Run:
     faces/            aligned crops and faces.json
     left_out.json     faces that the user does not want used
     restored/         what the base restorer makes of them
-    targets/          pseudo targets; redrawn/ in it: those drawn again because the gate refused the first
+    targets/          pseudo targets; redrawn/ in it: those drawn again because the checks refused the first
     photos/, given/   photos and targets that came as pictures, not as files
     album.json        how clear each face is, where good ones were looked for
     good/             faces of photos that were given as good ones
     real/             faces of photos that the discriminator takes for real
     settled.json      settings that were left to the faces ("auto")
-    gate.json         what the gate found of each
+    gate.json         what the checks of the targets found of each
     checkpoints/      training state
     restorer.safetensors, report.html, report.json, log.txt
     job.json          how far the last job in the background is, see `jobs`
@@ -107,7 +107,7 @@ class Run:
         return self.folder / "settled.json"
 
     @property
-    def gate(self) -> Path:
+    def target_checks(self) -> Path:
         return self.folder / "gate.json"
 
     @property

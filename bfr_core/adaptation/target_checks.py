@@ -1,4 +1,4 @@
-"""The gate: which pseudo targets are fit to learn from. Judged without clean copies, by what stands out in the folder.
+"""The target checks: which pseudo targets are fit to learn from, judged without clean copies by what stands out.
 
 A target that agrees less with its damaged face than the folder's others do, whose features have moved, or that looks
 unlike the other targets is drawn again from other noise, and left out if that does not help.
@@ -40,7 +40,7 @@ Redraw = Callable[[Tensor, list[str], int], Tensor]  # damaged faces, their name
 
 
 @dataclass(frozen=True)
-class GateConfig:
+class TargetCheckConfig:
     """When a target is refused."""
 
     tries: int = setting(
@@ -171,7 +171,7 @@ def check_targets(measured: TargetMeasurements, of: TargetMeasurements | None = 
     )
 
 
-def refusals(checks: TargetChecks, config: GateConfig, of: TargetChecks | None = None) -> list[str]:
+def refusals(checks: TargetChecks, config: TargetCheckConfig, of: TargetChecks | None = None) -> list[str]:
     """Why each target is refused, or "" if it is not. of: checks of the whole folder, these if left out."""
     of = of or checks
     reasons = [""] * len(checks.low_band)
@@ -212,16 +212,16 @@ def at_checked_size(image: Tensor) -> Tensor:
     return resized(image, CHECKED_SIZE, "bilinear")
 
 
-def gate_targets(
+def checked_targets(
     run: Run,
     faces: FaceSet,
     files: dict[str, Path],
     made_from: str,
-    config: GateConfig,
+    config: TargetCheckConfig,
     redraw: Redraw | None = None,
     callback: StageCallback | None = None,
 ) -> dict[str, Path]:
-    """The targets, by face name, that pass the gate; those refused are drawn again where `redraw` is given.
+    """The targets, by face name, that pass the checks; those refused are drawn again where `redraw` is given.
 
     files: targets by face name. made_from: their fingerprint. Those that were changed by hand always pass. What was
     found of every face is kept in gate.json, and taken from there when nothing changed. Raises ValueError if none
@@ -229,11 +229,11 @@ def gate_targets(
     """
     by_hand = made_by_hand(files)
     fingerprint_value = fingerprint(made_from, sorted(files), asdict(config), redraw is not None, *by_hand)
-    found = read_table(run.gate, seen=dict, refused=dict, redrawn=list)
+    found = read_table(run.target_checks, seen=dict, refused=dict, redrawn=list)
     if found.get("fingerprint") != fingerprint_value:
-        found = _gated(run, faces, files, by_hand, config, redraw, callback)
+        found = _checked(run, faces, files, by_hand, config, redraw, callback)
         seen = {name: sha256_of(path) for name, path in files.items()}
-        write_json(run.gate, {"fingerprint": fingerprint_value, "made_from": made_from, "seen": seen} | found)
+        write_json(run.target_checks, {"fingerprint": fingerprint_value, "made_from": made_from, "seen": seen} | found)
     accepted = accepted_targets(run, files, made_from)
     if len(accepted) < len(files):
         log.warning("%d of %d targets are left out; the report says why", len(files) - len(accepted), len(files))
@@ -245,8 +245,8 @@ def gate_targets(
 
 
 def accepted_targets(run: Run, files: dict[str, Path], made_from: str) -> dict[str, Path]:
-    """Those of `files` that passed the gate when it last saw them; the others, if it did not see them as they are."""
-    found = read_table(run.gate, seen=dict, refused=dict, redrawn=list)
+    """Those of `files` that the checks did not refuse; a file that they have not seen as it is passes."""
+    found = read_table(run.target_checks, seen=dict, refused=dict, redrawn=list)
     seen, redrawn, refused = found.get("seen", {}), set(found.get("redrawn", ())), found.get("refused", {})
     accepted = {}
     for name, path in files.items():
@@ -256,12 +256,12 @@ def accepted_targets(run: Run, files: dict[str, Path], made_from: str) -> dict[s
     return accepted
 
 
-def _gated(
+def _checked(
     run: Run,
     faces: FaceSet,
     files: dict[str, Path],
     by_hand: list[str],
-    config: GateConfig,
+    config: TargetCheckConfig,
     redraw: Redraw | None,
     callback: StageCallback | None,
 ) -> dict[str, Any]:

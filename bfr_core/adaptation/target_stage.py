@@ -20,7 +20,7 @@ from .config import AdaptConfig
 from .faces import FaceSet, StageCallback, content_hash, old_crops, resize_square, write_or_keep
 from .old_runs import adopt_redrawn
 from .run import Run
-from .target_checks import GateConfig, Redraw, accepted_targets, gate_targets
+from .target_checks import Redraw, TargetCheckConfig, accepted_targets, checked_targets
 from .targets import TargetConfig, draw_in_batches, make_pseudo_targets, resolved_settings
 
 log = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ def make_targets(
     clear = resolved_target_config(run, faces, restorer, prior, config.targets, callback)
     made_from = draw_targets(run, faces, restorer, prior, clear, callback)
     redraw = keep_redraws(run, faces, restorer, prior, clear, redraw_with(restorer, prior, clear, callback))
-    return gate_targets(run, faces, targets_of(run, faces), made_from, config.gate, redraw, callback), made_from
+    return checked_targets(run, faces, targets_of(run, faces), made_from, config.gate, redraw, callback), made_from
 
 
 def redraw_with(
@@ -209,7 +209,7 @@ def check_given(
     run: Run,
     faces: FaceSet,
     files: dict[str, Path],
-    config: GateConfig,
+    config: TargetCheckConfig,
     callback: StageCallback | None = None,
 ) -> tuple[dict[str, Path], str]:
     """The stage for targets that were made elsewhere, which cannot be drawn again: those that pass the checks.
@@ -217,7 +217,7 @@ def check_given(
     files: targets by face name. Returns what `make_targets` does. Raises ValueError if none passes.
     """
     made_from = targets_fingerprint(faces, files)
-    return gate_targets(run, faces, files, made_from, config, None, callback), made_from
+    return checked_targets(run, faces, files, made_from, config, None, callback), made_from
 
 
 def made_targets(run: Run, faces: FaceSet) -> tuple[dict[str, Path], str]:

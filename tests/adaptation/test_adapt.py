@@ -14,7 +14,7 @@ from bfr_core.adaptation.adapt import adapt
 from bfr_core.adaptation.config import FaceConfig
 from bfr_core.adaptation.faces import collect_faces, faces_of, leave_out, left_out_of
 from bfr_core.adaptation.run import Run
-from bfr_core.adaptation.target_checks import GateConfig
+from bfr_core.adaptation.target_checks import TargetCheckConfig
 from bfr_core.files.ownership import LIST, is_own
 from bfr_core.files.photos import write_image
 
@@ -186,7 +186,7 @@ def own_photos(photos, tmp_path):
 @pytest.mark.parametrize("search", [(), ("t_start",)], ids=["settings given", "settings left to the faces"])
 def test_only_what_is_missing_is_made(own_photos, config, tmp_path, monkeypatch, search):
     looked, drawn = counted_looking(monkeypatch), counted_drawing(monkeypatch)
-    config = replace(config, targets=replace(config.targets, search=search), gate=GateConfig(limit=0))
+    config = replace(config, targets=replace(config.targets, search=search), gate=TargetCheckConfig(limit=0))
     run = Run(tmp_path / "run")
     adapt(own_photos, run.folder, config)
     tuned = weights(run.folder)
@@ -218,7 +218,7 @@ def test_only_what_is_missing_is_made(own_photos, config, tmp_path, monkeypatch,
 
 
 def test_a_new_face_gives_the_same_targets_as_a_new_run(own_photos, config, tmp_path):
-    exact = replace(config, targets=replace(config.targets, batch_size=1), gate=GateConfig(limit=0))
+    exact = replace(config, targets=replace(config.targets, batch_size=1), gate=TargetCheckConfig(limit=0))
     adapt(own_photos, tmp_path / "run", exact)
     write_image(own_photos / "new.png", torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(5)))
     grown, fresh = (adapt(own_photos, tmp_path / name, exact) for name in ("run", "fresh"))

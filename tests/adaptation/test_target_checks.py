@@ -1,4 +1,4 @@
-"""The gate refuses what stands out, says why, and leaves the rest alone."""
+"""The target checks refuse what stands out, say why, and leave the rest alone."""
 
 import json
 
@@ -10,11 +10,11 @@ from bfr_core.adaptation.faces import collect_faces
 from bfr_core.adaptation.run import Run
 from bfr_core.adaptation.target_checks import (
     SAID,
-    GateConfig,
+    TargetCheckConfig,
     as_record,
     check_targets,
+    checked_targets,
     flat_noise,
-    gate_targets,
     joined,
     measurements_of,
     refusals,
@@ -44,7 +44,7 @@ def net():
 def test_like_targets_all_pass(net):
     clean = pictures(24)
     lq = (clean + 0.05 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
-    assert refusals(check_targets(measurements_of(lq, clean, net)), GateConfig(limit=8)) == [""] * 24
+    assert refusals(check_targets(measurements_of(lq, clean, net)), TargetCheckConfig(limit=8)) == [""] * 24
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_what_stands_out_is_refused_with_its_reason(net, spoil, said):
     lq = (clean + 0.02 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
     targets = clean.clone()
     targets[5] = spoil(targets[5]).clamp(0, 1)
-    reasons = refusals(check_targets(measurements_of(lq, targets, net)), GateConfig())
+    reasons = refusals(check_targets(measurements_of(lq, targets, net)), TargetCheckConfig())
     assert reasons[5].startswith(said) and not any(reasons[:5] + reasons[6:])
 
 
@@ -71,7 +71,10 @@ def test_a_few_faces_do_not_say_what_is_typical(net):
     lq = (clean + 0.02 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
     targets = torch.cat([(clean[:1] + 0.3).clamp(0, 1), clean[1:]])
     for count in (2, 7):
-        assert refusals(check_targets(measurements_of(lq[:count], targets[:count], net)), GateConfig()) == [""] * count
+        assert (
+            refusals(check_targets(measurements_of(lq[:count], targets[:count], net)), TargetCheckConfig())
+            == [""] * count
+        )
 
 
 def test_batches_give_what_all_at_once_give(net):
@@ -88,17 +91,19 @@ def test_a_new_draw_is_held_to_the_folders_measure(net):
     measured = measurements_of(clean, clean, net)
     folder = check_targets(measured)
     again = measurements_of(clean[:1], (clean[:1] + 0.3).clamp(0, 1), net)
-    assert refusals(check_targets(again, measured), GateConfig(), folder)[0]
+    assert refusals(check_targets(again, measured), TargetCheckConfig(), folder)[0]
     assert not refusals(
-        check_targets(measurements_of(clean[:1], clean[:1], net), measured), GateConfig(limit=8), folder
+        check_targets(measurements_of(clean[:1], clean[:1], net), measured), TargetCheckConfig(limit=8), folder
     )[0]
 
 
 def test_limit_zero_turns_it_off_and_nonsense_is_refused(net):
     clean = pictures(8)
-    assert refusals(check_targets(measurements_of(clean, clean.roll(1, 0), net)), GateConfig(limit=0)) == [""] * 8
+    assert (
+        refusals(check_targets(measurements_of(clean, clean.roll(1, 0), net)), TargetCheckConfig(limit=0)) == [""] * 8
+    )
     with pytest.raises(ValueError, match="gate.tries is -1"):
-        GateConfig(tries=-1)
+        TargetCheckConfig(tries=-1)
 
 
 def test_on_real_faces_another_persons_target_is_refused(shared, net):
@@ -118,7 +123,7 @@ def test_on_real_faces_another_persons_target_is_refused(shared, net):
     lq = degrade(faces, "sensor", torch.Generator().manual_seed(0)).lq
     targets = faces.clone()
     targets[[3, 17]] = faces[[17, 3]]
-    reasons = refusals(check_targets(measurements_of(lq, targets, net)), GateConfig())
+    reasons = refusals(check_targets(measurements_of(lq, targets, net)), TargetCheckConfig())
     assert reasons[3] and reasons[17] and sum(map(bool, reasons)) <= 5
 
 
@@ -137,14 +142,14 @@ def test_a_stranger_is_refused_where_there_is_a_recogniser(net):
     worst = measured.stranger.argmax()
     checks = check_targets(measured)
     assert worst == 7 and not check_targets(measurements_of(lq, targets, net)).stranger.any()
-    assert refusals(checks, GateConfig())[7].startswith(SAID["stranger"])
+    assert refusals(checks, TargetCheckConfig())[7].startswith(SAID["stranger"])
 
 
 def test_a_trifle_does_not_stand_out_among_faces_that_are_all_alike(net):
     clean = pictures(24)
     targets = clean.clone()
     targets[3] += 0.004  # one level of 256: the others agree with their damaged faces to the last digit
-    assert refusals(check_targets(measurements_of(clean, targets, net)), GateConfig()) == [""] * 24
+    assert refusals(check_targets(measurements_of(clean, targets, net)), TargetCheckConfig()) == [""] * 24
 
 
 def test_noise_is_seen_where_a_picture_is_flat_and_edges_are_not_taken_for_it():
@@ -173,23 +178,27 @@ def test_the_gate_leaves_out_what_no_new_draw_mends(photos, config, tmp_path):
         tries.append((names, attempt))
         return (lq + 0.4).clamp(0, 1)
 
-    accepted = gate_targets(run, faces, files, "made", GateConfig(limit=10), redraw)
+    accepted = checked_targets(run, faces, files, "made", TargetCheckConfig(limit=10), redraw)
     assert set(files) - set(accepted) == {spoiled} and tries == [([spoiled], 1), ([spoiled], 2)]
-    found = json.loads(run.gate.read_text())
+    found = json.loads(run.target_checks.read_text())
     assert "low band" in found["refused"][spoiled] and set(found["checks"]) == set(files)
-    assert gate_targets(run, faces, files, "made", GateConfig(limit=10), redraw) == accepted and len(tries) == 2
+    assert (
+        checked_targets(run, faces, files, "made", TargetCheckConfig(limit=10), redraw) == accepted and len(tries) == 2
+    )
 
 
 def test_the_gate_takes_a_new_draw_that_passes(photos, config, tmp_path):
     run, faces, files, spoiled = spoiled_run(photos, config, tmp_path)
     before = files[spoiled].read_bytes()
-    accepted = gate_targets(run, faces, files, "made", GateConfig(limit=10), lambda lq, names, attempt: lq + 0.01)
+    accepted = checked_targets(
+        run, faces, files, "made", TargetCheckConfig(limit=10), lambda lq, names, attempt: lq + 0.01
+    )
     assert accepted[spoiled] == run.redrawn / f"{spoiled}.png" and accepted[spoiled].exists()
-    assert files[spoiled].read_bytes() == before  # so that a gate cut short finds what it found before
+    assert files[spoiled].read_bytes() == before  # so that checks cut short find what they found before
 
 
 def test_targets_that_are_all_unfit_are_an_error(photos, config, tmp_path, monkeypatch):
     run, faces, files, _ = spoiled_run(photos, config, tmp_path)
     monkeypatch.setattr("bfr_core.adaptation.target_checks.refusals", lambda checks, *_: ["no"] * len(checks.low_band))
     with pytest.raises(ValueError, match="none of the 10 targets is fit"):
-        gate_targets(run, faces, files, "made", GateConfig())
+        checked_targets(run, faces, files, "made", TargetCheckConfig())
