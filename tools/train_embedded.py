@@ -145,6 +145,7 @@ def train(task: Task, faces: Faces, args: argparse.Namespace, minutes: float) ->
     checkpoint with its constant rate can still be trained further.
     """
     device = faces.tiles.device
+    args.work.mkdir(parents=True, exist_ok=True)
     path = args.work / f"{task.name}.pt"
     net = task.build().to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), task.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)

@@ -72,7 +72,7 @@ def whole(mixed_photos, config, tmp_path_factory):
     """The folder of an adaptation that was not stopped."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bfr_core.adaptation.adapt.judged_on_faces", judged)
+        patch.setattr("bfr_core.adaptation.tuning.judged_on_faces", judged)
         adapt_mixed(mixed_photos, folder, config)
     return folder
 

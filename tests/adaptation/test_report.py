@@ -13,6 +13,10 @@ def recogniser(faces):
     return F.normalize(faces.mean((2, 3)))
 
 
+def batched(names, size):
+    return [names[start : start + size] for start in range(0, len(names), size)]
+
+
 class Faces(SimpleNamespace):
     def __len__(self):
         return len(self.names)
@@ -21,7 +25,7 @@ class Faces(SimpleNamespace):
 def result_of(faces, base, tuned):
     names = [f"face_{i}" for i in range(len(faces))]
     return SimpleNamespace(
-        faces=Faces(names=names, batch=lambda start, stop: faces[start:stop]),
+        faces=Faces(names=names, batches=lambda size: zip(batched(names, size), faces.split(size), strict=True)),
         base=SimpleNamespace(restore_each=base),
         restorer=SimpleNamespace(restore_each=tuned),
     )

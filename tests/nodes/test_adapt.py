@@ -342,7 +342,7 @@ def mixed_pairs(
     run: Run, models: tuple[Any, Any], host: Any, mixed_photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Any:
     """Of a folder of two damages, in the run "mixed"."""
-    monkeypatch.setattr(sys.modules["any-name.bfr_core.adaptation.adapt"], "judged_on_faces", judged)
+    monkeypatch.setattr(sys.modules["any-name.bfr_core.adaptation.tuning"], "judged_on_faces", judged)
     shutil.copytree(mixed_photos, host.root / "input/two_damages")
     faces = run("BFR_FacesFromFolder", restorer=models[0], folder="two_damages", run="mixed", aligned=True)[0]
     return run("BFR_MakePseudoTargets", faces=faces, restorer=models[0], prior=models[1], gate=0.0, seed=5)[0]
@@ -470,7 +470,7 @@ def test_both_nodes_take_the_published_recipe(
         return act
 
     monkeypatch.setattr(node, "make_targets", stop("targets", 4))
-    monkeypatch.setattr(node, "tune", stop("finetune", 5))
+    monkeypatch.setattr(node, "learn", stop("finetune", 5))
     wanted = published.recipe_of(restorer.network, "published")
     with pytest.raises(ValueError, match="seen"):
         run("BFR_MakePseudoTargets", faces=faces, restorer=restorer, prior=prior, settings="published", gate=4.0)

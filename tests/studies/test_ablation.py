@@ -7,6 +7,7 @@ import pytest
 from bfr_core.adaptation.targets import TargetConfig
 from bfr_core.cli.commands import main
 from bfr_core.diffusion.sampler import SamplerConfig
+from bfr_core.files.records import write_json
 from bfr_core.studies.ablation import Grid
 
 
@@ -40,7 +41,7 @@ def test_every_cell_is_measured_once_and_kept(command, tmp_path, capsys):
     kept = tmp_path / "out" / "ablation.json"
     first = json.loads(kept.read_text())
     first[next(iter(first))]["factor"] = 99  # shows whether it is made again
-    kept.write_text(json.dumps(first))
+    write_json(kept, first)  # as the program writes it: a file changed by hand would be kept beside a new one
     assert main([*command, "--tune"]) == 0
     assert json.loads(capsys.readouterr().out)["cells"][0]["factor"] == 99
 

@@ -226,6 +226,7 @@ def test_fid_is_measured_of_enough_faces_and_of_no_fewer(folders, monkeypatch):
     monkeypatch.setattr(ev, "find_inception", lambda: inception)
     assert "fid" not in ev.evaluate(folders["restored"], folders["clean"]).rows[0].values and not features
     monkeypatch.setattr(metrics, "FID_MIN_FACES", 6)
+    monkeypatch.setattr(sys.modules["bfr_core.metrics.fid"], "FID_MIN_FACES", 6)
     restored, damaged_too = (ev.evaluate(folders[name], folders["clean"]).rows[0] for name in ("restored", "lq"))
     assert 0 < restored.values["fid"].mean < damaged_too.values["fid"].mean
     assert math.isnan(restored.values["fid"].low)
