@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -215,14 +215,3 @@ def read_assignments(config: Any, assignments: list[str]) -> dict[str, Any]:
         found = setting_at(config, path.strip())
         values[found.path] = found.parse(value.strip())
     return values
-
-
-def as_lines(config: Any, shown: Callable[[Setting], bool] = lambda found: True) -> list[str]:
-    """One line a setting for a terminal: path, default, what is allowed, meaning."""
-    lines = []
-    for found in settings_of(config):
-        if shown(found):
-            unit = f" {found.unit}" if found.unit else ""
-            allowed = f" [{found.range_text}]" if found.range_text else ""
-            lines.append(f"{found.path} = {found.default}{unit}{allowed}  {found.meaning}")
-    return lines
