@@ -35,7 +35,7 @@ class BlindRange:
 
 
 def draw_tones(hq: Tensor, generator: torch.Generator, ranges: BlindRange = BlindRange()) -> Tensor:
-    """Faces of which some are grey and some tinted and faded, like old photographs: the clean side of a pair.
+    """`hq` with some faces turned grey and some tinted and faded, as in old photographs: the clean side of a pair.
 
     hq: (B, 3, H, W) RGB in [0, 1], on any device; generator: on the CPU. Returns the same shape, in [0, 1].
     """
@@ -49,10 +49,10 @@ def draw_tones(hq: Tensor, generator: torch.Generator, ranges: BlindRange = Blin
 
 
 def blind_damage(hq: Tensor, generator: torch.Generator, ranges: BlindRange = BlindRange()) -> Tensor:
-    """Damaged copies of clean faces, each with figures of its own.
+    """Damaged copies of clean faces, each with random parameters of its own.
 
-    hq: (B, 3, H, W) RGB in [0, 1], square, on any device. generator: on the CPU; the same seed gives the same figures
-    on every device (the noise is drawn on the CPU, too). Returns the same shape and device, in [0, 1].
+    hq: (B, 3, H, W) RGB in [0, 1], square, on any device. generator: on the CPU; the same seed draws the same
+    parameters on every device (the noise is drawn on the CPU, too). Returns the same shape and device, in [0, 1].
     """
     chance = torch.rand(len(hq), 2, generator=generator)
     damaged = torch.nonzero(chance[:, 1] >= ranges.untouched).flatten()
@@ -65,7 +65,7 @@ def blind_damage(hq: Tensor, generator: torch.Generator, ranges: BlindRange = Bl
 
 
 def _round(image: Tensor, generator: torch.Generator, ranges: BlindRange, strength: float) -> Tensor:
-    """Blur, shrink, noise, JPEG, back to size: I_d = {[(I * k) shrunk by r + n] JPEG q} enlarged by r."""
+    """One round: blur, shrinking, noise, JPEG, enlarging: I_d = {[(I * k) shrunk by r + n] JPEG q} enlarged by r."""
     count, size = len(image), image.shape[-1]
     scale = size / 512
     draw = torch.rand(count, 7, generator=generator, dtype=torch.float64)

@@ -175,7 +175,7 @@ def test_a_config_that_does_not_fit_is_one_clear_line(tiny_prior, tmp_path, chan
 
 def test_a_file_without_a_unet(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="other.pth: no guided-diffusion U-Net"):
+    with pytest.raises(ValueError, match="other.pth: it holds no guided-diffusion U-Net"):
         load_prior(tmp_path / "other.pth")
 
 
@@ -357,7 +357,7 @@ def test_settings_beside_the_published_prior_that_cannot_be(published, tmp_path,
 
 
 def test_a_restorer_is_no_prior(tiny_restorer):
-    with pytest.raises(ValueError, match="tiny.safetensors: no guided-diffusion U-Net"):
+    with pytest.raises(ValueError, match="tiny.safetensors: it holds no guided-diffusion U-Net"):
         load_prior(tiny_restorer)
 
 
