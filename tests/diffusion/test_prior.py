@@ -221,7 +221,9 @@ def test_a_converted_prior_is_the_same_prior(published, tmp_path):
 def test_heads_are_not_guessed(published, tmp_path):
     """Another number of heads than in training would give pictures, and wrong ones."""
     (tmp_path / "unknown.pth").symlink_to(published)
-    with pytest.raises(ValueError, match=r"^unknown.pth: .*put a .json of its name beside it.*num_head_channels"):
+    with pytest.raises(
+        ValueError, match=r"^unknown.pth: .*put a .json file of the same name beside it.*num_head_channels"
+    ):
         load_prior(tmp_path / "unknown.pth")
 
 
