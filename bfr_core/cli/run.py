@@ -10,7 +10,7 @@ from typing import Any
 
 from ..files.photos import printable
 from ..settings import Setting, settings_of
-from .account import faces_said
+from .account import face_account
 from .flags import (
     ALBUM_FLAGS,
     FACE_FLAGS,
@@ -77,7 +77,7 @@ def _adapt_mixed(args: argparse.Namespace, config: Any, base: Any, bars: Bars) -
         "verdict": result.verdict,
         "groups": [{"faces": len(g.names), "verdict": g.judgement.verdict} for g in result.groups],
         "left_to_base": len(result.left),
-        "files": faces_said(faces_of(result.run)),
+        "files": face_account(faces_of(result.run)),
     }
 
 
@@ -98,7 +98,7 @@ def _tuned(result: Any, pth: bool) -> dict[str, Any]:
         "notes": progress.notes,
         "verdict": result.judgement.verdict,
         "verdict_sentence": result.judgement.sentence,
-        "files": faces_said(result.faces),
+        "files": face_account(result.faces),
     }
 
 
@@ -112,7 +112,7 @@ def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     size = args.size or base.size
     with run.locked():
         found = collect_faces(args.photos, run, size, config.faces, bars, base.device)
-    return {"faces": len(found), "files": faces_said(found), "problems": found.problems}
+    return {"faces": len(found), "files": face_account(found), "problems": found.problems}
 
 
 def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
@@ -200,21 +200,23 @@ def setting_lines(one: Setting) -> list[str]:
 def add_commands(commands: Commands) -> None:
     """Add the commands of this family."""
     every = (*FACE_FLAGS, *SOURCES, *TARGET_FLAGS, *GATE_FLAGS, *ALBUM_FLAGS, *TUNE_FLAGS)
-    text = "Photos in, adapted restorer out; run again, it goes on where it was."
+    text = "Adapt a restorer to a folder of damaged photos; run again, it goes on where it stopped."
     sub = commands.add(adapt, text, *every, group=MAIN, goes_on=True)
     tunes(with_run(by_recipe(sub)))
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of damaged photos")
     text = "find groups of faces that share a damage, and adapt to each by itself; writes groups.safetensors"
     sub.add_argument("--mixed", action="store_true", help=text)
-    text = "adapt to three faces for about two minutes, show them before and after, say how long it all will take, stop"
+    text = (
+        "adapt to three faces for about two minutes, show them before and after, say how long all will take, and stop"
+    )
     sub.add_argument("--first-look", action="store_true", help=text)
     sub = commands.add(
         faces, "Find and align the faces of a folder.", *FACE_FLAGS, "--restorer", group=STAGES, goes_on=True
     )
     with_run(sub)
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of photos")
-    sub.add_argument("--size", type=int, help="side of the crops (the restorer's)")
-    text = "Draw pseudo targets for the faces of a run, and refuse those that are not fit."
+    sub.add_argument("--size", type=int, help="side of the crops in pixels (the restorer's)")
+    text = "Draw pseudo targets for the faces of a run, and refuse those that are not fit to learn from."
     flags = (*SOURCES, *TARGET_FLAGS, *GATE_FLAGS, "--precision")
     on_device(with_run(by_recipe(commands.add(targets, text, *flags, group=STAGES, goes_on=True))))
     flags = (*FACE_FLAGS, *SOURCES, *GATE_FLAGS, "--real", *TUNE_FLAGS)
@@ -223,6 +225,6 @@ def add_commands(commands: Commands) -> None:
     sub.add_argument(
         "photos", type=Path, nargs="?", metavar="PHOTOS", help="folder of photos, if the run has no faces yet"
     )
-    sub.add_argument("--targets", type=Path, metavar="DIR", help="targets made by anything else, named like the faces")
+    sub.add_argument("--targets", type=Path, metavar="DIR", help="targets made in another way, named like the faces")
     sub = commands.add(settings, "List every setting that --set changes, or those about a word.", group=MAIN)
     sub.add_argument("word", nargs="?", default="", metavar="WORD", help="part of a setting's path or meaning")
