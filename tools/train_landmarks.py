@@ -36,7 +36,7 @@ from bfr_core.faces.landmarks import (
     STRIDE,
     WINDOW,
     FaceNet,
-    Further,
+    ResidualLayer,
     LandmarkNet,
     ScanNet,
 )
@@ -465,7 +465,7 @@ def started_from(net: LandmarkNet, path: Path) -> None:
     """Fills the layers of `net` that an older file has, in order; layers that only add to others stay as they are."""
     from safetensors.torch import load_file
 
-    numbers = [i for i, step in enumerate(net.features) if not isinstance(step, Further)]
+    numbers = [i for i, step in enumerate(net.features) if not isinstance(step, ResidualLayer)]
     renamed = {f"features.{before}": f"features.{now}" for before, now in enumerate(numbers)}
     state = net.state_dict()
     for key, value in load_file(path).items():

@@ -22,7 +22,7 @@ from ..files.stages import open_stage, remove
 from ..files.tensors import load_tensors, save_tensors
 from ..reports.html import VERDICTS, Gallery, ReportData, Table, Verdict, write_report
 from ..restorers import Restorer, load_restorer, save_restorer
-from ..restorers.load import said_by
+from ..restorers.load import metadata_in
 from ..restorers.routed import TENSORS, read_groups, save_groups
 from ..training.batches import split
 from ..training.checkpoint import TuningProgress
@@ -232,7 +232,7 @@ def write_groups(result: Mixed, groups: DamageGroups, base: Restorer) -> dict[st
     """Save groups.safetensors and a copy of the base beside the groups' runs; returns what they were made from."""
     copy = result.run.folder / "groups" / "base.safetensors"
     save_restorer(copy, base, base.metadata)
-    of_one = said_by(result.groups[0].run.restorer)
+    of_one = metadata_in(result.groups[0].run.restorer)
     origin = {key: of_one[key] for key in ORIGIN if key in of_one}
     members = [group.run.restorer if group.adopted else None for group in result.groups]
     save_groups(result.run.groups, groups, copy, members, origin | {"licence": base.licence, "size": str(base.size)})
