@@ -1,4 +1,4 @@
-"""Runs of version 0.1, which kept no lists of what it wrote: their files are entered in lists."""
+"""Take over runs of version 0.1, which kept no lists of what it wrote: their files are entered in lists."""
 
 from __future__ import annotations
 

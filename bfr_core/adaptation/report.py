@@ -1,4 +1,4 @@
-"""The report of an adaptation: what its run folder holds, put in front of a person."""
+"""The report of an adaptation: the results in its run folder, shown to a person."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROWS = 12
 BATCH = 16
 SAME_PERSON = 0.5  # cosine of two photos; strict, so that hardly anyone is compared with somebody else
 LESS_LIKE = 0.01  # likeness that a face may lose before it is named: less is the recogniser's own noise
-NOT_MEASURED = "Identity was not measured: look yourself whether each face is still the person."
+NOT_MEASURED = "Identity was not measured: check for yourself whether each face is still the person."
 
 LOOK = "Look at the faces below, first at those that it was not trained on, before you use it."
 
@@ -177,7 +177,7 @@ def good_photo_tables(
 
 
 def good_faces(result: Adapted) -> list[Gallery]:
-    """The faces that were taken for good, with what said so; nothing if there are none."""
+    """The faces that were taken for good, with the figures that decided it; nothing if there are none."""
     good = result.good
     rows = []
     for file in good.files[:ROWS]:
@@ -188,7 +188,7 @@ def good_faces(result: Adapted) -> list[Gallery]:
         rows.append((label, [face, result.restorer.restore(face[None])[0].cpu()]))
     note = (
         f"{len(good.found)} found in the folder, {len(good.files) - len(good.found)} given. They were not adapted to; "
-        "they showed the tuning what a good face is. Look whether they are."
+        "they showed the tuning what a good face is. Check that they are good."
     )
     return [Gallery("Taken as good examples", note, ["good face", "adapted restorer"], rows)] if rows else []
 

@@ -28,7 +28,7 @@ BATCH = 16
 
 
 class RecogniserNet(nn.Module):
-    """Chips (B, 3, 150, 150) RGB in [0, 1] -> (B, 128) float32. Embeddings have no fixed length; do not normalise them."""
+    """Chips (B, 3, 150, 150) RGB in [0, 1] -> (B, 128) float32. Their length varies; do not normalise them."""
 
     mean: Tensor
 
