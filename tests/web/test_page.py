@@ -362,7 +362,7 @@ def test_a_run_by_groups_is_stopped_and_goes_on_by_groups_after_a_restart(page, 
     finished(page, name)
     page.adapt(name, replace(MIXED, changes={"finetune.iterations": 3000}))
     end = time.monotonic() + 60
-    while "Group 1 of 2: Teaching the restorer" not in page.state(name):
+    while "Group 1 of 2: Tuning the restorer" not in page.state(name):
         assert time.monotonic() < end, page.state(name)
     assert "Telling kinds of damage apart" in page.progress(name) and page.progress(name).count("<img") == 12
     page.jobs.stop_all()
@@ -411,7 +411,7 @@ def test_bad_choices_are_said_at_once(page, photos):
 
 
 def test_what_is_said():
-    assert said("") == "" and "2 files are of no use:<br>a&lt;<br>b" in said("", ["a<", "b"])
+    assert said("") == "" and "2 files cannot be used:<br>a&lt;<br>b" in said("", ["a<", "b"])
     assert said("done") == '<div class="bfr"><p class="said" role="status">done</p></div>'
 
 
