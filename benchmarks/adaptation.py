@@ -32,7 +32,7 @@ from bfr_core.settings import changed
 from bfr_core.studies.benchmark import ROWS, TEACHER, departures, make_cell_faces, read_cell, run_cell
 from bfr_core.studies.evaluate import MEASURES, face_measures, format_interval
 
-DAMAGES = ("motion_jpeg", "halftone", "film_grain", "sensor")  # that which adapting helps least first
+DAMAGES = ("motion_jpeg", "halftone", "film_grain", "sensor")  # the one that adapting helps least comes first
 CONTROLS = tuple(row for row in ROWS if row not in (TEACHER, "adapted", "oracle"))
 COLUMNS = ("psnr", "ssim", "gmsd", "vif", "detail_energy", "detail_correlation")
 

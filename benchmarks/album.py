@@ -2,10 +2,10 @@
 
     python benchmarks/album.py --portraits DIR [--faces 40] [--training] [--tune 400] [--good 6]
 
-Held-out portraits, clean, stored as JPEG, and under each damage at a quarter, a half and all of its strength: printed
-is the share that `bfr adapt --album` takes for good, then recall and precision. --training: on portraits that the
-embedded models were trained on, on which the limits were chosen. --tune: instead, adapt to damaged portraits among
-which some are clean, with and without the album, and measure on others.
+The faces are held-out portraits: clean, stored as JPEG, and under each damage at a quarter, a half and all of its
+strength. It prints the share that `bfr adapt --album` takes for good, then recall and precision. --training: on
+portraits that the embedded models were trained on, on which the limits were chosen. --tune: instead, adapt to damaged
+portraits among which some are clean, with and without the album, and measure on others.
 """
 
 from __future__ import annotations

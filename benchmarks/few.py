@@ -3,8 +3,8 @@
     python benchmarks/few.py --portraits DIR [--damages sensor] [--counts 1 5 20 75] [--iterations 100 300 900 1800]
 
 The embedded restorer is adapted to the first N held-out portraits of a damage and measured on 75 others: with all
-steps for each N, and with all faces for each number of steps. Printed: gain over the base in PSNR and detail
-correlation with its 95 % interval over faces, what old damage lost, and what the run's own verdict says.
+steps for each N, and with all faces for each number of steps. It prints the gain over the base in PSNR and detail
+correlation with its 95 % interval over faces, what was lost on old damage, and the run's own verdict.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/gate.py --portraits DIR [--damages sensor] [--spoiled 15]
 
-75 held-out portraits, damaged; pseudo targets as drawn, of which some are then spoiled in ways in which targets go
-wrong. The checks see damaged faces and targets only; the clean copies judge. Printed: how many spoiled and unspoiled
-targets they refused, quality of all and of the kept targets, and of the restorers tuned on either, on 75 other faces.
+75 held-out portraits are damaged, and some of their pseudo targets are spoiled in ways in which targets go wrong. The
+checks see only damaged faces and targets; the clean copies judge. It prints how many spoiled and unspoiled targets were
+refused, the quality of all and of the kept targets, and that of the restorers tuned on either, on 75 other faces.
 """
 
 from __future__ import annotations

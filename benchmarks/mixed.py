@@ -3,7 +3,7 @@
     python benchmarks/mixed.py --portraits DIR [--iterations 1800] [--each] [--work DIR]
     python benchmarks/mixed.py --portraits DIR --check 40
 
-The 75 held-out portraits to adapt on are damaged in three ways, 25 each by lot; the 75 others, under all three, are
+The 75 held-out portraits to adapt on are damaged in three ways, 25 each at random; the 75 others, under all three, are
 measured. "One for all" is tuned on the 75; "found groups" on each group that is found: a measured face is routed by
 itself, and a group that is not judged worth adopting keeps the base; "true groups" on the 25 of each damage, with the
 right one for every face. All have the same number of steps in total; --each gives every group all of them. What is
@@ -87,7 +87,7 @@ def evenly(faces: Tensor, count: int) -> Tensor:
 def adapted(
     lq: Tensor, steps: int, restorer: Restorer, prior: Prior, config: object, work: Path
 ) -> tuple[Restorer, str]:
-    """The restorer tuned on these faces, and the verdict on it; kept in `work`, and gone on with."""
+    """The restorer tuned on these faces, and the verdict on it; kept in `work`, and resumed from there."""
     config = changed(config, {"finetune.iterations": steps})
     faces = fingerprint(lq.mul(255).round().byte().numpy().tobytes().hex(), restorer.sha256, prior.sha256)
     made_from = fingerprint(faces, departures(config))

@@ -79,7 +79,7 @@ class Run(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What a way makes of a folder: pairs, of which the first `JUDGED` are not tuned on, and how it tunes."""
+    """What a way of adapting makes of a folder: pairs, of which the first `JUDGED` are held out, and how it tunes."""
 
     lq: Tensor
     targets: Tensor
@@ -155,7 +155,7 @@ def other_damage(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
 
 
 def wrong_prior(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
-    """Faces upside down to the prior: what it makes of them it knows nothing of."""
+    """Targets of faces turned upside down, of which the prior knows nothing."""
     config = replace(SMALL.targets, seed=run.seed)
     config = replace(config, sampler=replace(config.sampler, t_start=100, calls=6))
     flipped = targets_of(lq.flip(-2), lab.restorer, lab.prior, config).flip(-2)

@@ -8,8 +8,8 @@ import torch
 from bfr_core.faces.landmarks import (
     STRIDE,
     WINDOW,
-    ResidualLayer,
     LandmarkNet,
+    ResidualLayer,
     ScanNet,
     landmark_distance,
     load_landmark_net,
