@@ -40,7 +40,7 @@ BATCH = 16
 ROWS = 6  # faces of a group that the report shows
 ORIGIN = tuple(f"{what}{end}" for what in ("base", "prior") for end in ("", "_sha256", "_licence"))
 ONE_DAMAGE = "Only one kind of damage was found: one adaptation serves all faces."
-VERSION = 1  # of the descriptions; under another version, groups that were kept are found anew
+VERSION = 1  # of the descriptions; another one makes groups that were kept be found anew
 
 
 @dataclass(frozen=True)

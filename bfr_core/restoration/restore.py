@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 RestoreCallback = Callable[[int, int, "Tensor | None"], None]
 FindFaces = Callable[[Tensor], list[Face]]  # a FaceDetector, or anything else that answers for a photo
 Parser = Callable[[Tensor], Tensor]  # a restored crop (3, S, S) -> the part of it that is pasted, (1, S, S)
-LARGER = 1.05  # of the restorer's size: from here on a face is said to be too large
+LARGER = 1.05  # times the restorer's size: above this a warning says that a face is too large
 ONE_FACE: dict[str, Callable[[Face], float]] = {  # a choice of one face: the least by this
     "largest": lambda face: -face.width,
     "leftmost": lambda face: face.landmarks[:, 0].mean(),
@@ -147,8 +147,8 @@ def restore_photo(
     check: called after every call of the restorer; what it raises ends the work. enlarge: (3, H, W) -> (3, nH, nW), the
     background that the faces, restored from `photo` itself, are pasted into. name: of the photo, for the log.
     A face that fails does not stop the others: the reason is in `skipped`. A grey photo stays grey, and a face that is
-    nearly grey keeps its tint and gets no other colours. Whoever writes the
-    result as a file says in it what it is: `replace(photo, pixels=..., record=photo.record.with_step(result.step))`.
+    nearly grey keeps its tint and gets no other colours. Whoever writes the result as a file must record in it what it
+    is: `replace(photo, pixels=..., record=photo.record.with_step(result.step))`.
     Raises ValueError or FileNotFoundError if the photo's shape or the detector is wrong.
     """
     config = config or RestoreConfig()
@@ -511,7 +511,7 @@ def restore_folder(
     if results:
         log.info("%d of %d results are there already", len(results), len(jobs))
     todo = [job for job in jobs if job.relative not in results]
-    one_at_a_time = threading.Lock()  # detectors keep notes while they look
+    one_at_a_time = threading.Lock()  # detectors keep state while they work
 
     def read(job: _Job) -> _Job:
         job.key = key_of(job.source, made_with)  # of what is read next: a photo that changes then has another key
@@ -607,7 +607,7 @@ def _give_free_names(jobs: list[_Job]) -> None:
 
 
 def _made_with(restorer: Restorer, config: RestoreConfig, detector: FindFaces | None, strip_gps: bool) -> str:
-    """Fingerprint of all that a result depends on besides its photo; "" for a restorer that is of no file."""
+    """Fingerprint of all that a result depends on besides its photo; "" for a restorer that came from no file."""
     from .. import __version__  # not known yet while the package is loading
 
     if not restorer.sha256:
