@@ -65,6 +65,7 @@ PUBLISHED: dict[str, Any] = {
     "finetune.code": 0.5,
     "finetune.anchor": 0.0,
     "finetune.transplant": 0.0,
+    "finetune.sharp": 0.0,
     "finetune.betas": (0.9, 0.99),
     "finetune.critic_betas": (0.9, 0.999),
     "finetune.critic_lr": 2e-5,

@@ -47,6 +47,7 @@ class Run:
     good/             faces of photos that were given as good ones
     real/             faces of photos that the discriminator takes for real
     settled.json      settings that were left to the faces ("auto")
+    damage.json       what the photos lost and gained, estimated over all of them
     gate.json         what the checks of the targets found of each
     checkpoints/      training state
     restorer.safetensors, report.html, report.json, log.txt
@@ -105,6 +106,10 @@ class Run:
     @property
     def resolved_settings(self) -> Path:
         return self.folder / "settled.json"
+
+    @property
+    def damage(self) -> Path:
+        return self.folder / "damage.json"
 
     @property
     def target_checks(self) -> Path:

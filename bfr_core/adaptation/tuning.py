@@ -11,17 +11,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..damage.estimate import FolderDamage, filter_of
 from ..device import default_precision
 from ..diffusion.prior import Prior
 from ..faces.landmarks import load_landmark_net
+from ..faces.sharp_faces import SharpFaces as EmbeddedFaces
 from ..files.photos import read_image
 from ..files.records import fingerprint
 from ..files.stages import remove
 from ..restorers import Restorer, save_change, save_restorer
+from ..training.batches import SharpFaces
 from ..training.config import FinetuneConfig
 from ..training.finetune import TuningProgress, Watch, finetune, split
 from ..training.losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
 from .faces import FaceSet, StageCallback, resize_square
+from .folder_damage import folder_damage
 from .good_faces import MAX_EXAMPLES, Examples
 from .run import Run
 from .verdict import Judgement, judge, load_face_statistics
@@ -105,6 +109,11 @@ def tune(
     held = split(len(pairs), config)[1]
     shown = [good.fingerprint] if examples else []
     shown += [good.real_fingerprint] if good.real else []
+    sharp = None
+    if config.sharp:
+        damage = folder_damage(run, faces, restorer, prior)
+        sharp = sharp_faces(damage, restorer.size, len(held))
+        shown += [fingerprint(damage.as_json(), EmbeddedFaces(restorer.size).fingerprint)]
     return finetune(
         restorer,
         pairs,
@@ -113,11 +122,18 @@ def tune(
         fingerprint=fingerprint(made_from, names, restorer.sha256, config.lasting, held, *shown),
         examples=torch.stack(examples) if examples else None,
         real=FolderFaces(good.real, restorer.size) if good.real else None,
+        sharp=sharp,
         perceptual=None if restorer.tuned_by_codes else perceptual_term(config, prior, restorer.device),
         callback=step,
         watch=watch,
         pause_after=pause_after,
     )
+
+
+def sharp_faces(damage: FolderDamage, size: int, held: int) -> SharpFaces:
+    """The sharp faces that come with the program, to be given `damage`. held: that checkpoints are compared on."""
+    faces = EmbeddedFaces(size)
+    return SharpFaces(faces, filter_of(damage), min(held, len(faces) // 4))
 
 
 def judge_tuning(

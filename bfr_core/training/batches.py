@@ -38,12 +38,30 @@ class Faces(Protocol):
     def __getitem__(self, index: int) -> Tensor: ...
 
 
+@dataclass(frozen=True, eq=False)
+class SharpFaces:
+    """Sharp faces of other people, to be given the damage of this folder.
+
+    faces: (3, S, S) RGB in [0, 1] each. filter: (K, K), what the folder's photos lost, see `damage.estimate`. held: so
+    many of the faces, the last ones, are never trained on; checkpoints are compared on them.
+    """
+
+    faces: Faces
+    filter: Tensor
+    held: int = 0
+
+    @property
+    def trained_on(self) -> int:
+        """How many of the faces are trained on."""
+        return len(self.faces) - self.held
+
+
 @dataclass(frozen=True)
 class Material:
     """All the faces of a tuning.
 
     train, held: indices into `pairs` of the faces that are tuned on, and of those that checkpoints are compared on.
-    examples, real: see `finetune`. filters: the damage filters found so far, by face, see `batch_of`.
+    examples, real, sharp: see `finetune`. filters: the damage filters found so far, by face, see `batch_of`.
     """
 
     pairs: Pairs
@@ -51,6 +69,7 @@ class Material:
     held: list[int]
     examples: Tensor | None = None
     real: Faces | None = None
+    sharp: SharpFaces | None = None
     filters: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -72,10 +91,12 @@ def micro_batches(
     config: FinetuneConfig,
     filters: dict[int, Tensor] | None = None,
     examples: Tensor | None = None,
+    sharp: SharpFaces | None = None,
 ) -> Iterator[Batch]:
     """The faces of one step, mirrored at random, some with another face's damage; fixed by the seed and the step.
 
-    filters: see `batch_of`. examples: see `finetune`; example i has the key -1 - i.
+    filters: see `batch_of`. examples: see `finetune`; example i has the key -1 - i. sharp: whose face i has the
+    key len(pairs) + i, and always a donor.
     """
     first = step * config.batch_size
     chosen: list[tuple[int, bool]] = []
@@ -95,9 +116,15 @@ def micro_batches(
             chance, which = torch.rand(2, generator=keyed_generator(config.seed, "example", position)).tolist()
             if chance < examples_share(examples):
                 chosen[-1] = (-1 - int(which * len(examples)), chosen[-1][1])
+        if sharp is not None and config.sharp:
+            generator = keyed_generator(config.seed, "sharp", position)
+            chance, which, donor = torch.rand(3, generator=generator).tolist()
+            if chance < config.sharp:
+                chosen[-1] = (len(pairs) + int(which * sharp.trained_on), mirrored)
+                donors[-1] = train[int(donor * len(train))]
     for i in range(0, config.batch_size, config.micro_batch):
         some = slice(i, i + config.micro_batch)
-        yield batch_of(pairs, chosen[some], donors[some], filters, examples)
+        yield batch_of(pairs, chosen[some], donors[some], filters, examples, sharp)
 
 
 def batch_of(
@@ -106,23 +133,34 @@ def batch_of(
     donors: Sequence[int | None] = (),
     filters: dict[int, Tensor] | None = None,
     examples: Tensor | None = None,
+    sharp: SharpFaces | None = None,
 ) -> Batch:
     """The pairs of these keys (face, mirrored). donors: for each, the face whose damage it gets, or None for its own.
 
-    filters: the donors' damage filters found so far, by face; those that are missing are added. examples: as above.
+    filters: the donors' damage filters found so far, by face; those that are missing are added. examples, sharp: as above.
     """
     filters = {} if filters is None else filters
     lqs, targets = [], []
     for (face, mirrored), donor in zip_longest(keys, donors):
-        lq, target = pairs[face] if examples is None or face >= 0 else (examples[-1 - face],) * 2
+        lq, target = pair_of(face, pairs, examples, sharp)
         if donor is not None:
             damaged, clean = pairs[donor]
             if donor not in filters:
                 filters[donor] = damage_filter(clean, damaged)
-            lq = transplanted(target, damaged, clean, filters[donor])
+            of_folder = sharp.filter if sharp is not None and face >= len(pairs) else None
+            lq = transplanted(target, damaged, clean, filters[donor], of_folder)
         lqs.append(lq.flip(-1) if mirrored else lq)
         targets.append(target.flip(-1) if mirrored else target)
     return Batch(torch.stack(lqs), torch.stack(targets), keys)
+
+
+def pair_of(face: int, pairs: Pairs, examples: Tensor | None, sharp: SharpFaces | None) -> tuple[Tensor, Tensor]:
+    """(lq, target) of a key, see `micro_batches`; an example and a sharp face have no damage yet."""
+    if sharp is not None and face >= len(pairs):
+        return (sharp.faces[face - len(pairs)],) * 2
+    if examples is not None and face < 0:
+        return (examples[-1 - face],) * 2
+    return pairs[face]
 
 
 def anchor_faces(

@@ -124,6 +124,14 @@ class FinetuneConfig:
         high=1,
         label="Mix damages",
     )
+    sharp: float = setting(
+        0.0,
+        "Share of the faces that are sharp faces of other people, given the damage that is estimated over the whole "
+        "folder, so that their true answer is known. 0 takes none, as in the paper.",
+        low=0,
+        high=1,
+        label="Learn from sharp faces of others",
+    )
     discriminator_features: int = setting(64, "Width of the discriminator.", unit="channels", low=1)
     ema: float = setting(
         0.995, "Decay of the moving average of the weights that becomes the result; 0 takes none.", low=0, below=1
@@ -135,11 +143,12 @@ class FinetuneConfig:
         low=0,
         below=1,
     )
-    judged_on: Literal["own", "transplanted"] = setting(
+    judged_on: Literal["own", "transplanted", "sharp"] = setting(
         "own",
         "The damage that the held-out faces have when they are judged: own is their own, whose target is the base's "
-        "work and favours it; transplanted gives each the damage of the next.",
-        choices=("own", "transplanted"),
+        "work and favours it; transplanted gives each the damage of the next; sharp "
+        "puts their damage on sharp faces of other people, whose answer is known, and is transplanted where there are none.",
+        choices=("own", "transplanted", "sharp"),
     )
     judge_every: int = setting(
         500, "How many steps lie between two comparisons on the held-out faces.", unit="steps", low=1

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 from ..device import autocast, halving, is_out_of_memory
 from ..restorers import Restorer
 from ..restorers.low_rank import add_low_rank, merge_low_rank
-from .batches import Faces, Material, Pairs, anchor_faces, batch_of, micro_batches, split, taken_for_real
+from .batches import Faces, Material, Pairs, SharpFaces, anchor_faces, batch_of, micro_batches, split, taken_for_real
 from .checkpoint import Tuning, TuningProgress, load, save, weights_of
 from .config import FinetuneConfig
 from .discriminator import discriminator_loss, generator_loss, seeded_discriminator
@@ -47,6 +47,7 @@ def finetune(
     perceptual: ImageLoss | None = None,
     examples: Tensor | None = None,
     real: Faces | None = None,
+    sharp: SharpFaces | None = None,
     callback: TuneCallback | None = None,
     watch: Watch | None = None,
     pause_after: float = 0.0,
@@ -60,7 +61,8 @@ def finetune(
     examples: (N, 3, S, S) RGB in [0, 1], good faces. The discriminator takes them for real, in place of the pseudo
     targets, and in up to half of the cases they stand for a pseudo target that is to get another's damage or ordinary
     damage, see `transplant` and `anchor`. They must be part of `fingerprint`. real: faces that the discriminator takes
-    for real in place of both, and that serve nothing else; part of `fingerprint`, too.
+    for real in place of both, and that serve nothing else; part of `fingerprint`, too. sharp: sharp faces of other
+    people, which get the damage of the folder in the share of the cases that `config.sharp` says; part of it as well.
     callback: (step, steps, progress) after every step and between the faces that checkpoints are compared on; what it
     raises ends the tuning, after a checkpoint. watch: (moving average, progress) after every step, for looking only.
     pause_after: minutes after which this session ends with the best so far, to be continued later; 0 = never.
@@ -70,7 +72,7 @@ def finetune(
         raise ValueError("there are no faces to tune on")
     if config.perceptual and perceptual is None and not restorer.tuned_by_codes:
         raise ValueError("perceptual is above 0 but no network to measure it with was given")
-    faces = Material(pairs, *split(len(pairs), config), examples, real)
+    faces = Material(pairs, *split(len(pairs), config), examples, real, sharp)
     objective = objective_of(restorer, config.weights, perceptual)
     tuning = begin(restorer, config)
     student, average = replace(restorer, module=tuning.net), replace(restorer, module=tuning.ema)
@@ -171,7 +173,7 @@ def gradients(
         optimizer.zero_grad()
     smaller = replace(config, micro_batch=size)
     first = 0  # of this pass in the step's batch
-    for batch in micro_batches(faces.pairs, faces.train, step, smaller, faces.filters, faces.examples):
+    for batch in micro_batches(faces.pairs, faces.train, step, smaller, faces.filters, faces.examples, faces.sharp):
         batch = batch.placed(student)
         share = len(batch.lq) / config.batch_size
 
@@ -247,7 +249,7 @@ def judge(
     """
     progress = tuning.progress
     if faces.held:
-        score = held_out_score(average, objective, faces.pairs, faces.held, config, tell, faces.filters)
+        score = held_out_score(average, objective, faces.pairs, faces.held, config, tell, faces.filters, faces.sharp)
         progress.held_out.append((progress.step, score))
     if not faces.held or progress.held_out[-1][1] <= min(value for _, value in progress.held_out):
         tuning.best, progress.best_step = weights_of(tuning.ema), progress.step
@@ -288,19 +290,24 @@ def held_out_score(
     config: FinetuneConfig,
     tell: Callable[[], None] = lambda: None,
     filters: dict[int, Tensor] | None = None,
+    sharp: SharpFaces | None = None,
 ) -> float:
     """Mean weighted loss on the held-out pairs, lower is better. tell: called between the faces; may raise.
 
-    filters: see `batch_of`.
+    filters, sharp: see `batch_of`.
     """
     scores: list[float] = []
+    judged = list(held)
     donors: Sequence[int | None] = [None] * len(held)
-    if config.judged_on == "transplanted" and len(held) > 1:
+    if config.judged_on == "sharp" and sharp is not None and sharp.held:
+        judged = [len(pairs) + sharp.trained_on + i % sharp.held for i in range(len(held))]
+        donors = list(held)
+    elif config.judged_on != "own" and len(held) > 1:
         donors = [*held[1:], held[0]]
-    for face, donor in zip(held, donors, strict=True):
+    for face, donor in zip(judged, donors, strict=True):
         if scores:
             tell()
-        batch = batch_of(pairs, [(face, False)], [donor], filters).placed(average)
+        batch = batch_of(pairs, [(face, False)], [donor], filters, sharp=sharp).placed(average)
         with autocast(average.device, config.precision):
             terms = objective.terms(average, batch).losses
         scores.append(float(weighted(terms, config.weights)))

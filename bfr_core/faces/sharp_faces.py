@@ -1,0 +1,65 @@
+"""The sharp faces that come with the program: free for every use, of nobody in a user's folder, in no benchmark."""
+
+from __future__ import annotations
+
+import io
+import json
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..files.ownership import sha256_of
+from ..pixels import resized
+
+SHARP_FACES = Path(__file__).parents[1] / "embedded" / "sharp_faces.safetensors"
+
+
+class SharpFaces:
+    """Aligned sharp faces: item i is (3, S, S) RGB in [0, 1] on the CPU, S as asked for.
+
+    They are kept as JPEG files, 256 pixels a side, and decoded when they are asked for. At sizes above 256 they are
+    enlarged, and are then only as sharp as enlarged faces are.
+    """
+
+    def __init__(self, size: int, path: Path = SHARP_FACES) -> None:
+        self.size, self.path = size, path
+        self._tiles = _read(path)
+
+    def __len__(self) -> int:
+        return len(self._tiles)
+
+    def __getitem__(self, index: int) -> Tensor:
+        import numpy as np
+        from PIL import Image
+
+        pixels = np.array(Image.open(io.BytesIO(self._tiles[index])).convert("RGB"))
+        face = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+        return resized(face[None], self.size)[0].clamp(0, 1)
+
+    def stacked(self, count: int) -> Tensor:
+        """(count, 3, S, S): so many of them, spread evenly over all; all if there are fewer."""
+        count = min(count, len(self))
+        return torch.stack([self[i * len(self) // count] for i in range(count)])
+
+    @property
+    def fingerprint(self) -> str:
+        return sha256_of(self.path)
+
+
+@lru_cache(maxsize=1)
+def _read(path: Path) -> list[bytes]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as stream:
+        data, ends = stream.get_tensor("bytes").numpy().tobytes(), stream.get_tensor("ends").tolist()
+    return [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def sources(path: Path = SHARP_FACES) -> list[dict[str, object]]:
+    """Where each of them comes from: source, file name, width of its crop in its own picture, whether it is grey."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as stream:
+        return list(json.loads(stream.metadata()["entries"]))

@@ -1,0 +1,79 @@
+"""The damage of a folder is found again where it is known, from other people's sharp faces alone."""
+
+import pytest
+import torch
+
+from bfr_core.damage.estimate import FolderDamage, estimate_damage, filter_of
+from bfr_core.damage.transplant import filtered
+from bfr_core.faces.sharp_faces import SharpFaces
+from bfr_core.pixels import gaussian_blur
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def faces():
+    """(of the folder, of others): every second sharp face each."""
+    every = SharpFaces(SIZE).stacked(160)
+    return every[::2], every[1::2]
+
+
+def noise(like, level):
+    return level * torch.randn(like.shape, generator=torch.Generator().manual_seed(0))
+
+
+def at(damage: FolderDamage, *frequencies: float) -> list[float]:
+    return damage.transfer_at(torch.tensor(frequencies, dtype=torch.float64)).tolist()
+
+
+@pytest.mark.parametrize("sigma", [0.8, 1.5, 2.5])
+def test_a_blur_is_found_again(faces, sigma):
+    clean, sharp = faces
+    lq = gaussian_blur(clean, sigma)
+    where = [0.05, 0.1, 0.15, 0.2, 0.3]
+    expected = torch.exp(-2 * torch.pi**2 * sigma**2 * torch.tensor(where) ** 2).tolist()
+    assert at(estimate_damage(lq, lq, sharp), *where) == pytest.approx(expected, abs=0.13)
+
+
+def test_noise_is_found_under_a_blur_and_not_taken_for_detail(faces):
+    clean, sharp = faces
+    blurred = gaussian_blur(clean, 1.5)
+    lq = blurred + noise(clean, 0.06)
+    restored = gaussian_blur(blurred, 1.0)  # takes off the noise, and some of the face with it
+    damage = estimate_damage(lq, restored, sharp)
+    grey = 0.06 / 3**0.5
+    assert damage.noise_level == pytest.approx(grey, rel=0.2)
+    (kept,) = at(damage, 0.1)
+    assert kept == pytest.approx(0.64, abs=0.13)
+
+
+def test_a_clean_folder_lost_nothing(faces):
+    clean, sharp = faces
+    damage = estimate_damage(clean, clean, sharp)
+    assert min(at(damage, 0.05, 0.1, 0.2, 0.3, 0.4)) > 0.85 and damage.noise_level < 1e-3 and damage.kept_to() == 0.5
+
+
+def test_less_contrast_is_not_a_blur(faces):
+    clean, sharp = faces
+    lq = gaussian_blur(clean, 1.0)
+    plain, faded = (estimate_damage(x, x, sharp) for x in (lq, 0.2 + 0.5 * lq))
+    assert torch.allclose(plain.transfer, faded.transfer, atol=1e-5)
+
+
+def test_the_filter_does_to_a_face_what_the_folder_did(faces):
+    clean, sharp = faces
+    lq = gaussian_blur(clean, 1.5)
+    kernel = filter_of(estimate_damage(lq, lq, sharp))
+    assert kernel.sum() == pytest.approx(1, abs=1e-5) and torch.allclose(kernel, kernel.flip(0, 1), atol=1e-6)
+    again = torch.stack([filtered(face, kernel) for face in sharp[:8]])
+    wanted = gaussian_blur(sharp[:8], 1.5)
+    assert (again - wanted).square().mean() < 0.05 * (sharp[:8] - wanted).square().mean()
+
+
+def test_it_is_kept_as_json_and_what_is_no_estimate_is_refused(faces):
+    damage = estimate_damage(faces[0], faces[0], faces[1])
+    again = FolderDamage.from_json(damage.as_json())
+    assert torch.allclose(again.transfer, damage.transfer, atol=1e-4) and again.size == SIZE
+    for wrong in ({}, damage.as_json() | {"size": 0}, damage.as_json() | {"noise": [1.0]}, damage.as_json() | {"transfer": "x"}):
+        with pytest.raises(ValueError, match="no estimate"):
+            FolderDamage.from_json(wrong)

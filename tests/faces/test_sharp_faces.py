@@ -1,0 +1,29 @@
+"""The sharp faces that ship: which they are, how large the file is, and that no benchmark measures on one of them."""
+
+import torch
+
+from bfr_core.faces.sharp_faces import SHARP_FACES, SharpFaces, sources
+from bfr_core.metrics.detail import sharpness
+
+FREE = {"portraits", "faces_t2i", "faces256"}
+
+
+def test_they_are_free_sharp_and_small():
+    found = sources()
+    assert {entry["source"] for entry in found} == FREE and len(found) == len(SharpFaces(64)) >= 100
+    assert SHARP_FACES.stat().st_size <= 4_000_000
+    faces = SharpFaces(128).stacked(24)
+    assert faces.shape == (24, 3, 128, 128) and 0 <= faces.min() < faces.max() <= 1
+    assert sharpness(faces).median() > 0.9
+
+
+def test_none_is_kept_out_of_training():
+    kept_out = set(SHARP_FACES.with_name("held_out.txt").read_text().split())
+    names = {str(entry["name"]) for entry in sources() if entry["source"] == "portraits"}
+    assert kept_out and names and not {name.rsplit(".", 1)[0] for name in kept_out} & {n.rsplit(".", 1)[0] for n in names}
+
+
+def test_a_face_is_the_same_at_every_size():
+    small, large = (SharpFaces(size)[3][None] for size in (64, 256))
+    shrunk = torch.nn.functional.avg_pool2d(large, 4)
+    assert (small - shrunk).abs().mean() < 0.01
