@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from ..damage.estimate import FolderDamage, estimate_damage
-from ..device import Precision, autocast
+from ..device import autocast
 from ..diffusion.prior import Prior
 from ..diffusion.sampler import denoise_once
 from ..faces.sharp_faces import SharpFaces
-from ..files.records import fingerprint, read_table, write_json
 from ..files.photos import to_signed, to_unit
+from ..files.records import fingerprint, read_table, write_json
 from ..pixels import resized
 from ..restorers import Restorer
 from .faces import FaceSet
 from .run import Run
+from .targets import TargetConfig
 
 log = logging.getLogger(__name__)
 
@@ -26,45 +27,58 @@ AT_ONCE = 8
 
 
 def folder_damage(
-    run: Run,
-    faces: FaceSet,
-    base: Restorer,
-    prior: Prior | None = None,
-    noise_level: int = 0,
-    precision: Precision = "auto",
+    run: Run, faces: FaceSet, base: Restorer, prior: Prior | None = None, config: TargetConfig | None = None
 ) -> FolderDamage:
-    """The damage of the folder, see `damage.estimate`; found again in run.damage if faces and networks are the same.
+    """The damage of the folder, see `damage.estimate`; read from the run if faces and networks are the same.
 
-    prior, noise_level: one call of the prior at this level (of 250) takes the noise off the faces before the base sees
-    them, so that noise which the base lets through is not taken for detail. 0 or no prior: the base sees them as they
-    are. Where none is given and the run holds an estimate for these faces, that is taken.
+    prior, config: one call of the prior at the level config.t_clean takes the noise off the faces before the base sees
+    them, so that noise which the base lets through is not taken for detail. Without them the run's own estimate for
+    these faces is taken, however it was made, and where there is none the base sees the faces as they are.
     """
     made_from = fingerprint(faces.fingerprint, base.sha256, SharpFaces(base.size).fingerprint)
-    cleaned_by = [prior.sha256, noise_level] if prior and noise_level else None
-    found = read_table(run.damage)
-    if found.get("made_from") == made_from and (found.get("cleaned_by") == cleaned_by or not cleaned_by):
-        try:
-            return FolderDamage.from_json(found["damage"])
-        except (KeyError, TypeError, ValueError):
-            log.warning("damage.json: holds no estimate of the damage; it is made again")
+    cleaned_by = [prior.sha256, config.t_clean] if prior and config and config.t_clean else None
+    found = read_table(run.damage, damage=dict)
+    kept = read_damage(run) if found.get("made_from") == made_from else None
+    if kept is not None and (config is None or found.get("cleaned_by") == cleaned_by):
+        return kept
     count = min(ESTIMATED_FACES, len(faces))
     lq = faces.read([faces.names[i * len(faces) // count] for i in range(count)])
-    restored = restored_for_estimate(lq, base, prior, noise_level, precision)
+    restored = restored_for_estimate(lq, base, prior, config)
     damage = estimate_damage(lq, restored, SharpFaces(base.size).stacked(SHARP_COMPARED))
     write_json(run.damage, {"made_from": made_from, "cleaned_by": cleaned_by, "damage": damage.as_json()})
-    return damage
+    log.info("damage of the folder: %s", described(damage))
+    return FolderDamage.from_json(damage.as_json())  # rounded as it is kept, so that a resumed run has the same
+
+
+def read_damage(run: Run) -> FolderDamage | None:
+    """The estimate that the run holds, or None."""
+    found = read_table(run.damage, damage=dict)
+    try:
+        return FolderDamage.from_json(found["damage"]) if "damage" in found else None
+    except ValueError:
+        log.warning("damage.json: holds no estimate of a folder's damage, and is not used")
+        return None
+
+
+def described(damage: FolderDamage) -> str:
+    """In a line: how fine the detail is of which half is left, and the noise."""
+    kept, noise = damage.kept_to(), f"noise of {255 * damage.noise_level:.1f} of 255"
+    if kept >= 0.5:
+        return f"no detail is lost; {noise}"
+    return f"half of the detail is left at {0.5 / kept:.1f} pixels of the {damage.size}-pixel face; {noise}"
 
 
 @torch.no_grad()
 def restored_for_estimate(
-    lq: Tensor, base: Restorer, prior: Prior | None, noise_level: int, precision: Precision = "auto", steps: int = 250
+    lq: Tensor, base: Restorer, prior: Prior | None = None, config: TargetConfig | None = None
 ) -> Tensor:
-    """What the base makes of the faces `lq` (N, 3, S, S), cleaned by the prior where a level is given; on the CPU."""
+    """What the base makes of the faces `lq` (N, 3, S, S), cleaned by the prior as `config` says; on the CPU."""
     found = []
     for some in lq.split(AT_ONCE):
-        if prior is not None and noise_level:
-            with autocast(prior.device, precision):
-                image = denoise_once(prior, resized(to_signed(some.to(prior.device)), prior.size), steps, noise_level)
+        if prior is not None and config is not None and isinstance(config.t_clean, int) and config.t_clean:
+            with autocast(prior.device, config.precision):
+                image = resized(to_signed(some.to(prior.device)), prior.size)
+                image = denoise_once(prior, image, config.sampler.num_steps, config.t_clean)
             some = to_unit(resized(image.float(), lq.shape[-1])).cpu()
         found.append(base.restore(some).cpu())
     return torch.cat(found)

@@ -18,6 +18,7 @@ from ..files.stages import open_stage, remove, stage_folder
 from ..restorers import Restorer
 from .config import AdaptConfig
 from .faces import FaceSet, StageCallback, content_hash, old_crops, resize_square, write_or_keep
+from .folder_damage import folder_damage
 from .old_runs import adopt_redrawn
 from .run import Run
 from .target_checks import Redraw, TargetCheckConfig, accepted_targets, checked_targets
@@ -164,6 +165,7 @@ def make_targets(
     Returns the targets that passed, by face name, and the fingerprint of them all.
     """
     clear = resolved_target_config(run, faces, restorer, prior, config.targets, callback)
+    folder_damage(run, faces, restorer, prior, clear)
     made_from = draw_targets(run, faces, restorer, prior, clear, callback)
     redraw = keep_redraws(run, faces, restorer, prior, clear, redraw_with(restorer, prior, clear, callback))
     return checked_targets(run, faces, targets_of(run, faces), made_from, config.gate, redraw, callback), made_from

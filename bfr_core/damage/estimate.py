@@ -138,7 +138,7 @@ def _edges(size: int) -> Tensor:
 
 
 def _rings(size: int) -> Tensor:
-    """(S, S): the ring of each frequency; the corners beyond half a cycle a pixel are in one more, which is not used."""
+    """(S, S): the ring of each frequency; the corners beyond half a cycle a pixel are in one more, not used."""
     return torch.bucketize(_radius(size), _edges(size)[1:], right=False)
 
 

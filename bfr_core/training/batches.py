@@ -137,7 +137,8 @@ def batch_of(
 ) -> Batch:
     """The pairs of these keys (face, mirrored). donors: for each, the face whose damage it gets, or None for its own.
 
-    filters: the donors' damage filters found so far, by face; those that are missing are added. examples, sharp: as above.
+    filters: the donors' damage filters found so far, by face; those that are missing are added. examples, sharp: as
+    above.
     """
     filters = {} if filters is None else filters
     lqs, targets = [], []

@@ -146,8 +146,8 @@ class FinetuneConfig:
     judged_on: Literal["own", "transplanted", "sharp"] = setting(
         "own",
         "The damage that the held-out faces have when they are judged: own is their own, whose target is the base's "
-        "work and favours it; transplanted gives each the damage of the next; sharp "
-        "puts their damage on sharp faces of other people, whose answer is known, and is transplanted where there are none.",
+        "work and favours it; transplanted gives each the damage of the next; sharp puts their damage on sharp faces "
+        "of other people, whose answer is known, and is transplanted where there are none.",
         choices=("own", "transplanted", "sharp"),
     )
     judge_every: int = setting(

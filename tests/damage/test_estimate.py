@@ -74,6 +74,11 @@ def test_it_is_kept_as_json_and_what_is_no_estimate_is_refused(faces):
     damage = estimate_damage(faces[0], faces[0], faces[1])
     again = FolderDamage.from_json(damage.as_json())
     assert torch.allclose(again.transfer, damage.transfer, atol=1e-4) and again.size == SIZE
-    for wrong in ({}, damage.as_json() | {"size": 0}, damage.as_json() | {"noise": [1.0]}, damage.as_json() | {"transfer": "x"}):
+    for wrong in (
+        {},
+        damage.as_json() | {"size": 0},
+        damage.as_json() | {"noise": [1.0]},
+        damage.as_json() | {"transfer": "x"},
+    ):
         with pytest.raises(ValueError, match="no estimate"):
             FolderDamage.from_json(wrong)

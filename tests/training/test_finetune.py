@@ -10,7 +10,7 @@ from bfr_core.damage.transplant import damage_filter, transplanted
 from bfr_core.restorers import Restorer
 from bfr_core.training import batches
 from bfr_core.training import finetune as finetuning
-from bfr_core.training.batches import batch_of, split
+from bfr_core.training.batches import SharpFaces, batch_of, split
 from bfr_core.training.config import FinetuneConfig
 from bfr_core.training.finetune import cosine, finetune, held_out_score, learning_rate
 from bfr_core.training.objectives import Batch, Pixels, weighted
@@ -281,7 +281,7 @@ def test_a_donors_filter_is_found_once(pairs, monkeypatch):
     config = replace(CONFIG, transplant=1.0, judged_on="transplanted", held_out=0.25)
     tuned, _ = finetune(toy(), pairs, config)
     assert len(sought) == len(pairs), "48 faces were drawn, each of the 12 a donor several times"
-    monkeypatch.setattr(batches, "transplanted", lambda target, lq, clean, _: transplanted(target, lq, clean))
+    monkeypatch.setattr(batches, "transplanted", lambda target, lq, clean, *_: transplanted(target, lq, clean))
     assert same(tuned, finetune(toy(), pairs, config)[0])
 
 
@@ -372,3 +372,24 @@ def test_the_moving_average_can_be_watched(pairs):
     seen = []
     finetune(toy(), pairs, CONFIG, watch=lambda average, progress: seen.append((progress.step, average.name)))
     assert seen == [(step, "toy") for step in range(1, 13)]
+
+
+def test_checkpoints_are_compared_on_sharp_faces_that_were_not_trained_on(pairs):
+    base = toy()
+    faces = torch.rand(8, 3, *pairs[0][0].shape[1:], generator=torch.Generator().manual_seed(5))
+    sharp = SharpFaces(faces, torch.ones(1, 1), held=2)
+    own = list(pairs)
+    config = replace(CONFIG, judged_on="sharp", sharp=0.5)
+    objective = Pixels(base, config.weights, None)
+    seen = []
+
+    class Watched:
+        def terms(self, student, batch):
+            seen.extend(batch.keys)
+            return objective.terms(student, batch)
+
+    held_out_score(base, Watched(), own, [0, 1, 2], config, sharp=sharp)
+    assert [key for key, _ in seen] == [len(own) + 6, len(own) + 7, len(own) + 6]
+    seen.clear()
+    held_out_score(base, Watched(), own, [0, 1, 2], config)  # there are none: transplanted
+    assert [key for key, _ in seen] == [0, 1, 2]

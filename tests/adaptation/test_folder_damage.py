@@ -1,0 +1,53 @@
+"""The damage of a run's folder: estimated once, kept, made again when what it depends on changes, and reported."""
+
+import json
+
+import pytest
+import torch
+
+from bfr_core.adaptation import folder_damage as stage
+from bfr_core.adaptation.config import FaceConfig
+from bfr_core.adaptation.faces import collect_faces
+from bfr_core.adaptation.folder_damage import described, folder_damage, read_damage
+from bfr_core.adaptation.report import kept_by_width
+from bfr_core.adaptation.run import Run
+from bfr_core.faces.sharp_faces import SharpFaces
+from bfr_core.files.photos import write_image
+from bfr_core.pixels import gaussian_blur
+from bfr_core.restorers import load_restorer
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_restorer("embedded")
+
+
+@pytest.fixture
+def blurred(tmp_path, base):
+    """A run of eight sharp faces that were blurred by 2 pixels."""
+    for i, face in enumerate(gaussian_blur(SharpFaces(base.size).stacked(8), 2.0)):
+        write_image(tmp_path / "photos" / f"{i}.png", face)
+    run = Run(tmp_path / "run")
+    return run, collect_faces(tmp_path / "photos", run, base.size, FaceConfig(aligned=True))
+
+
+def test_it_is_found_once_and_kept(blurred, base, monkeypatch):
+    run, faces = blurred
+    damage = folder_damage(run, faces, base)
+    assert damage.kept_to() == pytest.approx(0.094, abs=0.03), "a Gaussian of 2 pixels halves 0.094 cycles a pixel"
+    monkeypatch.setattr(stage, "estimate_damage", None)
+    again = folder_damage(run, faces, base)
+    assert torch.equal(again.transfer, damage.transfer) and torch.equal(read_damage(run).noise, damage.noise)
+    assert "half of the detail is left at" in described(damage)
+    shares = dict(kept_by_width(damage))
+    assert list(shares) == [8, 16, 32, 64, 128] and shares[8] > 0.8 and shares[64] < 0.2
+
+
+def test_other_faces_have_an_estimate_of_their_own(blurred, base):
+    run, faces = blurred
+    folder_damage(run, faces, base)
+    table = json.loads(run.damage.read_text())
+    run.damage.write_text(json.dumps(table | {"made_from": "others", "damage": table["damage"] | {"transfer": []}}))
+    assert read_damage(run) is None
+    assert folder_damage(run, faces, base).kept_to() < 0.2
+    assert json.loads(run.damage.read_text()) == table
