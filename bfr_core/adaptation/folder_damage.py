@@ -50,6 +50,22 @@ def folder_damage(
     return FolderDamage.from_json(damage.as_json())  # rounded as it is kept, so that a resumed run has the same
 
 
+@torch.no_grad()
+def restored_for_estimate(
+    lq: Tensor, base: Restorer, prior: Prior | None = None, config: TargetConfig | None = None
+) -> Tensor:
+    """What the base makes of the faces `lq` (N, 3, S, S), cleaned by the prior as `config` says; on the CPU."""
+    found = []
+    for some in lq.split(AT_ONCE):
+        if prior is not None and config is not None and isinstance(config.t_clean, int) and config.t_clean:
+            with autocast(prior.device, config.precision):
+                image = resized(to_signed(some.to(prior.device)), prior.size)
+                image = denoise_once(prior, image, config.sampler.num_steps, config.t_clean)
+            some = to_unit(resized(image.float(), lq.shape[-1])).cpu()
+        found.append(base.restore(some).cpu())
+    return torch.cat(found)
+
+
 def read_damage(run: Run) -> FolderDamage | None:
     """The estimate that the run holds, or None."""
     found = read_table(run.damage, damage=dict)
@@ -66,19 +82,3 @@ def described(damage: FolderDamage) -> str:
     if kept >= 0.5:
         return f"no detail is lost; {noise}"
     return f"half of the detail is left at {0.5 / kept:.1f} pixels of the {damage.size}-pixel face; {noise}"
-
-
-@torch.no_grad()
-def restored_for_estimate(
-    lq: Tensor, base: Restorer, prior: Prior | None = None, config: TargetConfig | None = None
-) -> Tensor:
-    """What the base makes of the faces `lq` (N, 3, S, S), cleaned by the prior as `config` says; on the CPU."""
-    found = []
-    for some in lq.split(AT_ONCE):
-        if prior is not None and config is not None and isinstance(config.t_clean, int) and config.t_clean:
-            with autocast(prior.device, config.precision):
-                image = resized(to_signed(some.to(prior.device)), prior.size)
-                image = denoise_once(prior, image, config.sampler.num_steps, config.t_clean)
-            some = to_unit(resized(image.float(), lq.shape[-1])).cpu()
-        found.append(base.restore(some).cpu())
-    return torch.cat(found)

@@ -165,7 +165,8 @@ def make_targets(
     Returns the targets that passed, by face name, and the fingerprint of them all.
     """
     clear = resolved_target_config(run, faces, restorer, prior, config.targets, callback)
-    folder_damage(run, faces, restorer, prior, clear)
+    if config.finetune.sharp:
+        folder_damage(run, faces, restorer, prior, clear)
     made_from = draw_targets(run, faces, restorer, prior, clear, callback)
     redraw = keep_redraws(run, faces, restorer, prior, clear, redraw_with(restorer, prior, clear, callback))
     return checked_targets(run, faces, targets_of(run, faces), made_from, config.gate, redraw, callback), made_from

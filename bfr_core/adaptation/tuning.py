@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..damage.estimate import FolderDamage, filter_of
+from ..damage.estimate import FolderDamage, KnownDamage
 from ..device import default_precision
 from ..diffusion.prior import Prior
 from ..faces.landmarks import load_landmark_net
@@ -25,7 +25,7 @@ from ..training.config import FinetuneConfig
 from ..training.finetune import TuningProgress, Watch, finetune, split
 from ..training.losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
 from .faces import FaceSet, StageCallback, resize_square
-from .folder_damage import folder_damage
+from .folder_damage import ESTIMATED_FACES, folder_damage
 from .good_faces import MAX_EXAMPLES, Examples
 from .run import Run
 from .verdict import Judgement, judge, load_face_statistics
@@ -111,8 +111,8 @@ def tune(
     shown += [good.real_fingerprint] if good.real else []
     sharp = None
     if config.sharp:
-        damage = folder_damage(run, faces, restorer, prior)
-        sharp = sharp_faces(damage, restorer.size, len(held))
+        damage = folder_damage(run, faces, restorer)
+        sharp = sharp_faces(damage, pairs, len(held))
         shown += [fingerprint(damage.as_json(), EmbeddedFaces(restorer.size).fingerprint)]
     return finetune(
         restorer,
@@ -130,10 +130,13 @@ def tune(
     )
 
 
-def sharp_faces(damage: FolderDamage, size: int, held: int) -> SharpFaces:
+def sharp_faces(damage: FolderDamage, pairs: FolderPairs, held: int) -> SharpFaces:
     """The sharp faces that come with the program, to be given `damage`. held: that checkpoints are compared on."""
-    faces = EmbeddedFaces(size)
-    return SharpFaces(faces, filter_of(damage), min(held, len(faces) // 4))
+    count = min(len(pairs), ESTIMATED_FACES)
+    some = [pairs[i * len(pairs) // count] for i in range(count)]
+    known = KnownDamage.of(damage, *(torch.stack([pair[k] for pair in some]) for k in (0, 1)))
+    faces = EmbeddedFaces(damage.size)
+    return SharpFaces(faces, known, min(held, len(faces) // 4))
 
 
 def judge_tuning(

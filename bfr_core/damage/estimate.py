@@ -1,84 +1,100 @@
-"""The damage of a folder, estimated over all of its faces: what its photos lost, and what they gained.
+"""The damage of a folder, estimated over all of its faces: what its photos lost and what they gained.
 
 A damaged face is taken for lq = h * clean + rest: the filter h took detail away, the rest is noise and pattern. Of one
-face alone neither is known, because its clean copy is not. But aligned faces have nearly the same mean power spectrum,
-so that of other, sharp faces stands for the missing copies.
+face alone neither is known, because its clean copy is not. But what the base restorer makes of it shows much of the
+same, and aligned faces have nearly the same mean power spectrum, so that of sharp faces stands for the clean copies'.
 
-At each frequency, with means over faces and directions, S_lq the power of the damaged faces, S_y that of what the base
-restorer makes of them, C their cross-power, and S_x the power of sharp faces:
+At each frequency, with means over faces and directions, S_lq the power of the damaged faces, S_y that of the restored
+ones, C their cross-power, and S_x the power of sharp faces:
 
-    signal = |C|^2 / S_y             the part of S_lq that belongs to the face, because the restored face shows it too
-    |H|^2  = signal / S_x            what is left of the power of a sharp face
-    noise  = S_lq - signal           what H leaves unexplained
+    share  = |C|^2 / (S_y S_lq)      the part of S_lq that the restored faces show too: their coherence
+    noise  = (1 - share) S_lq
+    |H|^2  = share S_lq / S_x        what is left of the power of a sharp face
 
-The first line is the coherent power of two pictures of one thing (Bendat and Piersol, "Random Data", chapter 6). It
-holds whatever filter the restorer itself amounts to, as long as the noise that it lets through is small. |H| has no
-phase: a blur that moves or doubles edges, as motion does, is put back as one of the same strength that does neither.
+The coherence of two pictures (Bendat and Piersol, "Random Data", chapter 6) is the same whatever filter the restorer
+amounts to. Noise that the restorer lets through counts as signal, though, which is why the prior should take off what
+it knows for noise before the base sees the faces. At the lowest frequencies no restorer takes off any; there the noise
+is taken to be at least as strong as in the octave above.
+
+|H| has no phase: a blur that moves or doubles edges, as motion does, becomes one that does neither. Colour is never
+taken to be sharper than lightness.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..device import where_all_works
+from .spectra import (
+    MIN_SIZE,
+    at_frequencies,
+    over_rings,
+    ring_middles,
+    spectra,
+    to_opponent,
+    to_rgb,
+    with_response,
+)
 
-MAX_RINGS = 48  # of spatial frequency; fewer for small faces, so that none is empty
-PLAIN_BELOW = 0.02  # cycles a pixel of a face 128 pixels wide: below, a face is kept whole and gives H its scale
-FLOOR = 1e-12
-MIN_SIZE = 16  # pixels a side; of smaller faces there is no spectrum to speak of
+PLAIN_RINGS = 2  # the coarsest, where a face is kept whole, which gives H its scale
+LOW = 0.1  # cycles a pixel of a face 128 pixels wide: below, noise is taken from the octave above it
+MOST_NOISE = 0.5  # of the power of the faces at such a frequency
+MOST_EXPLAINED = 1.5  # where a restored face has next to nothing, the ratio is chance
+MAX_GAIN = 4.0  # of the rest, where a donor's rest is weaker than the folder's noise
+TINY = 1e-14
 
 
 @dataclass(frozen=True, eq=False)
 class FolderDamage:
     """What a folder's faces lost and gained, over spatial frequency; float64 on the CPU.
 
-    frequency: (R,) cycles a pixel at the middle of each ring, rising. transfer: (R,) |H| in [0, 1]. noise: (R,) power
-    of what H leaves unexplained, a pixel, of grey values in [0, 1]; its mean over all frequencies is a variance. size:
-    side of the faces in pixels.
+    transfer: (3, R) |H| in [0, 1] of lightness and two chromas. noise: (3, R) power of what H leaves unexplained, of
+    values in [0, 1]; its mean over all frequencies is a variance. size: side of the faces in pixels, which says where
+    the rings are, see `spectra.ring_middles`.
     """
 
-    frequency: Tensor
     transfer: Tensor
     noise: Tensor
     size: int
 
-    def transfer_at(self, radius: Tensor) -> Tensor:
-        """|H| at frequencies `radius` (any shape), in cycles a pixel."""
-        return _interpolated(radius, self.frequency, self.transfer)
-
     def as_json(self) -> dict[str, Any]:
         """What JSON can hold of it, rounded to six digits."""
-        values = {name: getattr(self, name).tolist() for name in ("frequency", "transfer", "noise")}
-        return {name: [float(f"{v:.6g}") for v in found] for name, found in values.items()} | {"size": self.size}
+        values = {name: getattr(self, name).tolist() for name in ("transfer", "noise")}
+        return {name: [[float(f"{v:.6g}") for v in row] for row in rows] for name, rows in values.items()} | {
+            "size": self.size
+        }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> FolderDamage:
         """The inverse of `as_json`. Raises ValueError if `values` are not of one."""
         try:
-            parts = [torch.tensor(values[n], dtype=torch.float64) for n in ("frequency", "transfer", "noise")]
+            parts = [torch.tensor(values[name], dtype=torch.float64) for name in ("transfer", "noise")]
             size = int(values["size"])
         except (KeyError, TypeError, ValueError, RuntimeError):
             parts, size = [], 0
-        rings = len(_edges(size)) - 1 if size >= MIN_SIZE else 0
-        if not parts or not rings or any(p.shape != (rings,) or not p.isfinite().all() for p in parts):
+        expected = (3, len(ring_middles(size))) if size >= MIN_SIZE else ()
+        if not parts or any(part.shape != expected or not part.isfinite().all() for part in parts):
             raise ValueError("holds no estimate of a folder's damage")
-        return cls(*parts, size=size)
+        return cls(transfer=parts[0], noise=parts[1], size=size)
+
+    def transfer_at(self, frequency: Tensor) -> Tensor:
+        """|H| of the lightness at `frequency` (any shape), in cycles a pixel."""
+        return at_frequencies(frequency, self.transfer[:1], self.size)[0]
 
     @property
     def noise_level(self) -> float:
-        """Standard deviation of the grey noise."""
-        radius = _radius(self.size)
-        return float(_interpolated(radius, self.frequency, self.noise).mean().clamp_min(0).sqrt())
+        """Standard deviation of the noise of the lightness."""
+        f = torch.fft.fftfreq(self.size, dtype=torch.float64)
+        grid = at_frequencies((f[:, None].square() + f.square()).sqrt(), self.noise[:1], self.size)
+        return float(grid.mean().clamp_min(0).sqrt())
 
     def kept_to(self, share: float = 0.5) -> float:
         """The frequency, in cycles a pixel, from which on less than `share` of a sharp face's amplitude is left."""
-        low = (self.transfer < share).nonzero()
-        return float(self.frequency[low[0, 0]]) if len(low) else 0.5
+        low = (self.transfer[0] < share).nonzero()
+        return float(ring_middles(self.size)[low[0, 0]]) if len(low) else 0.5
 
 
 @torch.no_grad()
@@ -91,74 +107,65 @@ def estimate_damage(lq: Tensor, restored: Tensor, sharp: Tensor) -> FolderDamage
     size = lq.shape[-1]
     if size < MIN_SIZE:
         raise ValueError(f"faces of {size} pixels are too small to estimate their damage; {MIN_SIZE} are needed")
-    seen, made, clean = (_spectra(faces) for faces in (lq, restored, sharp))
-    rings = _rings(size)
-    s_lq, s_y, s_x = (_ring_means(s.abs().square().mean(0), rings) for s in (seen, made, clean))
-    cross = _ring_means((seen * made.conj()).mean(0).real, rings)
-    signal = torch.minimum(cross.clamp_min(0).square() / s_y.clamp_min(FLOOR), s_lq)
-    power = signal / s_x.clamp_min(FLOOR)
-    frequency = torch.tensor([(a + b) / 2 for a, b in pairwise(_edges(size).tolist())], dtype=torch.float64)
-    plain = frequency * size / 128 < PLAIN_BELOW
-    plain[:2] = True
-    scale = (signal[plain].sum() / s_x[plain].sum().clamp_min(FLOOR)).clamp_min(FLOOR)  # contrast, which is not blur
-    transfer = _falling((power / scale).sqrt().clamp(0, 1))
-    return FolderDamage(frequency, transfer, (s_lq - signal).clamp_min(0), size)
+    seen = to_opponent(lq)
+    power, of_sharp = (over_rings(spectra(x).abs().square()).clamp_min(TINY) for x in (seen, to_opponent(sharp)))
+    noise = with_low_noise((1 - coherence(seen, to_opponent(restored))) * power, power, size)
+    contrast = power[0, :PLAIN_RINGS].sum() / of_sharp[0, :PLAIN_RINGS].sum()  # less of it is not blur
+    return FolderDamage(plausible(((power - noise) / (of_sharp * contrast)).sqrt()), noise, size)
 
 
-def filter_of(damage: FolderDamage) -> Tensor:
-    """The filter (K, K), K odd, without phase, whose transfer is the folder's; for `transplant.filtered`."""
-    size = damage.size
-    radius = max(1, size // 4 - 1)
-    response = damage.transfer_at(_radius(size))
-    kernel = torch.fft.fftshift(torch.fft.ifft2(response).real)
-    middle = size // 2
-    kernel = kernel[middle - radius : middle + radius + 1, middle - radius : middle + radius + 1]
-    return (kernel / kernel.sum()).float()
+def coherence(channels: Tensor, restored: Tensor) -> Tensor:
+    """(C, R) in [0, 1]: the part of the power of `channels` (B, C, S, S) that `restored`, the same faces, shows too."""
+    a, b = spectra(channels), spectra(restored)
+    cross = over_rings((a * b.conj()).real).clamp_min(0)
+    powers = [over_rings(x.abs().square()).clamp_min(TINY) for x in (a, b)]
+    return (cross.square() / (powers[0] * powers[1])).clamp(0, 1)
 
 
-def _spectra(faces: Tensor) -> Tensor:
-    """Fourier transforms (N, S, S) of the grey faces under a window that ends at 0, scaled so that white noise of
-    variance v has the power v at every frequency."""
-    grey = where_all_works(faces).double().mean(1)
-    size = grey.shape[-1]
-    window = torch.hann_window(size, periodic=False, dtype=torch.float64, device=grey.device)
-    window = window[:, None] * window
-    mean = (grey * window).sum((1, 2), keepdim=True) / window.sum()
-    return (torch.fft.fft2((grey - mean) * window) / window.square().sum().sqrt()).cpu()
+def with_low_noise(noise: Tensor, power: Tensor, size: int) -> Tensor:
+    """`noise` (C, R), at the lowest frequencies no weaker than in the octave above; `power`: of the faces."""
+    frequency = ring_middles(size) * size / 128
+    low = frequency < LOW
+    above = noise[:, ~low & (frequency < 2 * LOW)].mean(1, keepdim=True)
+    least = torch.minimum(above, MOST_NOISE * power)
+    return torch.where(low, torch.maximum(noise, least), noise)
 
 
-def _radius(size: int) -> Tensor:
-    f = torch.fft.fftfreq(size, dtype=torch.float64)
-    return (f[:, None].square() + f.square()).sqrt()
+def plausible(transfer: Tensor) -> Tensor:
+    """`transfer` (3, R) without what no damage does: nothing is amplified, what grows again towards fine detail is
+    noise that was taken for a face, and colour is no sharper than lightness."""
+    transfer = torch.cat([torch.ones_like(transfer[:, :1]), transfer[:, 1:]], 1)  # the coarsest are kept whole
+    falling = torch.cummin(transfer.clamp(0, 1), 1).values
+    return torch.cat([falling[:1], torch.minimum(falling[1:], falling[:1])])
 
 
-def _edges(size: int) -> Tensor:
-    """(R + 1,): where the rings of spatial frequency begin and end, in cycles a pixel."""
-    return torch.linspace(0.0, 0.5, min(MAX_RINGS, 3 * size // 8) + 1, dtype=torch.float64)
+@dataclass(frozen=True, eq=False)
+class KnownDamage:
+    """A folder's damage, ready to be put on sharp faces: (3, S, S) RGB in [0, 1] each.
 
+    transfer: (3, R) as in `FolderDamage`. explained: (3, R), what of a donor's restored face is in the damaged one; the
+    remainder is its rest. gain: (3, R), that gives the rests of all donors the power of the folder's noise: what the
+    restored faces hold of the noise would be missing from it.
+    """
 
-def _rings(size: int) -> Tensor:
-    """(S, S): the ring of each frequency; the corners beyond half a cycle a pixel are in one more, not used."""
-    return torch.bucketize(_radius(size), _edges(size)[1:], right=False)
+    transfer: Tensor
+    explained: Tensor
+    gain: Tensor
 
+    @classmethod
+    def of(cls, damage: FolderDamage, lq: Tensor, restored: Tensor) -> KnownDamage:
+        """lq, restored: (N, 3, S, S), faces that will be donors, and what is to be told apart from their noise: what
+        the base makes of them, or better their pseudo targets."""
+        a, b = to_opponent(lq), to_opponent(restored)
+        cross = over_rings((spectra(a) * spectra(b).conj()).real)
+        explained = (cross / over_rings(spectra(b).abs().square()).clamp_min(TINY)).clamp(0, MOST_EXPLAINED)
+        power = over_rings(spectra(a - with_response(b, explained)).abs().square())
+        gain = (damage.noise / power.clamp_min(TINY)).sqrt().clamp(1, MAX_GAIN)
+        return cls(damage.transfer, explained, gain)
 
-def _ring_means(power: Tensor, rings: Tensor) -> Tensor:
-    """(R,): means of `power` (S, S) over each ring."""
-    count = torch.bincount(rings.flatten())
-    total = torch.zeros(len(count), dtype=torch.float64).index_add_(0, rings.flatten(), power.flatten())
-    return (total / count)[:-1]
-
-
-def _falling(transfer: Tensor) -> Tensor:
-    """Smoothed over neighbouring rings; what grows again far out is noise that was taken for a face."""
-    padded = torch.cat([transfer[:1], transfer, transfer[-1:]])
-    smooth = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
-    return torch.cummin(smooth, 0).values
-
-
-def _interpolated(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Piecewise linear through (x, y), constant beyond the ends."""
-    right = torch.searchsorted(x, at.double().contiguous()).clamp(1, len(x) - 1)
-    left = right - 1
-    share = ((at - x[left]) / (x[right] - x[left])).clamp(0, 1)
-    return torch.lerp(y[left], y[right], share)
+    def put_on(self, face: Tensor, donor_lq: Tensor, donor_restored: Tensor) -> Tensor:
+        """`face` as it would look in this folder, with the noise and pattern of one of its faces, the donor."""
+        clean, seen, explained = to_opponent(torch.stack([face, donor_lq, donor_restored])).split(1)
+        rest = with_response(seen - with_response(explained, self.explained), self.gain)
+        rest += (seen - explained - rest).mean((2, 3), keepdim=True)  # the mean is no noise, and is not made stronger
+        return to_rgb(with_response(clean, self.transfer) + rest)[0].clamp(0, 1).float()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..randomness import keyed_generator
+from .spectra import OPPONENT
 from .synthetic import degrade
 
 MIN_FACES = 15  # faces of a group; fewer are too few to adapt to
@@ -27,7 +28,6 @@ SHRINK = 0.3  # shrinkage of the correlation matrix towards uncorrelated feature
 BANDS = torch.linspace(0.03, 0.5, 11)  # cycles a pixel
 AXES = ((0.1, 0.3), (0.3, 0.5))  # bands in which lines along the axes are looked for: blocks, mosaics
 FLOOR = 1e-6  # power that rounding to 8 bits adds to a spectrum
-OPPONENT = ((1 / 3, 1 / 3, 1 / 3), (0.5, 0.0, -0.5), (0.25, -0.5, 0.25))  # RGB to lightness and two chromas
 FEATURES = 2 * 3 * (len(BANDS) + len(AXES))  # the length D of a description
 Restore = Callable[[Tensor], Tensor]
 

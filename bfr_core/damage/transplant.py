@@ -21,23 +21,14 @@ DIRECT = 15  # widest filter that is applied directly; wider ones go through spe
 RIDGE = 1e-3  # weight of "the filter changes nothing", relative to the target's own energy
 
 
-def transplanted(
-    target: Tensor,
-    donor_lq: Tensor,
-    donor_target: Tensor,
-    damage: Tensor | None = None,
-    folder_filter: Tensor | None = None,
-) -> Tensor:
-    """`target` with the donor's damage: all (3, S, S) RGB in [0, 1]. Put on the donor's own target it is donor_lq.
+def transplanted(target: Tensor, donor_lq: Tensor, donor_target: Tensor, damage: Tensor | None = None) -> Tensor:
+    """`target` with the donor's damage: all (3, S, S) RGB in [0, 1]. On the donor's own target the result is donor_lq.
 
-    damage: the donor's `damage_filter`, where it is known already. folder_filter: the filter (K, K) that `target` goes
-    through in place of the donor's, see `estimate.filter_of`. A pseudo target is as soft as the restorer that it began
-    from, so that the donor's filter holds no more blur than the two differ by; that of the folder holds all of it, and
-    is the right one for a target that is really sharp.
+    damage: the donor's `damage_filter`, if it is known already.
     """
     damage = damage_filter(donor_target, donor_lq) if damage is None else damage
     rest = donor_lq - filtered(donor_target, damage)
-    return (filtered(target, damage if folder_filter is None else folder_filter) + rest).clamp(0, 1)
+    return (filtered(target, damage) + rest).clamp(0, 1)
 
 
 def damage_filter(target: Tensor, lq: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..damage.estimate import KnownDamage
 from ..damage.synthetic import degrade
 from ..damage.transplant import damage_filter, transplanted
 from ..randomness import keyed_generator
@@ -42,12 +43,12 @@ class Faces(Protocol):
 class SharpFaces:
     """Sharp faces of other people, to be given the damage of this folder.
 
-    faces: (3, S, S) RGB in [0, 1] each. filter: (K, K), what the folder's photos lost, see `damage.estimate`. held: so
-    many of the faces, the last ones, are never trained on; checkpoints are compared on them.
+    faces: (3, S, S) RGB in [0, 1] each. damage: of the folder. held: so many of the faces, the last ones, are never
+    trained on; checkpoints are compared on them.
     """
 
     faces: Faces
-    filter: Tensor
+    damage: KnownDamage
     held: int = 0
 
     @property
@@ -146,10 +147,12 @@ def batch_of(
         lq, target = pair_of(face, pairs, examples, sharp)
         if donor is not None:
             damaged, clean = pairs[donor]
-            if donor not in filters:
-                filters[donor] = damage_filter(clean, damaged)
-            of_folder = sharp.filter if sharp is not None and face >= len(pairs) else None
-            lq = transplanted(target, damaged, clean, filters[donor], of_folder)
+            if sharp is not None and face >= len(pairs):
+                lq = sharp.damage.put_on(target, damaged, clean)
+            else:
+                if donor not in filters:
+                    filters[donor] = damage_filter(clean, damaged)
+                lq = transplanted(target, damaged, clean, filters[donor])
         lqs.append(lq.flip(-1) if mirrored else lq)
         targets.append(target.flip(-1) if mirrored else target)
     return Batch(torch.stack(lqs), torch.stack(targets), keys)

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from bfr_core.damage.estimate import FolderDamage, estimate_damage, filter_of
-from bfr_core.damage.transplant import filtered
+from bfr_core.damage.estimate import FolderDamage, KnownDamage, estimate_damage, plausible
 from bfr_core.faces.sharp_faces import SharpFaces
 from bfr_core.pixels import gaussian_blur
 
@@ -60,25 +59,40 @@ def test_less_contrast_is_not_a_blur(faces):
     assert torch.allclose(plain.transfer, faded.transfer, atol=1e-5)
 
 
-def test_the_filter_does_to_a_face_what_the_folder_did(faces):
+def test_a_sharp_face_with_the_damage_looks_as_it_would_in_the_folder(faces):
+    """The folder's damage is known: blur and noise. Put on other faces it has the same blur, and noise as strong."""
     clean, sharp = faces
-    lq = gaussian_blur(clean, 1.5)
-    kernel = filter_of(estimate_damage(lq, lq, sharp))
-    assert kernel.sum() == pytest.approx(1, abs=1e-5) and torch.allclose(kernel, kernel.flip(0, 1), atol=1e-6)
-    again = torch.stack([filtered(face, kernel) for face in sharp[:8]])
-    wanted = gaussian_blur(sharp[:8], 1.5)
-    assert (again - wanted).square().mean() < 0.05 * (sharp[:8] - wanted).square().mean()
+    blurred = gaussian_blur(clean, 1.5)
+    lq = blurred + noise(clean, 0.05)
+    known = KnownDamage.of(estimate_damage(lq, blurred, sharp), lq, blurred)
+    made = torch.stack([known.put_on(face, lq[i], blurred[i]) for i, face in enumerate(sharp[:40])])
+    added = made - gaussian_blur(sharp[:40], 1.5)
+    assert added.std() == pytest.approx(0.05, rel=0.15)
+    assert gaussian_blur(added, 3.0).std() < 0.02, "the blur is right: what is wrong with it would be coarse"
+    assert (made.mean((2, 3)) - sharp[:40].mean((2, 3))).abs().mean() < 0.01
+
+
+def test_noise_that_the_restored_faces_still_hold_is_put_on_nevertheless(faces):
+    clean, sharp = faces
+    lq = clean + noise(clean, 0.06)
+    estimate = estimate_damage(lq, clean, sharp)
+    halfway = (lq + clean) / 2  # holds half of the noise
+    made = [KnownDamage.of(estimate, lq, y).put_on(sharp[0], lq[0], y[0]) - sharp[0] for y in (clean, halfway)]
+    high = [(x - gaussian_blur(x[None], 1.0)[0]).std() for x in made]
+    assert high[1] == pytest.approx(float(high[0]), rel=0.1)
+
+
+def test_colour_is_never_sharper_than_lightness_and_nothing_is_amplified():
+    transfer = plausible(torch.tensor([[0.9, 0.5, 0.7, 0.2], [1.5, 0.9, 0.9, 0.9], [0.5, 0.1, 0.3, 0.0]]).double())
+    wanted = [[1, 0.5, 0.5, 0.2], [1, 0.5, 0.5, 0.2], [1, 0.1, 0.1, 0.0]]
+    assert torch.allclose(transfer, torch.tensor(wanted, dtype=torch.float64))
 
 
 def test_it_is_kept_as_json_and_what_is_no_estimate_is_refused(faces):
     damage = estimate_damage(faces[0], faces[0], faces[1])
     again = FolderDamage.from_json(damage.as_json())
     assert torch.allclose(again.transfer, damage.transfer, atol=1e-4) and again.size == SIZE
-    for wrong in (
-        {},
-        damage.as_json() | {"size": 0},
-        damage.as_json() | {"noise": [1.0]},
-        damage.as_json() | {"transfer": "x"},
-    ):
+    kept = damage.as_json()
+    for wrong in ({}, kept | {"size": 0}, kept | {"noise": [[1.0]]}, kept | {"transfer": "x"}):
         with pytest.raises(ValueError, match="no estimate"):
             FolderDamage.from_json(wrong)

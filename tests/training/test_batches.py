@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bfr_core.damage.transplant import filtered, transplanted
-from bfr_core.pixels import gaussian_blur
+from bfr_core.damage.estimate import KnownDamage
+from bfr_core.damage.spectra import ring_middles
+from bfr_core.damage.transplant import transplanted
 from bfr_core.training.batches import SharpFaces, micro_batches, split
 from bfr_core.training.config import FinetuneConfig
 
@@ -54,8 +55,8 @@ def test_every_epoch_uses_each_face_once():
 @pytest.fixture(scope="module")
 def sharp():
     faces = torch.rand(10, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    kernel = torch.full((3, 3), 1 / 9)
-    return SharpFaces(faces, kernel, held=4)
+    ones = torch.ones(3, len(ring_middles(32)), dtype=torch.float64)
+    return SharpFaces(faces, KnownDamage(0.5 * ones, ones, ones), held=4)
 
 
 def test_sharp_faces_of_others_get_the_folders_filter_and_the_rest_of_a_donor(pairs, sharp):
@@ -69,7 +70,7 @@ def test_sharp_faces_of_others_get_the_folders_filter_and_the_rest_of_a_donor(pa
         face = sharp.faces[key - len(pairs)]
         assert key - len(pairs) < sharp.trained_on  # the others are for the comparison of checkpoints
         assert torch.equal(mixed.target[i], face.flip(-1) if mirrored else face)
-        made = [transplanted(face, *pairs[donor], folder_filter=sharp.filter) for donor in train]  # none held out
+        made = [sharp.damage.put_on(face, *pairs[donor]) for donor in train]  # none held out
         assert any(torch.equal(mixed.lq[i], lq.flip(-1) if mirrored else lq) for lq in made)
 
 
@@ -78,16 +79,3 @@ def test_without_a_share_the_faces_of_a_step_are_those_of_before(pairs, sharp):
     (plain,) = micro_batches(pairs, train, 3, replace(CONFIG, micro_batch=4, transplant=0.5))
     (offered,) = micro_batches(pairs, train, 3, replace(CONFIG, micro_batch=4, transplant=0.5), sharp=sharp)
     assert torch.equal(plain.lq, offered.lq) and torch.equal(plain.target, offered.target)
-
-
-def test_a_donor_gives_its_noise_and_not_its_softness():
-    """A sharp face through the folder's filter, not through what turns one soft picture into another."""
-    generator = torch.Generator().manual_seed(3)
-    clean, other = torch.rand(2, 3, 32, 32, generator=generator).mul(0.5).add(0.25)
-    blurred = gaussian_blur(clean[None], 1.5)[0]
-    kernel = torch.zeros(9, 9)
-    kernel[4, 4] = 1
-    kernel = gaussian_blur(kernel[None, None], 1.0, edges="replicate")[0, 0]
-    lq = transplanted(other, blurred, blurred, folder_filter=kernel)  # the base gave back what it was given
-    assert torch.allclose(lq, filtered(other, kernel), atol=1e-5)
-    assert (transplanted(other, blurred, blurred) - other).abs().max() < 1e-4  # the donor's own filter does nothing

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from bfr_core.damage.estimate import KnownDamage
+from bfr_core.damage.spectra import ring_middles
 from bfr_core.damage.transplant import damage_filter, transplanted
 from bfr_core.restorers import Restorer
 from bfr_core.training import batches
@@ -13,7 +15,7 @@ from bfr_core.training import finetune as finetuning
 from bfr_core.training.batches import SharpFaces, batch_of, split
 from bfr_core.training.config import FinetuneConfig
 from bfr_core.training.finetune import cosine, finetune, held_out_score, learning_rate
-from bfr_core.training.objectives import Batch, Pixels, weighted
+from bfr_core.training.objectives import Batch, Pixels, Terms, weighted
 
 CONFIG = FinetuneConfig(
     iterations=12, batch_size=4, micro_batch=2, lr=1e-2, lr_end=1e-3, perceptual=0, adversarial=0, texture=0.1,
@@ -377,19 +379,20 @@ def test_the_moving_average_can_be_watched(pairs):
 def test_checkpoints_are_compared_on_sharp_faces_that_were_not_trained_on(pairs):
     base = toy()
     faces = torch.rand(8, 3, *pairs[0][0].shape[1:], generator=torch.Generator().manual_seed(5))
-    sharp = SharpFaces(faces, torch.ones(1, 1), held=2)
+    ones = torch.ones(3, len(ring_middles(32)), dtype=torch.float64)
+    sharp = SharpFaces(faces, KnownDamage(ones, ones, ones), held=2)
     own = list(pairs)
     config = replace(CONFIG, judged_on="sharp", sharp=0.5)
-    objective = Pixels(base, config.weights, None)
     seen = []
 
-    class Watched:
-        def terms(self, student, batch):
+    class Watched(Pixels):
+        def terms(self, student: Restorer, batch: Batch) -> Terms:
             seen.extend(batch.keys)
-            return objective.terms(student, batch)
+            return super().terms(student, batch)
 
-    held_out_score(base, Watched(), own, [0, 1, 2], config, sharp=sharp)
+    watched = Watched(base, config.weights, None)
+    held_out_score(base, watched, own, [0, 1, 2], config, sharp=sharp)
     assert [key for key, _ in seen] == [len(own) + 6, len(own) + 7, len(own) + 6]
     seen.clear()
-    held_out_score(base, Watched(), own, [0, 1, 2], config)  # there are none: transplanted
+    held_out_score(base, watched, own, [0, 1, 2], config)  # there are none: transplanted
     assert [key for key, _ in seen] == [0, 1, 2]
