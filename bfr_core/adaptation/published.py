@@ -45,6 +45,9 @@ PUBLISHED: dict[str, Any] = {
     "gate.tries": 0,
     "gate.least_score": 0.1,  # without effect, since no target is refused
     "gate.most_moved": 0.25,  # likewise
+    "gate.likeness": False,
+    "people.find": False,
+    "people.limit": 0.55,  # without effect, since no people are looked for
     "album.find": False,
     "album.good": "",
     "album.least_sharpness": 0.9,  # without effect, since no good faces are looked for

@@ -17,6 +17,7 @@ from ..faces.landmarks import load_landmark_net
 from ..files.photos import read_image
 from ..files.records import fingerprint
 from ..files.stages import remove
+from ..restoration.same_person import LikenessMeter
 from ..restorers import Restorer, save_change, save_restorer
 from ..training.config import FinetuneConfig
 from ..training.finetune import TuningProgress, Watch, finetune, split
@@ -24,6 +25,7 @@ from ..training.losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
 from .faces import FaceSet, StageCallback, resize_square
 from .good_faces import MAX_EXAMPLES, Examples
 from .run import Run
+from .same_person import likeness_vetoes
 from .verdict import Judgement, judge, load_face_statistics
 
 log = logging.getLogger(__name__)
@@ -171,7 +173,16 @@ def pairs_of(faces: FaceSet, targets: dict[str, Path], size: int) -> FolderPairs
 def judged_on_faces(base: Restorer, tuned: Restorer, pairs: list[tuple[Tensor, Tensor]]) -> Judgement:
     """The verdict on (lq, pseudo target) pairs that were held out of the tuning."""
     lq, targets = (torch.stack([pair[k] for pair in pairs]) if pairs else torch.empty(0) for k in (0, 1))
-    return judge(base.restore_each, tuned.restore_each, lq, targets, load_face_statistics(), load_landmark_net())
+    meter = LikenessMeter(base.device)
+
+    def likeness(lq: Tensor, before: Tensor, after: Tensor) -> list[str]:
+        noise = meter.noise_of(lq, before if base.sha256 == meter.helper.sha256 else None)
+        return likeness_vetoes(meter.judge(lq, before, noise), meter.judge(lq, after, noise))
+
+    return judge(
+        base.restore_each, tuned.restore_each, lq, targets, load_face_statistics(), load_landmark_net(),
+        likeness=likeness,
+    )  # fmt: skip
 
 
 def perceptual_term(config: FinetuneConfig, prior: Prior | None, device: torch.device) -> ImageLoss | None:

@@ -36,6 +36,7 @@ OPTIONS = {
     "--target-detail": "targets.detail",
     "--gate": "gate.limit",
     "--gate-tries": "gate.tries",
+    "--people": "people.find",
     "--album": "album.find",
     "--good": "album.good",
     "--real": "album.real",
@@ -59,7 +60,7 @@ OPTIONS = {
     "--precision": "finetune.precision",
 }
 # The flags that the help of a command shows.
-SHOWN = ("--aligned", "--restorer", "--prior", "--album", "--good", "--iterations", "--minutes")
+SHOWN = ("--aligned", "--restorer", "--prior", "--people", "--album", "--good", "--iterations", "--minutes")
 FACE_FLAGS = ("--aligned", "--detector", "--min-face")
 TARGET_FLAGS = tuple(flag for flag, path in OPTIONS.items() if path.startswith("targets."))
 GATE_FLAGS = ("--gate", "--gate-tries")

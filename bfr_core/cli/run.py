@@ -90,6 +90,8 @@ def _tuned(result: Any, pth: bool) -> dict[str, Any]:
         export_pth(run.exported(result.restorer.architecture), load_restorer(run.restorer))
     print(f"restorer: {run.restorer}\nreport:   {run.report}", file=sys.stderr)
     print(f"{VERDICTS[result.judgement.verdict].lower()}: {result.judgement.sentence}", file=sys.stderr)
+    if result.likeness.said:
+        print(f"likeness: {result.likeness.said}", file=sys.stderr)
     return {
         "restorer": str(run.restorer),
         "report": str(run.report),
@@ -98,12 +100,14 @@ def _tuned(result: Any, pth: bool) -> dict[str, Any]:
         "notes": progress.notes,
         "verdict": result.judgement.verdict,
         "verdict_sentence": result.judgement.sentence,
+        "likeness": result.likeness.record(),
         "files": faces_said(result.faces),
     }
 
 
 def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from ..adaptation.faces import collect_faces
+    from ..adaptation.people import find_people, people_lines
     from ..adaptation.run import Run
 
     base = base_restorer(args)
@@ -112,7 +116,12 @@ def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     size = args.size or base.size
     with run.locked():
         found = collect_faces(args.photos, run, size, config.faces, bars, base.device)
-    return {"faces": len(found), "files": faces_said(found), "problems": found.problems}
+        people = find_people(run, found, config.people, bars) if config.people.find else {}
+    files = faces_said(found)
+    for line in people_lines(people, found):
+        print(printable(line), file=sys.stderr)
+    whose = {"people": people} if people else {}
+    return {"faces": len(found), "files": files, "problems": found.problems} | whose
 
 
 def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
@@ -209,7 +218,13 @@ def add_commands(commands: Commands) -> None:
     text = "adapt to three faces for about two minutes, show them before and after, say how long it all will take, stop"
     sub.add_argument("--first-look", action="store_true", help=text)
     sub = commands.add(
-        faces, "Find and align the faces of a folder.", *FACE_FLAGS, "--restorer", group=STAGES, goes_on=True
+        faces,
+        "Find and align the faces of a folder.",
+        *FACE_FLAGS,
+        "--people",
+        "--restorer",
+        group=STAGES,
+        goes_on=True,
     )
     with_run(sub)
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of photos")

@@ -23,6 +23,7 @@ from ..adaptation.adapt import adapt
 from ..adaptation.faces import StageCallback, collect_faces
 from ..adaptation.first_look import first_look
 from ..adaptation.forecast import Forecast, forecast_run, tell_before
+from ..adaptation.people import find_people
 from ..adaptation.per_damage import ONE_DAMAGE, adapt_mixed
 from ..adaptation.published import RECOMMENDED, settings_of
 from ..adaptation.run import Run
@@ -34,6 +35,7 @@ from ..files.photos import printable, replace_atomically, to_unit
 from ..files.records import read_table, write_json
 from ..files.stages import is_held
 from ..restoration.restore import RestoreConfig, restore_folder
+from ..restoration.same_person import counted, warnings_of
 from ..restorers import load_restorer
 from ..training.checkpoint import TuningProgress
 
@@ -45,6 +47,7 @@ WRITE_SECONDS = 2.0
 TURN_SECONDS = 0.2  # between two looks whether a waiting job's turn has come
 MAX_POINTS = 200  # of a curve
 MAX_NOTES = 100
+PEOPLE_SOUGHT = 100  # faces up to which it is found out unasked whose they are: a fraction of a second each
 
 
 class Cancelled(Exception):
@@ -327,6 +330,8 @@ def find_faces(
         config = settings_of(base, recipe, changes)
         with run.locked():
             faces = collect_faces(photos, run, base.size, config.faces, callback, base.device)
+            if len(faces) <= PEOPLE_SOUGHT:
+                find_people(run, faces, config.people, callback)
         problems = tuple(problem["problem"] for problem in faces.problems)
         try:
             prior = load_prior(config.prior).to(base.device)
@@ -419,7 +424,9 @@ def repair_photos(
             delete(out)
         counts = ", ".join(f"{result.count(s)} {word}" for s, word in REPAIRED.items() if result.count(s))
         reasons = ((f.path.as_posix(), "; ".join(filter(None, (f.reason, *f.notes)))) for f in result.files)
-        notes = [counts, *(f"{name}: {reason}" for name, reason in reasons if reason)]
+        likeness = counted([one for file in result.files for one in file.likeness])
+        notes = [counts, *filter(None, [likeness]), *(f"{name}: {reason}" for name, reason in reasons if reason)]
+        notes += [f"{file.path.as_posix()}: {line}" for file in result.files for line in warnings_of(file.likeness)]
         return Outcome(archive.relative_to(run.folder).as_posix(), tuple(printable(note) for note in notes))
 
     return work
