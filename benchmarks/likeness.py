@@ -12,7 +12,7 @@ tables of what is there are printed. Parts:
 - verdict: limits from every second person, words for the others, also where what was put before it is a stranger, or
   the mean of a person and a stranger.
 - acted: what the program itself says, by the limits that ship and with the damage that it measures: of the base's
-  faces, of the clean faces, and of these with another person's eyes, nose and mouth. Every third portrait, every second
+  faces, of the clean faces, and of these with another person's eyes, nose and mouth. Every sixth portrait, every fourth
   of diverse/.
 - people: which of two photographs of a person, both damaged, are put together by `bfr faces --people`, and who is found
   by `bfr restore --person`.
@@ -70,9 +70,8 @@ KNOWN, ASKED = slice(0, None, 2), slice(1, None, 2)  # faces that limits are mad
 EVERYONE = "everyone"
 CLOSE_PAIRS = 0.5  # the README of second_photos leaves out seven of its pairs for a strict test: their distance is more
 FALSE_ACCEPTS = 0.01
-PEOPLE_EVERY = (
-    3  # of the people with two photographs, in order of the names, this is how many are passed over, less one
-)
+PEOPLE_EVERY = 9  # of so many people with two photographs one is taken
+ACTED_EVERY = (6, 4)  # of so many faces of each of `RESTORED` one is taken
 PEOPLE_LIMITS = (0.45, 0.5, 0.55, 0.6)
 QUANTILES = (0.05, 0.5, 0.95)
 RESULTS = Path(__file__).parent / "results" / "likeness.json"
@@ -305,15 +304,17 @@ def measure_acted(shared: Path, net: RecogniserNet) -> dict[str, list[Record]]:
 
     meter = LikenessMeter()
     records: list[Record] = []
-    for what, people in read_real(shared, net).items():
-        chosen = people.faces[:: 3 if what == RESTORED[0] else 2]
+    diverse = sorted(json.loads((shared / "diverse" / "landmarks.json").read_text(encoding="utf-8")))
+    held_out = HELD_OUT.read_text(encoding="utf-8").split()
+    names = {"portraits": held_out[:: ACTED_EVERY[0]], "diverse": diverse[:: ACTED_EVERY[1]]}
+    for what, folder in zip(RESTORED, names, strict=True):
+        chosen = read_people(shared / folder, names[folder], net)[0].faces
         for kind in DAMAGES:
             lq = damaged(chosen, kind, 0, "measure")
             restored = restored_by(meter.helper, lq)
-            noise = meter.noise_of(lq, restored)
             other = chosen.roll(-1, 0)
             put = {"the base's": restored, "the clean face": chosen, "another person's": swapped(restored, other)}
-            said = {name: meter.judge(lq, faces, noise) for name, faces in put.items()}
+            said = dict(zip(put, meter.judge(lq, *put.values(), helped=restored), strict=True))
             words = {name: {word: [one.word for one in of].count(word) for word in WORDS} for name, of in said.items()}
             records.append({"set": what, "damage": kind, "faces": len(chosen), "words": words})
             print(f"acted {what}, {kind}: {words}", file=sys.stderr, flush=True)

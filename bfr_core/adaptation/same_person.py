@@ -84,9 +84,10 @@ def measure_likeness(
     found = FolderLikeness(of=len(names))
     for batch, lq in faces.batches(BATCH, chosen):
         by_base = base.restore_each(lq)
-        noise = meter.noise_of(lq, by_base if base.sha256 == meter.helper.sha256 else None)
-        for said, restored in ((found.base, by_base), (found.adapted, adapted.restore_each(lq))):
-            said.update(zip(batch, meter.judge(lq, restored, noise), strict=True))
+        helped = by_base if base.sha256 == meter.helper_sha256 else None
+        judged = meter.judge(lq, by_base, adapted.restore_each(lq), helped=helped)
+        for said, words in zip((found.base, found.adapted), judged, strict=True):
+            said.update(zip(batch, words, strict=True))
     return found
 
 

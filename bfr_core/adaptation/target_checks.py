@@ -137,7 +137,7 @@ def measurements_of(
 ) -> TargetMeasurements:
     """lq, targets: (B, 3, S, S) RGB in [0, 1] -> what the checks need of them. meter: where likeness is measured."""
     stranger = torch.zeros(len(lq))
-    for i, one in enumerate(meter.judge(lq, targets) if meter else ()):
+    for i, one in enumerate(meter.judge(lq, targets)[0] if meter else ()):
         stranger[i] = one.distance / one.other if one.distance is not None and one.other else 0.0
     lq, targets = (at_checked_size(x) for x in (lq, targets))
     error = (low_pass(targets, 8) - low_pass(lq, 8)).square().mean((1, 2, 3)).sqrt()

@@ -176,8 +176,8 @@ def judged_on_faces(base: Restorer, tuned: Restorer, pairs: list[tuple[Tensor, T
     meter = LikenessMeter(base.device)
 
     def likeness(lq: Tensor, before: Tensor, after: Tensor) -> list[str]:
-        noise = meter.noise_of(lq, before if base.sha256 == meter.helper.sha256 else None)
-        return likeness_vetoes(meter.judge(lq, before, noise), meter.judge(lq, after, noise))
+        helped = before if base.sha256 == meter.helper_sha256 else None
+        return likeness_vetoes(*meter.judge(lq, before, after, helped=helped))
 
     return judge(
         base.restore_each, tuned.restore_each, lq, targets, load_face_statistics(), load_landmark_net(),

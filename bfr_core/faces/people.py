@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from .align import Face
 from .recognise import RecogniserNet, chip_of, embed
 
 # Mean distance up to which two groups of faces are one person's; `benchmarks/likeness.py --parts people` measures it.
-SAME_PERSON = 0.55
+SAME_PERSON = 0.5
 MOST = 5000  # faces that are grouped at once: the distances of all pairs are kept
 
 
@@ -48,10 +48,12 @@ def read_person(file: Path, find: Callable[[Tensor], list[Face]], net: Recognise
     return person_in(read_image(file), find, net, file.name)
 
 
-def group_people(embeddings: Tensor, limit: float = SAME_PERSON) -> list[list[int]]:
+def group_people(
+    embeddings: Tensor, limit: float = SAME_PERSON, says_who: Sequence[bool] | None = None
+) -> list[list[int]]:
     """Places of faces grouped by person, the largest group first, and by first place among equals.
 
-    embeddings: (N, D). limit: the mean distance of all pairs of two groups up to which they become one (agglomerative
+    embeddings: (N, D). says_who: False for a face that is so damaged that it may be anybody's; it stays alone. limit: the mean distance of all pairs of two groups up to which they become one (agglomerative
     clustering by average linkage). Raises ValueError for more than `MOST` faces or a limit that is not above 0.
     """
     from scipy.cluster.hierarchy import fcluster, linkage
@@ -60,17 +62,20 @@ def group_people(embeddings: Tensor, limit: float = SAME_PERSON) -> list[list[in
         raise ValueError(f"limit is {limit}; it must be above 0")
     if len(embeddings) > MOST:
         raise ValueError(f"{len(embeddings)} faces are too many to be grouped by person at once; {MOST} are the most")
-    if len(embeddings) < 2:
-        return [[i] for i in range(len(embeddings))]
-    tree = linkage(embeddings.double().cpu().numpy(), "average")
-    numbers = fcluster(tree, limit, "distance")
-    groups = [np.flatnonzero(numbers == number).tolist() for number in np.unique(numbers)]
+    known = [i for i in range(len(embeddings)) if says_who is None or says_who[i]]
+    groups = [[i] for i in range(len(embeddings)) if len(known) < 2 or i not in set(known)]
+    if len(known) > 1:
+        tree = linkage(embeddings[known].double().cpu().numpy(), "average")
+        numbers = fcluster(tree, limit, "distance")
+        groups += [np.array(known)[numbers == number].tolist() for number in np.unique(numbers)]
     return sorted(groups, key=lambda group: (-len(group), group[0]))
 
 
-def numbered_people(embeddings: Tensor, limit: float = SAME_PERSON) -> list[int]:
+def numbered_people(
+    embeddings: Tensor, limit: float = SAME_PERSON, says_who: Sequence[bool] | None = None
+) -> list[int]:
     """For each face the number of its person, from 1, as `group_people` orders them."""
     numbers = torch.zeros(len(embeddings), dtype=torch.long)
-    for number, group in enumerate(group_people(embeddings, limit), 1):
+    for number, group in enumerate(group_people(embeddings, limit, says_who), 1):
         numbers[group] = number
     return numbers.tolist()

@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,10 +38,12 @@ from ..faces.likeness import (
 from ..faces.people import Person, person_in, read_person
 from ..faces.recognise import RecogniserNet, embed_faces, load_recogniser
 from ..files.photos import printable
+from ..files.tensors import sha256_of
 from ..metrics.intervals import Interval
 from ..pixels import resized
 from ..randomness import keyed_generator
 from ..restorers import Restorer, load_restorer
+from ..restorers.load import EMBEDDED
 
 LIMITS = Path(__file__).parents[1] / "embedded" / "likeness_limits.json"
 SIDE = 128  # pixels of the faces that are compared; a chip of the recogniser shows hardly more
@@ -49,19 +51,15 @@ SHARES = (0.9, 0.8, 0.7, 0.6, 0.5)  # of the restored face that "blend" tries, t
 WORDS = (SAME, MAY_BE, OTHER, CANNOT_TELL)
 ACTIONS = ("off", "warn", "keep", "blend")
 READABLE = 0.5  # score of a damaged face from which it is plainly a face
-PERSON_LIMIT = 0.6  # distance up to which a restored face may be that of a sharp photo
+PERSON_LIMIT = 0.55  # distance up to which a restored face may be that of a sharp photo
 FindFaces = Callable[[Tensor], list[Face]]
 
 
 class Measured(NamedTuple):
-    """Of B restored faces. distance: (B,) to the photo, like with like. photos: (B, D) embeddings of the damaged faces.
-
-    readable: (B,) whether the damaged face is plainly one.
-    """
+    """Of B restored faces. distance: (B,) to the photo, like with like. photos: (B, D) embeddings of the photos."""
 
     distance: Tensor
     photos: Tensor
-    readable: Tensor
 
 
 @dataclass(frozen=True)
@@ -152,58 +150,91 @@ def _calibration(kept: dict[str, Any]) -> Calibration:
 
 
 class LikenessMeter:
-    """Compares restored faces with their photos. Its networks are small; a face takes about as long as ten embeddings.
+    """Compares restored faces with their photos. Each network is loaded when it is needed first.
 
-    helper: the embedded restorer, by whose help the noise is measured. Raises FileNotFoundError or ValueError if one of
-    the embedded files is missing or damaged.
+    device: where they run. Whatever needs them raises FileNotFoundError or ValueError if an embedded file is missing or
+    damaged.
     """
 
     def __init__(self, device: torch.device | str = "cpu", limits: Limits | None = None) -> None:
-        self.net: RecogniserNet = load_recogniser(device=device)
-        self.faces: LandmarkNet = load_landmark_net(device=device)
-        self.helper: Restorer = load_restorer().to(device)
-        self.limits = limits or load_limits()
+        self.device, self._limits = device, limits
 
-    def noise_of(self, lq: Tensor, restored: Tensor | None = None) -> Tensor:
-        """The noise of damaged faces, see `damage.again`: (B, 3, S, S) in [0, 1] -> (B, 3, P, P).
+    @cached_property
+    def faces(self) -> LandmarkNet:
+        """The network that says whether a damaged face is plainly one."""
+        return load_landmark_net(device=self.device)
 
-        restored: by the embedded restorer, where that is there already.
-        """
-        lq = at_side(lq)
-        helped = self.helper.restore_each(lq) if restored is None else at_side(restored)
-        return torch.stack([noise_between(*pair) for pair in zip(lq, helped, strict=True)])
+    @cached_property
+    def net(self) -> RecogniserNet:
+        """The recogniser."""
+        return load_recogniser(device=self.device)
+
+    @cached_property
+    def helper(self) -> Restorer:
+        """The embedded restorer, by whose help the noise is measured."""
+        return load_restorer().to(self.device)
+
+    @cached_property
+    def helper_sha256(self) -> str:
+        """SHA-256 of the embedded restorer's file."""
+        return sha256_of(EMBEDDED)
+
+    @cached_property
+    def limits(self) -> Limits:
+        """What distances mean."""
+        return self._limits or load_limits()
 
     @torch.no_grad()
-    def measure(self, lq: Tensor, restored: Tensor, noise: Tensor | None = None) -> Measured:
+    def readable(self, lq: Tensor) -> Tensor:
+        """Whether damaged faces (B, 3, S, S) in [0, 1] are plainly faces: bool, (B,)."""
+        return read_aligned(self.faces, at_side(lq)).score.cpu() > READABLE
+
+    def noise_of(self, lq: Tensor, helped: Tensor | None = None) -> Tensor:
+        """The noise of damaged faces, see `damage.again`: (B, 3, S, S) in [0, 1] -> (B, 3, P, P).
+
+        helped: what the embedded restorer makes of them, where that is there already.
+        """
+        lq = at_side(lq)
+        helped = self.helper.restore_each(lq) if helped is None else at_side(helped)
+        return torch.stack([noise_between(*pair) for pair in zip(lq, helped, strict=True)])
+
+    def says_who(self, lq: Tensor) -> list[bool]:
+        """Whether damaged faces (B, 3, S, S) in [0, 1] are plainly faces, and not so damaged that all are alike."""
+        photos = embed_faces(self.net, at_side(lq))
+        return [bool(r) and self.limits.at(p).tells for r, p in zip(self.readable(lq), photos, strict=True)]
+
+    @torch.no_grad()
+    def measure(self, lq: Tensor, restored: Tensor, noise: Tensor) -> Measured:
         """lq, restored: (B, 3, S, S) RGB in [0, 1], crops cut by the same points; their sizes may differ.
 
-        noise: by `noise_of`, where that is known.
+        noise: by `noise_of`.
         """
-        lq, restored = at_side(lq), at_side(restored)
-        noise = self.noise_of(lq) if noise is None else noise
-        again = []
+        lq, restored, again = at_side(lq), at_side(restored), []
         for photo, new, own in zip(lq, restored, noise, strict=True):
             generator = keyed_generator(0, "likeness")  # the same for each: what is said of a face is its own
             again.append(FaceDamage(blur_between(photo, new), own).on(new, generator, SAMPLES))
-        found = embed_faces(self.net, torch.cat([lq, *again]))
-        photos, drawn = found.split([len(lq), SAMPLES * len(lq)])
-        readable = read_aligned(self.faces, lq).score.cpu() > READABLE
-        return Measured(likeness_distance(photos, drawn.view(len(lq), SAMPLES, -1).mean(1)), photos, readable)
+        photos, drawn = embed_faces(self.net, torch.cat([lq, *again])).split([len(lq), SAMPLES * len(lq)])
+        return Measured(likeness_distance(photos, drawn.view(len(lq), SAMPLES, -1).mean(1)), photos)
 
-    def judge(self, lq: Tensor, restored: Tensor, noise: Tensor | None = None) -> list[FaceLikeness]:
-        """What is said of each restored face; arguments as in `measure`."""
-        return self.words_of(self.measure(lq, restored, noise))
+    def judge(self, lq: Tensor, *restored: Tensor, helped: Tensor | None = None) -> list[list[FaceLikeness]]:
+        """What is said of each face of each of the restorations `restored` of the damaged faces `lq`.
 
-    def words_of(self, measured: Measured) -> list[FaceLikeness]:
-        """What is said of faces that were measured."""
-        return [
-            _likeness(float(distance), self.limits.at(photo), bool(readable))
-            for distance, photo, readable in zip(*measured, strict=True)
-        ]
+        All (B, 3, S, S) RGB in [0, 1]; helped: see `noise_of`.
+        """
+        said = [[FaceLikeness(CANNOT_TELL)] * len(lq) for _ in restored]
+        places = self.readable(lq).nonzero().flatten().tolist()
+        if places:
+            noise = self.noise_of(lq[places], None if helped is None else helped[places])
+            for words, faces in zip(said, restored, strict=True):
+                measured = self.measure(lq[places], faces[places], noise)
+                for place, distance, photo in zip(places, *measured, strict=True):
+                    words[place] = likeness_of(float(distance), self.limits.at(photo))
+        return said
 
 
-def _likeness(distance: float, limits: Calibration, readable: bool) -> FaceLikeness:
-    (word,) = judge([distance], limits, readable=[readable])
+def likeness_of(distance: float, limits: Calibration) -> FaceLikeness:
+    """What a distance, like with like, means."""
+    (word,) = judge([distance], limits)
     if word == CANNOT_TELL:
         return FaceLikeness(word)
     numbers = (distance, limits.same, limits.other, limits.false_warnings.mean, limits.missed.mean)
@@ -276,20 +307,17 @@ class LikenessCheck:
         if self.action == "off":
             return None, new
         lq, face = crop[None].cpu(), new[None].cpu()
-        helped = face if self.sha256 and self.sha256 == self.meter.helper.sha256 else None
-        judge_face = partial(self.meter.judge, lq, noise=self.meter.noise_of(lq, helped))
-        (said,) = judge_face(face)
+        helped = face if self.sha256 and self.sha256 == self.meter.helper_sha256 else None
+        ((said,),) = self.meter.judge(lq, face, helped=helped)
         if said.word == OTHER and self.action != "warn":
-            said = self._milder(lq, face, said, judge_face)
+            said = self._milder(lq, face, said, helped)
             new = torch.lerp(lq[0], face[0], said.share).to(new)
         return said, new
 
-    def _milder(
-        self, lq: Tensor, face: Tensor, said: FaceLikeness, judge_face: Callable[[Tensor], list[FaceLikeness]]
-    ) -> FaceLikeness:
+    def _milder(self, lq: Tensor, face: Tensor, said: FaceLikeness, helped: Tensor | None) -> FaceLikeness:
         """The most of the restored face that is not another person's, never less than half; else none of it."""
         for share in SHARES if self.action == "blend" else ():
-            (blended,) = judge_face(torch.lerp(lq, face, share))
+            ((blended,),) = self.meter.judge(lq, torch.lerp(lq, face, share), helped=helped)
             if blended.word in (SAME, MAY_BE):
                 return replace(blended, share=share)
         return replace(said, share=0.0)
