@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from ..faces.people import SAME_PERSON, numbered_people
-from ..faces.recognise import embed_faces, load_recogniser
+from ..faces.recognise import embed_faces
 from ..files.records import fingerprint, read_table, write_json
-from ..restoration.same_person import at_side
-from ..restorers import load_restorer
+from ..restoration.same_person import LikenessMeter, at_side
 from ..settings import check_settings, setting
 from .faces import FaceSet, StageCallback
 from .run import Run
@@ -29,12 +28,12 @@ class PeopleConfig:
 
     find: bool = setting(
         False,
-        "Whether the faces are grouped by person. Faces that are damaged too much are each a person of their own.",
+        "Whether the faces are grouped by person. A face so damaged that it may be anybody's stays alone.",
     )
     limit: float = setting(
         SAME_PERSON,
         "The mean distance of faces up to which they are one person's. Two photos of one person are about 0.35 apart, "
-        "those of two people about 0.8; damage brings both nearer to 0.6.",
+        "those of two people about 0.8; damage brings both nearer to each other.",
         above=0,
     )
 
@@ -47,20 +46,20 @@ def find_people(
 ) -> dict[str, int]:
     """Face -> number of its person, from 1, those with most faces first; kept in the run, and found once.
 
-    What is compared is what the embedded restorer makes of the faces: under damage all of them are alike. callback:
+    What is compared is what the embedded restorer makes of the faces, because under damage all are alike. callback:
     ("people", done, count, None). Raises ValueError for more faces than can be compared at once.
     """
     made_from = fingerprint(VERSION, faces.fingerprint, config.limit)
     kept = read_table(run.people, people=dict)
     if kept.get("made_from") == made_from:
         return known_people(run, faces)
-    net, restorer, embeddings = load_recogniser(), load_restorer(), []
-    for names, lq in faces.batches(BATCH):
-        embeddings.append(embed_faces(net, restorer.restore_each(at_side(lq))))
+    meter, embeddings, says_who = LikenessMeter(), [], []
+    for _, lq in faces.batches(BATCH):
+        embeddings.append(embed_faces(meter.net, meter.helper.restore_each(at_side(lq))))
+        says_who += meter.says_who(lq)
         if callback:
-            callback("people", sum(map(len, embeddings)), len(faces), None)
-        del names
-    numbers = numbered_people(torch.cat(embeddings), config.limit)
+            callback("people", len(says_who), len(faces), None)
+    numbers = numbered_people(torch.cat(embeddings), config.limit, says_who)
     found = dict(zip(faces.names, numbers, strict=True))
     write_json(run.people, {"made_from": made_from, "people": found})
     return found

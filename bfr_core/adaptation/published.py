@@ -47,7 +47,7 @@ PUBLISHED: dict[str, Any] = {
     "gate.most_moved": 0.25,  # likewise
     "gate.likeness": False,
     "people.find": False,
-    "people.limit": 0.55,  # without effect, since no people are looked for
+    "people.limit": 0.5,  # without effect, since no people are looked for
     "album.find": False,
     "album.good": "",
     "album.least_sharpness": 0.9,  # without effect, since no good faces are looked for
