@@ -327,27 +327,31 @@ def measure_people(shared: Path, net: RecogniserNet) -> dict[str, list[Record]]:
     known = json.loads((folder / "landmarks.json").read_text(encoding="utf-8"))
     names = sorted(name for name, record in known.items() if record["distance"] < CLOSE_PAIRS)[::PEOPLE_EVERY]
     first, second = (read_people(place, names, net)[0] for place in (shared / "portraits", folder))
-    restorer, records = load_restorer(), []
+    meter = LikenessMeter()
+    records: list[Record] = []
     for kind in ("none", *DAMAGES):
-        pair = []
+        pair, says_who = [], []
         for turn, faces in enumerate((first.faces, second.faces)):
             lq = faces if kind == "none" else damaged(faces, kind, turn, "people")
-            pair.append(embed_faces(net, restored_by(restorer, lq)))
+            pair.append(embed_faces(net, restored_by(meter.helper, lq)))
+            says_who.append(meter.says_who(lq))
         for limit in PEOPLE_LIMITS:
-            records.append({"damage": kind, "limit": limit} | grouped_record(torch.stack(pair, 1), limit))
+            records.append({"damage": kind, "limit": limit} | grouped_record(torch.stack(pair, 1), limit, says_who))
             records[-1] |= found_record(first.clean, pair[1], limit)
         print(f"people, {kind}: {records[-len(PEOPLE_LIMITS) :]}", file=sys.stderr, flush=True)
     return {"people": records}
 
 
-def grouped_record(pairs: Tensor, limit: float) -> Record:
+def grouped_record(pairs: Tensor, limit: float, says_who: list[list[bool]]) -> Record:
     """pairs: (N, 2, D), two faces of each of N people. Shares of people: in one group, and in a group with others."""
-    numbers = torch.tensor(numbered_people(pairs.flatten(0, 1), limit)).view(-1, 2)
+    each = [said for both in zip(*says_who, strict=True) for said in both]
+    numbers = torch.tensor(numbered_people(pairs.flatten(0, 1), limit, each)).view(-1, 2)
     together = numbers[:, 0] == numbers[:, 1]
     owners = [set((numbers == number).any(1).nonzero().flatten().tolist()) for number in numbers.unique()]
     mixed = {one for group in owners if len(group) > 1 for one in group}
     return {
         "people": len(numbers),
+        "says_who": round(sum(each) / len(each), 4),
         "together": rounded(wilson_interval(int(together.sum()), len(numbers))),
         "mixed": rounded(wilson_interval(len(mixed), len(numbers))),
     }
@@ -464,13 +468,13 @@ def acted_table(records: list[Record]) -> list[str]:
 
 def people_table(records: list[Record]) -> list[str]:
     lines = [
-        "| damage | limit | people | both photographs together | with others in their group | found by a sharp "
+        "| damage | faces that say who it is | limit | people | both photographs together | with others in their group | found by a sharp "
         "photograph | strangers taken for them |",
-        "|---" * 7 + "|",
+        "|---" * 8 + "|",
     ]
     for r in records:
         lines.append(
-            f"| {r['damage']} | {r['limit']:.2f} | {r['people']} | {share(r['together'])} | {share(r['mixed'])} | "
+            f"| {r['damage']} | {100 * r['says_who']:.0f} % | {r['limit']:.2f} | {r['people']} | {share(r['together'])} | {share(r['mixed'])} | "
             f"{share(r['found'])} | {r['strangers']:.4f} |"
         )
     return lines

@@ -53,8 +53,9 @@ def group_people(
 ) -> list[list[int]]:
     """Places of faces grouped by person, the largest group first, and by first place among equals.
 
-    embeddings: (N, D). says_who: False for a face that is so damaged that it may be anybody's; it stays alone. limit: the mean distance of all pairs of two groups up to which they become one (agglomerative
-    clustering by average linkage). Raises ValueError for more than `MOST` faces or a limit that is not above 0.
+    embeddings: (N, D). limit: the mean distance of all pairs of two groups up to which they become one (agglomerative
+    clustering by average linkage). says_who: False for a face so damaged that it may be anybody's; it stays alone.
+    Raises ValueError for more than `MOST` faces or a limit that is not above 0.
     """
     from scipy.cluster.hierarchy import fcluster, linkage
 

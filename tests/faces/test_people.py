@@ -15,6 +15,8 @@ def test_faces_near_each_other_are_one_person_and_the_largest_group_comes_first(
     assert group_people(points, 0.5) == [[1, 2, 4], [0, 5], [3]]
     assert numbered_people(points, 0.5) == [2, 1, 1, 3, 1, 2]
     assert group_people(points, 100) == [[0, 1, 2, 3, 4, 5]]
+    assert group_people(points, 0.5, [True, False, True, True, True, True]) == [[0, 5], [2, 4], [1], [3]]
+    assert group_people(points, 9, [False] * 6) == [[0], [1], [2], [3], [4], [5]]
     assert group_people(points[:1]) == [[0]] and group_people(points[:0]) == []
 
 
