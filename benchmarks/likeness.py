@@ -468,13 +468,15 @@ def acted_table(records: list[Record]) -> list[str]:
 
 def people_table(records: list[Record]) -> list[str]:
     lines = [
-        "| damage | faces that say who it is | limit | people | both photographs together | with others in their group | found by a sharp "
+        "| damage | faces that say who it is | limit | people | both photographs together | with others in their "
+        "group | found by a sharp "
         "photograph | strangers taken for them |",
         "|---" * 8 + "|",
     ]
     for r in records:
         lines.append(
-            f"| {r['damage']} | {100 * r['says_who']:.0f} % | {r['limit']:.2f} | {r['people']} | {share(r['together'])} | {share(r['mixed'])} | "
+            f"| {r['damage']} | {100 * r['says_who']:.0f} % | {r['limit']:.2f} | {r['people']} | "
+            f"{share(r['together'])} | {share(r['mixed'])} | "
             f"{share(r['found'])} | {r['strangers']:.4f} |"
         )
     return lines
