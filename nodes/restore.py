@@ -220,7 +220,6 @@ class RestoreFaces(host.Node):
             [
                 *([network.caution] if network.caution else []),
                 f"{found} face{'' if found == 1 else 's'} found, {restored} restored, {found - restored} skipped",
-                *([counted(alike)] if alike else []),
                 *(f"photo {i}: {one}" for i, result in enumerate(results, 1) for one in warnings_of(result.likeness)),
                 *(f"photo {i}: {reason}" for i, result in enumerate(results, 1) for reason in result.skipped),
             ]
@@ -233,9 +232,10 @@ class RestoreFaces(host.Node):
         whole = convert.with_alpha(convert.to_image(made), images)
         each = [f"photo {i}: {one.said}" for i, result in enumerate(results, 1) for one in result.likeness]
         said = lines(each) if each else "likeness was not looked at"
+        shown = lines([text, *([counted(alike)] if alike else [])])
         others = sum(one.word == OTHER for one in alike)
         values = (whole, convert.to_mask(masks), faces, text, found, restored, found - restored, said, others)
-        return host.output(cls, *values, text=text, picture=made if preview else None)
+        return host.output(cls, *values, text=shown, picture=made if preview else None)
 
 
 def detector_for(
