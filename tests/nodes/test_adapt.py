@@ -44,6 +44,7 @@ def test_everything_lies_below_the_output(run: Run, models: tuple[Any, Any], pai
         "BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING
     )
     assert adopt is verdict.startswith("Adopt")
+    assert likeness.startswith("Adapted restorer, 10 faces: cannot tell") and others == 0
     assert finished and verdict.startswith(("Adopt", "Keep the base", "Cannot tell"))
     assert curve.shape == (1, 256, 512, 3) and shown.shape == (1, 8 * 32, 4 * 32, 3)
     assert Path(folder) == host.root / "output/bfr_runs/my_run"
@@ -351,7 +352,7 @@ def mixed_pairs(
 def test_mixed_gives_a_restorer_that_sends_each_face_to_its_own(
     run: Run, models: tuple[Any, Any], mixed_pairs: Any, mixed_photos: Path
 ) -> None:
-    tuned, verdict, finished, curve, shown, folder, adopt, likeness, others = run(
+    tuned, verdict, finished, curve, shown, folder, adopt, *_ = run(
         "BFR_FinetuneRestorer", pairs=mixed_pairs, restorer=models[0], mixed=True, **TUNING
     )
     assert finished and adopt is True and curve.shape == (1, 2 * 256, 512, 3) and shown.shape == (1, 8 * 32, 3 * 32, 3)
