@@ -75,7 +75,7 @@ OWN |= {"make_recogniser"}
 # In tools/, which the tests can import.
 OWN |= {"api_graph", "make_recogniser", "node_help", "pack_faces", "published_shapes", "train_embedded"}
 OWN |= {"train_embedded", "published_shapes", "api_graph", "node_help"}  # in tools/, which the tests can import
-OWN |= {"make_recogniser", "readme_chart"}
+OWN |= {"likeness_limits", "make_recogniser", "readme_chart"}
 FOLDERS = (
     "bfr_core",
     "installation",
