@@ -208,7 +208,7 @@ def setting_lines(one: Setting) -> list[str]:
 
 def add_commands(commands: Commands) -> None:
     """Add the commands of this family."""
-    every = (*FACE_FLAGS, *SOURCES, *TARGET_FLAGS, *GATE_FLAGS, *ALBUM_FLAGS, *TUNE_FLAGS)
+    every = (*FACE_FLAGS, "--people", *SOURCES, *TARGET_FLAGS, *GATE_FLAGS, *ALBUM_FLAGS, *TUNE_FLAGS)
     text = "Photos in, adapted restorer out; run again, it goes on where it was."
     sub = commands.add(adapt, text, *every, group=MAIN, goes_on=True)
     tunes(with_run(by_recipe(sub)))
