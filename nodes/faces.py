@@ -112,7 +112,7 @@ def face_widgets() -> list[Any]:
 
 
 def people_widget() -> Any:
-    """Whether the faces are grouped by person."""
+    """The switch of grouping by person."""
     return host.widget(PeopleConfig(), "find", id="people", optional=True)
 
 
