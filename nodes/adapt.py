@@ -22,7 +22,7 @@ from ..bfr_core.adaptation.forecast import MEASURED_FACES, forecast, measure_tar
 from ..bfr_core.adaptation.good_faces import Examples
 from ..bfr_core.adaptation.per_damage import ONE_DAMAGE, adapt_groups, rows_of
 from ..bfr_core.adaptation.published import PUBLISHED_RECIPE as PUBLISHED
-from ..bfr_core.adaptation.published import RECOMMENDED, settings_of
+from ..bfr_core.adaptation.published import RECOMMENDED, recipe_with
 from ..bfr_core.adaptation.run import Run
 from ..bfr_core.adaptation.target_stage import make_targets
 from ..bfr_core.adaptation.targets import TargetConfig
@@ -116,7 +116,7 @@ class MakePseudoTargets(host.Node):
         **own: Any,
     ) -> io.NodeOutput:
         asked = {"targets.seed": seed} | ({} if settings == PUBLISHED else {"gate.limit": gate})
-        config = settings_of(restorer.network, PUBLISHED if settings == PUBLISHED else RECOMMENDED, asked)
+        config = recipe_with(restorer.network, PUBLISHED if settings == PUBLISHED else RECOMMENDED, asked)
         if settings == OWN:
             sampler = SamplerConfig(
                 kind=own["sampler"],
@@ -391,7 +391,7 @@ def tuning_config(
 ) -> FinetuneConfig:
     """The recipe of this name for `restorer`, changed by the `own` settings, then for a small card if asked."""
     values = {f"finetune.{setting}": value for setting, value in own.items()} | {"finetune.seed": seed}
-    return settings_of(restorer, name, values | (LOW_MEMORY if low_memory else {})).finetune
+    return recipe_with(restorer, name, values | (LOW_MEMORY if low_memory else {})).finetune
 
 
 def real_faces_in(real: Faces | None) -> Examples | None:

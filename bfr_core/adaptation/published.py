@@ -112,7 +112,7 @@ LEFT_TO_USER = frozenset(
 )
 
 
-def settings_of(restorer: Restorer, name: str, values: Mapping[str, Any] | None = None) -> AdaptConfig:
+def recipe_with(restorer: Restorer, name: str, values: Mapping[str, Any] | None = None) -> AdaptConfig:
     """The settings of the recipe `name`, one of `RECIPES`, for `restorer`, with the user's `values` by dotted path.
 
     For the published recipe, warnings say what the values change and whether the discriminator lacks real faces. Raises

@@ -162,7 +162,7 @@ def _add(parser: argparse.ArgumentParser, flag: str) -> None:
 
 def help_of(found: Setting) -> str:
     """The help of a setting's flag."""
-    return found.said.replace("%", "%%")
+    return found.help_text.replace("%", "%%")
 
 
 def reader_of(found: Setting) -> Callable[[str], Any]:
@@ -240,11 +240,11 @@ def base_restorer(args: argparse.Namespace) -> Any:
 
 def settings_from(args: argparse.Namespace, restorer: Any) -> Any:
     """The recipe that --recipe names for `restorer`, changed by the flags that were given."""
-    from ..adaptation.published import RECOMMENDED, settings_of
+    from ..adaptation.published import RECOMMENDED, recipe_with
 
     values = asked(args)
     name = values.pop("recipe", getattr(args, "recipe", RECOMMENDED))
-    return settings_of(restorer, name, values)
+    return recipe_with(restorer, name, values)
 
 
 def asked(args: argparse.Namespace) -> dict[str, Any]:

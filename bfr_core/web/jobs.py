@@ -24,7 +24,7 @@ from ..adaptation.faces import StageCallback, collect_faces
 from ..adaptation.first_look import first_look
 from ..adaptation.forecast import Forecast, forecast_run, tell_before
 from ..adaptation.per_damage import ONE_DAMAGE, adapt_mixed
-from ..adaptation.published import RECOMMENDED, settings_of
+from ..adaptation.published import RECOMMENDED, recipe_with
 from ..adaptation.run import Run
 from ..device import choose_device, release_memory
 from ..diffusion.prior import load_prior
@@ -324,7 +324,7 @@ def find_faces(
 
     def work(callback: StageCallback) -> Outcome:
         base = load_restorer(restorer).to(choose_device(device))
-        config = settings_of(base, recipe, changes)
+        config = recipe_with(base, recipe, changes)
         with run.locked():
             faces = collect_faces(photos, run, base.size, config.faces, callback, base.device)
         problems = tuple(problem["problem"] for problem in faces.problems)
@@ -354,7 +354,7 @@ def adapt_restorer(
 
     def work(callback: StageCallback) -> Outcome:
         base = load_restorer(restorer).to(choose_device(device))
-        config = settings_of(base, recipe, dict(changes) | {"restorer": restorer})
+        config = recipe_with(base, recipe, dict(changes) | {"restorer": restorer})
         before = tell_before(callback)
         if mixed:
             found = adapt_mixed(photos, run.folder, config, callback, str(base.device), base, before)
@@ -377,7 +377,7 @@ def look_first(
 
     def work(callback: StageCallback) -> Outcome:
         base = load_restorer(restorer).to(choose_device(device))
-        config = settings_of(base, recipe, dict(changes) | {"restorer": restorer})
+        config = recipe_with(base, recipe, dict(changes) | {"restorer": restorer})
         look = first_look(photos, run, config, callback, str(base.device), base)
         return Outcome(look.run.report.relative_to(run.folder).as_posix(), tuple(look.forecast.lines()))
 

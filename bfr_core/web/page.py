@@ -27,8 +27,8 @@ from ..adaptation.config import LOW_MEMORY, AdaptConfig
 from ..adaptation.faces import StageCallback, leave_out, left_out_of
 from ..adaptation.first_look import COLUMNS, place_of, read_first_look
 from ..adaptation.forecast import duration
-from ..adaptation.old_runs import adopt_old
-from ..adaptation.published import RECIPES, RECOMMENDED, recipe_of, settings_of
+from ..adaptation.old_runs import list_old_run
+from ..adaptation.published import RECIPES, RECOMMENDED, recipe_of, recipe_with
 from ..adaptation.run import Run
 from ..device import choose_device
 from ..files.kinds import why_left_out
@@ -282,7 +282,7 @@ class Page:
         if (status := self.status(run)).active:
             return status
         values = choices.settings()
-        settings_of(self.restorer_named(choices.restorer), choices.recipe, values)  # raises for a bad setting, now
+        recipe_with(self.restorer_named(choices.restorer), choices.recipe, values)  # raises for a bad setting, now
         if choices.real.strip():
             self.typed_folder(choices.real)
         photos = self.photos_of(run)
@@ -303,7 +303,7 @@ class Page:
         if (status := self.status(run)).active:
             return status
         settings = choices.settings()
-        settings_of(self.restorer_named(choices.restorer), choices.recipe, settings)  # raises for a bad setting, now
+        recipe_with(self.restorer_named(choices.restorer), choices.recipe, settings)  # raises for a bad setting, now
         self.remember(run, choices)
         work = look_first(run, None, choices.restorer, settings, self.device, choices.recipe)
         return self.jobs.start(run, "look", work)
@@ -328,7 +328,7 @@ class Page:
         run = self.run(name)
         if self.status(run).active:
             raise ValueError(f"{printable(str(name))}: is at work; stop it first")
-        adopt_old(run)
+        list_old_run(run)
         kept = delete(run.folder)
         self.changed()
         return [path.relative_to(run.folder).as_posix() for path in kept]
