@@ -251,7 +251,7 @@ def add_commands(commands: Commands) -> None:
     sub = commands.add(
         evaluate, "Measure restored faces against clean faces of the same names, or without any.", group=STUDIES
     )
-    sub.add_argument("restored", type=Path, metavar="RESTORED")
+    sub.add_argument("restored", type=Path, metavar="RESTORED", help="folder of restored faces")
     text = "clean faces of the same names; without them, only what needs no clean face is measured"
     sub.add_argument("--clean", type=Path, metavar="DIR", help=text)
     text = (
