@@ -27,7 +27,7 @@ ROWS = 12
 BATCH = 16
 SAME_PERSON = 0.5  # cosine of two photos; strict, so that hardly anyone is compared with somebody else
 LESS_LIKE = 0.01  # likeness that a face may lose before it is named: less is the recogniser's own noise
-NOT_MEASURED = "Identity was not measured: check for yourself whether each face is still the person."
+NOT_MEASURED = "Identity was not measured: look yourself whether each face is still the person."
 
 LOOK = "Look at the faces below, first at those that it was not trained on, before you use it."
 

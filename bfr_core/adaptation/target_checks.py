@@ -90,7 +90,7 @@ class TargetChecks(NamedTuple):
     readable: Tensor
 
 
-REASONS = {
+SAID = {
     "low_band": "does not agree with the damaged face in its low band",
     "moved": "eyes, nose or mouth have moved",
     "faceless": "looks less like a face",
@@ -127,7 +127,7 @@ class TargetMeasurements(NamedTuple):
 def measurements_of(
     lq: Tensor, targets: Tensor, net: LandmarkNet, recogniser: Recognise | None = None
 ) -> TargetMeasurements:
-    """What the checks need of damaged faces and their targets, both (B, 3, S, S) RGB in [0, 1]."""
+    """lq, targets: (B, 3, S, S) RGB in [0, 1] -> what the checks need of them."""
     stranger = 1 - likeness(recogniser(targets), recogniser(lq)) if recogniser else torch.zeros(len(lq))
     lq, targets = (at_checked_size(x) for x in (lq, targets))
     error = (low_pass(targets, 8) - low_pass(lq, 8)).square().mean((1, 2, 3)).sqrt()
@@ -178,7 +178,7 @@ def refusals(checks: TargetChecks, config: TargetCheckConfig, of: TargetChecks |
     if not config.limit:
         return reasons
     worst = [config.limit] * len(reasons)
-    relative_checks = REASONS if len(of.low_band) >= MIN_FACES else {}  # of two faces, one always stands out
+    relative_checks = SAID if len(of.low_band) >= MIN_FACES else {}  # of two faces, one always stands out
     for name, said in relative_checks.items():
         values, whole = getattr(checks, name), getattr(of, name)
         middle = whole.median()
@@ -191,9 +191,9 @@ def refusals(checks: TargetChecks, config: TargetCheckConfig, of: TargetChecks |
     for i, reason in enumerate(reasons):
         if checks.readable[i] and not reason:
             if checks.faceless[i] > 1 - config.least_score:
-                reasons[i] = REASONS["faceless"]
+                reasons[i] = SAID["faceless"]
             elif checks.moved[i] > config.most_moved:
-                reasons[i] = REASONS["moved"]
+                reasons[i] = SAID["moved"]
     return reasons
 
 
@@ -204,7 +204,7 @@ def joined(parts: list[TargetMeasurements]) -> TargetMeasurements:
 
 def as_record(checks: TargetChecks, index: int) -> Mapping[str, float]:
     """The figures of one face, ready for JSON."""
-    return {name: round(float(getattr(checks, name)[index]), 5) for name in REASONS}
+    return {name: round(float(getattr(checks, name)[index]), 5) for name in SAID}
 
 
 def at_checked_size(image: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """The verdict: whether tuning helped, judged without clean copies on faces that neither restorer was tuned on.
 
-The proof consists of two tests with known answers. In one, the damage of each face, told by its pseudo target, is put
-on the target of another face; a restorer that learned blurred, shifted or foreign targets would pass it, too. In the
-other, the damage that the tuned restorer sees in each face is put on clean faces that owe nothing to the folder or its
-teacher; it shows what the restorer wrongly takes for damage. The look of restored faces and targets can veto.
+The proof are two tests with known answers. The damage of each face, by its pseudo target, is put on the target of
+another: that would be passed by a restorer that learned blurred, shifted or foreign targets, too. And the damage that
+the tuned restorer sees in each face is put on clean faces that owe nothing to the folder or its teacher: that shows
+what it takes for damage and is not. What the restored faces and the targets look like has a veto.
 """
 
 from __future__ import annotations

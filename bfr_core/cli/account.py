@@ -80,7 +80,7 @@ def problems_of(files: Sequence[dict[str, str]]) -> list[str]:
     return [f"{printable(file['photo'])}: {file['reason']}" for file in files if file["reason"]]
 
 
-def face_account(faces: Any) -> list[dict[str, str]]:
+def faces_said(faces: Any) -> list[dict[str, str]]:
     """Print and return the account of the photos that a `FaceSet` comes from."""
     files = faces.account()
     account(files, FACES, f"{len(faces)} faces in {printable(faces.folder)}")

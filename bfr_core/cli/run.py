@@ -10,7 +10,7 @@ from typing import Any
 
 from ..files.photos import printable
 from ..settings import Setting, settings_of
-from .account import face_account
+from .account import faces_said
 from .flags import (
     ALBUM_FLAGS,
     FACE_FLAGS,
@@ -77,7 +77,7 @@ def _adapt_mixed(args: argparse.Namespace, config: Any, base: Any, bars: Bars) -
         "verdict": result.verdict,
         "groups": [{"faces": len(g.names), "verdict": g.judgement.verdict} for g in result.groups],
         "left_to_base": len(result.left),
-        "files": face_account(faces_of(result.run)),
+        "files": faces_said(faces_of(result.run)),
     }
 
 
@@ -98,7 +98,7 @@ def _tuned(result: Any, pth: bool) -> dict[str, Any]:
         "notes": progress.notes,
         "verdict": result.judgement.verdict,
         "verdict_sentence": result.judgement.sentence,
-        "files": face_account(result.faces),
+        "files": faces_said(result.faces),
     }
 
 
@@ -112,7 +112,7 @@ def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     size = args.size or base.size
     with run.locked():
         found = collect_faces(args.photos, run, size, config.faces, bars, base.device)
-    return {"faces": len(found), "files": face_account(found), "problems": found.problems}
+    return {"faces": len(found), "files": faces_said(found), "problems": found.problems}
 
 
 def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:

@@ -511,7 +511,7 @@ def restore_folder(
     if results:
         log.info("%d of %d results are there already", len(results), len(jobs))
     todo = [job for job in jobs if job.relative not in results]
-    one_at_a_time = threading.Lock()  # detectors keep state while they work
+    one_at_a_time = threading.Lock()  # detectors keep notes while they look
 
     def read(job: _Job) -> _Job:
         job.key = key_of(job.source, made_with)  # of what is read next: a photo that changes then has another key
@@ -607,7 +607,7 @@ def _give_free_names(jobs: list[_Job]) -> None:
 
 
 def _made_with(restorer: Restorer, config: RestoreConfig, detector: FindFaces | None, strip_gps: bool) -> str:
-    """Fingerprint of all that a result depends on besides its photo; "" for a restorer that came from no file."""
+    """Fingerprint of all that a result depends on besides its photo; "" for a restorer that is of no file."""
     from .. import __version__  # not known yet while the package is loading
 
     if not restorer.sha256:
