@@ -226,7 +226,6 @@ def left_out_of(run: Run) -> list[str]:
 
 
 def face_index(run: Run) -> dict[str, Any]:
-    """The content of faces.json. Raises ValueError if the run has no faces yet."""
     index = read_table(run.faces / "faces.json", faces=list, problems=list)
     if not index:
         raise ValueError(f"{printable(run.folder)}: holds no faces yet; start with 'bfr faces PHOTOS --run ...'")
@@ -236,7 +235,7 @@ def face_index(run: Run) -> dict[str, Any]:
 def _crops_of(
     file: Path, name: str, folder: Path, size: int, config: FaceConfig, detector: Any
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The records of a photo's faces, whose crops are written, and the reasons why others are left out."""
+    """What is kept of the photo's faces, whose crops are written, and why others are left out."""
     photo = read_image(file)
     if config.aligned:
         write_or_keep(folder / f"{name}.png", resize_square(photo, size, file))

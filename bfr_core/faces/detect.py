@@ -92,7 +92,7 @@ def load_detector(
 
 
 class EmbeddedDetector:
-    """Scans the whole photo for places that look like a face, and examines each of them again in several views."""
+    """Places that look like a face in a scan of the whole photo, each looked at again from several sides."""
 
     name = "embedded"
 

@@ -46,10 +46,10 @@ ADAPTERS: dict[str, type[Restorer]] = {
     "SwinIR": Restorer,
 }
 
-CODEFORMER_MARK = "codeformer"  # other programs tell by this in a .pth file's name which network it holds
-DEFAULT_SIZE = 512  # side of published face restorers, whose files do not state it
-SIZES = (16, 2048)  # smallest and largest side that a file may state
-OF_ITS_KIND = ("kind", "members")  # metadata of a file of changes or of groups; a complete restorer has neither
+CODEFORMER_MARK = "codeformer"  # in the name of a .pth file: by this other programs know which network it is
+DEFAULT_SIZE = 512  # of published face restorers, whose files do not say it
+SIZES = (16, 2048)  # smallest and largest that a file may say
+OF_ITS_KIND = ("kind", "members")  # metadata of a file of changes or of groups; a restorer written whole is neither
 
 
 def load_restorer(name_or_path: str | Path = "embedded") -> Restorer:
