@@ -36,7 +36,7 @@ from ..metrics.detail import sharpness
 from ..pixels import luma, resized
 from ..restorers.base import Restorer
 from ..settings import check_settings, setting
-from .grey import greyed, is_nearly_grey, tinted
+from .grey import given_to_restorer, is_nearly_grey, tinted
 from .record import RestorationRecord, Written, key_of
 
 log = logging.getLogger(__name__)
@@ -355,13 +355,10 @@ def _restored_or_why_not(
 
 def _restored_batch(batch: list[Tensor], restorer: Restorer) -> tuple[list[Tensor], list[str]]:
     """The crops of one batch restored, on the CPU, and what restored them; nearly grey ones as such, see `grey`."""
-    nearly_grey = [is_nearly_grey(crop) for crop in batch]
-    lq = [greyed(crop) if grey else crop for crop, grey in zip(batch, nearly_grey, strict=True)]
-    restored, by = restorer.restore_and_tell(torch.stack(lq))
+    restored, by = restorer.restore_and_tell(torch.stack([given_to_restorer(crop) for crop in batch]))
     faces = restored.cpu().unbind()
     return [
-        tinted(face, crop.to(face)) if grey else face
-        for face, crop, grey in zip(faces, batch, nearly_grey, strict=True)
+        tinted(face, crop.to(face)) if is_nearly_grey(crop) else face for face, crop in zip(faces, batch, strict=True)
     ], by
 
 
