@@ -22,7 +22,7 @@ TESTED = (
     "diffusion/test_sampler.py", "diffusion/test_prior.py", "training/test_losses.py", "training/test_batches.py",
     "training/test_checkpoint.py", "training/test_finetune.py", "restorers/test_low_rank.py", "restorers/test_load.py",
     "adaptation/test_targets.py", "adaptation/test_adapt.py", "damage/test_transplant.py", "faces/test_align.py",
-    "faces/test_detect.py", "faces/test_paste.py",
+    "faces/test_detect.py", "faces/test_second_look.py", "faces/test_paste.py",
 )  # fmt: skip
 
 

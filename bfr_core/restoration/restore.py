@@ -500,7 +500,7 @@ def restore_folder(
     for job in others:
         kept = None if again else record.made_before(job.name, job.source, made_with)
         if kept:
-            said = (kept.reason, kept.faces, kept.served, True)
+            said = (kept.reason, kept.faces, kept.served, True, kept.notes)
             results[job.relative] = FileResult(job.relative, "kept", *said, place=job.target)
     for step in range(1, 1 + len(results)):
         if callback:
@@ -699,7 +699,8 @@ def _write_and_note(
         return result
     key = "" if failed else job.key
     try:
-        record.add(Written(job.name, sha256_of(job.target), key, result.faces, result.reason, result.served))
+        made = (result.faces, result.reason, result.served, result.notes)
+        record.add(Written(job.name, sha256_of(job.target), key, *made))
     except OSError as error:
         log.warning("%s: its result is written, but not noted as made (%s)", printable(job.name), first_line(error))
     return result
@@ -739,7 +740,8 @@ def _write(
             replace_atomically(job.target, lambda temporary: shutil.copyfile(job.source, temporary))
         status = "failed" if job.faces else "no_face"
         how = "written anew, without its place" if strip_gps else "copied as it is"
-        return FileResult(job.relative, status, f"{reason or 'no face found'}; {how}", written=True)
+        notes = job.notes if strip_gps else ()  # a copy has all of the file
+        return FileResult(job.relative, status, f"{reason or 'no face found'}; {how}", written=True, notes=notes)
     except (ValueError, RuntimeError, OSError) as error:
         return FileResult(job.relative, "failed", _reason(error, job))
 
