@@ -143,9 +143,8 @@ def collect_faces(
                         from ..faces.detect import load_detector
 
                         detector = load_detector(config.detector, config.threshold, device)
-                    source = read_photo(file)
-                    record["notes"] = list(source.notes)
-                    record["faces"], narrow = _crops_of(source.pixels, file, name, run.faces, size, config, detector)
+                    record["faces"], narrow, notes = _crops_of(file, name, run.faces, size, config, detector)
+                    record["notes"] = list(notes)
                     if record["faces"]:
                         for reason in narrow:
                             log.warning("%s: %s", printable(relative), reason)
@@ -241,12 +240,14 @@ def face_index(run: Run) -> dict[str, Any]:
 
 
 def _crops_of(
-    photo: Tensor, file: Path, name: str, folder: Path, size: int, config: FaceConfig, detector: Any
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """What is kept of the faces of a photo (3, H, W), whose crops are written, and why others are left out."""
+    file: Path, name: str, folder: Path, size: int, config: FaceConfig, detector: Any
+) -> tuple[list[dict[str, Any]], list[str], Sequence[str]]:
+    """What is kept of the photo's faces, whose crops are written, why others are left out, and the photo's notes."""
+    source = read_photo(file)
+    photo = source.pixels
     if config.aligned:
         write_or_keep(folder / f"{name}.png", resize_square(photo, size, file))
-        return [{"name": name, "width": photo.shape[-1]}], []
+        return [{"name": name, "width": photo.shape[-1]}], [], source.notes
     found: list[dict[str, Any]] = []
     narrow: list[str] = []
     for face in detector(photo):
@@ -261,7 +262,7 @@ def _crops_of(
             {"name": crop_name, "width": round(face.width, 1), "score": round(face.score, 4)}
             | {"landmarks": np.round(face.landmarks, 2).tolist()}
         )
-    return found, narrow
+    return found, narrow, source.notes
 
 
 def write_or_keep(path: Path, pixels: Tensor) -> None:
