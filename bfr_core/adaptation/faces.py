@@ -184,8 +184,8 @@ def collect_faces(
     if not faces:
         raise ValueError(f"{printable(photos)}: no face could be taken from its {len(files)} images")
     made = {"size": size, "fingerprint": fingerprint(size, [(face["name"], face["sha256"]) for face in faces])}
-    notes = {r["photo"]: "; ".join(r["notes"]) for r in records if r.get("notes")}
-    write_json(run.faces / "faces.json", made | {"faces": faces, "problems": problems, "notes": notes})
+    of_photos = {r["photo"]: "; ".join(r["notes"]) for r in records if r.get("notes")}
+    write_json(run.faces / "faces.json", made | {"faces": faces, "problems": problems, "notes": of_photos})
     run.record("faces", {"photos": str(photos.name), "size": size} | asdict(config))
     return faces_of(run)
 
