@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..faces.arcface import Recognise, likeness
-from ..files.photos import read_image
+from ..files.photos import printable, read_image
 from ..files.records import read_json
 from ..metrics.intervals import bootstrap_difference
 from ..reports.html import Gallery, ReportData, Table, write_report
@@ -90,11 +90,12 @@ def report_adaptation(result: Adapted, config: FinetuneConfig, recogniser: Recog
 
 
 def account_notes(faces: FaceSet) -> list[str]:
-    """How many photos gave faces, and a line for every file that gave none."""
+    """How many photos gave faces, and a line for every file that gave none, or of which not all was used."""
     files = faces.account()
     used = sum(file["status"] == "used" for file in files)
     return [f"{used} of {len(files)} files of the folder gave faces."] * bool(files) + [
-        problem["problem"] for problem in faces.problems
+        *(problem["problem"] for problem in faces.problems),
+        *(f"{printable(photo)}: {note}" for photo, note in faces.notes.items()),
     ]
 
 

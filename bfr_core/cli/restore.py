@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +64,14 @@ def tone(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from ..files.photos import read_photo, write_photo
     from ..files.records import write_json
 
-    def one(file: Path, relative: Path) -> dict[str, Any]:
+    def one(file: Path, relative: Path) -> tuple[dict[str, Any], Sequence[str]]:
         photo = read_photo(file)
         found = read_tone(photo.pixels, args.strength)
         place = free_place(args.out / relative)
         write_photo(place, with_changes(photo, pixels=with_tone(photo.pixels, found)))
         if not alone:
             note_result(place)
-        return found._asdict()
+        return found._asdict(), photo.notes
 
     alone = prepare_results(args.photos, args.out)
     lines, files = each_photo(args.photos, one, bars.named("tone"))

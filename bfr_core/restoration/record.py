@@ -24,7 +24,7 @@ class Written:
     """A result. name: its path in the folder, with forward slashes. sha256: of the file as it was written.
 
     key: of the photo, the restorer and the settings that it was made from, see `key_of`; "" if it is to be tried again.
-    faces: restored in it. reason, served: see `restore.FileResult`.
+    faces: restored in it. reason, served, notes: see `restore.FileResult`.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Written:
     faces: int = 0
     reason: str = ""
     served: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def key_of(photo: Path, made_with: str) -> str:
@@ -104,9 +105,12 @@ def _read(line: str) -> Written | None:
         return None
     content = {field.name: content[field.name] for field in fields(Written) if field.name in content}
     texts = [content.get(name, "") for name in ("name", "sha256", "key", "reason")]
-    served = content.get("served", [])
-    if not isinstance(served, list) or not all(isinstance(text, str) for text in [*texts, *served]):
+    served, notes = content.get("served", []), content.get("notes", [])
+    if not isinstance(served, list) or not isinstance(notes, list):
+        return None
+    if not all(isinstance(text, str) for text in [*texts, *served, *notes]):
         return None
     if not content.get("name") or type(content.get("faces", 0)) is not int:
         return None
-    return Written(**{**content, "sha256": content.get("sha256", ""), "served": tuple(served)})
+    lists = {"served": tuple(served), "notes": tuple(notes)}
+    return Written(**{**content, "sha256": content.get("sha256", ""), **lists})

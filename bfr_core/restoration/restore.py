@@ -36,7 +36,7 @@ from ..metrics.detail import sharpness
 from ..pixels import luma, resized
 from ..restorers.base import Restorer
 from ..settings import check_settings, setting
-from .grey import greyed, is_nearly_grey, tinted
+from .grey import given_to_restorer, is_nearly_grey, tinted
 from .record import RestorationRecord, Written, key_of
 
 log = logging.getLogger(__name__)
@@ -355,13 +355,10 @@ def _restored_or_why_not(
 
 def _restored_batch(batch: list[Tensor], restorer: Restorer) -> tuple[list[Tensor], list[str]]:
     """The crops of one batch restored, on the CPU, and what restored them; nearly grey ones as such, see `grey`."""
-    nearly_grey = [is_nearly_grey(crop) for crop in batch]
-    lq = [greyed(crop) if grey else crop for crop, grey in zip(batch, nearly_grey, strict=True)]
-    restored, by = restorer.restore_and_tell(torch.stack(lq))
+    restored, by = restorer.restore_and_tell(torch.stack([given_to_restorer(crop) for crop in batch]))
     faces = restored.cpu().unbind()
     return [
-        tinted(face, crop.to(face)) if grey else face
-        for face, crop, grey in zip(faces, batch, nearly_grey, strict=True)
+        tinted(face, crop.to(face)) if is_nearly_grey(crop) else face for face, crop in zip(faces, batch, strict=True)
     ], by
 
 
@@ -503,7 +500,7 @@ def restore_folder(
     for job in others:
         kept = None if again else record.made_before(job.name, job.source, made_with)
         if kept:
-            said = (kept.reason, kept.faces, kept.served, True)
+            said = (kept.reason, kept.faces, kept.served, True, kept.notes)
             results[job.relative] = FileResult(job.relative, "kept", *said, place=job.target)
     for step in range(1, 1 + len(results)):
         if callback:
@@ -702,7 +699,8 @@ def _write_and_note(
         return result
     key = "" if failed else job.key
     try:
-        record.add(Written(job.name, sha256_of(job.target), key, result.faces, result.reason, result.served))
+        made = (result.faces, result.reason, result.served, result.notes)
+        record.add(Written(job.name, sha256_of(job.target), key, *made))
     except OSError as error:
         log.warning("%s: its result is written, but not noted as made (%s)", printable(job.name), first_line(error))
     return result
@@ -742,7 +740,8 @@ def _write(
             replace_atomically(job.target, lambda temporary: shutil.copyfile(job.source, temporary))
         status = "failed" if job.faces else "no_face"
         how = "written anew, without its place" if strip_gps else "copied as it is"
-        return FileResult(job.relative, status, f"{reason or 'no face found'}; {how}", written=True)
+        notes = job.notes if strip_gps else ()  # a copy has all of the file
+        return FileResult(job.relative, status, f"{reason or 'no face found'}; {how}", written=True, notes=notes)
     except (ValueError, RuntimeError, OSError) as error:
         return FileResult(job.relative, "failed", _reason(error, job))
 

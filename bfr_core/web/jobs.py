@@ -87,6 +87,15 @@ class Status:
     def active(self) -> bool:
         return self.state in ("waiting", "running", "elsewhere")
 
+    @property
+    def needs_faces(self) -> bool:
+        """Whether the job is at work on the run's faces, so that none may be left out or taken back meanwhile.
+
+        Repairing other photos does not need them, and a forecast has read the few that it needs.
+        """
+        spared = self.kind == "repair" or (self.kind == "faces" and self.stage == "forecast")
+        return self.active and not spared
+
 
 Work = Callable[[StageCallback], Outcome]
 
@@ -327,6 +336,7 @@ def find_faces(
         config = recipe_with(base, recipe, changes)
         with run.locked():
             faces = collect_faces(photos, run, base.size, config.faces, callback, base.device)
+        callback("forecast", 0, 2, None)  # from here on the faces are only read
         problems = tuple(problem["problem"] for problem in faces.problems)
         try:
             prior = load_prior(config.prior).to(base.device)

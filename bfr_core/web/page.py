@@ -454,7 +454,7 @@ class Page:
     def toggle(self, name: str | None, index: int) -> None:
         """Leave out the face at this place in `faces`, or use it again."""
         run = self.run(name)
-        if self.status(run).active:
+        if self.status(run).needs_faces:
             raise ValueError("stop the run before you change its faces")
         face = self._face_names(run)[index]
         leave_out(run, set(left_out_of(run)) ^ {face})
