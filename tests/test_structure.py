@@ -76,6 +76,7 @@ OWN |= {"make_recogniser"}
 OWN |= {"api_graph", "make_recogniser", "node_help", "pack_faces", "published_shapes", "train_embedded"}
 OWN |= {"train_embedded", "published_shapes", "api_graph", "node_help"}  # in tools/, which the tests can import
 OWN |= {"likeness_limits", "make_recogniser", "readme_chart"}
+OWN |= {path.stem for path in (ROOT / "tools").glob("*.py")}  # which the tests can import
 FOLDERS = (
     "bfr_core",
     "installation",

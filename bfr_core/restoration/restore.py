@@ -36,7 +36,7 @@ from ..metrics.detail import sharpness
 from ..pixels import luma, resized
 from ..restorers.base import Restorer
 from ..settings import check_settings, setting
-from .grey import greyed, is_nearly_grey, tinted
+from .grey import given_to_restorer, is_nearly_grey, tinted
 from .record import RestorationRecord, Written, key_of
 from .same_person import ACTIONS, PERSON_LIMIT, FaceLikeness, LikenessCheck, counted, load_check, warnings_of
 
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 RestoreCallback = Callable[[int, int, "Tensor | None"], None]
 FindFaces = Callable[[Tensor], list[Face]]  # a FaceDetector, or anything else that answers for a photo
 Parser = Callable[[Tensor], Tensor]  # a restored crop (3, S, S) -> the part of it that is pasted, (1, S, S)
-LARGER = 1.05  # of the restorer's size: from here on a face is said to be too large
+LARGER = 1.05  # times the restorer's size: above this a warning says that a face is too large
 ONE_FACE: dict[str, Callable[[Face], float]] = {  # a choice of one face: the least by this
     "largest": lambda face: -face.width,
     "leftmost": lambda face: face.landmarks[:, 0].mean(),
@@ -176,8 +176,8 @@ def restore_photo(
     background that the faces, restored from `photo` itself, are pasted into. name: of the photo, for the log.
     likeness: the check of config.likeness, where it is loaded already or looks for one person.
     A face that fails does not stop the others: the reason is in `skipped`. A grey photo stays grey, and a face that is
-    nearly grey keeps its tint and gets no other colours. Whoever writes the
-    result as a file says in it what it is: `replace(photo, pixels=..., record=photo.record.with_step(result.step))`.
+    nearly grey keeps its tint and gets no other colours. Whoever writes the result as a file must record in it what it
+    is: `replace(photo, pixels=..., record=photo.record.with_step(result.step))`.
     Raises ValueError or FileNotFoundError if the photo's shape or the detector is wrong.
     """
     config = config or RestoreConfig()
@@ -420,13 +420,10 @@ def _restored_or_why_not(
 
 def _restored_batch(batch: list[Tensor], restorer: Restorer) -> tuple[list[Tensor], list[str]]:
     """The crops of one batch restored, on the CPU, and what restored them; nearly grey ones as such, see `grey`."""
-    nearly_grey = [is_nearly_grey(crop) for crop in batch]
-    lq = [greyed(crop) if grey else crop for crop, grey in zip(batch, nearly_grey, strict=True)]
-    restored, by = restorer.restore_and_tell(torch.stack(lq))
+    restored, by = restorer.restore_and_tell(torch.stack([given_to_restorer(crop) for crop in batch]))
     faces = restored.cpu().unbind()
     return [
-        tinted(face, crop.to(face)) if grey else face
-        for face, crop, grey in zip(faces, batch, nearly_grey, strict=True)
+        tinted(face, crop.to(face)) if is_nearly_grey(crop) else face for face, crop in zip(faces, batch, strict=True)
     ], by
 
 
@@ -573,7 +570,7 @@ def restore_folder(
     for job in others:
         kept = None if again else record.made_before(job.name, job.source, made_with)
         if kept:
-            said = (kept.reason, kept.faces, kept.served, True)
+            said = (kept.reason, kept.faces, kept.served, True, kept.notes)
             likeness = tuple(FaceLikeness.of(one) for one in kept.likeness)
             results[job.relative] = FileResult(job.relative, "kept", *said, place=job.target, likeness=likeness)
     for step in range(1, 1 + len(results)):
@@ -799,7 +796,8 @@ def _write_and_note(
     key = "" if failed else job.key
     try:
         likeness = tuple(one.record() for one in result.likeness)
-        record.add(Written(job.name, sha256_of(job.target), key, result.faces, result.reason, result.served, likeness))
+        made = (result.faces, result.reason, result.served, result.notes, likeness)
+        record.add(Written(job.name, sha256_of(job.target), key, *made))
     except OSError as error:
         log.warning("%s: its result is written, but not noted as made (%s)", printable(job.name), first_line(error))
     return result
@@ -840,8 +838,8 @@ def _write(
             replace_atomically(job.target, lambda temporary: shutil.copyfile(job.source, temporary))
         status = "failed" if job.faces else "no_face"
         how = "written anew, without its place" if strip_gps else "copied as it is"
-        reason = f"{reason or 'no face found'}; {how}"
-        return FileResult(job.relative, status, reason, written=True, likeness=job.likeness)
+        told = {"notes": job.notes if strip_gps else (), "likeness": job.likeness}  # a copy has all of the file
+        return FileResult(job.relative, status, f"{reason or 'no face found'}; {how}", written=True, **told)
     except (ValueError, RuntimeError, OSError) as error:
         return FileResult(job.relative, "failed", _reason(error, job))
 
