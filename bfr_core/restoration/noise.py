@@ -1,0 +1,128 @@
+"""How strong the noise and the JPEG blocks around a face are, read off the photo itself."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..pixels import luma
+from .pyramid import padded, split
+
+MOST_PIXELS = 1024  # a side of the part that is measured
+SMOOTHEST = 0.2  # share of the places of one tone that its noise is read off
+MEDIAN_SQUARE = 0.4549  # of a standard normal number: the median of its square
+TONES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of luma: film is noisiest in its mid-tones, a sensor in its lights
+DARK, LIGHT = 0.04, 0.97  # beyond them noise is cut off at black or white
+FEWEST = 64  # coefficients; from fewer no noise is read
+BLOCK = 8  # pixels of a JPEG block, along each axis
+NO_BLOCKS, ALL_BLOCKS = 0.5, 1.1  # strength of blocks up to which they do not count, and from which on they are all
+TONE_WINDOW = 9  # pixels of a band, over which the tone is a mean: noise must not choose its own
+
+
+class Noise(NamedTuple):
+    """Noise of a photo around one face.
+
+    covariances: (bands, tones, 3, 3), of red, green and blue in each band of `pyramid.split`, the finest first, at each
+    of `TONES`. blocks: how much stronger steps are across the block edges of a JPEG than elsewhere, in mean steps
+    between neighbours: up to about 0.2 where no blocks are seen, 0.5 at quality 75, 1 and more from quality 30 on.
+    """
+
+    covariances: Tensor
+    blocks: float
+
+    def deviation(self, band: int) -> float:
+        """Standard deviation in one band, 0 to 1 as pixels are: the median over the tones."""
+        return float(self.variances(band).median().sqrt())
+
+    def variances(self, band: int) -> Tensor:
+        """Mean variance of the channels at each tone: (tones,)."""
+        return self.covariances[band].diagonal(dim1=-2, dim2=-1).mean(-1)
+
+
+def read_noise(photo: Tensor, levels: int) -> Noise:
+    """The noise of `photo`, (3, H, W) RGB in [0, 1] on the CPU: the part of it around a face, in its own pixels.
+
+    In each band and at each tone, the coefficients are taken where the next coarser band is weakest, so that it is not
+    the noise itself that chooses its places; there the median of the squares says the variance, which structure hardly
+    moves. A tone that the photo has not takes that of the nearest one. Of large parts only the middle is read.
+    """
+    photo = _middle(photo, MOST_PIXELS)
+    whole = padded(photo, levels + 1)
+    bands, tones = split(whole, levels + 1), tone_maps(whole, levels)
+    covariances = []
+    for band, coarser, tone in zip(bands[:-1], bands[1:], tones, strict=True):
+        structure = F.avg_pool2d(coarser.square().sum(0, keepdim=True)[None], 5, 1, 2)
+        structure = F.interpolate(structure, band.shape[-2:], mode="nearest")[0, 0]
+        covariances.append(_by_tone(band, structure, tone[0]))
+    return Noise(torch.stack(covariances), read_blocks(photo))
+
+
+def tone_maps(photo: Tensor, levels: int) -> list[Tensor]:
+    """The mean luma around each coefficient of each band: (1, h, w) in [0, 1]."""
+    tone, maps = luma(photo)[None], []
+    for _ in range(levels):
+        maps.append(F.avg_pool2d(tone, TONE_WINDOW, 1, TONE_WINDOW // 2, count_include_pad=False)[0])
+        tone = F.avg_pool2d(tone, 2)
+    return maps
+
+
+def tone_shares(tone: Tensor) -> Tensor:
+    """How near a tone is to each of `TONES`, for mixing what is known at these: (1, h, w) -> (tones, h, w), sum 1."""
+    step = TONES[1] - TONES[0]
+    place = ((tone - TONES[0]) / step).clamp(0, len(TONES) - 1)
+    return (1 - (place - torch.arange(len(TONES)).to(tone).view(-1, 1, 1)).abs()).clamp_min(0)
+
+
+def _by_tone(band: Tensor, structure: Tensor, tone: Tensor) -> Tensor:
+    """(C, h, w) band, (h, w) structure and tone -> (tones, 3, 3)."""
+    half = (TONES[1] - TONES[0]) / 2
+    found: dict[int, Tensor] = {}
+    for i, middle in enumerate(TONES):
+        here = (tone >= max(middle - half, DARK)) & (tone < min(middle + half, LIGHT))
+        count = int(SMOOTHEST * int(here.sum()))
+        if count >= FEWEST:
+            limit = structure[here].kthvalue(count).values
+            found[i] = _covariance(band[:, here & (structure <= limit)])
+    if not found:
+        return torch.zeros(len(TONES), 3, 3)
+    return torch.stack([found[min(found, key=lambda known: abs(known - i))] for i in range(len(TONES))])
+
+
+def _covariance(values: Tensor) -> Tensor:
+    """(3, N) -> (3, 3), by medians: cov(a, b) is a quarter of var(a + b) - var(a - b). No eigenvalue is below 0."""
+
+    def variance(of: Tensor) -> Tensor:
+        return of.square().median() / MEDIAN_SQUARE
+
+    found = torch.stack([torch.stack([(variance(a + b) - variance(a - b)) / 4 for b in values]) for a in values])
+    eigenvalues, vectors = torch.linalg.eigh(found.double())
+    return ((vectors * eigenvalues.clamp_min(0)) @ vectors.T).to(values)
+
+
+def read_blocks(photo: Tensor) -> float:
+    """See `Noise.blocks`; the stronger of the two directions. 0 for what is smaller than four blocks."""
+    grey = 255 * luma(photo)[0]
+    if min(grey.shape) < 4 * BLOCK:
+        return 0.0
+    return max(_steps_on_a_grid(grey), _steps_on_a_grid(grey.T))
+
+
+def share_without_blocks(blocks: float) -> float:
+    """1 for photos without visible blocks, see `Noise.blocks`; less with them, down to 0."""
+    return min(1.0, max(0.0, (ALL_BLOCKS - blocks) / (ALL_BLOCKS - NO_BLOCKS)))
+
+
+def _steps_on_a_grid(grey: Tensor) -> float:
+    step = (grey[:, 1:] - grey[:, :-1]).abs().clamp(max=BLOCK)
+    excess = step[:, 1:-1] - (step[:, :-2] + step[:, 2:]) / 2
+    by_phase = torch.stack([excess[:, phase::BLOCK].mean() for phase in range(BLOCK)]).sort().values
+    return float((by_phase[-1] - by_phase[:-1].median()) / step.mean().clamp_min(0.05))
+
+
+def _middle(photo: Tensor, most: int) -> Tensor:
+    height, width = photo.shape[-2:]
+    top, left = max(0, (height - most) // 2), max(0, (width - most) // 2)
+    return photo[:, top : top + most, left : left + most]
