@@ -1,12 +1,12 @@
 """Is a restored face ever worse than the photo? Large faces as they are, and the same faces damaged.
 
-    python benchmarks/no_worse.py --shared DIR [--faces 10] [--damages none,blur,...] [--out PICTURES]
+    python benchmarks/no_worse.py --shared DIR [--sets diverse] [--faces 10] [--damages "none;blur"] [--out PICTURES]
 
 DIR holds photos/, diverse/ and portraits/ (of which the held-out ones are taken), each with its landmarks.json or, for
 the eight faces of photos/, the embedded detector. The restorer is the embedded one, which is smaller than these faces.
 Every face is restored twice: *off*, with keep_detail and even_tone switched off, and *on*, as by default but for the
 grain, which is no matter of these measures. PSNR and GMSD are against the clean face, in the photo's own pixels; the
-likeness is the distance of the recogniser's embeddings to the clean face, where two photographs of one person have 0.35.
+likeness is the distance of the recogniser's embeddings to the clean face: two photographs of one person have 0.35.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from bfr_core.randomness import keyed_generator
 from bfr_core.restoration.restore import RestoreConfig, restore_photo
 from bfr_core.restorers import load_restorer
 
+SETS = ("eight", "diverse", "portraits")
 HELD_OUT = Path(__file__).parents[1] / "bfr_core" / "embedded" / "held_out.txt"
 ON = RestoreConfig(match_grain=False)
 OFF = RestoreConfig(match_grain=False, keep_detail=False, even_tone=False)
@@ -91,20 +92,18 @@ DAMAGES: dict[str, Damage] = {
 FADED = {"faded": (0.3, 0.35), "dark": (0.25, 0.0)}  # what is measured is undone first: the tones are no matter here
 
 
-def read_cases(shared: Path, count: int) -> dict[str, list[Case]]:
-    """The sets by name, `count` faces of each, evenly chosen; the eight faces are all taken."""
-    eight = read_image(shared / "photos" / "eight_synthetic_faces.jpg")
-    found = load_detector("embedded", 0.5, torch.device("cpu"))(eight)
-    cases = {"eight faces": [Case(f"eight_{i}", eight, face) for i, face in enumerate(found)]}
-    for folder, names in (("diverse", None), ("portraits", HELD_OUT.read_text(encoding="utf-8").split())):
-        records = json.loads((shared / folder / "landmarks.json").read_text(encoding="utf-8"))
-        names = names or sorted(records)
-        chosen = names[:: max(1, len(names) // count)][:count]
-        cases[folder] = [
-            Case(Path(name).stem, read_image(shared / folder / name), Face(np.array(records[name]["landmarks"])))
-            for name in chosen
-        ]
-    return cases
+def read_cases(shared: Path, group: str, count: int) -> list[Case]:
+    """`count` faces of a set, evenly chosen; the eight faces are all taken."""
+    if group == "eight":
+        photo = read_image(shared / "photos" / "eight_synthetic_faces.jpg")
+        found = load_detector("embedded", 0.5, torch.device("cpu"))(photo)
+        return [Case(f"eight_{i}", photo, face) for i, face in enumerate(found)]
+    records = json.loads((shared / group / "landmarks.json").read_text(encoding="utf-8"))
+    names = HELD_OUT.read_text(encoding="utf-8").split() if group == "portraits" else sorted(records)
+    return [
+        Case(Path(name).stem, read_image(shared / group / name), Face(np.array(records[name]["landmarks"])))
+        for name in names[:: max(1, len(names) // count)][:count]
+    ]
 
 
 def around(photo: Tensor, face: Face) -> Tensor:
@@ -125,7 +124,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, required=True, metavar="DIR")
     parser.add_argument("--faces", type=int, default=10, help="of each set (10)")
-    parser.add_argument("--damages", default=",".join(DAMAGES), help="separated by commas; all by default")
+    parser.add_argument("--damages", default=";".join(DAMAGES), help="separated by semicolons; all by default")
+    parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
     parser.add_argument("--out", type=Path, help="folder for pictures: damaged, off, on, clean")
     args = parser.parse_args()
     logging.getLogger("bfr_core").setLevel(logging.ERROR)
@@ -138,9 +138,9 @@ def main() -> None:
         return Figures(float(sharpness(crop[None])), float(psnr(ours, theirs)), float(gmsd(ours, theirs)), distance)
 
     print(f"| {COLUMNS} |\n|{'---|' * (COLUMNS.count('|') + 1)}")
-    for group, cases in read_cases(args.shared, args.faces).items():
-        small = [cut_out(case) for case in cases]
-        for damage in args.damages.split(","):
+    for group in args.sets:
+        small = [cut_out(case) for case in read_cases(args.shared, group, args.faces)]
+        for damage in args.damages.split(";"):
             rows, left_alone = [], 0
             for case in small:
                 lq = DAMAGES[damage](case.photo, case.face.width, keyed_generator(damage, case.name))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..randomness import keyed_generator
 from .finest_band import mean_square
-from .noise import Noise, share_without_blocks, tone_shares
+from .noise import Noise, share_without_blocks, share_without_pattern, tone_shares
 from .pyramid import split
 
 # Of the two finest bands: the deviation up to which there is no grain, and from which on all of it is put back.
@@ -28,12 +28,13 @@ ROWS = 64  # of grain that are drawn together
 
 
 def grain_strength(noise: Noise) -> float:
-    """How much of the photo's noise is grain to be put back: 0 for clean or blocky photos to 1."""
+    """How much of the photo's noise is grain to be put back: 0 for clean or blocky photos and for halftones, to 1."""
     above = [
         (noise.deviation(band) - none) / (full - none)
         for band, (none, full) in enumerate(zip(NO_GRAIN, ALL_GRAIN, strict=True))
     ]
-    return min(1.0, max(0.0, *above)) * share_without_blocks(noise.blocks)
+    random = share_without_blocks(noise.blocks) * share_without_pattern(noise.pattern)
+    return min(1.0, max(0.0, *above)) * random
 
 
 def grain_bands(

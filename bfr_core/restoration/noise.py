@@ -1,4 +1,4 @@
-"""How strong the noise and the JPEG blocks around a face are, read off the photo itself."""
+"""How strong noise, JPEG blocks and regular patterns around a face are, read off the photo itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..pixels import luma
+from ..pixels import gaussian_blur, luma
 from .pyramid import padded, split
 
 MOST_PIXELS = 1024  # a side of the part that is measured
@@ -19,6 +19,9 @@ DARK, LIGHT = 0.04, 0.97  # beyond them noise is cut off at black or white
 FEWEST = 64  # coefficients; from fewer no noise is read
 BLOCK = 8  # pixels of a JPEG block, along each axis
 NO_BLOCKS, ALL_BLOCKS = 0.5, 1.1  # strength of blocks up to which they do not count, and from which on they are all
+NO_PATTERN, ALL_PATTERN = 0.2, 0.32  # the same of what repeats itself
+FINE = 4.0  # pixels of the blur that leaves the structure which may repeat itself
+FARTHEST = 20  # pixels between its repetitions, at most
 TONE_WINDOW = 9  # pixels of a band, over which the tone is a mean: noise must not choose its own
 
 
@@ -28,10 +31,13 @@ class Noise(NamedTuple):
     covariances: (bands, tones, 3, 3), of red, green and blue in each band of `pyramid.split`, the finest first, at each
     of `TONES`. blocks: how much stronger steps are across the block edges of a JPEG than elsewhere, in mean steps
     between neighbours: up to about 0.2 where no blocks are seen, 0.5 at quality 75, 1 and more from quality 30 on.
+    pattern: how much the fine structure repeats itself at a distance, 0 to 1: up to 0.2 in photographs and in grain,
+    0.3 and more in halftones.
     """
 
     covariances: Tensor
     blocks: float
+    pattern: float
 
     def deviation(self, band: int) -> float:
         """Standard deviation in one band, 0 to 1 as pixels are: the median over the tones."""
@@ -57,7 +63,7 @@ def read_noise(photo: Tensor, levels: int) -> Noise:
         structure = F.avg_pool2d(coarser.square().sum(0, keepdim=True)[None], 5, 1, 2)
         structure = F.interpolate(structure, band.shape[-2:], mode="nearest")[0, 0]
         covariances.append(_by_tone(band, structure, tone[0]))
-    return Noise(torch.stack(covariances), read_blocks(photo))
+    return Noise(torch.stack(covariances), read_blocks(photo), read_pattern(photo))
 
 
 def tone_maps(photo: Tensor, levels: int) -> list[Tensor]:
@@ -108,6 +114,33 @@ def read_blocks(photo: Tensor) -> float:
     if min(grey.shape) < 4 * BLOCK:
         return 0.0
     return max(_steps_on_a_grid(grey), _steps_on_a_grid(grey.T))
+
+
+def read_pattern(photo: Tensor) -> float:
+    """See `Noise.pattern`; 0 for what is smaller than six times the blur.
+
+    The highest autocorrelation of the fine structure beyond the distance at which its mean over all directions has
+    died away. Strong edges are cut off, so that they do not decide.
+    """
+    grey = luma(_middle(photo, MOST_PIXELS // 2))[None]
+    if min(grey.shape[-2:]) < 6 * FINE:
+        return 0.0
+    fine = (grey - gaussian_blur(grey, FINE))[0, 0]
+    limit = float(fine.abs().median()) / MEDIAN_SQUARE**0.5
+    fine = fine.clamp(-1.5 * limit, 1.5 * limit)
+    correlation = torch.fft.irfft2(torch.fft.rfft2(fine - fine.mean()).abs().square(), s=fine.shape)
+    correlation = correlation / correlation[0, 0].clamp_min(1e-12)
+    near = correlation.roll((FARTHEST, FARTHEST), (0, 1))[: 2 * FARTHEST + 1, : 2 * FARTHEST + 1]
+    line = torch.arange(-FARTHEST, FARTHEST + 1.0)
+    distance = (line[:, None].square() + line.square()).sqrt().round()
+    died = next((d for d in range(1, FARTHEST) if near[distance == d].mean() < 0.05), FARTHEST)
+    beyond = near[(distance > died) & (distance <= FARTHEST)]
+    return float(beyond.max().clamp(0, 1)) if len(beyond) else 0.0
+
+
+def share_without_pattern(pattern: float) -> float:
+    """1 for photos and grain, see `Noise.pattern`; less with halftones, down to 0."""
+    return min(1.0, max(0.0, (ALL_PATTERN - pattern) / (ALL_PATTERN - NO_PATTERN)))
 
 
 def share_without_blocks(blocks: float) -> float:
