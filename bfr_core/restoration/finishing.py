@@ -26,8 +26,8 @@ NEAR = 0.9  # of the restorer's size: narrower faces hold nothing that it has no
 AROUND = 0.25  # of the pasted square's side: how far around it the photo's noise is read
 GRAIN_LEVELS = 3  # bands that grain is put back in, at least
 REACH = 8  # pixels of the coarsest band that a result may depend on, to each side
-CLEAN = 3 / 255  # deviation of the finest band up to which a photo is free of noise
-AS_SHARP = 0.995  # of the photo's sharpness: less is worse
+CLEAN = 4.5 / 255  # deviation of the finest band up to which a photo is nearly free of noise
+AS_SHARP, MUCH_SHARPER = 0.995, 2.0  # of the photo's sharpness: less than the first is worse
 INSIDE = 0.6  # of a face's width: all of it is pasted in full
 WIDEST = 1024  # pixels of a face at which sharpness is measured, at most
 
@@ -54,22 +54,30 @@ def finished(
 
 
 def _unless_worse(photo: Tensor, patches: list[Patch], face: Face, size: int) -> tuple[list[Patch], str]:
-    """`patches`, or none and the reason if they leave `face` less sharp than it is in `photo`, which is clean."""
+    """`patches`, or none and the reason if they leave `face` less sharp than it is in `photo`, which is clean.
+
+    The face and its middle are measured; where the middle becomes much sharper, it may cost sharpness around it.
+    """
     moved = replace(face, landmarks=face.landmarks - [patches[0].left, patches[0].top])
-    before, after = (_sharpness_inside(picture, moved) for picture in (_covered(photo, patches), _pasted(patches)))
-    if after >= AS_SHARP * before:
+    whole, inside = zip(
+        *(_sharpness(part, moved) for part in (_covered(photo, patches), _pasted(patches))), strict=True
+    )
+    gained = [after / max(before, 1e-6) for before, after in (whole, inside)]
+    if min(gained) >= AS_SHARP or gained[1] >= MUCH_SHARPER:
         return patches, ""
+    before, after = whole if gained[0] < AS_SHARP else inside
     return [], (
         f"a face {face.width:.0f} pixels wide is left alone: the photo is clean, and sharper there ({before:.2f}) than "
         f"the restorer of {size} pixels makes it ({after:.2f})"
     )
 
 
-def _sharpness_inside(photo: Tensor, face: Face) -> float:
-    """Sharpness of the middle of a face, in the photo's own pixels, away from the rim of what is pasted."""
+def _sharpness(photo: Tensor, face: Face) -> tuple[float, float]:
+    """Sharpness of a face in the photo's own pixels, and of its middle, away from the rim of what is pasted."""
     crop = crop_face(photo, face, min(round(face.width), WIDEST))
     rim = round((1 - INSIDE) / 2 * crop.shape[-1])
-    return float(sharpness(crop[None, :, rim : crop.shape[-1] - rim, rim : crop.shape[-1] - rim]))
+    middle = crop[:, rim : crop.shape[-1] - rim, rim : crop.shape[-1] - rim]
+    return float(sharpness(crop[None])), float(sharpness(middle[None]))
 
 
 def _finished_strips(

@@ -117,13 +117,13 @@ def read_blocks(photo: Tensor) -> float:
 
 
 def read_pattern(photo: Tensor) -> float:
-    """See `Noise.pattern`; 0 for what is smaller than six times the blur.
+    """See `Noise.pattern`; 0 for what is smaller than three times the distance that is looked at.
 
     The highest autocorrelation of the fine structure beyond the distance at which its mean over all directions has
     died away. Strong edges are cut off, so that they do not decide.
     """
     grey = luma(_middle(photo, MOST_PIXELS // 2))[None]
-    if min(grey.shape[-2:]) < 6 * FINE:
+    if min(grey.shape[-2:]) < 3 * FARTHEST:
         return 0.0
     fine = (grey - gaussian_blur(grey, FINE))[0, 0]
     limit = float(fine.abs().median()) / MEDIAN_SQUARE**0.5

@@ -80,4 +80,6 @@ def test_a_halftone_is_told_from_grain() -> None:
 
 def test_a_photo_too_small_or_flat_has_no_noise() -> None:
     assert read_noise(torch.rand(3, 6, 6), 2).deviation(0) == 0
+    for side in (20, 38, 59, 61):
+        assert read_noise(torch.rand(3, side, 2 * side), 3).pattern < NO_PATTERN
     assert read_noise(torch.zeros(3, 100, 100), 2).deviation(0) == 0
