@@ -15,6 +15,7 @@ MOST_PIXELS = 1024  # a side of the part that is measured
 SMOOTHEST = 0.2  # share of the places of one tone that its noise is read off
 MEDIAN_SQUARE = 0.4549  # of a standard normal number: the median of its square
 TONES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of luma: film is noisiest in its mid-tones, a sensor in its lights
+UNLIKE = 3.0  # the noise of one tone over that of the second smoothest: more is structure, such as dark hair
 DARK, LIGHT = 0.04, 0.97  # beyond them noise is cut off at black or white
 FEWEST = 64  # coefficients; from fewer no noise is read
 BLOCK = 8  # pixels of a JPEG block, along each axis
@@ -53,7 +54,7 @@ def read_noise(photo: Tensor, levels: int) -> Noise:
 
     In each band and at each tone, the coefficients are taken where the next coarser band is weakest, so that it is not
     the noise itself that chooses its places; there the median of the squares says the variance, which structure hardly
-    moves. A tone that the photo has not takes that of the nearest one. Of large parts only the middle is read.
+    moves. A tone that the photo has not takes the noise of the nearest one. Of large parts only the middle is read.
     """
     photo = _middle(photo, MOST_PIXELS)
     whole = padded(photo, levels + 1)
@@ -94,7 +95,10 @@ def _by_tone(band: Tensor, structure: Tensor, tone: Tensor) -> Tensor:
             found[i] = _covariance(band[:, here & (structure <= limit)])
     if not found:
         return torch.zeros(len(TONES), 3, 3)
-    return torch.stack([found[min(found, key=lambda known: abs(known - i))] for i in range(len(TONES))])
+    variances = {i: float(covariance.diagonal().mean()) for i, covariance in found.items()}
+    most = UNLIKE**2 * sorted(variances.values())[min(1, len(found) - 1)]
+    limited = {i: covariance * min(1.0, most / max(variances[i], 1e-12)) for i, covariance in found.items()}
+    return torch.stack([limited[min(limited, key=lambda known: abs(known - i))] for i in range(len(TONES))])
 
 
 def _covariance(values: Tensor) -> Tensor:
