@@ -1,9 +1,9 @@
-"""Are faces found, and nothing else? On photographs that no training has seen.
+"""Are faces found, and nothing else? Measured on photographs that no training has seen.
 
     python benchmarks/detection.py --data DIR [--only photos small large frames turned] [--threads 2] [--out FILE]
 
 DIR holds portraits/, diverse/, portraits_recent/ and photos/, and for other --sets faces_t2i/, faces256/ and historic/;
-of what training knows only the part that it left out is measured. Measured are:
+of the sets that training uses, only the held-out part is measured. The photographs are shown in these ways:
 
 photos  each photograph as it is: faces found, and false faces for 100 photographs;
 small   the same, shrunk until the crop of the face is 40 pixels wide;
@@ -14,8 +14,8 @@ turned  every ninth photograph, turned by 90, 180 and 270 degrees.
 
 A face is found if the middle of its landmarks is less than 0.2 crop widths off, its crop at most 1.4 times too large or
 too small, and it is turned at most 30 degrees away from the truth. What is found elsewhere is false. Intervals are
-Wilson's, 95 %. A second person in the background of a photograph would count as false; whether there are any was looked
-at by eye.
+Wilson's, 95 %. A second person in the background of a photograph would count as false; the photographs were looked
+through for such by eye.
 """
 
 from __future__ import annotations

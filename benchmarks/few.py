@@ -3,8 +3,8 @@
     python benchmarks/few.py --portraits DIR [--damages sensor] [--counts 1 5 20 75] [--iterations 100 300 900 1800]
 
 The embedded restorer is adapted to the first N held-out portraits of a damage and measured on 75 others: with all
-steps for each N, and with all faces for each number of steps. Printed: gain over the base in PSNR and detail
-correlation with its 95 % interval over faces, what old damage lost, and what the run's own verdict says.
+steps for each N, and with all faces for each number of steps. It prints the gain over the base in PSNR and detail
+correlation with its 95 % interval over faces, what was lost on old damage, and the run's own verdict.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.targets import resolved_settings
 from bfr_core.adaptation.tuning import judged_on_faces
 from bfr_core.restorers import Restorer
-from bfr_core.studies.benchmark import damaged, restored_by, targets_of
+from bfr_core.studies.benchmark import damaged, drawn_targets, restored_by
 from bfr_core.studies.evaluate import format_interval
 from bfr_core.training.batches import split
 from bfr_core.training.finetune import finetune
@@ -69,7 +69,7 @@ def main() -> None:
     for kind in args.damages:
         lq = damaged(adapt_hq, kind, 0, "adapt")
         measured = {"hq": hq, "lq": damaged(hq, kind, 0, "measure"), "blind": damaged(hq, "blind", 0, "measure")}
-        targets = targets_of(lq, restorer, prior, resolved_settings(SMALL.targets, lq[::5], restorer, prior))
+        targets = drawn_targets(lq, restorer, prior, resolved_settings(SMALL.targets, lq[::5], restorer, prior))
         runs = [(n, most) for n in args.counts] + [
             (max(args.counts), steps) for steps in args.iterations if steps != most
         ]

@@ -3,7 +3,7 @@
     python benchmarks/mixed.py --portraits DIR [--iterations 1800] [--each] [--work DIR]
     python benchmarks/mixed.py --portraits DIR --check 40
 
-The 75 held-out portraits to adapt on are damaged in three ways, 25 each by lot; the 75 others, under all three, are
+The 75 held-out portraits to adapt on are damaged in three ways, 25 each at random; the 75 others, under all three, are
 measured. "One for all" is tuned on the 75; "found groups" on each group that is found: a measured face is routed by
 itself, and a group that is not judged worth adopting keeps the base; "true groups" on the 25 of each damage, with the
 right one for every face. All have the same number of steps in total; --each gives every group all of them. What is
@@ -39,7 +39,7 @@ from bfr_core.files.tensors import load_tensors, save_tensors
 from bfr_core.randomness import keyed_generator
 from bfr_core.restorers import Restorer, save_restorer
 from bfr_core.settings import changed
-from bfr_core.studies.benchmark import damaged, departures, restored_by, targets_of
+from bfr_core.studies.benchmark import damaged, drawn_targets, own_settings, restored_by
 from bfr_core.studies.evaluate import format_interval
 from bfr_core.training.batches import split
 from bfr_core.training.finetune import finetune
@@ -87,16 +87,16 @@ def evenly(faces: Tensor, count: int) -> Tensor:
 def adapted(
     lq: Tensor, steps: int, restorer: Restorer, prior: Prior, config: object, work: Path
 ) -> tuple[Restorer, str]:
-    """The restorer tuned on these faces, and the verdict on it; kept in `work`, and gone on with."""
+    """The restorer tuned on these faces, and the verdict on it; kept in `work`, and resumed from there."""
     config = changed(config, {"finetune.iterations": steps})
     faces = fingerprint(lq.mul(255).round().byte().numpy().tobytes().hex(), restorer.sha256, prior.sha256)
-    made_from = fingerprint(faces, departures(config))
+    made_from = fingerprint(faces, own_settings(config))
     name = work / f"{made_from}.safetensors"
     if not name.exists():
-        drawn = work / f"targets-{fingerprint(faces, departures(config.targets))}.safetensors"
+        drawn = work / f"targets-{fingerprint(faces, own_settings(config.targets))}.safetensors"
         if not drawn.exists():
             clear = resolved_settings(config.targets, evenly(lq, 15), restorer, prior)
-            save_tensors(drawn, {"targets": targets_of(lq, restorer, prior, clear)}, {})
+            save_tensors(drawn, {"targets": drawn_targets(lq, restorer, prior, clear)}, {})
         pairs = list(zip(lq, load_tensors(drawn)[0]["targets"], strict=True))
         tuned, _ = finetune(
             restorer, pairs, config.finetune, checkpoint=name.with_suffix(".ckpt"), fingerprint=made_from

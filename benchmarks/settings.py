@@ -2,8 +2,8 @@
 
     python benchmarks/settings.py --portraits DIR [--damages sensor halftone] [--strengths 0.5 1] [--faces 10]
 
-For each damage: every sampler that the automatic search tries is measured against the clean faces; the gain is that
-of its targets' PSNR over the base restorer's. Printed: the gain of the best one, that of the one chosen from the
+For each damage, every sampler that the automatic search tries is measured against the clean faces; its gain is that
+of its targets' PSNR over the base restorer's. It prints the gain of the best sampler, that of the one chosen from the
 damaged faces alone, and their ratio (goal 0.95).
 """
 

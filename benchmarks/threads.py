@@ -1,9 +1,9 @@
-"""What it costs and gains that OpenMP's threads sleep while they wait, instead of spinning.
+"""What is gained and lost when OpenMP's threads sleep while they wait, instead of spinning.
 
     python benchmarks/threads.py [--seconds 10] [--rounds 3]
 
-Steps of training (forward and backward) in the same time, those of sleeping threads over those of spinning ones, for a
-small network and the embedded restorer: alone, and beside as many busy processes as there are cores. Each step count is
+It compares the steps of training (forward and backward) of sleeping threads with those of spinning ones in the same
+time, for a small network and the embedded restorer: alone, and beside as many busy processes as cores. Each count is
 of a process of its own, because OpenMP reads its setting once; the two settings take turns, and the median of the
 rounds' ratios is printed. On a machine with other work "alone" is not alone: the load at the start is printed, too.
 """

@@ -32,7 +32,7 @@ def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractC
 
 
 def full_precision(device: torch.device) -> contextlib.AbstractContextManager:
-    """A context without autocast, for what is no network: products of matrices and convolutions stay float32 in it."""
+    """A context without autocast, for computations outside networks: matrix products and convolutions stay float32."""
     return torch.autocast(device.type, enabled=False) if has_autocast(device) else contextlib.nullcontext()
 
 
@@ -57,7 +57,7 @@ def default_precision(device: torch.device) -> Precision:
 def choose_device(name: str = "auto") -> torch.device:
     """The device called `name`; "auto" is the first CUDA GPU if there is one that torch can use, else the CPU.
 
-    Raises ValueError for a device that is not here.
+    Raises ValueError for a device that cannot be used on this machine.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -78,8 +78,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def halving(work: Callable[[int], Result], size: int) -> tuple[Result, int]:
     """`work(size)`, and the size that it was done with, which is halved as often as the memory is too small for it.
 
-    Each attempt begins anew, so `work` must leave nothing behind that a second call would count twice. Raises what
-    `work` raises where that is anything else, and where the memory is too small even for one face.
+    Each attempt begins anew, so `work` must leave nothing behind that a second call would count twice. Any other error
+    of `work` is raised, and so is its error of memory if even a size of one face is too much.
     """
     while True:
         try:
@@ -94,7 +94,7 @@ def halving(work: Callable[[int], Result], size: int) -> tuple[Result, int]:
 
 
 def in_batches(work: Callable[[slice], Result], count: int, size: int) -> Iterator[Result]:
-    """What `work` gives for one slice of `count` faces after the other, each of `size` faces or what `halving` left."""
+    """What `work` returns for the slices of `count` faces, in order; each has `size` faces, or fewer by `halving`."""
     start = 0
     while start < count:
 
@@ -107,7 +107,7 @@ def in_batches(work: Callable[[slice], Result], count: int, size: int) -> Iterat
 
 
 def release_memory() -> None:
-    """Give memory of graphics cards that PyTorch keeps for later use, and that no tensor needs, back to the system."""
+    """Give back to the system the memory of graphics cards that PyTorch holds in reserve and no tensor needs."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     if torch.backends.mps.is_available():

@@ -1,4 +1,4 @@
-"""What is done to pictures everywhere: their luma, another size, a blur, whole numbers for a file."""
+"""Operations on pictures that every room needs: luma, resizing, Gaussian blur, conversion to whole numbers."""
 
 from __future__ import annotations
 
@@ -42,9 +42,10 @@ def gaussian_blur(
 
 
 def resized(image: Tensor, size: int | Sequence[int], mode: Literal["bicubic", "bilinear"] = "bicubic") -> Tensor:
-    """(B, C, H, W) at `size`, (height, width) or one number for both, without aliasing where it is shrunk.
+    """`image` (B, C, H, W) resized to `size`, (height, width) or one number for both, anti-aliased where it shrinks.
 
-    On the device of `image`, which comes back itself if it has that size. Bicubic results may overshoot its range.
+    The result is on the device of `image`, and is `image` itself if that has the size. Bicubic results may overshoot
+    its range.
     """
     size = (size, size) if isinstance(size, int) else (size[0], size[1])
     if tuple(image.shape[-2:]) == size:

@@ -86,8 +86,8 @@ class Setting:
                 raise ValueError(f"{self.path} is {value!r}; {each} {self.range_text}")
 
     @property
-    def said(self) -> str:
-        """The meaning, with the unit where that does not name it: for a tooltip or a line of help."""
+    def help_text(self) -> str:
+        """The meaning, followed by the unit unless the meaning names it: for a tooltip or a line of help."""
         known = not self.unit or self.unit in self.meaning
         return self.meaning if known else f"{self.meaning} In {self.unit}."
 
@@ -182,7 +182,7 @@ def setting_at(config: Any, path: str) -> Setting:
 
 
 def check_settings(config: Any, owner: str = "") -> None:
-    """Raise ValueError for the first setting of a dataclass's own that is out of its range: for `__post_init__`.
+    """Raise ValueError for the first of a dataclass's own settings that is out of its range: for `__post_init__`.
 
     owner: where the dataclass stands among the settings, such as "gate"; errors name a setting with it.
     """
@@ -194,7 +194,7 @@ def check_settings(config: Any, owner: str = "") -> None:
 
 
 def changed(config: Any, values: Mapping[str, Any]) -> Any:
-    """A copy of nested settings dataclasses with `values`, by dotted path, in place of theirs."""
+    """A copy of nested settings dataclasses in which `values`, by dotted path, replace theirs."""
     own = {path: value for path, value in values.items() if "." not in path}
     for name in {path.split(".")[0] for path in values if "." in path}:
         inner = {path.split(".", 1)[1]: value for path, value in values.items() if path.startswith(f"{name}.")}

@@ -1,7 +1,7 @@
-"""How PyTorch's threads wait for one another: to be decided before torch is loaded, and only in a process of our own.
+"""How PyTorch's threads wait for one another: decided before torch is loaded, and only in a process of our own.
 
 OpenMP's threads spin while they wait. Alone on a machine that is fastest; beside other work each spinning thread takes
-the core that the other one needs, and a training becomes many times slower. Threads that sleep instead cost little, so
+a core that another one needs, and a training becomes many times slower. Threads that sleep instead cost little, so
 they are chosen wherever the machine is busy already. This module imports nothing heavy.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import MutableMapping
 
-BUSY_SHARE = 0.5  # of the cores: from this load on, the machine counts as busy
+BUSY_SHARE = 0.5  # share of the cores: above this load the machine counts as busy
 POLICY = "OMP_WAIT_POLICY"
 
 

@@ -46,7 +46,7 @@ def test(root: Path, arguments: Sequence[str]) -> int:
 
 
 def call(command: Sequence[str], cwd: Path | None = None) -> int:
-    """Exit code of `command`, run in the user's sight."""
+    """Exit code of `command`, whose output the user sees."""
     return subprocess.call(command, cwd=cwd, env=python_environment())
 
 
@@ -114,7 +114,7 @@ def fill(root: Path, python: str) -> None:
 
 
 def drop_half_installed(python: str) -> None:
-    """Forget packages whose installation was cut off: pip writes RECORD last, yet does not ask for it later."""
+    """Remove packages whose installation was cut off: pip writes RECORD last, yet does not look for it later."""
     packages = run_quietly([python, "-I", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).strip()
     for about in Path(packages).glob("*.dist-info"):
         if not (about / "RECORD").exists():
@@ -122,7 +122,7 @@ def drop_half_installed(python: str) -> None:
 
 
 def fingerprint(root: Path, version: str) -> str:
-    """Changes with the place, the Python, and everything that says what to install."""
+    """A digest of the place, the Python, and everything that says what to install."""
     digest = hashlib.sha256(f"{root}\n{version}\n".encode())
     for name in ("pyproject.toml", "requirements.txt", "requirements-optional.txt"):
         digest.update((root / name).read_bytes())

@@ -117,7 +117,7 @@ def summary(left_out: dict[str, str]) -> str:
 
 
 def fingerprint(root: Path, versions: dict[str, str]) -> str:
-    """Changes whenever another try at adding packages could end differently."""
+    """A digest that changes whenever another try at adding packages could end differently."""
     files = [(root / name).read_text(encoding="utf-8") for name in ("requirements.txt", "requirements-optional.txt")]
     return hashlib.sha256(json.dumps([files, sorted(versions.items()), sys.version]).encode()).hexdigest()
 

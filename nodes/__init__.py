@@ -1,4 +1,4 @@
-"""The ComfyUI nodes of this pack, listed one by one. Tested with ComfyUI 0.3.48, the oldest that knows such nodes."""
+"""The ComfyUI nodes of this pack, listed one by one. Tested with ComfyUI 0.3.48, the oldest with this kind of nodes."""
 
 from __future__ import annotations
 

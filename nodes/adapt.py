@@ -1,4 +1,4 @@
-"""The adaptation: make targets, tune the restorer, save it. Each goes on where it was stopped."""
+"""The nodes of the adaptation: make targets, tune the restorer, save it. Each goes on where it was stopped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..bfr_core.adaptation.forecast import MEASURED_FACES, forecast, measure_tar
 from ..bfr_core.adaptation.good_faces import Examples
 from ..bfr_core.adaptation.per_damage import ONE_DAMAGE, adapt_groups, rows_of
 from ..bfr_core.adaptation.published import PUBLISHED_RECIPE as PUBLISHED
-from ..bfr_core.adaptation.published import RECOMMENDED, settings_of
+from ..bfr_core.adaptation.published import RECOMMENDED, recipe_with
 from ..bfr_core.adaptation.run import Run
 from ..bfr_core.adaptation.target_stage import make_targets
 from ..bfr_core.adaptation.targets import TargetConfig
@@ -64,8 +64,8 @@ SAMPLER, TARGETS, TUNING = SamplerConfig(), TargetConfig(), FinetuneConfig()
 OWN = "as set below"
 RECIPES = [RECOMMENDED, PUBLISHED, OWN]
 SETTINGS = (
-    "recommended: what suits the restorer's size and kind, whatever is set below. published: arXiv:2410.04618 to the "
-    "letter. Else: as set below."
+    "recommended takes what suits the restorer's size and kind, whatever is set below; published follows "
+    "arXiv:2410.04618 to the letter; as set below takes the values of the widgets below."
 )
 
 
@@ -77,8 +77,8 @@ class MakePseudoTargets(host.Node):
         return host.schema(
             "BFR_MakePseudoTargets",
             "Make Pseudo Targets (BFR)",
-            "Turns each damaged face into a clean one that agrees with it, by the diffusion prior: what the restorer "
-            "then learns. Poor ones are drawn again or refused.",
+            "Turns each damaged face into a clean one that agrees with it, by the diffusion prior. The restorer then "
+            "learns from these targets; poor ones are drawn again or refused.",
             [
                 host.FacesType.Input("faces", tooltip="The damaged faces."),
                 host.RestorerType.Input("restorer", tooltip="The restorer that is to be tuned."),
@@ -95,7 +95,7 @@ class MakePseudoTargets(host.Node):
                 io.Boolean.Input(
                     "first_look", optional=True, default=False,
                     tooltip="Adapts to three faces only, in about two minutes, shows them before and after, says how "
-                    "long it all will take, and stops there; nothing behind this node runs.",
+                    "long all faces will take, and stops there; no node after this one runs.",
                 ),
             ],
             target_outputs(),
@@ -116,7 +116,7 @@ class MakePseudoTargets(host.Node):
         **own: Any,
     ) -> io.NodeOutput:
         asked = {"targets.seed": seed} | ({} if settings == PUBLISHED else {"gate.limit": gate})
-        config = settings_of(restorer.network, PUBLISHED if settings == PUBLISHED else RECOMMENDED, asked)
+        config = recipe_with(restorer.network, PUBLISHED if settings == PUBLISHED else RECOMMENDED, asked)
         if settings == OWN:
             sampler = SamplerConfig(
                 kind=own["sampler"],
@@ -128,7 +128,7 @@ class MakePseudoTargets(host.Node):
             config = changed(config, {"targets.sampler": sampler, "targets.batch_size": own["batch_size"]})
         run, found = faces.opened()
         if first_look:
-            return cls.look(run, restorer, prior, config)
+            return cls.show_first_look(run, restorer, prior, config)
         made_with = fingerprint(restorer.network.sha256, prior.network.sha256, asdict(config.targets))
         run = with_settings(run, "targets", made_with)
         faces = replace(faces, folder=run.folder)
@@ -145,8 +145,10 @@ class MakePseudoTargets(host.Node):
         return paired(cls, run, found, accepted, Pairs(faces, made_from, prior, config), progress)
 
     @classmethod
-    def look(cls, run: Run, restorer: host.Managed, prior: host.Managed, config: AdaptConfig) -> io.NodeOutput:
-        """Three faces before and after a short tuning, on the node; its outputs hold nothing."""
+    def show_first_look(
+        cls, run: Run, restorer: host.Managed, prior: host.Managed, config: AdaptConfig
+    ) -> io.NodeOutput:
+        """Show three faces before and after a short tuning on the node; its outputs stay empty."""
         base = host.for_training(restorer, config.finetune.micro_batch)
         teacher = host.for_training(prior, config.targets.batch_size)
         progress = host.NodeProgress(cls, "a first look at three faces ...")
@@ -196,12 +198,12 @@ class FinetuneRestorer(host.Node):
                 host.PriorType.Input(
                     "prior",
                     optional=True,
-                    tooltip="Only for targets from images with a perceptual loss, where LPIPS's file is not here.",
+                    tooltip="Needed only for targets from images with a perceptual loss, if LPIPS's file is not there.",
                 ),
                 io.Float.Input(
                     "minutes_this_run", default=0.0, min=0.0, max=10_000.0, step=1.0,
-                    tooltip="Pauses after so many minutes, gives the best so far, and goes on when queued again. "
-                    "0: until it is done.",
+                    tooltip="Pauses after so many minutes, gives the best so far, and goes on when queued again; 0 "
+                    "goes on until it is done.",
                 ),
                 host.seed_widget(),
                 io.Boolean.Input(
@@ -220,12 +222,13 @@ class FinetuneRestorer(host.Node):
                 io.Boolean.Input(
                     "mixed", optional=True, default=False,
                     tooltip="For faces that do not share one damage: finds groups of faces that do, draws targets and "
-                    "tunes for each by itself, and gives a restorer that sends each face to the one for its damage.",
+                    "tunes for each by itself, and gives a restorer that sends each face to the one for its group.",
                 ),
                 host.FacesType.Input(
                     "real",
                     optional=True,
-                    tooltip="Good faces of anybody, which the discriminator alone takes for real; else the targets.",
+                    tooltip="Good faces of anybody, which only the discriminator takes for real; without them it takes "
+                    "the targets.",
                 ),
             ],
             [
@@ -236,10 +239,10 @@ class FinetuneRestorer(host.Node):
                 io.Image.Output(
                     display_name="before_after", tooltip="Faces: damaged, base, target (if not mixed), tuned."
                 ),
-                io.String.Output(display_name="run_folder", tooltip="Where report.html and the rest of the run lies."),
+                io.String.Output(display_name="run_folder", tooltip="Folder of report.html and the rest of the run."),
                 io.Boolean.Output(
                     display_name="adopt",
-                    tooltip="True if the verdict is to adopt the tuned restorer; to branch on, such as with a switch.",
+                    tooltip="True if the verdict is to adopt the tuned restorer; to branch on, as with a switch.",
                 ),
             ],
             ("train", "finetune", "adapt"),
@@ -279,7 +282,7 @@ class FinetuneRestorer(host.Node):
         base = host.for_training(restorer, config.micro_batch)
         features = teacher and (host.for_training(teacher, 1) if needs_prior else teacher.network)
         progress = host.NodeProgress(cls, "tuning ...")
-        look = Look(run, faces, targets, base, config, progress)
+        preview = TuningPreview(run, faces, targets, base, config, progress)
         with run.locked(), torch.enable_grad():
             if not run.checkpoint.exists():
                 perceptual = None if base.tuned_by_codes else perceptual_term(config, features, base.device)
@@ -288,17 +291,17 @@ class FinetuneRestorer(host.Node):
                 host.say(cls, lines(["tuning ...", *whole.lines()]))
             result = learn(
                 run, faces, targets, pairs.made_from, base, config, features,
-                progress, look, minutes_this_run, real_faces_in(real),
+                progress, preview, minutes_this_run, real_faces_in(real),
             )  # fmt: skip
-        rows, done = look.faces(result.restorer, base), result.progress
-        del base, result, features, look
+        rows, done = preview.faces(result.restorer, base), result.progress
+        del base, result, features, preview
         return cls.outputs(run, load_restorer(run.restorer), {"": done}, config, rows, said, progress)
 
     @classmethod
     def by_group(
         cls, pairs: Pairs, restorer: host.Managed, config: FinetuneConfig, minutes: float
     ) -> io.NodeOutput | None:
-        """The outputs with a tuning for each group of damages; None if nothing speaks for more than one damage."""
+        """The outputs with a tuning for each group of damages; None if only one damage is found."""
         if pairs.prior is None:
             raise ValueError(
                 "mixed draws targets for each group itself, but these pairs came from Targets from Images; connect "
@@ -332,7 +335,7 @@ class FinetuneRestorer(host.Node):
         said: list[str],
         progress: host.NodeProgress,
     ) -> io.NodeOutput:
-        """What the run came to. states: of its tunings, by what stands before the names of their curves."""
+        """The node's outputs for a tuned run. states: of its tunings, by the prefix of their curves' names."""
         host.free()
         report = read_table(run.folder / "report.json")
         verdict = f"{VERDICTS.get(report['verdict'], 'Not judged')}. {report['verdict_sentence']}"
@@ -388,7 +391,7 @@ def tuning_config(
 ) -> FinetuneConfig:
     """The recipe of this name for `restorer`, changed by the `own` settings, then for a small card if asked."""
     values = {f"finetune.{setting}": value for setting, value in own.items()} | {"finetune.seed": seed}
-    return settings_of(restorer, name, values | (LOW_MEMORY if low_memory else {})).finetune
+    return recipe_with(restorer, name, values | (LOW_MEMORY if low_memory else {})).finetune
 
 
 def real_faces_in(real: Faces | None) -> Examples | None:
@@ -400,8 +403,8 @@ def real_faces_in(real: Faces | None) -> Examples | None:
     return Examples(real=files, real_fingerprint=found.fingerprint)
 
 
-class Look:
-    """What is seen of a tuning as it goes: its loss, and some faces before and after."""
+class TuningPreview:
+    """What a node shows of a tuning as it goes: its loss, and some faces before and after."""
 
     def __init__(
         self,
@@ -456,7 +459,7 @@ class SaveRestorer(host.Node):
                     tooltip="Name of the file, without suffix; a taken name gets a number.",
                 ),
                 io.Boolean.Input(
-                    "half", default=False, tooltip="Half precision: a file half as large, next to no loss."
+                    "half", default=False, tooltip="Saves in half precision: the file is half as large, nearly as good."
                 ),
                 io.Boolean.Input(
                     "also_pth", default=False, tooltip="Write a .pth, too, for packs that read only that (ReActor)."
@@ -465,8 +468,8 @@ class SaveRestorer(host.Node):
                     "only_adopted",
                     optional=True,
                     default=False,
-                    tooltip="Refuses a restorer of which the verdict says to keep the base, or that nobody can tell. "
-                    "Off: it is saved, and this is said.",
+                    tooltip="Refuses a restorer whose verdict is to keep the base, or that nobody can tell. If off, it "
+                    "is saved with a warning.",
                 ),
             ],
             [io.String.Output(display_name="path", tooltip="The file that was written.")],
@@ -503,7 +506,7 @@ class SaveRestorer(host.Node):
 
 
 def same_content(path: Path, other: Path) -> bool:
-    """Whether two files of tensors hold the same tensors and say the same of themselves."""
+    """Whether two files of tensors hold the same tensors and the same metadata."""
     (tensors, said), (others, said_too) = load_tensors(path), load_tensors(other)
     same = said == said_too and tensors.keys() == others.keys()
     return same and all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())

@@ -1,4 +1,4 @@
-"""For trials: faces of nobody, damage for them, and results measured and shown side by side."""
+"""The nodes for trials: faces of nobody, damage for them, and results measured and shown side by side."""
 
 from __future__ import annotations
 
@@ -120,12 +120,17 @@ class Degrade(host.Node):
         return host.schema(
             "BFR_Degrade",
             "Degrade (BFR)",
-            "Damages clean pictures, to try things out on: each picture on its own, always alike for one seed.",
+            "Damages clean pictures for trials, each picture on its own; one seed always gives the same result.",
             [
                 io.Image.Input("images", tooltip="Clean pictures."),
                 io.Combo.Input("kind", options=list(DAMAGES), default="sensor", tooltip="The damage."),
                 io.Float.Input(
-                    "strength", default=1.0, min=0.0, max=4.0, step=0.1, tooltip="0: next to nothing, 1: the usual."
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=4.0,
+                    step=0.1,
+                    tooltip="0 is next to nothing, 1 the usual damage.",
                 ),
                 host.seed_widget(),
                 host.preview_widget(),
@@ -155,8 +160,8 @@ class DrawFaces(host.Node):
         return host.schema(
             "BFR_DrawFaces",
             "Draw Faces (BFR)",
-            "Draws aligned faces of people who do not exist, from noise, by the diffusion prior: something to try "
-            "things out on without a photo. They flatter the prior that drew them: judge by photos of your own.",
+            "Draws aligned faces of people who do not exist, from noise, by the diffusion prior, for trials without "
+            "photos. They flatter the prior that drew them: judge by photos of your own.",
             [
                 host.PriorType.Input("prior", tooltip="The diffusion prior that draws."),
                 io.Int.Input("count", default=8, min=1, max=256, tooltip="How many faces."),

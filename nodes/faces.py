@@ -1,4 +1,4 @@
-"""Faces into a run: from a folder or from pictures; and targets for them that any other graph has made.
+"""The nodes that bring faces into a run, from a folder or from pictures, and targets that any other graph has made.
 
 What travels between the nodes is a handle: the run's folder, and a fingerprint of what it held at that time.
 """
@@ -35,12 +35,12 @@ from ..bfr_core.reports.pictures import sheet
 from . import convert, host, paths
 
 STAGES = ("targets", "finetune")
-# What of a run a stage begins with.
+# The files and folders of a run that a stage begins with.
 BEGINS_WITH = {"targets": ["faces", "left_out.json"]}
 BEGINS_WITH["finetune"] = [*BEGINS_WITH["targets"], "restored", "targets", "given", "gate.json"]
 LISTED = 20  # lines of a report before it says how many more there are
 ROWS = 8  # of a picture that shows examples
-MARK = "comfyui.json"  # file of a run that tells it from an earlier one of its name, and what it was made of
+MARK = "comfyui.json"  # file of a run that says what it was made of, and tells it from an earlier one of its name
 DEFAULT_RUN = "my_run"  # the name that a run has unless the user gives it one: other photos make another run beside it
 
 
@@ -117,7 +117,8 @@ def face_outputs() -> list[Any]:
             display_name="faces", tooltip="The faces of the run, as many as there are; for Make Pseudo Targets."
         ),
         io.Image.Output(
-            display_name="images", tooltip="Some of the faces as pictures: to look at, or for another graph as teacher."
+            display_name="images",
+            tooltip="Some of the faces as pictures, to look at or to feed another graph as teacher.",
         ),
         io.Int.Output(display_name="number", tooltip="How many faces there are."),
         io.String.Output(display_name="report", tooltip="What was found, and what could not be used."),
@@ -132,13 +133,16 @@ class FacesFromFolder(host.Node):
         return host.schema(
             "BFR_FacesFromFolder",
             "Faces from Folder (BFR)",
-            "Finds and aligns the faces of a folder of damaged photos. Any number: they stay on disk.",
+            "Finds and aligns the faces of a folder of damaged photos, of any number, because they stay on disk.",
             [
-                host.RestorerType.Input("restorer", tooltip="The faces are cut out at the size that it works at."),
+                host.RestorerType.Input("restorer", tooltip="The restorer, at whose size the faces are cut out."),
                 io.Combo.Input(
-                    "place", options=["input", "output"], default="input", tooltip="Which of ComfyUI's folders."
+                    "place",
+                    options=["input", "output"],
+                    default="input",
+                    tooltip="The folder of ComfyUI's that the photos are in.",
                 ),
-                io.String.Input("folder", default="", tooltip="Folder of photos inside it; those below it count, too."),
+                io.String.Input("folder", default="", tooltip="Folder of photos inside it, with all folders below."),
                 io.String.Input("run", default=DEFAULT_RUN, tooltip=RUN),
                 *face_widgets(),
                 io.Combo.Input(
@@ -146,8 +150,8 @@ class FacesFromFolder(host.Node):
                     optional=True,
                     options=[AS_TYPED, *host.photo_folders()],
                     default=AS_TYPED,
-                    tooltip="A folder of ComfyUI's folder input, linked ones included, in place of the one that is "
-                    "typed above.",
+                    tooltip="A folder in ComfyUI's folder input, linked ones included, which is taken in place of the "
+                    "one typed above.",
                 ),
             ],
             face_outputs(),
@@ -157,7 +161,7 @@ class FacesFromFolder(host.Node):
 
     @classmethod
     def fingerprint_inputs(cls, place: str, folder: str, run: str, input_folder: str = AS_TYPED, **_: Any) -> str:
-        """Changes when a photo does, and as `run_states`."""
+        """A text that changes when a photo does, and when `run_states` do."""
         root, source = chosen_folder(place, folder, input_folder)
         images, _left_out = paths.images_inside(source, root)
         stamps = [(f.relative_to(source).as_posix(), *host.stamp(f)[1:]) for f in images]
@@ -213,7 +217,7 @@ class FacesFromImages(host.Node):
             "Faces from Images (BFR)",
             "Finds and aligns the faces of pictures from other nodes and keeps them in a run.",
             [
-                host.RestorerType.Input("restorer", tooltip="The faces are cut out at the size that it works at."),
+                host.RestorerType.Input("restorer", tooltip="The restorer, at whose size the faces are cut out."),
                 io.Image.Input("images", tooltip="The damaged photos."),
                 io.String.Input("run", default=DEFAULT_RUN, tooltip=RUN),
                 *face_widgets(),
@@ -225,7 +229,7 @@ class FacesFromImages(host.Node):
 
     @classmethod
     def fingerprint_inputs(cls, run: str, **_: Any) -> str:
-        """As `run_states`."""
+        """A text that changes when `run_states` do."""
         return fingerprint(*run_states(run))
 
     @classmethod
@@ -284,7 +288,7 @@ class TargetsFromImages(host.Node):
         return host.schema(
             "BFR_TargetsFromImages",
             "Targets from Images (BFR)",
-            "Takes clean faces that any other graph made of 'images' of the faces node as what the restorer learns.",
+            "Takes clean faces as targets, which any other graph has made from the output 'images' of the faces node.",
             [
                 host.FacesType.Input("faces", tooltip="The faces that the pictures belong to."),
                 io.Image.Input("images", tooltip="A clean version of each face, in the order of the faces."),
@@ -293,7 +297,7 @@ class TargetsFromImages(host.Node):
                     default=0,
                     min=0,
                     max=10**6,
-                    tooltip="The face that the first picture belongs to, from 0; the same as at the faces node.",
+                    tooltip="The face that the first picture belongs to, counted from 0, as set at the faces node.",
                 ),
                 *target_check_widgets(),
             ],
@@ -313,7 +317,7 @@ class TargetsFromImages(host.Node):
 
 
 def target_check_widgets() -> list[Any]:
-    """The widget that says which targets are refused."""
+    """The widget that sets which targets are refused."""
     return [host.widget(TargetCheckConfig(), "limit", id="gate", max=20.0, step=0.5)]
 
 
@@ -322,10 +326,10 @@ def target_outputs() -> list[Any]:
     return [
         host.PairsType.Output(display_name="pairs", tooltip="Damaged faces and their targets; for Fine-tune Restorer."),
         io.Image.Output(
-            display_name="examples", tooltip="Some faces: damaged, restored by the base if it was, target."
+            display_name="examples", tooltip="Some faces: damaged, as the base restores it if known, target."
         ),
         io.Int.Output(display_name="accepted", tooltip="How many targets are fit to learn from."),
-        io.Int.Output(display_name="refused", tooltip="How many the gate refused."),
+        io.Int.Output(display_name="refused", tooltip="How many targets were refused."),
         io.String.Output(display_name="report", tooltip="Which targets were refused, and why."),
     ]
 
@@ -338,7 +342,7 @@ def paired(
     pairs: Pairs,
     progress: host.NodeProgress,
 ) -> io.NodeOutput:
-    """Outputs of a node that has made targets."""
+    """The outputs of a node that has made targets."""
     refused = read_table(run.target_checks).get("refused", {})
     reasons = [f"{printable(name)}: {reason}" for name, reason in refused.items()]
     said = [f"{len(accepted)} targets are fit to learn from, {len(refused)} are refused"]
@@ -372,7 +376,7 @@ def times_paused(run: Run) -> int:
 
 
 def taken_with(settings: dict[str, Any]) -> str:
-    """Of a faces node's widgets those that decide what its run holds."""
+    """Fingerprint of those widgets of a faces node that decide what its run holds."""
     own = {name: settings[name] for name in FaceConfig.__dataclass_fields__ if name in settings}
     return fingerprint(asdict(face_config(own)))
 
@@ -425,7 +429,7 @@ def with_settings(run: Run, stage: str, settings: str) -> Run:
 
 
 def copy_run(run: Run, other: Run, names: list[str]) -> None:
-    """Bring these files and folders of `run` into `other`; what is the same there stays as it is."""
+    """Copy these files and folders of `run` into `other`; what is the same there stays as it is."""
     for name in names:
         place = run.folder / name
         for source in [place] if place.is_file() else sorted(path for path in place.rglob("[!.]*") if path.is_file()):
@@ -437,9 +441,9 @@ def copy_run(run: Run, other: Run, names: list[str]) -> None:
 
 
 def run_states(name: str) -> list[tuple[str, int]]:
-    """What changes when a tuning of the run has paused, so that queuing again goes on with it, and when its folder was
-    deleted, so that it is made again; of `DEFAULT_RUN` with the runs beside it. A run that is not there yet is begun:
-    it must be the same one next time."""
+    """States that change when a tuning of the run has paused, so that queuing again goes on with it, and when its
+    folder was deleted, so that it is made again; for `DEFAULT_RUN` those of the runs beside it, too. A run that is not
+    there yet is begun, because it must be the same one next time."""
     runs = [host.open_run(name)]
     if name == DEFAULT_RUN:
         beside = (host.open_run(f"{name}_{number}") for number in itertools.count(2))
@@ -456,6 +460,6 @@ def begun(run: Run) -> dict[str, Any]:
 
 
 def lines(texts: list[str]) -> str:
-    """The texts, a line each, the first `LISTED` of them, and how many more there are."""
+    """The first `LISTED` texts, a line each, and how many more there are."""
     more = [f"... and {len(texts) - LISTED} more"] if len(texts) > LISTED else []
     return "\n".join([*texts[:LISTED], *more])

@@ -43,7 +43,7 @@ MAX_NAMED = 5  # files in a line
 TEXT_KEY = "bfr_text"  # of a node's text among what it shows, as web/bfr_adapt.js looks for it
 RESULT_PICTURES, RESULT_PIXELS = 9, 1024
 SHOWN_PIXELS = 2048  # of a picture on a node: what is larger is shown smaller
-# Memory asked for, in bytes per pixel of a face: to run a restorer or prior, and to tune one. Generous.
+# Memory asked for, in bytes per pixel of a face: to run a restorer or prior, and to tune one; both are generous.
 RUNNING, TUNING = 1_500, 12_000
 TUNED_COPIES = 8  # of the weights: base, tuned, average, best, Adam's two moments, gradients, and room
 NEEDED_FOR = {
@@ -131,16 +131,18 @@ def widget(config: Any, field: str, **options: Any) -> Any:
     known = setting_at(config, field)
     name = options.pop("id", field)
     if known.choices:
-        return io.Combo.Input(name, default=known.default, tooltip=known.said, options=list(known.choices), **options)
+        return io.Combo.Input(
+            name, default=known.default, tooltip=known.help_text, options=list(known.choices), **options
+        )
     limits = {"min": known.low, "max": known.high}
     own = {key: known.kind(limit) for key, limit in limits.items() if limit is not None and known.kind in (int, float)}
     kind = {bool: io.Boolean, int: io.Int, float: io.Float, str: io.String}[known.kind]
-    return kind.Input(name, default=known.default, tooltip=known.said, **own | options)
+    return kind.Input(name, default=known.default, tooltip=known.help_text, **own | options)
 
 
 def seed_widget() -> Any:
     """The seed, which behaves as every other one in ComfyUI."""
-    tooltip = "Of every random draw: the same seed gives the same result, another begins anew. Best left on fixed."
+    tooltip = "Seed of every random draw: the same one gives the same result. It is best left on fixed."
     modes = getattr(io, "ControlAfterGenerate", None)  # older ComfyUIs begin with "randomize", whatever is wanted
     control = modes.fixed if modes else True
     return io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=control, tooltip=tooltip)
@@ -155,7 +157,7 @@ def preview_widget() -> Any:
 def output(cls: type[Node], *values: Any, text: str = "", picture: Tensor | None = None) -> io.NodeOutput:
     """The node's outputs, with `text` and `picture` (B, 3, H, W) shown on the node.
 
-    Not every page shows the text that `say` sends; web/bfr_adapt.js then shows that of `TEXT_KEY`.
+    Not every version of ComfyUI's page shows the text that `say` sends; web/bfr_adapt.js then shows that of `TEXT_KEY`.
     """
     shown: dict[str, Any] = {}
     if text:
@@ -185,7 +187,7 @@ def escaped(text: str) -> str:
 
 
 def nothing() -> Any:
-    """Stands for an output that there is nothing to put on; the nodes behind it do not run."""
+    """A placeholder for an output that has no value; the nodes after it do not run."""
     return ExecutionBlocker(None)
 
 
@@ -216,7 +218,7 @@ def weight_files(kind: str) -> list[str]:
     return [name for name in folder_paths.get_filename_list(kind) if name.lower().endswith(WEIGHT_SUFFIXES)]
 
 
-def onnx_said() -> list[str]:
+def onnx_note() -> list[str]:
     """A line that names the ONNX files in ComfyUI's folders of restorers, which `weight_files` leaves out; or none."""
     names = [name for name in folder_paths.get_filename_list(RESTORERS) if name.lower().endswith(".onnx")]
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
@@ -270,7 +272,7 @@ def stamp(path: Path) -> tuple[str, int, int]:
 
 
 class FaceNetwork(nn.Module):
-    """Carries the attributes that ComfyUI's model management hangs on a model, so that the network stays clean."""
+    """Carries the attributes that ComfyUI's model management sets on a model, so that the network stays clean."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -301,7 +303,7 @@ def device() -> torch.device:
 def on_device(*models: Managed, faces: int = 1) -> Iterator[None]:
     """The models, whole, on ComfyUI's device, with room for `faces` at once; ComfyUI may move them away afterwards.
 
-    Whatever calls them, the user's cancel is looked at before every call.
+    Before every call of a model it is checked whether the user has cancelled.
     """
     pixels = max(model.network.size for model in models) ** 2
     patchers = [model.patcher for model in models]
@@ -318,7 +320,7 @@ def on_device(*models: Managed, faces: int = 1) -> Iterator[None]:
 def for_training(model: Managed, faces: int) -> Any:
     """A copy of the network on ComfyUI's device, of ordinary tensors; asks for room to tune it on `faces` at once.
 
-    Before every call of it, or of a copy of it, the user's cancel is looked at.
+    Before every call of it, or of a copy of it, it is checked whether the user has cancelled.
     """
     device = model_management.get_torch_device()
     pixels = model.network.size**2
@@ -337,7 +339,7 @@ def _module(network: Restorer | Prior) -> nn.Module:
 
 
 def _called(module: nn.Module) -> list[nn.Module]:
-    """What is called of a restorer's module: itself, or, of several restorers in one, each."""
+    """The modules of a restorer that are called: its own, or each of several restorers in one."""
     return list(module) if isinstance(module, nn.ModuleList) else [module]
 
 
@@ -391,7 +393,8 @@ def enlarger(model: Any, check: Callable[[], None]) -> Callable[[Tensor], Tensor
 class NodeProgress:
     """Progress bar, preview and cancel of a node: the callback that every long stage takes.
 
-    cls, doing: the node, and what it says until it is done. A page puts a text that comes after a picture on top of it.
+    cls, doing: the node, and the text that it shows until it is done. It is shown before any picture, because ComfyUI's
+    page would lay it over the picture.
     """
 
     def __init__(self, cls: type[Node] | None = None, doing: str = "") -> None:
@@ -421,7 +424,7 @@ class NodeProgress:
         self.bar.update_absolute(step, max(1, total), preview)
 
     def end(self, picture: Tensor) -> None:
-        """Shows the result, (B, 3, H, W): some pages leave the last live picture in its place."""
+        """Shows the result, (B, 3, H, W), because some pages leave the last live picture in its place."""
         if self.shown_at:
             some = picture[:RESULT_PICTURES].float().cpu()
             columns = math.ceil(len(some) ** 0.5)

@@ -1,7 +1,7 @@
 """Paths that a workflow may name: below ComfyUI's own folders and nowhere else. A workflow may come from a stranger.
 
-A link that lies in such a folder was put there by whoever keeps the computer. It is followed for reading, never for
-writing; what lies below it and leads out again is not.
+A link in such a folder was put there by the owner of the computer. It is followed for reading, never for writing; a
+link below it that leads out again is not followed.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def images_inside(folder: Path, root: Path) -> tuple[list[Path], list[str]]:
 
 
 def folders_inside(root: Path, deep: int, most: int) -> list[str]:
-    """Folders below `root` by their path in it, so many levels deep and so many at most; none is opened that is a link
-    to another of them. A folder that cannot be named in a workflow, or not be listed, is left out."""
+    """Folders below `root` by their path in it, `deep` levels deep and `most` of them at most; a link to another of
+    them is not opened. A folder that cannot be named in a workflow, or cannot be listed, is left out."""
     found: list[str] = []
 
     def look(folder: Path, levels: int) -> None:
@@ -130,7 +130,7 @@ def _linked_folders(folder: Path) -> Iterator[str]:
 
 
 def _named(root: Path, text: str) -> Path:
-    """The path that `text` names below `root`, as `inside`, links not looked at."""
+    """The path that `text` names below `root`, as by `inside`, but with its links unchecked."""
     shown = printable(text if len(text) < 100 else f"{text[:100]}...")
     if text.startswith(("/", "\\")) or _DRIVE.match(text):
         raise ValueError(f"{shown}: is an absolute path; give a path inside ComfyUI's folder {root.name}")

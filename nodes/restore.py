@@ -1,4 +1,4 @@
-"""The fast path: load a restorer or a prior, and restore the faces of pictures."""
+"""The nodes of the fast path: load a restorer or a prior, and restore the faces of pictures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LoadRestorer(host.Node):
         return host.schema(
             "BFR_LoadRestorer",
             "Load Restorer (BFR)",
-            "Opens a face restorer: GFPGAN, RestoreFormer, SwinIR, CodeFormer, one tuned here, or the embedded one.",
+            "Opens a face restorer: GFPGAN, RestoreFormer, SwinIR, CodeFormer, a tuned one, or the embedded one.",
             [
                 io.Combo.Input(
                     "restorer",
@@ -62,7 +62,7 @@ class LoadRestorer(host.Node):
         loaded = load_restorer(host.weight_path(host.RESTORERS, restorer))
         about = f"{loaded.name}: {loaded.architecture}, {loaded.size} x {loaded.size} pixels, licence: {loaded.licence}"
         about = lines([printable(about), *([loaded.caution] if loaded.caution else [])])
-        return host.output(cls, host.managed(loaded), about, text=lines([about, *host.onnx_said()]))
+        return host.output(cls, host.managed(loaded), about, text=lines([about, *host.onnx_note()]))
 
 
 class LoadPrior(host.Node):
@@ -133,7 +133,7 @@ class RestoreFaces(host.Node):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="CodeFormer only. 0: cleaner, 1: closer to the photo.",
+                    tooltip="For CodeFormer only: 0 is cleaner, 1 is closer to the photo.",
                 ),
                 host.widget(CONFIG, "blend", step=0.05),
                 host.widget(CONFIG, "mask"),
@@ -144,7 +144,7 @@ class RestoreFaces(host.Node):
                 SegsType.Input(
                     "segs",
                     optional=True,
-                    tooltip="Face boxes of the Impact Pack, for one picture; no others are sought.",
+                    tooltip="Face boxes of the Impact Pack, for one picture; no other faces are looked for.",
                 ),
                 DetectorType.Input(
                     "bbox_detector", optional=True, tooltip="A face detector of the Impact Pack; used in place of ours."
@@ -153,7 +153,7 @@ class RestoreFaces(host.Node):
             ],
             [
                 io.Image.Output(display_name="images", tooltip="The photos with their faces restored."),
-                io.Mask.Output(display_name="mask", tooltip="Where they were changed, and how much."),
+                io.Mask.Output(display_name="mask", tooltip="Where the photos were changed, and how much."),
                 io.Image.Output(display_name="crops", tooltip="The restored faces alone, aligned."),
                 io.String.Output(display_name="report", tooltip="Faces found, restored and skipped, and why."),
                 io.Int.Output(display_name="found", tooltip="Faces found."),
@@ -216,7 +216,7 @@ class RestoreFaces(host.Node):
 def detector_for(
     photos: Tensor, config: RestoreConfig, device: torch.device, segs: Any, bbox_detector: Any
 ) -> Callable[[Tensor], list[Face]]:
-    """What finds the faces: the boxes given, the Impact Pack's detector, or ours, in this order.
+    """The function that finds the faces: by the boxes given, the Impact Pack's detector, or ours, in this order.
 
     Raises ValueError for boxes with several photos, FileNotFoundError if the chosen detector is not here.
     """

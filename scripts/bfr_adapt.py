@@ -1,7 +1,7 @@
 """BFR Adapt in Stable-Diffusion-WebUI (A1111 and Forge): its tab, its face restorers, its part of Extras, its API.
 
-WebUI runs this file at every start and at every "Reload UI". What must outlive a reload (jobs at work, networks) hangs
-on WebUI's own module `shared`.
+WebUI runs this file at every start and at every "Reload UI". What must outlive a reload (running jobs, networks) is
+kept in WebUI's own module `shared`.
 """
 
 import os
@@ -54,7 +54,7 @@ def allowed_folders(outputs: Path) -> list[Path]:
 
 
 def set_weight_folders() -> None:
-    """Let WebUI's own CodeFormer, GFPGAN and face detector be found where they are."""
+    """Add the folders of WebUI's own CodeFormer, GFPGAN and RestoreFormer to those that are searched for weights."""
     models = Path(paths.models_path)
     own = [getattr(OPTIONS, name, None) for name in ("codeformer_models_path", "gfpgan_models_path")]
     folders = existing([*own, *(models / name for name in ("Codeformer", "GFPGAN", "RestoreFormer"))])
@@ -66,7 +66,7 @@ def set_weight_folders() -> None:
 
 
 class AdaptedRestorer(face_restoration.FaceRestoration):
-    """An adapted restorer among WebUI's face restorers. own: how those of an earlier load of this file are known."""
+    """An adapted restorer among WebUI's face restorers. own: marks those of an earlier load of this file."""
 
     own = TAB
 
@@ -77,14 +77,15 @@ class AdaptedRestorer(face_restoration.FaceRestoration):
         return f"{self.run} ({NAME})"
 
     def restore(self, np_image: np.ndarray) -> np.ndarray:
-        """np_image: (H, W, 3) uint8 RGB. Raises ValueError in one line: a picture passed on unchanged says nothing."""
+        """The picture with restored faces, (H, W, 3) uint8 RGB. Raises ValueError in one line, because a picture that
+        came back unchanged would not tell the reason."""
         fidelity = float(getattr(shared.opts, "code_former_weight", RestoreRequest.fidelity))
         made, _ = restored(np_image, RestoreRequest(self.run, fidelity=fidelity))
         return made
 
 
 def restored(picture, request: RestoreRequest):
-    """As `HostService.restore`; the memory is given back where WebUI's settings ask for that."""
+    """As `HostService.restore`; the networks are unloaded afterwards if WebUI's settings ask for that."""
     try:
         return host_service().restore(picture, request)
     finally:
@@ -94,12 +95,13 @@ def restored(picture, request: RestoreRequest):
 
 
 def register() -> None:
-    """Put the adapted restorers among WebUI's, in place of those that were there."""
+    """Put the adapted restorers among WebUI's face restorers, in place of those registered before."""
     others = [restorer for restorer in shared.face_restorers if getattr(restorer, "own", "") != TAB]
     shared.face_restorers[:] = others + [AdaptedRestorer(run) for run in host_service().names()]
 
 
 def unregister() -> None:
+    """Take the adapted restorers out of WebUI's face restorers."""
     shared.face_restorers[:] = [r for r in shared.face_restorers if getattr(r, "own", "") != TAB]
 
 
@@ -124,7 +126,7 @@ class ScriptPostprocessingAdapted(scripts_postprocessing.ScriptPostprocessing):
         return {"enable": enable, **widgets}
 
     def process(self, pp, enable=False, **settings):
-        """Whoever calls without these settings, or with empty ones, wants nothing done."""
+        """Restore the faces of `pp.image`; without these settings, or with empty ones, nothing is done."""
         request = restore_request_of(settings) if enable else None
         if request is None or request.visibility == 0:
             if enable and not settings.get("restorer"):
@@ -148,12 +150,12 @@ class ScriptPostprocessingAdapted(scripts_postprocessing.ScriptPostprocessing):
 def tab():
     demo = ui.build_tab(host_service().page)
     for block in demo.blocks.values():
-        block.do_not_save_to_config = True  # of WebUI's own, whose defaults would stand against a run's
+        block.do_not_save_to_config = True  # WebUI's own config, whose defaults would override a run's
     return [(demo, NAME, TAB)]
 
 
 def started(demo, app) -> None:
-    """demo: None with --nowebui."""
+    """Serve the page's files, and the API if WebUI serves its own. demo: None with --nowebui."""
     if demo is not None:
         gradio_compat.serve_also(demo, host_service().page.cache)
     if OPTIONS.api or OPTIONS.nowebui:

@@ -79,7 +79,7 @@ def names() -> dict[str, str]:
 
 
 def folded(tensors: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    """The tensors of `RecogniserNet` in fp16; every convolution does what its frozen batch norm did behind it."""
+    """The tensors of `RecogniserNet` in fp16, with the frozen batch norm behind every convolution folded into it."""
     state = {"embedding.weight": tensors["fc"].T}
     for ours, theirs in names().items():
         scale = tensors[f"{theirs}/scale/weights"]

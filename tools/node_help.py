@@ -1,4 +1,4 @@
-"""Help pages and English texts of the ComfyUI nodes, from what the nodes say of themselves.
+"""Write the help pages and English texts of the ComfyUI nodes from the nodes' own descriptions.
 
     python tools/node_help.py     writes locales/en/nodeDefs.json and the tables in web/docs anew
 

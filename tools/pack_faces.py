@@ -57,7 +57,7 @@ def held_out(source: str, names: list[str]) -> set[str]:
 
 
 def entries_of(shared: Path, source: str) -> Iterator[tuple[Entry, Path, np.ndarray, bool]]:
-    """Of each face: what is known of it, its file, its five landmarks, and whether it is held out."""
+    """For each face its entry, its file, its five landmarks, and whether it is held out."""
     top, _, below = source.partition("/")
     listed = json.loads((shared / top / "landmarks.json").read_text())
     known = {name: entry for name, entry in listed.items() if name.startswith(below)}
@@ -80,13 +80,14 @@ def tile(path: Path, landmarks: np.ndarray, margin: int) -> np.ndarray:
 
 
 def as_jpeg(pixels: np.ndarray) -> Tensor:
+    """The bytes of a JPEG file of `pixels` (H, W, 3) uint8, as a uint8 tensor."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG", quality=QUALITY, subsampling=0)
     return torch.frombuffer(bytearray(stream.getvalue()), dtype=torch.uint8)
 
 
 def write_pack(path: Path, entries: list[Entry], tiles: list[Tensor]) -> None:
-    """`bytes`: all JPEGs end to end; `ends`: where each ends; the entries as JSON in the metadata."""
+    """Write a pack. `bytes`: all JPEGs end to end; `ends`: where each ends; the entries are JSON in the metadata."""
     ends = torch.tensor([len(data) for data in tiles]).cumsum(0)
     save_file(
         {"bytes": torch.cat(tiles), "ends": ends}, path, {"entries": json.dumps([asdict(entry) for entry in entries])}

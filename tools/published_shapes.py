@@ -61,7 +61,7 @@ def small_network(name: str) -> nn.Module:
 
 
 def restorer_state(name: str) -> dict[str, Tensor]:
-    """Its tensors under the names that the published file gives them."""
+    """The tensors of `restorer_network`, under the names that the published file gives them."""
     state = restorer_network(name).state_dict()
     if name == "SwinIR":
         state = {k.replace("conv_first.", "conv_first.1."): v for k, v in state.items()}
@@ -69,7 +69,7 @@ def restorer_state(name: str) -> dict[str, Tensor]:
 
 
 def prior_shapes() -> dict[str, tuple[int, ...]]:
-    """Tensor shapes of iddpm_ffhq512: guided-diffusion's U-Net, put down block by block in its order."""
+    """Tensor shapes of iddpm_ffhq512: guided-diffusion's U-Net, listed block by block in its order."""
     base, multipliers, counts, attended = 32, (1, 2, 4, 8, 8, 16, 16), (1, 2, 2, 2, 2, 3, 4), (32, 16, 8)
     width = 4 * base
     shapes: dict[str, tuple[int, ...]] = {}
@@ -129,7 +129,7 @@ def prior_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def prior_state() -> dict[str, Tensor]:
-    """Its tensors, seeded; scales of the normalizations around 1."""
+    """Tensors of `prior_shapes`, seeded, with the scales of the normalizations around 1."""
     generator = torch.Generator().manual_seed(0)
     return {
         name: torch.randn(shape, generator=generator) * 0.02 + (name.endswith(("norm.weight", "s.0.weight")))

@@ -4,8 +4,8 @@
 
 DIR holds the public-domain portraits that `tools/get_faces.py` fetches. The held-out ones among them, which no embedded
 model has seen, are damaged, and the restorer is adapted to these damaged copies alone. The picture then shows two other
-public-domain photographs, which come with scikit-image and matplotlib, under the same damage. Nobody is picked out.
-Run it again after the models or the method have changed. Interrupted, it goes on where it was.
+public-domain photographs, which come with scikit-image and matplotlib, under the same damage. No face is selected.
+Run it again after the models or the method have changed. Interrupted, it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ENLARGED = 3  # pixels of the picture for each pixel of a face
 GAP, HEAD = 6, 52  # white pixels between faces, and above them for the labels
 HELD_OUT = Path(__file__).resolve().parents[1] / "bfr_core" / "embedded" / "held_out.txt"
 MAX_BYTES = 250_000
-RATE = 1e-3  # of the tuning: fewer steps than the recipe's, and longer ones, as in the demonstration
+RATE = 1e-3  # of the tuning: fewer and larger steps than the recipe's, as in the demonstration
 
 
 def damaged_copies(portraits: Path, folder: Path, kind: str, seed: int, faces: int, size: int) -> None:
@@ -66,7 +66,7 @@ def damaged_copies(portraits: Path, folder: Path, kind: str, seed: int, faces: i
 
 
 def rows_of(base: Restorer, adapted: Restorer) -> list[list[Tensor]]:
-    """For each photograph its face damaged, by the base, by the adapted restorer, and as it was: (3, S, S) each."""
+    """The face of each photograph: damaged, as base and adapted restorer restore it, and original, (3, S, S) each."""
     rows = []
     for name, photo in real_photos().items():
         original, damaged, face = damaged_photo(photo, name, base.size)
@@ -107,13 +107,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--portraits", type=Path, required=True, metavar="DIR", help="public-domain portraits")
     parser.add_argument("--out", type=Path, default=Path("docs/before_after.jpg"), metavar="FILE")
-    parser.add_argument("--work", type=Path, default=Path("build/readme_picture"), metavar="DIR", help="where it works")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/readme_picture"), metavar="DIR", help="folder to work in"
+    )
     parser.add_argument("--damage", choices=sorted(DAMAGES), default="sensor")
     parser.add_argument("--restorer", default="embedded", metavar="FILE", help="restorer to adapt ('embedded')")
     parser.add_argument("--prior", default="embedded", metavar="FILE", help="diffusion prior ('embedded')")
     parser.add_argument("--faces", type=int, default=60, metavar="N", help="portraits to adapt to (60)")
     parser.add_argument("--iterations", type=int, default=300, metavar="N", help="tuning steps (300)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the damage and of every draw (0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="the seed of every random draw (0)")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 

@@ -36,14 +36,14 @@ from bfr_core.faces.landmarks import (
     STRIDE,
     WINDOW,
     FaceNet,
-    Further,
     LandmarkNet,
+    ResidualLayer,
     ScanNet,
 )
 from bfr_core.pixels import luma
 
 BATCH = 48
-WIDE, WIDE_CROP = 144, 80  # a stored place without a face: its crop, and what is seen around it
+WIDE, WIDE_CROP = 144, 80  # sides of the stored window of a place without a face, and of the crop in it
 FLIPPED = [1, 0, 2, 4, 3]
 LICENCE = "Apache-2.0"
 # Pictures without a face that come with scikit-image; those with people in them are left out.
@@ -74,7 +74,7 @@ class Picture:
 
 
 def picture_of(grey: Tensor, landmarks: np.ndarray | None = None) -> Picture:
-    """grey: (1, H, W) in [0, 1]."""
+    """The picture of `grey`, (1, H, W) in [0, 1], with its smaller copies."""
     levels = [grey[None]]
     while len(levels) < 4 and min(levels[-1].shape[-2:]) >= 64:
         size = [n // 2 for n in levels[-1].shape[-2:]]
@@ -140,7 +140,7 @@ def texture(rng: torch.Generator, size: int) -> Tensor:
     return (0.5 + 0.2 * noise).clamp(0, 1)[None, None]
 
 
-def look(
+def window_of(
     picture: Picture, matrix: np.ndarray, size: int, edge: str, box: tuple[int, int, int, int] | None = None
 ) -> Tensor:
     """What `matrix` (2, 3), a map from the picture's pixels to the window's, shows: (1, size, size) in [0, 1].
@@ -191,7 +191,7 @@ def after(second: np.ndarray, first: np.ndarray) -> np.ndarray:
 
 
 def free_of_faces(pictures: list[Picture], matrices: list[np.ndarray]) -> np.ndarray:
-    """Whether each wide window, looked at in any way that `seen_anew` may, shows no cell to be called a face."""
+    """Whether each wide window, however `seen_anew` may shift it, has no cell that counts as a face."""
     points = np.stack([
         through(matrix, picture.landmarks) if picture.landmarks is not None else template(1) * 1e-3 + 9999
         for picture, matrix in zip(pictures, matrices, strict=True)
@@ -221,8 +221,8 @@ def stray_places(
 
 
 def seen_wide(pictures: list[Picture], matrices: list[np.ndarray]) -> Tensor:
-    """(N, 1, 144, 144) uint8."""
-    shown = [look(picture, matrix, WIDE, "border") for picture, matrix in zip(pictures, matrices, strict=True)]
+    """The wide windows of these places, (N, 1, 144, 144) uint8."""
+    shown = [window_of(picture, matrix, WIDE, "border") for picture, matrix in zip(pictures, matrices, strict=True)]
     return (torch.stack(shown) * 255).round().byte()
 
 
@@ -233,7 +233,7 @@ def random_bank(pictures: list[Picture], count: int, rng: np.random.Generator, g
 
 
 def seen_anew(bank: Tensor, rng: torch.Generator, jitter: float = 1.0) -> Tensor:
-    """Windows of wide ones, each a little nearer or farther, turned, off or mirrored: (N, 1, 96, 96) in [0, 1]."""
+    """Windows out of wide ones, each scaled, turned, shifted a little or mirrored: (N, 1, 96, 96) in [0, 1]."""
     flat = torch.rand(len(bank), 4, generator=rng) * 2 - 1
     scale = WINDOW / CROP * WIDE_CROP / WIDE * 2 ** (0.25 * jitter * flat[:, 0])
     angle = math.radians(12) * jitter * flat[:, 1]
@@ -246,7 +246,7 @@ def seen_anew(bank: Tensor, rng: torch.Generator, jitter: float = 1.0) -> Tensor
 
 @torch.inference_mode()
 def answers(net: FaceNet, windows: Tensor) -> tuple[Tensor, Tensor]:
-    """Of every window the surest cell's logit (N,), and the landmarks there in the window's pixels (N, 5, 2)."""
+    """The logit of every window's surest cell, (N,), and the landmarks there in the window's pixels, (N, 5, 2)."""
     net.eval()
     logits, points = [], []
     for part in windows.split(64):
@@ -265,10 +265,10 @@ def answers(net: FaceNet, windows: Tensor) -> tuple[Tensor, Tensor]:
 def hard_places(
     nets: Nets, pictures: list[Picture], count: int, rng: np.random.Generator, generator: torch.Generator
 ) -> Tensor:
-    """What the networks take for faces where none is, (<= count, 1, 144, 144) uint8.
+    """Places without a face that the networks take for one, (<= count, 1, 144, 144) uint8.
 
-    As when a photo is searched: of many places those that the scanning network likes are aligned by its landmarks, and
-    again by those of the landmark network, which then scores them.
+    They are found as when a photo is searched: of many places, those with the highest scores of the scanning network
+    are aligned by its landmarks, and again by those of the landmark network, which then scores them.
     """
     picks, matrices = stray_places(pictures, 8 * count, rng)
     windows = torch.cat(
@@ -312,8 +312,8 @@ def uniform(rng: torch.Generator, count: int, low: float, high: float) -> Tensor
 def placements(count: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Enlargement, turn and shift of each face relative to a perfectly aligned one.
 
-    Half of them as after alignment, a third as from a sloppy box, the rest anything: too big, too small, off, upside
-    down. Returns (count,), (count,) in radians, (count, 2) in pixels of the window.
+    Nearly half of them are as after alignment, a third as from an inaccurate box, and the rest anything: too big, too
+    small, shifted, upside down. Returns (count,), (count,) in radians, (count, 2) in pixels of the window.
     """
     kind = torch.rand(count, generator=rng)[:, None]
     normal = torch.randn(count, 4, generator=rng)
@@ -390,7 +390,7 @@ def make_batch(faces: list[Picture], bank: Tensor, rng: torch.Generator) -> tupl
         box = box_around(face.face, extent, numbers) if numbers.random() < 0.3 else None
         # Beyond the picture: its outermost pixels, its mirror image, something else, or one shade.
         edge = ("border", "reflection", "zeros")[int(numbers.choice(3, p=(0.35, 0.3, 0.35)))]
-        window = look(face, matrix, WINDOW, edge, box)
+        window = window_of(face, matrix, WINDOW, edge, box)
         around = behind[i] if numbers.random() < 0.6 else behind[i].mean()
         window, found = torch.where(window.isnan(), around, window), through(matrix, face.face)
         if numbers.random() < 0.5:
@@ -400,9 +400,9 @@ def make_batch(faces: list[Picture], bank: Tensor, rng: torch.Generator) -> tupl
 
 
 def targets(points: Tensor, has_face: Tensor, slack: float = 1.0) -> tuple[Tensor, Tensor]:
-    """What each of the 3 x 3 cells must say: 1 face, 0 none, -1 does not matter; and landmarks from its centre.
+    """The label of each of the 3 x 3 cells, 1 face, 0 none, -1 ignored; and the landmarks from its centre.
 
-    slack: widens what does not matter.
+    slack: widens the range that is ignored.
     Returns (B, 3, 3), (B, 3, 3, 5, 2).
     """
     perfect = torch.from_numpy(template(CROP)).float()
@@ -462,10 +462,10 @@ def loss_of(net: FaceNet, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor,
 
 
 def started_from(net: LandmarkNet, path: Path) -> None:
-    """Fills the layers of `net` that an older file has, in order; layers that only add to others stay as they are."""
+    """Fill the layers of `net` that an older file has, in order; residual layers stay as they are."""
     from safetensors.torch import load_file
 
-    numbers = [i for i, step in enumerate(net.features) if not isinstance(step, Further)]
+    numbers = [i for i, step in enumerate(net.features) if not isinstance(step, ResidualLayer)]
     renamed = {f"features.{before}": f"features.{now}" for before, now in enumerate(numbers)}
     state = net.state_dict()
     for key, value in load_file(path).items():
@@ -557,7 +557,7 @@ def measure(net: LandmarkNet, faces: list[Picture], bank: Tensor, seed: int = 5)
     figures: dict[str, float] = {}
     with torch.inference_mode():
         for turn in range(3):
-            seen = torch.stack([look(f, m, WINDOW, "border") for f, m in zip(faces, matrices, strict=True)])
+            seen = torch.stack([window_of(f, m, WINDOW, "border") for f, m in zip(faces, matrices, strict=True)])
             found = (net(seen)[1][:, 1, 1] + middle[0]).double().numpy()
             errors = []
             for i, face in enumerate(faces):
@@ -565,7 +565,7 @@ def measure(net: LandmarkNet, faces: list[Picture], bank: Tensor, seed: int = 5)
                 errors.append(np.linalg.norm(found[i] - truth, axis=1).mean() / np.linalg.norm(truth[0] - truth[1]))
                 matrices[i] = after(similarity(found[i], template(CROP) + MARGIN), matrices[i])
             figures[f"error_{turn}"] = 100 * float(np.mean(errors))
-        aligned = torch.stack([look(f, m, WINDOW, "border") for f, m in zip(faces, matrices, strict=True)])
+        aligned = torch.stack([window_of(f, m, WINDOW, "border") for f, m in zip(faces, matrices, strict=True)])
         figures["faces_above_0.5"] = (net(aligned)[0][:, 1, 1] > 0).float().mean().item()
         figures["damaged_faces_above_0.5"] = (net(damage(aligned, rng))[0][:, 1, 1] > 0).float().mean().item()
         scores = torch.cat([net(part)[0].flatten() for part in seen_anew(bank, rng).split(64)])

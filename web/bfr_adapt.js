@@ -40,13 +40,13 @@ function show(node, texts) {
   app.graph?.setDirtyCanvas(true, true);
 }
 
-// Older pages saved a text behind the values. Where a value was added since, the text is not taken for that.
+// Older pages saved a text behind the values. Where a value was added since, the text must not be taken for it.
 function dropLeftOvers(node, inputs) {
   for (const widget of node.widgets ?? []) {
-    const usual = inputs[widget.name]?.[1]?.default;
+    const standard = inputs[widget.name]?.[1]?.default;
     const text = typeof widget.value === "string";
-    if (text && (typeof usual === "boolean" || (typeof usual === "string" && LEFT_OVER.test(widget.value)))) {
-      widget.value = usual;
+    if (text && (typeof standard === "boolean" || (typeof standard === "string" && LEFT_OVER.test(widget.value)))) {
+      widget.value = standard;
     }
   }
 }

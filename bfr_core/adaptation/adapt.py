@@ -1,6 +1,6 @@
 """An adaptation, as the paper tells it: faces, targets, checks, tuning, verdict, report.
 
-Each stage keeps what it makes in the run folder, can be stopped, and goes on where it was.
+Each stage keeps its results in the run folder, can be stopped, and goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Adapted:
     good: Examples = field(default_factory=Examples)
 
     def good_label(self, name: str) -> str:
-        """What a person is told of a good face: as of any other if it was found in the folder, else its name."""
+        """What a good face is called: by `FaceSet.label` if it was found in the folder, else by its own name."""
         return self.faces.label(name) if name in self.good.found else name
 
 
@@ -67,7 +67,7 @@ def adapt(
     """Tune a restorer to the damage of the photos in `folder`; everything is kept in `run_dir`, and resumed from it.
 
     callback: (stage, step, steps, detail); what it raises ends the adaptation, to be resumed later.
-    restorer, prior: config.restorer and config.prior, where they are loaded already. pause_after: see `tune`.
+    restorer, prior: config.restorer and config.prior, if they are loaded already. pause_after: see `tune`.
     before: called once the faces are there, unless the tuning is under way already; what it raises ends the adaptation.
     labels: see `learn`.
     Raises FileNotFoundError or ValueError, in one line, for photos, weights or settings that cannot be used.
@@ -81,7 +81,7 @@ def adapt(
         if before and not run.checkpoint.exists():
             before(run, faces, base, prior, config)
         targets, made_from = make_targets(run, faces, base, prior, config, callback)
-        prior.to("cpu")  # its memory is the tuning's now
+        prior.to("cpu")  # frees its memory for the tuning
         return learn(
             run, faces, targets, made_from, base, config.finetune, prior, callback,
             pause_after=pause_after, good=good, labels=labels,
@@ -102,7 +102,7 @@ def learn(
     good: Examples | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> Adapted:
-    """From targets to the report: tuning, verdict, the restorer saved in `run`, its report written.
+    """Tune on the targets, judge the result, save the restorer in `run`, and write the report.
 
     Arguments as in `tune`. labels: what the report calls a photo, by its path below the folder of the photos.
     """
@@ -117,7 +117,7 @@ def learn(
 
 @contextmanager
 def lent(base: Restorer, prior: Prior, device: torch.device | str) -> Iterator[None]:
-    """A context in which both networks are on `device`. The prior leaves it in any case, the base after an error."""
+    """A context in which both networks are on `device`. The prior always returns to its own, the base on an error."""
     places = base.device, prior.device
     base.to(device)
     prior.to(device)

@@ -59,7 +59,7 @@ class AdaptConfig:
     restorer: str = setting(
         "embedded",
         "The restorer to tune: a file, or embedded for the small one that comes with the program.",
-        label="Restorer to teach",
+        label="Restorer to tune",
     )
     prior: str = setting(
         "embedded",
@@ -99,11 +99,11 @@ SMALL = AdaptConfig(
 )
 
 
-# CodeFormer is tuned by its codes; the figures are those of arXiv:2410.04618.
+# CodeFormer is tuned on codes; the values are those of arXiv:2410.04618.
 CODES = FinetuneConfig(iterations=40_000, batch_size=8, lr=1e-4, halve_at=(0.875, 0.95), ema=0.995)
 
 
-# Settings, by dotted path, for a small graphics card; what the user sets by hand comes after them.
+# Settings, by dotted path, for a small graphics card; settings that the user gives override them.
 LOW_MEMORY = {
     "targets.batch_size": 1,
     "finetune.micro_batch": 1,

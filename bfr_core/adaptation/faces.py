@@ -1,4 +1,4 @@
-"""The faces of a run: aligned crops of every face in the photos, which photo gave which, which are left out."""
+"""The faces of a run: aligned crops of every face in the photos, the photo of each, and which are left out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..faces.align import crop_face
 from ..files.kinds import LeftOutError, without_name
 from ..files.ownership import is_own, note, sha256_of
-from ..files.photos import look_through, photo_names, printable, read_image, replace_atomically, write_image
+from ..files.photos import look_through, photo_names, printable, read_image, read_photo, replace_atomically, write_image
 from ..files.records import fingerprint, read_table, write_json
 from ..files.stages import growing, open_stage, remove
 from ..restoration.restore import square
@@ -35,10 +35,11 @@ JOURNAL_HEAD = '{"journal": "a line for every photo that was looked at"}\n'
 
 @dataclass(frozen=True)
 class FaceSet:
-    """Aligned crops on disk. names: one a face, the crop's file name without suffix. fingerprint: of their making.
+    """Aligned crops on disk. names: one a face, the crop's file name without suffix. fingerprint: of the crops.
 
     problems: photo, problem and status ("no_face", "failed" or "left_out") of every file that gave no face. photos: the
-    photo of every face, by the face's name. Faces that the user left out are in neither names nor fingerprint.
+    photo of every face, by the face's name. notes: what of a photo was not used, by the photo, such as a second picture
+    in its file. Faces that the user left out are in neither names nor fingerprint.
     """
 
     folder: Path
@@ -46,18 +47,22 @@ class FaceSet:
     fingerprint: str
     problems: list[dict[str, str]]
     photos: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
 
     def account(self) -> list[dict[str, str]]:
         """photo, status ("used", or as in `problems`) and reason of every file of the photos' folder."""
-        lines = {photo: {"photo": photo, "status": "used", "reason": ""} for photo in self.photos.values()}
+        lines = {
+            photo: {"photo": photo, "status": "used", "reason": self.notes.get(photo, "")}
+            for photo in self.photos.values()
+        }
         for one in self.problems:
-            status = one.get("status", "failed")  # 0.1 did not tell
+            status = one.get("status", "failed")  # version 0.1 did not record it
             reason = without_name(one["problem"], printable(one["photo"]))
             lines[one["photo"]] = {"photo": one["photo"], "status": status, "reason": reason}
         return [lines[photo] for photo in sorted(lines, key=lambda photo: Path(photo).parts)]
 
     def label(self, name: str) -> str:
-        """What a person is told of a face: its photo, and which face of several, counted as they were found."""
+        """What a face is called: its photo, with its number if the photo gave several, in the order they were found."""
         return self._labels.get(name, name)
 
     @cached_property
@@ -94,7 +99,7 @@ class FaceSet:
             yield some, self.read(some)
 
     def relabelled(self, labels: Mapping[str, str]) -> FaceSet:
-        """The same faces, whose photos are called as `labels` says, by the photo's path; the others as they were."""
+        """The same faces, with their photos called as `labels` says, photo's path -> label; others keep their path."""
         return replace(self, photos={name: labels.get(photo, photo) for name, photo in self.photos.items()})
 
 
@@ -109,9 +114,9 @@ def collect_faces(
 ) -> FaceSet:
     """Aligned crops of every face under `photos`, in run.faces; a photo that cannot be used is logged and left out.
 
-    device: where the detector's network runs.
-    files: those photos under it that are used; all that `look_through` finds if left out.
-    Only photos that are new, or whose content, name or settings changed, are looked at; crops of photos that are gone
+    size: side of the crops in pixels, 16 to 2048. device: where the detector's network runs.
+    files: the photos under it that are used; by default all that `look_through` finds.
+    Only photos that are new, or whose content, name or settings changed, are examined; crops of photos that are gone
     are deleted. A crop that was changed by hand is kept and used.
     Raises FileNotFoundError or ValueError if there are no photos, or no face in any of them.
     """
@@ -138,7 +143,8 @@ def collect_faces(
                         from ..faces.detect import load_detector
 
                         detector = load_detector(config.detector, config.threshold, device)
-                    record["faces"], narrow = _crops_of(file, name, run.faces, size, config, detector)
+                    record["faces"], narrow, notes = _crops_of(file, name, run.faces, size, config, detector)
+                    record["notes"] = list(notes)
                     if record["faces"]:
                         for reason in narrow:
                             log.warning("%s: %s", printable(relative), reason)
@@ -178,13 +184,14 @@ def collect_faces(
     if not faces:
         raise ValueError(f"{printable(photos)}: no face could be taken from its {len(files)} images")
     made = {"size": size, "fingerprint": fingerprint(size, [(face["name"], face["sha256"]) for face in faces])}
-    write_json(run.faces / "faces.json", made | {"faces": faces, "problems": problems})
+    of_photos = {r["photo"]: "; ".join(r["notes"]) for r in records if r.get("notes")}
+    write_json(run.faces / "faces.json", made | {"faces": faces, "problems": problems, "notes": of_photos})
     run.record("faces", {"photos": str(photos.name), "size": size} | asdict(config))
     return faces_of(run)
 
 
 def _still_true(record: dict[str, Any], key: dict[str, Any], file: Path, folder: Path) -> dict[str, Any] | None:
-    """What is known of a photo, under its new time; None if it must be looked at anew."""
+    """The record of a photo with its present time; None if the photo must be examined anew."""
     if any(record.get(name) != key[name] for name in ("name", "made_with")):
         return None
     if not all((folder / f"{name}.png").is_file() for name in _names_of(record)):
@@ -207,11 +214,11 @@ def faces_of(run: Run) -> FaceSet:
         raise ValueError(f"{printable(run.folder)}: all of its {len(left_out)} faces are left out")
     fingerprint_value = fingerprint(index["fingerprint"], left_out) if left_out else index["fingerprint"]
     photos = {face["name"]: face["photo"] for face in index["faces"] if "photo" in face}
-    return FaceSet(run.faces, names, fingerprint_value, index["problems"], photos)
+    return FaceSet(run.faces, names, fingerprint_value, index["problems"], photos, index.get("notes", {}))
 
 
 def leave_out(run: Run, names: Iterable[str]) -> None:
-    """Use all faces of the run but these from now on; forgotten of a face when its photo changes."""
+    """Use all faces of the run but these from now on; a face is used again once its photo has changed."""
     known = {face["name"]: face.get("found") for face in face_index(run)["faces"]}
     write_json(run.left_out, {"names": {name: known[name] for name in sorted(known.keys() & set(names))}})
 
@@ -226,7 +233,7 @@ def left_out_of(run: Run) -> list[str]:
 
 
 def face_index(run: Run) -> dict[str, Any]:
-    index = read_table(run.faces / "faces.json", faces=list, problems=list)
+    index = read_table(run.faces / "faces.json", faces=list, problems=list, notes=dict)
     if not index:
         raise ValueError(f"{printable(run.folder)}: holds no faces yet; start with 'bfr faces PHOTOS --run ...'")
     return index
@@ -234,12 +241,13 @@ def face_index(run: Run) -> dict[str, Any]:
 
 def _crops_of(
     file: Path, name: str, folder: Path, size: int, config: FaceConfig, detector: Any
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """What is kept of the photo's faces, whose crops are written, and why others are left out."""
-    photo = read_image(file)
+) -> tuple[list[dict[str, Any]], list[str], Sequence[str]]:
+    """What is kept of the photo's faces, whose crops are written, why others are left out, and the photo's notes."""
+    source = read_photo(file)
+    photo = source.pixels
     if config.aligned:
         write_or_keep(folder / f"{name}.png", resize_square(photo, size, file))
-        return [{"name": name, "width": photo.shape[-1]}], []
+        return [{"name": name, "width": photo.shape[-1]}], [], source.notes
     found: list[dict[str, Any]] = []
     narrow: list[str] = []
     for face in detector(photo):
@@ -254,7 +262,7 @@ def _crops_of(
             {"name": crop_name, "width": round(face.width, 1), "score": round(face.score, 4)}
             | {"landmarks": np.round(face.landmarks, 2).tolist()}
         )
-    return found, narrow
+    return found, narrow, source.notes
 
 
 def write_or_keep(path: Path, pixels: Tensor) -> None:
@@ -283,7 +291,7 @@ def old_crops(run: Run) -> list[str]:
 
 
 def _stamp(file: Path) -> list[int]:
-    """Size and time of a file; while they stay, its content is not looked at."""
+    """Size and time of a file; while they stay the same, its content is not read again."""
     try:
         status = file.stat()
     except OSError:

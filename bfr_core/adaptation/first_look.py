@@ -1,6 +1,6 @@
 """A first look before an adaptation: three faces, about two minutes, before and after.
 
-It calls the stages of the adaptation themselves, on a run of its own inside the run, of which nothing else changes.
+It calls the adaptation's own stages on a run of its own inside the run, in which nothing else changes.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from .tuning import judge_tuning, save_tuned, tune
 log = logging.getLogger(__name__)
 
 FACES = 3
-SECONDS = 120.0  # that it takes, with all it does
-MIN_SECONDS = 20.0  # of them that are spent on the tuning
-MAX_PHOTOS = 24  # that are looked through for faces
+SECONDS = 120.0  # that the whole first look takes
+MIN_SECONDS = 20.0  # that are spent on the tuning at least
+MAX_PHOTOS = 24  # photos that are searched for faces at most
 PICTURES = ("damaged", "before", "after", "target")  # the folders that its pictures are in
 COLUMNS = ("damaged", "base restorer", "adapted for a first look", "clean face to learn from")
 
@@ -47,7 +47,7 @@ COLUMNS = ("damaged", "base restorer", "adapted for a first look", "clean face t
 class FirstLook:
     """run: where it lies, with report.html. rows: each face's name, and its pictures under `COLUMNS`.
 
-    forecast: of the whole adaptation. said: what it was, in a sentence. steps, seconds: of the tuning.
+    forecast: of the whole adaptation. said: what was done, in words. steps, seconds: of the tuning.
     """
 
     run: Run
@@ -76,9 +76,9 @@ def first_look(
     """What the adaptation makes of three faces: of the run if it has some, else of those found in `photos`.
 
     seconds: about how long it takes; `SECONDS` if 0.
-    The recipe is that of the whole, but that nothing is gated, since there is no folder for a target to stand out in,
-    that no sampler is searched for, and that the tuning ends when the time does. Where one step takes longer than that
-    so does the look. Other arguments and errors as in `adaptation.adapt`; the run itself is only read.
+    The recipe is that of the whole adaptation, except that no target is refused, since three faces do not say what is
+    typical, that no sampler is searched for, and that the tuning ends when the time is up. If a single step takes
+    longer, so does the first look. Other arguments and errors as in `adaptation.adapt`; the run itself is only read.
     """
     started = time.monotonic()
     place = place_of(run)
@@ -89,24 +89,24 @@ def first_look(
         lq = faces.batch(0, FACES)
         pace = measure(lq, base, prior, config, callback)
         targets, made_from = make_targets(place, faces, base, prior, own, callback)
-        prior.to("cpu")  # its memory is the tuning's now
+        prior.to("cpu")  # frees its memory for the tuning
         left = max(MIN_SECONDS, (seconds or SECONDS) - (time.monotonic() - started))
         tuning = changed(own, {"finetune.minutes": left / 60}).finetune
         tuned, progress = tune(place, faces, targets, made_from, base, tuning, prior, callback)
         judgement = judge_tuning(base, tuned, faces, targets, tuning)
         save_tuned(place, base, tuned, prior, tuning, progress, judgement, len(targets))
-        remove([place.checkpoint])  # another look is another tuning
+        remove([place.checkpoint])  # another first look starts another tuning
         made = [lq, base.restore_each(lq), tuned.restore_each(lq), _targets(targets, faces, base.size)]
         rows = [(name, list(pictures)) for name, *pictures in zip(faces.names, *made, strict=True)]
-        return kept(place, rows, _forecast(pace, count, len(faces), config, photos), config, progress)
+        return write_first_look(place, rows, _forecast(pace, count, len(faces), config, photos), config, progress)
 
 
 def few_faces(
     photos: Path | None, run: Run, place: Run, size: int, config: AdaptConfig, callback: StageCallback | None
 ) -> tuple[FaceSet, AdaptConfig, int]:
-    """`FACES` faces, the settings they are adapted to with, and how many there are in all, 0 if unknown.
+    """`FACES` faces, the settings for adapting to them, and how many there are in all, 0 if unknown.
 
-    They are the run's own where it has some, which are only read; else photos are copied to `place` to find them in.
+    They are the run's own if it has some, which are only read; else photos are copied to `place` and searched.
     Raises FileNotFoundError or ValueError if there are none.
     """
     own = changed(config, {"gate.limit": 0.0, "targets.search": (), "album": AlbumConfig()})
@@ -118,7 +118,7 @@ def few_faces(
         raise ValueError(f"{printable(run.folder)}: holds no faces yet; name the folder of the photos")
     files, found, count = list_images(photos), None, FACES
     while found is None or (len(found) < FACES and count <= min(MAX_PHOTOS, 2 * len(files))):
-        bring(place, [files[i] for i in spread(len(files), count)], photos)
+        copy_photos(place, [files[i] for i in spread(len(files), count)], photos)
         try:
             found = collect_faces(place.photos, place, size, own.faces, callback)
         except ValueError:  # no face in any of these
@@ -129,8 +129,8 @@ def few_faces(
     return faces_of(place), own, 0
 
 
-def bring(place: Run, files: Sequence[Path], folder: Path) -> None:
-    """Copies of these files of `folder`, under their own names, as the photos of the first look, and no others."""
+def copy_photos(place: Run, files: Sequence[Path], folder: Path) -> None:
+    """Copy these files of `folder`, under their own names, as the only photos of the first look."""
     copies = {place.photos / file.relative_to(folder): file for file in files}
     stamps = [(str(copy), file.stat().st_size, file.stat().st_mtime_ns) for copy, file in copies.items()]
     stage_folder(place.photos, fingerprint(stamps))
@@ -140,12 +140,12 @@ def bring(place: Run, files: Sequence[Path], folder: Path) -> None:
 
 
 def spread(count: int, some: int) -> list[int]:
-    """At most `some` of `count` places, evenly spread."""
+    """At most `some` of the indices 0 ... count - 1, evenly spread."""
     some = min(some, count)
     return [i * count // some for i in range(some)]
 
 
-def kept(
+def write_first_look(
     place: Run,
     rows: list[tuple[str, list[Tensor]]],
     whole: Forecast,
@@ -154,7 +154,7 @@ def kept(
 ) -> FirstLook:
     """Write the first look's pictures, first_look.json and report.html."""
     tuning = config.finetune
-    steps = f"{progress.step} of {tuning.iterations} steps, {duration(progress.seconds)} of teaching"
+    steps = f"{progress.step} of {tuning.iterations} steps, {duration(progress.seconds)} of tuning"
     said = (
         f"{len(rows)} faces and {steps}: this shows the direction and is no verdict. "
         "The adaptation learns from all faces, and judges itself."
@@ -178,7 +178,7 @@ def kept(
 
 
 def read_first_look(run: Run) -> tuple[list[tuple[str, list[Tensor]]], list[str]] | None:
-    """Rows and lines of the run's last first look; None if it has none that is whole."""
+    """Rows and lines of the run's last first look; None if it has no complete one."""
     place = place_of(run)
     record = read_json(place.folder / "first_look.json")
     if not isinstance(record, dict) or not isinstance(record.get("names"), list):
@@ -198,7 +198,7 @@ def _targets(targets: dict[str, Path], faces: FaceSet, size: int) -> Tensor:
 
 
 def _forecast(pace: Pace, count: int, seen: int, config: AdaptConfig, photos: Path | None) -> Forecast:
-    """Of the whole: for the faces that are known, else for one a photo."""
+    """The forecast of the whole adaptation, for the known faces, else for one face a photo."""
     if count or photos is None:
         return forecast(pace, count or seen, config)
     return forecast(pace, max(seen, len(list_images(photos))), config, guessed=True)

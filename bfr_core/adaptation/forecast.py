@@ -1,6 +1,6 @@
 """How long an adaptation will take, and how much memory, before it starts: from one timed step of each stage.
 
-The steps are those of the stages themselves, on the user's own faces and machine; nothing of them is kept.
+The steps are the stages' own, on the user's faces and machine; nothing of them is kept.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ from .targets import SEARCH_FACES, TargetConfig, make_pseudo_targets, samplers_t
 from .tuning import perceptual_term
 
 TIMED_STEPS = 3  # of the tuning; the first prepares, and of the others the quicker one counts
-SAMPLE_SECONDS = 0.005  # between two looks at the memory that is held
-NEARLY_ALL = 0.9  # of the memory: from here on it is said that it may not be enough
-NAMED = 0.1  # share of the whole: stages that take more are named
+SAMPLE_SECONDS = 0.005  # between two samples of the memory that is held
+NEARLY_ALL = 0.9  # share of the memory above which a line warns that it may not be enough
+NAMED = 0.1  # share of the whole time above which a stage is named
 MEASURED_FACES = 4
 STAGES = {"examine": "looking at the damage", "targets": "clean faces", "gate": "checking them",
-          "finetune": "teaching", "report": "report"}  # fmt: skip
+          "finetune": "tuning", "report": "report"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Pace:
-    """What a step of each stage takes on this machine. 0 for what was not measured.
+    """What a step of each stage takes on this machine; 0 where it was not measured.
 
-    Seconds: prior_call, of the prior for one face. restore: of the restorer for one face. gate: of the checks for
-    one face. step: of the tuning. judge: for one face on which checkpoints are compared.
-    memory: most bytes that were held meanwhile, all that the process holds included; None if this system does not say.
-    room: bytes of memory there are. where: which memory that is.
+    In seconds: prior_call, one call of the prior for one face; restore, the restorer for one face; gate, the checks of
+    one face; step, one step of the tuning; judge, comparing checkpoints on one face.
+    memory: the most bytes that the process held meanwhile, with all else that it holds; None if the system does not
+    say. room: bytes of memory that there are. where: which memory that is.
     """
 
     prior_call: float = 0.0
@@ -66,7 +66,7 @@ class Pace:
     where: str = "memory"
 
     def also(self, other: Pace) -> Pace:
-        """Both measurements in one."""
+        """Both measurements in one: the larger time and memory of each."""
         held = [pace.memory for pace in (self, other) if pace.memory is not None]
         times = {name: max(getattr(self, name), getattr(other, name)) for name in TIMES}
         return replace(self, **times, memory=max(held) if held else None, room=other.room, where=other.where)
@@ -77,7 +77,10 @@ TIMES = ("prior_call", "restore", "gate", "step", "judge")
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is still to come. seconds: by stage. faces: that it is for; guessed: whether their number is a guess."""
+    """What an adaptation will take. seconds: by stage. faces: their number; guessed: whether that is a guess.
+
+    memory, room, where: as in `Pace`.
+    """
 
     faces: int
     seconds: dict[str, float]
@@ -91,7 +94,7 @@ class Forecast:
         return sum(self.seconds.values())
 
     def lines(self) -> list[str]:
-        """What there is to say before it starts: how long, and how much memory."""
+        """The forecast in words: how long, and how much memory."""
         long = {stage: seconds for stage, seconds in self.seconds.items() if seconds > NAMED * self.total}
         parts = [f"{STAGES[stage]} {duration(seconds)}" for stage, seconds in long.items()]
         told = f" ({', '.join(parts)})" if len(parts) > 1 else ""
@@ -99,7 +102,7 @@ class Forecast:
         return [f"{who} will take {duration(self.total)} on this machine{told}", *memory_lines(self)]
 
     def as_record(self) -> dict[str, Any]:
-        """For programs: whole seconds by stage, bytes."""
+        """The forecast for programs: seconds by stage, memory in bytes."""
         seconds = {stage: round(value, 1) for stage, value in self.seconds.items()}
         return {"faces": self.faces, "guessed": self.guessed, "seconds": seconds, "memory_bytes": self.memory}
 
@@ -117,7 +120,7 @@ def memory_lines(seen: Forecast | Pace) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """In words: "less than a minute", "about 5 min", "about 2 h 10 min"."""
+    """A duration in words: "less than a minute", "about 5 min", "about 2 h 10 min"."""
     if not math.isfinite(seconds) or seconds < 0:
         return "unknown"
     minutes = math.ceil(seconds / 60)
@@ -130,9 +133,9 @@ def duration(seconds: float) -> str:
 
 
 def forecast(pace: Pace, faces: int, config: AdaptConfig, guessed: bool = False, drawn: bool = False) -> Forecast:
-    """What adapting to so many faces will take at this pace. drawn: their targets are there already.
+    """What adapting to so many faces will take at this pace. drawn: whether their targets are there already.
 
-    Targets that were refused and drawn again, and searching the photos for faces, are not in it.
+    Drawing refused targets again, and searching the photos for faces, are not included.
     """
     targets, tuning = config.targets, config.finetune
     calls = {"examine": 0 if drawn else examining_calls(targets, faces)}
@@ -176,7 +179,7 @@ def forecast_run(
 
 
 def tell_before(callback: StageCallback) -> Before:
-    """For `adapt`: the forecast is made before what takes long, and told as ("forecast", 2, 2, Forecast)."""
+    """The argument `before` of `adapt` that makes a forecast and calls callback("forecast", 2, 2, Forecast)."""
 
     def before(run: Run, faces: FaceSet, base: Restorer, prior: Prior, config: AdaptConfig) -> None:
         callback("forecast", 2, 2, forecast_run(run, faces, base, prior, config, callback))
@@ -220,7 +223,7 @@ def measure_targets(lq: Tensor, base: Restorer, prior: Prior, config: TargetConf
 
     with (
         torch.random.fork_rng(devices=[]),
-        Held(base.device) as held,
+        PeakMemory(base.device) as held,
     ):  # a network that is built draws its first weights
         _, restore = _timed(now, lambda: base.restore(lq[:1]))
         started = now()
@@ -244,7 +247,7 @@ def measure_tuning(lq: Tensor, base: Restorer, config: FinetuneConfig, perceptua
             raise _Enough
 
     few = replace(config, held_out=0.0, minutes=0.0, judge_every=2**31, iterations=max(config.iterations, 4))
-    with Held(base.device) as held:
+    with PeakMemory(base.device) as held:
         started = now()
         with contextlib.suppress(_Enough):
             finetune(base, pairs, few, perceptual=perceptual, callback=tick)
@@ -267,7 +270,7 @@ def _timed(now: Callable[[], float], work: Callable[[], Any]) -> tuple[Any, floa
 
 
 def _now(device: torch.device) -> float:
-    """The time, once the device has done what it was told."""
+    """The time in seconds, once the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     if device.type == "mps":
@@ -278,10 +281,10 @@ def _now(device: torch.device) -> float:
 # ---------------------------------------------------------------- memory
 
 
-class Held:
-    """A context that watches how much memory this process holds at most: of a graphics card, or of the computer.
+class PeakMemory:
+    """A context that measures how much memory this process holds at most: of a graphics card, or of the computer.
 
-    most: bytes, None where this system does not say.
+    most: bytes; None where the system does not say.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -289,7 +292,7 @@ class Held:
         self.most: int | None = None
         self._over = threading.Event()
 
-    def __enter__(self) -> Held:
+    def __enter__(self) -> PeakMemory:
         self._seen: list[int] = []
         self._watcher = threading.Thread(target=self._watch, name="bfr-memory", daemon=True)
         if self.device.type == "cuda":
@@ -324,7 +327,7 @@ class Held:
 
 
 def held_now(device: torch.device) -> int | None:
-    """Bytes that this process holds, of a graphics card without such figures of its own or of the computer."""
+    """Bytes that this process holds of the computer's memory or of Apple's GPU; None where the system does not say."""
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
     if platform.system() == "Linux":

@@ -1,8 +1,8 @@
-"""Good faces in a folder of damaged ones: which they are, and what tuning does with them.
+"""Good faces in a folder of damaged ones: how they are found, and what tuning does with them.
 
 A face is taken for good if its crop was not enlarged, its detail is as fine and clean as in a clean face, the prior
-finds no noise in it, and the base restorer, whose task is to undo ordinary damage, leaves it as it is. Of a clean face
-all of these are true; each damage fails one of them. `benchmarks/album.py` says how often that is right.
+finds no noise in it, and the base restorer, whose task is to undo ordinary damage, leaves it as it is. All of these
+hold for a clean face; each damage fails one of them. `benchmarks/album.py` measures how often that is right.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class AlbumConfig:
     )
     most_noise: float = setting(
         0.6,
-        "A face of the folder is taken for good only if the prior takes no more noise off it than this, as a share of "
-        "the weakest noise that it is asked for.",
+        "A face of the folder is taken for good only if the prior removes no more noise from it than this share of the "
+        "weak noise that it is told to expect.",
         low=0,
     )
     least_kept: float = setting(
@@ -79,7 +79,11 @@ class AlbumConfig:
 
 
 class Clarity(NamedTuple):
-    """What says whether a face is good, see `AlbumConfig`; a number each."""
+    """The figures that decide whether a face is good; their limits are in `AlbumConfig`.
+
+    sharpness: of `metrics.sharpness`. noise: of `noise_ratio`. kept: PSNR in dB between the face and what the base
+    makes of it.
+    """
 
     sharpness: float
     noise: float
@@ -90,8 +94,8 @@ class Clarity(NamedTuple):
 class Examples:
     """Good faces. files: their crops. fingerprint: of what they were made from, "" if there are none.
 
-    found: name -> what says so, of those that were found in the folder. real, real_fingerprint: the same of those for
-    the discriminator alone.
+    found: name -> clarity, of those that were found in the folder. real, real_fingerprint: files and fingerprint of the
+    faces that only the discriminator sees.
     """
 
     files: tuple[Path, ...] = ()
@@ -103,7 +107,10 @@ class Examples:
 
 @torch.no_grad()
 def clarity(faces: Tensor, base: Restorer, prior: Prior, precision: Precision = "auto") -> list[Clarity]:
-    """faces: (B, 3, S, S) RGB in [0, 1], S the restorer's size. precision: that the prior computes in."""
+    """The clarity of each of `faces`, (B, 3, S, S) RGB in [0, 1], S the restorer's size.
+
+    precision: in which the prior computes.
+    """
     restored = base.restore(faces).to(faces.device)
     image = resized(to_signed(faces), prior.size)
     with autocast(prior.device, precision):
@@ -113,6 +120,7 @@ def clarity(faces: Tensor, base: Restorer, prior: Prior, precision: Precision = 
 
 
 def is_good(found: Clarity, config: AlbumConfig) -> bool:
+    """Whether a face of this clarity is taken for good."""
     return (
         found.sharpness >= config.least_sharpness
         and found.noise <= config.most_noise
@@ -130,8 +138,8 @@ def take_good_faces(
 ) -> tuple[FaceSet, Examples]:
     """The faces to adapt to, and the good ones: found among `faces`, as config.album says, or in its folders.
 
-    What was found is kept in run.album. Where none is good, or none would be left to adapt to, `faces` are returned as
-    they are. Raises as `collect_faces` for a folder of good photos that gives no face.
+    What was found is kept in run.album. If no face is good, or none would be left to adapt to, `faces` are returned
+    unchanged. Raises as `collect_faces` for a folder of good photos that gives no face.
     """
     precision = config.targets.precision
     found = find_good_faces(run, faces, base, prior, config.album, callback, precision) if config.album.find else {}
@@ -174,7 +182,7 @@ def find_good_faces(
     callback: StageCallback | None = None,
     precision: Precision = "auto",
 ) -> dict[str, Clarity]:
-    """Those of `faces` that are good, by name: see `album`. A face that was enlarged to its crop is not."""
+    """The clarity of those of `faces` that are good, by name. A face that was enlarged to its crop is not good."""
     keys = {n: fingerprint(sha256_of(faces.crop(n)), base.sha256, prior.sha256) for n in faces.names}
     kept: dict[str, dict[str, Any]] = read_table(run.album, clarity=dict).get("clarity", {})
     seen = {n: kept[n] for n in faces.names if n in kept and kept[n].get("key") == keys[n]}

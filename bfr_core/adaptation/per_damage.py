@@ -21,8 +21,9 @@ from ..files.records import fingerprint
 from ..files.stages import open_stage, remove
 from ..files.tensors import load_tensors, save_tensors
 from ..reports.html import VERDICTS, Gallery, ReportData, Table, Verdict, write_report
+from ..restoration.grey import given_to_restorer
 from ..restorers import Restorer, load_restorer, save_restorer
-from ..restorers.load import said_by
+from ..restorers.load import metadata_in
 from ..restorers.routed import TENSORS, read_groups, save_groups
 from ..training.batches import split
 from ..training.checkpoint import TuningProgress
@@ -39,13 +40,13 @@ log = logging.getLogger(__name__)
 BATCH = 16
 ROWS = 6  # faces of a group that the report shows
 ORIGIN = tuple(f"{what}{end}" for what in ("base", "prior") for end in ("", "_sha256", "_licence"))
-ONE_DAMAGE = "Nothing speaks for more than one kind of damage: one adaptation serves all."
-VERSION = 1  # of the descriptions; another one makes groups that were kept be found anew
+ONE_DAMAGE = "Only one kind of damage was found: one adaptation serves all faces."
+VERSION = 2  # of the descriptions; another one makes groups that were kept be found anew
 
 
 @dataclass(frozen=True)
 class Group:
-    """Faces that share a damage, and what became of them. shown: of the report."""
+    """Faces that share a damage, and their adaptation. shown: its gallery in the report, of the faces shown_names."""
 
     run: Run
     names: list[str]
@@ -74,12 +75,12 @@ class Mixed:
         return "adopt" if any(group.adopted for group in self.groups) else "keep_base"
 
     def lines(self) -> list[str]:
-        """What became of the groups, a line each."""
+        """The verdict on each group, a line each, and how many faces are in none."""
         said = [
             f"group {i}: {len(g.names)} faces, {VERDICTS[g.judgement.verdict].lower()}: {g.judgement.sentence}"
             for i, g in enumerate(self.groups, 1)
         ]
-        return [*said, f"{len(self.left)} faces are like no group and keep the base"]
+        return [*said, f"{len(self.left)} faces belong to no group and keep the base"]
 
 
 def adapt_mixed(
@@ -93,9 +94,9 @@ def adapt_mixed(
 ) -> Mixed:
     """One adaptation for each group of faces that share a damage; everything is kept in `run_dir`, and resumed from it.
 
-    A face that is like no group, and a group whose adaptation is not to be adopted, keep the base. `groups.safetensors`
-    restores with them all. config.finetune.minutes is shared among the groups. Arguments and errors as in
-    `adaptation.adapt`.
+    A face that belongs to no group, and a group whose adaptation is not to be adopted, keep the base.
+    `groups.safetensors` restores with all of them. config.finetune.minutes is shared among the groups. Arguments and
+    errors as in `adaptation.adapt`.
     """
     if config.album.find:
         raise ValueError("--album cannot be used with --mixed: good faces are a group of their own; use --good")
@@ -118,9 +119,9 @@ def adapt_groups(
     pause_after: float = 0.0,
     before: Before | None = None,
 ) -> Mixed | None:
-    """`adapt_mixed` for faces that the run, which the caller holds, has already; None if nothing speaks for groups.
+    """`adapt_mixed` for faces that are in the run already, which the caller has locked; None if there is one damage.
 
-    base, prior: config.restorer and, where it is loaded already, config.prior. callback: also ("group", i, count, None)
+    base, prior: config.restorer and, if it is loaded already, config.prior. callback: also ("group", i, count, None)
     before the stages of each. pause_after: as in `finetune`, in minutes, shared among the groups.
     """
     groups, routes = group_faces(run, faces, base, callback)
@@ -150,7 +151,10 @@ def adapt_groups(
 def group_faces(
     run: Run, faces: FaceSet, base: Restorer, callback: StageCallback | None = None
 ) -> tuple[DamageGroups, list[int]]:
-    """The groups of damages among `faces`, and for each face its group, -1 for none; kept in the run's groups/."""
+    """The groups of damages among `faces`, and for each face its group, -1 for none; kept in the run's groups/.
+
+    A face is described as the restorer is given it, so that it finds its group again when its photo is restored.
+    """
     kept = run.folder / "groups" / "found.safetensors"
     fingerprint_value = fingerprint(VERSION, faces.fingerprint, base.sha256)
     if kept.exists():
@@ -163,7 +167,8 @@ def group_faces(
     described: list[Tensor] = []
     restored: list[Tensor] = []
     done = 0
-    for _, lq in faces.batches(BATCH):
+    for _, crops in faces.batches(BATCH):
+        lq = torch.stack([given_to_restorer(crop) for crop in crops])
         new = base.restore_each(lq)
         described.append(describe(lq, new))
         restored += [face for i, face in enumerate(new, done) if i in sample]
@@ -199,7 +204,7 @@ def adapt_group(
         copy, face = run.photos / name, faces.folder / name
         if not copy.exists() or (is_own(copy) and sha256_of(copy) != sha256_of(face)):
             replace_atomically(copy, partial(shutil.copy2, face))
-    # The group's photos are the crops of `faces`; the report calls them what they are called there.
+    # The group's photos are the crops of `faces`; the report calls them by the labels that they have there.
     labels = {f"{name}.png": faces.label(name) for name in names}
     device = str(base.device)
     result = adapt(run.photos, run.folder, config, callback, device, base, prior, pause_after, before, labels)
@@ -220,7 +225,7 @@ def adapt_group(
 
 
 def rows_of(faces: FaceSet, names: Sequence[str], restorers: Sequence[Restorer]) -> list[tuple[str, list[Tensor]]]:
-    """For a gallery: each face, damaged and by each restorer."""
+    """The rows of a gallery: each face, damaged and as each restorer restores it."""
     rows = []
     for name in names:
         lq = read_image(faces.crop(name))
@@ -232,7 +237,7 @@ def write_groups(result: Mixed, groups: DamageGroups, base: Restorer) -> dict[st
     """Save groups.safetensors and a copy of the base beside the groups' runs; returns what they were made from."""
     copy = result.run.folder / "groups" / "base.safetensors"
     save_restorer(copy, base, base.metadata)
-    of_one = said_by(result.groups[0].run.restorer)
+    of_one = metadata_in(result.groups[0].run.restorer)
     origin = {key: of_one[key] for key in ORIGIN if key in of_one}
     members = [group.run.restorer if group.adopted else None for group in result.groups]
     save_groups(result.run.groups, groups, copy, members, origin | {"licence": base.licence, "size": str(base.size)})
@@ -251,9 +256,9 @@ def report_mixed(result: Mixed, faces: FaceSet, base: Restorer, origin: dict[str
         (f"group {i}", str(len(group.names)), VERDICTS[group.judgement.verdict], group.judgement.said)
         for i, group in enumerate(result.groups, 1)
     ]
-    lines += [("no group", str(len(result.left)), "-", "Like none of the groups; the base serves them.")]
+    lines += [("no group", str(len(result.left)), "-", "They belong to no group; the base serves them.")]
     left = Gallery(
-        "Left to the base", f"{len(result.left)} faces are like no group.", ["damaged", "base restorer"],
+        "Left to the base", f"{len(result.left)} faces belong to no group.", ["damaged", "base restorer"],
         rows_of(faces, result.left[:ROWS], [base]),
     )  # fmt: skip
     data = ReportData(

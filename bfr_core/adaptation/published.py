@@ -3,12 +3,11 @@
 Everything that this project added is off. Every setting is decided here, or left to the user by name: a setting that is
 added later must be entered in one of the two tables, or a test fails.
 
-Three things stay as they are here, on purpose. The discriminator is frozen whenever the restorer's gradient is taken;
-in the authors' code it is so only in the first part of a batch, and in the others a tenth of the restorer's adversarial
-gradient is added to the discriminator's own. And where the low band is held down to the last index (L = 0), the level
-below that is the clean image; in the authors' code the index wraps round to the noisiest. And the discriminator's
-spectral norms are renewed once a step; in the authors' code in each pass, so that there its weights depend on how a
-batch is cut.
+Three things differ from the authors' code on purpose. The discriminator is frozen whenever the restorer's gradient is
+taken; in their code only in the first part of a batch, and in the others a tenth of the restorer's adversarial gradient
+is added to the discriminator's own. Where the low band is held down to the last index (L = 0), the level below that is
+the clean image; in their code the index wraps round to the noisiest. The discriminator's spectral norms are renewed
+once a step; in their code in each pass, so that its weights depend on how a batch is cut.
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ PUBLISHED: dict[str, Any] = {
     "finetune.judge_every": 500,  # likewise
     "finetune.precision": "float32",
 }
-# What is different for CodeFormer, which is tuned by its codes: the image losses have no part in it.
+# What differs for CodeFormer, which is tuned on codes, without the image losses.
 PUBLISHED_BY_CODES: dict[str, Any] = {
     "targets.sampler.factor": 8,
     "finetune.iterations": 40_000,
@@ -93,7 +92,7 @@ PUBLISHED_BY_CODES: dict[str, Any] = {
     "finetune.mirror": True,
     "finetune.ema": 0.995,
 }
-# Where things are, how faces are found, which random numbers are taken and how the work is cut up are not the method.
+# Where things are, how faces are found, which seed is taken and how the work is cut up are no part of the method.
 LEFT_TO_USER = frozenset(
     {
         "restorer",
@@ -113,12 +112,12 @@ LEFT_TO_USER = frozenset(
 )
 
 
-def settings_of(restorer: Restorer, name: str, values: Mapping[str, Any] | None = None) -> AdaptConfig:
+def recipe_with(restorer: Restorer, name: str, values: Mapping[str, Any] | None = None) -> AdaptConfig:
     """The settings of the recipe `name`, one of `RECIPES`, for `restorer`, with the user's `values` by dotted path.
 
-    Of the published recipe it is logged what the values change, and if the discriminator has no real faces. Raises
-    ValueError, in one line, for another name, for several restorers in one, for a value that cannot be, and for the
-    published recipe where LPIPS's file is missing.
+    For the published recipe, warnings say what the values change and whether the discriminator lacks real faces. Raises
+    ValueError, in one line, for another name, for several restorers in one, for a value that is not allowed, and for
+    the published recipe where LPIPS's file is missing.
     """
     config: AdaptConfig = changed(recipe_of(restorer, name), dict(values or {}))
     if name == RECOMMENDED:
@@ -142,13 +141,13 @@ def recipe_of(restorer: Restorer, name: str) -> AdaptConfig:
 
 
 def published(restorer: Restorer) -> dict[str, Any]:
-    """What the published recipe decides for `restorer`, by dotted path; for networks that the paper did not tune,
-    what it says of SwinIR."""
+    """What the published recipe decides for `restorer`, by dotted path; for networks that the paper did not tune, the
+    values for SwinIR."""
     return PUBLISHED | (PUBLISHED_BY_CODES if restorer.tuned_by_codes else {})
 
 
 def departures(config: AdaptConfig, decided: Mapping[str, Any]) -> list[str]:
-    """What of `config` is not as `decided`, by dotted path: "path value (decided value)" each."""
+    """The settings of `config` that differ from `decided`, by dotted path: "path value (decided value)" each."""
     return [
         f"{path} {value} ({decided[path]})"
         for path, value in leaves(config).items()

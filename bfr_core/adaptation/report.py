@@ -1,4 +1,4 @@
-"""The report of an adaptation: what its run folder holds, put in front of a person."""
+"""The report of an adaptation: the results in its run folder, shown to a person."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..faces.arcface import Recognise, likeness
-from ..files.photos import read_image
+from ..files.photos import printable, read_image
 from ..files.records import read_json
 from ..metrics.intervals import bootstrap_difference
 from ..reports.html import Gallery, ReportData, Table, write_report
@@ -90,11 +90,12 @@ def report_adaptation(result: Adapted, config: FinetuneConfig, recogniser: Recog
 
 
 def account_notes(faces: FaceSet) -> list[str]:
-    """How many photos gave faces, and a line for every file that gave none."""
+    """How many photos gave faces, and a line for every file that gave none, or of which not all was used."""
     files = faces.account()
     used = sum(file["status"] == "used" for file in files)
     return [f"{used} of {len(files)} files of the folder gave faces."] * bool(files) + [
-        problem["problem"] for problem in faces.problems
+        *(problem["problem"] for problem in faces.problems),
+        *(f"{printable(photo)}: {note}" for photo, note in faces.notes.items()),
     ]
 
 
@@ -177,7 +178,7 @@ def good_photo_tables(
 
 
 def good_faces(result: Adapted) -> list[Gallery]:
-    """The faces that were taken for good, with what said so; nothing if there are none."""
+    """The faces that were taken for good, with the figures that decided it; nothing if there are none."""
     good = result.good
     rows = []
     for file in good.files[:ROWS]:
@@ -188,7 +189,7 @@ def good_faces(result: Adapted) -> list[Gallery]:
         rows.append((label, [face, result.restorer.restore(face[None])[0].cpu()]))
     note = (
         f"{len(good.found)} found in the folder, {len(good.files) - len(good.found)} given. They were not adapted to; "
-        "they showed the tuning what a good face is. Look whether they are."
+        "they showed the tuning what a good face is. Check that they are good."
     )
     return [Gallery("Taken as good examples", note, ["good face", "adapted restorer"], rows)] if rows else []
 

@@ -27,7 +27,7 @@ OLD_FILES = (
 )
 
 
-# What hours of work end in: whether it may be written is asked before they begin.
+# The results of hours of work: whether they may be written is checked before the work begins.
 WRITTEN_LAST = (
     *("report.html", "report.json", "restorer.safetensors", "restorer.pth", "restorer_codeformer.pth"),
     *("change.safetensors", "groups.safetensors"),
@@ -52,8 +52,8 @@ class Run:
     restorer.safetensors, report.html, report.json, log.txt
     job.json          how far the last job in the background is, see `jobs`
     restorer.pth          the same again, if asked for; restorer_codeformer.pth where it is one
-    change.safetensors    after low-rank tuning: what it changed, alone
-    groups.safetensors    of a mixed folder: the groups of damages that were found, and who serves them
+    change.safetensors    after low-rank tuning: only what it changed
+    groups.safetensors    of a mixed folder: the groups of damages that were found, and the restorer of each
     groups/           base.safetensors, and a run for each group: 1/, 2/, ...
     """
 
@@ -132,7 +132,7 @@ class Run:
 
     @property
     def result(self) -> Path:
-        """What restores with all that was learned: the file of groups if there is one, else the restorer."""
+        """The file that restores with everything learned: the file of groups if there is one, else the restorer."""
         return self.groups if self.groups.is_file() else self.restorer
 
     def of_group(self, number: int) -> Run:
@@ -140,7 +140,7 @@ class Run:
         return Run(self.folder / "groups" / str(number))
 
     def by_group(self) -> list[Run]:
-        """The runs of the groups that the run was last adapted to; none if it was adapted to as one."""
+        """The runs of the groups in which the run was last adapted; none if it was adapted as a whole."""
         count = self.config().get("finetune", {}).get("groups", 0)
         numbers = range(1, 1 + count) if isinstance(count, int) else ()
         return list(takewhile(lambda run: run.folder.is_dir(), map(self.of_group, numbers)))
@@ -166,7 +166,7 @@ class Run:
             self.claim()
             for name in WRITTEN_LAST:
                 refuse_foreign(self.folder / name)
-            lock = FileLock(self.folder / ".lock", timeout=1)  # who asks whether it is held holds it for a moment
+            lock = FileLock(self.folder / ".lock", timeout=1)  # whoever asks whether it is held, holds it for a moment
             lock.acquire()
         except Timeout:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The target checks: which pseudo targets are fit to learn from, judged without clean copies by what stands out.
+"""The target checks: which pseudo targets are fit to learn from, judged without clean copies as outliers of the folder.
 
 A target that agrees less with its damaged face than the folder's others do, whose features have moved, or that looks
 unlike the other targets is drawn again from other noise, and left out if that does not help.
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 CHECKED_SIZE = 128  # faces are checked at this size, whatever the restorer's
 FINE_SIGMA = 0.7  # pixels; what is finer is noise or the finest detail
-MIN_FACES = 8  # faces from which a folder says what is typical of it
+MIN_FACES = 8  # the fewest faces from which a folder says what is typical of it
 BATCH = 16
 
 Redraw = Callable[[Tensor, list[str], int], Tensor]  # damaged faces, their names, number of the try -> other targets
@@ -100,7 +100,7 @@ SAID = {
 }
 
 
-# Deviations are taken for at least this: faces that are all alike must not make a trifle stand out.
+# Deviations count as at least this, so that a trifle does not stand out among faces that are all alike.
 MIN_DEVIATION = {
     "low_band": 0.003,
     "moved": 0.01,
@@ -156,7 +156,7 @@ def flat_noise(faces: Tensor) -> Tensor:
 
 
 def check_targets(measured: TargetMeasurements, of: TargetMeasurements | None = None) -> TargetChecks:
-    """The checks of targets; of: those of the whole folder, which say what is typical of it, or these themselves."""
+    """The checks of targets. of: measurements of the whole folder, which say what is typical; by default `measured`."""
     whole = (of or measured).features
     middle, spread = whole.median(0).values, whole.std(0, correction=0).clamp_min(1e-6)
     unlike = ((measured.features - middle) / spread).square().mean(1).sqrt()
@@ -172,7 +172,7 @@ def check_targets(measured: TargetMeasurements, of: TargetMeasurements | None = 
 
 
 def refusals(checks: TargetChecks, config: TargetCheckConfig, of: TargetChecks | None = None) -> list[str]:
-    """Why each target is refused, or "" if it is not. of: checks of the whole folder, these if left out."""
+    """Why each target is refused, or "" if it is not. of: checks of the whole folder; by default `checks`."""
     of = of or checks
     reasons = [""] * len(checks.low_band)
     if not config.limit:
@@ -198,7 +198,7 @@ def refusals(checks: TargetChecks, config: TargetCheckConfig, of: TargetChecks |
 
 
 def joined(parts: list[TargetMeasurements]) -> TargetMeasurements:
-    """The looks of several batches as one."""
+    """The measurements of several batches as one."""
     return TargetMeasurements(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
@@ -223,9 +223,8 @@ def checked_targets(
 ) -> dict[str, Path]:
     """The targets, by face name, that pass the checks; those refused are drawn again where `redraw` is given.
 
-    files: targets by face name. made_from: their fingerprint. Those that were changed by hand always pass. What was
-    found of every face is kept in gate.json, and taken from there when nothing changed. Raises ValueError if none
-    passes.
+    files: targets by face name. made_from: their fingerprint. Those that were changed by hand always pass. The findings
+    of every face are kept in gate.json, and taken from there when nothing changed. Raises ValueError if none passes.
     """
     by_hand = made_by_hand(files)
     fingerprint_value = fingerprint(made_from, sorted(files), asdict(config), redraw is not None, *by_hand)
@@ -245,7 +244,7 @@ def checked_targets(
 
 
 def accepted_targets(run: Run, files: dict[str, Path], made_from: str) -> dict[str, Path]:
-    """Those of `files` that the checks did not refuse; a file that they have not seen as it is passes."""
+    """Those of `files` that the checks did not refuse; a file that has changed since they saw it passes."""
     found = read_table(run.target_checks, seen=dict, refused=dict, redrawn=list)
     seen, redrawn, refused = found.get("seen", {}), set(found.get("redrawn", ())), found.get("refused", {})
     accepted = {}

@@ -18,16 +18,16 @@ from ..files.stages import open_stage, remove, stage_folder
 from ..restorers import Restorer
 from .config import AdaptConfig
 from .faces import FaceSet, StageCallback, content_hash, old_crops, resize_square, write_or_keep
-from .old_runs import adopt_redrawn
+from .old_runs import list_old_redrawn
 from .run import Run
 from .target_checks import Redraw, TargetCheckConfig, accepted_targets, checked_targets
 from .targets import TargetConfig, draw_in_batches, make_pseudo_targets, resolved_settings
 
 log = logging.getLogger(__name__)
 
-EXAMINED_FACES = 16  # of a folder, for the settings that are left to it
-RESOLVED = ("t_start", "t_constrain_end", "factor", "calls")  # of the sampler
-REDRAWN_SEED = 7919  # apart, so that no try takes the random numbers of a neighbouring seed
+EXAMINED_FACES = 16  # faces of a folder from which the settings that are left to them are resolved
+RESOLVED = ("t_start", "t_constrain_end", "factor", "calls")  # settings of the sampler
+REDRAWN_SEED = 7919  # between the seeds of two tries, so that none has the random numbers of a neighbouring seed
 
 
 def resolved_target_config(
@@ -40,7 +40,7 @@ def resolved_target_config(
 ) -> TargetConfig:
     """`config` with what is left to the faces resolved from a sample of them; found once, and kept in settled.json.
 
-    It stays as long as half of the faces that it was found by are there, and there are not twice as many faces.
+    It holds as long as half of the sample is unchanged and the number of faces has not more than doubled.
     """
     if config.is_resolved:
         return config
@@ -76,7 +76,7 @@ def _still_typical(found: dict[str, Any], faces: FaceSet) -> bool:
 
 
 def target_key(crop: Path, name: str, restorer: Restorer, prior: Prior, config: TargetConfig) -> str:
-    """Of everything that a face's target depends on; how many faces are drawn at once is no such thing."""
+    """Fingerprint of everything that a face's target depends on, which the number of faces in a batch is not."""
     settings = asdict(config) | {"batch_size": 0}
     return fingerprint(sha256_of(crop), name, restorer.sha256, prior.sha256, settings)
 
@@ -94,15 +94,15 @@ def draw_targets(
     config: TargetConfig,
     callback: StageCallback | None = None,
 ) -> str:
-    """Restored faces and pseudo targets of every face, in run.restored and run.targets; one batch in memory.
+    """Write restored faces and pseudo targets of every face to run.restored and run.targets, one batch at a time.
 
     Only those are drawn that are missing, or whose face, networks or settings changed; one that was changed by hand is
     kept, used and named. A batch counts as drawn once all of it is on disk, so that a stage that was interrupted draws
-    the same batches, and the targets are the same. Returns the fingerprint of all targets.
+    the same batches and the same targets. Returns the fingerprint of all targets.
     """
     for folder in (run.restored, run.targets):
         open_stage(folder, old_crops(run))
-    adopt_redrawn(run)
+    list_old_redrawn(run)
     marker = run.targets / "stage.json"
     made: dict[str, str] = read_table(marker, made=dict).get("made", {})
     keys = {n: target_key(faces.crop(n), n, restorer, prior, config) for n in faces.names}
@@ -159,7 +159,7 @@ def make_targets(
     config: AdaptConfig,
     callback: StageCallback | None = None,
 ) -> tuple[dict[str, Path], str]:
-    """The whole stage: settings left to the folder are found, targets drawn, gated, and where refused drawn again.
+    """The whole stage: settings left to the faces are resolved, targets drawn, checked, and if refused drawn again.
 
     Returns the targets that passed, by face name, and the fingerprint of them all.
     """
@@ -188,7 +188,7 @@ def redraw_with(
 def keep_redraws(
     run: Run, faces: FaceSet, restorer: Restorer, prior: Prior, config: TargetConfig, redraw: Redraw
 ) -> Redraw:
-    """`redraw`, each draw of which is kept in run.redrawn, tries/, and not made again."""
+    """`redraw`, whose targets are kept in tries/ of run.redrawn and not drawn again."""
     folder = run.redrawn / "tries"
     drawn: dict[str, str] = read_table(folder / "tries.json")
 
@@ -221,7 +221,7 @@ def check_given(
 
 
 def made_targets(run: Run, faces: FaceSet) -> tuple[dict[str, Path], str]:
-    """What `make_targets` has left in the run, as it returned it. Raises ValueError if there is nothing."""
+    """What `make_targets` returned when it filled the run. Raises ValueError if the run holds no targets."""
     drawn = targets_of(run, faces)
     made_from = targets_fingerprint(faces, drawn)
     return accepted_targets(run, drawn, made_from), made_from
@@ -248,7 +248,7 @@ def match_in_order(run: Run, faces: FaceSet, targets: Tensor, first: int = 0) ->
     """Pictures (B, 3, N, N) RGB in [0, 1] of the faces first ... first + B - 1 as targets, kept in run.given.
 
     Returns all that the run holds by now, by face name. Raises ValueError for more pictures than faces from there on,
-    or for such that are not square.
+    or for pictures that are not square.
     """
     if not 0 <= first <= len(faces) - len(targets):
         raise ValueError(

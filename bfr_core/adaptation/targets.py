@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 # mean over the 944 faces that the embedded models were trained on; 0.21 for the portraits, 0.11 for the made-up faces.
 FINE_OVER_COARSER = 0.173
 MAX_GAIN = 1.3
-# What is tried of a setting that is left to the faces, as multiples of the one given.
+# The values that are tried for a setting that is left to the faces, as multiples of the value given.
 SEARCHED = {"t_start": (0.25, 0.5, 1.0, 2.0), "factor": (1.0, 2.0, 4.0)}
 SEARCH_FACES = 8
 
@@ -93,7 +93,7 @@ class TargetConfig:
 
     @property
     def is_resolved(self) -> bool:
-        """False where something is left to the faces."""
+        """Whether no setting is left to the faces."""
         return "auto" not in (self.t_clean, self.detail) and not self.search
 
     @property
@@ -121,14 +121,14 @@ def make_pseudo_targets(
     config: TargetConfig,
     callback: SamplerCallback | None = None,
 ) -> Targets:
-    """Clean, consistent versions of damaged faces.
+    """Pseudo targets of damaged faces: clean faces that agree with them.
 
     lq: (B, 3, S, S) RGB in [0, 1], S the restorer's size. names: one a face; each keys its face's random numbers.
-    config: where it says "auto" these faces alone decide; `resolved_settings` lets a sample of the folder decide once
+    config: where it says "auto", these faces alone decide; `resolved_settings` lets a sample of the folder decide once
     for all of it.
     callback: (network call, network calls, preview in [-1, 1]); what it raises ends the sampling.
-    Faces are resized to the prior's size and back if it differs from S. Where the memory is too small for all at once,
-    fewer are taken; the targets are the same.
+    Faces are resized to the prior's size and back if it differs from S. If the memory is too small for all at once,
+    fewer are taken at a time; the targets are the same. Raises as `sample_constrained`.
     """
     config = resolved_settings(config, lq, restorer, prior)
 
@@ -246,9 +246,9 @@ def best_sampler(
 ) -> SamplerConfig:
     """The sampler, among those that `config.search` asks for, whose targets come nearest to known answers.
 
-    Each face's damage is put on the target of the next, made with the settings given; what is known of that one is what
-    lay under it. lq: (B, 3, S, S) RGB in [0, 1]. Of one face, or where no damage can be told, the first is as good as
-    any. callback: as `resolved_settings`, anew for each sampler.
+    Each face's damage is put on the target of the next, which was drawn with the settings given, so that the face under
+    the damage is known. lq: (B, 3, S, S) RGB in [0, 1]. With one face, or where no damage is found, the first sampler
+    is as good as any. callback: as in `resolved_settings`, anew for each sampler.
     """
     plain = replace(config, search=(), detail=1.0)
     targets = _sample(lq, restorer, prior, plain, callback)
@@ -280,8 +280,8 @@ def samplers_to_try(sampler: SamplerConfig, search: Sequence[str], size: int) ->
 def detail_gain(faces: Tensor) -> float:
     """What the high band of `faces` must be multiplied by to be as strong as in clean ones, next to the coarser band.
 
-    faces: (B, 3, S, S) RGB in [0, 1]. 1 if it is strong enough, at most `MAX_GAIN`. In pictures of real things the
-    strengths of neighbouring bands hang together (D. J. Field, 1987), much alike from face to face, at any contrast.
+    faces: (B, 3, S, S) RGB in [0, 1]. Returns 1 if it is strong enough, at most `MAX_GAIN`. In natural images the
+    energies of neighbouring bands are related (D. J. Field, 1987), much alike from face to face, at any contrast.
     """
     fine = high_band(faces, _sigma(faces))
 

@@ -38,7 +38,7 @@ MAX_JUDGED = 64  # held-out faces that the verdict looks at
 
 
 class FolderFaces:
-    """Faces read from disk when they are asked for, (3, S, S) RGB in [0, 1]; kept as bytes, up to `room` bytes."""
+    """Faces that are read from disk when needed, (3, S, S) RGB in [0, 1], and cached as uint8, up to `room` bytes."""
 
     def __init__(self, files: Sequence[Path], size: int, room: int = CACHED_BYTES) -> None:
         self.files, self.size = files, size
@@ -88,8 +88,8 @@ def tune(
     """A copy of `restorer` that has learned from the run's faces and targets, and how the tuning went.
 
     targets: file by face name; faces without one are left out. made_from: fingerprint of the targets. prior: its
-    encoder is the perceptual term where LPIPS is not at hand. watch, pause_after: see `finetune`; a paused tuning gives
-    the best so far. good: see `take_good_faces`.
+    encoder gives the perceptual term where LPIPS is not at hand. watch, pause_after: see `finetune`; a paused tuning
+    returns the best so far. good: see `take_good_faces`.
     """
     names, pairs = learned_from(faces, targets), pairs_of(faces, targets, restorer.size)
     computed = default_precision(restorer.device) if config.precision == "auto" else config.precision
@@ -143,16 +143,16 @@ def save_tuned(
     judgement: Judgement,
     faces: int,
 ) -> None:
-    """Save `tuned` as the run's restorer.safetensors, with what it was made from; low-rank changes also alone.
+    """Save `tuned` as the run's restorer.safetensors, with what it was made from; low-rank changes also by themselves.
 
-    faces: how many it learned from.
+    faces: the number of faces that it learned from.
     """
     origin = {"base": base.name, "base_sha256": base.sha256, "base_licence": base.licence}
     teacher = {"prior": prior.name, "prior_sha256": prior.sha256, "prior_licence": prior.licence} if prior else {}
     made = {"finetune": asdict(config), "steps": progress.step, "best_step": progress.best_step, "faces": faces}
     made |= {"verdict": judgement.verdict, "verdict_sentence": judgement.sentence}
     save_restorer(run.restorer, tuned, origin | teacher | made)
-    remove([run.groups])  # of an earlier time, when the faces were adapted to in groups
+    remove([run.groups])  # left from an earlier adaptation in groups
     if config.trainable == "lora":
         save_change(run.change, base, tuned, config.rank, teacher | made)
 

@@ -1,4 +1,4 @@
-"""Did tuning help? Judged from damaged faces alone, no clean copies, on faces that neither restorer was tuned on.
+"""The verdict: whether tuning helped, judged without clean copies on faces that neither restorer was tuned on.
 
 The proof are two tests with known answers. The damage of each face, by its pseudo target, is put on the target of
 another: that would be passed by a restorer that learned blurred, shifted or foreign targets, too. And the damage that
@@ -28,11 +28,11 @@ from ..metrics.psnr import psnr
 from ..pixels import resized
 from .target_checks import CHECKED_SIZE, at_checked_size
 
-CONSISTENT_AT = 8  # shrinking by this leaves of a 128-pixel face what survives most damage
+CONSISTENT_AT = 8  # factor of the low band that survives most damage in a 128-pixel face
 STATISTICS_FILE = Path(__file__).parents[1] / "embedded" / "usual.safetensors"
 DRAWN_FILE = STATISTICS_FILE.with_name("drawn_faces.png")
-MIN_JUDGED = 2  # faces; of one, damage cannot be put on another
-TRIED = 12  # faces, at least, that are given the damage of the judged ones
+MIN_JUDGED = 2  # faces; the damage of a single one cannot be put on another
+TRIED = 12  # the fewest clean faces that are given the damage of the judged ones
 Restore = Callable[[Tensor], Tensor]
 
 
@@ -50,7 +50,7 @@ class FaceStatistics(NamedTuple):
 
 
 class Appearance(NamedTuple):
-    """What can be said of faces next to their damaged copies; each (B,), better when higher except `energy`.
+    """How faces look next to their damaged copies; each (B,), better when higher except `energy`.
 
     consistency: how well the low band agrees with the damaged face, in dB. landmarks: minus the distance from the
     damaged face's landmarks, in eye distances. realism: minus the distance from clean faces in random-convolution
@@ -73,9 +73,9 @@ class Agreement(NamedTuple):
 
 
 class Cues(NamedTuple):
-    """Of one restorer on the judged faces. teacher: agreement with their pseudo targets. transfer: with the targets of
-    other faces, which were given these faces' damage, so that the answer is known. known: with clean ones, see
-    `KnownAnswers`.
+    """What is measured of one restorer on the judged faces. teacher: agreement with their pseudo targets. transfer:
+    with the targets of other faces that were given these faces' damage, so that the answer is known. known: with clean
+    faces, see `KnownAnswers`.
     """
 
     looks: Appearance
@@ -85,7 +85,7 @@ class Cues(NamedTuple):
 
 
 def face_statistics_of(faces: Tensor, drawn: Tensor) -> FaceStatistics:
-    """The statistics of clean faces (N, 3, S, S), of which hundreds make sense, with other clean faces to try on."""
+    """The statistics of clean faces (N, 3, S, S), some hundreds at least. drawn: see `FaceStatistics`."""
     parts = [(kid_features(some), _energy(some)) for some in at_checked_size(faces).split(64)]
     features = torch.cat([part[0] for part in parts])
     return FaceStatistics(
@@ -104,15 +104,15 @@ def load_face_statistics() -> FaceStatistics:
 
 
 class KnownAnswers(NamedTuple):
-    """Clean faces that a restorer is to find again. clean: faces of nobody in the folder. given: the same faces with
-    the folder's damage. (R * B, 3, S, S) both, the B damages in turn."""
+    """Clean faces that a restorer must recover. clean: faces of nobody in the folder. given: the same faces with the
+    folder's damage. (R * B, 3, S, S) both, the B damages in turn."""
 
     clean: Tensor
     given: Tensor
 
     @classmethod
     def of(cls, lq: Tensor, restored: Tensor, statistics: FaceStatistics) -> KnownAnswers:
-        """Drawn faces with the damage of `lq`, which is what makes them of `restored`; (B, 3, S, S) in [0, 1] both.
+        """Drawn faces with the damage that makes `lq` of `restored`; (B, 3, S, S) in [0, 1] both.
 
         Frequencies are never amplified; otherwise a restorer that only blurs would score well.
         """
@@ -165,7 +165,7 @@ def appearance_of(faces: Tensor, lq: Tensor, statistics: FaceStatistics, net: La
 
 
 def agreement(restored: Tensor, wanted: Tensor) -> Agreement:
-    """(B, 3, S, S) RGB in [0, 1] both."""
+    """How near `restored` faces come to the `wanted` ones, both (B, 3, S, S) RGB in [0, 1]."""
     restored, wanted = at_checked_size(restored), at_checked_size(wanted)
     return Agreement(psnr(restored, wanted), high_band_correlation(restored, wanted))
 
@@ -191,12 +191,12 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Limits:
-    """What restored faces and targets must not fall short of, on average, where they do worse than the base's faces.
+    """Limits that restored faces and targets must keep, on average, where they do worse than the base's faces.
 
     consistency: dB, in the low band. landmarks: eye distances from the damaged face's. realism: how much further from
     clean faces than the base's. energy: log10, how far the detail's energy may be from that of clean faces.
-    gain: dB won on clean faces that prove nothing, since the tuned restorer says itself what the damage is.
-    transfer: dB won on the targets of other faces that prove nothing, since tuning practises it.
+    gain: dB on clean faces up to which a gain proves nothing, since the tuned restorer itself says what the damage is.
+    transfer: dB on the targets of other faces up to which a gain proves nothing, since tuning practises that task.
     """
 
     consistency: float = 24.0
@@ -262,7 +262,7 @@ def _shown(gain: Interval) -> str:
 
 
 def worse(looks: Appearance, base: Appearance, limits: Limits) -> list[str]:
-    """What faces do worse than those of the base, and worse than they may, in words."""
+    """In words, in what faces do worse than those of the base and worse than the limits allow."""
     own, of_base = ({name: float(value.mean()) for name, value in x._asdict().items()} for x in (looks, base))
     found = []
     if own["consistency"] < min(limits.consistency, of_base["consistency"]):

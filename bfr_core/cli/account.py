@@ -1,4 +1,4 @@
-"""The account of every file of a folder that a command gives: how each ended, and why."""
+"""The account that a command gives of every file of a folder: how each ended, and why."""
 
 from __future__ import annotations
 
@@ -28,19 +28,25 @@ FACES = {"used": "photos give faces", "no_face": "without a face", "failed": "fa
 
 
 def prepare_results(photos: Path, out: Path) -> bool:
-    """Make `out` for what is made of `photos`; as `claim_results`. Raises ValueError if it is their own folder."""
+    """Claim the folder `out` for the results of `photos`; returns False where each is to be marked by `note_result`.
+
+    See `claim_results`. Raises ValueError if `out` is the folder of the photos.
+    """
     if photos.resolve() == out.resolve():
         raise ValueError(f"--out {printable(out)}: is the folder of the photos; choose another folder for the results")
     return not photos.is_dir() or claim_results(out)
 
 
 def each_photo(
-    folder: Path, work: Callable[[Path, Path], dict[str, Any]], callback: Callable[[int, int, Any], None]
+    folder: Path,
+    work: Callable[[Path, Path], tuple[dict[str, Any], Sequence[str]]],
+    callback: Callable[[int, int, Any], None],
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]]]:
-    """What work(file, relative path) returns for every photo below `folder`, by relative path; and an account.
+    """What work(file, relative path) finds out about every photo below `folder`, by relative path; and an account.
 
+    work returns this, and what of the photo was not used, a line each, which becomes the reason in the account.
     The account has photo, status ("done", "failed" or "left_out") and reason of every file below the folder. A photo
-    that cannot be read or written is logged and the others are done.
+    that cannot be read or written is logged, and the others are still done.
     """
     from ..files.photos import look_through
 
@@ -51,7 +57,8 @@ def each_photo(
         relative = file.relative_to(folder)
         name, reason, status = relative.as_posix(), "", "done"
         try:
-            done[name] = work(file, relative)
+            done[name], notes = work(file, relative)
+            reason = "; ".join(notes)
         except (ValueError, OSError) as error:
             reason = without_name(without_name(str(error), printable(relative)), printable(file.name))
             status = "left_out" if isinstance(error, LeftOutError) else "failed"
@@ -63,7 +70,7 @@ def each_photo(
 
 
 def account(files: Sequence[dict[str, str]], words: dict[str, str], end: str) -> None:
-    """Say how many of the files ended how, and name those that were left out."""
+    """Print how many of the files ended in which way, and name those that were left out."""
     counts = Counter(file["status"] for file in files)
     left_out = {printable(f["photo"]): printable(f["reason"]) for f in files if f["status"] == "left_out"}
     for line in left_out_lines(left_out):
@@ -78,7 +85,7 @@ def problems_of(files: Sequence[dict[str, str]]) -> list[str]:
 
 
 def faces_said(faces: Any) -> list[dict[str, str]]:
-    """The account of the photos that a `FaceSet` comes from; said, too."""
+    """Print and return the account of the photos that a `FaceSet` comes from."""
     files = faces.account()
     account(files, FACES, f"{len(faces)} faces in {printable(faces.folder)}")
     return files

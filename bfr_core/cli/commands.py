@@ -1,4 +1,4 @@
-"""The `bfr` command: its parser and what an ended command answers; one module for each family of commands.
+"""The `bfr` command: its parser and its exit status; there is one module for each family of commands.
 
 Exit status: 0 done; 1 some files failed, or the disk or the memory is too small; 2 bad input, which one line names;
 130 cancelled.

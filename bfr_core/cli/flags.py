@@ -1,7 +1,7 @@
 """Flags of the command line that are made from settings, and the settings that the flags of a command ask for.
 
-The type, the meaning and the range of a flag stand at the field of the setting; flags that few people need are left out
-of the help, where `--set` reaches every setting.
+The type, the meaning and the range of a flag stand at the field of the setting. Flags that few people need are left out
+of the help; `--set` reaches every setting.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ GATE_FLAGS = ("--gate", "--gate-tries")
 ALBUM_FLAGS = ("--album", "--good", "--real")
 TUNE_FLAGS = tuple(flag for flag, path in OPTIONS.items() if path.startswith("finetune."))
 SOURCES = ("--restorer", "--prior")
-SEARCHED = ("targets.sampler.t_start", "targets.sampler.factor")  # may be left to the faces
+SEARCHED = ("targets.sampler.t_start", "targets.sampler.factor")  # "auto" finds them from the faces
 SEEDS = ("targets.seed", "finetune.seed")
 
 
@@ -87,13 +87,14 @@ class Commands:
     ) -> argparse.ArgumentParser:
         """The parser of a new command, named like its function, with `flags`, which are keys of `OPTIONS`.
 
-        group: the heading that it stands under. goes_on: given again after it was cancelled, it goes on.
+        text: its description. group: the heading that it stands under. goes_on: whether it goes on where it stopped
+        when it is given again.
         """
         name = function.__name__.replace("_", "-")
         self.told[group].append((name, text))
         sub = self.parsers.add_parser(name, description=text)
         sub.set_defaults(command=function, goes_on=goes_on)
-        sub.add_argument("--json", action="store_true", help="print a summary for programs, last")
+        sub.add_argument("--json", action="store_true", help="print a summary in JSON at the end, for programs")
         for flag in flags:
             _add(sub, flag)
         if flags:
@@ -106,7 +107,7 @@ class Commands:
         for group, told in self.told.items():
             told = sorted(told, key=lambda one: ORDER.index(one[0]) if one[0] in ORDER else len(ORDER))
             lines += [f"{group}:", *(f"  {name:<12} {text}" for name, text in told), ""]
-        return [*lines, "'bfr COMMAND --help' says what a command takes."]
+        return [*lines, "'bfr COMMAND --help' lists the options of a command."]
 
 
 def accept_settings(sub: argparse.ArgumentParser, example: str = "finetune.lr=1e-4") -> None:
@@ -123,8 +124,10 @@ def on_device(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def tunes(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add what every command that tunes takes."""
-    text = "tune low-rank changes, one face a pass, without the adversarial term, computing inner values again"
+    """Add the options of every command that tunes."""
+    text = (
+        "need less memory: tune low-rank changes, one face a pass, with recomputed activations and no adversarial loss"
+    )
     sub.add_argument("--low-memory", action="store_true", help=text)
     text = "also write restorer.pth, for programs that read only .pth (ReActor, facerestore_cf)"
     sub.add_argument("--export-pth", action="store_true", help=text)
@@ -139,14 +142,14 @@ def by_recipe(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def with_run(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add the run's folder and the seed of every draw."""
+    """Add the run's folder and the seed of every random draw."""
     sub.add_argument("--run", type=Path, required=True, metavar="DIR", help="folder that holds the adaptation")
-    sub.add_argument("--seed", type=int, metavar="N", help="of every random draw (0)")
+    sub.add_argument("--seed", type=int, metavar="N", help="the seed of every random draw (0)")
     return sub
 
 
 def _add(parser: argparse.ArgumentParser, flag: str) -> None:
-    """A flag for a setting, with the type of the setting; left out means the recipe's value."""
+    """Add a flag for a setting, with the type of the setting; without the flag the recipe's value holds."""
     found = setting_at(_adapt_config(), OPTIONS[flag])
     found = replace(found, auto=True) if found.path in SEARCHED else found
     text = help_of(found) if flag in SHOWN else argparse.SUPPRESS
@@ -159,7 +162,7 @@ def _add(parser: argparse.ArgumentParser, flag: str) -> None:
 
 def help_of(found: Setting) -> str:
     """The help of a setting's flag."""
-    return found.said.replace("%", "%%")
+    return found.help_text.replace("%", "%%")
 
 
 def reader_of(found: Setting) -> Callable[[str], Any]:
@@ -175,7 +178,7 @@ def reader_of(found: Setting) -> Callable[[str], Any]:
 
 
 def add_restore_flags(sub: argparse.ArgumentParser) -> None:
-    """A flag for every setting of `RestoreConfig`."""
+    """Add a flag for every setting of `RestoreConfig` that is not a switch; --set reaches those."""
     for found in settings_of(_restore_config()):
         if found.kind is not bool:
             flag, text = f"--{found.name.replace('_', '-')}", f"{help_of(found)} ({found.default})"
@@ -201,7 +204,7 @@ def or_auto(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def all_settings() -> dict[str, Any]:
-    """The dataclasses of all settings, by what is said above the list of each."""
+    """The dataclasses of all settings, by the heading above the list of each."""
     return {
         "adapt: --set of adapt, targets, finetune, ablate and bench (the recipe may change a default)": _adapt_config(),
         "restore: --set of restore": _restore_config(),
@@ -237,11 +240,11 @@ def base_restorer(args: argparse.Namespace) -> Any:
 
 def settings_from(args: argparse.Namespace, restorer: Any) -> Any:
     """The recipe that --recipe names for `restorer`, changed by the flags that were given."""
-    from ..adaptation.published import RECOMMENDED, settings_of
+    from ..adaptation.published import RECOMMENDED, recipe_with
 
     values = asked(args)
     name = values.pop("recipe", getattr(args, "recipe", RECOMMENDED))
-    return settings_of(restorer, name, values)
+    return recipe_with(restorer, name, values)
 
 
 def asked(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a file says of itself: weights, whether they may be used commercially; a picture, how it was restored."""
+"""What a file records: of weights, whether they may be used commercially; of a picture, how it was restored."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ EMBEDDED = "embedded"
 class Inspection:
     """kind: "restorer", "change of a restorer" or "prior".
 
-    parts: (what, name, licence) of the file and all it was made from.
-    commercial: may it be used commercially; None if a licence leaves that open. facts: whatever else the file records.
+    parts: (what, name, licence) of the file and of everything it was made from. size: side in pixels of its images.
+    commercial: whether it may be used commercially; None if a licence leaves that open. facts: what else it records.
     """
 
     name: str
@@ -94,7 +94,7 @@ def _of_prior(path: Path) -> Inspection:
 
 @dataclass(frozen=True)
 class Picture:
-    """What a picture's metadata says of its making. generated: whether it says that details of it are."""
+    """What a picture's metadata says of its making. generated: whether it says that details of the picture are."""
 
     name: str
     format: str
@@ -112,12 +112,12 @@ class Picture:
 
 
 def is_picture(path: str | Path) -> bool:
-    """Whether a file is to be inspected as a picture, by its name."""
+    """Whether a file is to be inspected as a picture, judged by its name."""
     return Path(path).suffix.lower() in IMAGE_SUFFIXES | {".gif"}
 
 
 def inspect_picture(path: str | Path) -> Picture:
-    """What is recorded in a picture. Raises ValueError, in one line, for a file that is none or is damaged."""
+    """What is recorded in a picture. Raises ValueError, in one line, for a file that is no picture or is damaged."""
     photo = read_photo(Path(path))
     height, width = photo.pixels.shape[-2:]
     return Picture(Path(path).name, photo.format, width, height, bool(photo.record.steps), photo.record)

@@ -17,7 +17,7 @@ def ui(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
     page, server, address = serve(args.runs, args.allow, args.port, args.listen, args.auth)
     try:
-        print(f"the page is at {address} (Ctrl-C ends it; runs go on from there next time)", file=sys.stderr)
+        print(f"the page is at {address} (Ctrl-C ends it; next time, runs go on where they stopped)", file=sys.stderr)
         while True:
             time.sleep(0.2)
             bars.cancel.check()
@@ -28,13 +28,13 @@ def ui(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 def add_commands(commands: Commands) -> None:
     """Add the commands of this family."""
-    sub = commands.add(ui, "The web page, for this machine only unless told otherwise.", group=MAIN, goes_on=True)
+    sub = commands.add(ui, "Serve the web page, to this machine only unless told otherwise.", group=MAIN, goes_on=True)
     sub.add_argument(
         "--runs", type=Path, default=Path("bfr_runs"), metavar="DIR", help="where runs are kept (bfr_runs)"
     )
     text = "folder that may be named on the page, with all below it; may be given several times"
     sub.add_argument("--allow", type=Path, action="append", default=[], metavar="DIR", help=text)
-    sub.add_argument("--port", type=int, default=7860, help="(7860)")
+    sub.add_argument("--port", type=int, default=7860, help="port of the page (7860)")
     sub.add_argument("--listen", action="store_true", help="answer other machines, too")
-    text = "file with lines user:password who may use it; or set BFR_UI_AUTH to one such line"
+    text = "file with a line user:password for each who may use the page; or set BFR_UI_AUTH to one such line"
     sub.add_argument("--auth", type=Path, metavar="FILE", help=text)

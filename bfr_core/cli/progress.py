@@ -1,4 +1,4 @@
-"""What a long command shows and how it is cancelled: progress bars, log lines above them, Ctrl-C."""
+"""How a long command shows its progress and is cancelled: progress bars, log lines above them, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 
 class AboveTheBar(logging.Handler):
-    """Log lines of their own, where a progress bar is on the last line of the terminal."""
+    """Writes log lines above the progress bar, which is on the last line of the terminal."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
@@ -39,6 +39,7 @@ class Cancel:
         self.asked = True
 
     def check(self) -> None:
+        """Raise KeyboardInterrupt if Ctrl-C was pressed."""
         if self.asked:
             raise KeyboardInterrupt
 
@@ -53,7 +54,7 @@ class Bars:
         if stage != self.stage:
             self.bar.close()
             self.stage = stage
-            # Nobody has timed what came before the first call; the speed is that of what comes after it.
+            # What was done before the first call was not timed; the speed is that of what comes after it.
             self.bar = tqdm(desc=f"{stage:<9}", total=total, initial=step, mininterval=0.5, file=sys.stderr)
         self.bar.update(step - self.bar.n)
         if step >= total:

@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +64,14 @@ def tone(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from ..files.photos import read_photo, write_photo
     from ..files.records import write_json
 
-    def one(file: Path, relative: Path) -> dict[str, Any]:
+    def one(file: Path, relative: Path) -> tuple[dict[str, Any], Sequence[str]]:
         photo = read_photo(file)
         found = read_tone(photo.pixels, args.strength)
         place = free_place(args.out / relative)
         write_photo(place, with_changes(photo, pixels=with_tone(photo.pixels, found)))
         if not alone:
             note_result(place)
-        return found._asdict()
+        return found._asdict(), photo.notes
 
     alone = prepare_results(args.photos, args.out)
     lines, files = each_photo(args.photos, one, bars.named("tone"))
@@ -109,9 +110,9 @@ def inspect(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 def add_commands(commands: Commands) -> None:
     """Add the commands of this family."""
     sub = on_device(commands.add(restore, "Restore the faces of a folder of photos.", group=MAIN, goes_on=True))
-    sub.add_argument("photos", type=Path, metavar="PHOTOS")
+    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of photos, or one photo")
     sub.add_argument("--restorer", default="embedded", metavar="FILE", help="an adapted restorer, or any other")
-    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="results, under the photos' own names")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of results, named like the photos")
     sub.add_argument("--aligned", action="store_true", help="the photos are aligned square faces already")
     text = "leave results alone that are there already, whatever they were made with"
     sub.add_argument("--skip-existing", action="store_true", help=text)
@@ -119,22 +120,25 @@ def add_commands(commands: Commands) -> None:
     sub.add_argument("--again", action="store_true", help=text)
     text = "CodeFormer's fidelity_weight: 0 cleaner, 1 closer to the photo (0.5); other restorers have none"
     sub.add_argument("--fidelity", type=float, metavar="FLOAT", help=text)
-    text = "leave out where the photos were taken; those without faces are then written anew, not copied"
+    text = "leave out where the photos were taken; photos without faces are then written anew, not copied"
     sub.add_argument("--strip-gps", action="store_true", help=text)
     add_restore_flags(sub)
-    sub = commands.add(export, "Write a restorer whole, under its base's own names, for other programs.", group=STAGES)
+    sub = commands.add(
+        export, "Write a complete restorer under its base's tensor names, for other programs.", group=STAGES
+    )
     sub.add_argument("file", metavar="FILE", help="a restorer, or a file of low-rank changes whose base is here")
     text = "NAME.pth for ReActor and facerestore_cf, which read only that, or NAME.safetensors"
     sub.add_argument("--out", type=Path, required=True, metavar="NAME", help=text)
     sub = commands.add(
         inspect,
-        "What a restored picture, or a restorer, says of itself; may the restorer be used commercially?",
+        "Show what a restored picture or a restorer records, and whether the restorer may be used commercially.",
         group=MAIN,
     )
-    sub.add_argument("file", metavar="FILE")
+    sub.add_argument("file", metavar="FILE", help="a picture, a restorer, a file of low-rank changes, or a prior")
     sub = commands.add(
         tone, "Undo fading and yellowing, before faces are restored; nothing else is changed.", group=STAGES
     )
-    sub.add_argument("photos", type=Path, metavar="PHOTOS")
-    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="results, and tone.json: what was done")
-    sub.add_argument("--strength", type=float, default=1.0, help="0 nothing to 1 all of it (1)")
+    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of photos, or one photo")
+    text = "folder of results, and of tone.json, which says what was done"
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help=text)
+    sub.add_argument("--strength", type=float, default=1.0, help="how much is undone: 0 nothing to 1 all of it (1)")

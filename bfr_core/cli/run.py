@@ -200,21 +200,23 @@ def setting_lines(one: Setting) -> list[str]:
 def add_commands(commands: Commands) -> None:
     """Add the commands of this family."""
     every = (*FACE_FLAGS, *SOURCES, *TARGET_FLAGS, *GATE_FLAGS, *ALBUM_FLAGS, *TUNE_FLAGS)
-    text = "Photos in, adapted restorer out; run again, it goes on where it was."
+    text = "Adapt a restorer to a folder of damaged photos; run again, it goes on where it stopped."
     sub = commands.add(adapt, text, *every, group=MAIN, goes_on=True)
     tunes(with_run(by_recipe(sub)))
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of damaged photos")
     text = "find groups of faces that share a damage, and adapt to each by itself; writes groups.safetensors"
     sub.add_argument("--mixed", action="store_true", help=text)
-    text = "adapt to three faces for about two minutes, show them before and after, say how long it all will take, stop"
+    text = (
+        "adapt to three faces for about two minutes, show them before and after, say how long all will take, and stop"
+    )
     sub.add_argument("--first-look", action="store_true", help=text)
     sub = commands.add(
         faces, "Find and align the faces of a folder.", *FACE_FLAGS, "--restorer", group=STAGES, goes_on=True
     )
     with_run(sub)
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of photos")
-    sub.add_argument("--size", type=int, help="side of the crops (the restorer's)")
-    text = "Draw pseudo targets for the faces of a run, and refuse those that are not fit."
+    sub.add_argument("--size", type=int, help="side of the crops in pixels (the restorer's)")
+    text = "Draw pseudo targets for the faces of a run, and refuse those that are not fit to learn from."
     flags = (*SOURCES, *TARGET_FLAGS, *GATE_FLAGS, "--precision")
     on_device(with_run(by_recipe(commands.add(targets, text, *flags, group=STAGES, goes_on=True))))
     flags = (*FACE_FLAGS, *SOURCES, *GATE_FLAGS, "--real", *TUNE_FLAGS)
@@ -223,6 +225,6 @@ def add_commands(commands: Commands) -> None:
     sub.add_argument(
         "photos", type=Path, nargs="?", metavar="PHOTOS", help="folder of photos, if the run has no faces yet"
     )
-    sub.add_argument("--targets", type=Path, metavar="DIR", help="targets made by anything else, named like the faces")
+    sub.add_argument("--targets", type=Path, metavar="DIR", help="targets made in another way, named like the faces")
     sub = commands.add(settings, "List every setting that --set changes, or those about a word.", group=MAIN)
     sub.add_argument("word", nargs="?", default="", metavar="WORD", help="part of a setting's path or meaning")

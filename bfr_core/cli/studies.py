@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,11 @@ from .progress import Bars
 GRID_FLAGS = ("--factor", "--start", "--constrain-end", "--clean-level")
 GRID_TEXT = {
     "--factors": "values of N: the low band is what survives shrinking by N",
-    "--starts": "values of K: level the face is noised to",
-    "--ends": "values of L: last level at which the low band is held",
-    "--clean-levels": "levels at which the prior cleans the face before it is restored (0: not, the default; auto)",
+    "--starts": "values of K: the level to which the face is noised",
+    "--ends": "values of L: the last level at which the low band is held",
+    "--clean-levels": "levels at which the prior cleans the face before it is restored; 0, the default, is not at all",
 }
-REFERENCE_TEXT = "of FID: statistics of a reference set (.npz: mu, sigma; .pth: mean, cov), or a folder of faces"
+REFERENCE_TEXT = "for FID: statistics of a reference set (.npz: mu, sigma; .pth: mean, cov), or a folder of faces"
 
 
 def demo(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
@@ -47,18 +48,19 @@ def demo(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 def degrade(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from ..damage.synthetic import degrade as damage
-    from ..files.photos import read_image, write_image
+    from ..files.photos import read_photo, write_image
     from ..files.records import write_json
     from ..randomness import keyed_generator
 
-    def one(file: Path, relative: Path) -> dict[str, Any]:
+    def one(file: Path, relative: Path) -> tuple[dict[str, Any], Sequence[str]]:
         key = keyed_generator(args.seed, args.kind, relative.as_posix())
-        result = damage(read_image(file)[None], args.kind, key, args.strength)
+        photo = read_photo(file)
+        result = damage(photo.pixels[None], args.kind, key, args.strength)
         place = free_place(args.out / relative.parent / f"{relative.name}.png")
         write_image(place, result.lq[0])
         if not alone:
             note_result(place)
-        return result.parameters[0]
+        return result.parameters[0], photo.notes
 
     alone = prepare_results(args.photos, args.out)
     drawn, files = each_photo(args.photos, one, bars.named("degrade"))
@@ -170,18 +172,18 @@ def add_commands(commands: Commands) -> None:
 
     sub = commands.add(
         demo,
-        "See it work on embedded models: faces that were drawn, and two real photographs.",
+        "See it work with the embedded models, on drawn faces and on two real photographs.",
         group=STUDIES,
         goes_on=True,
     )
-    sub.add_argument("--run", type=Path, default=Path("demo_run"), metavar="DIR", help="where it works (demo_run)")
+    sub.add_argument("--run", type=Path, default=Path("demo_run"), metavar="DIR", help="folder to work in (demo_run)")
     sub = commands.add(degrade, "Damage clean photos, for trials.", group=STUDIES)
-    sub.add_argument("photos", type=Path, metavar="PHOTOS")
-    sub.add_argument("--out", type=Path, required=True, metavar="DIR")
+    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of photos, or one photo")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of results, and of degrade.json")
     sub.add_argument("--kind", required=True, help=f"one of {', '.join(DAMAGES)}")
-    sub.add_argument("--strength", type=float, default=1.0)
-    sub.add_argument("--seed", type=int, default=0)
-    text = "Every combination of low-pass factor, start and constraint end, measured against clean copies."
+    sub.add_argument("--strength", type=float, default=1.0, help="0 is next to nothing, 1 the usual damage (1)")
+    sub.add_argument("--seed", type=int, default=0, help="the seed of every random draw (0)")
+    text = "Try every combination of low-pass factor, start and constraint end, measured against clean copies."
     sub = on_device(
         commands.add(
             ablate,
@@ -194,21 +196,25 @@ def add_commands(commands: Commands) -> None:
     )
     sub.add_argument("lq", type=Path, metavar="LQ", help="folder of aligned damaged faces")
     sub.add_argument("--clean", type=Path, required=True, metavar="DIR", help="the same faces, clean")
-    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="ablation.json, which it goes on from")
+    sub.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder of ablation.json, from which it goes on"
+    )
     for flag, text in GRID_TEXT.items():
         kind = or_auto(int) if flag == "--clean-levels" else int
         sub.add_argument(flag, type=kind, nargs="+", required=flag != "--clean-levels", default=[0], help=text)
-    sub.add_argument("--limit", type=int, default=64, help="faces used at most (64)")
+    sub.add_argument("--limit", type=int, default=64, help="how many faces are used at most (64)")
     sub.add_argument("--tune", action="store_true", help="also tune on half of the faces, measure on the other half")
-    sub.add_argument("--seed", type=int, metavar="N", help="of every random draw (0)")
-    text = "Make the paper's synthetic sets from clean faces, run base, controls, adapted and oracle, print its table."
+    sub.add_argument("--seed", type=int, metavar="N", help="the seed of every random draw (0)")
+    text = (
+        "Make the paper's synthetic sets from clean faces, run base, controls, adapted and oracle, and print its table."
+    )
     sub = on_device(
         commands.add(bench, text, *FACE_FLAGS, *SOURCES, *TARGET_FLAGS, *TUNE_FLAGS, group=STUDIES, goes_on=True)
     )
     sub.add_argument("table", choices=("paper",), help="arXiv:2410.04618")
     sub.add_argument("--hq", type=Path, required=True, metavar="DIR", help="clean photos; with --aligned, faces")
     sub.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="tables, pictures, and what it goes on from"
+        "--out", type=Path, required=True, metavar="DIR", help="folder of tables, pictures, and what it goes on from"
     )
     kinds = [published_kind(*of, "ratio") for of in SETS.values()]
     text = f"some of {', '.join(kinds)} (all)"
@@ -217,7 +223,7 @@ def add_commands(commands: Commands) -> None:
         "how faces that are not 512 pixels wide are shrunk: ratio, by as much as the published ones; pixels, to as many"
     )
     sub.add_argument("--reading", choices=tuple(READINGS), default="ratio", help=f"{text} pixels of the face (ratio)")
-    sub.add_argument("--faces", type=int, default=200, metavar="N", help="faces used at most, drawn by lot (200)")
+    sub.add_argument("--faces", type=int, default=200, metavar="N", help="how many faces are used at most (200)")
     text = "also tune by the published recipe: as many steps as ours, without LPIPS where its file is not here"
     sub.add_argument("--published", action="store_true", help=text)
     text = "halves of the faces, or published: 2,500 to adapt to and 500 to measure on, always the same (halves)"
@@ -225,36 +231,36 @@ def add_commands(commands: Commands) -> None:
     sub.add_argument("--reference-set", type=Path, metavar="FILE", help=REFERENCE_TEXT)
     text = "CSV file with the columns name (of a photo or face) and group, for gains by group of people"
     sub.add_argument("--groups", type=Path, metavar="FILE", help=text)
-    sub.add_argument("--seed", type=int, metavar="N", help="of every random draw (0)")
+    sub.add_argument("--seed", type=int, metavar="N", help="the seed of every random draw (0)")
     sub = on_device(
         commands.add(
-            verify_real, "Check the published weights that are here, and write a report to share.", group=STUDIES
+            verify_real, "Check the published weights on this machine, and write a report to share.", group=STUDIES
         )
     )
-    sub.add_argument("--out", type=Path, default=Path("verify_real"), metavar="DIR", help="where the report goes")
+    sub.add_argument("--out", type=Path, default=Path("verify_real"), metavar="DIR", help="folder of the report")
     sub = commands.add(
         vote, "Make a page on which people choose blindly between two sets of restored photos.", group=STUDIES
     )
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="the damaged photos")
     sub.add_argument("--a", type=Path, required=True, metavar="DIR", help="one set of results, named like the photos")
     sub.add_argument("--b", type=Path, required=True, metavar="DIR", help="the other set")
-    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="vote.html and key.json")
-    sub.add_argument("--most", type=int, default=100, metavar="N", help="photos at most, drawn by lot (100)")
-    sub.add_argument("--seed", type=int, metavar="N", help="of order and sides (0)")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of vote.html and key.json")
+    sub.add_argument("--most", type=int, default=100, metavar="N", help="how many photos are shown at most (100)")
+    sub.add_argument("--seed", type=int, metavar="N", help="the seed of order and sides (0)")
     sub = commands.add(tally, "Count the votes that people sent back.", group=STUDIES)
     sub.add_argument("key", type=Path, metavar="KEY", help="the vote's key.json")
     sub.add_argument("votes", type=Path, nargs="+", metavar="VOTES", help="files that voters saved")
     sub = commands.add(
-        evaluate, "Measure restored faces: against clean ones of the same names, or without such.", group=STUDIES
+        evaluate, "Measure restored faces against clean faces of the same names, or without any.", group=STUDIES
     )
-    sub.add_argument("restored", type=Path, metavar="RESTORED")
-    text = "clean faces of the same names; without them, what needs no truth is measured"
+    sub.add_argument("restored", type=Path, metavar="RESTORED", help="folder of restored faces")
+    text = "clean faces of the same names; without them, only what needs no clean face is measured"
     sub.add_argument("--clean", type=Path, metavar="DIR", help=text)
     text = (
         "for FID: statistics of a reference set (.npz with mu and sigma, .pth with mean and cov), or a folder of faces"
     )
     sub.add_argument("--reference-set", type=Path, metavar="FILE", help=text)
     sub.add_argument("--lq", type=Path, metavar="DIR", help="the damaged faces, for a row of their own")
-    sub.add_argument("--factor", type=int, default=8, help="of the low band that is compared with the damaged faces")
+    sub.add_argument("--factor", type=int, default=8, help="factor of the low band that is compared with --lq (8)")
     sub.add_argument("--csv", type=Path, metavar="FILE", help="write one line per face")
     sub.add_argument("--plot", type=Path, metavar="FILE", help="draw means and intervals, as PNG")

@@ -52,10 +52,11 @@ def add_commands(commands: Commands) -> None:
     """Add the commands of this family."""
     sub = commands.add(
         weights,
-        "Published weights: what there is, what is here; fetched only with 'get'.",
+        "List, check, convert or fetch published weights; only 'get' downloads anything.",
         group=MAIN,
         goes_on=True,
     )
-    sub.add_argument("action", choices=("list", "get", "verify", "convert"))
-    sub.add_argument("name", nargs="?", metavar="NAME", help="one of the list; for convert also a file")
-    sub.add_argument("--out", type=Path, metavar="FOLDER", help="of convert: where the prior goes")
+    text = "list the table, get a file, verify the files that are there, or convert a prior into a folder"
+    sub.add_argument("action", choices=("list", "get", "verify", "convert"), help=text)
+    sub.add_argument("name", nargs="?", metavar="NAME", help="a name from the list; for convert also a file")
+    sub.add_argument("--out", type=Path, metavar="FOLDER", help="for convert: folder of the prior")

@@ -35,7 +35,7 @@ class BlindRange:
 
 
 def draw_tones(hq: Tensor, generator: torch.Generator, ranges: BlindRange = BlindRange()) -> Tensor:
-    """Faces of which some are grey and some tinted and faded, like old photographs: the clean side of a pair.
+    """`hq` with some faces turned grey and some tinted and faded, as in old photographs: the clean side of a pair.
 
     hq: (B, 3, H, W) RGB in [0, 1], on any device; generator: on the CPU. Returns the same shape, in [0, 1].
     """
@@ -49,10 +49,10 @@ def draw_tones(hq: Tensor, generator: torch.Generator, ranges: BlindRange = Blin
 
 
 def blind_damage(hq: Tensor, generator: torch.Generator, ranges: BlindRange = BlindRange()) -> Tensor:
-    """Damaged copies of clean faces, each with figures of its own.
+    """Damaged copies of clean faces, each with random parameters of its own.
 
-    hq: (B, 3, H, W) RGB in [0, 1], square, on any device. generator: on the CPU; the same seed gives the same figures
-    on every device (the noise is drawn on the CPU, too). Returns the same shape and device, in [0, 1].
+    hq: (B, 3, H, W) RGB in [0, 1], square, on any device. generator: on the CPU; the same seed draws the same
+    parameters on every device (the noise is drawn on the CPU, too). Returns the same shape and device, in [0, 1].
     """
     chance = torch.rand(len(hq), 2, generator=generator)
     damaged = torch.nonzero(chance[:, 1] >= ranges.untouched).flatten()
@@ -65,14 +65,14 @@ def blind_damage(hq: Tensor, generator: torch.Generator, ranges: BlindRange = Bl
 
 
 def _round(image: Tensor, generator: torch.Generator, ranges: BlindRange, strength: float) -> Tensor:
-    """Blur, shrink, noise, JPEG, back to size: I_d = {[(I * k) shrunk by r + n] JPEG q} enlarged by r."""
+    """One round: blur, shrinking, noise, JPEG, enlarging: I_d = {[(I * k) shrunk by r + n] JPEG q} enlarged by r."""
     count, size = len(image), image.shape[-1]
     scale = size / 512
     draw = torch.rand(count, 7, generator=generator, dtype=torch.float64)
     low, high = ranges.blur_sigma
     sigma = scale * (low + (high * strength - low) * draw[:, 0])
     covariance = _covariance(sigma, sigma * (0.3 + 0.7 * draw[:, 1]), math.pi * draw[:, 2])
-    blurred = gaussian_blur(image, covariance)
+    blurred = anisotropic_blur(image, covariance)
     low, high = ranges.shrink
     factors = (low * ((high * strength) / low) ** draw[:, 3]).tolist()
     deviation = strength * (ranges.noise[0] + (ranges.noise[1] - ranges.noise[0]) * draw[:, 4])
@@ -108,7 +108,7 @@ def _covariance(sigma_x: Tensor, sigma_y: Tensor, angle: Tensor) -> Tensor:
     return turn @ torch.diag_embed(torch.stack([sigma_x, sigma_y], -1) ** 2) @ turn.mT
 
 
-def gaussian_blur(image: Tensor, covariance: Tensor) -> Tensor:
+def anisotropic_blur(image: Tensor, covariance: Tensor) -> Tensor:
     """Each image convolved with a Gaussian of its own covariance, by its transfer function exp(-2 pi^2 f' C f).
 
     image: (B, C, H, W); the edges are mirrored. covariance: (B, 2, 2), x first, in square pixels.

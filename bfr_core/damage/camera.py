@@ -2,8 +2,8 @@
 
 The steps, in their order: display values to light (power 2.2), inverse colour matrix, white balance undone, shrinking
 by area means in linear raw, GRBG mosaic, noise, demosaicing, white balance, colour matrix, power 1/2.2, bilinear
-enlargement, 8 bits. The sensor counts from 64 (black) to 1023 (white); a signal here is in [0, 1] above black, so that
-neither figure appears.
+enlargement, 8 bits. The sensor counts from 64 (black) to 1023 (white); signals here are scaled to [0, 1] above black,
+so neither number appears.
 
 The paper's own demosaicing is a learned network that is not published with a free licence; `demosaic` stands in for it.
 """
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 PUBLISHED_SIZE = 512  # pixels a side of the published sets, for which their shrinking is meant
 GAMMA = 2.2
 
-# What is kept of the published sets where a face is not 512 pixels wide, see `shrink_factor`; and how it is called.
+# What of the published sets is kept where a face is not 512 pixels wide (see `shrink_factor`), and its name in tables.
 READINGS = {"ratio": "same ratio", "pixels": "same face pixels"}
 
 
@@ -36,7 +36,8 @@ SENSOR_NOISE = {
     3000: SensorNoise((0.01361, 0.01153, 0.01333), (0.02105, 0.02052, 0.02091)),
 }
 CAMERA_TO_SRGB = ((1.6458, -0.5938, -0.0547), (-0.2344, 1.3854, -0.1510), (0.0417, -0.9323, 1.8880))
-# What the sensor sees of white, red and blue as a share of green: drawn from a normal distribution, again if outside.
+# The sensor's response to white in red and blue, as shares of green: drawn from a normal distribution, and drawn again
+# if it is outside the limits.
 ILLUMINANT_MEAN = (0.6168, 0.4750)
 ILLUMINANT_COVARIANCE = ((0.02102, -0.01029), (-0.01029, 0.00765))
 ILLUMINANT_LIMITS = ((0.422, 1.022), (0.300, 0.651))
@@ -46,10 +47,10 @@ COLOUR_SIGMA = 1.0  # pixels over which the demosaicing spreads the difference o
 def published_camera(
     image: Tensor, generator: torch.Generator, strength: float, shrink: int, iso: int, reading: str = "ratio"
 ) -> tuple[Tensor, dict[str, float]]:
-    """`image` (3, H, W) in [0, 1] as in the published set of this `shrink` (4 or 8) and `iso`, and what was drawn.
+    """`image` (3, H, W) damaged as in the published set of this `shrink` (4 or 8) and `iso`, and the parameters drawn.
 
-    iso: one of `SENSOR_NOISE`. strength: 1 is the published set; noise grows with it, shrinking only up to 1.
-    reading: one of `READINGS`; at 512 pixels they are the same.
+    Both images are RGB in [0, 1]. iso: one of `SENSOR_NOISE`. strength: 1 is the published set; noise grows with it,
+    shrinking only up to 1. reading: one of `READINGS`, which all agree at 512 pixels.
     """
     height, width = image.shape[-2:]
     factor = 1 + (shrink_factor(shrink, math.sqrt(height * width), reading) - 1) * min(1.0, strength)
@@ -73,11 +74,11 @@ def published_kind(shrink: int, iso: int, reading: str) -> str:
 
 
 def shrink_factor(shrink: int, size: float, reading: str) -> float:
-    """What a face `size` pixels wide is shrunk by, for a published set that shrinks 512 pixels by `shrink`.
+    """By what a face `size` pixels wide is shrunk, for a published set that shrinks 512 pixels by `shrink`.
 
-    "ratio": by `shrink`, so that of 128 pixels 32 are left where `shrink` is 4. "pixels": to as many pixels of the face
-    as the published set leaves, 512 / `shrink`; a face that is smaller than that is not shrunk. Raises ValueError for
-    another reading.
+    "ratio": by `shrink` itself, so that a face of 128 pixels keeps 32 where `shrink` is 4. "pixels": by what leaves as
+    many pixels of the face as the published set leaves, 512 / `shrink`; a smaller face is not shrunk. Raises ValueError
+    for another reading.
     """
     if reading not in READINGS:
         raise ValueError(f"reading is {reading!r}; it must be one of {', '.join(READINGS)}")
@@ -85,7 +86,7 @@ def shrink_factor(shrink: int, size: float, reading: str) -> float:
 
 
 def draw_illuminant(generator: torch.Generator) -> tuple[float, float]:
-    """What the sensor sees of white in red and in blue, as shares of green; the white balance's gains undo it."""
+    """The sensor's response to white in red and in blue, as shares of green; the gains of the white balance undo it."""
     root = torch.linalg.cholesky(torch.tensor(ILLUMINANT_COVARIANCE))
     while True:
         red, blue = (torch.tensor(ILLUMINANT_MEAN) + root @ torch.randn(2, generator=generator)).tolist()
@@ -99,7 +100,7 @@ def unprocessed(image: Tensor, seen: Tensor) -> Tensor:
 
 
 def processed(mosaic: Tensor, seen: Tensor) -> Tensor:
-    """Display values (3, H, W) in [0, 1] of a GRBG mosaic (H, W) of raw light."""
+    """Display values (3, H, W) in [0, 1] of a GRBG mosaic (H, W) of raw light; the inverse of `unprocessed`."""
     balanced = (mosaic * (grbg(mosaic.expand(3, -1, -1)) / seen)).sum(0)
     light = torch.einsum("ij,jhw->ihw", colour_matrix(), demosaic(balanced).clamp(0, 1))
     return light.clamp(0, 1) ** (1 / GAMMA)
@@ -131,9 +132,9 @@ def grbg(image: Tensor) -> Tensor:
 def demosaic(mosaic: Tensor) -> Tensor:
     """Colours (3, H, W) of a white-balanced GRBG mosaic (H, W).
 
-    Green where it was not seen: from the neighbours across and down, corrected by half the second difference of the
-    colour that was seen; the direction in which less changes counts for more (Hamilton and Adams, US patent 5,629,734,
-    expired). Then what red and blue differ from green, which changes slowly, is spread from where it was seen.
+    Missing green comes from the horizontal and the vertical neighbours, corrected by half the second difference of the
+    colour that was measured; the direction in which less changes weighs more (Hamilton and Adams, US patent 5,629,734,
+    expired). The differences of red and blue from green vary slowly and are interpolated from where they were measured.
     """
     masks = grbg(mosaic)
     across, down = _directed(mosaic), _directed(mosaic.T)
@@ -149,7 +150,7 @@ class _Directed(NamedTuple):
 
 
 def _directed(mosaic: Tensor) -> _Directed:
-    """Green (H, W) where another colour was seen, from the pixels left and right, and how much changes there."""
+    """Green (H, W) where another colour was measured, from the pixels left and right, and how much changes there."""
     padded = F.pad(mosaic[None, None], (2, 2, 0, 0), mode="reflect")[0, 0]
     far_left, left, here, right, far_right = padded.unfold(1, 5, 1).unbind(2)
     second = (2 * here - far_left - far_right) / 2

@@ -1,9 +1,9 @@
-"""Which faces of a folder share a damage? Groups are found among their descriptions, and each face finds its group.
+"""Which faces of a folder share a damage: descriptions of damage are clustered, and each face is assigned to a cluster.
 
-A face's damage is described by the power spectra of the damaged face and of what the base restorer takes off it. What
-counts as a difference is learned from the folder itself: its restored faces are damaged in known ways, and directions
-in which descriptions vary under one damage weigh less. Faces fall into two groups where the nearest of one is clearly
-further from the other than neighbours within them are.
+A face's damage is described by the power spectra of the damaged face and of what the base restorer removes from it.
+What counts as a difference is learned from the folder itself: its restored faces are damaged in known ways, and
+directions in which descriptions vary under one damage weigh less. Two groups are told apart where the shortest distance
+between them clearly exceeds the distance between neighbours within each.
 """
 
 from __future__ import annotations
@@ -19,22 +19,25 @@ from ..randomness import keyed_generator
 from .synthetic import degrade
 
 MIN_FACES = 15  # faces of a group; fewer are too few to adapt to
-GAP = 1.25  # distance between groups over that of neighbours in them, from which they are two
-BEYOND = 2.0  # distance from a group's centre over that of its own faces, from which a face is not of it
-KNOWN = ("sensor", "halftone", "motion_jpeg", "blind")  # damages that are put on the folder's faces
-KNOWN_FACES = 32  # of the folder, that get them
-SHRINK = 0.3  # of the covariance, towards features that do not vary together
+GAP = 1.25  # distance between two groups over that of neighbours within them, from which they are kept apart
+BEYOND = 2.0  # distance from a group's centre over its own faces' median distance, up to which a face belongs to it
+KNOWN = ("sensor", "halftone", "motion_jpeg", "blind")  # damages that are put on the folder's restored faces
+KNOWN_FACES = 32  # how many faces of the folder get them
+SHRINK = 0.3  # shrinkage of the correlation matrix towards uncorrelated features
 BANDS = torch.linspace(0.03, 0.5, 11)  # cycles a pixel
 AXES = ((0.1, 0.3), (0.3, 0.5))  # bands in which lines along the axes are looked for: blocks, mosaics
-FLOOR = 1e-6  # of a spectrum: rounding to 8 bits
+FLOOR = 1e-6  # power that rounding to 8 bits adds to a spectrum
 OPPONENT = ((1 / 3, 1 / 3, 1 / 3), (0.5, 0.0, -0.5), (0.25, -0.5, 0.25))  # RGB to lightness and two chromas
-FEATURES = 2 * 3 * (len(BANDS) + len(AXES))  # of a description
+FEATURES = 2 * 3 * (len(BANDS) + len(AXES))  # the length D of a description
 Restore = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
 def describe(lq: Tensor, restored: Tensor) -> Tensor:
-    """(B, D) descriptions of the damage of faces `lq`, given what the base makes of them; (B, 3, S, S) in [0, 1]."""
+    """(B, D) descriptions of the damage of faces `lq`; restored: what the base makes of them.
+
+    Both are (B, 3, S, S) RGB in [0, 1]. D is `FEATURES`; the result is on the CPU.
+    """
     both = torch.cat([lq, lq - restored], 1).float().unflatten(1, (2, 3))
     channels = torch.einsum("ij,bpjhw->bpihw", torch.tensor(OPPONENT, device=lq.device), both).flatten(1, 2)
     side = lq.shape[-1]
@@ -68,9 +71,9 @@ def known_descriptions(restored: Tensor, base: Restore, seed: int = 0) -> Tensor
 
 
 def units_of(known: Tensor) -> Tensor:
-    """The matrix (D, D) that takes descriptions to units: in them, faces under one damage vary alike in all directions.
+    """The (D, D) matrix that whitens descriptions: times it, they vary alike in all directions under one damage.
 
-    known: of `known_descriptions`, several damages and faces.
+    known: what `known_descriptions` returns, of several damages and faces.
     """
     within = (known - known.mean(1, keepdim=True)).flatten(0, 1).double()
     spread = within.std(0).clamp_min(1e-6)
@@ -81,10 +84,11 @@ def units_of(known: Tensor) -> Tensor:
 
 
 def find_groups(points: Tensor, least: int = MIN_FACES) -> list[list[int]]:
-    """Groups of `points` (N, D), in units: lists of at least `least` indices, the largest first; one if none differ.
+    """Groups of `points` (N, D), whitened by `units_of`: lists of at least `least` indices, the largest first.
 
-    Single linkage: the longest links are cut, one after the other. A piece too small for a group falls off; two that
-    are large enough are two groups if the link is GAP times as long as links in the looser of them usually are.
+    There is one group if no two differ. Single linkage: the longest links are cut, one after the other. A piece that is
+    too small for a group is dropped; two pieces that are large enough are two groups if the link between them is at
+    least GAP times the median link within the looser of them.
     """
     links = _links(points)
 
@@ -111,7 +115,7 @@ def _typical_length(links: list[tuple[float, int, int]], members: set[int]) -> f
 
 
 def _links(points: Tensor) -> list[tuple[float, int, int]]:
-    """The N - 1 shortest links that join all points, shortest first: (length, one end, the other). Prim's way."""
+    """The minimum spanning tree of `points`, shortest link first: (length, one end, the other). Prim's algorithm."""
     points = points.double()
     nearest = torch.full((len(points),), torch.inf, dtype=torch.float64)
     neighbour = torch.zeros(len(points), dtype=torch.long)
@@ -143,8 +147,8 @@ def _reached(start: int, links: list[tuple[float, int, int]]) -> set[int]:
 
 @dataclass(frozen=True, eq=False)
 class DamageGroups:
-    """Groups of damages. units: see `units_of`. centres: (G, D), of each group in units. typical: (G,), the median
-    distance of its faces from its centre."""
+    """Groups of damages. units: the (D, D) matrix of `units_of`. centres: (G, D), the centre of each group, whitened by
+    it. typical: (G,), the median distance of a group's faces from its centre."""
 
     units: Tensor
     centres: Tensor
@@ -163,7 +167,7 @@ class DamageGroups:
         return len(self.centres)
 
     def route(self, descriptions: Tensor) -> list[int]:
-        """For each of `descriptions` (B, D) its group, or -1 if it is like none."""
+        """The group of each of `descriptions` (B, D), or -1 if it belongs to none."""
         away = torch.cdist(descriptions @ self.units, self.centres)
         nearest = away.argmin(1)
         found = torch.where(away.gather(1, nearest[:, None])[:, 0] <= BEYOND * self.typical[nearest], nearest, -1)
@@ -171,5 +175,5 @@ class DamageGroups:
 
 
 def one_damage(groups: DamageGroups) -> bool:
-    """Whether nothing speaks for more than one damage, so that one adaptation serves all."""
+    """Whether only one damage was found, so that one adaptation serves all faces."""
     return len(groups) == 1

@@ -28,14 +28,14 @@ Parameters = dict[str, float]
 
 @dataclass(frozen=True, eq=False)
 class Degraded:
-    """lq: (B, 3, H, W) in [0, 1]. parameters: for each image the figures that were drawn, ready for JSON."""
+    """Damaged images. lq: (B, 3, H, W) in [0, 1]. parameters: those drawn for each image, ready for JSON."""
 
     lq: Tensor
     parameters: list[Parameters]
 
 
 def degrade(hq: Tensor, kind: str, generator: torch.Generator, strength: float = 1.0) -> Degraded:
-    """`hq` with damage `kind`, one of DAMAGES, drawn anew for each image.
+    """`hq` with damage `kind`, one of DAMAGES, whose parameters are drawn anew for each image.
 
     hq: (B, 3, H, W) RGB in [0, 1], any size; 8 pixels or more make sense. generator: on the CPU; the same seed gives
     the same pixels. strength: 0 does next to nothing, 1 is the usual damage, 2 doubles its amounts.
@@ -58,7 +58,7 @@ def degrade(hq: Tensor, kind: str, generator: torch.Generator, strength: float =
     return Degraded(lq.to(hq), parameters)
 
 
-# ---------------------------------------------------------------- the damages: (3, H, W) -> (3, H, W), what was drawn
+# ---------------------------------------------------------------- the damages: (3, H, W) -> (3, H, W), parameters drawn
 
 
 def blind(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
@@ -96,7 +96,8 @@ def sensor(image: Tensor, generator: torch.Generator, strength: float) -> tuple[
 
 
 def camera(image: Tensor, generator: torch.Generator, strength: float, shrink: int) -> tuple[Tensor, Parameters]:
-    """A face small in the frame, at an ISO from 800 to 6400: shrunk, back to raw light, noise, developed, enlarged.
+    """A face small in the frame, at an ISO from 800 to 6400: it is shrunk, turned back to raw light, made noisy,
+    developed and enlarged.
 
     Noise by ISO, tone curve and gains as in Brooks et al., "Unprocessing images", arXiv:1811.11127. `shrink` is the
     same at every size; strength above 1 adds noise only. The sets of arXiv:2410.04618 are other kinds, those with an
@@ -129,7 +130,7 @@ def blind_twice(image: Tensor, generator: torch.Generator, strength: float) -> t
 
 
 def shared_online(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
-    """Sent round the internet: three times made smaller by a little, moved by part of a block, and stored as JPEG."""
+    """A picture passed around online: three times shrunk a little, shifted by part of a block and stored as JPEG."""
     height, width = image.shape[-2:]
     lq = image
     drawn: Parameters = {}
@@ -145,7 +146,7 @@ def shared_online(image: Tensor, generator: torch.Generator, strength: float) ->
 
 
 def video(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
-    """A frame of a small H.264 film in which the face moves. Raises ImportError without PyAV (`pip install av`)."""
+    """A frame of a small H.264 video in which the face moves. Raises ImportError without PyAV (`pip install av`)."""
     try:
         import av
     except ImportError:
@@ -170,7 +171,7 @@ def video(image: Tensor, generator: torch.Generator, strength: float) -> tuple[T
 
 
 def motion_jpeg(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
-    """A shaken shot, sent as a small file: blur along a slightly bent line, then strong JPEG."""
+    """A shot with camera shake, sent as a small file: blur along a slightly bent line, then strong JPEG."""
     length = _uniform(generator, 4, 10) * _scale(image) * strength
     angle = _uniform(generator, 0, math.pi)
     bend = _uniform(generator, -0.6, 0.6)
@@ -180,7 +181,7 @@ def motion_jpeg(image: Tensor, generator: torch.Generator, strength: float) -> t
 
 
 def halftone(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
-    """Printed in four inks with a dot screen at an angle of its own for each, then scanned a little soft."""
+    """A print in four inks, each with a dot screen at an angle of its own, then scanned slightly out of focus."""
     height, width = image.shape[-2:]
     pitch = max(1.5, _uniform(generator, 2.4, 3.6) * _scale(image) * max(1.0, strength))
     turn = _uniform(generator, -0.15, 0.15)
@@ -204,7 +205,7 @@ def halftone(image: Tensor, generator: torch.Generator, strength: float) -> tupl
 
 
 def film_grain(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
-    """Fast film, enlarged: soft, with clumped grain that is strongest in the mid-tones and mostly without colour."""
+    """An enlargement of fast film: soft, with clumped grain, strongest in the mid-tones and mostly without colour."""
     scale = _scale(image)
     softness = _uniform(generator, 0.4, 0.9) * scale * strength
     grain_size = _uniform(generator, 0.5, 1.0) * scale
@@ -221,7 +222,10 @@ def film_grain(image: Tensor, generator: torch.Generator, strength: float) -> tu
 
 
 def faded(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
-    """A print that lay in the light: blacks lifted, whites dulled, blue most, so that it yellows. No detail is lost."""
+    """A print faded by light: blacks are lifted and whites dulled, most of all in blue, so that it turns yellow.
+
+    No detail is lost.
+    """
     drawn: Parameters = {}
     lq = image.clone()
     for channel, (name, share) in enumerate((("red", 0.6), ("green", 0.8), ("blue", 1.0))):
@@ -319,7 +323,7 @@ def _to_display(light: Tensor) -> Tensor:
 def _photographed(
     light: Tensor, shot: float, read: float, gains: tuple[float, float, float], generator: torch.Generator
 ) -> Tensor:
-    """Linear sRGB light (3, H, W) as a camera gives it back: noise of variance shot * signal + read^2 on its mosaic."""
+    """Linear sRGB light (3, H, W) as a camera renders it: noise of variance shot * signal + read^2 is on its mosaic."""
     gain = torch.tensor(gains)[:, None, None]
     raw = torch.einsum("ij,jhw->ihw", torch.linalg.inv(CAMERA_TO_SRGB), light) / gain * _bayer(light)
     noisy = raw + (shot * raw.clamp_min(0) + read**2).sqrt() * torch.randn(light.shape[-2:], generator=generator)
@@ -371,5 +375,5 @@ def _normal(generator: torch.Generator) -> float:
 
 
 def _quality(quality: float, strength: float) -> float:
-    """JPEG quality with its distance from 100 scaled, as a whole number from 2 to 100."""
+    """JPEG quality with its distance from 100 scaled by `strength`, as a whole number from 2 to 100."""
     return float(min(100, max(2, round(100 - (100 - quality) * strength))))

@@ -1,7 +1,7 @@
-"""Fading and yellowing undone: each colour's range is stretched back, before and apart from restoring faces.
+"""Undo fading and yellowing: the range of each channel is stretched back, before and apart from restoring faces.
 
-Restoring keeps the low band, and tone lies in it: a faded face comes out clean and faded. So this is a step of its own
-that can be looked at. Nothing is invented: every pixel of a colour goes through the same straight line.
+Restoring keeps the low band, and tone lies in it: a faded face comes out clean but still faded. So this is a step of
+its own, whose result can be inspected. Nothing is invented: every pixel of a channel goes through the same linear map.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from torch import Tensor
 TAIL = 0.005  # share of the pixels that may end as pure black, and as many as pure white
 BLACK, WHITE = 0.02, 0.98  # where the ends of a healthy picture's range lie
 MAX_GAIN = 4.0
-SAMPLE = 1 << 20  # pixels that the range is read off
+SAMPLE = 1 << 20  # about how many pixels the range is measured on, at least, if the photo has as many
 
 
 class Tone(NamedTuple):
-    """The line of each colour, red, green, blue: out = gain * in + offset."""
+    """The linear map of each channel, red, green, blue: out = gain * in + offset."""
 
     gain: tuple[float, float, float]
     offset: tuple[float, float, float]
 
 
 def read_tone(photo: Tensor, strength: float = 1.0) -> Tone:
-    """What undoes the fading of `photo`, (3, H, W) RGB in [0, 1]; the line that changes nothing if none is seen.
+    """The map that undoes the fading of `photo`, (3, H, W) RGB in [0, 1]; the identity if no fading is found.
 
-    strength: 0 nothing to 1 all of it, for colours that are meant. A grey photo stays grey.
+    strength: from 0 (no correction) to 1 (all of it); less than 1 suits colours that are partly intended. A grey photo
+    stays grey.
     Raises ValueError unless strength is 0 to 1.
     """
     if not 0 <= strength <= 1:
@@ -37,7 +38,7 @@ def read_tone(photo: Tensor, strength: float = 1.0) -> Tone:
     ends = torch.quantile(pixels.float(), torch.tensor([TAIL, 1 - TAIL], device=pixels.device), dim=1)
     low, high = ends.clamp(0, 1)
     gain = ((WHITE - BLACK) / (high - low).clamp_min(1e-3)).clamp(1.0, MAX_GAIN)
-    # A range that is wide enough is not narrowed, and what is moved must not leave it at the other end.
+    # A range that is wide enough is left alone: the offset is 0 where the gain is 1.
     offset = torch.where(gain > 1, (WHITE + BLACK) / 2 - gain * (low + high) / 2, torch.zeros_like(gain))
     gain, offset = 1 + strength * (gain - 1), strength * offset
     gains, offsets = ([round(float(v), 4) for v in values] for values in (gain, offset))
@@ -45,6 +46,6 @@ def read_tone(photo: Tensor, strength: float = 1.0) -> Tone:
 
 
 def with_tone(photo: Tensor, tone: Tone) -> Tensor:
-    """`photo` (3, H, W) in [0, 1] through the line of each colour, clamped to [0, 1]."""
+    """`photo` (3, H, W) in [0, 1] mapped by `tone`, clamped to [0, 1]."""
     gain, offset = (torch.tensor(values, dtype=photo.dtype, device=photo.device)[:, None, None] for values in tone)
     return (gain * photo + offset).clamp(0, 1)

@@ -1,8 +1,8 @@
 """The damage of one face put on the pseudo target of another.
 
-A pseudo target is never quite what lay under the damage, and a restorer tuned on (lq, pseudo target) learns that error,
-too. Put on another face's target, the damage has an answer that is known: the restorer learns to undo it, not to copy
-the teacher. Damage is taken apart as lq = filter * target + rest: the filter is what blurred the face, the rest is
+A pseudo target is never quite the face under the damage, and a restorer tuned on (lq, pseudo target) learns that error,
+too. Damage that is put on another face's target has a known answer: the restorer learns to undo the damage, not to copy
+the teacher. Damage is decomposed as lq = filter * target + rest: the filter is what blurred the face; the rest is
 noise, dots, blocks, and what the donor's target got wrong, which on another face is one more disturbance. The ridge
 makes the filter somewhat too sharp. Blur wider than the filter is not carried over.
 """
@@ -17,14 +17,14 @@ from ..device import where_all_works
 
 SUPPORT = 15  # pixels, of a face 128 pixels wide; in proportion for larger ones, at most MAX_SUPPORT
 MAX_SUPPORT = 31
-DIRECT = 15  # widest filter that is applied pixel by pixel; wider ones through spectra, ten times as fast at 512 x 512
+DIRECT = 15  # widest filter that is applied directly; wider ones go through spectra, ten times as fast at 512 x 512
 RIDGE = 1e-3  # weight of "the filter changes nothing", relative to the target's own energy
 
 
 def transplanted(target: Tensor, donor_lq: Tensor, donor_target: Tensor, damage: Tensor | None = None) -> Tensor:
-    """`target` with the donor's damage: all (3, S, S) RGB in [0, 1]. Put on the donor's own target it is donor_lq.
+    """`target` with the donor's damage: all (3, S, S) RGB in [0, 1]. On the donor's own target the result is donor_lq.
 
-    damage: the donor's `damage_filter`, where it is known already.
+    damage: the donor's `damage_filter`, if it is known already.
     """
     damage = damage_filter(donor_target, donor_lq) if damage is None else damage
     rest = donor_lq - filtered(donor_target, damage)
@@ -32,11 +32,11 @@ def transplanted(target: Tensor, donor_lq: Tensor, donor_target: Tensor, damage:
 
 
 def damage_filter(target: Tensor, lq: Tensor) -> Tensor:
-    """The filter (K, K), one for all colours, that makes of `target` the most of `lq` that a filter can.
+    """The (K, K) filter, one for all channels, that takes `target` as close to `lq` as a filter can.
 
-    target, lq: (3, S, S) in [0, 1]. Least squares with a ridge that pulls towards the filter that changes nothing, so
-    what cannot be told stays as it is. Solved through the correlations of the windowed pictures: K^2 unknowns, in
-    float64. The filter is of the dtype and on the device of `target`.
+    target, lq: (3, S, S) in [0, 1]. Least squares with a ridge towards the identity, so that what the pictures do not
+    determine stays unchanged. Solved through the correlations of the windowed pictures: K^2 unknowns, in float64. K is
+    odd; the filter has the dtype and device of `target`.
     """
     given, target, lq = target, where_all_works(target), where_all_works(lq)
     side = target.shape[-1]
@@ -60,7 +60,7 @@ def damage_filter(target: Tensor, lq: Tensor) -> Tensor:
 
 
 def without_sharpening(kernel: Tensor) -> Tensor:
-    """The filter (K, K), K odd, with no frequency made stronger than it was."""
+    """The filter (K, K), K odd, with the gain at every frequency limited to 1: none is amplified."""
     spectrum = torch.fft.fft2(torch.fft.ifftshift(where_all_works(kernel).double()))
     limited = torch.fft.ifft2(spectrum / spectrum.abs().clamp_min(1)).real
     return torch.fft.fftshift(limited).to(kernel.dtype).to(kernel.device)
@@ -76,7 +76,7 @@ def filtered(image: Tensor, kernel: Tensor) -> Tensor:
 
 
 def _by_spectrum(padded: Tensor, kernel: Tensor) -> Tensor:
-    """The same, of an image that its edges are put around already; what wraps around falls on them."""
+    """The same through spectra, for an image that is padded already; what wraps around falls on the padding."""
     device, padded, kernel = padded.device, where_all_works(padded), where_all_works(kernel)
     height, width = padded.shape[-2:]
     size = [-(-n // 32) * 32 for n in (height, width)]  # a prime number of pixels would take several times as long

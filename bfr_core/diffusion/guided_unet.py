@@ -54,7 +54,7 @@ class UNet(nn.Module):
         return self.out(x)
 
     def encode(self, x: Tensor, t: Tensor, run: Callable[..., Any] = lambda block, *args: block(*args)) -> list[Tensor]:
-        """Features of the encoder, finest first: what the perceptual term compares. run: calls a block."""
+        """Features of the encoder, finest first, which the perceptual term compares. run: called as (block, x, emb)."""
         emb = self.time_embed(timestep_embedding(t, self.channels).to(x.dtype))
         features = []
         for block in self.input_blocks:
@@ -87,6 +87,8 @@ class Block(nn.Sequential):
 
 
 class ResBlock(nn.Module):
+    """Two convolutions around the step embedding, with a skip connection. updown: "down", "up" or None."""
+
     def __init__(self, state: Mapping[str, Tensor], updown: str | None) -> None:
         super().__init__()
         out_ch, in_ch = state["in_layers.2.weight"].shape[:2]
@@ -119,14 +121,16 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
+    """Self-attention over all places of a feature map. Raises ValueError if the number of its heads is not known."""
+
     def __init__(self, channels: int, settings: Mapping[str, Any]) -> None:
         super().__init__()
         head = int(settings.get("num_head_channels") or -1)
         heads = channels // head if head > 0 else int(settings.get("num_heads") or 0)
         if not heads and head < 1:
             raise ValueError(
-                'shapes do not tell its attention heads; put a .json of its name beside it: {"num_head_channels": 64}, '
-                "or num_heads, as it was trained"
+                "tensor shapes do not tell the number of attention heads; put a .json file of the same name beside it "
+                'that says {"num_head_channels": 64}, or num_heads, as in its training'
             )
         if heads < 1 or channels % heads:
             told = f"num_head_channels is {head}" if head > 0 else f"num_heads is {heads}"
@@ -145,8 +149,8 @@ class Attention(nn.Module):
             q, k, v = qkv.reshape(b, 3, self.heads, c // self.heads, h * w).unbind(1)
         else:  # channels ordered head x (q k v) x width
             q, k, v = qkv.reshape(b, self.heads, 3, c // self.heads, h * w).unbind(2)
-        # In views of qkv places, not channels, lie side by side in memory; the fused kernel reads those two to three
-        # times as slowly on a CPU.
+        # In views of qkv, neighbours in memory are places, not channels; the fused kernel takes two to three times as
+        # long with those on a CPU.
         q, k, v = (part.mT.contiguous() for part in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v).mT.reshape(b, c, h * w)
         return (flat + self.proj_out(out)).reshape(b, c, h, w)
@@ -214,5 +218,5 @@ def _count(state: Mapping[str, Tensor], prefix: str) -> int:
     pattern = re.compile(re.escape(prefix) + (r"\.(\d+)\." if prefix else r"(\d+)\."))
     count = 1 + max((int(m.group(1)[:9]) for k in state if (m := pattern.match(k))), default=-1)
     if count > MAX_BLOCKS:
-        raise ValueError(f"the prior numbers its layers up to {count - 1}; that is no U-Net this program knows")
+        raise ValueError(f"the prior numbers its layers up to {count - 1}; no U-Net that this program knows does so")
     return count

@@ -1,4 +1,4 @@
-"""The low band of an image: what the restored face says reliably and the sampler must keep."""
+"""The low band of an image, in which the restored face is reliable and which the sampler must keep."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def low_pass(image: Tensor, factor: int) -> Tensor:
 
     image: (B, 3, H, W) float, RGB; any range, [-1, 1] inside the sampler.
     Returns the same shape, dtype, device and range (may overshoot slightly).
-    Raises ValueError if H or W is not a multiple of `factor`.
+    Raises ValueError if H or W is not a multiple of `factor`, or `factor` is below 1.
     Source: arXiv:2410.04618 (constraint); arXiv:2108.02938 (operator).
     """
     return low_pass_operator(image, factor)(image)
 
 
 def low_pass_operator(like: Tensor, factor: int) -> Callable[[Tensor], Tensor]:
-    """`low_pass` with its matrices built once, for images of the size, dtype and device of `like`.
+    """`low_pass` with its matrices built once, for images of the size, dtype and device of `like`; raises as it does.
 
     It computes in that dtype even under autocast: in bfloat16 one application would be off by up to 2 of 255 levels.
     """

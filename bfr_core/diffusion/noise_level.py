@@ -1,9 +1,10 @@
-"""How strong the noise of damaged faces is, said by the prior: without clean copies and without a model of the noise.
+"""The noise level of damaged faces, estimated with the prior: without clean copies and without a model of the noise.
 
-A prior that is told "this is noise of standard deviation s" takes off what it holds for noise. If it takes off s, the
-face had that much. What it takes off is measured along grey and along colour, because film grain has no colour and a
-sensor's noise is mostly colour: averaged over both, either would look weaker than it is. Grain that clumps is looked
-for at half the size as well; colour is not, because the blotches of a sensor are better taken off gently (measured).
+A prior that is told that the noise has standard deviation s removes what it takes for noise. If what it removes has
+standard deviation s, the face had that much noise. The removed part is measured in grey and in colour separately,
+because film grain has no colour and a sensor's noise is mostly colour: averaged over both, either would look weaker
+than it is. Grain that clumps is looked for at half the size as well; colour noise is not, because the blotches of a
+sensor are better removed gently (measured).
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from torch.nn import functional as F
 from .sampler import NoisePredictor, denoise_once
 from .schedule import respace
 
-# Along with the noise the prior takes off a little of the face's own detail, so that 1 is too low a bar.
+# Along with the noise the prior removes a little of the face's own detail, so that 1 would be too low a threshold.
 LIKE_NOISE = 1.1
 
 
 @torch.no_grad()
 def noise_ratio(prior: NoisePredictor, image: Tensor, num_steps: int, index: int) -> Tensor:
-    """What the prior takes off `image` at level `index`, over the noise of that level: (B,), 1 if it has just that.
+    """Strength of what the prior removes from `image` at level `index`, over the noise of that level: (B,).
 
-    image: (B, 3, H, W) float32 RGB in [-1, 1]. index: 0 ... num_steps - 1. One network call.
-    Falls with the level: above 1 the image has stronger noise than that, below 1 weaker.
+    image: (B, 3, H, W) float32 RGB in [-1, 1]. index: 0 ... num_steps - 1. One network call. The ratio falls with the
+    level: above 1 the noise of the image is stronger than that of the level, below 1 it is weaker.
     """
     alpha_bar = float(respace(prior.alpha_bar, num_steps).alpha_bar[index])
     removed = image - denoise_once(prior, image, num_steps, index)
@@ -45,11 +46,11 @@ def estimate_noise_level(
     num_steps: int,
     callback: Callable[[int, int], None] | None = None,
 ) -> int:
-    """The highest level, counted like `SamplerConfig.t_start`, of which most faces have noise; 0 if there is none.
+    """The highest noise level, an index like `SamplerConfig.t_start`, that most faces reach; 0 if they have no noise.
 
-    At most a quarter of `num_steps`: a face under stronger noise is not seen any more. Blur, JPEG, clean faces: 0.
-    image: (B, 3, H, W) float32 RGB in [-1, 1], faces with one kind of damage. callback: (round, rounds), the last when
-    the answer is found. One face a network call, so that it fits wherever one does.
+    At most a quarter of `num_steps`, because a face under stronger noise is not seen any more. Blur, JPEG and clean
+    faces give 0. image: (B, 3, H, W) float32 RGB in [-1, 1], faces with one kind of damage. callback: (round, rounds),
+    the last when the answer is found. Each network call takes one face, so that it fits wherever one face does.
     """
     lowest, highest = max(1, num_steps // 125), max(2, num_steps // 4)
     calls, most = 0, 1 + (highest - lowest).bit_length()

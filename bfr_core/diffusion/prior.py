@@ -30,9 +30,9 @@ from .schedule import linear_alpha_bar
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "prior128"
 MAX_CHANNELS = 8192
-MAX_LAYERS = 64  # of a level, and levels
+MAX_LAYERS = 64  # layers of one level, and also levels
 MAX_STEPS = 100_000  # of a schedule
-SIZES = (16, 2048)  # smallest and largest side of images that a file may say
+SIZES = (16, 2048)  # smallest and largest image side, in pixels, that a file may state
 CONVERTED = "prior.safetensors"  # the file in a folder that `convert_prior` wrote
 # What the shapes of a published U-Net do not tell, by the file's SHA-256, in guided-diffusion's argument names.
 KNOWN_SETTINGS: dict[str, dict[str, Any]] = {
@@ -48,9 +48,9 @@ FEATURE_TIMESTEP = 20  # nearly clean: the level at which clean images are compa
 
 
 class Prior(nn.Module):
-    """A network that tells noise from face.
+    """A diffusion network that predicts the noise in a noised face.
 
-    encode: (x, t, run) -> features, run(block, ...) calling a block. encoder: the parts of the network that it uses.
+    encode: (x, t, run) -> features; it calls each block as run(block, ...). encoder: the parts of the network it uses.
     alpha_bar: (T,) float64, noise levels of the base indices 0 ... T-1.
     prediction: what the network predicts, "epsilon", "v_prediction" or "sample", in diffusers' terms.
     patch: p > 1 if the network sees p x p pixels as channels.
@@ -73,7 +73,7 @@ class Prior(nn.Module):
     ) -> None:
         super().__init__()
         if prediction not in ("epsilon", "v_prediction", "sample"):
-            raise ValueError(f"{name}: prediction_type is {prediction!r}; known are epsilon, v_prediction and sample")
+            raise ValueError(f"{name}: prediction_type is {prediction!r}; it must be epsilon, v_prediction or sample")
         self.network = network.eval().requires_grad_(False)
         self._encode, self._encoder = encode, list(encoder)
         self.alpha_bar = alpha_bar
@@ -112,7 +112,7 @@ class Prior(nn.Module):
         return self._encode(x, t)
 
     def encoder_to(self, device: torch.device | str) -> Prior:
-        """This prior, what `features` needs of it on `device` and the rest where it is."""
+        """This prior, after what `features` needs of it is moved to `device`; the rest stays where it is."""
         for part in self._encoder or [self.network]:
             part.to(device)
         return self
@@ -121,8 +121,8 @@ class Prior(nn.Module):
 def load_prior(name_or_path: str | Path = "embedded") -> Prior:
     """The prior in a diffusers folder, or in a guided-diffusion .pth or .safetensors file, on the CPU.
 
-    "embedded" is the 128 x 128 prior that ships with this project; a name of `weights.TABLE` is looked for where such
-    files lie. Raises FileNotFoundError, or ValueError when the file is damaged or not a face prior.
+    "embedded" is the 128 x 128 prior that ships with this project; a name of `weights.TABLE` is looked for in
+    `weights.search_folders`. Raises FileNotFoundError, or ValueError when the file is damaged or not a face prior.
     """
     path = EMBEDDED if str(name_or_path) == "embedded" else resolve(name_or_path)
     if path.is_dir() and not (path / CONVERTED).is_file():
@@ -131,7 +131,7 @@ def load_prior(name_or_path: str | Path = "embedded") -> Prior:
 
 
 def convert_prior(name_or_path: str | Path, folder: Path) -> Path:
-    """Write a guided-diffusion checkpoint as a folder that holds all that loading needs; returns the folder.
+    """Write a guided-diffusion checkpoint as a folder that holds everything that loading needs; returns the folder.
 
     The tensors stay as they are; settings, licence and the SHA-256 of the source travel in the file. Raises as
     `load_prior`.
@@ -156,7 +156,7 @@ def _settings_of(path: Path, metadata: Mapping[str, str], digest: str) -> dict[s
         try:
             return dict(json.loads(metadata["unet"]))
         except (ValueError, TypeError):
-            raise ValueError(f"{path.name}: its metadata 'unet' is not a table of settings") from None
+            raise ValueError(f"{path.name}: its metadata 'unet' is not a table of settings in JSON") from None
     if digest in KNOWN_SETTINGS:
         return KNOWN_SETTINGS[digest]
     return _read_json(sidecar) if sidecar.exists() else {}
@@ -165,9 +165,9 @@ def _settings_of(path: Path, metadata: Mapping[str, str], digest: str) -> dict[s
 def _build_unet(path: Path, state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> UNet:
     state = {name: value.float() for name, value in _unet_of(state).items()}
     if not holds_unet(state):
-        raise ValueError(f"{path.name}: no guided-diffusion U-Net in this file")
+        raise ValueError(f"{path.name}: it holds no guided-diffusion U-Net")
     if max(max(v.shape, default=0) for v in state.values()) > MAX_CHANNELS * 4:
-        raise ValueError(f"{path.name}: layers of absurd size")
+        raise ValueError(f"{path.name}: it has layers of absurd size")
     try:
         with torch.device("meta"):  # the layers take the file's tensors, so none is filled with random numbers first
             return UNet(state, settings)
@@ -177,7 +177,7 @@ def _build_unet(path: Path, state: Mapping[str, Tensor], settings: Mapping[str, 
 
 def _load_guided_diffusion(path: Path) -> Prior:
     state, metadata = load_tensors(path)
-    # A converted file says of which file it is; it is not read once more to be named.
+    # A converted file states the SHA-256 of its source, so that it need not be hashed again.
     digest = metadata.get("source_sha256") or sha256_of(path)
     settings = _settings_of(path, metadata, digest)
     network = _build_unet(path, state, settings)
@@ -219,7 +219,7 @@ def _load_diffusers(folder: Path) -> Prior:
     files = sorted(inner.glob("diffusion_pytorch_model.*"))
     weights = next((f for suffix in (".safetensors", ".bin") for f in files if f.suffix == suffix), None)
     if weights is None:
-        raise FileNotFoundError(f"{folder}: no diffusion_pytorch_model.safetensors in it")
+        raise FileNotFoundError(f"{folder}: it holds no diffusion_pytorch_model.safetensors")
     state, metadata = load_tensors(weights)
     _refuse_absurd(folder, config)
     try:
@@ -227,11 +227,11 @@ def _load_diffusers(folder: Path) -> Prior:
             network = UNet2DModel.from_config({k: v for k, v in config.items() if not k.startswith("_")})
         network.load_state_dict({_todays_name(k): v.float() for k, v in state.items()}, assign=True)
     except Exception as error:  # whatever a strange config makes diffusers stumble on
-        raise ValueError(f"{folder.name}: weights do not fit its config.json ({reason_of(error)})") from None
+        raise ValueError(f"{folder.name}: its weights do not fit its config.json ({reason_of(error)})") from None
     channels = network.config.in_channels
     patch = round((channels / 3) ** 0.5)
     if 3 * patch**2 != channels:
-        raise ValueError(f"{folder.name}: in_channels is {channels}; a prior of RGB patches has 3 p^2")
+        raise ValueError(f"{folder.name}: in_channels is {channels}; it must be 3 p^2, for RGB patches of p x p pixels")
     return Prior(
         _Sample(network),
         partial(_encode_diffusers, network),
@@ -247,7 +247,7 @@ def _load_diffusers(folder: Path) -> Prior:
 
 
 def _todays_name(name: str) -> str:
-    """A tensor's name in diffusers since 0.12; google/ddpm-ema-celebahq-256 and others of its age say it otherwise."""
+    """A tensor's name in diffusers since 0.12; google/ddpm-ema-celebahq-256 and others of its age use older names."""
     block, found, part = name.rpartition(".attentions.")
     number, *rest = part.split(".")
     if not found or rest[0] not in OLD_NAMES:
@@ -282,7 +282,8 @@ def _encode_diffusers(
 
 
 def alpha_bar_of(scheduler: Mapping[str, Any]) -> Tensor:
-    """alpha_bar of a diffusers scheduler config, (T,) float64; linear 1e-4 ... 0.02 over 1,000 where it is silent."""
+    """alpha_bar of a diffusers scheduler config, (T,) float64. What the config leaves out is that of 1,000 linear betas
+    from 1e-4 to 0.02. Raises ValueError for a beta_schedule that is not known."""
     alpha_bar = _alpha_bar_by_name(scheduler)
     if not scheduler.get("rescale_betas_zero_snr"):
         return alpha_bar
@@ -303,7 +304,7 @@ def _alpha_bar_by_name(scheduler: Mapping[str, Any]) -> Tensor:
     if kind == "squaredcos_cap_v2":  # arXiv:2102.09672, eq. 17
         level = torch.cos((torch.arange(steps + 1, dtype=torch.float64) / steps + 0.008) / 1.008 * torch.pi / 2) ** 2
         return torch.cumprod(1 - (1 - level[1:] / level[:-1]).clamp(max=0.999), 0)
-    raise ValueError(f"beta_schedule is {kind!r}; known are linear, scaled_linear and squaredcos_cap_v2")
+    raise ValueError(f"beta_schedule is {kind!r}; it must be linear, scaled_linear or squaredcos_cap_v2")
 
 
 def _schedule_of(folder: Path, scheduler: Mapping[str, Any]) -> Tensor:
@@ -332,18 +333,18 @@ def _refuse_absurd(folder: Path, config: Mapping[str, Any]) -> None:
             for value in values:
                 whole_number(value, 1, most)
         except (ValueError, TypeError):
-            raise ValueError(f"{folder.name}: layers of absurd size or number in its config.json") from None
+            raise ValueError(f"{folder.name}: its config.json asks for layers of absurd size or number") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON:
-            raise ValueError(f"{path.name}: has {path.stat().st_size} bytes; that is no table of settings")
+            raise ValueError(f"{path.name}: it has {path.stat().st_size} bytes, too many for a table of settings")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-        raise ValueError(f"{path.name}: not valid JSON") from None
+        raise ValueError(f"{path.name}: it is not valid JSON") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path.name}: not a table of settings")
+        raise ValueError(f"{path.name}: it is not a table of settings")
     return content

@@ -1,6 +1,6 @@
 """Draw a clean face that agrees with a reference face in its low band.
 
-`sample_paper` is the method of arXiv:2410.04618 to the digit; `sample_fast` needs a tenth of its network calls.
+`sample_paper` is exactly the method of arXiv:2410.04618; `sample_fast` needs about a tenth of its network calls.
 Both are loops over (prior, reference, schedule, noise source, callback) and hold no state.
 """
 
@@ -41,7 +41,7 @@ class SamplerConfig:
         label="Sampler",
     )
     num_steps: int = setting(
-        250, "How many of the prior's noise levels are kept; the other levels are counted in these.", low=2
+        250, "How many of the prior's noise levels are kept; levels in other settings are counted among these.", low=2
     )
     t_start: int = setting(
         150,
@@ -95,6 +95,7 @@ def sample_constrained(
     reference: (B, 3, H, W) float32 RGB in [-1, 1], y0 in the paper. Returns the same shape, in [-1, 1].
     noise: called with the shape of each noise sample, in order; unseeded Gaussian noise if left out.
     callback: (step, total, x0_hat), after every network call; what it raises ends the sampling.
+    Raises ValueError if `config` does not fit the number of the prior's noise levels or the size of `reference`.
     Source: arXiv:2410.04618, section 3 and algorithm 1.
     """
     draw = noise or (lambda shape: torch.randn(shape, device=reference.device))
@@ -180,7 +181,7 @@ def sample_fast(
 
 @torch.no_grad()
 def denoise_once(prior: NoisePredictor, image: Tensor, num_steps: int, index: int) -> Tensor:
-    """The clean image that the prior sees in `image` when it takes its damage for noise of level `index`.
+    """The prior's estimate of the clean image when it takes the damage of `image` for noise of level `index`.
 
     image: (B, 3, H, W) float32 RGB in [-1, 1]; returns the same. One network call. index: 0 ... num_steps - 1.
     """

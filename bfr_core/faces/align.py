@@ -104,7 +104,7 @@ def warp(image: Tensor, matrix: np.ndarray, height: int, width: int, padding_mod
 
 
 def warp_region(photo: Tensor, matrix: np.ndarray, height: int, width: int) -> Tensor:
-    """`warp` of one (C, H, W) photo that touches only what is seen: 100 megapixels cost no more than their part.
+    """`warp` of one (C, H, W) photo that reads only the part that is seen, however large the photo is.
 
     Returns (C, height, width), clipped to the range of that part.
     """
@@ -113,7 +113,7 @@ def warp_region(photo: Tensor, matrix: np.ndarray, height: int, width: int) -> T
 
 
 def part_seen(photo: Tensor, matrix: np.ndarray, height: int, width: int) -> tuple[Tensor, np.ndarray]:
-    """The part of a (C, H, W) photo that `warp_region` needs, and the matrix that is right for it."""
+    """The part of a (C, H, W) photo that `warp_region` needs, and the matrix in coordinates of that part."""
     corners = np.array([[-1, -1], [width, -1], [-1, height], [width, height]], np.float64)
     inverse = invert(matrix)
     box = corners @ inverse[:, :2].T + inverse[:, 2]

@@ -1,6 +1,6 @@
-"""ArcFace as an extra measure of `evaluate`, where its file is: built from facexlib's layers, loaded by our loader.
+"""ArcFace, an extra measure of `evaluate` where its file is present: facexlib's layers, loaded by our loader.
 
-The terms of its file are not stated, so nothing else asks for it; the recogniser that ships is in `recognise`.
+The terms of its file are not stated, so nothing else uses it; the recogniser that ships is in `recognise`.
 Source: arXiv:1801.07698. Without its file this measure is left out.
 """
 
@@ -32,7 +32,7 @@ Recognise = Callable[[Tensor], Tensor]
 
 
 class Recogniser:
-    """Faces -> directions that lie near each other for one person. Raises as `load_tensors` if its file is unfit."""
+    """Maps faces to directions that are close for one person. Raises as `load_tensors` if its file is unfit."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         from facexlib.recognition.arcface_arch import Backbone
@@ -49,7 +49,7 @@ class Recogniser:
 
     @torch.inference_mode()
     def __call__(self, faces: Tensor) -> Tensor:
-        """Standard crops (B, 3, S, S) RGB in [0, 1] -> (B, 512) of length 1 on the CPU; the mean of mirror images."""
+        """Standard crops (B, 3, S, S) RGB in [0, 1] -> (B, 512) of length 1 on the CPU; mirror images are averaged."""
         matrix = similarity(template(faces.shape[-1]), TEMPLATE_112)
         found = []
         for some in faces.split(BATCH):
@@ -64,7 +64,7 @@ def may_recognise() -> bool:
 
 
 def find_recogniser(device: torch.device | str = "cpu") -> Recogniser | None:
-    """The recogniser, or None, said in the log, where facexlib or the file of weights is missing or unfit."""
+    """The recogniser, or None, with a line in the log, where facexlib or the file of weights is missing or unfit."""
     if not may_recognise():
         log.info("identity is not measured: %s is not on this machine, see 'bfr weights list'", FILE)
         return None

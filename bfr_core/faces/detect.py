@@ -21,24 +21,29 @@ from ..files.weights import search_folders
 from ..pixels import luma
 from .align import Face, invert, part_seen, similarity, similarity_scale, template, warp
 from .landmarks import CROP, SCAN_CROP, WINDOW, LandmarkNet, ScanNet, load_landmark_net, load_scan_net
+from .second_look import SecondLook, load_second_look
 
 RETINAFACE_FILE = "detection_Resnet50_Final.pth"
-SMALLEST = 40  # width of the crop, photo pixels, from which on faces are promised to be found; many narrower ones are
-SCAN_SCALE = SCAN_CROP / SMALLEST  # of the finest look at the photo
-LEVELS = 4  # sizes, half an octave apart, at which one copy of the photo is looked at; the next copy is a quarter
-TILE, RIM = 768, 96  # pixels of such a copy looked at in one go, and how much of their surroundings is seen with them
+SMALLEST = 40  # width of the crop, in photo pixels, from which faces are promised to be found; many narrower ones are
+SCAN_SCALE = SCAN_CROP / SMALLEST  # scale of the photo in its finest scan
+LEVELS = 4  # sizes, half an octave apart, at which one copy of the photo is scanned; the next copy is a quarter as wide
+TILE, RIM = 768, 96  # pixels of such a copy that are scanned at once, and how many around them are seen with them
 LARGEST = 1.6  # widest crop found, in photo widths or heights, whichever is less
-PROPOSAL_SCORE = 0.3  # of the scanning network: what is looked at a second time
-LIKELY_SCORE = 0.3  # what is looked at a third time, in several views
+PROPOSAL_SCORE = 0.3  # of the scanning network, from which a place is examined again
+LIKELY_SCORE = 0.3  # from which a place is examined a third time, in several views
 MAX_PROPOSALS, PROPOSALS_PER_MEGAPIXEL = 400, 30  # the larger number counts
 TURNED_SCORE = 0.7  # least score of a face in a photo that is turned: three more looks are three more chances to err
-STRIP_ROWS = 512  # of the photo, made smaller in one go
+STRIP_ROWS = 512  # of the photo that are shrunk at once
 WIDE, WIDE_CROP = 144, 80  # window that all views of a face are taken from, and the standard crop within
 EVEN = 1.7  # sum of both networks' mean logits at which a face scores 0.5: chosen on faces kept for the constants
+DOUBTFUL = (0.1, 0.95)  # scores between which the recogniser is asked as well; others it could not turn
+# How the second look moves a score's logit: WEIGHT for each unit of distance from nobody, none at AWAY. Chosen on faces
+# kept for the constants.
+WEIGHT, AWAY = 12.0, 0.49
 MIRRORED = [1, 0, 2, 4, 3]
 # Of a box from hair line to chin: width of the standard crop in box heights, and where in it the box's middle lies.
 CROP_OVER_BOX, BOX_CENTRE = 1.65, 0.56
-BOX_SCORE = 0.2  # the other detector has vouched for the face; what is asked here is whether it can be aligned
+BOX_SCORE = 0.2  # low, because the other detector has found the face already; it must only be alignable
 log = logging.getLogger(__name__)
 
 
@@ -52,7 +57,7 @@ class FaceDetector(Protocol):
 
 DETECTORS = ("auto", "embedded", "retinaface")
 DETECTOR_TEXT = (
-    "The network that finds the faces: auto takes RetinaFace if facexlib and its file are here, else the embedded one."
+    "The network that finds the faces: auto takes RetinaFace if facexlib and its file are there, else the embedded one."
 )
 THRESHOLD_TEXT = "How sure the detector must be of a face, from 0 to 1."
 
@@ -85,19 +90,22 @@ def load_detector(
             missing = f"{RETINAFACE_FILE} is not in {places}" if not found else "the package facexlib is not installed"
             raise FileNotFoundError(f'detector "retinaface": {missing}; add it, or use the detector "embedded"')
         log.info("faces are found with the embedded detector: RetinaFace is not installed")
-    return EmbeddedDetector(load_landmark_net(device=device), load_scan_net(device=device), threshold)
+    return load_embedded_detector(threshold, device)
 
 
 # ---------------------------------------------------------------- embedded
 
 
 class EmbeddedDetector:
-    """Places that look like a face in a scan of the whole photo, each looked at again from several sides."""
+    """Places that look like a face in a scan of the whole photo, each looked at again from several sides.
+
+    Where these networks are in doubt, the face recogniser decides.
+    """
 
     name = "embedded"
 
-    def __init__(self, net: LandmarkNet, scan_net: ScanNet, threshold: float = 0.5) -> None:
-        self.net, self.scan_net, self.threshold = net, scan_net, threshold
+    def __init__(self, net: LandmarkNet, scan_net: ScanNet, second_look: SecondLook, threshold: float = 0.5) -> None:
+        self.net, self.scan_net, self.second_look, self.threshold = net, scan_net, second_look, threshold
 
     @torch.inference_mode()
     def __call__(self, photo: Tensor) -> list[Face]:
@@ -120,12 +128,35 @@ class EmbeddedDetector:
 
     def search(self, copies: list[Tensor], threshold: float, quarters: int = 0) -> list[Face]:
         """The faces of this score that stand upright when the photo is turned anticlockwise by this many quarters."""
+        faces = looked_at_again(self.second_look, copies[0], self.candidates(copies, quarters))
+        return distinct([face for face in faces if face.score >= threshold], 0.4)
+
+    def candidates(self, copies: list[Tensor], quarters: int = 0) -> list[Face]:
+        """What the face networks alone make of the photo: one face for each place, surest first, however doubtful."""
         proposals = scan(self.scan_net, copies, quarters)
         most = max(MAX_PROPOSALS, round(PROPOSALS_PER_MEGAPIXEL * copies[0][0].numel() / 1e6))
         aligned = refine(self.net, copies, proposals[:most], ONE_VIEW)
         likely = distinct([face for face in aligned if face.score >= LIKELY_SCORE], 0.15)
-        faces = refine(self.net, copies, likely, VIEWS, self.scan_net)
-        return distinct([face for face in faces if face.score >= threshold], 0.4)
+        return distinct(refine(self.net, copies, likely, VIEWS, self.scan_net), 0.4)
+
+
+def load_embedded_detector(threshold: float = 0.5, device: str | torch.device = "cpu") -> EmbeddedDetector:
+    """The detector of the networks that ship with the project.
+
+    Raises FileNotFoundError if a file is missing and ValueError if it holds something else.
+    """
+    nets = load_landmark_net(device=device), load_scan_net(device=device)
+    return EmbeddedDetector(*nets, load_second_look(device=device), threshold)
+
+
+def looked_at_again(second_look: SecondLook, photo: Tensor, faces: list[Face]) -> list[Face]:
+    """The same faces of a photo (3, H, W); the scores of doubtful ones say what the recogniser thinks of them, too."""
+    doubtful = [face for face in faces if DOUBTFUL[0] <= face.score < DOUBTFUL[1]]
+    distances = second_look.distances(photo, doubtful).double()
+    logits = torch.logit(torch.tensor([face.score for face in doubtful], dtype=torch.float64))
+    scores = torch.sigmoid(logits + WEIGHT * (distances - AWAY)).tolist()
+    judged = [Face(face.landmarks, score) for face, score in zip(doubtful, scores, strict=True)]
+    return [face for face in faces if not DOUBTFUL[0] <= face.score < DOUBTFUL[1]] + judged
 
 
 def copies_of(photo: Tensor) -> list[Tensor]:
@@ -148,7 +179,7 @@ def quartered(picture: Tensor) -> Tensor:
 def scan(net: ScanNet, copies: list[Tensor], quarters: int = 0) -> list[Face]:
     """Every place of a photo where the network sees a face, at sizes half an octave apart, surest first.
 
-    copies: see `copies_of`. quarters: how often the photo is turned anticlockwise before it is looked at.
+    copies: see `copies_of`. quarters: how often the photo is turned anticlockwise before it is scanned.
     Works in tiles: memory beyond that of the copies does not grow with the photo.
     """
     faces = []
@@ -182,16 +213,16 @@ def scan_tile(net: ScanNet, picture: Tensor, box: tuple[int, int, int, int], qua
     # A face in the middle between two tiles may be seen a little to either side of the seam.
     low = [-math.inf if box[i] == 0 else box[i] - SMALLEST / 4 for i in range(2)]
     high = [math.inf if box[i + 2] == extent[i] else box[i + 2] + SMALLEST / 4 for i in range(2)]
-    level = resized(luma(seen) if len(picture) == 3 else seen, SCAN_SCALE)
+    level = scaled(luma(seen) if len(picture) == 3 else seen, SCAN_SCALE)
     faces: list[Face] = []
     for step in range(LEVELS):
         scale = SCAN_SCALE / 2 ** (step / 2)
         if step and min(extent) * scale * LARGEST < net.crop:
             break
-        level = resized(level, scale * size[0] / level.shape[-1])
+        level = scaled(level, scale * size[0] / level.shape[-1])
         shown = level.rot90(quarters, (2, 3))
         actual = np.array([level.shape[-1], level.shape[-2]]) / size
-        for points, score in answers(net, shown):
+        for points, score in proposals_in(net, shown):
             points = turned_back(points, shown.shape[-1], shown.shape[-2], quarters)
             points = (points + 0.5) / actual - 0.5 + corner
             if np.all((points.mean(0) >= low) & (points.mean(0) <= high)):
@@ -207,7 +238,7 @@ def turned_back(points: np.ndarray, width: int, height: int, quarters: int) -> n
     return points
 
 
-def answers(net: ScanNet, level: Tensor) -> list[tuple[np.ndarray, float]]:
+def proposals_in(net: ScanNet, level: Tensor) -> list[tuple[np.ndarray, float]]:
     """Landmarks (5, 2) and score of every cell of a grey picture (1, 1, H, W) in which the network sees a face."""
     # Half a cell of border, as a face may touch the photo's edge, and whole cells.
     border, step, device = net.crop // 2, net.stride, next(net.parameters()).device
@@ -221,8 +252,8 @@ def answers(net: ScanNet, level: Tensor) -> list[tuple[np.ndarray, float]]:
     return list(zip(points, scores[rows, columns].tolist(), strict=True))
 
 
-def resized(image: Tensor, scale: float) -> Tensor:
-    """(1, C, H, W) enlarged or, without aliasing, shrunk."""
+def scaled(image: Tensor, scale: float) -> Tensor:
+    """`image` (1, C, H, W) enlarged or, without aliasing, shrunk by `scale`."""
     size = [max(1, round(n * scale)) for n in image.shape[-2:]]
     if size == list(image.shape[-2:]):
         return image
@@ -240,8 +271,8 @@ def refine(
     """The same faces, read again from aligned windows of the photo, in several views each.
 
     copies: see `copies_of`. views: (V, 2, 3), see `view`. Landmarks and logit are the means over the views. second: a
-    network that is asked for its opinion of each view, too. (How well the landmarks of the views agree tells less than
-    it seems: those of turned faces differ more than those of many a tie.)
+    network that scores each view, too. (How well the landmarks of the views agree says less than it seems: those of
+    turned faces differ more than those of many a necktie.)
     """
     refined: list[Face] = []
     half, count = WIDE / 2, len(views)

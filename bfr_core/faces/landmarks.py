@@ -1,4 +1,4 @@
-"""The embedded face network: where are the five points, and is it a face at all?"""
+"""The embedded face networks, which say where the five landmarks are and whether there is a face at all."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ..files.names import first_line
 from ..pixels import luma, resized
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "embedded" / "landmarks.safetensors"
-CROP = 64  # width of the standard crop of a face the network is looking at
-MARGIN = 16  # what it sees around that crop on each side: a window is 96 x 96
+CROP = 64  # width of the standard crop of the face that the network looks at
+MARGIN = 16  # pixels that it sees around that crop on each side: a window is 96 x 96
 WINDOW = CROP + 2 * MARGIN
 MIRRORED = (1, 0, 2, 4, 3)  # landmark that each becomes in a mirror: eyes and mouth corners change places
 STRIDE = 16  # distance between neighbouring answers
-SCAN_CROP = 32  # width of the crop of a face that the scanning network is looking at
+SCAN_CROP = 32  # width of the crop of the face that the scanning network looks at
 
 
-class Further(nn.Module):
-    """A 3 x 3 layer whose answer is added to what it was given; it adds nothing before it has been trained."""
+class ResidualLayer(nn.Module):
+    """A residual 3 x 3 layer, which is the identity before it has been trained."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -37,10 +37,10 @@ class Further(nn.Module):
 class FaceNet(nn.Module):
     """Score and landmarks of the face whose standard crop, `crop` pixels wide, nearly fills a cell of a grey picture.
 
-    It is convolutional: on a window of 1.5 crops the middle one of 3 x 3 cells is the answer, on a photo every cell is.
-    With a crop of 64 a cell answers for faces up to 10 pixels off its centre, 0.8 to 1.25 times its size, turned up to
-    30 degrees. layers: (width, stride) of each 3 x 3 layer; a stride of 0 stands for a layer of `Further`. hidden:
-    channels in which a whole cell is gathered.
+    It is convolutional: on a window of 1.5 crops the middle one of 3 x 3 cells is the output, on a photo every cell is.
+    With a crop of 64 a cell responds to faces up to 10 pixels off its centre, 0.8 to 1.25 times its size, turned up to
+    30 degrees. layers: (width, stride) of each 3 x 3 layer; a stride of 0 stands for a `ResidualLayer`. hidden: the
+    number of channels in which a whole cell is gathered.
     """
 
     def __init__(self, crop: int, layers: tuple[tuple[int, int], ...], hidden: int) -> None:
@@ -51,7 +51,7 @@ class FaceNet(nn.Module):
             if stride:
                 steps += [nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.SiLU()]
             else:
-                steps.append(Further(width))
+                steps.append(ResidualLayer(width))
             before = width
         self.features = nn.Sequential(*steps)
         self.gather = nn.Sequential(nn.Conv2d(before, hidden, 4), nn.SiLU())
@@ -76,7 +76,7 @@ class LandmarkNet(FaceNet):
 
 
 class ScanNet(FaceNet):
-    """The network that looks over whole photos for places worth a closer look: a twelfth of the work a face."""
+    """The network that scans whole photos for places to look at more closely, for a twelfth of the work a face."""
 
     def __init__(self) -> None:
         super().__init__(SCAN_CROP, ((16, 2), (32, 2), (48, 1), (64, 2), (64, 0)), hidden=64)
@@ -86,7 +86,7 @@ Net = TypeVar("Net", LandmarkNet, ScanNet)
 
 
 class AlignedFaces(NamedTuple):
-    """score: (B,) 0 to 1, how much of a face each is. points: (B, 5, 2) x, y in crop widths, 0 to 1."""
+    """score: (B,), 0 to 1, how surely each is a face. points: (B, 5, 2), x and y in crop widths, 0 to 1."""
 
     score: Tensor
     points: Tensor
@@ -119,7 +119,7 @@ def load_landmark_net(path: Path = EMBEDDED, device: str | torch.device = "cpu")
 
 
 def load_scan_net(path: Path = EMBEDDED, device: str | torch.device = "cpu") -> ScanNet:
-    """The embedded network that looks over whole photos; otherwise as `load_landmark_net`."""
+    """The embedded network that scans whole photos; otherwise as `load_landmark_net`."""
     return _loaded(ScanNet, "scan.", path, device)
 
 
@@ -129,7 +129,7 @@ def _loaded(kind: type[Net], prefix: str, path: Path, device: str | torch.device
 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: the embedded face network is missing; reinstall BFR Adapt")
-    with torch.random.fork_rng(devices=[]):  # it is filled with random numbers before its own
+    with torch.random.fork_rng(devices=[]):  # it is filled with random numbers before its own weights are read
         net = kind()
     try:
         weights = {key.removeprefix(prefix): value for key, value in load_file(path).items() if key.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""Is a restored face still the same person? Like is compared with like, and judged by what strangers have.
+"""Whether a restored face is still the same person: like is compared with like, and judged by distances of strangers.
 
 Blur alone moves a face's embedding by half the way to another person's, so the distance of a restored face to its
 damaged photo says that doing nothing is best. Here the photo is compared with the restored face *with the damage put
@@ -56,9 +56,9 @@ def distances_to_strangers(embeddings: Tensor, others: Tensor) -> Tensor:
 
 
 def embedding_under(damage: Damage, faces: Tensor, embed: Embed, samples: int = SAMPLES) -> Tensor:
-    """Where faces lie under a damage, the mean embedding over some samples of it: (B, 3, S, S) in [0, 1] -> (B, D).
+    """The embeddings of faces under a damage, the mean over some samples of it: (B, 3, S, S) in [0, 1] -> (B, D).
 
-    Raises ValueError for less than one draw, or if `damage` gives another number of faces back.
+    Raises ValueError for less than one sample, or if `damage` returns another number of faces.
     """
     if samples < 1:
         raise ValueError(f"samples is {samples}; the damage must be drawn at least once")

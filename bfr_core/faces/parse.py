@@ -16,7 +16,7 @@ SOFT = 11  # deviation in pixels of 512 by which the mask's rim is blurred
 
 
 class FaceParser:
-    """Mask of a face, hair and ears included. Raises FileNotFoundError or ValueError if its file cannot be used."""
+    """Masks a face, hair and ears included. Raises FileNotFoundError or ValueError if its file cannot be used."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         from facexlib.parsing.parsenet import ParseNet

@@ -1,6 +1,6 @@
-"""Whose face is it? The embedded recogniser: a face becomes 128 numbers that lie near each other for one person.
+"""The embedded face recogniser: it maps a face to an embedding of 128 numbers, which are close for one person.
 
-It is dlib's face recogniser (Davis King, CC0) as a network of torch. `bfr_core/embedded/MODEL_CARD.md` says where the
+It is dlib's face recogniser (Davis King, CC0) as a PyTorch network. `bfr_core/embedded/MODEL_CARD.md` says where the
 weights come from and how well it tells people apart, group by group.
 """
 
@@ -17,7 +17,7 @@ from ..files.tensors import load_tensors, reason_of
 from .align import similarity, similarity_scale, template
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "embedded" / "recogniser.safetensors"
-SIDE = 150  # pixels of a chip
+SIDE = 150  # side in pixels of a chip, which is dlib's word for an aligned face
 NUMBERS = 128
 MEAN_RGB = (122.782, 117.001, 104.298)  # of the faces that it was trained on, of 255
 # Left eye, right eye, nose, left and right mouth corner in a chip: the median over 120 portraits that were aligned by
@@ -28,7 +28,7 @@ BATCH = 16
 
 
 class RecogniserNet(nn.Module):
-    """Chips (B, 3, 150, 150) RGB in [0, 1] -> (B, 128) float32. Its numbers have no fixed length; do not normalise."""
+    """Chips (B, 3, 150, 150) RGB in [0, 1] -> (B, 128) float32. Their length varies; do not normalise them."""
 
     mean: Tensor
 
@@ -83,7 +83,8 @@ def load_recogniser(path: Path = EMBEDDED, device: str | torch.device = "cpu") -
     if not path.is_file():
         raise FileNotFoundError(f"{path}: the embedded face recogniser is missing; reinstall BFR Adapt")
     state, _ = load_tensors(path)
-    net = RecogniserNet()
+    with torch.random.fork_rng(devices=[]):  # it is filled with random numbers before its own
+        net = RecogniserNet()
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
@@ -104,10 +105,10 @@ def chip_of(photo: Tensor, landmarks: np.ndarray, device: str | torch.device = "
 
 
 def chips_of(faces: Tensor, points: Tensor | None = None, device: str | torch.device | None = None) -> Tensor:
-    """The chips of standard crops: (B, 3, S, S) RGB in [0, 1] -> (B, 3, 150, 150) on `device`, else where they are.
+    """The chips of standard crops: (B, 3, S, S) RGB in [0, 1] -> (B, 3, 150, 150) on `device`, or on that of `faces`.
 
-    points: (B, 5, 2) x, y in crop widths, as `read_aligned` gives them; where the standard crop has them if left out.
-    A restored face must be cut by the same points as its damaged face, or their distance measures the points as well.
+    points: (B, 5, 2) x, y in crop widths, as `read_aligned` gives them; by default those of the standard crop. A
+    restored face must be cut by the same points as its damaged face, or their distance measures the points as well.
     Raises ValueError for other shapes.
     """
     size = faces.shape[-1]

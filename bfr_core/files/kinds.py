@@ -1,6 +1,6 @@
 """Kinds of files: which are photos, why the others are left out, and what of a photo cannot be kept.
 
-Nothing here decodes a picture; what is said comes from names and from the first bytes.
+Nothing here decodes a picture; everything is told from names and from the first bytes.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-HEAD_BYTES = 4096  # of a file, in which AVIF and JPEG 2000 say how many bits a channel they have
+HEAD_BYTES = 4096  # at the start of a file, within which AVIF and JPEG 2000 state their bits a channel
 GIF = "a GIF holds 256 colours at most and often moves; save the picture, or each frame, as PNG"
 RAW = "is a camera's raw file; develop it to TIFF or PNG first"
 WORK = "is not a photo; export it as PNG or TIFF"
@@ -40,7 +40,7 @@ class UnreadableError(ValueError):
 
 
 class LeftOutError(UnreadableError):
-    """The same where nothing is wrong with the file: it is of a kind that is not worked on."""
+    """A file with which nothing is wrong, but whose kind is not worked on."""
 
 
 def why_left_out(path: Path) -> str:
@@ -99,7 +99,7 @@ def is_lossless_webp(head: bytes) -> bool:
 
 
 def bits_a_channel(head: bytes) -> int:
-    """Of an AVIF or a JPEG 2000 picture that starts with `head`; 8 where it does not say."""
+    """Bits a channel of an AVIF or a JPEG 2000 picture that starts with `head`; 8 where it does not state them."""
     if is_avif(head) and (at := head.find(b"av1C")) >= 0 and at + 7 <= len(head):
         high, twelve = head[at + 6] >> 6 & 1, head[at + 6] >> 5 & 1
         return 8 + 2 * high + 2 * (high & twelve)

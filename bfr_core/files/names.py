@@ -11,7 +11,7 @@ def printable(name: str | Path) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says that is not empty, or the name of its kind if it says nothing."""
+    """The first line of an error's text that is not empty, or the name of its type if it has no text."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 

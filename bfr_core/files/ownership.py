@@ -1,4 +1,4 @@
-"""Whose a file is: the lists of the files that this program wrote, and the one function that deletes.
+"""Which files are this program's own: lists of the files that it wrote, and the one function that deletes.
 
 A run, its stages and folders of results hold a list each, `.bfr-files`: a line with name and SHA-256 for each file that
 was written there. A file is this program's own as long as it holds what a line says of it. Every other file was put
@@ -101,7 +101,7 @@ def made_by_hand(files: dict[str, Path]) -> list[str]:
 
 
 def note(path: Path, content: Path | None = None, *, grows: bool = False) -> None:
-    """Enter in the list of its folder that `path` holds, or is about to hold, what `content` (else itself) holds.
+    """Enter in its folder's list that `path` holds, or is about to hold, what `content` (by default itself) holds.
 
     Nothing is entered in folders that have no list and are not below one of this program's. An earlier line stays:
     whichever of the two contents is on disk after a crash, the file is known. grows: lines will be added to the file,
@@ -115,7 +115,7 @@ def note(path: Path, content: Path | None = None, *, grows: bool = False) -> Non
 def refuse_foreign(path: Path) -> None:
     """Raise ValueError, in one line, if there is something at `path` that is not this program's own file.
 
-    In a folder without a list, that is not below one of this program's either, the caller knows what it replaces.
+    Nothing is refused in a folder that has no list and is not below one of this program's: there the caller decides.
     """
     if os.path.lexists(path) and is_listed(path.parent) and not is_own(path):
         raise ValueError(
@@ -125,10 +125,10 @@ def refuse_foreign(path: Path) -> None:
 
 
 def free_name(path: Path, taken: Container[Path] = (), *, always: bool = False, ledger: Ledger | None = None) -> Path:
-    """`path`, or with the first number that is free where something that is not this program's has the name.
+    """`path`, or `path` with the first free number where something that is not this program's has the name.
 
-    taken: names that are not free either. always: this program's own files are not replaced either. ledger: of the
-    folder, if that is at hand.
+    taken: names that are not free either. always: this program's own files are not replaced either. ledger: that of the
+    folder, if it is at hand.
     """
     for number in count(1):
         place = numbered(path, number)
@@ -140,7 +140,7 @@ def free_name(path: Path, taken: Container[Path] = (), *, always: bool = False, 
 
 
 def free_place(path: Path) -> Path:
-    """`free_name` in a folder that gets a list, if it has none; it is said where the name is taken."""
+    """`free_name` in a folder, which gets a list if it has none; a warning says if the name is taken."""
     begin_list(path.parent)
     place = free_name(path)
     if place != path:
@@ -156,7 +156,7 @@ def is_listed(folder: Path) -> bool:
 
 
 def begin_list(folder: Path) -> None:
-    """Make `folder`, and let it have a list."""
+    """Make `folder` and its list. Raises ValueError if a link is in the list's place."""
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / LIST).is_symlink():
         raise ValueError(f"{printable(folder / LIST)}: is a link; this program keeps a list there, remove the link")
@@ -175,8 +175,8 @@ def make_folder(folder: Path) -> None:
 def claim(folder: Path, kind: Kind, made_before: Iterable[Path] | None = None, propose: Path | None = None) -> None:
     """Make `folder` for a run or a stage, or take it as it is if this program made it.
 
-    made_before: if a version without lists made it, the files that it made; they are entered. propose: the folder that
-    is named in its place.
+    made_before: the files that a version without lists made there, which are entered in the list. propose: the folder
+    that the error names instead.
     Raises ValueError, in one line that names another folder, if it holds files and this program did not make it.
     """
     ledger = Ledger(folder)
@@ -198,7 +198,7 @@ def claim(folder: Path, kind: Kind, made_before: Iterable[Path] | None = None, p
 def claim_results(folder: Path) -> bool:
     """Mark `folder` as made for results, so that none of them is taken for a photo of the folder above it.
 
-    False where others have files in it, too: then each result is to be marked by `note_result`.
+    Returns False where others have files in it, too: then each result must be marked by `note_result`.
     """
     ledger = Ledger(folder)
     if ledger.kind:
@@ -216,11 +216,11 @@ def note_result(path: Path) -> None:
 
 
 def delete(path: Path, like: Path | None = None, ledger: Ledger | None = None) -> list[Path]:
-    """Delete a file of this program's; of a folder all that it holds of such, and the folder if nothing is left in it.
+    """Delete a file of this program's, or all such files in a folder, and the folder if nothing is left in it.
 
     Everything that this program deletes goes through here. Returns what was kept, because it was not written by this
-    program or was changed since; links are kept and not followed. What is not there is passed over. like: the file goes
-    also if it holds the same bytes as this other one. ledger: of the folder it is in, if that is at hand.
+    program or was changed since; links are kept and not followed. A path that is not there is passed over. like: the
+    file is deleted also if it holds the same bytes as this other one. ledger: that of its folder, if it is at hand.
     """
     if path.is_dir() and not path.is_symlink():
         kept = empty(path)
@@ -239,7 +239,7 @@ def delete(path: Path, like: Path | None = None, ledger: Ledger | None = None) -
 
 
 def empty(folder: Path) -> list[Path]:
-    """`delete` all that a folder holds, and keep the folder with its list."""
+    """`delete` everything in a folder, and keep the folder with its list; returns what was kept."""
     ledger = Ledger(folder)
     children = [child for child in sorted(folder.iterdir()) if child.name != LIST]
     return [kept for child in children for kept in delete(child, ledger=ledger)]
@@ -257,10 +257,10 @@ def tidy(folder: Path) -> None:
 
 
 def move(source: Path, target: Path, attempts: int = 8) -> None:
-    """Put this program's own file `source` at `target`, in place of what is there; on the same disk.
+    """Put this program's own file `source` at `target`, on the same disk, in place of what is there.
 
-    Waits up to three seconds for a virus scanner or viewer that holds the file open on Windows. Whether `target` may be
-    replaced, the caller has asked `refuse_foreign`.
+    Waits up to three seconds for a virus scanner or viewer that holds the file open on Windows. The caller has asked
+    `refuse_foreign` whether `target` may be replaced.
     """
     for attempt in range(attempts):
         try:
@@ -302,7 +302,7 @@ def made_without_list(folder: Path) -> bool:
 
 
 def _foreign(folder: Path, ledger: Ledger) -> list[Path]:
-    """What a folder holds of others, hidden files aside."""
+    """The files and folders of others in a folder, except hidden ones."""
     if not folder.is_dir():
         return []
     return [
@@ -316,7 +316,7 @@ def _foreign(folder: Path, ledger: Ledger) -> list[Path]:
 
 
 def _first_line(path: Path) -> str:
-    """What a list says of a file that grows."""
+    """What a list says of a file that grows: the SHA-256 of its first line, and "+"."""
     with path.open("rb") as file:
         return f"{hashlib.sha256(file.readline(1 << 16)).hexdigest()}+"
 

@@ -126,7 +126,7 @@ def to_unit(x: Tensor) -> Tensor:
 def list_images(folder: Path) -> list[Path]:
     """Every image file under `folder`, sorted by relative path; names and folders that start with a dot are skipped.
 
-    Whatever has an image suffix is listed, readable or not, so that each one is answered for. Links to folders are
+    Whatever has an image suffix is listed, readable or not, so that each one is accounted for. Links to folders are
     not followed. A run below `folder`, and results such as restored copies, are not taken for photos, unless there is
     nothing else. Raises FileNotFoundError if there is no such folder, ValueError if it is a file or has no images.
     """
@@ -230,9 +230,9 @@ def photo_names(relatives: Sequence[Path]) -> list[str]:
 def read_photo(path: Path, max_pixels: int = 200_000_000) -> Photo:
     """The photo in `path`: upright, RGB, with its alpha, profile, EXIF and texts.
 
-    CMYK, Lab and grey with a profile of its own become sRGB; of several pictures the first is taken, which is said.
+    CMYK, Lab and grey with a profile of its own become sRGB; of several pictures the first is taken and a note says so.
     Raises UnreadableError, a ValueError in one line that starts with the file's name, for whatever cannot be read
-    completely, and of it LeftOutError for animations and for kinds that need a package which is not here.
+    completely, and its subclass LeftOutError for animations and for kinds that need a package that is not installed.
     """
     path = Path(path)
     name = printable(path.name)
@@ -426,7 +426,7 @@ def _photo(image: Image.Image, file: _WholeFile, name: str) -> Photo:
 
 
 def _content(file: _WholeFile, most: int = -1) -> bytes:
-    """All of the file, or its first bytes; it is then where it was."""
+    """All of the file, or its first `most` bytes; its position is then as before."""
     at, file.complete = file.tell(), False
     file.seek(0)
     content = file.read(most)
@@ -450,9 +450,9 @@ def _deep_planes(values: np.ndarray, transparent: object) -> tuple[Tensor, Tenso
 
 
 def _kept_profile(icc: bytes | None, space: bytes, name: str) -> bytes | None:
-    """`icc` if it describes pixels of this colour space, else None; a profile that does not is named."""
+    """`icc` if it describes pixels of this colour space, else None; a profile that does not fit is warned of."""
     if icc and icc[16:20] != space:
-        log.warning("%s: its colour profile does not fit its pixels; dropped", name)
+        log.warning("%s: its colour profile does not fit its pixels and is dropped", name)
         return None
     return icc
 
@@ -469,9 +469,9 @@ def _in_rgb(image: Image.Image, icc: bytes | None, name: str) -> tuple[Image.Ima
         try:
             return _to_srgb(image, icc), None
         except (ImportError, OSError) as error:
-            log.warning("%s: its colour profile cannot be used (%s); converted without", name, printable(str(error)))
+            log.warning("%s: its colour profile cannot be used (%s) and is dropped", name, printable(str(error)))
     elif icc:
-        log.warning("%s: its colour profile does not fit its pixels; dropped", name)
+        log.warning("%s: its colour profile does not fit its pixels and is dropped", name)
     return image.convert("RGB"), None
 
 
@@ -489,7 +489,7 @@ def _to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
 
 
 def _deep_grey(image: Image.Image, file_format: str) -> Tensor:
-    """Grey of 16 or 32 bits, or float, as (H, W) float32 in [0, 1]; the full scale is told from format or values."""
+    """Grey of 16 or 32 bits, or float, as (H, W) float32 in [0, 1]; format or values tell the full scale."""
     values = np.asarray(image).astype(np.float32)
     if not np.isfinite(values).all():
         raise ValueError("holds values that are not finite numbers")
@@ -632,7 +632,7 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a temporary file beside `path`, then move it there: readers see the old file or the new one.
 
     Missing folders are made, and the file is entered in the list of its folder, see `files.ownership`. When anything
-    fails the temporary file is removed and an older `path` is as it was.
+    fails, the temporary file is removed and an older `path` stays as it was.
     Raises ValueError, in one line, if `path` is a file that is not this program's or was changed since; OSError, in one
     line that names the folder, when the disk refuses; what else `write` raises passes through.
     """

@@ -15,7 +15,7 @@ from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 
 NOTICE = "Details of the faces are generated; not for identifying anyone."
-TEXT_KEY = "BFR Adapt"  # of the same in words, in a PNG
+TEXT_KEY = "BFR Adapt"  # key of the same record in words, in a PNG
 MAX_STEPS = 16  # restorations that are listed
 MAX_WRITTEN = 60_000  # bytes of a packet; a JPEG holds 65,502
 MAX_READ = 1 << 20
@@ -78,7 +78,7 @@ class Record:
     """What a picture's metadata says of its making.
 
     steps: restorations, the latest last. earlier: how many more came before them. source_type: IPTC's term, a URI, or
-    "". problem: why nothing could be read of the file it came from.
+    "". problem: why the metadata of the file it came from could not be read.
     """
 
     steps: tuple[Step, ...] = ()
@@ -87,7 +87,10 @@ class Record:
     problem: str = ""
 
     def with_step(self, step: Step | None) -> Record:
-        """This record and one more restoration, of many the latest; a picture that is generated as a whole stays so."""
+        """This record and one more restoration; only the latest are listed.
+
+        A picture that was generated as a whole keeps that source type.
+        """
         if step is None:
             return self
         steps = (*self.steps, step)
@@ -130,7 +133,7 @@ def to_packet(record: Record) -> bytes | None:
 
 
 def read_packet(packet: bytes) -> Record:
-    """What an XMP packet says; never raises: what is wrong with the packet is the record's `problem`."""
+    """What an XMP packet says. It never raises: what is wrong with the packet is the record's `problem`."""
     if len(packet) > MAX_READ:
         return Record(problem=f"its XMP has {len(packet):,} bytes, more than the {MAX_READ:,} that are read")
     try:
@@ -171,7 +174,7 @@ def _properties(packet: bytes) -> dict[str, str]:
 
 
 def _step(values: Any) -> Step:
-    """A step out of a file: known fields of the right type only."""
+    """A step read from a file: only known fields of the right type are taken."""
     if not isinstance(values, dict):
         raise TypeError("a restoration in it is no table")
     given = {f.name: values[f.name] for f in fields(Step) if f.name in values}

@@ -1,7 +1,7 @@
 """Sixteen bits a channel, which Pillow reads with eight and cannot write: PNG and TIFF in colour.
 
-Reading: Pillow's own decoders keep one byte of each two. A picture opened twice gives the upper bytes, and, told that
-its bytes lie the other way round, the lower ones; so cut files are found out as with eight bits.
+Reading: Pillow's own decoders keep one byte of each two. A picture is opened twice, once for the upper bytes and once
+with the byte order swapped for the lower ones; so files that are cut short are detected as with eight bits.
 Sources: the PNG specification (third edition), TIFF 6.0.
 """
 
@@ -34,7 +34,7 @@ def raw_mode(image: Image.Image) -> str:
 
 
 def has_lower_bytes(image: Image.Image) -> bool:
-    """Whether `load_lower_bytes` can tell what Pillow leaves out of `image`, which is not loaded yet."""
+    """Whether `load_lower_bytes` can read what Pillow leaves out of `image`, which is not loaded yet."""
     return raw_mode(image) in _SWAPPED or raw_mode(image) == _GREY_AND_ALPHA
 
 
@@ -116,7 +116,7 @@ def tiff_bytes(values: np.ndarray, options: Mapping[str, Any]) -> bytes:
 
 
 def _described(options: Mapping[str, Any]) -> Iterator[tuple[int, Any]]:
-    """Tags that say something of the picture and not how it lies in its file."""
+    """Tags that describe the picture and not how it lies in its file."""
     exif = options.get("exif") or Image.Exif()
     if isinstance(exif, bytes):
         content, exif = exif, Image.Exif()
@@ -143,7 +143,7 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def _filtered(values: np.ndarray) -> Iterator[bytes]:
-    """The rows as PNG lays them out, some at a time, each by that of three filters which leaves the smallest bytes."""
+    """The rows as PNG stores them, some at a time, each by whichever of three filters leaves the smallest bytes."""
     height, width, channels = values.shape
     step = 2 * channels  # bytes of a pixel
     above = np.zeros((1, width * step), np.uint8)

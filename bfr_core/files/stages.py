@@ -1,4 +1,4 @@
-"""Folders that a stage of a run fills: opened, emptied of what is this program's own, and locked files asked about."""
+"""Folders that a stage of a run fills: how they are opened and emptied of this program's own files, and their locks."""
 
 from __future__ import annotations
 

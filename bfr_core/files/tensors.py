@@ -32,7 +32,7 @@ GIT_LFS = b"version https://git-lfs"
 PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")
 ARCHIVES = {b"\x1f\x8b": "a gzip archive", b"7z\xbc\xaf\x27\x1c": "a 7z archive", b"Rar!": "a RAR archive"}
 TEXT = frozenset(b"\t\r\n") | frozenset(range(32, 127))
-SPARE_BYTES = 1 << 26  # that building a network may take beyond what its file holds
+SPARE_BYTES = 1 << 26  # how much building a network may take beyond what its file holds
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -55,7 +55,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     for name, value in state.items():
         if value.is_floating_point() and value.numel() and not _is_finite(value):
             raise ValueError(f"{path.name}: {name} holds NaN or infinite numbers; the file is damaged, get it anew")
-    # Apart from the file, which is mapped into memory: while it is, Windows does not let anyone replace it.
+    # Copies, apart from the file: while that is mapped into memory, Windows does not let anyone replace it.
     return {name: value.clone() for name, value in state.items()}, metadata
 
 
@@ -128,7 +128,10 @@ def read_pickle(path: Path) -> Any:
     try:
         # Mapped into memory: older PyTorch would otherwise read past a record that claims more bytes than it has.
         return torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError:
+    except pickle.UnpicklingError as error:
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2]
+        if "resize storage" in reason:  # so older PyTorch refuses a tensor that reaches past its bytes
+            raise ValueError(f"{path.name}: not a readable PyTorch file ({reason}); it may be cut short") from None
         raise ValueError(f"{path.name}: holds more than tensors; such a file can run code and is refused") from None
     except Exception as error:  # torch.load raises many kinds on a damaged file
         raise ValueError(
@@ -162,7 +165,7 @@ def without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_honest_zip(path: Path) -> bool:
-    """Whether a PyTorch file is a zip, as all newer ones are; what is in it may not unfold to more than the file."""
+    """Whether a PyTorch file is a zip, as all newer ones are. Raises ValueError if it is a packed one."""
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
             return False
@@ -198,14 +201,14 @@ class LimitedBuilding(TorchDispatchMode):
 
 
 def reason_of(error: Exception) -> str:
-    """What an error says, on one line and not long; of PyTorch's lists of what does not fit the first entry."""
+    """What an error says, on one short line; of PyTorch's lists of what does not fit, the first entry."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     line = lines[1] if lines[0].startswith("Error(s) in loading") and len(lines) > 1 else lines[0]
     return printable(line if len(line) <= MAX_REASON else f"{line[:MAX_REASON]}...")
 
 
 def misfit_of(error: Exception) -> str:
-    """Why tensors make no network: what the layers say of it, unless that is only for programmers."""
+    """Why tensors make no network: the error's own text, or a plain sentence where that text helps only programmers."""
     told = isinstance(error, RuntimeError | ValueError)
     return reason_of(error) if told else "the shapes of its tensors do not fit each other"
 

@@ -29,7 +29,7 @@ ATTEMPTS = 5  # connections that bring nothing new, in a row, before fetching fa
 class Weights:
     """One published file. size: bytes, 0 if not known. sha256: "" if not known; then only the user can place it.
 
-    commercial: may the file be used commercially, by its licence; None where the licence leaves that open.
+    commercial: whether its licence allows commercial use; None where the licence leaves that open.
     also: other names under which hosts keep the same file.
     """
 
@@ -190,7 +190,7 @@ def weights_folder() -> Path:
 
 
 def search_folders() -> list[Path]:
-    """Folders that are searched, in order: the own one, those of $BFR_WEIGHTS_ALSO, those of the host of this pack.
+    """Folders that are searched, in order: `weights_folder`, those of $BFR_WEIGHTS_ALSO, those of this pack's host.
 
     $BFR_WEIGHTS_ALSO lists folders as PATH does; a host that knows where its files are adds them there.
     """
@@ -250,9 +250,9 @@ def verify(entry: Weights, path: Path) -> str:
 
 
 def fetch(entry: Weights, folder: Path | None = None, callback: Callable[[int, int], None] | None = None) -> Path:
-    """Fetch a file of the table into `folder` (the own one) and return its path; a part fetched before is used.
+    """Fetch a file of the table into `folder` (`weights_folder`) and return its path; a part fetched before is used.
 
-    callback: (bytes there, bytes in all or 0), after every piece; what it raises ends the fetching, to be gone on with
+    callback: (bytes there, bytes in all or 0), after every piece; what it raises ends the fetching, which can go on
     later. The file appears under its name only once its SHA-256 is right.
     Raises ValueError if the table has no SHA-256 or what came is not the published file, OSError if it cannot be
     reached; both say where to get the file and where to put it.

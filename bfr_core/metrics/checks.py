@@ -1,4 +1,4 @@
-"""What every measure of two pictures asks of them."""
+"""The checks that measures of pictures make first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from ..device import where_all_works
 
 
 def checked_pair(restored: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Both, checked, clamped to [0, 1], in float64: variances of flat patches need the digits."""
+    """Both images clamped to [0, 1], in float64, because variances of flat patches need that precision.
+
+    Raises ValueError unless they have the same shape (B, 3, H, W).
+    """
     if restored.shape != other.shape or restored.ndim != 4 or restored.shape[1] != 3:
         shapes = f"{tuple(restored.shape)} and {tuple(other.shape)}"
         raise ValueError(f"images of shapes {shapes}; two equal shapes (B, 3, H, W) are needed")
@@ -17,6 +20,7 @@ def checked_pair(restored: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_size(images: Tensor, least: int, measure: str) -> None:
+    """Raise ValueError if a side of `images` (..., H, W) has fewer than `least` pixels."""
     if min(images.shape[-2:]) < least:
         height, width = images.shape[-2:]
         raise ValueError(

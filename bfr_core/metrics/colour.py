@@ -11,8 +11,8 @@ from .checks import checked_pair
 def colour_matched(restored: Tensor, hq: Tensor) -> Tensor:
     """`restored` with the mean and the deviation of each channel set to those of `hq`; float64, not clamped.
 
-    (B, 3, H, W) in [0, 1]. A channel without any variation is only moved. The figures that are published for blind face
-    restoration are mostly taken after this: colours and contrast that are off as a whole do not count in them.
+    (B, 3, H, W) in [0, 1]. A channel without any variation is only shifted. Published figures of blind face restoration
+    are mostly measured after this, so that colours or contrast that are off as a whole do not count in them.
     """
     restored, hq = checked_pair(restored, hq)
     mean_r, mean_h = (image.mean((2, 3), keepdim=True) for image in (restored, hq))

@@ -1,4 +1,4 @@
-"""Detail finer than a Gaussian blur: how much of it there is, whether it is the right one, and how sharp a face is."""
+"""Detail finer than a Gaussian blur: how much there is, whether it is the right detail, and how sharp a face is."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def high_band(image: Tensor, sigma: float = DETAIL_SIGMA) -> Tensor:
 def high_band_energy_ratio(restored: Tensor, hq: Tensor, sigma: float = DETAIL_SIGMA) -> Tensor:
     """Sum of squares of the high band of `restored` over that of `hq`. Best at 1; below: blurred, above: noisy.
 
-    Not a number where `hq` has no detail at all.
+    NaN where `hq` has no detail at all.
     """
     restored, hq = checked_pair(restored, hq)
     energy_r = high_band(restored, sigma).square().sum((1, 2, 3))
@@ -45,7 +45,7 @@ def high_band_energy_ratio(restored: Tensor, hq: Tensor, sigma: float = DETAIL_S
 def high_band_correlation(restored: Tensor, hq: Tensor, sigma: float = DETAIL_SIGMA) -> Tensor:
     """Pearson correlation of the two high bands over pixels and channels, in [-1, 1]. Higher is better.
 
-    Neither blurring nor adding noise raises it by itself. 0 if `restored` has no detail, not a number if `hq` has none.
+    Neither blurring nor adding noise raises it by itself. 0 if `restored` has no detail, NaN if `hq` has none.
     """
     restored, hq = checked_pair(restored, hq)
     bands = [high_band(image, sigma).flatten(1) for image in (restored, hq)]
@@ -59,10 +59,10 @@ def high_band_correlation(restored: Tensor, hq: Tensor, sigma: float = DETAIL_SI
 def sharpness(image: Tensor) -> Tensor:
     """How fine and clean the detail is: about 1 in a clean face crop, less where it is blurred or noisy; (B,) float64.
 
-    image: (B, 3, S, S) RGB in [0, 1]. The energy of the high band over that of the next coarser one, both less what
-    independent noise of the picture's own strength has there; divided where that strength is more than a clean face's.
-    It is read off the smooth parts, which are most of a face: the median of the finest diagonal differences
-    (D. L. Donoho and I. M. Johnstone, 1994).
+    image: (B, 3, S, S) RGB in [0, 1]. It is the energy of the high band over that of the next coarser band, both less
+    what white noise of the picture's own level has there, and it is divided down where that level exceeds a clean
+    face's. The noise level is estimated on the smooth parts, which are most of a face, as the median of the finest
+    diagonal differences (D. L. Donoho and I. M. Johnstone, 1994).
     """
     grey = where_all_works(image).double().clamp(0, 1).mean(1, keepdim=True)
     top, bottom = grey[..., :-1:2, :], grey[..., 1::2, :]
@@ -74,7 +74,7 @@ def sharpness(image: Tensor) -> Tensor:
         fine = high_band(picture, sigma)
         return fine, high_band(picture, 2 * sigma) - fine
 
-    pixel = torch.zeros_like(grey[:1])  # what of white noise is in a band, a single pixel says
+    pixel = torch.zeros_like(grey[:1])  # a band's share of white noise is the energy of its response to one pixel
     pixel[..., pixel.shape[-2] // 2, pixel.shape[-1] // 2] = 1
     fine, coarser = (
         band.square().mean((1, 2, 3)) - noise.square() * share.square().sum()

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-FID_MIN_FACES = 2000  # faces; of fewer, FID says more about their number than about the faces
+FID_MIN_FACES = 2000  # faces; with fewer, FID says more about their number than about the faces
 
 
 def fid(features_a: Tensor, features_b: Tensor) -> float:
-    """Frechet distance of two sets of features, (N, D) and (M, D), taken for normal ones. Lower is better.
+    """Frechet distance of two sets of features, (N, D) and (M, D), each taken as normally distributed. Lower is better.
 
-    Raises ValueError with fewer than `FID_MIN_FACES` in a set: it is biased by their number.
+    Raises ValueError with fewer than `FID_MIN_FACES` in a set, because it is biased by their number.
     Source: arXiv:1706.08500, eq. 6.
     """
     if min(len(features_a), len(features_b)) < FID_MIN_FACES:
@@ -42,7 +42,7 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     Source: arXiv:1706.08500, eq. 6.
     """
     if a.mean.shape != b.mean.shape:
-        raise ValueError(f"statistics of {len(a.mean)} and of {len(b.mean)} features are not of one network")
+        raise ValueError(f"statistics of {len(a.mean)} and of {len(b.mean)} features do not come from one network")
     values, vectors = torch.linalg.eigh(a.covariance)
     root = vectors * values.clamp_min(0).sqrt() @ vectors.T
     between = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp_min(0).sqrt().sum()

@@ -1,4 +1,4 @@
-"""How sure a figure is: the mean of some faces, or a share of them, with its 95 % interval."""
+"""The uncertainty of a figure: a mean over faces, or a share of them, with its 95 % interval."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Interval(NamedTuple):
-    """A mean, and the ends of its 95 % interval (not a number where one cannot be told: a single value)."""
+    """A mean, and the ends of its 95 % interval (NaN for a single value, which tells no interval)."""
 
     mean: float
     low: float
@@ -23,7 +23,7 @@ def bootstrap_interval(
 ) -> Interval:
     """Mean of `values`, one per face, with a percentile bootstrap interval over faces.
 
-    Values that belong to the same face (several seeds) must be averaged before: faces are what is drawn again.
+    Values that belong to the same face (several seeds) must be averaged before, because faces are what is resampled.
     Raises ValueError if there are none, if one is not finite, or for samples < 1 or a level outside (0, 1).
     """
     flat = np.asarray(values, np.float64)
@@ -82,7 +82,11 @@ def wilson_interval(successes: int, total: int) -> Interval:
 def bootstrap(
     estimate: Callable[[np.ndarray], np.ndarray], faces: int, seed: int, samples: int, level: float
 ) -> Interval:
-    """`estimate` of counts per face, (S, faces) -> (S,): once with every face, and its spread over resamples."""
+    """`estimate` with every face counted once, and its percentile interval over `samples` bootstrap resamples.
+
+    estimate: how often each face is counted, (S, faces) float64 -> (S,). level: of the interval, such as 0.95.
+    Raises ValueError for samples < 1 or a level outside (0, 1).
+    """
     if samples < 1 or not 0 < level < 1:
         raise ValueError(f"samples is {samples} and level {level}; samples >= 1 and 0 < level < 1 are needed")
     mean = float(estimate(np.ones((1, faces)))[0])

@@ -57,9 +57,9 @@ def paired_kid(
 ) -> Interval:
     """`kid` of two sets of the *same* faces in the same order, with a bootstrap interval over faces.
 
-    Like must not be compared with like: a face is left out of its own comparison in both sets and between them
-    (in resamples every copy of it), so equal sets give exactly 0 and the estimate stays unbiased. Arguments as `kid`
-    and `bootstrap_interval`. Source: Gretton et al., "A kernel two-sample test", 2012 (the one-sample U-statistic).
+    A face is never compared with itself, in either set or between them (in resamples, with no copy of itself), so equal
+    sets give exactly 0 and the estimate stays unbiased. Arguments and errors as `kid` and `bootstrap_interval`.
+    Source: Gretton et al., "A kernel two-sample test", 2012 (the one-sample U-statistic).
     """
     _check_features(features_restored, features_hq)
     if len(features_restored) != len(features_hq):
@@ -84,7 +84,7 @@ def _check_features(features_a: Tensor, features_b: Tensor) -> None:
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
-    """(N, M) float64 on the CPU."""
+    """The kernel (x.y / D + 1)^3 between two sets of features: (N, M) float64 on the CPU."""
     a, b = a.cpu().double(), b.cpu().double()
     return (a @ b.T / a.shape[1] + 1) ** 3
 

@@ -1,10 +1,10 @@
-"""Measures by published networks: there where their package is installed and their file is on this machine.
+"""Measures by published networks, available where their package is installed and their file is on this machine.
 
-Nothing is ever fetched. The packages' own loaders would run code that a file holds, so each file is read by ours first,
-which refuses such files.
+Nothing is ever fetched. The packages' own loaders would run code that a file holds, so each file is read by our loader
+first, which refuses such files.
 
 NIQE, MUSIQ and MANIQA come from pyiqa (PolyForm Noncommercial 1.0.0), FID's network from piq (Apache-2.0). They are
-tested with stand-ins; MUSIQ and MANIQA were not run here with their published weights.
+tested with stand-ins; MUSIQ and MANIQA were not run with their published weights.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PYIQA_FILES = {
     "maniqa": "pyiqa/ckpt_koniq10k.pt",
 }
 INCEPTION_FILE = "checkpoints/pt_inception-2015-12-05-6726825d.pth"
-# Pixels a side below which a measure says nothing: NIQE looks at whole blocks, MANIQA at cut-outs of this size.
+# The fewest pixels a side from which a measure says anything: NIQE looks at whole blocks, MANIQA at cut-outs this size.
 MIN_SIDE = {"niqe": 96, "musiq": 1, "maniqa": 224}
 STATISTICS_NAMES = (("mu", "sigma"), ("mean", "cov"))  # pytorch-fid's, and those of published face restorers
 
@@ -50,12 +50,12 @@ def hub_file(name: str) -> Path | None:
 
 
 def find_quality() -> dict[str, Callable[[Tensor], Tensor]]:
-    """NIQE, MUSIQ, MANIQA, those that are here: key -> (faces (B, 3, H, W) RGB in [0, 1] -> (B,)), without clean faces.
+    """Those of NIQE, MUSIQ and MANIQA that are available: key -> (faces (B, 3, H, W) RGB in [0, 1] -> (B,) float64).
 
-    niqe: "Completely blind image quality analyzer" (Mittal et al., 2013), on luma, distance from its authors' natural
-    images; not a number below 96 x 96 pixels. musiq: arXiv:2108.05997, trained on KonIQ-10k. maniqa: arXiv:2204.08958,
-    trained on KonIQ-10k, the mean over 20 cut-outs; which they are is the same at every call; not a number below 224 x
-    224 pixels.
+    None needs clean faces. niqe: "Completely blind image quality analyzer" (Mittal et al., 2013), on luma, the distance
+    from its authors' natural images; NaN below 96 x 96 pixels. musiq: arXiv:2108.05997, trained on KonIQ-10k. maniqa:
+    arXiv:2204.08958, trained on KonIQ-10k, the mean over 20 cut-outs, which are the same at every call; NaN below
+    224 x 224 pixels.
     """
     found: dict[str, Callable[[Tensor], Tensor]] = {}
     for name, file in PYIQA_FILES.items():
@@ -76,7 +76,7 @@ def find_quality() -> dict[str, Callable[[Tensor], Tensor]]:
 
 @contextlib.contextmanager
 def _without_pretrained_parts() -> Iterator[None]:
-    """While it lasts, timm builds networks empty: MANIQA has it fetch weights that its own file then replaces."""
+    """Within it, timm builds networks without weights: MANIQA makes it fetch some that its own file then replaces."""
     if find_spec("timm") is None:
         yield
         return
@@ -93,7 +93,7 @@ def _without_pretrained_parts() -> Iterator[None]:
 def _scores(score: Callable[[Tensor], Tensor], least: int) -> Callable[[Tensor], Tensor]:
     def one(face: Tensor) -> Tensor:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(0)  # of MANIQA's cut-outs
+            torch.manual_seed(0)  # fixes MANIQA's cut-outs
             return score(face.float().clamp(0, 1)).flatten()
 
     def scores(faces: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def _scores(score: Callable[[Tensor], Tensor], least: int) -> Callable[[Tensor],
 
 
 def find_inception() -> Callable[[Tensor], Tensor] | None:
-    """Features for `metrics.fid`, if their network is here: faces (B, 3, H, W) RGB in [0, 1] -> (B, 2048) float32.
+    """Features for `metrics.fid`: faces (B, 3, H, W) RGB in [0, 1] -> (B, 2048) float32; None without their network.
 
     The Inception network of the first FID (2015-12-05), as ported by pytorch-fid (Apache-2.0) and used by piq.
     """
@@ -146,7 +146,7 @@ def read_statistics(path: Path) -> FeatureStatistics:
             break
     else:
         raise ValueError(
-            f"{printable(path.name)}: has neither mu and sigma nor mean and cov; it is no file of statistics"
+            f"{printable(path.name)}: has neither mu and sigma nor mean and cov, so it is no file of statistics"
         )
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not covariance.isfinite().all():
         raise ValueError(
@@ -180,7 +180,7 @@ def _read_arrays(path: Path) -> Mapping[str, Any]:
     except ValueError:
         if not hasattr(torch.serialization, "safe_globals"):
             raise
-    # Only what makes plain arrays is let through: whoever can name these can fill an array, and nothing else.
+    # Only the constructors of plain arrays are let through; with them a file can fill an array and do nothing else.
     makers = [np.ndarray, np.dtype, type(np.dtype("float64")), type(np.dtype("float32"))]
     rebuild = np.empty(0).__reduce__()[0]
     named: list[Any] = [*makers, *((rebuild, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core"))]
@@ -192,5 +192,5 @@ def _read_arrays(path: Path) -> Mapping[str, Any]:
     except Exception as error:  # torch.load raises many kinds on a damaged file
         raise ValueError(reason_of(error)) from None
     if not isinstance(content, Mapping):
-        raise ValueError("it is no table")
+        raise ValueError("it is no table of arrays")
     return content

@@ -1,1 +1,1 @@
-"""Pages and pictures that show results: HTML, charts, sheets. They are given values and know no run."""
+"""Pages and pictures that show results: HTML, charts, sheets. They are given values and know nothing of runs."""

@@ -1,4 +1,4 @@
-"""Curves over steps: planned once, and drawn as SVG for pages or as a picture for the nodes."""
+"""Curves over steps: laid out once, and drawn as SVG for pages or as a picture for the nodes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Points = Sequence[tuple[int, float]]
 WIDTH, HEIGHT = 460, 220
 LEFT, RIGHT, TOP, BOTTOM = 54, 10, 10, 26  # margins in pixels
 MAX_POINTS = 1000
-MEAN_SHARE = 20  # a running mean is over one in so many of the points
+MEAN_SHARE = 20  # a running mean is taken over the number of points divided by this
 TITLE = 22  # pixels above a picture's plot
 PAPER, QUIET, RULE = (255, 255, 255), (102, 103, 108), (222, 222, 218)
 LINES = {"raw": ((168, 190, 226), 1), "mean": ((32, 96, 192), 2)}  # colour and width of each line
@@ -39,8 +39,8 @@ class Curve:
 class Plot:
     """Where everything of a curve is drawn, in pixels from the top left.
 
-    left, right: ends of the rules. x_ticks, y_ticks: places with their texts. lines: as in `Curve`, at most
-    `MAX_POINTS` and the last one of each.
+    left, right: ends of the horizontal rules. x_ticks, y_ticks: positions with their texts. lines: as in `Curve`, each
+    thinned to `MAX_POINTS` points and the last one.
     """
 
     width: int
@@ -53,7 +53,7 @@ class Plot:
 
 
 def curve_of(name: str, points: Points) -> Curve:
-    """A long curve gets its running mean; points that are not finite are left out and counted."""
+    """What is drawn of `points`: a long curve gets its running mean; points that are not finite are only counted."""
     finite = [(step, value) for step, value in points if math.isfinite(value)]
     said = [] if len(finite) == len(points) else [f"{len(points) - len(finite)} of {len(points)} points are not finite"]
     if not finite:

@@ -1,4 +1,4 @@
-"""report.html and report.json: what came out, in one page that needs nothing else, and for programs.
+"""Write the results as report.html, one page that needs nothing else, and as report.json for programs.
 
 Nothing is computed here: texts and numbers appear as they were given, through the template report.html.
 """
@@ -60,7 +60,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that a report says. measurements: numbers for report.json only, under whatever names the caller gives."""
+    """Everything that a report says. measurements: numbers for report.json only, under the caller's names."""
 
     title: str
     verdict: Verdict

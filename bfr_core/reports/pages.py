@@ -28,7 +28,7 @@ def render(template: str, **values: object) -> str:
 def render_page(name: str, title: str, values: Mapping[str, object], script_before: str = "") -> str:
     """The page `name`.html with `values`, the style `name`.css and the script `name`.js in it.
 
-    The page runs its own script alone, shows pictures given as data alone, and asks the network for nothing.
+    The page runs only its own script, shows only pictures that it holds as data, and asks the network for nothing.
     script_before: our own lines that are put before the script.
     """
     script = script_before + (TEMPLATES / f"{name}.js").read_text(encoding="utf-8")

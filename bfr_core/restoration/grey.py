@@ -1,6 +1,6 @@
-"""Photographs without colour that are stored with some: old prints as colour JPEG.
+"""Photographs without colour that are stored with a tint, such as old prints scanned as colour JPEG.
 
-A restorer that learned on colour photos paints such a face in part. So it is given grey, and what it answers gets the
+A restorer that was trained on colour photos colours such a face in part. So it is given grey, and the result gets the
 print's own tint back.
 """
 
@@ -17,21 +17,26 @@ MAX_COLOUR = 10 / 255**2  # mean variance of the differences between channels up
 def is_nearly_grey(face: Tensor) -> bool:
     """Whether the channels of `face` (3, H, W) in [0, 1] hardly differ, but for a tint that is the same everywhere.
 
-    The limit is the one that is usual with published restorers: 10 in steps of 255.
+    The limit on the variance is the one that published restorers use: 10, in squared steps of 1 / 255.
     """
     differences = face - face.roll(1, 0)  # red - blue, green - red, blue - green
     return float(differences.var((1, 2), correction=0).mean()) <= MAX_COLOUR
 
 
+def given_to_restorer(face: Tensor) -> Tensor:
+    """What a restorer is given of `face` (3, H, W) in [0, 1]: without colour if it is nearly grey, else as it is."""
+    return greyed(face) if is_nearly_grey(face) else face
+
+
 def greyed(face: Tensor) -> Tensor:
-    """The luma of `face` (3, H, W) in each channel; to the bit as it is where the channels are equal."""
+    """The luma of `face` (3, H, W) in each channel; `face` itself where the channels are equal."""
     return face if _is_grey(face) else luma(face).expand(3, -1, -1)
 
 
 def tinted(restored: Tensor, damaged: Tensor) -> Tensor:
-    """The luma of `restored` (3, H, W) with the tint of `damaged`: each channel a straight line of luma, as there.
+    """The luma of `restored` (3, H, W) with the tint of `damaged`, where each channel is a linear function of luma.
 
-    `damaged`: (3, H, W) in [0, 1], nearly grey. Returns [0, 1]; grey to the bit where `damaged` is.
+    damaged: (3, H, W) in [0, 1], nearly grey. Returns (3, H, W) in [0, 1], exactly grey where `damaged` is.
     """
     grey = luma(restored)
     if _is_grey(damaged):
@@ -40,7 +45,7 @@ def tinted(restored: Tensor, damaged: Tensor) -> Tensor:
     centred, mean = seen - seen.mean(), damaged.mean((1, 2), keepdim=True)
     spread = centred.square().sum()
     slope = (centred * (damaged - mean)).sum((1, 2), keepdim=True) / spread.clamp_min(1e-12)
-    slope = torch.where(spread > 1e-6 * seen.numel(), slope, torch.ones_like(slope))  # a flat face says nothing of it
+    slope = torch.where(spread > 1e-6 * seen.numel(), slope, torch.ones_like(slope))  # a flat face tells no tint
     return (mean + slope * (grey - seen.mean())).clamp(0, 1)
 
 

@@ -1,7 +1,7 @@
-"""What was written into a folder of restored photos, and from what: so that restoring goes on where it was stopped.
+"""The record of what was written into a folder of restored photos, and from what, so that restoring can be resumed.
 
-One hidden file in that folder, a line of JSON a result. A line cut short, or one that is no record, is as if it were
-not there: what it spoke of is made anew.
+It is one hidden file in that folder, with a line of JSON for each result. A line that is cut short or is no record
+counts as missing: its result is made anew.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Written:
     """A result. name: its path in the folder, with forward slashes. sha256: of the file as it was written.
 
     key: of the photo, the restorer and the settings that it was made from, see `key_of`; "" if it is to be tried again.
-    faces: restored in it. reason, served: see `restore.FileResult`.
+    faces: restored in it. reason, served, notes: see `restore.FileResult`.
     """
 
     name: str
@@ -33,10 +33,11 @@ class Written:
     faces: int = 0
     reason: str = ""
     served: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def key_of(photo: Path, made_with: str) -> str:
-    """Tells a photo's content and what it is restored with from any other; "" where the one or the other is not known.
+    """A key of a photo's content and of what it is restored with; "" where either is not known.
 
     made_with: fingerprint of restorer and settings.
     """
@@ -59,7 +60,7 @@ class RestorationRecord:
         self._whole = len(lines) == len(self._known)
 
     def unchanged(self, name: str) -> bool | None:
-        """Whether the file of this name is as it was written here; None if it is not there, or not of this record."""
+        """Whether the file of this name is as it was written here; None if it is not there, or not in this record."""
         known, file = self._known.get(name), self.folder / name
         return sha256_of(file) == known.sha256 if known and file.is_file() else None
 
@@ -81,9 +82,9 @@ class RestorationRecord:
                 with self._file.open("a", encoding="utf-8") as stream:
                     stream.write(_line(written))
                 return
-            # It is new, or has a line cut short or several of one result: written whole, once.
+            # The file is new, or has a line cut short or several lines for one result: it is written whole, once.
             if self._file.is_file():
-                note(self._file)  # no other program gives this name: what is damaged is still its own
+                note(self._file)  # no other program uses this name: a damaged file is still this program's own
             text = "".join(map(_line, self._known.values()))
             replace_atomically(self._file, lambda part: part.write_text(text, encoding="utf-8"))
             note(self._file, grows=True)
@@ -95,7 +96,7 @@ def _line(written: Written) -> str:
 
 
 def _read(line: str) -> Written | None:
-    """What a line says; None if it says anything else."""
+    """The result that a line records; None if the line is no record."""
     try:
         content = json.loads(line)
     except ValueError:
@@ -104,9 +105,12 @@ def _read(line: str) -> Written | None:
         return None
     content = {field.name: content[field.name] for field in fields(Written) if field.name in content}
     texts = [content.get(name, "") for name in ("name", "sha256", "key", "reason")]
-    served = content.get("served", [])
-    if not isinstance(served, list) or not all(isinstance(text, str) for text in [*texts, *served]):
+    served, notes = content.get("served", []), content.get("notes", [])
+    if not isinstance(served, list) or not isinstance(notes, list):
+        return None
+    if not all(isinstance(text, str) for text in [*texts, *served, *notes]):
         return None
     if not content.get("name") or type(content.get("faces", 0)) is not int:
         return None
-    return Written(**{**content, "sha256": content.get("sha256", ""), "served": tuple(served)})
+    lists = {"served": tuple(served), "notes": tuple(notes)}
+    return Written(**{**content, "sha256": content.get("sha256", ""), **lists})

@@ -39,14 +39,14 @@ from ..restorers.base import Restorer
 from ..settings import check_settings, setting
 from .even_tone import tone_for_network, with_own_tone
 from .finishing import finished
-from .grey import greyed, is_nearly_grey, tinted
+from .grey import given_to_restorer, is_nearly_grey, tinted
 from .record import RestorationRecord, Written, key_of
 
 log = logging.getLogger(__name__)
 RestoreCallback = Callable[[int, int, "Tensor | None"], None]
 FindFaces = Callable[[Tensor], list[Face]]  # a FaceDetector, or anything else that answers for a photo
 Parser = Callable[[Tensor], Tensor]  # a restored crop (3, S, S) -> the part of it that is pasted, (1, S, S)
-LARGER = 1.05  # of the restorer's size: from here on a face is said to be too large
+LARGER = 1.05  # times the restorer's size: above this a warning says that a face is too large
 ONE_FACE: dict[str, Callable[[Face], float]] = {  # a choice of one face: the least by this
     "largest": lambda face: -face.width,
     "leftmost": lambda face: face.landmarks[:, 0].mean(),
@@ -165,8 +165,8 @@ def restore_photo(
     check: called after every call of the restorer; what it raises ends the work. enlarge: (3, H, W) -> (3, nH, nW), the
     background that the faces, restored from `photo` itself, are pasted into. name: of the photo, for the log.
     A face that fails does not stop the others: the reason is in `skipped`. A grey photo stays grey, and a face that is
-    nearly grey keeps its tint and gets no other colours. Whoever writes the
-    result as a file says in it what it is: `replace(photo, pixels=..., record=photo.record.with_step(result.step))`.
+    nearly grey keeps its tint and gets no other colours. Whoever writes the result as a file must record in it what it
+    is: `replace(photo, pixels=..., record=photo.record.with_step(result.step))`.
     Raises ValueError or FileNotFoundError if the photo's shape or the detector is wrong.
     """
     config = config or RestoreConfig()
@@ -393,8 +393,7 @@ def _restored_batch(batch: list[Tensor], restorer: Restorer, even_tone: bool) ->
 
     Nearly grey ones are restored as such, see `grey`, and faded or very dark ones in even tones, see `even_tone`.
     """
-    nearly_grey = [is_nearly_grey(crop) for crop in batch]
-    lq = [greyed(crop) if grey else crop for crop, grey in zip(batch, nearly_grey, strict=True)]
+    lq = [given_to_restorer(crop) for crop in batch]
     tones = [tone_for_network(face) if even_tone else None for face in lq]
     for_network = [with_tone(face, tone) if tone else face for face, tone in zip(lq, tones, strict=True)]
     restored, by = restorer.restore_and_tell(torch.stack(for_network))
@@ -403,8 +402,7 @@ def _restored_batch(batch: list[Tensor], restorer: Restorer, even_tone: bool) ->
         for new, face, tone in zip(restored.cpu(), lq, tones, strict=True)
     ]
     return [
-        tinted(face, crop.to(face)) if grey else face
-        for face, crop, grey in zip(faces, batch, nearly_grey, strict=True)
+        tinted(face, crop.to(face)) if is_nearly_grey(crop) else face for face, crop in zip(faces, batch, strict=True)
     ], by
 
 
@@ -552,7 +550,7 @@ def restore_folder(
     for job in others:
         kept = None if again else record.made_before(job.name, job.source, made_with)
         if kept:
-            said = (kept.reason, kept.faces, kept.served, True)
+            said = (kept.reason, kept.faces, kept.served, True, kept.notes)
             results[job.relative] = FileResult(job.relative, "kept", *said, place=job.target)
     for step in range(1, 1 + len(results)):
         if callback:
@@ -752,7 +750,8 @@ def _write_and_note(
         return result
     key = "" if failed else job.key
     try:
-        record.add(Written(job.name, sha256_of(job.target), key, result.faces, result.reason, result.served))
+        made = (result.faces, result.reason, result.served, result.notes)
+        record.add(Written(job.name, sha256_of(job.target), key, *made))
     except OSError as error:
         log.warning("%s: its result is written, but not noted as made (%s)", printable(job.name), first_line(error))
     return result
@@ -795,7 +794,8 @@ def _write(
             replace_atomically(job.target, lambda temporary: shutil.copyfile(job.source, temporary))
         status = "failed" if any(isinstance(new, str) for new in job.restored) else "no_face"
         how = "written anew, without its place" if strip_gps else "copied as it is"
-        return FileResult(job.relative, status, f"{reason or 'no face found'}; {how}", written=True)
+        notes = job.notes if strip_gps else ()  # a copy has all of the file
+        return FileResult(job.relative, status, f"{reason or 'no face found'}; {how}", written=True, notes=notes)
     except (ValueError, RuntimeError, OSError) as error:
         return FileResult(job.relative, "failed", _reason(error, job))
 

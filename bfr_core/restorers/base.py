@@ -1,4 +1,4 @@
-"""What the rest of the program needs to know of a restorer."""
+"""The interface of a restorer: everything that the rest of the program needs to know of one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..device import Precision, autocast, check_precision, default_precision
 from ..files.photos import printable
 
-# The verdict on its tuning in a restorer's file -> what is said to whoever uses it.
+# The verdict in a restorer's file on its tuning -> what its users are told.
 CAUTIONS = {
     "keep_base": "keep the base, which does better on this damage",
     "cannot_tell": "cannot tell; compare its results with those of the base",
@@ -25,7 +25,7 @@ class Restorer:
     module: the network, in eval mode unless it is being tuned. architecture: spandrel's name of it.
     size: side in pixels of the standard crops it was trained on.
     name, sha256, licence: of the file it came from, for the record. metadata: what that file says of itself.
-    file_keys: the file's name of a tensor where it differs from the module's. precision: that `restore` computes in.
+    file_keys: the file's name of a tensor where it differs from the module's. precision: in which `restore` computes.
     """
 
     module: nn.Module
@@ -40,7 +40,7 @@ class Restorer:
 
     #: False for a network that fails with its channels last in memory.
     channels_last = True
-    #: True if tuning teaches codes of a codebook instead of pixels; see `codeformer.CodeFormer`.
+    #: True if it is tuned on codes of a codebook instead of pixels; see `codeformer.CodeFormer`.
     tuned_by_codes = False
     #: False for several networks in one.
     can_be_tuned = True
@@ -62,16 +62,16 @@ class Restorer:
         return self
 
     def default_precision(self) -> Precision:
-        """The precision that "auto" means for this network where it is: never a matter of timing."""
+        """The precision that "auto" means for this network on its device; it is never found by timing."""
         return default_precision(self.device)
 
     def at_precision(self, precision: Precision) -> Restorer:
-        """This restorer, whose `restore` computes in `precision`. Raises ValueError for a name that is not one."""
+        """A copy whose `restore` computes in `precision`. Raises ValueError for a name that is not one."""
         chosen = self.default_precision() if check_precision(precision) == "auto" else precision
         return replace(self, precision=chosen)
 
     def with_fidelity(self, fidelity_weight: float) -> Restorer:
-        """This restorer at CodeFormer's fidelity_weight, 0 to 1; itself where no network of it has one."""
+        """A copy with this fidelity_weight, 0 to 1, of CodeFormer; the restorer itself where no network has one."""
         return self
 
     def __call__(self, lq: Tensor) -> Tensor:
@@ -107,16 +107,16 @@ class Restorer:
         return restored.clamp(0, 1).contiguous()
 
     def restore_and_tell(self, lq: Tensor) -> tuple[Tensor, list[str]]:
-        """`restore`, and for each face what restored it, where that differs from face to face; else ""."""
+        """`restore`, and for each face the name of what restored it, where that differs between faces; else ""."""
         return self.restore(lq), [""] * len(lq)
 
     def restore_each(self, faces: Tensor) -> Tensor:
-        """`restore`, one face a call, so that any number fits wherever one does; on the CPU."""
+        """`restore` with one face a call, so that any number fits wherever one does; the result is on the CPU."""
         return torch.cat([self.restore(face).cpu() for face in faces.split(1)])
 
 
 def _outermost_listed(module: nn.Module) -> list[nn.Module]:
-    """Members of the module's lists that can be called, none inside another."""
+    """The callable members of the module's lists, none of them inside another."""
     found: list[nn.Module] = []
     for child in module.children():
         listed = isinstance(module, nn.ModuleList) and type(child).forward is not nn.Module.forward

@@ -28,7 +28,7 @@ class Codes(NamedTuple):
 
 @dataclass(eq=False)
 class CodeFormer(Restorer):
-    """Wants [-1, 1] inside.
+    """CodeFormer, whose network takes and gives [-1, 1].
 
     fidelity_weight: w in [0, 1]; 0 trusts the codebook, 1 the damaged face.
     """
@@ -75,7 +75,7 @@ class CodeFormer(Restorer):
     def target_codes(self, hq: Tensor) -> Tensor:
         """Indices of the codebook entries nearest to the encoding of clean faces: (B, HW) long.
 
-        In float32 even under autocast: they are what is learned, and rounding makes another entry the nearest.
+        They are computed in float32 even under autocast, because rounding would make another entry the nearest.
         """
         with full_precision(hq.device):
             flat = where_all_works(self._encoded(hq.float()).flatten(2).mT)  # (B, HW, C)
@@ -84,7 +84,7 @@ class CodeFormer(Restorer):
 
     @property
     def codebook(self) -> Tensor:
-        """(codes, C)."""
+        """The vectors of the codebook, (codes, C)."""
         net: Any = self.module
         return net.quantize.embedding.weight
 
@@ -99,9 +99,9 @@ def with_fidelity(restorer: Restorer, fidelity_weight: float) -> Restorer:
 
 
 def code_losses(predicted: Codes, codes: Tensor, codebook: Tensor) -> dict[str, Tensor]:
-    """Distance of the feature to the wanted code vectors, and cross-entropy of the logits; both unweighted.
+    """Mean squared distance of the feature to the wanted code vectors, and cross-entropy of the logits, unweighted.
 
-    codes: (B, HW) long, of the pseudo targets. Source: arXiv:2206.11253, training of its second stage.
+    codes: (B, HW) long, of the pseudo targets. codebook: (codes, C). Source: arXiv:2206.11253, its second stage.
     """
     wanted = codebook[codes].mT.reshape(predicted.feature.shape)
     return {

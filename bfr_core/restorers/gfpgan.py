@@ -10,7 +10,10 @@ from .base import Restorer
 
 
 class GFPGAN(Restorer):
-    """Wants [-1, 1] inside. The noise that its StyleGAN2 adds is the stored one: a face always gives one result."""
+    """GFPGAN, whose network takes and gives [-1, 1].
+
+    The noise that its StyleGAN2 adds is the stored one, so that a face always gives one result.
+    """
 
     channels_last = False
 

@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ ADAPTERS: dict[str, type[Restorer]] = {
 
 CODEFORMER_MARK = "codeformer"  # in the name of a .pth file: by this other programs know which network it is
 DEFAULT_SIZE = 512  # of published face restorers, whose files do not say it
+UNSHUFFLING = "0.4.2"  # spandrel from which on the pixels that become channels are not those of an enlarged input
 SIZES = (16, 2048)  # smallest and largest that a file may say
 OF_ITS_KIND = ("kind", "members")  # metadata of a file of changes or of groups; a restorer written whole is neither
 
@@ -55,10 +57,10 @@ OF_ITS_KIND = ("kind", "members")  # metadata of a file of changes or of groups;
 def load_restorer(name_or_path: str | Path = "embedded") -> Restorer:
     """The restorer in a .safetensors or .pth file, on the CPU, in eval mode.
 
-    "embedded" is the 128 x 128 restorer that ships with this project; a name of `weights.TABLE` is looked for where
-    such files lie; a file of low-rank changes is applied to the base that it names; one of groups brings the restorers
-    that it names in its own folder. Raises FileNotFoundError, or ValueError when the file is damaged or of a kind that
-    is not known.
+    "embedded" is the 128 x 128 restorer that ships with this project; a name of `weights.TABLE` is looked for in
+    `weights.search_folders`; a file of low-rank changes is applied to the base that it names; a file of groups loads
+    the restorers that it names in its own folder. Raises FileNotFoundError, or ValueError when the file is damaged or
+    of a kind that is not known.
     """
     path = EMBEDDED if str(name_or_path) == "embedded" else resolve(name_or_path)
     if not path.is_file():
@@ -76,7 +78,7 @@ def load_restorer(name_or_path: str | Path = "embedded") -> Restorer:
     is_codeformer = {"position_emb", "idx_pred_layer.1.weight"} <= set(state)
     try:
         registry = _with_extras() if is_codeformer else spandrel.MAIN_REGISTRY
-        # What a network is filled with before its file is read must not move the process's random numbers.
+        # The random numbers that fill a network before its file is read must not be taken from the process's own.
         with torch.random.fork_rng(devices=[]), LimitedBuilding(state):
             descriptor = spandrel.ModelLoader(registry=registry).load_from_state_dict(state)
     except spandrel.UnsupportedModelError:
@@ -91,6 +93,11 @@ def load_restorer(name_or_path: str | Path = "embedded") -> Restorer:
     adapter = ADAPTERS.get(descriptor.architecture.id)
     if adapter is None:
         raise ValueError(f"{path.name}: is a {descriptor.architecture.id}; known restorers are {_known()}")
+    if 1 < getattr(descriptor.model, "start_unshuffle", 1) == getattr(descriptor, "scale", 1):
+        raise ValueError(
+            f"{path.name}: this kind of {descriptor.architecture.id} is read rightly by spandrel "
+            f"{UNSHUFFLING} or newer, and {version('spandrel')} is installed; update spandrel"
+        )
     if not isinstance(descriptor, spandrel.ImageModelDescriptor) or descriptor.scale != 1:
         raise ValueError(f"{path.name}: enlarges its input; a face restorer keeps the size")
     if (descriptor.input_channels, descriptor.output_channels) != (3, 3):
@@ -113,14 +120,14 @@ def save_restorer(path: Path, restorer: Restorer, metadata: Mapping[str, object]
     """Write the restorer as .safetensors under its base file's own keys; whole or not at all.
 
     spandrel, ComfyUI and `load_restorer` open it. metadata: added to architecture, size and licence; values other
-    than text are written as JSON. What says how another kind of file is read, `OF_ITS_KIND`, is left out.
+    than text are written as JSON, and entries of other kinds of files, `OF_ITS_KIND`, are left out. half: in float16.
     """
     text = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items() if k not in OF_ITS_KIND}
     save_tensors(path, _file_state(restorer, torch.float16 if half else torch.float32), _own_metadata(restorer) | text)
 
 
 def save_several(path: Path, routed: Routed, half: bool = False) -> None:
-    """Write several restorers in one as `path`, and those that it names into the folder NAME.groups beside it."""
+    """Write a file of groups to `path`, and the restorers that it names into the folder NAME.groups beside it."""
     files = []
     for i, one in enumerate(routed.members):
         file = path.with_suffix(".groups") / (f"{i}.safetensors" if i else "base.safetensors")
@@ -132,8 +139,8 @@ def save_several(path: Path, routed: Routed, half: bool = False) -> None:
     save_groups(path, routed.groups, files[0], files[1:], metadata)
 
 
-def said_by(path: Path) -> dict[str, str]:
-    """What a .safetensors file says of itself; nothing if it is none."""
+def metadata_in(path: Path) -> dict[str, str]:
+    """The metadata of a .safetensors file; {} if it is none."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -146,7 +153,7 @@ def said_by(path: Path) -> dict[str, str]:
 def export_pth(path: Path, restorer: Restorer) -> None:
     """Write the restorer as {"params_ema": ...}, for programs that read only .pth; whole or not at all.
 
-    What its file says of itself, licences included, goes with it under a key that those programs pass over.
+    The metadata of its file, licences included, goes with it under a key that those programs ignore.
     """
     state = {k: v.cpu().contiguous() for k, v in _file_state(restorer, torch.float32).items()}
     metadata = {k: v for k, v in restorer.metadata.items() if k not in OF_ITS_KIND} | _own_metadata(restorer)
@@ -160,9 +167,10 @@ def export_pth(path: Path, restorer: Restorer) -> None:
 
 
 def save_change(path: Path, base: Restorer, tuned: Restorer, rank: int, metadata: Mapping[str, object]) -> None:
-    """Write what tuning changed, alone, in low-rank factors (fp16); `load_restorer` applies it to the same base.
+    """Write only what tuning changed, in low-rank factors (fp16); `load_restorer` applies it to the same base.
 
-    rank: at most this; exact after low-rank tuning of that rank, the nearest there is after full tuning.
+    rank: the highest rank of a factor. The change is exact after low-rank tuning of that rank, and the nearest of that
+    rank after full tuning.
     """
     text = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
     own = {
@@ -208,7 +216,7 @@ def _with_groups(path: Path, state: Mapping[str, torch.Tensor], metadata: Mappin
     groups = read_groups(path, state)
     files = members_of(path, metadata, len(groups))
     for file in filter(None, files):
-        if said_by(file).get("kind") == GROUPS:  # it might name itself
+        if metadata_in(file).get("kind") == GROUPS:  # it might name itself
             raise ValueError(f"{path.name}: {file.name} is a file of groups itself; such a file is refused")
     members = [load_restorer(file) if file else None for file in files]
     licence = metadata.get("licence") or "unknown"

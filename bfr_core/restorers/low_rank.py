@@ -1,7 +1,7 @@
 """Low-rank tuning (LoRA): few numbers move, and an adaptation is a file of a few MB. Source: arXiv:2106.09685.
 
-Any weight matrix or convolution kernel W is tuned as W + U V, seen as a matrix of (outputs, the rest). The file holds U
-and V alone and names its base, so that an adaptation can be shared without sharing anybody's weights.
+Any weight matrix or convolution kernel W is tuned as W + U V, seen as a matrix of (outputs, the rest). The file holds
+only U and V and names its base, so that an adaptation can be shared without sharing anybody's weights.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def matrix(weight: Tensor) -> Tensor:
 
 
 def add_low_rank(module: nn.Module, names: Iterable[str], rank: int, seed: int) -> list[nn.Parameter]:
-    """Give the named weights of `module` that have two axes or more a low-rank change; returns what is to be tuned."""
+    """Give the named weights of `module` that have two axes or more a low-rank change; returns the factors to tune."""
     tuned: list[nn.Parameter] = []
     for name in names:
         path, _, own = name.rpartition(".")
@@ -69,7 +69,7 @@ def merge_low_rank(module: nn.Module) -> nn.Module:
 def factor_change(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
     """The change from `base` to `tuned` as NAME.up and NAME.down of at most `rank`, and NAME.change of short tensors.
 
-    Exact where the change has that rank, as after low-rank tuning; else the nearest there is (Eckart and Young).
+    It is exact where the change has that rank, as after low-rank tuning; else the nearest (Eckart and Young).
     """
     factors: dict[str, Tensor] = {}
     for name, weight in tuned.items():
@@ -80,7 +80,7 @@ def factor_change(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], rank:
             factors[f"{name}.change"] = change
             continue
         flat = matrix(change)
-        # On the CPU and without random numbers: torch.svd_lowrank would move the process's random numbers.
+        # On the CPU and without random numbers: torch.svd_lowrank would draw from the process's own.
         u, s, vh = torch.linalg.svd(flat.cpu(), full_matrices=False)
         root = s[:rank].sqrt()
         factors[f"{name}.up"], factors[f"{name}.down"] = u[:, :rank] * root, root[:, None] * vh[:rank]

@@ -12,7 +12,7 @@ from .base import Restorer
 
 @dataclass(eq=False)
 class NAFNet(Restorer):
-    """Maps [0, 1] to [0, 1]. Its layer norms are computed by PyTorch's own function, faster than spandrel's."""
+    """NAFNet, whose network takes and gives [0, 1]. Its layer norms use PyTorch's own function, which is faster."""
 
     def __post_init__(self) -> None:
         for layer in self.module.modules():

@@ -11,7 +11,7 @@ from .base import Restorer
 
 
 class RestoreFormer(Restorer):
-    """Wants [-1, 1] inside."""
+    """RestoreFormer, whose network takes and gives [-1, 1]."""
 
     def __call__(self, lq: Tensor) -> Tensor:
         image, _ = self.module(lq * 2 - 1)

@@ -19,7 +19,7 @@ from .base import Restorer
 
 GROUPS = "bfr_groups"  # value of the metadata entry "kind" of such a file
 MAX_GROUPS = 64
-ONE_GROUP = "groups/1/restorer.safetensors"  # as `mixed` lays them out
+ONE_GROUP = "groups/1/restorer.safetensors"  # where `adapt --mixed` puts the first group's restorer
 TENSORS = {"units": "units", "centres": "centres", "usual": "typical"}  # name in a file -> field of `DamageGroups`
 
 
@@ -27,7 +27,7 @@ TENSORS = {"units": "units", "centres": "centres", "usual": "typical"}  # name i
 class Routed(Restorer):
     """groups: of damages. members: the base, then a restorer for each group, or None where the base serves it.
 
-    module: the networks of them all.
+    module: the networks of all members.
     """
 
     groups: DamageGroups | None = None
@@ -37,7 +37,7 @@ class Routed(Restorer):
 
     @classmethod
     def of(cls, groups: DamageGroups, members: Sequence[Restorer | None], **record: Any) -> Routed:
-        """members: as above; all of one size, or ValueError. record: name, sha256, licence and metadata."""
+        """members: as above. record: name, sha256, licence and metadata. Raises ValueError if the sizes differ."""
         base, *others = members
         assert base is not None
         if wrong := [one.name for one in others if one and one.size != base.size]:
@@ -64,14 +64,14 @@ class Routed(Restorer):
         return next((weight for weight in weights if weight is not None), None)
 
     def with_fidelity(self, fidelity_weight: float) -> Routed:
-        """The same with every CodeFormer among the members at this fidelity_weight."""
+        """A copy in which every CodeFormer among the members has this fidelity_weight."""
         return replace(self, members=tuple(one and one.with_fidelity(fidelity_weight) for one in self.members))
 
     def __call__(self, lq: Tensor) -> Tensor:
         return self.restore(lq)
 
     def restore(self, lq: Tensor) -> Tensor:
-        """As `Restorer.restore`, each face by the network of its group."""
+        """As `Restorer.restore`; each face is restored by the network of its group."""
         return self.restore_and_tell(lq)[0]
 
     @torch.inference_mode()
@@ -93,7 +93,7 @@ class Routed(Restorer):
 def save_groups(
     path: Path, groups: DamageGroups, base: Path, members: Sequence[Path | None], metadata: Mapping[str, str]
 ) -> None:
-    """Write the groups as .safetensors that names its restorers: files below its own folder, and their SHA-256.
+    """Write the groups as a .safetensors file that names its restorers: files below its folder, and their SHA-256.
 
     members: one for each group; None where the base serves it.
     """
@@ -117,8 +117,8 @@ def read_groups(path: Path, state: Mapping[str, Tensor]) -> DamageGroups:
 def members_of(path: Path, metadata: Mapping[str, str], count: int) -> list[Path | None]:
     """Files of the base and of `count` groups that a file of groups names; None where the base serves a group.
 
-    The file is untrusted. Raises ValueError or FileNotFoundError, in one line, for anything but unchanged files in its
-    own folder and below.
+    The file is untrusted. Raises ValueError or FileNotFoundError, in one line, unless it names unchanged files in its
+    own folder or below.
     """
     try:
         listed = json.loads(metadata.get("members", ""))
@@ -132,7 +132,7 @@ def members_of(path: Path, metadata: Mapping[str, str], count: int) -> list[Path
 
 
 def group_files(path: Path) -> list[Path]:
-    """A file of groups and the files that it names: what must be kept together. Raises as `members_of`."""
+    """A file of groups and the files that it names, which must be kept together. Raises as `members_of`."""
     state, metadata = load_tensors(path)
     members = members_of(path, metadata, len(read_groups(path, state)))
     return [path, *(file for file in members if file)]

@@ -1,4 +1,4 @@
-"""`bfr ablate`: how the settings of the sampler change targets and tuned restorer, measured against clean copies."""
+"""`bfr ablate`: how the sampler's settings change the targets and the tuned restorer, measured against clean copies."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SHOWN = ("psnr", "ssim", "detail_energy", "detail_correlation")
 
 @dataclass(frozen=True)
 class Grid:
-    """Values to try of N (factors), K (starts), L (ends) and t_clean (clean_levels); see `TargetConfig`."""
+    """Values to try for N (factors), K (starts), L (ends) and t_clean (clean_levels); see `TargetConfig`."""
 
     factors: tuple[int, ...]
     starts: tuple[int, ...]
@@ -64,9 +64,9 @@ def ablate(
     """One record per cell of the grid: its settings, and measures (mean, low, high) of the targets against `clean`.
 
     lq, clean: folders of aligned faces with the same names. tune: the first half of the faces is tuned on in every
-    cell, and the record has the measures of the tuned restorer on the second half, too. limit: faces used at most, the
-    first by name; all are held in memory. Finished cells are kept in
-    out/ablation.json, and not made again. Raises FileNotFoundError or ValueError in one line.
+    cell, and the record has the measures of the tuned restorer on the second half, too. limit: the most faces used, the
+    first by name; all are held in memory. Finished cells are kept in out/ablation.json and not made again.
+    Raises FileNotFoundError or ValueError in one line.
     """
     if limit < 1:
         raise ValueError(f"limit is {limit}; it must be 1 face or more")

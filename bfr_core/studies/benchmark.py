@@ -1,7 +1,7 @@
 """One cell of a benchmark: faces under one damage, restored by the base, by controls, adapted, and by an oracle.
 
-Every method that is tuned is tuned with the same recipe and differs only in its targets; the clean copies of the faces
-that are tuned on are seen by the oracle alone.
+Every method that is tuned is tuned with the same recipe and differs only in its targets; only the oracle sees the clean
+copies of the faces that are tuned on.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ..training.finetune import finetune
 from ..training.losses import ImageLoss
 from .evaluate import face_measures
 
-TEACHER = "prior, then base"  # what the targets are drawn from; it would need the diffusion network at use time
+TEACHER = "prior, then base"  # what the targets are drawn from; as a restorer it would need the diffusion network
 ROWS = (
     "damaged",
     "denoiser",
@@ -44,7 +44,7 @@ ROWS = (
     "adapted",
     "oracle",
 )
-EXAMINED = 15  # faces from which the settings left to them are resolved
+EXAMINED = 15  # faces from which the settings that are left to them ("auto") are resolved
 Keep = Callable[[str, Tensor, dict[str, Any]], None]
 Denoise = Callable[[np.ndarray], np.ndarray]
 
@@ -52,7 +52,7 @@ Denoise = Callable[[np.ndarray], np.ndarray]
 class CellFaces(NamedTuple):
     """Faces of one cell, (N, 3, S, S) RGB in [0, 1]: to adapt to, and others to measure on; hq is clean, lq damaged.
 
-    blind: those that are measured on, under ordinary damage.
+    blind: the faces that are measured on, under ordinary blind damage.
     """
 
     adapt_hq: Tensor
@@ -78,7 +78,7 @@ def damaged(faces: Tensor, kind: str, seed: int, part: str, strength: float = 1.
 
 
 def denoisers() -> dict[str, Denoise]:
-    """Every setting that is tried, by name; each maps (H, W, 3) to (H, W, 3)."""
+    """The classical denoisers that are tried, one for each setting, by name; each maps (H, W, 3) to (H, W, 3)."""
     from scipy.ndimage import gaussian_filter
     from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
 
@@ -121,12 +121,12 @@ def best_denoiser(
 
 
 def restored_by(restorer: Restorer, lq: Tensor) -> Tensor:
-    """(N, 3, S, S), on the CPU."""
+    """`lq` (N, 3, S, S) restored, on the CPU."""
     return torch.cat([restorer.restore(some).cpu() for some in lq.split(16 if restorer.size <= 256 else 1)])
 
 
 def cleaned(lq: Tensor, prior: Prior, config: TargetConfig) -> Tensor:
-    """What the prior's first call makes of the damaged faces, at the level that `config` says."""
+    """The damaged faces after one call of the prior at level `config.t_clean`; unchanged where that is 0 or "auto"."""
     steps, index = config.sampler.num_steps, config.t_clean
     if not isinstance(index, int) or not index:
         return lq
@@ -138,10 +138,11 @@ def cleaned(lq: Tensor, prior: Prior, config: TargetConfig) -> Tensor:
 def tuned(
     restorer: Restorer, lq: Tensor, targets: Tensor, config: FinetuneConfig, perceptual: ImageLoss | None = None
 ) -> Restorer:
+    """`restorer` tuned on the pairs of `lq` and `targets`, both (N, 3, S, S)."""
     return finetune(restorer, list(zip(lq, targets, strict=True)), config, perceptual=perceptual)[0]
 
 
-def targets_of(lq: Tensor, restorer: Restorer, prior: Prior, config: TargetConfig) -> Tensor:
+def drawn_targets(lq: Tensor, restorer: Restorer, prior: Prior, config: TargetConfig) -> Tensor:
     """Pseudo targets of all faces, named by their place."""
     names = [str(i) for i in range(len(lq))]
     parts = (slice(start, start + config.batch_size) for start in range(0, len(lq), config.batch_size))
@@ -159,9 +160,9 @@ def run_cell(
     perceptual: ImageLoss | None = None,
     adapted_to: Callable[[Restorer], None] | None = None,
 ) -> None:
-    """What every method not yet in `done` makes of the measured faces, handed to keep(row of `ROWS`, faces, more).
+    """Restore the measured faces by every method not yet in `done`, and hand each to keep(row of `ROWS`, faces, more).
 
-    perceptual: see `finetune`. adapted_to: is given the adapted restorer.
+    perceptual: see `finetune`. adapted_to: called with the adapted restorer.
     """
     _, adapt_lq, hq, lq, _ = cell_faces
     target_config = resolved_settings(config.targets, adapt_lq[:: max(1, len(adapt_lq) // EXAMINED)], restorer, prior)
@@ -181,7 +182,7 @@ def run_cell(
         "oracle": lambda: restored_by(tuned_on(cell_faces.adapt_hq), lq),
     }
     if "adapted" not in done:
-        targets = targets_of(adapt_lq, restorer, prior, target_config)
+        targets = drawn_targets(adapt_lq, restorer, prior, target_config)
         adapted = tuned_on(targets)
         if adapted_to:
             adapted_to(adapted)
@@ -201,14 +202,14 @@ def run_cell(
 # ---------------------------------------------------------------- kept results
 
 
-def departures(config: Any) -> dict[str, Any]:
+def own_settings(config: Any) -> dict[str, Any]:
     """The settings of a dataclass that are not its defaults: a setting added later changes nothing that was made."""
     found = {}
     for field in fields(config):
         value = getattr(config, field.name)
         default = field.default_factory() if field.default_factory is not MISSING else field.default
         if is_dataclass(value):
-            if inner := departures(value):
+            if inner := own_settings(value):
                 found[field.name] = inner
         elif value != default:
             found[field.name] = value
@@ -216,6 +217,6 @@ def departures(config: Any) -> dict[str, Any]:
 
 
 def read_cell(path: Path, made_from: str) -> dict[str, Any]:
-    """Rows of a cell that is there and belongs to these networks and this recipe."""
+    """The rows kept in a cell's file, if it was made from these networks and this recipe; else none."""
     cell = json.loads(path.read_text()) if path.exists() else {}
     return cell.get("rows", {}) if cell.get("made_from") == made_from else {}

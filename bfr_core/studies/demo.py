@@ -1,4 +1,4 @@
-"""The demonstration: the whole method on faces that ship as a seed, and on two real photographs."""
+"""The demonstration: the whole method on faces that the prior draws from a fixed seed, and on two real photographs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from ..studies.evaluate import MEASURES, face_measures, format_interval, summari
 log = logging.getLogger(__name__)
 
 FACES, STEPS, SEED, DAMAGE = 32, 40, 7, "sensor"
-ITERATIONS, RATE = 560, 1e-3  # of the tuning: fewer steps than the recipe's and longer ones, to end in five minutes
+ITERATIONS, RATE = 560, 1e-3  # of the tuning: fewer and larger steps than the recipe's, to end in five minutes
 MEASURED = ("psnr", "ssim", "detail_energy", "detail_correlation")
 UNFINISHED = RestoreConfig(keep_detail=False, match_grain=False, even_tone=False)  # the restorer itself is measured
 FLATTERY = (
@@ -103,7 +103,7 @@ def prepare(folder: Path, prior: Prior, callback: StageCallback | None = None) -
 
 
 def damaged_photo(photo: Tensor, name: str, size: int) -> tuple[Tensor, Tensor, Face]:
-    """The photo shrunk until its largest face fills a crop of `size`, the same damaged, and where the face is."""
+    """The photo shrunk until its largest face fills a crop of `size`, the same photo damaged, and where the face is."""
     detector = load_detector("embedded")
     faces = detector(photo)
     if not faces:
@@ -118,7 +118,7 @@ def damaged_photo(photo: Tensor, name: str, size: int) -> tuple[Tensor, Tensor, 
 
 
 def demo(folder: Path, callback: StageCallback | None = None) -> Path:
-    """Run it all in `folder`; returns report.html. Stopped and run again it goes on."""
+    """Run the whole demonstration in `folder`; returns the path of report.html. Stopped and run again, it goes on."""
     prior, base = load_prior(), load_restorer()
     clean, damaged = prepare(folder, prior, callback)
     config = recipe(base)
@@ -129,7 +129,7 @@ def demo(folder: Path, callback: StageCallback | None = None) -> Path:
 
 
 def report(folder: Path, clean: Path, result: Adapted, callback: StageCallback | None = None) -> Path:
-    """Restore everything with base and adapted restorer; write report.html and before_after.png."""
+    """Restore everything with base and adapted restorer; write before_after.png and report.html; returns its path."""
     restorers = {"base": result.base, "adapted": result.restorer}
     photo_rows, photo_pictures, face_pictures = [], [], []
     photos = real_photos()
@@ -160,8 +160,8 @@ def report(folder: Path, clean: Path, result: Adapted, callback: StageCallback |
         verdict=result.judgement.verdict,
         verdict_sentence=(
             f"{result.judgement.said} "
-            f"{len(names)} damaged faces, these among them, were all that adapting was given. "
-            "Left to right: damaged, base restorer, adapted restorer, the truth it never saw."
+            f"The adaptation was given {len(names)} damaged faces, these among them, and nothing else. "
+            "Left to right: damaged, base restorer, adapted restorer, and the original, which it never saw."
         ),
         galleries=[
             Gallery("Real photographs: the face", "", ["damaged", "base", "adapted", "original"], face_pictures),
@@ -180,7 +180,7 @@ def report(folder: Path, clean: Path, result: Adapted, callback: StageCallback |
         loss_curves=result.progress.losses | {"held-out faces": result.progress.held_out},
         notes=[
             f"Damage: {DAMAGE}, seed {SEED}; the embedded restorer was never trained on it.",
-            f"The faces are drawn by the embedded prior with seed {SEED}; none was picked out.",
+            f"The faces are drawn by the embedded prior with seed {SEED}; none was selected.",
             "Details are generated. No restored face identifies anyone.",
         ],
         settings=result.run.config(),

@@ -1,4 +1,4 @@
-"""Restored faces against clean copies of the same faces, or without such: folders in, a table with intervals out."""
+"""Measure restored faces against clean copies of them, or without any: folders in, a table with intervals out."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Measure:
-    """A column of the table: what it is called, what is good, and how many decimals say anything."""
+    """A measure in the table: its title, which values are good, and how many of its decimals mean something."""
 
     title: str
     goal: str
@@ -63,10 +63,10 @@ MEASURES = {
     "likeness": Measure("Identity against damaged, ArcFace IR-SE50 (degrees)", "lower is better", 1),
     "sharpness": Measure("Sharpness", "about 1 in a clean face", 2),
 }
-BY_NETWORKS = ("identity", "lpips", "niqe", "musiq", "maniqa")  # there where package and file are
-WITHOUT_TRUTH = ("niqe", "musiq", "maniqa")  # of these, those that need no clean face
+BY_NETWORKS = ("identity", "lpips", "niqe", "musiq", "maniqa")  # measured where package and file are there
+WITHOUT_TRUTH = ("niqe", "musiq", "maniqa")  # those among them that need no clean face
 NO_REFERENCE = "FID against the reference set is left out: its network's package or file is not on this machine"
-FACE_SCORE = 0.2  # of a standard crop, from which its landmarks mean something
+FACE_SCORE = 0.2  # score of a standard crop, from which its landmarks mean something
 DAMAGED, RESTORED, CLEAN, DIFFERENCE = "damaged", "restored", "clean", "restored - damaged"
 
 
@@ -83,7 +83,7 @@ class Evaluation:
     """What `evaluate` found.
 
     faces: names (relative, without suffix) of the faces that every folder holds. per_face: row -> measure -> one
-    number per face, not a number where it is undefined. notes: one line each on what was left out.
+    number per face, NaN where it is undefined. notes: one line each on what was left out.
     """
 
     rows: list[Row]
@@ -103,9 +103,9 @@ def evaluate(
 ) -> Evaluation:
     """How close the faces in `restored` are to those in `clean`, and, given `lq`, how much was gained on those.
 
-    Without `clean`, of real photographs, what needs no truth is measured: quality by networks, sharpness and, given
-    `lq`, low band and identity against the photo, which is resized to the result. reference: for FID, a file of
-    statistics or a folder of faces, see `reference_statistics`.
+    Without `clean`, as for real photographs, only what needs no clean face is measured: quality by networks, sharpness
+    and, given `lq`, low band and identity against the photo, which is resized to the result. reference: for FID, a file
+    of statistics or a folder of faces, see `reference_statistics`.
     Files match by relative path without suffix; a face counts if every folder has it, readable, in one size. Others
     are named in a note and left out. factor: of the low band that restored and lq are compared in. seed: of the
     bootstrap. callback(step, total, None) is called per face and may raise to cancel.
@@ -182,7 +182,7 @@ def _against_the_clean_set(
     sizes: set[torch.Size],
     seed: int,
 ) -> list[str]:
-    """Adds KID and FID against the clean faces to the rows; returns a note on what is left out."""
+    """Add KID and FID against the clean faces to the rows; returns notes on what is left out."""
     notes = []
     if len(sizes) > 1 or len(features[CLEAN]) != faces or faces < 2:
         notes.append("KID is left out: it needs two faces or more, all of one size, no smaller than 32 x 32 pixels")
@@ -200,7 +200,7 @@ def _against_the_clean_set(
 def _against_the_reference(
     rows: list[Row], seen: dict[str, list[Tensor]], wanted: FeatureStatistics | None
 ) -> list[str]:
-    """Adds FID against a reference set's statistics to the rows; returns notes on what that says."""
+    """Add FID against a reference set's statistics to the rows; returns notes on how far it can be trusted."""
     if wanted is None:
         return [NO_REFERENCE]
     count = len(seen[RESTORED])
@@ -211,11 +211,11 @@ def _against_the_reference(
         row.values["fid_reference"] = Interval(distance, math.nan, math.nan)
     if count >= metrics.FID_MIN_FACES:
         return []
-    return [f"FID against the reference set is of {count} faces: compare it only with that of as many others"]
+    return [f"FID against the reference set is measured on {count} faces: compare it only with that of as many faces"]
 
 
 def reference_statistics(reference: Path, inception: Callable[[Tensor], Tensor]) -> FeatureStatistics:
-    """Statistics of a reference set: of a file, see `read_statistics`, or of the faces in a folder.
+    """Statistics of a reference set: from a file, see `read_statistics`, or of the faces in a folder.
 
     Raises FileNotFoundError or ValueError, in one line.
     """
@@ -225,7 +225,7 @@ def reference_statistics(reference: Path, inception: Callable[[Tensor], Tensor])
 
 
 def without_truth() -> dict[str, Callable[[Tensor], Tensor]]:
-    """Measures that need no clean face, those that are here: key of `MEASURES` -> ((B, 3, H, W) -> (B,))."""
+    """The available measures that need no clean face: key of `MEASURES` -> ((B, 3, H, W) -> (B,))."""
     return {**find_quality(), "sharpness": metrics.sharpness}
 
 
@@ -243,12 +243,12 @@ def against_damaged(restored: Tensor, lq: Tensor, factor: int, likeness_too: boo
 
 def _notes_without_truth(alone: Mapping[str, object], has_lq: bool) -> list[str]:
     """What is not measured without clean faces, and why, a line each."""
-    notes = ["without clean faces nothing here says that a detail is right, only that it is clear and agrees"]
+    notes = ["without clean faces nothing here shows that a detail is right, only that it is clear and agrees"]
     missing = [MEASURES[key].title for key in WITHOUT_TRUTH if key not in alone]
     if has_lq and find_recogniser() is None:
         missing.append(MEASURES["likeness"].title)
     if missing:
-        notes.append(f"not measured, their packages or files are not on this machine: {'; '.join(missing)}")
+        notes.append(f"not measured, because their packages or files are not on this machine: {'; '.join(missing)}")
     if not has_lq:
         notes.append("low band and identity are not compared with the damaged faces: give them with --lq")
     return notes
@@ -283,7 +283,7 @@ NetworkMeasure = Callable[[Tensor, Tensor], Tensor]
 
 
 def network_measures() -> dict[str, NetworkMeasure]:
-    """Measures by networks whose package and file are here: key of `MEASURES` -> (restored, hq), (B, 3, H, W), -> (B,).
+    """The available measures by networks: key of `MEASURES` -> ((restored, hq), both (B, 3, H, W), -> (B,)).
 
     identity: angle between ArcFace's directions; lpips: arXiv:1801.03924; niqe, musiq, maniqa: see `find_quality`.
     """
@@ -308,7 +308,7 @@ def notes_on_networks(networks: Mapping[str, NetworkMeasure], faces: int, has_fi
     """What is not measured, and why, a line each."""
     notes = []
     if missing := [MEASURES[key].title for key in BY_NETWORKS if key not in networks]:
-        notes.append(f"not measured, their packages or files are not on this machine: {'; '.join(missing)}")
+        notes.append(f"not measured, because their packages or files are not on this machine: {'; '.join(missing)}")
     if faces < metrics.FID_MIN_FACES:
         notes.append(f"FID is left out: it needs {metrics.FID_MIN_FACES} faces or more")
     elif not has_fid:
@@ -317,12 +317,12 @@ def notes_on_networks(networks: Mapping[str, NetworkMeasure], faces: int, has_fi
 
 
 def _one_by_one(mean: NetworkMeasure) -> NetworkMeasure:
-    """A measure that takes the mean over its batch, as one that answers for every face."""
+    """A measure that returns a value for every face, from one that returns the mean over its batch."""
     return lambda a, b: torch.stack([mean(*pair) for pair in zip(a.split(1), b.split(1), strict=True)])
 
 
 def _landmark_distance(restored: Tensor, hq: Tensor) -> Tensor:
-    """By the embedded face network, in % of the clean face's eye distance; not a number where it sees no face."""
+    """Landmark distance by the embedded network, in % of the clean face's eye distance; NaN where it sees no face."""
     net = load_landmark_net(device=hq.device)
     ours, clean = (read_aligned(net, x) for x in (restored, hq))
     seen = torch.minimum(ours.score, clean.score) >= FACE_SCORE
@@ -345,7 +345,7 @@ def differences(
     return summarise({key: np.asarray(values_a[key]) - np.asarray(values_b[key]) for key in common}, seed)
 
 
-# ---------------------------------------------------------------- showing it
+# ---------------------------------------------------------------- output
 
 
 def format_table(evaluation: Evaluation) -> str:
@@ -371,7 +371,7 @@ def format_interval(interval: Interval | None, decimals: int) -> str:
 
 
 def as_dict(evaluation: Evaluation) -> dict[str, object]:
-    """What JSON can hold of it: means and intervals per row, names of the faces, notes; null where undefined."""
+    """`evaluation` for JSON: means and intervals per row, names of the faces, notes; null where undefined."""
 
     def number(value: float) -> float | None:
         return value if math.isfinite(value) else None
@@ -390,7 +390,7 @@ def as_dict(evaluation: Evaluation) -> dict[str, object]:
 
 
 def write_csv(path: Path, evaluation: Evaluation) -> None:
-    """One line per face, a column per set and measure, empty where undefined.
+    """Write one line per face, with a column per set and measure, empty where undefined.
 
     Raises OSError as `replace_atomically`.
     """
@@ -405,7 +405,7 @@ def write_csv(path: Path, evaluation: Evaluation) -> None:
 
 
 def write_plot(path: Path, evaluation: Evaluation) -> None:
-    """A PNG with a panel per measure: mean and interval of each set of faces.
+    """Write a PNG with a panel per measure: mean and interval of each set of faces.
 
     Raises ValueError where matplotlib is missing, OSError as `replace_atomically`.
     """
@@ -483,7 +483,7 @@ def _read(face: str, paths: dict[str, Path]) -> dict[str, Tensor]:
 
 
 def _columns(faces: list[dict[str, float]]) -> dict[str, np.ndarray]:
-    """Measure -> one number per face; not a number for a face on which it could not be taken."""
+    """Measure -> one number per face; NaN for a face on which it could not be taken."""
     keys = [key for key in MEASURES if any(key in numbers for numbers in faces)]
     return {key: np.array([numbers.get(key, math.nan) for numbers in faces]) for key in keys}
 
@@ -493,6 +493,6 @@ def _has_piq() -> bool:
 
 
 def _cell(name: str) -> str:
-    """A file name for a spreadsheet, which would run what begins like a formula."""
+    """A file name made safe for a spreadsheet, which would run what begins like a formula."""
     name = printable(name)
     return f"'{name}" if name.startswith(("=", "+", "-", "@")) else name

@@ -1,7 +1,7 @@
 """`bfr bench paper`: the synthetic sets of arXiv:2410.04618 from any folder of clean faces, and its table of methods.
 
-Half of the faces are adapted to, their damaged copies alone, and the other half is measured on. A cell, one method on
-one set, is measured once and kept.
+One half of the faces is adapted to, with only their damaged copies, and the other half is measured on. A cell, one
+method on one set, is measured once and kept.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from torch import Tensor
 from .. import metrics
 from ..adaptation.config import AdaptConfig
 from ..adaptation.faces import StageCallback, collect_faces
-from ..adaptation.published import PUBLISHED_RECIPE, published, recipe_of, settings_of
-from ..adaptation.published import departures as departures_of
+from ..adaptation.published import PUBLISHED_RECIPE, departures, published, recipe_of, recipe_with
 from ..adaptation.run import Run
 from ..adaptation.tuning import perceptual_term
 from ..damage.camera import CAMERA_TO_SRGB, PUBLISHED_SIZE, READINGS, SENSOR_NOISE, published_kind
@@ -39,12 +38,12 @@ from ..training.losses import find_vgg
 from .benchmark import (
     ROWS,
     CellFaces,
-    departures,
+    drawn_targets,
     make_cell_faces,
+    own_settings,
     read_cell,
     restored_by,
     run_cell,
-    targets_of,
     tuned,
 )
 from .evaluate import (
@@ -95,8 +94,8 @@ class PaperTable:
     """What was measured.
 
     sets: set -> method -> measure -> interval over faces. gains: set -> group of people, `EVERYONE` first -> measure ->
-    interval of adapted - base. groups: faces in each. notes: what was left out, and why. reading: one of
-    `READINGS`, of the sets.
+    interval of adapted - base. groups: number of faces in each. notes: what was left out, and why. reading: how the
+    sets were shrunk, one of `READINGS`.
     """
 
     adapted_to: int
@@ -125,13 +124,12 @@ def bench_paper(
 ) -> PaperTable:
     """Run every method on every set and write table.txt, table.csv, table.json and pictures/ below `out`.
 
-    hq: folder of clean photos, or of aligned faces with config.faces.aligned. sets: some of `SETS`. most: faces used at
-    most, drawn by lot; all are held in memory. groups: see `read_groups`. reading: of the sets' shrinking, one of
-    `READINGS`. split: "halves", or "published", see `parts_of`; `most` is then not asked. reference: for FID, a file of
-    statistics or a folder, see `evaluate.reference_statistics`. with_published: also tune by the published recipe, see
-    `restored_as_published`. Stopped and run again it goes on; cells are
-    made anew when faces, settings, networks, or the measures that can be taken have changed.
-    Raises FileNotFoundError or ValueError, in one line.
+    hq: folder of clean photos, or of aligned faces with config.faces.aligned. sets: some of `SETS`. most: how many
+    faces are used at most, chosen at random; all are held in memory. groups: see `read_groups`. reading: how the sets
+    are shrunk, one of `READINGS`. split: "halves", or "published", which ignores `most`; see `parts_of`. reference: for
+    FID, a file of statistics or a folder, see `evaluate.reference_statistics`. with_published: also tune by the
+    published recipe, see `restored_as_published`. Stopped and run again, it goes on; cells are made anew when faces,
+    settings, networks, or the available measures have changed. Raises FileNotFoundError or ValueError, in one line.
     """
     run = Run(out)
     with run.locked():
@@ -143,7 +141,15 @@ def bench_paper(
         )
         judge = Judge(clean, reference)
         made_from = fingerprint(
-            *(faces.fingerprint, adapt_to, measure_on, restorer.sha256, prior.sha256, departures(config), judge.taken),
+            *(
+                faces.fingerprint,
+                adapt_to,
+                measure_on,
+                restorer.sha256,
+                prior.sha256,
+                own_settings(config),
+                judge.taken,
+            ),
             *(SENSOR_NOISE, CAMERA_TO_SRGB),
         )
         term = perceptual_term(config.finetune, prior, restorer.device)
@@ -178,7 +184,7 @@ def bench_paper(
         rows = (*ROWS, PUBLISHED_ROW) if with_published else ROWS
         preset = ""
         if with_published:
-            judge.notes.append(said_of_published(restorer, config, reading))
+            judge.notes.append(departures_note(restorer, config, reading))
             preset = fingerprint(asdict(published_settings(restorer, config, reading)))
         cells = {name: cell(published_kind(*SETS[name], reading), i * len(rows)) for i, name in enumerate(sets)}
         table = tabulate(cells, adapt_to, measure_on, group_of, judge.notes, reading)
@@ -187,8 +193,8 @@ def bench_paper(
 
 
 def published_settings(restorer: Restorer, config: AdaptConfig, reading: str) -> AdaptConfig:
-    """The published recipe as it is compared with `config`: as many steps, the same random numbers, without LPIPS where
-    its file is not here.
+    """The published recipe as it is compared with `config`: with as many steps, the same random numbers, and without
+    LPIPS where its file is not on this machine.
 
     With the reading "pixels" N shrinks with the face, as the sets do; with "ratio" it is the published one.
     """
@@ -203,7 +209,7 @@ def published_settings(restorer: Restorer, config: AdaptConfig, reading: str) ->
         values["targets.sampler.factor"] = max(1, own.targets.sampler.factor * restorer.size // PUBLISHED_SIZE)
     if not restorer.tuned_by_codes and find_vgg() is None:
         values["finetune.perceptual"] = 0.0
-    return settings_of(restorer, PUBLISHED_RECIPE, values)
+    return recipe_with(restorer, PUBLISHED_RECIPE, values)
 
 
 def restored_as_published(
@@ -211,21 +217,21 @@ def restored_as_published(
 ) -> Tensor:
     """The measured faces as restored after a tuning by the published recipe, see `published_settings`."""
     preset = published_settings(restorer, config, reading)
-    targets = targets_of(cell_faces.adapt_lq, restorer, prior, preset.targets)
+    targets = drawn_targets(cell_faces.adapt_lq, restorer, prior, preset.targets)
     term = perceptual_term(preset.finetune, prior, restorer.device)
     return restored_by(tuned(restorer, cell_faces.adapt_lq, targets, preset.finetune, term), cell_faces.lq)
 
 
-def said_of_published(restorer: Restorer, config: AdaptConfig, reading: str) -> str:
-    """What of the published recipe is not as published in this table, in a line."""
+def departures_note(restorer: Restorer, config: AdaptConfig, reading: str) -> str:
+    """One line that names what in this table departs from the published recipe."""
     preset = published_settings(restorer, config, reading)
-    return f"{PUBLISHED_ROW}: {'; '.join(departures_of(preset, published(restorer))) or 'as it is'}"
+    return f"{PUBLISHED_ROW}: {'; '.join(departures(preset, published(restorer))) or 'as it is'}"
 
 
 class Judge:
-    """Measures restored faces against their clean copies (N, 3, S, S), by all means that are here.
+    """Measures restored faces against their clean copies (N, 3, S, S), by every measure that is available.
 
-    taken: names of the measures that depend on what is on this machine. notes: on those that are not.
+    taken: names of these measures, which depend on what is on this machine. notes: on those that are missing.
     """
 
     def __init__(self, clean: Tensor, reference: Path | None = None) -> None:
@@ -286,7 +292,7 @@ def parts_of(names: Sequence[str], most: int, seed: int, split: str) -> tuple[li
 
 
 def halves(names: Sequence[str], most: int, seed: int) -> tuple[list[str], list[str]]:
-    """The names to adapt to and those to measure on, `most` in all at most, by lot. Raises ValueError for too few."""
+    """The names to adapt to and those to measure on, `most` in all at most, at random. Raises ValueError if too few."""
     if min(len(names), most) < MIN_FACES:
         raise ValueError(f"{min(len(names), most)} faces are too few to adapt to one half and measure on the other")
     order = torch.randperm(len(names), generator=keyed_generator(seed, "halves")).tolist()[:most]
@@ -389,7 +395,7 @@ def format_table(table: PaperTable) -> str:
 
 
 def as_dict(table: PaperTable) -> dict[str, Any]:
-    """What JSON can hold of it; null where undefined."""
+    """`table` for JSON; null where undefined."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Interval):
@@ -400,7 +406,7 @@ def as_dict(table: PaperTable) -> dict[str, Any]:
 
 
 def write_table(folder: Path, table: PaperTable) -> None:
-    """table.txt, table.json, and table.csv with a line for every figure. Raises OSError as `replace_atomically`."""
+    """Write table.txt, table.json and table.csv with a line for each figure. Raises OSError as `replace_atomically`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["set", "method", "group", "faces", "measure", "mean", "low", "high"])
@@ -423,7 +429,7 @@ def write_table(folder: Path, table: PaperTable) -> None:
 
 
 def _columns(record: dict[str, Any]) -> dict[str, np.ndarray]:
-    return {key: np.array(values, np.float64) for key, values in record["faces"].items()}  # null becomes not a number
+    return {key: np.array(values, np.float64) for key, values in record["faces"].items()}  # null becomes NaN
 
 
 def _mean(interval: Interval | None, decimals: int) -> str:
@@ -431,7 +437,7 @@ def _mean(interval: Interval | None, decimals: int) -> str:
 
 
 def _across(columns: list[tuple[str, list[str]]]) -> list[str]:
-    """Columns side by side; a title stands above the first of those that it is meant for, and may reach over others."""
+    """Columns side by side; a title stands above the first column of its set and may reach over the others."""
     widths = [max(map(len, cells)) for _, cells in columns]
     title, end = "", 0
     for (text, _), width in zip(columns, widths, strict=True):

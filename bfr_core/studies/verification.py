@@ -1,6 +1,6 @@
 """Check the published weights that are on this machine, and write a report that can be attached to an issue.
 
-Nobody who built this program could hold these files; whoever has them proves the rest with `bfr verify-real`.
+The published files were not at hand when this program was written; whoever has them checks them with `bfr verify-real`.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from .demo import real_photos
 
 PICTURES = "Two real faces under ordinary damage"
 STEPS = 4  # of the short adaptation
-PARSED_SIZE = 512  # of the crops that ParseNet and the recogniser are shown
-# What no published network comes near to unless its values are in the wrong range or its layers in the wrong place.
+PARSED_SIZE = 512  # side in pixels of the crops that ParseNet and the recogniser are shown
+# Limits that a published network fails only if its values are in the wrong range or its layers in the wrong place.
 MIN_PSNR = 12.0  # dB, of restored faces; a black picture has about 6 to 10
-MAX_ERROR = 0.5  # squared, of the noise; 1 is a network that knows nothing
+MAX_ERROR = 0.5  # squared error of the noise; a network that has learned nothing has 1
 Callback = Callable[[int, int, object], None]
 
 
 @dataclass
 class Finding:
-    """What was seen of one file. rows: (what, value). picture: damaged and restored faces, of a restorer."""
+    """What the check of one file found. rows: (what, value). pictures: damaged and restored faces, for a restorer."""
 
     name: str
     rows: list[tuple[str, str]] = field(default_factory=list)
@@ -61,11 +61,11 @@ class Finding:
 
 
 def verify_real(folder: Path, device: str = "cpu", callback: Callback | None = None) -> tuple[Path, list[Finding]]:
-    """Check every file of the table that is here; returns report.html in `folder` and the findings.
+    """Check every file of the table that is on this machine; returns report.html in `folder` and the findings.
 
-    For each: SHA-256, whether it loads, what it makes of two real faces under ordinary damage, time and peak memory;
-    then an adaptation of a few steps. No statistics of the published networks are known to compare with: the report
-    says so, and keeps the numbers for whoever collects them. A file that fails is reported and does not stop the rest.
+    Each is checked for its SHA-256, whether it loads, what it makes of two real faces under ordinary damage, time and
+    peak memory; then an adaptation of a few steps follows. No statistics of the published networks are known to compare
+    with; the report says so and keeps the numbers. A file that fails is reported and does not stop the rest.
     The report is written after every check, and says so if the last one was not reached.
     """
     Run(folder).claim()
@@ -96,7 +96,7 @@ def _report(folder: Path, findings: list[Finding], here: int, device: str) -> Pa
         galleries=[Gallery(PICTURES, "", ["damaged", "restored"] * 2, pictures)] if pictures else [],
         tables=[Table(f.name, "", ["", ""], [list(row) for row in f.rows]) for f in findings],
         notes=[
-            "No statistics of the published inference are known to this program; the numbers above are what was seen.",
+            "No statistics of the published inference are known to this program; the numbers above were measured here.",
             f"{platform.platform()}, Python {platform.python_version()}, torch {torch.__version__}, device "
             f"{device_name(device)}, {torch.get_num_threads()} threads",
             *(f"not here: {name}" for name in missing),
@@ -186,7 +186,7 @@ def _check_prior(found: Finding, path: Path, device: str, started: float) -> Non
         started = time.perf_counter()
         eps, _ = prior(x_t, torch.full((len(hq),), t, device=device))
         seconds = (time.perf_counter() - started) / len(hq)
-        error = (eps - noise).square().mean().item()  # 1 would be a network that knows nothing
+        error = (eps - noise).square().mean().item()
         found.rows.append((f"squared error of the noise at t = {t}", f"{error:.4f}"))
         found.rows.append((f"seconds for a face at t = {t}", f"{seconds:.2f}"))
         found.judge(f"it tells noise from face at t = {t} (less than {MAX_ERROR})", error < MAX_ERROR)
@@ -231,7 +231,7 @@ def device_name(device: str) -> str:
 
 
 def forget_peak(device: str) -> None:
-    """Let the peak of a GPU's memory begin anew; that of a process cannot."""
+    """Reset the recorded peak of a GPU's memory; that of a process cannot be reset."""
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 

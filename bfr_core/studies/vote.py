@@ -1,7 +1,7 @@
 """A blind vote on two sets of restored photos: a page that anyone can open, a key that stays here, and the tally.
 
 Real damaged photos have no clean copy to measure with; people can say which of two results they would keep. The page
-holds no word of which is which: sides are drawn by lot for each photo, and only the key knows them.
+does not say which is which: sides are drawn at random for each photo, and only the key knows them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ CHOICES = ("left", "right", "same")
 
 @dataclass(frozen=True)
 class Tally:
-    """Votes for "a", for "b" and for neither; share: of those that chose, for "a", with its 95 % Wilson interval."""
+    """Votes for "a", for "b" and for neither. share: that of "a" among the votes that chose, with its 95 % Wilson
+    interval; None if none did."""
 
     a: int
     b: int
@@ -58,9 +59,8 @@ class Tally:
 def make_ballot(damaged: Path, a: Path, b: Path, out: Path, seed: int = 0, most: int = MAX_PHOTOS) -> Path:
     """Write vote.html, to be passed round, and key.json, to be kept, into `out`; returns the page's path.
 
-    Beside the files of another ballot they get a number.
-
-    damaged, a, b: folders whose files match by relative path without suffix. most: photos at most, drawn by lot.
+    If `out` holds another ballot, the files get a number. damaged, a, b: folders whose files match by relative path
+    without suffix. most: the most photos used, chosen at random.
     Raises FileNotFoundError or ValueError, in one line, where nothing matches or can be read.
     """
     if most < 1:
@@ -135,7 +135,7 @@ def _choices(found: Any, secret: dict[str, Any], path: Path) -> list[str]:
         raise ValueError(f"{printable(path.name)}: holds no votes of this ballot")
     given = found.get("votes")
     if not isinstance(given, list) or len(given) != len(secret["photos"]):
-        raise ValueError(f"{printable(path.name)}: has not one vote a photo")
+        raise ValueError(f"{printable(path.name)}: does not hold one vote for each photo")
     if any(vote not in (*CHOICES, "") for vote in given):
         raise ValueError(f"{printable(path.name)}: has votes that are none of {', '.join(CHOICES)}")
     return given
@@ -152,7 +152,7 @@ def _read_json(path: Path) -> Any:
 
 
 def render_vote(ballot: str, photos: list[list[str]]) -> str:
-    """The page: data URIs of damaged photo, left and right result for each photo; no names, no links, no network.
+    """The page, made of data URIs of the damaged photo and the left and right result; no names, links or network.
 
     Raises ValueError, in one line, where Jinja2 is missing.
     """

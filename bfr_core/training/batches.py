@@ -19,7 +19,7 @@ from ..randomness import keyed_generator
 from .config import FinetuneConfig
 from .objectives import Batch
 
-MAX_EXAMPLES_SHARE, EXAMPLES_FOR_ALL = 0.5, 8  # at most half of the clean faces, reached with four
+MAX_EXAMPLES_SHARE, EXAMPLES_FOR_ALL = 0.5, 8  # examples are at most half of the clean faces, which four of them reach
 
 
 class Pairs(Protocol):
@@ -42,7 +42,7 @@ class Faces(Protocol):
 class Material:
     """All the faces of a tuning.
 
-    train, held: the places in `pairs` of those that are learnt from and of those that checkpoints are compared on.
+    train, held: indices into `pairs` of the faces that are tuned on, and of those that checkpoints are compared on.
     examples, real: see `finetune`. filters: the damage filters found so far, by face, see `batch_of`.
     """
 
@@ -55,8 +55,11 @@ class Material:
 
 
 def split(count: int, config: FinetuneConfig) -> tuple[list[int], list[int]]:
-    """Indices to train on and indices held out: a quarter if that is at most six, as the verdict's interval needs,
-    else the share that is set but at least six. Fewer than 8 faces are all trained on."""
+    """Indices to train on and indices held out, both sorted.
+
+    Held out is the share that is set, but never less than a quarter of the faces or six, whichever is fewer, because
+    the verdict's interval needs them. Fewer than 8 faces are all trained on, and so are all with a share of 0.
+    """
     order = torch.randperm(count, generator=keyed_generator(config.seed, "split")).tolist()
     held = max(min(6, count // 4), round(config.held_out * count)) if config.held_out and count >= 8 else 0
     return sorted(order[held:]), sorted(order[:held])
@@ -70,7 +73,7 @@ def micro_batches(
     filters: dict[int, Tensor] | None = None,
     examples: Tensor | None = None,
 ) -> Iterator[Batch]:
-    """The faces of one step, mirrored at random, some with another's damage; fixed by the seed and the step.
+    """The faces of one step, mirrored at random, some with another face's damage; fixed by the seed and the step.
 
     filters: see `batch_of`. examples: see `finetune`; example i has the key -1 - i.
     """
@@ -104,7 +107,7 @@ def batch_of(
     filters: dict[int, Tensor] | None = None,
     examples: Tensor | None = None,
 ) -> Batch:
-    """The pairs of these (face, mirrored). donors: for each the face whose damage it gets, or None for its own.
+    """The pairs of these keys (face, mirrored). donors: for each, the face whose damage it gets, or None for its own.
 
     filters: the donors' damage filters found so far, by face; those that are missing are added. examples: as above.
     """
@@ -136,12 +139,12 @@ def anchor_faces(
 
 
 def examples_share(examples: Tensor) -> float:
-    """Share of the clean faces that are examples: few of them must not be all that is seen."""
+    """Share of the clean faces that are examples: a few examples must not make up all that is seen."""
     return min(MAX_EXAMPLES_SHARE, len(examples) / EXAMPLES_FOR_ALL)
 
 
 def real_faces(real: Faces, count: int, mirror: bool, *key: int | str, first: int = 0) -> Tensor:
-    """`count` of the faces in `real`, (count, 3, S, S), half of them mirrored if so.
+    """`count` of the faces in `real`, (count, 3, S, S), half of them mirrored if `mirror`.
 
     first: place of the first face in its step's batch; the key and the place decide which, as in `with_examples`.
     """
@@ -153,14 +156,14 @@ def real_faces(real: Faces, count: int, mirror: bool, *key: int | str, first: in
 
 
 def _random_numbers(numbers: int, count: int, key: tuple[int | str, ...], first: int) -> Tensor:
-    """(numbers, count) uniform; those of each face depend on the key and on its place in the step's batch."""
+    """(numbers, count) in [0, 1); those of each face depend on the key and on its place in the step's batch."""
     return torch.stack([torch.rand(numbers, generator=keyed_generator(*key, first + i)) for i in range(count)], 1)
 
 
 def taken_for_real(
     faces: Material, pseudo_targets: Tensor, step: int, config: FinetuneConfig, first: int = 0
 ) -> Tensor:
-    """(B, 3, S, S), what the discriminator takes for real in a pass: `real`, or else examples, or else the targets.
+    """What the discriminator takes for real in a pass, (B, 3, S, S): `faces.real`, or else examples, or else targets.
 
     pseudo_targets: (B, 3, S, S), of this pass. first: see `real_faces`.
     """

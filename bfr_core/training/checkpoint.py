@@ -1,4 +1,4 @@
-"""The state of a tuning, and the file that it goes on from."""
+"""The state of a tuning, and the checkpoint file that it resumes from."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TuningProgress:
 
 @dataclass
 class Tuning:
-    """The state of a tuning between two steps: all that it goes on from.
+    """The state of a tuning between two steps: everything that it resumes from.
 
     net: the network that is tuned. ema: its moving average. critic: the discriminator, where there is an adversarial
     term. best: the weights of `ema` at `progress.best_step`, which become the result.
@@ -56,7 +56,7 @@ class Tuning:
 
     @property
     def parts(self) -> dict[str, Any]:
-        """What has a `state_dict`, by its name in a checkpoint."""
+        """The parts that have a `state_dict`, by their names in a checkpoint."""
         names = ("net", "ema", "optimizer", "critic", "critic_optimizer")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
@@ -72,8 +72,8 @@ def save(tuning: Tuning, checkpoint: Path, fingerprint: str, config: FinetuneCon
 def load(tuning: Tuning, checkpoint: Path, fingerprint: str, config: FinetuneConfig) -> None:
     """Bring `tuning` to where the checkpoint of this fingerprint left it, if there is one, see `checkpoint_for`.
 
-    What is to be said of it is added to `tuning.progress.notes`. Raises ValueError if the file is not a checkpoint or
-    is of another network.
+    Remarks for the report are added to `tuning.progress.notes`. Raises ValueError if the file is not a checkpoint or
+    belongs to another network.
     """
     state, started_anew = checkpoint_for(checkpoint, fingerprint, config)
     tuning.progress.notes += started_anew
@@ -95,10 +95,10 @@ def load(tuning: Tuning, checkpoint: Path, fingerprint: str, config: FinetuneCon
 def checkpoint_for(
     checkpoint: Path, fingerprint: str, config: FinetuneConfig
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    """The state that a tuning of this fingerprint goes on from, now in `checkpoint`, and what is to be said of another.
+    """The state that a tuning of this fingerprint resumes from, now in `checkpoint`, or None; remarks on another's.
 
-    A checkpoint of another fingerprint is moved to where `aside_of` says, and nothing is lost: the tuning that it is of
-    goes on from there once it is asked for again. Raises ValueError if the file is not a checkpoint.
+    A checkpoint of another fingerprint is moved to where `aside_of` says, and nothing is lost: its tuning goes on from
+    there once it is asked for again. Raises ValueError if the file is not a checkpoint.
     """
     state = _read_checkpoint(checkpoint) if checkpoint.exists() else None
     if state and state["fingerprint"] == fingerprint:
@@ -116,9 +116,7 @@ def checkpoint_for(
         if state["fingerprint"] == fingerprint:
             note(checkpoint, earlier)
             move(earlier, checkpoint)
-            log.info(
-                "%s", "; ".join([*said, f"tuning goes on from {printable(earlier.name)}, kept of an earlier time"])
-            )
+            log.info("%s", "; ".join([*said, f"tuning goes on from {printable(earlier.name)}, which was kept earlier"]))
             return state, []
     if said:
         said = [f"{said[0]}; tuning started anew"]
@@ -127,7 +125,7 @@ def checkpoint_for(
 
 
 def aside_of(checkpoint: Path, fingerprint: str) -> Path:
-    """Where a checkpoint of this fingerprint is kept while `checkpoint` is of another: one file a fingerprint."""
+    """Where a checkpoint of this fingerprint is kept while `checkpoint` belongs to another: one file a fingerprint."""
     digest = hashlib.sha256(fingerprint.encode()).hexdigest()[:12]
     return checkpoint.with_name(f"{checkpoint.stem}-{digest}{checkpoint.suffix}")
 
@@ -171,7 +169,7 @@ def _progress(state: dict[str, Any]) -> TuningProgress:
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
-        state = copy.deepcopy(read_pickle(path))  # apart from the file, which is about to be replaced
+        state = copy.deepcopy(read_pickle(path))  # a copy in memory, because the file is about to be replaced
     except ValueError as error:
         raise ValueError(f"{printable(path)}: not a readable checkpoint; delete it to tune anew") from error
     if not isinstance(state, dict) or "fingerprint" not in state:

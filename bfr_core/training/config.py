@@ -1,4 +1,4 @@
-"""The settings of the tuning: what is asked of a restored face, how it is learned, and how it is judged."""
+"""The settings of the tuning: its losses, how it learns, and how its states are compared."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..settings import check_settings, setting
 TERMS = ("l1", "perceptual", "adversarial", "texture", "feature", "code")
 
 
-# Settings that a tuning under way may change: how far it goes, how often it is looked at, and how much memory a pass
-# takes, which changes its sums by rounding only. Any other starts it anew.
+# Settings that may change while a tuning is under way: how far it goes, how often it is judged and saved, and how much
+# memory a pass takes, which changes its sums by rounding only. A change of any other starts the tuning anew.
 FREE = ("iterations", "minutes", "judge_every", "checkpoint_seconds", "micro_batch", "recompute")
 
 
@@ -28,7 +28,7 @@ class FinetuneConfig:
         "How long the restorer is tuned at most, over all sessions of the run; 0 tunes until the steps are done.",
         unit="minutes",
         low=0,
-        label="Minutes of teaching at most",
+        label="Minutes of tuning at most",
     )
     batch_size: int = setting(
         16, "How many faces one step of the tuning learns from.", unit="faces", low=1, label="Faces per step"
@@ -93,21 +93,21 @@ class FinetuneConfig:
     )
     perceptual_by: Literal["any", "lpips"] = setting(
         "any",
-        "The network of the perceptual loss: any takes LPIPS where its file is, else the prior's encoder; lpips takes "
-        "nothing else.",
+        "The network of the perceptual loss: any takes LPIPS if its file is there, else the prior's encoder; lpips "
+        "takes LPIPS only.",
         choices=("any", "lpips"),
     )
     trainable: Literal["full", "lora"] = setting(
         "full",
-        "What of the restorer is tuned: full is all of it, lora is low-rank changes only, which need less memory and "
-        "are saved as a small file as well.",
+        "Which part of the restorer is tuned: full tunes all of it, lora low-rank changes only, which need less memory "
+        "and are saved as a small file as well.",
         choices=("full", "lora"),
     )
     rank: int = setting(8, "Rank of the low-rank changes.", low=1)
     recompute: bool = setting(
         False,
-        "Whether the network's inner values are computed again instead of being kept, which is slower and needs less "
-        "memory.",
+        "Whether the network's inner values (activations) are computed again instead of being kept, which is slower "
+        "and needs less memory.",
     )
     anchor: float = setting(
         0.0,
@@ -137,8 +137,8 @@ class FinetuneConfig:
     )
     judged_on: Literal["own", "transplanted"] = setting(
         "own",
-        "The damage that the held-out faces have when they are judged: their own, whose target is the base's work and "
-        "favours it, or transplanted, each the damage of the next.",
+        "The damage that the held-out faces have when they are judged: own is their own, whose target is the base's "
+        "work and favours it; transplanted gives each the damage of the next.",
         choices=("own", "transplanted"),
     )
     judge_every: int = setting(
@@ -147,7 +147,7 @@ class FinetuneConfig:
     checkpoint_seconds: float = setting(
         300.0, "How long the tuning goes on between two saved states.", unit="seconds", low=0
     )
-    seed: int = setting(0, "Seed of the tuning's random numbers: another seed gives others.", label="Seed")
+    seed: int = setting(0, "Seed of the tuning's random numbers; another seed gives others.", label="Seed")
     precision: Precision = setting(
         "auto",
         "Number format in which the restorer computes while it is tuned; auto chooses by the hardware.",

@@ -1,4 +1,4 @@
-"""The discriminator of the adversarial loss, and what both sides of that loss are."""
+"""The discriminator of the adversarial loss, and the losses of both sides."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
 
 
 class UNetDiscriminator(nn.Module):
-    """Real or restored, said for every pixel: (B, 3, H, W) in [0, 1], H and W multiples of 8 -> (B, 1, H, W) scores.
+    """Scores for how real every pixel looks: (B, 3, H, W) in [0, 1], H and W multiples of 8 -> (B, 1, H, W) logits.
 
     A three-level U-Net with spectral normalization. Source: arXiv:2107.10833, section 3.3. In eval mode its norms stay
     as they are, so that scores depend on the weights alone and not on how often it was called; see `renew_norms`.
@@ -62,7 +62,7 @@ class UNetDiscriminator(nn.Module):
 
 
 def seeded_discriminator(features: int, seed: int) -> UNetDiscriminator:
-    """A discriminator whose first weights are fixed by `seed`, on the CPU; no generator of torch's is moved on."""
+    """A discriminator whose first weights are fixed by `seed`, on the CPU; torch's own generators stay as they were."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return UNetDiscriminator(features).eval()

@@ -63,7 +63,7 @@ def finetune(
     for real in place of both, and that serve nothing else; part of `fingerprint`, too.
     callback: (step, steps, progress) after every step and between the faces that checkpoints are compared on; what it
     raises ends the tuning, after a checkpoint. watch: (moving average, progress) after every step, for looking only.
-    pause_after: minutes after which this session ends with the best so far, to be gone on with; 0 = never.
+    pause_after: minutes after which this session ends with the best so far, to be continued later; 0 = never.
     Raises ValueError if there are no pairs or the loss becomes NaN.
     """
     if not len(pairs):
@@ -107,7 +107,7 @@ def finetune(
             if config.clip:
                 nn.utils.clip_grad_norm_(tuning.optimizer.param_groups[0]["params"], config.clip)
 
-            # Step: from here to its end the state is of two steps at once.
+            # Step: until it is complete, the state is part of the old step and part of the new one.
             between_steps = False
             take_step(tuning, config, done)
             progress.step += 1
@@ -161,9 +161,9 @@ def begin(restorer: Restorer, config: FinetuneConfig) -> Tuning:
 def gradients(
     tuning: Tuning, student: Restorer, objective: Objective, faces: Material, config: FinetuneConfig, size: int
 ) -> dict[str, float]:
-    """The loss terms of one step, whose gradients are then in the networks; `size` faces a pass.
+    """The loss terms of one step, whose gradients are then in the networks; a pass takes `size` faces.
 
-    student: the restorer with `tuning.net`. Called again it begins anew.
+    student: the restorer with `tuning.net`. Every call starts from zero gradients.
     """
     device, step, critic = student.device, tuning.progress.step, tuning.critic
     losses: dict[str, float] = {}
@@ -202,7 +202,7 @@ def gradients(
 def anchor_gradients(
     student: Restorer, objective: Objective, faces: Material, step: int, config: FinetuneConfig
 ) -> float:
-    """The loss of the anchor's faces of one step, whose gradients are added to those in the student's network."""
+    """The loss on the anchor's faces of one step, whose gradients are added to those in the student's network."""
     total = 0.0
     damaged = anchor_faces(faces.pairs, faces.train, step, config, faces.examples)
     for lq in damaged.split(config.micro_batch):
@@ -226,7 +226,7 @@ def take_step(tuning: Tuning, config: FinetuneConfig, done: float) -> None:
 
 
 def is_to_be_judged(progress: TuningProgress, config: FinetuneConfig, faces: Material) -> bool:
-    """Whether the weights of this step are to be compared, and were not: at the start, or where it was ended."""
+    """Whether the weights of this step are due for comparison and not yet compared: at intervals and at the end."""
     judged = (progress.held_out[-1][0] if progress.held_out else -1) if faces.held else progress.best_step
     due = progress.step % config.judge_every == 0 or fraction_done(progress, config) >= 1
     return due and judged != progress.step
@@ -242,7 +242,8 @@ def judge(
 ) -> None:
     """Compare the moving average on the held-out faces and keep its weights if they are the best so far.
 
-    average: the restorer with `tuning.ema`. tell: see `held_out_score`. Without held-out faces the last are the best.
+    average: the restorer with `tuning.ema`. tell: see `held_out_score`. Without held-out faces the last weights count
+    as the best.
     """
     progress = tuning.progress
     if faces.held:
@@ -268,9 +269,9 @@ def prepare(restorer: Restorer, config: FinetuneConfig) -> tuple[nn.Module, list
 
 
 def recompute(blocks: list[nn.Module], with_random_numbers: bool = False) -> None:
-    """Keep only the inputs of `blocks` for the backward pass and compute what is inside again. arXiv:1604.06174.
+    """Keep only the inputs of `blocks` for the backward pass and recompute what is inside. Source: arXiv:1604.06174.
 
-    with_random_numbers: whether the blocks take random numbers, which must then be the same again.
+    with_random_numbers: whether the blocks draw random numbers, which must be the same when they are recomputed.
     """
     for block in blocks:
         block.forward = partial(  # type: ignore[method-assign]
@@ -332,7 +333,7 @@ def average_decay(config: FinetuneConfig, step: int) -> float:
 
 @torch.no_grad()
 def average_into(ema: nn.Module, net: nn.Module, decay: float) -> None:
-    """ema <- decay ema + (1 - decay) net; buffers that are not numbers with a fraction are copied."""
+    """ema <- decay ema + (1 - decay) net; tensors that are not floating point are copied."""
     for kept, new in zip(ema.state_dict().values(), net.state_dict().values(), strict=True):
         if kept.is_floating_point():
             kept.lerp_(new, 1 - decay)

@@ -1,4 +1,4 @@
-"""What fine-tuning asks of a restored face. Each term is a function of (restored, pseudo_target) or of scores.
+"""The image losses of fine-tuning. Each term is a function of (restored, pseudo_target).
 
 Images are (B, 3, H, W) RGB in [0, 1]; every result is a scalar, the mean over the batch.
 """
@@ -27,7 +27,7 @@ def pixel_loss(restored: Tensor, pseudo_target: Tensor) -> Tensor:
 
 
 def texture_loss(restored: Tensor, pseudo_target: Tensor, sigma: float = 1.5, window: float = 4.0) -> Tensor:
-    """Difference in local texture strength: the answer to plastic skin that a mean of absolute differences rewards.
+    """Difference in local texture strength, against the plastic skin that a mean of absolute differences rewards.
 
     Texture strength is the standard deviation of the high band (grey image minus its Gaussian blur of `sigma`
     pixels) in a Gaussian window. Where the texture lies is left to the other terms. It is computed in float32 or wider

@@ -1,4 +1,4 @@
-"""What a step of the tuning asks of a restorer: the pixels of the pseudo targets, or their codes."""
+"""The objectives of the tuning: a restorer is to match the pixels of the pseudo targets, or their codes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .losses import ImageLoss, pixel_loss, texture_loss
 
 
 class Batch(NamedTuple):
-    """lq, target: (B, 3, S, S) RGB in [0, 1]. keys: (face, mirrored) of each, by which codes are kept."""
+    """lq, target: (B, 3, S, S) RGB in [0, 1]. keys: (face, mirrored) of each, by which computed codes are kept."""
 
     lq: Tensor
     target: Tensor
     keys: list[tuple[int, bool]]
 
     def placed(self, restorer: Restorer) -> Batch:
-        """This batch where and how `restorer` wants it."""
+        """This batch on the device and in the memory format of `restorer`."""
         return Batch(restorer.placed(self.lq), self.target.to(restorer.device), self.keys)
 
 
@@ -33,7 +33,11 @@ class Terms(NamedTuple):
 
 
 class Objective(Protocol):
-    def terms(self, student: Restorer, batch: Batch) -> Terms: ...
+    """What a tuning minimises."""
+
+    def terms(self, student: Restorer, batch: Batch) -> Terms:
+        """The losses of the student on a batch, with their gradients."""
+        ...
 
     def anchor(self, student: Restorer, lq: Tensor) -> dict[str, Tensor]:
         """Terms that hold the student to what the base makes of `lq`."""
@@ -41,7 +45,7 @@ class Objective(Protocol):
 
 
 class Pixels:
-    """Image losses: of SwinIR, GFPGAN, RestoreFormer and the embedded restorer. Terms of weight 0 are not computed."""
+    """Image losses, for SwinIR, GFPGAN, RestoreFormer and the embedded restorer. Terms of weight 0 are not computed."""
 
     def __init__(self, base: Restorer, weights: Mapping[str, float], perceptual: ImageLoss | None) -> None:
         self.base, self.weights, self.perceptual = base, weights, perceptual
@@ -65,8 +69,8 @@ class Pixels:
         return losses
 
 
-class CodesOf:
-    """Code losses: of CodeFormer. The codes of a pseudo target are computed by the base, once, and kept."""
+class Codes:
+    """Code losses, for CodeFormer. The base computes the codes of a pseudo target once, and they are kept."""
 
     def __init__(self, base: CodeFormer) -> None:
         self.base = base
@@ -88,11 +92,11 @@ class CodesOf:
 
 def objective_of(base: Restorer, weights: Mapping[str, float], perceptual: ImageLoss | None) -> Objective:
     """The objective that fits the restorer. weights: of the terms, by name."""
-    return CodesOf(base) if isinstance(base, CodeFormer) else Pixels(base, weights, perceptual)
+    return Codes(base) if isinstance(base, CodeFormer) else Pixels(base, weights, perceptual)
 
 
 def weighted(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """The sum of the terms by their weights."""
+    """The weighted sum of the terms."""
     return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
 
 

@@ -1,7 +1,7 @@
 """Parts of a network left out at random while it is tuned. Source: arXiv:1603.09382.
 
-A network that was first trained so has modules for it, which do nothing otherwise. What is left out is drawn anew for
-each pass from a key, so that a tuning that was stopped goes on as if it had not been.
+A network that was trained with it has modules for it, which otherwise do nothing. What is left out is drawn for each
+pass from a key, so that a tuning that was stopped goes on as if it had not been.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MODULES = ("DropPath", "StochasticDepth")  # as they are called in timm and span
 
 
 class Settings(Protocol):
-    """What is asked of the settings of a tuning."""
+    """The settings of a tuning that are read here."""
 
     @property
     def stochastic_depth(self) -> bool: ...
@@ -29,7 +29,7 @@ class Settings(Protocol):
 
 
 def switch_on(net: nn.Module) -> int:
-    """Let the parts of `net` that may be left out be so, all else as it is; returns how many there are."""
+    """Switch stochastic depth on in the modules of `net` that have it, and nowhere else; returns how many have it."""
     found = [module for module in net.modules() if type(module).__name__ in MODULES]
     for module in found:
         module.train()
@@ -38,9 +38,9 @@ def switch_on(net: nn.Module) -> int:
 
 @contextlib.contextmanager
 def drawing(config: Settings, device: torch.device, step: int, first: int) -> Iterator[None]:
-    """While it lasts, torch's own random numbers are keyed by the seed, the step and the first face of the pass.
+    """Within it, torch's own random numbers are keyed by the seed, the step and the first face of the pass.
 
-    Where nothing is left out nothing is done.
+    It does nothing unless `config.stochastic_depth` is set.
     """
     if not config.stochastic_depth:
         yield

@@ -1,4 +1,4 @@
-"""All that differs between versions of gradio, and what keeps its server to itself."""
+"""Everything that differs between versions of gradio, and what keeps its server private."""
 
 from __future__ import annotations
 
@@ -51,6 +51,7 @@ def load() -> Any:
 
 
 def major() -> int:
+    """The major version of gradio."""
     return int(load().__version__.split(".")[0])
 
 
@@ -79,7 +80,7 @@ def on_select(gallery: Any, act: Callable[..., Any], inputs: Any, outputs: Any) 
     gr = load()
 
     class Chosen(gr.SelectData):  # type: ignore[name-defined]
-        """Also of a place where there is no picture, see `let_go_of`."""
+        """A choice that may also be of a place without a picture, see `clickable_again`."""
 
         def __init__(self, target: Any, data: Any) -> None:
             super().__init__(target, {"value": None} | data)
@@ -94,12 +95,12 @@ def on_select(gallery: Any, act: Callable[..., Any], inputs: Any, outputs: Any) 
 _no_picture = itertools.cycle((-1, -2))
 
 
-def let_go_of(pictures: Any) -> Any:
+def clickable_again(pictures: Any) -> Any:
     """An update for a gallery, after which the picture that was clicked last can be clicked again.
 
-    Before gradio 6 a click on the picture that is chosen already says nothing, and choosing none is taken for no change
-    where the browser alone knows of the choice: so a place is chosen where no picture is, each time another. Gradio 3
-    does not listen to that either; there another picture must be clicked in between.
+    Before gradio 6 a click on the picture that is chosen already sends no event, and choosing none counts as no change
+    where only the browser knows of the choice: so a place without a picture is chosen, each time another one. Gradio 3
+    ignores that, too; there another picture must be clicked in between.
     """
     if major() >= 6:
         return load().update(value=pictures)
@@ -132,7 +133,7 @@ def comparison() -> tuple[list[Any], Callable[[Sequence[Path]], list[Any]]]:
 
 
 def uploads(label: str) -> Any:
-    """A place to drop pictures; its value is a list of paths."""
+    """A component to drop pictures on; its value is a list of paths."""
     gr = load()
     kind = "filepath" if major() >= 4 else "file"
     made = gr.File(label=label, file_count="multiple", file_types=sorted(FORMATS), type=kind, height=150)
@@ -157,7 +158,7 @@ def host_uploads() -> Path:
 
 
 def confine(demo: Any, cache: Path) -> None:
-    """Let what the components of `demo` show lie in `cache`, and not in the host's, which all its pages share."""
+    """Keep the files that the components of `demo` show in `cache`, not in the host's, which all its pages share."""
     for block in demo.blocks.values():
         for name in ("DEFAULT_TEMP_DIR", "GRADIO_CACHE"):  # gradio 3 and 4
             if hasattr(block, name):
@@ -166,7 +167,7 @@ def confine(demo: Any, cache: Path) -> None:
 
 
 def _let_events_name(cache: Path) -> None:
-    """Let an event carry the file it is about where that lies in `cache`: gradio 4 refuses all but the host's cache."""
+    """Let an event carry a file that is in `cache`: gradio 4 refuses all files but those in the host's cache."""
     from gradio import processing_utils
 
     check = getattr(processing_utils, "check_all_files_in_cache", None)
@@ -198,9 +199,10 @@ def serve_also(demo: Any, cache: Path) -> None:
 
 
 def launch(demo: Any, port: int, listen: bool, auth: Sequence[tuple[str, str]], max_bytes: int) -> str:
-    """Start the server in the background; its address. Raises OSError if the port is taken.
+    """Start the server in the background; returns its address. Raises OSError if the port is taken.
 
-    listen: for other machines, too. Nothing but gradio's cache is served, whatever gradio's own defaults are.
+    listen: whether other machines are answered, too. Nothing but gradio's cache is served, whatever gradio's own
+    defaults are.
     """
     from starlette.middleware import Middleware
 
@@ -229,7 +231,7 @@ def launch(demo: Any, port: int, listen: bool, auth: Sequence[tuple[str, str]], 
 
 
 class Doorkeeper:
-    """ASGI middleware: no answer to pages of other sites, and none of theirs in ours.
+    """ASGI middleware that refuses requests from pages of other sites, and keeps their content out of ours.
 
     loopback: only requests by a name of this machine are answered, so that no foreign name can be made to point here.
     """

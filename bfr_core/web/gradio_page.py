@@ -1,4 +1,4 @@
-"""The web page: widgets, and which method of `page.Page` each calls. Long work is in `jobs`; the page only looks on."""
+"""The web page: widgets, and which method of `page.Page` each calls. Long work is in `jobs`; the page only shows it."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 2.0
 AUTH_VARIABLE = "BFR_UI_AUTH"
 INTRODUCTION = (
-    "Teach a face restorer the damage of your own photos: eight faces or more, all damaged the same way, or say under "
-    "Adapt that they are not."
+    "Tune a face restorer to the damage of your own photos. Eight faces or more are needed, all damaged in the same "
+    "way; if they are not, say so under Adapt."
 )
 MIXED = (
     f"Groups of {MIN_FACES} faces or more that share a damage are found, and each is adapted to by itself. When photos "
-    "are repaired, each face goes to the restorer for its damage, or to the base if it is like no group."
+    "are repaired, each face goes to the restorer for its damage, or to the base if it belongs to no group."
 )
-ANOTHER = "another"  # run than any that was looked at, so that all is shown
+ANOTHER = "another"  # a stamp that no run has, so that everything is shown
 Shown = dict[Any, Any]  # component -> its new value; what is not in it stays as it is
 BEFORE = {"the damaged photo": "damaged", "the base restorer": "base"}
 
@@ -129,7 +129,7 @@ def build(page: Page) -> Any:
             compare = gr.Button("Show before and after")
             pictures, as_pictures = compat.comparison()
             save = gr.Button("Save the restorer", variant="primary")
-            saved = gr.File(label="To take away", interactive=False, visible=False)
+            saved = gr.File(label="Files to download", interactive=False, visible=False)
             details = gr.HTML()
         with gr.Tab("4. Repair photos"):
             with gr.Row():
@@ -179,7 +179,7 @@ def build(page: Page) -> Any:
             return Choices(net, limit or 0.0, square, int(smallest or 0), lean, changes, by_group, recipe, good or "")
 
         def look(run: str | None, last: str) -> Shown:
-            """What of the run has to be shown anew: all of it if anything changed since `last`, else what moves."""
+            """What of the run has to be shown anew: everything if anything changed since `last`, else its progress."""
             stamp = page.stamp(run)
             if stamp == last:
                 active = stamp and page.status(page.run(run)).active
@@ -239,11 +239,11 @@ def build(page: Page) -> Any:
 
         def halt(run: str | None) -> Shown:
             page.stop(run)
-            return tell(said("It stops after the step it is at; what it has is kept."))
+            return tell(said("It stops after the present step; what it has made is kept."))
 
         def toggle(index: int, run: str | None) -> Shown:
             page.toggle(run, index)
-            again = compat.let_go_of(page.faces(run))
+            again = compat.clickable_again(page.faces(run))
             return {faces_said: page.faces_said(run), gallery: again, seen: page.stamp(run)} | tell("")
 
         def show(run: str | None, which: str | None, against: str) -> Shown:
@@ -262,7 +262,7 @@ def build(page: Page) -> Any:
 
         def remove(run: str | None, really: bool) -> Shown:
             if not really:
-                raise ValueError("tick the box beside the button first: what is deleted is gone")
+                raise ValueError("tick the box beside the button first: what is deleted cannot be brought back")
             kept = page.delete(run)
             others = f" Kept, because somebody else put it there or changed it: {', '.join(kept)}." if kept else ""
             return {name: gr.update(choices=page.names(), value=page.latest()), sure: False} | tell(
@@ -280,7 +280,7 @@ def build(page: Page) -> Any:
             return {message: gr.update(value=line, visible=bool(line))}
 
         def safe(act: Callable[..., Shown]) -> Callable[..., Shown]:
-            """`act`; what cannot be done is said in one line on the page, and all else stays as it is."""
+            """`act`, whose errors are shown in one line on the page, while all else there stays as it is."""
 
             def answer(*values: Any) -> Shown:
                 try:
@@ -312,7 +312,7 @@ def build(page: Page) -> Any:
 
 
 def build_tab(page: Page) -> Any:
-    """The page for a host's tab: what it shows lies in the page's own cache, which the host is to serve."""
+    """The page for a host's tab; the files that it shows are in its own cache, which the host must serve."""
     demo = build(page)
     compat.confine(demo, page.cache)
     return demo
@@ -332,7 +332,7 @@ def extras(runs: Sequence[str]) -> dict[str, Any]:
             initial.fidelity,
             step=0.05,
             label="Fidelity",
-            info="CodeFormer only; 1 stays closer to the photo.",
+            info="For CodeFormer only; 1 stays closer to the photo.",
         )
     with gr.Row():
         faces = gr.Dropdown(list(CHOICES), value=initial.faces, **words_of(RestoreConfig, "faces"))
@@ -343,11 +343,12 @@ def extras(runs: Sequence[str]) -> dict[str, Any]:
 def words_of(config: Any, path: str) -> dict[str, str]:
     """Label and hint of the input for a setting."""
     known = setting_at(config, path)
-    return {"label": known.label, "info": known.said}
+    return {"label": known.label, "info": known.help_text}
 
 
 def _number(gr: Any, path: str) -> Any:
-    """With the value for the embedded restorer, which is the one that is chosen at first: gradio 4 sends 0 for none."""
+    """The input for a setting, with the value for the embedded restorer, which is chosen at first: an empty input would
+    be sent as 0 by gradio 4."""
     value = value_at(SMALL, path)
     return gr.Number(value, precision=0 if isinstance(value, int) else None, **words_of(AdaptConfig, path))
 

@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RestoreRequest:
-    """What is to be done with a picture's faces.
+    """How the faces of a picture are to be restored.
 
-    restorer: the name of a run. visibility: 0 keeps the picture, 1 takes the restored faces. fidelity: CodeFormer only,
-    0 cleaner to 1 closer to the picture. faces, numbers: as in `RestoreConfig`.
+    restorer: the name of a run. visibility: 0 keeps the picture, 1 takes the restored faces. fidelity: for CodeFormer
+    only, from 0, cleaner, to 1, closer to the picture. faces, numbers: as in `RestoreConfig`.
     """
 
     restorer: str
@@ -39,12 +39,12 @@ class RestoreRequest:
     numbers: str = "1"
 
     def config(self) -> RestoreConfig:
-        """Raises ValueError for a setting that does not exist."""
+        """The settings of the restoration. Raises ValueError for a value that does not exist."""
         return RestoreConfig(blend=self.visibility, faces=self.faces, numbers=self.numbers or "1")
 
 
 def restore_request_of(given: dict[str, Any]) -> RestoreRequest | None:
-    """A request from settings by name; those missing or None keep their defaults, others are passed over.
+    """A request from settings by name; those that are missing or None keep their defaults, unknown ones are ignored.
 
     None if no restorer is named.
     """
@@ -57,7 +57,7 @@ class HostService:
 
     def __init__(self, page: Page) -> None:
         self.page = page
-        self._one_at_a_time = threading.Lock()  # detectors keep notes while they look
+        self._one_at_a_time = threading.Lock()  # detectors keep state while they work
         self._detector: tuple[tuple[Any, ...], FindFaces] | None = None
 
     def names(self) -> list[str]:
@@ -75,12 +75,12 @@ class HostService:
         return np.ascontiguousarray(made.cpu().numpy()), result
 
     def restore_file(self, photo: Photo, request: RestoreRequest) -> tuple[Photo, RestoredPhoto]:
-        """`photo` with its faces restored and with the record of that."""
+        """`photo` with its faces restored and that recorded in its metadata; raises as `restore`."""
         result = self.restored(photo.pixels, request)
         return replace(photo, pixels=result.pixels, record=photo.record.with_step(result.step)), result
 
     def restored(self, pixels: Tensor, request: RestoreRequest) -> RestoredPhoto:
-        """As `restore`, (3, H, W) in [0, 1]."""
+        """As `restore`, for pixels (3, H, W) in [0, 1]."""
         config = request.config()
         with self._one_at_a_time:
             restorer = with_fidelity(self._restorer(request.restorer), request.fidelity)

@@ -31,7 +31,7 @@ Reply = dict[str, Any]
 
 
 def add_routes(app: Any, service: HostService, logins: Mapping[str, str]) -> None:
-    """Answer below `PREFIX` in a FastAPI `app`; with `logins`, user -> password, only to who gives one (HTTP Basic)."""
+    """Answer below `PREFIX` in a FastAPI `app`; with `logins`, user -> password, only after HTTP Basic login."""
     import fastapi
 
     def guard(request: Any) -> None:
@@ -90,7 +90,7 @@ def logged_in(header: str, logins: Mapping[str, str]) -> bool:
 
 
 def about(page: Page, name: str) -> Reply:
-    """A run's last job, whether it has a restorer, and its verdict ("" if none). What is damaged is its error."""
+    """A run's last job, whether it has a restorer, and its verdict ("" if none). Its error names damaged files."""
     run = page.run(name)
     status = asdict(page.status(run))
     kept = {key: status[key] for key in ("kind", "state", "stage", "step", "steps", "seconds_left", "error")}
@@ -115,7 +115,7 @@ def new_run(page: Page, body: Mapping[str, Any]) -> str:
 
 
 def go_on(page: Page, name: str, body: Mapping[str, Any]) -> Reply:
-    """Adapt, by what was chosen for the run, with `changes` to it."""
+    """Start the adaptation, or go on with it, by what was chosen for the run and the `changes` in `body`."""
     own = page.choices_of(name)
     changes = body.get("changes", {})
     if not isinstance(changes, Mapping) or not set(changes) <= set(ADVANCED):

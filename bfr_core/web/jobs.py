@@ -1,6 +1,6 @@
 """Jobs in the background, one per run folder: they outlive whoever started them, and anyone may ask how far they are.
 
-Nothing here knows a page: a job is a thread that calls a function and writes down what its callback hears.
+Nothing here knows a page: a job is a thread that calls a function and records what its callback is told.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..adaptation.faces import StageCallback, collect_faces
 from ..adaptation.first_look import first_look
 from ..adaptation.forecast import Forecast, forecast_run, tell_before
 from ..adaptation.per_damage import ONE_DAMAGE, adapt_mixed
-from ..adaptation.published import RECOMMENDED, settings_of
+from ..adaptation.published import RECOMMENDED, recipe_with
 from ..adaptation.run import Run
 from ..device import choose_device, release_memory
 from ..diffusion.prior import load_prior
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 Kind = Literal["faces", "look", "adapt", "repair"]
 State = Literal["new", "waiting", "running", "elsewhere", "done", "cancelled", "failed", "stopped"]
 WRITE_SECONDS = 2.0
-TURN_SECONDS = 0.2  # between two looks whether a waiting job's turn has come
+TURN_SECONDS = 0.2  # between two checks whether a waiting job's turn has come
 MAX_POINTS = 200  # of a curve
 MAX_NOTES = 100
 
@@ -87,6 +87,15 @@ class Status:
     def active(self) -> bool:
         return self.state in ("waiting", "running", "elsewhere")
 
+    @property
+    def needs_faces(self) -> bool:
+        """Whether the job is at work on the run's faces, so that none may be left out or taken back meanwhile.
+
+        Repairing other photos does not need them, and a forecast has read the few that it needs.
+        """
+        spared = self.kind == "repair" or (self.kind == "faces" and self.stage == "forecast")
+        return self.active and not spared
+
 
 Work = Callable[[StageCallback], Outcome]
 
@@ -116,7 +125,7 @@ class Jobs:
             return job.status
 
     def status(self, run: Run) -> Status:
-        """Of the run's last job, whichever process it ran in."""
+        """The status of the run's last job, whichever process it ran in."""
         job = self._jobs.get(_key(run))
         return read_status(run) if job is None or job.on_disk else job.status
 
@@ -126,7 +135,7 @@ class Jobs:
         return job.preview if job and job.status.active else None
 
     def cancel(self, run: Run) -> None:
-        """Tell the run's job to stop after the step it is at; what it has is kept.
+        """Tell the run's job to stop after its present step; what it has made is kept.
 
         Raises ValueError if it is another process that is at work on the run.
         """
@@ -156,7 +165,7 @@ class Jobs:
 def read_status(run: Run) -> Status:
     """What the run folder says of its last job, or of what was done to the run since without one.
 
-    Where job.json is damaged, the job failed, by that reason; starting it again writes the file anew.
+    If job.json is damaged, the job counts as failed for that reason; starting it again writes the file anew.
     """
     try:
         status = _kept_status(_record(run))
@@ -196,15 +205,15 @@ def _set_aside(record: Path) -> None:
 
 
 def points_of(curve: Any) -> list[tuple[int, float]]:
-    """A curve out of a JSON file as (step, value); steps without a value are left out.
+    """A curve from a JSON file as (step, value); steps without a value are left out.
 
-    Raises TypeError or ValueError if it is none.
+    Raises TypeError or ValueError if it is no curve.
     """
     return [(int(step), float(value)) for step, value in curve if value is not None]
 
 
 def _without_a_job(run: Run, last: Status) -> Status | None:
-    """What the command line made of the run after its last job; None if nothing that is of a later stage."""
+    """What the command line made of the run after its last job; None if nothing of a later stage."""
     if run.result.is_file() and _written(run.report) > _written(_record(run)):
         return Status("adapt", "done")
     if last.state != "new":
@@ -215,7 +224,7 @@ def _without_a_job(run: Run, last: Status) -> Status | None:
 
 
 class _Job:
-    """A thread, and what is known of it. on_disk: the run folder knows all that there is to know."""
+    """A thread, and what is known of it. on_disk: whether the run folder holds all that is known."""
 
     def __init__(self, run: Run, kind: Kind, work: Work, turn: threading.Lock, tuning_seconds: float) -> None:
         self.run, self.work, self.turn, self.tuning_seconds = run, work, turn, tuning_seconds
@@ -320,13 +329,14 @@ def find_faces(
     device: str = "auto",
     recipe: str = RECOMMENDED,
 ) -> Work:
-    """Take the faces from the photos, at the size that the restorer wants, and say what adapting to them will take."""
+    """Take the faces from the photos, at the restorer's size, and say what adapting to them will take."""
 
     def work(callback: StageCallback) -> Outcome:
         base = load_restorer(restorer).to(choose_device(device))
-        config = settings_of(base, recipe, changes)
+        config = recipe_with(base, recipe, changes)
         with run.locked():
             faces = collect_faces(photos, run, base.size, config.faces, callback, base.device)
+        callback("forecast", 0, 2, None)  # from here on the faces are only read
         problems = tuple(problem["problem"] for problem in faces.problems)
         try:
             prior = load_prior(config.prior).to(base.device)
@@ -349,12 +359,12 @@ def adapt_restorer(
 ) -> Work:
     """The whole adaptation, with its report; `changes` are made to the recipe of this name, by dotted path.
 
-    mixed: one for each group of faces that share a damage, see `mixed`.
+    mixed: one for each group of faces that share a damage, see `adapt_mixed`.
     """
 
     def work(callback: StageCallback) -> Outcome:
         base = load_restorer(restorer).to(choose_device(device))
-        config = settings_of(base, recipe, dict(changes) | {"restorer": restorer})
+        config = recipe_with(base, recipe, dict(changes) | {"restorer": restorer})
         before = tell_before(callback)
         if mixed:
             found = adapt_mixed(photos, run.folder, config, callback, str(base.device), base, before)
@@ -377,7 +387,7 @@ def look_first(
 
     def work(callback: StageCallback) -> Outcome:
         base = load_restorer(restorer).to(choose_device(device))
-        config = settings_of(base, recipe, dict(changes) | {"restorer": restorer})
+        config = recipe_with(base, recipe, dict(changes) | {"restorer": restorer})
         look = first_look(photos, run, config, callback, str(base.device), base)
         return Outcome(look.run.report.relative_to(run.folder).as_posix(), tuple(look.forecast.lines()))
 
@@ -436,7 +446,7 @@ REPAIRED = {
 
 
 def zip_files(folder: Path, paths: Iterable[Path], archive: Path) -> None:
-    """Those of `paths`, below `folder`, that are files, as they are: pictures and weights hardly shrink."""
+    """Zip those of `paths`, below `folder`, that are files, uncompressed: pictures and weights hardly shrink."""
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
         for path in paths:
             if path.is_file():
@@ -459,7 +469,7 @@ def _lock(run: Run) -> Path:
 
 
 def _written(path: Path) -> float:
-    """When it was written last; 0 if it is not there."""
+    """When a file was last written; 0 if it is not there."""
     try:
         return path.stat().st_mtime
     except OSError:

@@ -1,4 +1,4 @@
-"""What the web page does and says, without any web: plain methods that a button calls, and pieces of HTML.
+"""What the web page does and says, without any web framework: plain methods that a button calls, and pieces of HTML.
 
 Everything that came from outside (names, paths, numbers, what a run folder says) is checked or escaped here.
 """
@@ -27,8 +27,8 @@ from ..adaptation.config import LOW_MEMORY, AdaptConfig
 from ..adaptation.faces import StageCallback, leave_out, left_out_of
 from ..adaptation.first_look import COLUMNS, place_of, read_first_look
 from ..adaptation.forecast import duration
-from ..adaptation.old_runs import adopt_old
-from ..adaptation.published import RECIPES, RECOMMENDED, recipe_of, settings_of
+from ..adaptation.old_runs import list_old_run
+from ..adaptation.published import RECIPES, RECOMMENDED, recipe_of, recipe_with
 from ..adaptation.run import Run
 from ..device import choose_device
 from ..files.kinds import why_left_out
@@ -97,17 +97,17 @@ STAGES = {
     "groups": "Telling kinds of damage apart",
     "forecast": "Timing a step of each stage",
     "examine": "Looking at the damage",
-    "targets": "Imagining clean faces",
+    "targets": "Drawing clean faces",
     "gate": "Checking the clean faces",
-    "redraw": "Imagining refused ones anew",
-    "finetune": "Teaching the restorer",
+    "redraw": "Drawing refused ones again",
+    "finetune": "Tuning the restorer",
     "repair": "Repairing photos",
 }
 STATES = {
     "waiting": "Waiting for another run to finish",
     "cancelled": "Stopped by you; it goes on where it was",
     "failed": "Failed",
-    "elsewhere": "Another program is at work on this run; this page looks on",
+    "elsewhere": "Another program is at work on this run; this page only shows it",
     "stopped": "Interrupted; it goes on where it was",
 }
 KINDS = {"faces": "finding faces", "look": "the first look", "adapt": "adapting", "repair": "repairing photos"}
@@ -159,8 +159,8 @@ STYLE = """<style>
 class Choices:
     """What a person chose for a run. minutes: of tuning at most, 0 = until done. changes: see `ADVANCED`.
 
-    mixed: an adaptation for each group of faces that share a damage, see `mixed`. recipe: one of `RECIPES`.
-    real: a folder of good faces of anybody, for the discriminator alone; "" for none.
+    mixed: an adaptation for each group of faces that share a damage, see `adapt_mixed`. recipe: one of `RECIPES`.
+    real: a folder of good faces of anybody, which only the discriminator sees; "" for none.
     """
 
     restorer: str = "embedded"
@@ -191,10 +191,10 @@ CHOSEN: dict[str, Any] = {  # types of what a request.json may hold of `Choices`
 class Page:
     """The runs below one folder, and what may be done with them.
 
-    allowed: folders that paths typed into the page must lie in; how_to_allow: what is said of others. uploads: where
-    the server puts what is dropped on the page, its own cache if left out. changed: called, from whichever thread,
-    after an adapted restorer has come or gone. Methods raise ValueError, FileNotFoundError or OSError in one line for
-    what cannot be done.
+    allowed: folders that paths typed into the page must lie in; how_to_allow: says how to allow others. uploads: where
+    the server puts what is dropped on the page, by default its own cache. changed: called, from whichever thread, after
+    an adapted restorer has come or gone. Methods raise ValueError, FileNotFoundError or OSError, in one line, for what
+    cannot be done.
     """
 
     def __init__(
@@ -234,7 +234,7 @@ class Page:
         return Run(self.runs / name)
 
     def status(self, run: Run) -> Status:
-        """How far the run's last job is; for a run whose own files are damaged that it failed, by that reason."""
+        """How far the run's last job is; a run whose own files are damaged counts as failed for that reason."""
         try:
             return self.jobs.status(run)
         except (ValueError, OSError) as error:
@@ -247,7 +247,7 @@ class Page:
         return next(active, names[0] if names else None)
 
     def new_run(self, title: str, uploads: Sequence[str], folder: str, choices: Choices) -> tuple[str, list[str]]:
-        """Make a run from uploaded photos, or from a folder, and look for faces; its name, and what was not usable."""
+        """Make a run from uploaded photos, or a folder, and look for faces; returns its name and unusable uploads."""
         photos = self.typed_folder(folder) if folder.strip() else None
         if photos is None and not uploads:
             raise ValueError("drop some photos first, or name a folder")
@@ -270,6 +270,7 @@ class Page:
         return run.folder.name, problems
 
     def look_for_faces(self, name: str, choices: Choices) -> None:
+        """Start looking for faces in the run's photos."""
         run = self.run(name)
         self.remember(run, choices)
         photos, settings = self.photos_of(run), choices.settings()
@@ -281,16 +282,16 @@ class Page:
         if (status := self.status(run)).active:
             return status
         values = choices.settings()
-        settings_of(self.restorer_named(choices.restorer), choices.recipe, values)  # raises for a bad setting, now
+        recipe_with(self.restorer_named(choices.restorer), choices.recipe, values)  # raises for a bad setting, now
         if choices.real.strip():
             self.typed_folder(choices.real)
         photos = self.photos_of(run)
         self.remember(run, choices)
-        teach = adapt_restorer(run, photos, choices.restorer, values, self.device, choices.mixed, choices.recipe)
+        adapt_now = adapt_restorer(run, photos, choices.restorer, values, self.device, choices.mixed, choices.recipe)
 
         def work(callback: StageCallback) -> Outcome:
             try:
-                return teach(callback)
+                return adapt_now(callback)
             finally:
                 self.changed()
 
@@ -302,7 +303,7 @@ class Page:
         if (status := self.status(run)).active:
             return status
         settings = choices.settings()
-        settings_of(self.restorer_named(choices.restorer), choices.recipe, settings)  # raises for a bad setting, now
+        recipe_with(self.restorer_named(choices.restorer), choices.recipe, settings)  # raises for a bad setting, now
         self.remember(run, choices)
         work = look_first(run, None, choices.restorer, settings, self.device, choices.recipe)
         return self.jobs.start(run, "look", work)
@@ -319,20 +320,21 @@ class Page:
         return block(f"<h3>A first look</h3>{''.join(map(quiet, lines))}{_grid(COLUMNS, rows)}")
 
     def stop(self, name: str | None) -> None:
+        """Stop the run's job after its present step."""
         self.jobs.cancel(self.run(name))
 
     def delete(self, name: str | None) -> list[str]:
-        """Delete the run with all that this program wrote there; what is kept, by its path in the run's folder."""
+        """Delete the run with all that this program wrote there; returns what is kept, by its path in the run."""
         run = self.run(name)
         if self.status(run).active:
             raise ValueError(f"{printable(str(name))}: is at work; stop it first")
-        adopt_old(run)
+        list_old_run(run)
         kept = delete(run.folder)
         self.changed()
         return [path.relative_to(run.folder).as_posix() for path in kept]
 
     def remember(self, run: Run, choices: Choices) -> None:
-        """Keep what was chosen, so that the run can be gone on with after the page or the server was closed."""
+        """Keep what was chosen, so that the run can be continued after the page or the server was closed."""
         kept = read_table(run.folder / "request.json", photos=str)
         chosen = {name: getattr(choices, name) for name in Choices.__dataclass_fields__} | {
             "changes": dict(choices.changes)
@@ -364,7 +366,7 @@ class Page:
             return self.typed_folder(kept)
         if run.photos.is_dir():
             return run.photos
-        name = str(run.config().get("faces", {}).get("photos", ""))  # all that is kept of a folder, see collect_faces
+        name = str(run.config().get("faces", {}).get("photos", ""))  # only its name is kept, see collect_faces
         places = [place for folder in self.allowed for place in (folder, folder / name)] if _plain_name(name) else []
         for place in places:
             if place.name == name and place.is_dir():
@@ -376,7 +378,7 @@ class Page:
 
     def typed_folder(self, text: str) -> Path:
         """The folder that was typed. Raises ValueError if it lies outside the allowed ones."""
-        path = Path(os.path.realpath(text.strip()))  # unlike resolve, takes a link to itself
+        path = Path(os.path.realpath(text.strip()))  # unlike resolve, it accepts a link to itself
         if not any(path == folder or folder in path.parents for folder in self.allowed):
             which = ", ".join(printable(folder) for folder in self.allowed) or "none yet"
             raise ValueError(
@@ -418,7 +420,7 @@ class Page:
         return problems
 
     def _new_folder(self, title: str) -> Path:
-        """A new, empty folder for a run, named after `title`: two that are made at once never get one name."""
+        """A new, empty folder for a run, named after `title`: two that are made at once never share a name."""
         stem = photo_name(Path(re.sub(r"[^\w .()-]+", "-", f"{title[:80]}.run").replace("__", "_"))).strip()
         for number in count(1):
             folder = self.runs / _numbered(stem, number)
@@ -432,9 +434,9 @@ class Page:
     # ------------------------------------------------------------ faces
 
     def faces(self, name: str | None) -> list[tuple[Path, str]]:
-        """A picture of every face of the run, in the page's cache, with what to say below it.
+        """A picture of every face of the run, in the page's cache, with the text below it.
 
-        Those left out are dark and crossed.
+        Faces that are left out are dark, with a cross over them.
         """
         run = self.run(name)
         names = self._face_names(run)[:MAX_FACES_SHOWN]
@@ -452,12 +454,13 @@ class Page:
     def toggle(self, name: str | None, index: int) -> None:
         """Leave out the face at this place in `faces`, or use it again."""
         run = self.run(name)
-        if self.status(run).active:
+        if self.status(run).needs_faces:
             raise ValueError("stop the run before you change its faces")
         face = self._face_names(run)[index]
         leave_out(run, set(left_out_of(run)) ^ {face})
 
     def faces_said(self, name: str | None) -> str:
+        """How many faces were found and left out, as HTML; "" if there are none."""
         run = self.run(name)
         names = self._face_names(run)
         if not names:
@@ -475,7 +478,7 @@ class Page:
     # ------------------------------------------------------------ how it goes
 
     def state(self, name: str | None) -> str:
-        """What the run is at, with a bar and the time left, and what its last job had to say, as HTML."""
+        """What the run is doing, with a bar and the time left, and the notes of its last job, as HTML."""
         status = self.status(self.run(name))
         parts = [_headline(status)]
         if status.active and status.steps:
@@ -551,7 +554,7 @@ class Page:
         return block(f"{self._adapted_faces(run)}<table>{figures}</table>{notes}")
 
     def _adapted_faces(self, run: Run) -> str:
-        """A few faces: damaged, base, adapted; without the base where its file is not here."""
+        """A few faces: damaged, base, adapted; without the base if its file is not on this machine."""
         if not run.result.is_file():
             return ""
         tuned = self.loaded(run.result)
@@ -571,7 +574,7 @@ class Page:
         return _grid(("damaged", *restorers), rows) + said
 
     def _base_of(self, run: Run, tuned: Restorer) -> Restorer:
-        """What `tuned` was tuned from. Raises ValueError if it is not among the restorers here."""
+        """The restorer that `tuned` was tuned from. Raises ValueError if it is not among the restorers here."""
         base = self.restorer_named(_chosen(run).get("restorer", "embedded"))
         wanted = tuned.metadata.get("base_sha256", base.sha256)
         if base.sha256 != wanted:
@@ -619,7 +622,7 @@ class Page:
         return shown[0], shown[1]
 
     def _repaired(self, photo: Tensor, restorer: Restorer, aligned: bool) -> tuple[Tensor, Step | None]:
-        """The photo's faces restored, and what its record says of that."""
+        """The photo with its faces restored, and the step for its record."""
         config = RestoreConfig()
         if aligned:
             return self._restored(restorer, photo), restoration_step(restorer, config, None, 1, 1)
@@ -627,7 +630,7 @@ class Page:
         return result.pixels, result.step
 
     def save(self, name: str | None) -> list[Path]:
-        """Files to take away, in the page's cache: the adapted restorer and the report; of groups, all in a zip."""
+        """Files to download, in the page's cache: the adapted restorer and the report; of groups, all in a zip."""
         run = self.run(name)
         stem = photo_name(Path(f"{name}.run"))
         if _adapted(run) == run.groups:
@@ -656,9 +659,9 @@ class Page:
         strip_gps: bool = False,
         aligned: bool = False,
     ) -> list[str]:
-        """Start repairing uploaded photos, or a folder, with the run's restorer; lines for uploads of no use.
+        """Start repairing uploaded photos, or a folder, with the run's restorer; a line for each unusable upload.
 
-        With neither, a repair that was stopped goes on with its photos.
+        Without either, a repair that was stopped goes on with its photos.
         """
         run = self.run(name)
         if self.status(run).active:
@@ -720,7 +723,7 @@ class Page:
         return block(f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>{hint}")
 
     def compare(self, name: str | None, other: str | None) -> str:
-        """Faces of the first run, repaired by the restorers of both, and what both say of themselves."""
+        """Faces of the first run, repaired by the restorers of both, and the verdicts on both."""
         runs = [self.run(name), self.run(other)]
         nets = [self.loaded(_adapted(run)) for run in runs]
         names = [run.folder.name for run in runs]
@@ -747,7 +750,7 @@ class Page:
         return self.loaded("embedded" if name == "embedded" else locate(name) or Path(name))
 
     def loaded(self, source: str | Path) -> Restorer:
-        """The restorer in a file, kept while the file stays as it is; the last few are."""
+        """The restorer in a file; the last few are kept in memory, each while its file stays the same."""
         status = Path(source).stat() if isinstance(source, Path) else None
         key = (str(source), status and (status.st_size, status.st_mtime_ns))
         with self._loading:
@@ -788,7 +791,7 @@ def _chosen(run: Run) -> dict[str, Any]:
 
 
 def _chosen_elsewhere(run: Run) -> dict[str, Any]:
-    """What `Page.remember` would have kept, of a run of the command line: from the settings of its stages."""
+    """What `Page.remember` would have kept of a run of the command line, from the settings of its stages."""
     config = run.config()
     faces, tuning = config.get("faces", {}), config.get("finetune", {})
     used = config.get("targets", {}).get("restorer", "embedded")
@@ -823,27 +826,30 @@ def changes_of(values: Sequence[Any], defaults: Mapping[str, Any]) -> dict[str, 
 
 
 def text(value: object) -> str:
-    """Safe between tags and in quoted attributes."""
+    """`value` on one line, escaped for use between tags and in quoted attributes."""
     return escape(printable(str(value)), quote=True)
 
 
 def block(body: str) -> str:
+    """HTML in a block with the page's own styles."""
     return f'<div class="bfr">{body}</div>'
 
 
 def quiet(line: str) -> str:
+    """A line in subdued type, as HTML."""
     return f'<p class="quiet">{text(line)}</p>'
 
 
 def said(line: str, problems: Sequence[str] = ()) -> str:
-    """Something that went well, and what did not, as HTML; "" if there is nothing to say."""
+    """What was done, and which files could not be used, as HTML; "" if there is nothing to say."""
     count = len(problems)
-    left_out = [f"{count} {'file is' if count == 1 else 'files are'} of no use:", *problems[:10]] if problems else []
+    left_out = [f"{count} {'file' if count == 1 else 'files'} cannot be used:", *problems[:10]] if problems else []
     lines = [text(shown) for shown in (line, *left_out) if shown]
     return block(f'<p class="said" role="status">{"<br>".join(lines)}</p>') if lines else ""
 
 
 def failed(error: Exception) -> str:
+    """The first line of an error, as HTML."""
     return block(f'<p class="error" role="alert">{text(first_line(error))}</p>')
 
 
@@ -937,7 +943,7 @@ def _face_records(run: Run) -> list[dict[str, Any]]:
 
 
 def _number_of_faces(run: Run) -> int | str:
-    """For the list of all runs, in which a damaged one hides no other."""
+    """The number of a run's faces, for the list of all runs, in which a damaged one hides no other."""
     try:
         return len(_face_records(run)) or ""
     except ValueError:

@@ -1,4 +1,4 @@
-"""What is said before an adaptation starts: counted against what it then does, never against a clock."""
+"""The forecast of an adaptation, compared with the calls that it then makes, never with a clock."""
 
 from dataclasses import replace
 
@@ -105,7 +105,7 @@ def test_times_are_those_of_the_settings():
 def test_what_is_said():
     whole = Forecast(24, {"examine": 1.0, "targets": 130.0, "finetune": 600.0}, int(3.4e9), int(8e9), "memory")
     assert whole.lines() == [
-        "24 faces will take about 13 min on this machine (clean faces about 3 min, teaching about 10 min)",
+        "24 faces will take about 13 min on this machine (clean faces about 3 min, tuning about 10 min)",
         "it needs about 3.4 GB of memory of 8 GB",
     ]
     assert replace(whole, guessed=True).lines()[0].startswith("about 24 faces")
@@ -140,7 +140,7 @@ def test_memory_that_is_held_for_a_moment_only_is_seen(monkeypatch):
     held = iter([100, 900, 200, *[50] * 10_000])
     monkeypatch.setattr(module, "held_now", lambda device: next(held))
     monkeypatch.setattr(module, "SAMPLE_SECONDS", 0.0)
-    with module.Held(torch.device("cpu")) as watched:
+    with module.PeakMemory(torch.device("cpu")) as watched:
         while next(iter(watched._seen[3:]), None) is None:
             pass
     assert watched.most == 900

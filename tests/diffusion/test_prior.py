@@ -175,7 +175,7 @@ def test_a_config_that_does_not_fit_is_one_clear_line(tiny_prior, tmp_path, chan
 
 def test_a_file_without_a_unet(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="other.pth: no guided-diffusion U-Net"):
+    with pytest.raises(ValueError, match="other.pth: it holds no guided-diffusion U-Net"):
         load_prior(tmp_path / "other.pth")
 
 
@@ -221,7 +221,9 @@ def test_a_converted_prior_is_the_same_prior(published, tmp_path):
 def test_heads_are_not_guessed(published, tmp_path):
     """Another number of heads than in training would give pictures, and wrong ones."""
     (tmp_path / "unknown.pth").symlink_to(published)
-    with pytest.raises(ValueError, match=r"^unknown.pth: .*put a .json of its name beside it.*num_head_channels"):
+    with pytest.raises(
+        ValueError, match=r"^unknown.pth: .*put a .json file of the same name beside it.*num_head_channels"
+    ):
         load_prior(tmp_path / "unknown.pth")
 
 
@@ -237,7 +239,7 @@ def test_the_published_file_needs_nothing_beside_it(published, tmp_path, monkeyp
 
 
 def test_a_checkpoint_of_a_wrapped_network_is_the_same_prior(published, tmp_path):
-    state = torch.load(published, weights_only=True, mmap=True)
+    state = torch.load(str(published), weights_only=True, mmap=True)
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "step": 3}, tmp_path / "wrapped.pth")
     (tmp_path / "wrapped.json").write_text(json.dumps(PRIOR_SETTINGS))
     x, t = torch.rand(1, 3, 64, 64), torch.tensor([100])
@@ -357,7 +359,7 @@ def test_settings_beside_the_published_prior_that_cannot_be(published, tmp_path,
 
 
 def test_a_restorer_is_no_prior(tiny_restorer):
-    with pytest.raises(ValueError, match="tiny.safetensors: no guided-diffusion U-Net"):
+    with pytest.raises(ValueError, match="tiny.safetensors: it holds no guided-diffusion U-Net"):
         load_prior(tiny_restorer)
 
 

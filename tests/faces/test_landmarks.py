@@ -8,8 +8,8 @@ import torch
 from bfr_core.faces.landmarks import (
     STRIDE,
     WINDOW,
-    Further,
     LandmarkNet,
+    ResidualLayer,
     ScanNet,
     landmark_distance,
     load_landmark_net,
@@ -31,7 +31,7 @@ def test_a_window_has_nine_cells_and_a_photo_one_every_sixteen_pixels() -> None:
 
 def test_a_further_layer_changes_nothing_before_it_is_trained() -> None:
     x = torch.rand(2, 8, 6, 6)
-    assert torch.equal(Further(8)(x), x)
+    assert torch.equal(ResidualLayer(8)(x), x)
 
 
 def test_the_embedded_network_is_small_and_knows_where_it_comes_from() -> None:

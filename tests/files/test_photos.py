@@ -437,7 +437,7 @@ def test_a_grey_profile_of_sixteen_bits_stays_and_one_that_does_not_fit_is_named
         photo = read_photo(tmp_path / "a.png")
         write_photo(tmp_path / "b.png", photo)
         assert (Image.open(tmp_path / "b.png").info.get("icc_profile") == icc) is kept
-    assert caplog.messages == ["a.png: its colour profile does not fit its pixels; dropped"]
+    assert caplog.messages == ["a.png: its colour profile does not fit its pixels and is dropped"]
 
 
 def test_a_format_of_eight_bits_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):

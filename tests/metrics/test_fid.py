@@ -21,7 +21,7 @@ def test_fid_of_normal_sets_is_known():
 
 def test_statistics_of_different_networks_are_refused():
     a, b = (metrics.statistics_of(torch.rand(5, size)) for size in (2, 3))
-    with pytest.raises(ValueError, match="statistics of 2 and of 3 features are not of one network"):
+    with pytest.raises(ValueError, match="statistics of 2 and of 3 features do not come from one network"):
         metrics.frechet_distance(a, b)
     with pytest.raises(ValueError, match="N of 2 or more"):
         metrics.statistics_of(torch.rand(1, 2))

@@ -1,4 +1,4 @@
-"""From a folder to a tuned restorer through the nodes; stopped, paused and gone on with."""
+"""From a folder to a tuned restorer through the nodes; stopped, paused and resumed."""
 
 from __future__ import annotations
 

@@ -40,15 +40,15 @@ def test_a_set_is_split_into_held_out_chosen_and_trained(tmp_path):
 
 def test_a_window_shows_what_warp_shows(picture):
     aligned = similarity(FACE, template(CROP) + MARGIN)
-    ours = tool.look(picture, aligned, WINDOW, "reflection")
+    ours = tool.window_of(picture, aligned, WINDOW, "reflection")
     theirs = warp(picture.levels[0][None].float() / 255, aligned, WINDOW, WINDOW)[0]
     assert (ours - theirs).abs().mean() < 0.02
-    small = tool.look(
+    small = tool.window_of(
         picture, tool.after(tool.placed(0.25, 0, np.full(2, -0.5), np.full(2, -0.5)), aligned), 24, "border"
     )
     shrunk = torch.nn.functional.interpolate(ours[None], (24, 24), mode="bilinear", antialias=True)[0]
     assert (small - shrunk)[:, 2:-2, 2:-2].abs().mean() < 0.05
-    beyond = tool.look(picture, aligned, WINDOW, "zeros", (30, 30, 90, 110))
+    beyond = tool.window_of(picture, aligned, WINDOW, "zeros", (30, 30, 90, 110))
     x, y = (tool.through(aligned, np.array([[60.0, 70.0]]))[0]).round().astype(int)
     assert beyond[0, y, x] == pytest.approx(float(ours[0, y, x]), abs=0.02) and beyond[0, 0, 0].isnan()
 

@@ -199,10 +199,10 @@ def test_stopping_reloading_and_going_on(gradio, small, tab, photos, tmp_path):
         tab.browser.refresh()
         tab.press("2. Adapt")
         tab.press("Adapt")
-        tab.wait_for("Teaching the restorer")
+        tab.wait_for("Tuning the restorer")
         until(lambda: len(tab.images(".bfr .faces img")) == 12)
         tab.browser.refresh()  # the run does not mind
-        tab.wait_for("Teaching the restorer")
+        tab.wait_for("Tuning the restorer")
         tab.press("2. Adapt")
         tab.picture("page_adapting")
         tab.press("Stop")
@@ -241,7 +241,7 @@ def test_photos_with_different_kinds_of_damage(gradio, small, tab, mixed_photos,
         tab.type("Tuning steps", "60")
         tab.open("Advanced")
         tab.press("Adapt")
-        tab.wait_for("Group 2 of 2: Teaching the restorer")
+        tab.wait_for("Group 2 of 2: Tuning the restorer")
         until(lambda: tab.says("Telling kinds of damage apart"))
         tab.picture("page_mixed_1_adapting")
         tab.wait_for("Adapted. The verdict is under Result.")
@@ -283,7 +283,6 @@ def test_from_dropped_photos_to_a_repaired_one(gradio, tab, monkeypatch, tmp_pat
         tab.type("Name of the run", "Noisy portraits")
         tab.press("Find the faces")
         tab.wait_for("10 faces found, 0 left out")
-        tab.wait_for("will take")  # what the forecast says, last
         for left_out in (1, 0, 1):
             tab.faces()[2].click()
             tab.wait_for(f"10 faces found, {left_out} left out")

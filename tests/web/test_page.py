@@ -184,6 +184,45 @@ def test_a_face_is_left_out_and_taken_back(page, photos):
     )
 
 
+def test_a_face_is_left_out_while_the_forecast_is_made(page, photos, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+    real = jobs.forecast_run
+
+    def forecast_run(*arguments):
+        begun.set()
+        assert go_on.wait(600)
+        return real(*arguments)
+
+    monkeypatch.setattr(jobs, "forecast_run", forecast_run)
+    name, _ = page.new_run("", [], str(photos), FEW)
+    assert begun.wait(600) and page.status(page.run(name)).stage == "forecast"
+    page.toggle(name, 2)
+    assert "10 faces found, 1 left out" in page.faces_said(name)
+    go_on.set()
+    assert finished(page, name).notes[0].startswith("10 faces will take")
+    assert left_out_of(page.run(name)) == ["below__face 5"]
+
+
+def test_no_face_is_left_out_while_they_are_looked_for(page, photos, monkeypatch):
+    name, _ = page.new_run("", [], str(photos), FEW)
+    finished(page, name)
+    begun, go_on = threading.Event(), threading.Event()
+    real = jobs.collect_faces
+
+    def collect_faces(*arguments):
+        begun.set()
+        assert go_on.wait(600)
+        return real(*arguments)
+
+    monkeypatch.setattr(jobs, "collect_faces", collect_faces)
+    page.look_for_faces(name, FEW)
+    assert begun.wait(600)
+    with pytest.raises(ValueError, match="stop the run"):
+        page.toggle(name, 2)
+    go_on.set()
+    finished(page, name)
+
+
 def test_a_run_goes_on_with_its_own_choices_after_a_restart(page, photos):
     name, _ = page.new_run("x", [], str(photos), FEW)
     finished(page, name)
@@ -362,7 +401,7 @@ def test_a_run_by_groups_is_stopped_and_goes_on_by_groups_after_a_restart(page, 
     finished(page, name)
     page.adapt(name, replace(MIXED, changes={"finetune.iterations": 3000}))
     end = time.monotonic() + 60
-    while "Group 1 of 2: Teaching the restorer" not in page.state(name):
+    while "Group 1 of 2: Tuning the restorer" not in page.state(name):
         assert time.monotonic() < end, page.state(name)
     assert "Telling kinds of damage apart" in page.progress(name) and page.progress(name).count("<img") == 12
     page.jobs.stop_all()
@@ -411,7 +450,7 @@ def test_bad_choices_are_said_at_once(page, photos):
 
 
 def test_what_is_said():
-    assert said("") == "" and "2 files are of no use:<br>a&lt;<br>b" in said("", ["a<", "b"])
+    assert said("") == "" and "2 files cannot be used:<br>a&lt;<br>b" in said("", ["a<", "b"])
     assert said("done") == '<div class="bfr"><p class="said" role="status">done</p></div>'
 
 
