@@ -363,8 +363,8 @@ def keep_likeness(
     if check is None or not crops:
         return faces, crops, restored, skipped, ()
     acted = check(crops, restored, [face.width for face in faces])
-    parts = ([of[i] for i in acted.kept] for of in (faces, crops, acted.restored))
-    return *parts, skipped + acted.reasons, acted.likeness
+    left = [faces[i] for i in acted.kept], [crops[i] for i in acted.kept], [acted.restored[i] for i in acted.kept]
+    return *left, skipped + acted.reasons, acted.likeness
 
 
 def enlarged(photo: Tensor, enlarge: Callable[[Tensor], Tensor]) -> Tensor:
@@ -737,8 +737,8 @@ def _act(job: _Job, check: LikenessCheck | None) -> None:
     acted = check(job.crops, job.restored, [face.width for face in job.faces] or [job.crops[0].shape[-1]])
     job.likeness, job.skipped = acted.likeness, job.skipped + acted.reasons
     served = job.served or ("",) * len(job.crops)
-    job.crops, job.restored, served = ([of[i] for i in acted.kept] for of in (job.crops, acted.restored, served))
-    job.served = tuple(filter(None, served))
+    job.crops, job.restored = [job.crops[i] for i in acted.kept], [acted.restored[i] for i in acted.kept]
+    job.served = tuple(served[i] for i in acted.kept if served[i])
     job.faces = [job.faces[i] for i in acted.kept] if job.faces else []
 
 
@@ -891,8 +891,9 @@ def _write(
             replace_atomically(job.target, lambda temporary: shutil.copyfile(job.source, temporary))
         status = "failed" if any(isinstance(new, str) for new in job.restored) else "no_face"
         how = "written anew, without its place" if strip_gps else "copied as it is"
-        told = {"notes": job.notes if strip_gps else (), "likeness": job.likeness}  # a copy has all of the file
-        return FileResult(job.relative, status, f"{reason or 'no face found'}; {how}", written=True, **told)
+        notes = job.notes if strip_gps else ()  # a copy has all of the file
+        reason = f"{reason or 'no face found'}; {how}"
+        return FileResult(job.relative, status, reason, written=True, notes=notes, likeness=job.likeness)
     except (ValueError, RuntimeError, OSError) as error:
         return FileResult(job.relative, "failed", _reason(error, job))
 

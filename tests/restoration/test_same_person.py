@@ -63,8 +63,8 @@ def fake_meter(monkeypatch: pytest.MonkeyPatch) -> None:
 def changes(photo: Tensor, action: str, limit: float = 0.065) -> tuple[float, Any]:
     """How much brighter the middle of the face became, and the result; the restorer adds 0.1."""
     config = RestoreConfig(match_colour=False, likeness=action)
-    how = {"likeness": check_of(action, limit)} if action != "off" else {}
-    result = restore_photo(photo, fake_restorer(), config, found(face_at(50, 50, 100)), **how)
+    check = check_of(action, limit) if action != "off" else None
+    result = restore_photo(photo, fake_restorer(), config, found(face_at(50, 50, 100)), likeness=check)
     return float((result.pixels - photo)[:, 95:105, 95:105].mean()), result
 
 
