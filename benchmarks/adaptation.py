@@ -29,7 +29,7 @@ from bfr_core.files.photos import read_image, replace_atomically
 from bfr_core.files.records import fingerprint
 from bfr_core.restorers import Restorer, load_restorer, save_restorer
 from bfr_core.settings import changed
-from bfr_core.studies.benchmark import ROWS, TEACHER, departures, make_cell_faces, read_cell, run_cell
+from bfr_core.studies.benchmark import ROWS, TEACHER, make_cell_faces, own_settings, read_cell, run_cell
 from bfr_core.studies.evaluate import MEASURES, face_measures, format_interval
 
 DAMAGES = ("motion_jpeg", "halftone", "film_grain", "sensor")  # the one that adapting helps least comes first
@@ -160,7 +160,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     restorer, prior = load_restorer(), load_prior()
-    made_from = fingerprint(restorer.sha256, prior.sha256, departures(SMALL))
+    made_from = fingerprint(restorer.sha256, prior.sha256, own_settings(SMALL))
     if args.portraits:
         adapt_hq, hq = held_out_faces(args.portraits)
         clean = metrics.kid_features(hq)

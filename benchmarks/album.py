@@ -33,7 +33,7 @@ from bfr_core.diffusion.prior import Prior
 from bfr_core.faces.align import Face, crop_face
 from bfr_core.files.photos import read_image
 from bfr_core.restorers import Restorer
-from bfr_core.studies.benchmark import damaged, restored_by, targets_of
+from bfr_core.studies.benchmark import damaged, drawn_targets, restored_by
 from bfr_core.studies.evaluate import format_interval
 from bfr_core.training.finetune import finetune
 
@@ -103,7 +103,7 @@ def gain(portraits: Path, kind: str, folder: int, good: int, steps: int, restore
     config = replace(SMALL.finetune, iterations=steps)
     before = restored_by(restorer, measure_lq)
     for name, faces in (("as it is", torch.cat([examples, lq])), ("album", lq)):
-        targets = targets_of(faces, restorer, prior, resolved_settings(SMALL.targets, faces, restorer, prior))
+        targets = drawn_targets(faces, restorer, prior, resolved_settings(SMALL.targets, faces, restorer, prior))
         pairs = list(zip(faces, targets, strict=True))
         tuned, _ = finetune(restorer, pairs, config, examples=examples if name == "album" else None)
         after = restored_by(tuned, measure_lq)

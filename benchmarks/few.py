@@ -27,7 +27,7 @@ from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.targets import resolved_settings
 from bfr_core.adaptation.tuning import judged_on_faces
 from bfr_core.restorers import Restorer
-from bfr_core.studies.benchmark import damaged, restored_by, targets_of
+from bfr_core.studies.benchmark import damaged, drawn_targets, restored_by
 from bfr_core.studies.evaluate import format_interval
 from bfr_core.training.batches import split
 from bfr_core.training.finetune import finetune
@@ -69,7 +69,7 @@ def main() -> None:
     for kind in args.damages:
         lq = damaged(adapt_hq, kind, 0, "adapt")
         measured = {"hq": hq, "lq": damaged(hq, kind, 0, "measure"), "blind": damaged(hq, "blind", 0, "measure")}
-        targets = targets_of(lq, restorer, prior, resolved_settings(SMALL.targets, lq[::5], restorer, prior))
+        targets = drawn_targets(lq, restorer, prior, resolved_settings(SMALL.targets, lq[::5], restorer, prior))
         runs = [(n, most) for n in args.counts] + [
             (max(args.counts), steps) for steps in args.iterations if steps != most
         ]

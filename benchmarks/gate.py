@@ -28,7 +28,7 @@ from bfr_core.adaptation.target_checks import check_targets, measurements_of, re
 from bfr_core.adaptation.targets import resolved_settings
 from bfr_core.faces.landmarks import load_landmark_net
 from bfr_core.metrics.detail import high_band
-from bfr_core.studies.benchmark import damaged, restored_by, targets_of, tuned
+from bfr_core.studies.benchmark import damaged, drawn_targets, restored_by, tuned
 from bfr_core.studies.evaluate import format_interval
 
 # Each: (targets (B, 3, S, S), index of the face) -> the spoiled one.
@@ -56,7 +56,7 @@ def main() -> None:
     config = replace(SMALL.finetune, iterations=args.iterations)
     for kind in args.damages:
         lq, measure_lq = damaged(adapt_hq, kind, 0, "adapt"), damaged(hq, kind, 0, "measure")
-        drawn = targets_of(lq, restorer, prior, resolved_settings(SMALL.targets, lq[::5], restorer, prior))
+        drawn = drawn_targets(lq, restorer, prior, resolved_settings(SMALL.targets, lq[::5], restorer, prior))
         spoiled, targets = list(range(0, 5 * args.spoiled, 5)), drawn.clone()
         ways = {i: list(WAYS)[n % len(WAYS)] for n, i in enumerate(spoiled)}
         for i, way in ways.items():

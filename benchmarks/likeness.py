@@ -4,13 +4,18 @@
 
 DIR holds portraits/, second_photos/, faces_t2i/ and diverse/, each with its landmarks.json. The restorer has seen no
 held-out portrait and no face of diverse/; nothing is tuned. Written to results/likeness.json; without --shared the
-tables of what is there are printed. Three parts:
+tables of what is there are printed. Parts:
 
 - recogniser: a face against its damaged copy and against a second photograph. Strangers are of the same group.
 - comparison: what distance says best whether a restored face is the person? The damaged face against the restored one,
   against the restored one damaged again (four other samples of the same kind of damage), and the clean face against it.
 - verdict: limits from every second person, words for the others, also where what was put before it is a stranger, or
   the mean of a person and a stranger.
+- acted: what the program itself says, by the limits that ship and with the damage that it measures: of the base's
+  faces, of the clean faces, and of these with another person's eyes, nose and mouth. Every sixth portrait, every fourth
+  of diverse/.
+- people: which of two photographs of a person, both damaged, are put together by `bfr faces --people`, and who is found
+  by `bfr restore --person`.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 from people import recorded_sex, stated_searches, thirds, typology_angle
 
@@ -45,9 +51,11 @@ from bfr_core.faces.likeness import (
     likeness_distance,
     true_accepts,
 )
+from bfr_core.faces.people import numbered_people
 from bfr_core.faces.recognise import RecogniserNet, chip_of, embed, embed_faces, load_recogniser
 from bfr_core.files.photos import read_image, replace_atomically
 from bfr_core.metrics.intervals import wilson_interval
+from bfr_core.restoration.same_person import LikenessMeter
 from bfr_core.restorers import load_restorer
 from bfr_core.studies.benchmark import damaged, restored_by
 
@@ -62,6 +70,9 @@ KNOWN, ASKED = slice(0, None, 2), slice(1, None, 2)  # faces that limits are mad
 EVERYONE = "everyone"
 CLOSE_PAIRS = 0.5  # the README of second_photos leaves out seven of its pairs for a strict test: their distance is more
 FALSE_ACCEPTS = 0.01
+PEOPLE_EVERY = 9  # of so many people with two photographs one is taken
+ACTED_EVERY = (6, 4)  # of so many faces of each of `RESTORED` one is taken
+PEOPLE_LIMITS = (0.45, 0.5, 0.55, 0.6)
 QUANTILES = (0.05, 0.5, 0.95)
 RESULTS = Path(__file__).parent / "results" / "likeness.json"
 HELD_OUT = Path(__file__).parents[1] / "bfr_core" / "embedded" / "held_out.txt"
@@ -284,7 +295,83 @@ def measure_restored(shared: Path, net: RecogniserNet) -> dict[str, list[Record]
     return result
 
 
-PARTS = {"recogniser": measure_recogniser, "restored": measure_restored}
+# ---------------------------------------------------------------- what the program says
+
+
+def measure_acted(shared: Path, net: RecogniserNet) -> dict[str, list[Record]]:
+    """Words for good restorations and for other people, set by set and damage by damage."""
+    from likeness_limits import swapped
+
+    meter = LikenessMeter()
+    records: list[Record] = []
+    diverse = sorted(json.loads((shared / "diverse" / "landmarks.json").read_text(encoding="utf-8")))
+    held_out = HELD_OUT.read_text(encoding="utf-8").split()
+    names = {"portraits": held_out[:: ACTED_EVERY[0]], "diverse": diverse[:: ACTED_EVERY[1]]}
+    for what, folder in zip(RESTORED, names, strict=True):
+        chosen = read_people(shared / folder, names[folder], net)[0].faces
+        for kind in DAMAGES:
+            lq = damaged(chosen, kind, 0, "measure")
+            restored = restored_by(meter.helper, lq)
+            other = chosen.roll(-1, 0)
+            put = {"the base's": restored, "the clean face": chosen, "another person's": swapped(restored, other)}
+            said = dict(zip(put, meter.judge(lq, *put.values(), helped=restored), strict=True))
+            words = {name: {word: [one.word for one in of].count(word) for word in WORDS} for name, of in said.items()}
+            records.append({"set": what, "damage": kind, "faces": len(chosen), "words": words})
+            print(f"acted {what}, {kind}: {words}", file=sys.stderr, flush=True)
+    return {"acted": records}
+
+
+def measure_people(shared: Path, net: RecogniserNet) -> dict[str, list[Record]]:
+    """Two photographs of each of the people, damaged and restored by the base: who is put together, who is found."""
+    folder = shared / "second_photos"
+    known = json.loads((folder / "landmarks.json").read_text(encoding="utf-8"))
+    names = sorted(name for name, record in known.items() if record["distance"] < CLOSE_PAIRS)[::PEOPLE_EVERY]
+    first, second = (read_people(place, names, net)[0] for place in (shared / "portraits", folder))
+    meter = LikenessMeter()
+    records: list[Record] = []
+    for kind in ("none", *DAMAGES):
+        pair, says_who = [], []
+        for turn, faces in enumerate((first.faces, second.faces)):
+            lq = faces if kind == "none" else damaged(faces, kind, turn, "people")
+            pair.append(embed_faces(net, restored_by(meter.helper, lq)))
+            says_who.append(meter.says_who(lq))
+        for limit in PEOPLE_LIMITS:
+            records.append({"damage": kind, "limit": limit} | grouped_record(torch.stack(pair, 1), limit, says_who))
+            records[-1] |= found_record(first.clean, pair[1], limit)
+        print(f"people, {kind}: {records[-len(PEOPLE_LIMITS) :]}", file=sys.stderr, flush=True)
+    return {"people": records}
+
+
+def grouped_record(pairs: Tensor, limit: float, says_who: list[list[bool]]) -> Record:
+    """pairs: (N, 2, D), two faces of each of N people. Shares of people: in one group, and in a group with others."""
+    each = [said for both in zip(*says_who, strict=True) for said in both]
+    numbers = torch.tensor(numbered_people(pairs.flatten(0, 1), limit, each)).view(-1, 2)
+    together = numbers[:, 0] == numbers[:, 1]
+    owners = [set((numbers == number).any(1).nonzero().flatten().tolist()) for number in numbers.unique()]
+    mixed = {one for group in owners if len(group) > 1 for one in group}
+    return {
+        "people": len(numbers),
+        "says_who": round(sum(each) / len(each), 4),
+        "together": rounded(wilson_interval(int(together.sum()), len(numbers))),
+        "mixed": rounded(wilson_interval(len(mixed), len(numbers))),
+    }
+
+
+def found_record(wanted: Tensor, faces: Tensor, limit: float) -> Record:
+    """wanted: (N, D) of a sharp photograph of each; faces: (N, D) restored. Shares found, and of strangers taken."""
+    own, strangers = likeness_distance(wanted, faces), distances_to_strangers(wanted, faces)
+    return {
+        "found": rounded(wilson_interval(int((own <= limit).sum()), len(own))),
+        "strangers": round(float((strangers <= limit).double().mean()), 5),
+    }
+
+
+PARTS = {
+    "recogniser": measure_recogniser,
+    "restored": measure_restored,
+    "acted": measure_acted,
+    "people": measure_people,
+}
 
 
 # ---------------------------------------------------------------- the tables
@@ -363,14 +450,49 @@ def verdict_table(records: list[Record]) -> list[str]:
     return lines
 
 
+def acted_table(records: list[Record]) -> list[str]:
+    """same / may be / no longer / cannot tell, in per cent of the faces; all damages but none together at the end."""
+    names = list(records[0]["words"])
+    lines = [f"| set | damage | faces | {' | '.join(names)} |", "|---" * (len(names) + 3) + "|"]
+    for r in records:
+        cells = [" / ".join(f"{100 * r['words'][n][word] / r['faces']:.0f}" for word in WORDS) for n in names]
+        lines.append(f"| {r['set']} | {r['damage']} | {r['faces']} | {' | '.join(cells)} |")
+    cells = []
+    for name in names:
+        told = sum(r["faces"] - r["words"][name][CANNOT_TELL] for r in records)
+        wrong = sum(r["words"][name][OTHER] for r in records)
+        cells.append(f"no longer: {share(rounded(wilson_interval(wrong, told)))} of {told} that were judged")
+    lines.append(f"| both | all | {sum(r['faces'] for r in records)} | {' | '.join(cells)} |")
+    return lines
+
+
+def people_table(records: list[Record]) -> list[str]:
+    lines = [
+        "| damage | faces that say who it is | limit | people | both photographs together | with others in their "
+        "group | found by a sharp "
+        "photograph | strangers taken for them |",
+        "|---" * 8 + "|",
+    ]
+    for r in records:
+        lines.append(
+            f"| {r['damage']} | {100 * r['says_who']:.0f} % | {r['limit']:.2f} | {r['people']} | "
+            f"{share(r['together'])} | {share(r['mixed'])} | "
+            f"{share(r['found'])} | {r['strangers']:.4f} |"
+        )
+    return lines
+
+
 def tables(result: dict[str, list[Record]]) -> str:
     """Markdown."""
+    further = {"What the program says (same / may be / no longer / cannot tell, %)": (acted_table, "acted")}
+    further |= {"Whose face": (people_table, "people")}
     parts = {
         "The recogniser by itself": recogniser_table(result["recogniser"]),
         "True accepts at 1 % false ones of the group, %, by damage": damages_table(result["recogniser"]),
         "What is compared": comparison_table(result["comparison"]),
         "What is said (same / may be / no longer / cannot tell, %)": verdict_table(result["verdict"]),
     }
+    parts |= {title: table(result[key]) for title, (table, key) in further.items() if key in result}
     return "\n\n".join(f"#### {title}\n\n" + "\n".join(lines) for title, lines in parts.items())
 
 

@@ -39,7 +39,7 @@ from bfr_core.files.tensors import load_tensors, save_tensors
 from bfr_core.randomness import keyed_generator
 from bfr_core.restorers import Restorer, save_restorer
 from bfr_core.settings import changed
-from bfr_core.studies.benchmark import damaged, departures, restored_by, targets_of
+from bfr_core.studies.benchmark import damaged, drawn_targets, own_settings, restored_by
 from bfr_core.studies.evaluate import format_interval
 from bfr_core.training.batches import split
 from bfr_core.training.finetune import finetune
@@ -90,13 +90,13 @@ def adapted(
     """The restorer tuned on these faces, and the verdict on it; kept in `work`, and resumed from there."""
     config = changed(config, {"finetune.iterations": steps})
     faces = fingerprint(lq.mul(255).round().byte().numpy().tobytes().hex(), restorer.sha256, prior.sha256)
-    made_from = fingerprint(faces, departures(config))
+    made_from = fingerprint(faces, own_settings(config))
     name = work / f"{made_from}.safetensors"
     if not name.exists():
-        drawn = work / f"targets-{fingerprint(faces, departures(config.targets))}.safetensors"
+        drawn = work / f"targets-{fingerprint(faces, own_settings(config.targets))}.safetensors"
         if not drawn.exists():
             clear = resolved_settings(config.targets, evenly(lq, 15), restorer, prior)
-            save_tensors(drawn, {"targets": targets_of(lq, restorer, prior, clear)}, {})
+            save_tensors(drawn, {"targets": drawn_targets(lq, restorer, prior, clear)}, {})
         pairs = list(zip(lq, load_tensors(drawn)[0]["targets"], strict=True))
         tuned, _ = finetune(
             restorer, pairs, config.finetune, checkpoint=name.with_suffix(".ckpt"), fingerprint=made_from

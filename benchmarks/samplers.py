@@ -26,7 +26,7 @@ from bfr_core import load_prior, load_restorer, metrics
 from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.targets import resolved_settings
 from bfr_core.diffusion.sampler import SamplerConfig
-from bfr_core.studies.benchmark import damaged, restored_by, targets_of, tuned
+from bfr_core.studies.benchmark import damaged, drawn_targets, restored_by, tuned
 from bfr_core.studies.evaluate import face_measures, format_interval
 
 PAPER = replace(SMALL.targets, sampler=SamplerConfig("paper", t_start=60, t_constrain_end=15, factor=2))
@@ -49,7 +49,7 @@ def main() -> None:
                 config = replace(PAPER if sampler == "paper" else SMALL.targets, seed=seed)
                 config = resolved_settings(config, adapt_lq[::5], restorer, prior)
                 started = time.perf_counter()
-                targets = targets_of(adapt_lq, restorer, prior, config)
+                targets = drawn_targets(adapt_lq, restorer, prior, config)
                 cost[sampler] += time.perf_counter() - started
                 made = {k: v.mean().item() for k, v in face_measures(targets, adapt_hq).items()}
                 restored = restored_by(tuned(restorer, adapt_lq, targets, replace(SMALL.finetune, seed=seed)), lq)

@@ -52,7 +52,7 @@ from bfr_core.faces.landmarks import load_landmark_net
 from bfr_core.metrics.intervals import Interval, student_difference, wilson_interval
 from bfr_core.randomness import keyed_generator
 from bfr_core.restorers import save_restorer
-from bfr_core.studies.benchmark import damaged, restored_by, targets_of, tuned
+from bfr_core.studies.benchmark import damaged, drawn_targets, restored_by, tuned
 from bfr_core.studies.evaluate import face_measures
 from bfr_core.training.config import FinetuneConfig
 
@@ -100,7 +100,7 @@ class Lab:
 
     def targets(self, lq: Tensor, seed: int) -> Tensor:
         config = resolved_settings(replace(SMALL.targets, seed=seed), lq[:8], self.restorer, self.prior)
-        return targets_of(lq, self.restorer, self.prior, config)
+        return drawn_targets(lq, self.restorer, self.prior, config)
 
 
 # ---------------------------------------------------------------- ways to adapt, right and wrong
@@ -158,7 +158,7 @@ def wrong_prior(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
     """Targets of faces turned upside down, of which the prior knows nothing."""
     config = replace(SMALL.targets, seed=run.seed)
     config = replace(config, sampler=replace(config.sampler, t_start=100, calls=6))
-    flipped = targets_of(lq.flip(-2), lab.restorer, lab.prior, config).flip(-2)
+    flipped = drawn_targets(lq.flip(-2), lab.restorer, lab.prior, config).flip(-2)
     return Case(lq, flipped, QUICK)
 
 

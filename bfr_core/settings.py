@@ -86,7 +86,7 @@ class Setting:
                 raise ValueError(f"{self.path} is {value!r}; {each} {self.range_text}")
 
     @property
-    def said(self) -> str:
+    def help_text(self) -> str:
         """The meaning, followed by the unit unless the meaning names it: for a tooltip or a line of help."""
         known = not self.unit or self.unit in self.meaning
         return self.meaning if known else f"{self.meaning} In {self.unit}."

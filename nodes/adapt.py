@@ -22,8 +22,9 @@ from ..bfr_core.adaptation.forecast import MEASURED_FACES, forecast, measure_tar
 from ..bfr_core.adaptation.good_faces import Examples
 from ..bfr_core.adaptation.per_damage import ONE_DAMAGE, adapt_groups, rows_of
 from ..bfr_core.adaptation.published import PUBLISHED_RECIPE as PUBLISHED
-from ..bfr_core.adaptation.published import RECOMMENDED, settings_of
+from ..bfr_core.adaptation.published import RECOMMENDED, recipe_with
 from ..bfr_core.adaptation.run import Run
+from ..bfr_core.adaptation.same_person import NOT_MEASURED
 from ..bfr_core.adaptation.target_stage import make_targets
 from ..bfr_core.adaptation.targets import TargetConfig
 from ..bfr_core.adaptation.tuning import perceptual_term
@@ -116,7 +117,7 @@ class MakePseudoTargets(host.Node):
         **own: Any,
     ) -> io.NodeOutput:
         asked = {"targets.seed": seed} | ({} if settings == PUBLISHED else {"gate.limit": gate})
-        config = settings_of(restorer.network, PUBLISHED if settings == PUBLISHED else RECOMMENDED, asked)
+        config = recipe_with(restorer.network, PUBLISHED if settings == PUBLISHED else RECOMMENDED, asked)
         if settings == OWN:
             sampler = SamplerConfig(
                 kind=own["sampler"],
@@ -244,6 +245,13 @@ class FinetuneRestorer(host.Node):
                     display_name="adopt",
                     tooltip="True if the verdict is to adopt the tuned restorer; to branch on, as with a switch.",
                 ),
+                io.String.Output(
+                    display_name="likeness", tooltip="Whether the faces are still the people in the photos, in words."
+                ),
+                io.Int.Output(
+                    display_name="other_people",
+                    tooltip="Faces that no longer look like the same person by the tuned restorer; to branch on.",
+                ),
             ],
             ("train", "finetune", "adapt"),
             is_output_node=True,
@@ -348,10 +356,22 @@ class FinetuneRestorer(host.Node):
             text = f"Paused at step {steps} of {config.iterations * len(states)}; queue again to go on.\n{text}"
         picture = host.shrunk(folded(rows)[None], host.RESULT_PIXELS)[0]
         picture = sheet([*curves(states, picture.shape[-1]), [picture]])[None]
-        values = (text, finished, convert.to_image(sheet(curves(states))), convert.to_image(sheet(rows)))
+        pictures = convert.to_image(sheet(curves(states))), convert.to_image(sheet(rows))
         adopt = report["verdict"] == "adopt"
         progress.end(picture)
-        return host.output(cls, host.managed(tuned), *values, str(run.folder), adopt, text=text, picture=picture)
+        values = (text, finished, *pictures, str(run.folder), adopt, *likeness_of(run))
+        return host.output(cls, host.managed(tuned), *values, text=text, picture=picture)
+
+
+def likeness_of(run: Run) -> tuple[str, int]:
+    """What the run's report, or the reports of its groups, say of likeness; and of how many faces it is lost."""
+    said, others = [], 0
+    for one in run.by_group() or [run]:
+        kept = read_table(one.folder / "report.json").get("measurements", {}).get("likeness")
+        if isinstance(kept, dict):
+            said.append(str(kept.get("said", "")))
+            others += len(kept.get("unlike", ()))
+    return "\n".join(filter(None, said)) or NOT_MEASURED, others
 
 
 def curves(states: dict[str, TuningProgress], width: int = 512) -> list[list[Tensor]]:
@@ -391,7 +411,7 @@ def tuning_config(
 ) -> FinetuneConfig:
     """The recipe of this name for `restorer`, changed by the `own` settings, then for a small card if asked."""
     values = {f"finetune.{setting}": value for setting, value in own.items()} | {"finetune.seed": seed}
-    return settings_of(restorer, name, values | (LOW_MEMORY if low_memory else {})).finetune
+    return recipe_with(restorer, name, values | (LOW_MEMORY if low_memory else {})).finetune
 
 
 def real_faces_in(real: Faces | None) -> Examples | None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..bfr_core.adaptation.config import AdaptConfig, FaceConfig
 from ..bfr_core.adaptation.faces import FaceSet, collect_faces, faces_of
+from ..bfr_core.adaptation.people import PeopleConfig, find_people, people_lines
 from ..bfr_core.adaptation.run import Run
 from ..bfr_core.adaptation.target_checks import TargetCheckConfig, accepted_targets
 from ..bfr_core.adaptation.target_stage import check_given, match_in_order, targets_of
@@ -110,6 +111,11 @@ def face_widgets() -> list[Any]:
     ]
 
 
+def people_widget() -> Any:
+    """The switch of grouping by person."""
+    return host.widget(PeopleConfig(), "find", id="people", optional=True)
+
+
 def face_outputs() -> list[Any]:
     """Outputs of the nodes that make faces."""
     return [
@@ -122,6 +128,9 @@ def face_outputs() -> list[Any]:
         ),
         io.Int.Output(display_name="number", tooltip="How many faces there are."),
         io.String.Output(display_name="report", tooltip="What was found, and what could not be used."),
+        io.String.Output(
+            display_name="people", tooltip="Whose faces they are, a line a person, where 'people' is switched on."
+        ),
     ]
 
 
@@ -153,6 +162,7 @@ class FacesFromFolder(host.Node):
                     tooltip="A folder in ComfyUI's folder input, linked ones included, which is taken in place of the "
                     "one typed above.",
                 ),
+                people_widget(),
             ],
             face_outputs(),
             ("face crop", "detect faces", "dataset"),
@@ -177,6 +187,7 @@ class FacesFromFolder(host.Node):
         first: int,
         count: int,
         input_folder: str = AS_TYPED,
+        people: bool = False,
         **settings: Any,
     ) -> io.NodeOutput:
         root, source = chosen_folder(place, folder, input_folder)
@@ -187,7 +198,8 @@ class FacesFromFolder(host.Node):
         images, left_out = paths.images_inside(source, root)
         made_of = [*named_folder(place, folder, input_folder), taken_with(settings)]
         opened = open_run(run, made_of, restorer.network.size)
-        return collected(cls, source, opened, restorer, face_config(settings), first, count, images, left_out)
+        config = face_config(settings)
+        return collected(cls, source, opened, restorer, config, first, count, images, left_out, people)
 
 
 def named_folder(place: str, folder: str, input_folder: str) -> tuple[str, str]:
@@ -221,6 +233,7 @@ class FacesFromImages(host.Node):
                 io.Image.Input("images", tooltip="The damaged photos."),
                 io.String.Input("run", default=DEFAULT_RUN, tooltip=RUN),
                 *face_widgets(),
+                people_widget(),
             ],
             face_outputs(),
             ("face crop", "detect faces", "dataset"),
@@ -234,7 +247,14 @@ class FacesFromImages(host.Node):
 
     @classmethod
     def work(
-        cls, restorer: host.Managed, images: Tensor, run: str, first: int, count: int, **settings: Any
+        cls,
+        restorer: host.Managed,
+        images: Tensor,
+        run: str,
+        first: int,
+        count: int,
+        people: bool = False,
+        **settings: Any,
     ) -> io.NodeOutput:
         photos = convert.to_photos(images)
         digest = hashlib.sha256(as_bytes(photos).numpy().tobytes()).hexdigest()
@@ -247,7 +267,7 @@ class FacesFromImages(host.Node):
                 if not path.exists():
                     write_image(path, photo)
                 progress.show(i + 1, len(photos))
-        return collected(cls, opened.photos, opened, restorer, face_config(settings), first, count)
+        return collected(cls, opened.photos, opened, restorer, face_config(settings), first, count, people=people)
 
 
 def collected(
@@ -260,21 +280,26 @@ def collected(
     count: int,
     images: list[Path] | None = None,
     left_out: Sequence[str] = (),
+    people: bool = False,
 ) -> io.NodeOutput:
     """Collect the faces of `photos` in `run`; the node's outputs.
 
-    images: those under `photos` that are used, None for all. left_out: why others are not, a line each.
+    images: those under `photos` that are used, None for all. left_out: why others are not, a line each. people: whether
+    the faces are grouped by person.
     """
+    progress = host.NodeProgress()
     with run.locked():
-        faces = collect_faces(photos, run, restorer.network.size, config, host.NodeProgress(), host.device(), images)
+        faces = collect_faces(photos, run, restorer.network.size, config, progress, host.device(), images)
+        whose = people_lines(find_people(run, faces, PeopleConfig(find=True), progress), faces) if people else []
     shown = faces.batch(min(first, len(faces) - 1), first + count)
     problems = [one["problem"] for one in faces.problems if not one["problem"].endswith(f": {LINKED_FOLDER}")]
     said = [f"{len(problems)} files gave none:", *problems] if problems else []
     said += [f"{len(left_out)} links were not followed:", *left_out] if left_out else []
-    text = lines([f"{len(faces)} faces", *said])
+    text = lines([f"{len(faces)} faces", *said, *map(printable, whose)])
     handle = Faces(run.folder, faces.fingerprint)
     picture = folded([[face] for face in shown[:ROWS]], ROWS // 2)[None]
-    return host.output(cls, handle, convert.to_image(shown), len(faces), text, text=text, picture=picture)
+    values = (handle, convert.to_image(shown), len(faces), text, "\n".join(map(printable, whose)))
+    return host.output(cls, *values, text=text, picture=picture)
 
 
 # ---------------------------------------------------------------- targets made elsewhere

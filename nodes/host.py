@@ -131,11 +131,13 @@ def widget(config: Any, field: str, **options: Any) -> Any:
     known = setting_at(config, field)
     name = options.pop("id", field)
     if known.choices:
-        return io.Combo.Input(name, default=known.default, tooltip=known.said, options=list(known.choices), **options)
+        return io.Combo.Input(
+            name, default=known.default, tooltip=known.help_text, options=list(known.choices), **options
+        )
     limits = {"min": known.low, "max": known.high}
     own = {key: known.kind(limit) for key, limit in limits.items() if limit is not None and known.kind in (int, float)}
     kind = {bool: io.Boolean, int: io.Int, float: io.Float, str: io.String}[known.kind]
-    return kind.Input(name, default=known.default, tooltip=known.said, **own | options)
+    return kind.Input(name, default=known.default, tooltip=known.help_text, **own | options)
 
 
 def seed_widget() -> Any:

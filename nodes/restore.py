@@ -14,8 +14,10 @@ from ..bfr_core.diffusion.prior import load_prior
 from ..bfr_core.faces.align import Face
 from ..bfr_core.faces.detect import faces_in_boxes, load_detector
 from ..bfr_core.faces.landmarks import load_landmark_net
+from ..bfr_core.faces.likeness import OTHER
 from ..bfr_core.files.photos import printable
 from ..bfr_core.restoration.restore import RestoreConfig, RestoredPhoto, restore_aligned, restore_photo
+from ..bfr_core.restoration.same_person import counted, load_check, warnings_of
 from ..bfr_core.restorers import load_restorer
 from ..bfr_core.restorers.codeformer import CodeFormer, with_fidelity
 from . import convert, host
@@ -150,6 +152,15 @@ class RestoreFaces(host.Node):
                     "bbox_detector", optional=True, tooltip="A face detector of the Impact Pack; used in place of ours."
                 ),
                 host.preview_widget(),
+                host.widget(CONFIG, "likeness", optional=True),
+                io.Image.Input(
+                    "only_like",
+                    optional=True,
+                    tooltip="A photo of one person, sharp and from the front: only faces that look like theirs are "
+                    "restored.",
+                ),
+                host.widget(CONFIG, "person_limit", optional=True, max=2.0, min=0.05, step=0.05),
+                host.widget(CONFIG, "order", optional=True),
             ],
             [
                 io.Image.Output(display_name="images", tooltip="The photos with their faces restored."),
@@ -159,6 +170,11 @@ class RestoreFaces(host.Node):
                 io.Int.Output(display_name="found", tooltip="Faces found."),
                 io.Int.Output(display_name="restored", tooltip="Faces restored."),
                 io.Int.Output(display_name="skipped", tooltip="Faces found and not restored."),
+                io.String.Output(display_name="likeness", tooltip="Whether each face is still the person, in words."),
+                io.Int.Output(
+                    display_name="other_people",
+                    tooltip="Faces that no longer look like the same person; to branch on, such as with a switch.",
+                ),
             ],
             ("face restore", "face enhance", "codeformer", "gfpgan", "deblur face"),
         )
@@ -174,6 +190,7 @@ class RestoreFaces(host.Node):
         segs: Any = None,
         bbox_detector: Any = None,
         preview: bool = True,
+        only_like: Tensor | None = None,
         **settings: Any,
     ) -> io.NodeOutput:
         config = RestoreConfig(**settings)
@@ -187,19 +204,23 @@ class RestoreFaces(host.Node):
         with host.on_device(restorer, faces=config.batch_size):
             network = with_fidelity(restorer.network, fidelity)
             detector = None if aligned else detector_for(photos, config, network.device, segs, bbox_detector)
+            person = None if only_like is None else convert.to_photos(only_like)[0]
+            look = load_check(config.likeness, network, None, person=person, limit=config.person_limit)
             for i, photo in enumerate(photos):
                 if detector is None:
-                    result = restore_aligned(photo, network, config, check=progress.check)
+                    result = restore_aligned(photo, network, config, check=progress.check, likeness=look)
                 else:
-                    how = {"check": progress.check, "enlarge": enlarge, "name": f"photo {i + 1}"}
+                    how = {"check": progress.check, "enlarge": enlarge, "name": f"photo {i + 1}", "likeness": look}
                     result = restore_photo(photo, network, config, detector, **how)
                 results.append(result)
                 progress.show(i + 1, len(photos), partial(getattr, result, "pixels"))
         found, restored = (sum(counts) for counts in zip(*((r.found, len(r.faces)) for r in results), strict=True))
+        alike = [one for result in results for one in result.likeness]
         text = lines(
             [
                 *([network.caution] if network.caution else []),
                 f"{found} face{'' if found == 1 else 's'} found, {restored} restored, {found - restored} skipped",
+                *(f"photo {i}: {one}" for i, result in enumerate(results, 1) for one in warnings_of(result.likeness)),
                 *(f"photo {i}: {reason}" for i, result in enumerate(results, 1) for reason in result.skipped),
             ]
         )
@@ -209,8 +230,12 @@ class RestoreFaces(host.Node):
         faces = convert.to_image(torch.stack(crops)) if crops else host.nothing()
         progress.end(made)
         whole = convert.with_alpha(convert.to_image(made), images)
-        values = (whole, convert.to_mask(masks), faces, text, found, restored, found - restored)
-        return host.output(cls, *values, text=text, picture=made if preview else None)
+        each = [f"photo {i}: {one.said}" for i, result in enumerate(results, 1) for one in result.likeness]
+        said = lines(each) if each else "likeness was not looked at"
+        shown = lines([text, *([counted(alike)] if alike else [])])
+        others = sum(one.word == OTHER for one in alike)
+        values = (whole, convert.to_mask(masks), faces, text, found, restored, found - restored, said, others)
+        return host.output(cls, *values, text=shown, picture=made if preview else None)
 
 
 def detector_for(

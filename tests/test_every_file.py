@@ -138,6 +138,21 @@ def test_the_cases_as_photos_to_adapt_to(cases: Path, tmp_path: Path, capsys: An
 
 
 @pytest.mark.parametrize("work", [["restore"], ["tone"], ["degrade", "--kind", "blind"], ["faces", "--size", "32"]])
+def test_a_second_picture_in_a_file_is_accounted_for_by_every_command_and_again(
+    tmp_path: Path, plain: Restorer, four_faces: None, capsys: Any, work: list[str]
+) -> None:
+    first, second = (Image.fromarray((picture(i).permute(1, 2, 0) * 255).byte().numpy()) for i in range(2))
+    (tmp_path / "in").mkdir()
+    first.save(tmp_path / "in" / "two.mpo", save_all=True, append_images=[second])
+    where = "--run" if work[0] == "faces" else "--out"
+    for time in range(2):
+        status, summary, lines = command(work[0], tmp_path / "in", *work[1:], where, tmp_path / "out", capsys=capsys)
+        (file,) = summary["files"]
+        assert status == 0 and file["reason"].endswith("of its 2 pictures only the first is used")
+        assert time or "two.mpo: of its 2 pictures only the first is used" in lines
+
+
+@pytest.mark.parametrize("work", [["restore"], ["tone"], ["degrade", "--kind", "blind"], ["faces", "--size", "32"]])
 @posix
 def test_a_link_to_itself_is_a_file_that_failed(
     tmp_path: Path, plain: Restorer, four_faces: None, capsys: Any, work: list[str]

@@ -1,4 +1,4 @@
-"""What is done to pictures everywhere."""
+"""Operations on pictures that every room needs: luma, resizing, blur, conversion to whole numbers."""
 
 import pytest
 import torch

@@ -75,7 +75,8 @@ OWN |= {"make_recogniser"}
 # In tools/, which the tests can import.
 OWN |= {"api_graph", "make_recogniser", "node_help", "pack_faces", "published_shapes", "train_embedded"}
 OWN |= {"train_embedded", "published_shapes", "api_graph", "node_help"}  # in tools/, which the tests can import
-OWN |= {"make_recogniser", "readme_chart"}
+OWN |= {"likeness_limits", "make_recogniser", "readme_chart"}
+OWN |= {path.stem for path in (ROOT / "tools").glob("*.py")}  # which the tests can import
 FOLDERS = (
     "bfr_core",
     "installation",

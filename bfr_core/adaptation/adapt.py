@@ -21,8 +21,10 @@ from ..training.finetune import Watch
 from .config import AdaptConfig
 from .faces import FaceSet, StageCallback, collect_faces
 from .good_faces import Examples, take_good_faces
+from .people import find_people
 from .report import report_adaptation
 from .run import Run
+from .same_person import FolderLikeness, measure_likeness
 from .target_stage import make_targets
 from .tuning import judge_tuning, learned_from, save_tuned, tune
 from .verdict import Judgement
@@ -34,7 +36,8 @@ Before = Callable[["Run", "FaceSet", "Restorer", "Prior", "AdaptConfig"], None] 
 class Adapted:
     """Result of `adapt`. targets: file by face name. prior: None if the targets were made elsewhere.
 
-    faces: those that were adapted to. good: see `take_good_faces`.
+    faces: those that were adapted to. good: see `take_good_faces`. likeness: whether they are still the people in the
+    photos.
     """
 
     run: Run
@@ -46,6 +49,7 @@ class Adapted:
     progress: TuningProgress
     judgement: Judgement
     good: Examples = field(default_factory=Examples)
+    likeness: FolderLikeness = field(default_factory=FolderLikeness)
 
     def good_label(self, name: str) -> str:
         """What a good face is called: by `FaceSet.label` if it was found in the folder, else by its own name."""
@@ -77,6 +81,8 @@ def adapt(
     with run.locked(), lent(base, prior, device):
         run.record("recipe", {"name": config.recipe, "real": config.album.real})
         faces = collect_faces(Path(folder), run, base.size, config.faces, callback, base.device)
+        if config.people.find:
+            find_people(run, faces, config.people, callback)
         faces, good = take_good_faces(run, faces, base, prior, config, callback)
         if before and not run.checkpoint.exists():
             before(run, faces, base, prior, config)
@@ -110,7 +116,8 @@ def learn(
     tuned, progress = tune(run, faces, targets, made_from, base, config, prior, callback, watch, pause_after, good)
     judgement = judge_tuning(base, tuned, faces, targets, config)
     save_tuned(run, base, tuned, prior, config, progress, judgement, len(learned_from(faces, targets)))
-    result = Adapted(run, tuned, base, prior, faces, targets, progress, judgement, good)
+    likeness = measure_likeness(faces, base, tuned)
+    result = Adapted(run, tuned, base, prior, faces, targets, progress, judgement, good, likeness)
     report_adaptation(replace(result, faces=faces.relabelled(labels or {})), config)
     return result
 

@@ -10,6 +10,7 @@ from ..restorers import Restorer
 from ..settings import check_settings, setting
 from ..training.config import FinetuneConfig
 from .good_faces import AlbumConfig
+from .people import PeopleConfig
 from .target_checks import TargetCheckConfig
 from .targets import TargetConfig
 
@@ -71,6 +72,7 @@ class AdaptConfig:
     gate: TargetCheckConfig = field(default_factory=TargetCheckConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     album: AlbumConfig = field(default_factory=AlbumConfig)
+    people: PeopleConfig = field(default_factory=PeopleConfig)
 
 
 # Recipe for small networks at 128 x 128, where a step takes a quarter of a second on a CPU; the dataclasses' own

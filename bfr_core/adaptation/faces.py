@@ -18,7 +18,7 @@ from torch import Tensor
 from ..faces.align import crop_face
 from ..files.kinds import LeftOutError, without_name
 from ..files.ownership import is_own, note, sha256_of
-from ..files.photos import look_through, photo_names, printable, read_image, replace_atomically, write_image
+from ..files.photos import look_through, photo_names, printable, read_image, read_photo, replace_atomically, write_image
 from ..files.records import fingerprint, read_table, write_json
 from ..files.stages import growing, open_stage, remove
 from ..restoration.restore import square
@@ -38,7 +38,8 @@ class FaceSet:
     """Aligned crops on disk. names: one a face, the crop's file name without suffix. fingerprint: of the crops.
 
     problems: photo, problem and status ("no_face", "failed" or "left_out") of every file that gave no face. photos: the
-    photo of every face, by the face's name. Faces that the user left out are in neither names nor fingerprint.
+    photo of every face, by the face's name. notes: what of a photo was not used, by the photo, such as a second picture
+    in its file. Faces that the user left out are in neither names nor fingerprint.
     """
 
     folder: Path
@@ -46,10 +47,14 @@ class FaceSet:
     fingerprint: str
     problems: list[dict[str, str]]
     photos: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
 
     def account(self) -> list[dict[str, str]]:
         """photo, status ("used", or as in `problems`) and reason of every file of the photos' folder."""
-        lines = {photo: {"photo": photo, "status": "used", "reason": ""} for photo in self.photos.values()}
+        lines = {
+            photo: {"photo": photo, "status": "used", "reason": self.notes.get(photo, "")}
+            for photo in self.photos.values()
+        }
         for one in self.problems:
             status = one.get("status", "failed")  # version 0.1 did not record it
             reason = without_name(one["problem"], printable(one["photo"]))
@@ -138,7 +143,8 @@ def collect_faces(
                         from ..faces.detect import load_detector
 
                         detector = load_detector(config.detector, config.threshold, device)
-                    record["faces"], narrow = _crops_of(file, name, run.faces, size, config, detector)
+                    record["faces"], narrow, notes = _crops_of(file, name, run.faces, size, config, detector)
+                    record["notes"] = list(notes)
                     if record["faces"]:
                         for reason in narrow:
                             log.warning("%s: %s", printable(relative), reason)
@@ -178,7 +184,8 @@ def collect_faces(
     if not faces:
         raise ValueError(f"{printable(photos)}: no face could be taken from its {len(files)} images")
     made = {"size": size, "fingerprint": fingerprint(size, [(face["name"], face["sha256"]) for face in faces])}
-    write_json(run.faces / "faces.json", made | {"faces": faces, "problems": problems})
+    of_photos = {r["photo"]: "; ".join(r["notes"]) for r in records if r.get("notes")}
+    write_json(run.faces / "faces.json", made | {"faces": faces, "problems": problems, "notes": of_photos})
     run.record("faces", {"photos": str(photos.name), "size": size} | asdict(config))
     return faces_of(run)
 
@@ -207,7 +214,7 @@ def faces_of(run: Run) -> FaceSet:
         raise ValueError(f"{printable(run.folder)}: all of its {len(left_out)} faces are left out")
     fingerprint_value = fingerprint(index["fingerprint"], left_out) if left_out else index["fingerprint"]
     photos = {face["name"]: face["photo"] for face in index["faces"] if "photo" in face}
-    return FaceSet(run.faces, names, fingerprint_value, index["problems"], photos)
+    return FaceSet(run.faces, names, fingerprint_value, index["problems"], photos, index.get("notes", {}))
 
 
 def leave_out(run: Run, names: Iterable[str]) -> None:
@@ -226,8 +233,7 @@ def left_out_of(run: Run) -> list[str]:
 
 
 def face_index(run: Run) -> dict[str, Any]:
-    """The content of faces.json. Raises ValueError if the run has no faces yet."""
-    index = read_table(run.faces / "faces.json", faces=list, problems=list)
+    index = read_table(run.faces / "faces.json", faces=list, problems=list, notes=dict)
     if not index:
         raise ValueError(f"{printable(run.folder)}: holds no faces yet; start with 'bfr faces PHOTOS --run ...'")
     return index
@@ -235,12 +241,13 @@ def face_index(run: Run) -> dict[str, Any]:
 
 def _crops_of(
     file: Path, name: str, folder: Path, size: int, config: FaceConfig, detector: Any
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """The records of a photo's faces, whose crops are written, and the reasons why others are left out."""
-    photo = read_image(file)
+) -> tuple[list[dict[str, Any]], list[str], Sequence[str]]:
+    """What is kept of the photo's faces, whose crops are written, why others are left out, and the photo's notes."""
+    source = read_photo(file)
+    photo = source.pixels
     if config.aligned:
         write_or_keep(folder / f"{name}.png", resize_square(photo, size, file))
-        return [{"name": name, "width": photo.shape[-1]}], []
+        return [{"name": name, "width": photo.shape[-1]}], [], source.notes
     found: list[dict[str, Any]] = []
     narrow: list[str] = []
     for face in detector(photo):
@@ -255,7 +262,7 @@ def _crops_of(
             {"name": crop_name, "width": round(face.width, 1), "score": round(face.score, 4)}
             | {"landmarks": np.round(face.landmarks, 2).tolist()}
         )
-    return found, narrow
+    return found, narrow, source.notes
 
 
 def write_or_keep(path: Path, pixels: Tensor) -> None:

@@ -8,7 +8,7 @@ from .faces import old_crops
 from .run import Run
 
 
-def adopt_old(run: Run) -> None:
+def list_old_run(run: Run) -> None:
     """Enter in lists what version 0.1, which kept none, made in a run and in the runs inside it."""
     if not run.folder.is_dir():
         return
@@ -16,12 +16,12 @@ def adopt_old(run: Run) -> None:
     for folder in (run.faces, run.restored, run.targets, run.given, run.photos):
         if made_without_list(folder):
             open_stage(folder, ["image_[0-9]*.png", *old_crops(run)] if folder == run.photos else old_crops(run))
-    adopt_redrawn(run)
+    list_old_redrawn(run)
     for inner in (run.good, *sorted((run.folder / "groups").glob("[0-9]*"))):
-        adopt_old(Run(inner))
+        list_old_run(Run(inner))
 
 
-def adopt_redrawn(run: Run) -> None:
+def list_old_redrawn(run: Run) -> None:
     """Enter in a list the targets that version 0.1 drew again in a run."""
     if run.redrawn.is_dir() and not Ledger(run.redrawn).there:
         claim(run.redrawn, "run", old_files(run.redrawn, old_crops(run)))

@@ -21,6 +21,7 @@ from ..files.records import fingerprint
 from ..files.stages import open_stage, remove
 from ..files.tensors import load_tensors, save_tensors
 from ..reports.html import VERDICTS, Gallery, ReportData, Table, Verdict, write_report
+from ..restoration.grey import given_to_restorer
 from ..restorers import Restorer, load_restorer, save_restorer
 from ..restorers.load import metadata_in
 from ..restorers.routed import TENSORS, read_groups, save_groups
@@ -40,7 +41,7 @@ BATCH = 16
 ROWS = 6  # faces of a group that the report shows
 ORIGIN = tuple(f"{what}{end}" for what in ("base", "prior") for end in ("", "_sha256", "_licence"))
 ONE_DAMAGE = "Only one kind of damage was found: one adaptation serves all faces."
-VERSION = 1  # of the descriptions; another one makes groups that were kept be found anew
+VERSION = 2  # of the descriptions; another one makes groups that were kept be found anew
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,10 @@ def adapt_groups(
 def group_faces(
     run: Run, faces: FaceSet, base: Restorer, callback: StageCallback | None = None
 ) -> tuple[DamageGroups, list[int]]:
-    """The groups of damages among `faces`, and for each face its group, -1 for none; kept in the run's groups/."""
+    """The groups of damages among `faces`, and for each face its group, -1 for none; kept in the run's groups/.
+
+    A face is described as the restorer is given it, so that it finds its group again when its photo is restored.
+    """
     kept = run.folder / "groups" / "found.safetensors"
     fingerprint_value = fingerprint(VERSION, faces.fingerprint, base.sha256)
     if kept.exists():
@@ -163,7 +167,8 @@ def group_faces(
     described: list[Tensor] = []
     restored: list[Tensor] = []
     done = 0
-    for _, lq in faces.batches(BATCH):
+    for _, crops in faces.batches(BATCH):
+        lq = torch.stack([given_to_restorer(crop) for crop in crops])
         new = base.restore_each(lq)
         described.append(describe(lq, new))
         restored += [face for i, face in enumerate(new, done) if i in sample]

@@ -44,6 +44,9 @@ PUBLISHED: dict[str, Any] = {
     "gate.tries": 0,
     "gate.least_score": 0.1,  # without effect, since no target is refused
     "gate.most_moved": 0.25,  # likewise
+    "gate.likeness": False,
+    "people.find": False,
+    "people.limit": 0.5,  # without effect, since no people are looked for
     "album.find": False,
     "album.good": "",
     "album.least_sharpness": 0.9,  # without effect, since no good faces are looked for
@@ -113,7 +116,7 @@ LEFT_TO_USER = frozenset(
 )
 
 
-def settings_of(restorer: Restorer, name: str, values: Mapping[str, Any] | None = None) -> AdaptConfig:
+def recipe_with(restorer: Restorer, name: str, values: Mapping[str, Any] | None = None) -> AdaptConfig:
     """The settings of the recipe `name`, one of `RECIPES`, for `restorer`, with the user's `values` by dotted path.
 
     For the published recipe, warnings say what the values change and whether the discriminator lacks real faces. Raises

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,8 @@ import torch
 
 from ..damage.estimate import FolderDamage
 from ..faces.arcface import Recognise, likeness
-from ..files.photos import read_image
+from ..faces.likeness import OTHER
+from ..files.photos import printable, read_image
 from ..files.records import read_json
 from ..metrics.intervals import bootstrap_difference
 from ..reports.html import Gallery, ReportData, Table, write_report
@@ -20,6 +22,8 @@ from ..training.config import FinetuneConfig
 from .faces import FaceSet
 from .folder_damage import read_damage
 from .good_faces import MAX_EXAMPLES
+from .people import known_people, people_lines
+from .same_person import NOT_MEASURED, FolderLikeness
 from .tuning import learned_from
 
 if TYPE_CHECKING:
@@ -29,8 +33,11 @@ ROWS = 12
 WIDTHS = (8, 16, 32, 64, 128, 256)  # parts of a crop's width, for what is said of lost detail
 BATCH = 16
 SAME_PERSON = 0.5  # cosine of two photos; strict, so that hardly anyone is compared with somebody else
-LESS_LIKE = 0.01  # likeness that a face may lose before it is named: less is the recogniser's own noise
-NOT_MEASURED = "Identity was not measured: check for yourself whether each face is still the person."
+PERSON_TABLE = "Is it still the person?"
+COMPARED = (
+    "The photo is compared with the restored face under the photo's damage. It says whether the face agrees with what "
+    "the photo still shows of the person: where that is too little, nobody can tell."
+)
 
 LOOK = "Look at the faces below, first at those that it was not trained on, before you use it."
 
@@ -38,8 +45,7 @@ LOOK = "Look at the faces below, first at those that it was not trained on, befo
 def report_adaptation(result: Adapted, config: FinetuneConfig, recogniser: Recognise | None = None) -> Path:
     """Write report.html and report.json of a finished adaptation; faces held out of the tuning come first.
 
-    recogniser: standard crops -> directions of length 1, by which the report says whether each face is still the
-    person; without one it says that this was not measured.
+    recogniser: standard crops -> directions of length 1, by which the report says how like the good photos they are.
     """
     names = learned_from(result.faces, result.targets)
     trained, held = split(len(names), config)
@@ -53,7 +59,6 @@ def report_adaptation(result: Adapted, config: FinetuneConfig, recogniser: Recog
         label = result.faces.label(name)
         rows.append((label if i in trained else f"{label} (not trained on)", [lq, base, target, tuned]))
     progress = result.progress
-    likenesses = measure_identity(result, recogniser)
     known = measure_against_good(result, recogniser)
     data = ReportData(
         title="Adapted restorer",
@@ -74,15 +79,23 @@ def report_adaptation(result: Adapted, config: FinetuneConfig, recogniser: Recog
         ],
         tables=[
             *damage_tables(result),
-            *identity_tables(likenesses, result.faces.label),
+            *likeness_tables(result.likeness, result.faces.label),
             *good_photo_tables(known, result.faces.label, result.good_label),
         ],
         loss_curves=progress.losses | ({"held-out faces": progress.held_out} if progress.held_out else {}),
-        notes=[*progress.notes, *account_notes(result.faces), *([] if likenesses else [NOT_MEASURED])],
+        notes=[
+            *progress.notes,
+            *account_notes(result.faces),
+            *people_lines(known_people(result.run, result.faces), result.faces),
+            *([] if result.likeness.adapted else [NOT_MEASURED]),
+        ],
         settings=result.run.config(),
         licences=licences(result),
         measurements={"steps": progress.step, "best_step": progress.best_step, "held_out": progress.held_out}
-        | {"likeness": likenesses or "not measured", "judgement": result.judgement}
+        | {
+            "likeness": result.likeness.record() if result.likeness.adapted else "not measured",
+            "judgement": result.judgement,
+        }
         | (
             {"good": [file.stem for file in result.good.files], "clarity": result.good.found}
             if result.good.files
@@ -94,47 +107,42 @@ def report_adaptation(result: Adapted, config: FinetuneConfig, recogniser: Recog
 
 
 def account_notes(faces: FaceSet) -> list[str]:
-    """How many photos gave faces, and a line for every file that gave none."""
+    """How many photos gave faces, and a line for every file that gave none, or of which not all was used."""
     files = faces.account()
     used = sum(file["status"] == "used" for file in files)
     return [f"{used} of {len(files)} files of the folder gave faces."] * bool(files) + [
-        problem["problem"] for problem in faces.problems
+        *(problem["problem"] for problem in faces.problems),
+        *(f"{printable(photo)}: {note}" for photo, note in faces.notes.items()),
     ]
 
 
-def measure_identity(result: Adapted, recogniser: Recognise | None) -> dict[str, tuple[float, float]]:
-    """Likeness of every restored face to its damaged photo, by base and by adapted restorer; empty if not measured."""
-    found: dict[str, tuple[float, float]] = {}
-    if recogniser is None:
-        return found
-    for names, lq in result.faces.batches(BATCH):
-        damaged = recogniser(lq)
-        both = [likeness(recogniser(r.restore_each(lq)), damaged).tolist() for r in (result.base, result.restorer)]
-        for name, *values in zip(names, *both, strict=True):
-            found[name] = (round(values[0], 4), round(values[1], 4))
-    return found
-
-
-def identity_tables(likenesses: dict[str, tuple[float, float]], label: Callable[[str], str] = str) -> list[Table]:
-    """The mean change of likeness, and every face that lost some, worst first; nothing if it was not measured.
+def likeness_tables(found: FolderLikeness, label: Callable[[str], str] = str) -> list[Table]:
+    """What is said of each face by base and adapted restorer, those that lost most first; nothing if not measured.
 
     label: what a face is called, by its name.
     """
-    if not likenesses:
+    if not found.adapted:
         return []
-    base, tuned = zip(*likenesses.values(), strict=True)
-    change = bootstrap_difference(tuned, base)
-    dropped = sorted((after - before, name) for name, (before, after) in likenesses.items())
-    dropped = [(drop, name) for drop, name in dropped if drop < -LESS_LIKE]
-    note = (
-        f"Cosine of the recogniser's directions, restored face to damaged photo; the adapted restorer changes it by "
-        f"{change.mean:+.3f} ({change.low:+.3f} to {change.high:+.3f}) on average. "
-        f"{len(dropped)} of {len(likenesses)} faces became less like the photo: look at them."
-    )
-    rows = [
-        (label(name), f"{likenesses[name][0]:.3f}", f"{likenesses[name][1]:.3f}", f"{d:+.3f}") for d, name in dropped
-    ]
-    return [Table("Is it still the person?", note, ["face that lost likeness", "base", "adapted", "change"], rows)]
+    limits = next((one for one in found.adapted.values() if one.missed is not None), None)
+    note = f"{found.said} {COMPARED}"
+    if limits:
+        note += (
+            f" Where the limit is {limits.other:.2f}, {limits.false_warnings:.1%} of good restorations are called "
+            f"another person (false alarms), and {limits.missed:.1%} of other people are not (missed)."
+        )
+
+    def lost(name: str) -> float:
+        before, after = found.base[name].distance, found.adapted[name].distance
+        return -math.inf if before is None or after is None else after - before
+
+    rows = []
+    for name in sorted(found.adapted, key=lambda name: (found.adapted[name].word != OTHER, -lost(name))):
+        own = (found.base[name], found.adapted[name])
+        numbers = ["" if one.distance is None else f"{one.distance:.2f}" for one in own]
+        change = f"{lost(name):+.2f}" if all(numbers) else ""
+        rows.append((label(name), own[0].word, own[1].word, *numbers, change))
+    columns = ["face", "by the base", "by the adapted restorer", "distance, base", "distance, adapted", "change"]
+    return [Table(PERSON_TABLE, note, columns, rows)]
 
 
 def measure_against_good(result: Adapted, recogniser: Recognise | None) -> dict[str, tuple[str, float, float]]:

@@ -43,6 +43,7 @@ class Run:
     restored/         what the base restorer makes of them
     targets/          pseudo targets; redrawn/ in it: those drawn again because the checks refused the first
     photos/, given/   photos and targets that came as pictures, not as files
+    people.json       whose face each is, where that was asked for
     album.json        how clear each face is, where good ones were looked for
     good/             faces of photos that were given as good ones
     real/             faces of photos that the discriminator takes for real
@@ -90,6 +91,10 @@ class Run:
     @property
     def given(self) -> Path:
         return self.folder / "given"
+
+    @property
+    def people(self) -> Path:
+        return self.folder / "people.json"
 
     @property
     def album(self) -> Path:

@@ -1,7 +1,8 @@
 """The target checks: which pseudo targets are fit to learn from, judged without clean copies as outliers of the folder.
 
 A target that agrees less with its damaged face than the folder's others do, whose features have moved, or that looks
-unlike the other targets is drawn again from other noise, and left out if that does not help.
+unlike the other targets, or that became another person is drawn again from other noise, and left out if that does not
+help.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ import torch
 from torch import Tensor
 
 from ..diffusion.low_pass import low_pass
-from ..faces.arcface import Recognise, likeness
 from ..faces.landmarks import LandmarkNet, landmark_distance, load_landmark_net, read_aligned
+from ..faces.likeness import OTHER
 from ..files.ownership import made_by_hand, sha256_of
 from ..files.photos import printable, read_image
 from ..files.records import fingerprint, read_table, write_json
 from ..metrics.detail import high_band
 from ..metrics.kid import kid_features
 from ..pixels import resized
+from ..restoration.same_person import LikenessMeter
 from ..settings import check_settings, setting
 from .faces import FaceSet, StageCallback, content_hash, resize_square, write_or_keep
 from .run import Run
@@ -68,6 +70,12 @@ class TargetCheckConfig:
         low=0,
     )
 
+    likeness: bool = setting(
+        True,
+        "Whether a target is refused that no longer looks like the person in the photo, where that can be told.",
+        label="Refuse targets that became another person",
+    )
+
     def __post_init__(self) -> None:
         check_settings(self, "gate")
 
@@ -77,8 +85,8 @@ class TargetChecks(NamedTuple):
 
     low_band: root mean square difference from the damaged face in the low band. moved: landmarks, in eye distances.
     faceless: 1 - score of the face. unlike: distance from the folder's other targets in random-convolution features.
-    noisy: log10 of the fine detail where there is least, in the flat parts. stranger: 1 - likeness to the damaged face,
-    0 where there is no face recogniser.
+    noisy: log10 of the fine detail where there is least, in the flat parts. stranger: distance to the damaged face,
+    like with like, over the distance beyond which it is another person's; 0 where nobody can tell.
     """
 
     low_band: Tensor
@@ -90,14 +98,15 @@ class TargetChecks(NamedTuple):
     readable: Tensor
 
 
-REASONS = {
+SAID = {
     "low_band": "does not agree with the damaged face in its low band",
     "moved": "eyes, nose or mouth have moved",
     "faceless": "looks less like a face",
     "unlike": "looks unlike the folder's other targets",
     "noisy": "has noise left in it",
-    "stranger": "is less like the same person",
+    "stranger": OTHER,
 }
+RELATIVE = tuple(name for name in SAID if name != "stranger")  # judged by the folder's others
 
 
 # Deviations count as at least this, so that a trifle does not stand out among faces that are all alike.
@@ -107,7 +116,6 @@ MIN_DEVIATION = {
     "faceless": 0.06,
     "unlike": 0.2,
     "noisy": 0.15,
-    "stranger": 0.05,
 }
 
 
@@ -125,10 +133,12 @@ class TargetMeasurements(NamedTuple):
 
 @torch.no_grad()
 def measurements_of(
-    lq: Tensor, targets: Tensor, net: LandmarkNet, recogniser: Recognise | None = None
+    lq: Tensor, targets: Tensor, net: LandmarkNet, meter: LikenessMeter | None = None
 ) -> TargetMeasurements:
-    """What the checks need of damaged faces and their targets, both (B, 3, S, S) RGB in [0, 1]."""
-    stranger = 1 - likeness(recogniser(targets), recogniser(lq)) if recogniser else torch.zeros(len(lq))
+    """lq, targets: (B, 3, S, S) RGB in [0, 1] -> what the checks need of them. meter: where likeness is measured."""
+    stranger = torch.zeros(len(lq))
+    for i, one in enumerate(meter.judge(lq, targets)[0] if meter else ()):
+        stranger[i] = one.distance / one.other if one.distance is not None and one.other else 0.0
     lq, targets = (at_checked_size(x) for x in (lq, targets))
     error = (low_pass(targets, 8) - low_pass(lq, 8)).square().mean((1, 2, 3)).sqrt()
     own, damaged = read_aligned(net, targets), read_aligned(net, lq)
@@ -178,8 +188,8 @@ def refusals(checks: TargetChecks, config: TargetCheckConfig, of: TargetChecks |
     if not config.limit:
         return reasons
     worst = [config.limit] * len(reasons)
-    relative_checks = REASONS if len(of.low_band) >= MIN_FACES else {}  # of two faces, one always stands out
-    for name, said in relative_checks.items():
+    relative_checks = RELATIVE if len(of.low_band) >= MIN_FACES else ()  # of two faces, one always stands out
+    for name in relative_checks:
         values, whole = getattr(checks, name), getattr(of, name)
         middle = whole.median()
         # Half of them lie within one median deviation; 1.48 of it is a standard deviation of a normal distribution.
@@ -187,13 +197,15 @@ def refusals(checks: TargetChecks, config: TargetCheckConfig, of: TargetChecks |
         for i, value in enumerate(((values - middle) / deviation).tolist()):
             if value > worst[i]:
                 worst[i] = value
-                reasons[i] = f"{said} ({value:.0f} deviations from the folder's median)"
+                reasons[i] = f"{SAID[name]} ({value:.0f} deviations from the folder's median)"
     for i, reason in enumerate(reasons):
         if checks.readable[i] and not reason:
             if checks.faceless[i] > 1 - config.least_score:
-                reasons[i] = REASONS["faceless"]
+                reasons[i] = SAID["faceless"]
             elif checks.moved[i] > config.most_moved:
-                reasons[i] = REASONS["moved"]
+                reasons[i] = SAID["moved"]
+        if config.likeness and checks.stranger[i] > 1 and not reasons[i]:
+            reasons[i] = SAID["stranger"]
     return reasons
 
 
@@ -204,7 +216,7 @@ def joined(parts: list[TargetMeasurements]) -> TargetMeasurements:
 
 def as_record(checks: TargetChecks, index: int) -> Mapping[str, float]:
     """The figures of one face, ready for JSON."""
-    return {name: round(float(getattr(checks, name)[index]), 5) for name in REASONS}
+    return {name: round(float(getattr(checks, name)[index]), 5) for name in SAID}
 
 
 def at_checked_size(image: Tensor) -> Tensor:
@@ -265,10 +277,11 @@ def _checked(
     callback: StageCallback | None,
 ) -> dict[str, Any]:
     net, names, parts = load_landmark_net(), list(files), []
+    meter = LikenessMeter(net.answer.weight.device) if config.limit and config.likeness else None
     done = 0
     for some, lq in faces.batches(BATCH, names):
         targets = torch.stack([resize_square(read_image(files[name]), lq.shape[-1], files[name]) for name in some])
-        parts.append(measurements_of(lq, targets, net))
+        parts.append(measurements_of(lq, targets, net, meter))
         done += len(some)
         if callback:
             callback("gate", done, len(names), None)
@@ -281,7 +294,7 @@ def _checked(
         lq = faces.read([name])
         for attempt in range(1, config.tries + 1):
             target = redraw(lq, [name], attempt) if redraw else lq
-            again = check_targets(measurements_of(lq, target, net), folder)
+            again = check_targets(measurements_of(lq, target, net, meter), folder)
             if not refusals(again, config, checks)[0]:
                 write_or_keep(run.redrawn / f"{name}.png", target[0])
                 records[name], reasons[name] = as_record(again, 0), ""

@@ -19,7 +19,7 @@ from ..restorers import Restorer
 from .config import AdaptConfig
 from .faces import FaceSet, StageCallback, content_hash, old_crops, resize_square, write_or_keep
 from .folder_damage import folder_damage
-from .old_runs import adopt_redrawn
+from .old_runs import list_old_redrawn
 from .run import Run
 from .target_checks import Redraw, TargetCheckConfig, accepted_targets, checked_targets
 from .targets import TargetConfig, draw_in_batches, make_pseudo_targets, resolved_settings
@@ -103,7 +103,7 @@ def draw_targets(
     """
     for folder in (run.restored, run.targets):
         open_stage(folder, old_crops(run))
-    adopt_redrawn(run)
+    list_old_redrawn(run)
     marker = run.targets / "stage.json"
     made: dict[str, str] = read_table(marker, made=dict).get("made", {})
     keys = {n: target_key(faces.crop(n), n, restorer, prior, config) for n in faces.names}

@@ -19,6 +19,7 @@ from ..faces.sharp_faces import SharpFaces as EmbeddedFaces
 from ..files.photos import read_image
 from ..files.records import fingerprint
 from ..files.stages import remove
+from ..restoration.same_person import LikenessMeter
 from ..restorers import Restorer, save_change, save_restorer
 from ..training.batches import SharpFaces
 from ..training.config import FinetuneConfig
@@ -28,6 +29,7 @@ from .faces import FaceSet, StageCallback, resize_square
 from .folder_damage import ESTIMATED_FACES, folder_damage
 from .good_faces import MAX_EXAMPLES, Examples
 from .run import Run
+from .same_person import likeness_vetoes
 from .verdict import Judgement, judge, load_face_statistics
 
 log = logging.getLogger(__name__)
@@ -190,7 +192,16 @@ def pairs_of(faces: FaceSet, targets: dict[str, Path], size: int) -> FolderPairs
 def judged_on_faces(base: Restorer, tuned: Restorer, pairs: list[tuple[Tensor, Tensor]]) -> Judgement:
     """The verdict on (lq, pseudo target) pairs that were held out of the tuning."""
     lq, targets = (torch.stack([pair[k] for pair in pairs]) if pairs else torch.empty(0) for k in (0, 1))
-    return judge(base.restore_each, tuned.restore_each, lq, targets, load_face_statistics(), load_landmark_net())
+    meter = LikenessMeter(base.device)
+
+    def likeness(lq: Tensor, before: Tensor, after: Tensor) -> list[str]:
+        helped = before if base.sha256 == meter.helper_sha256 else None
+        return likeness_vetoes(*meter.judge(lq, before, after, helped=helped))
+
+    return judge(
+        base.restore_each, tuned.restore_each, lq, targets, load_face_statistics(), load_landmark_net(),
+        likeness=likeness,
+    )  # fmt: skip
 
 
 def perceptual_term(config: FinetuneConfig, prior: Prior | None, device: torch.device) -> ImageLoss | None:

@@ -1,14 +1,15 @@
 """The verdict: whether tuning helped, judged without clean copies on faces that neither restorer was tuned on.
 
-The proof consists of two tests with known answers. In one, the damage of each face, told by its pseudo target, is put
-on the target of another face; a restorer that learned blurred, shifted or foreign targets would pass it, too. In the
-other, the damage that the tuned restorer sees in each face is put on clean faces that owe nothing to the folder or its
-teacher; it shows what the restorer wrongly takes for damage. The look of restored faces and targets can veto.
+The proof are two tests with known answers. The damage of each face, by its pseudo target, is put on the target of
+another: that would be passed by a restorer that learned blurred, shifted or foreign targets, too. And the damage that
+the tuned restorer sees in each face is put on clean faces that owe nothing to the folder or its teacher: that shows
+what it takes for damage and is not. What the restored faces and the targets look like has a veto, and so has likeness:
+whether the restored faces are still the people in the photos.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -215,16 +216,23 @@ def judge(
     statistics: FaceStatistics,
     net: LandmarkNet,
     limits: Limits | None = None,
+    likeness: Callable[[Tensor, Tensor, Tensor], Sequence[str]] | None = None,
 ) -> Judgement:
-    """The verdict on damaged faces `lq` with their pseudo targets, (N, 3, S, S), which were not tuned on."""
+    """The verdict on damaged faces `lq` with their pseudo targets, (N, 3, S, S), which were not tuned on.
+
+    likeness: (lq, restored by the base, restored by the tuned one) -> further vetoes, where likeness is measured.
+    """
     if len(lq) < MIN_JUDGED:
         return Judgement("keep_base", "too few faces to hold any out, so nothing shows that tuning helped")
     known_answers = KnownAnswers.of(lq, tuned(lq), statistics)
     before, after = (gather(restore, lq, targets, known_answers, statistics, net) for restore in (base, tuned))
-    return decide(before, after, appearance_of(targets, lq, statistics, net), limits or Limits())
+    further = likeness(lq, base(lq), tuned(lq)) if likeness else ()
+    return decide(before, after, appearance_of(targets, lq, statistics, net), limits or Limits(), further)
 
 
-def decide(base: Cues, tuned: Cues, targets: Appearance, limits: Limits) -> Judgement:
+def decide(
+    base: Cues, tuned: Cues, targets: Appearance, limits: Limits, further_vetoes: Sequence[str] = ()
+) -> Judgement:
     """The verdict on what was gathered of the base, the tuned restorer and the pseudo targets."""
     gain = student_difference(tuned.known.fidelity, base.known.fidelity)
     transfer = student_difference(tuned.transfer.fidelity, base.transfer.fidelity)
@@ -233,6 +241,7 @@ def decide(base: Cues, tuned: Cues, targets: Appearance, limits: Limits) -> Judg
         for who, looks in (("the faces it restores", tuned.looks), ("the pseudo targets", targets))
         for said in worse(looks, base.looks, limits)
     ]
+    vetoes += further_vetoes
     measures = {
         f"{who} {part} {name}": round(float(value.mean()), 5)
         for who, cues in (("base", base), ("adapted", tuned))

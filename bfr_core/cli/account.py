@@ -38,10 +38,13 @@ def prepare_results(photos: Path, out: Path) -> bool:
 
 
 def each_photo(
-    folder: Path, work: Callable[[Path, Path], dict[str, Any]], callback: Callable[[int, int, Any], None]
+    folder: Path,
+    work: Callable[[Path, Path], tuple[dict[str, Any], Sequence[str]]],
+    callback: Callable[[int, int, Any], None],
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]]]:
-    """What work(file, relative path) returns for every photo below `folder`, by relative path; and an account.
+    """What work(file, relative path) finds out about every photo below `folder`, by relative path; and an account.
 
+    work returns this, and what of the photo was not used, a line each, which becomes the reason in the account.
     The account has photo, status ("done", "failed" or "left_out") and reason of every file below the folder. A photo
     that cannot be read or written is logged, and the others are still done.
     """
@@ -54,7 +57,8 @@ def each_photo(
         relative = file.relative_to(folder)
         name, reason, status = relative.as_posix(), "", "done"
         try:
-            done[name] = work(file, relative)
+            done[name], notes = work(file, relative)
+            reason = "; ".join(notes)
         except (ValueError, OSError) as error:
             reason = without_name(without_name(str(error), printable(relative)), printable(file.name))
             status = "left_out" if isinstance(error, LeftOutError) else "failed"
@@ -80,7 +84,7 @@ def problems_of(files: Sequence[dict[str, str]]) -> list[str]:
     return [f"{printable(file['photo'])}: {file['reason']}" for file in files if file["reason"]]
 
 
-def face_account(faces: Any) -> list[dict[str, str]]:
+def faces_said(faces: Any) -> list[dict[str, str]]:
     """Print and return the account of the photos that a `FaceSet` comes from."""
     files = faces.account()
     account(files, FACES, f"{len(faces)} faces in {printable(faces.folder)}")

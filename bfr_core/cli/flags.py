@@ -36,6 +36,7 @@ OPTIONS = {
     "--target-detail": "targets.detail",
     "--gate": "gate.limit",
     "--gate-tries": "gate.tries",
+    "--people": "people.find",
     "--album": "album.find",
     "--good": "album.good",
     "--real": "album.real",
@@ -59,7 +60,7 @@ OPTIONS = {
     "--precision": "finetune.precision",
 }
 # The flags that the help of a command shows.
-SHOWN = ("--aligned", "--restorer", "--prior", "--album", "--good", "--iterations", "--minutes")
+SHOWN = ("--aligned", "--restorer", "--prior", "--people", "--album", "--good", "--iterations", "--minutes")
 FACE_FLAGS = ("--aligned", "--detector", "--min-face")
 TARGET_FLAGS = tuple(flag for flag, path in OPTIONS.items() if path.startswith("targets."))
 GATE_FLAGS = ("--gate", "--gate-tries")
@@ -162,7 +163,7 @@ def _add(parser: argparse.ArgumentParser, flag: str) -> None:
 
 def help_of(found: Setting) -> str:
     """The help of a setting's flag."""
-    return found.said.replace("%", "%%")
+    return found.help_text.replace("%", "%%")
 
 
 def reader_of(found: Setting) -> Callable[[str], Any]:
@@ -240,11 +241,11 @@ def base_restorer(args: argparse.Namespace) -> Any:
 
 def settings_from(args: argparse.Namespace, restorer: Any) -> Any:
     """The recipe that --recipe names for `restorer`, changed by the flags that were given."""
-    from ..adaptation.published import RECOMMENDED, settings_of
+    from ..adaptation.published import RECOMMENDED, recipe_with
 
     values = asked(args)
     name = values.pop("recipe", getattr(args, "recipe", RECOMMENDED))
-    return settings_of(restorer, name, values)
+    return recipe_with(restorer, name, values)
 
 
 def asked(args: argparse.Namespace) -> dict[str, Any]:

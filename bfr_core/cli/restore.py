@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from ..restoration.restore import restore_folder
+    from ..restoration.same_person import counted, counts_of
     from ..restorers import load_restorer
     from ..restorers.codeformer import with_fidelity
 
@@ -39,11 +41,13 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         skip_existing=args.skip_existing,
         again=args.again,
         strip_gps=args.strip_gps,
+        person=args.person,
         callback=bars.named("restore"),
     )
     counts = {status: result.count(status) for status in RESTORED}
-    files = [
+    files: list[dict[str, Any]] = [
         {"photo": f.path.as_posix(), "status": f.status, "reason": "; ".join(filter(None, (f.reason, *f.notes)))}
+        | ({"likeness": [one.record() for one in f.likeness]} if f.likeness else {})
         for f in result.files
     ]
     account(files, RESTORED, f"results in {printable(args.out)}")
@@ -52,8 +56,12 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     if served:
         faces = Counter(by for of_photo in served.values() for by in of_photo)
         print("; ".join(f"{by}: {count} faces" for by, count in sorted(faces.items())), file=sys.stderr)
+    likeness = [one for file in result.files for one in file.likeness]
+    if likeness:
+        print(counted(likeness), file=sys.stderr)
     times = {"seconds": round(result.seconds, 2), "network_seconds": round(result.network_seconds, 2)}
-    return counts | times | {"files": files, "problems": problems} | ({"served_by": served} if served else {})
+    words = {"likeness": counts_of(likeness)} if likeness else {}
+    return counts | times | {"files": files, "problems": problems} | ({"served_by": served} if served else {}) | words
 
 
 def tone(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
@@ -63,14 +71,14 @@ def tone(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from ..files.photos import read_photo, write_photo
     from ..files.records import write_json
 
-    def one(file: Path, relative: Path) -> dict[str, Any]:
+    def one(file: Path, relative: Path) -> tuple[dict[str, Any], Sequence[str]]:
         photo = read_photo(file)
         found = read_tone(photo.pixels, args.strength)
         place = free_place(args.out / relative)
         write_photo(place, with_changes(photo, pixels=with_tone(photo.pixels, found)))
         if not alone:
             note_result(place)
-        return found._asdict()
+        return found._asdict(), photo.notes
 
     alone = prepare_results(args.photos, args.out)
     lines, files = each_photo(args.photos, one, bars.named("tone"))
@@ -121,6 +129,8 @@ def add_commands(commands: Commands) -> None:
     sub.add_argument("--fidelity", type=float, metavar="FLOAT", help=text)
     text = "leave out where the photos were taken; photos without faces are then written anew, not copied"
     sub.add_argument("--strip-gps", action="store_true", help=text)
+    text = "a photo of one person: only faces that look like theirs are restored, see --person-limit"
+    sub.add_argument("--person", type=Path, metavar="FILE", help=text)
     add_restore_flags(sub)
     sub = commands.add(
         export, "Write a complete restorer under its base's tensor names, for other programs.", group=STAGES

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..files.photos import printable
 from ..settings import Setting, settings_of
-from .account import face_account
+from .account import faces_said
 from .flags import (
     ALBUM_FLAGS,
     FACE_FLAGS,
@@ -77,7 +77,7 @@ def _adapt_mixed(args: argparse.Namespace, config: Any, base: Any, bars: Bars) -
         "verdict": result.verdict,
         "groups": [{"faces": len(g.names), "verdict": g.judgement.verdict} for g in result.groups],
         "left_to_base": len(result.left),
-        "files": face_account(faces_of(result.run)),
+        "files": faces_said(faces_of(result.run)),
     }
 
 
@@ -90,6 +90,8 @@ def _tuned(result: Any, pth: bool) -> dict[str, Any]:
         export_pth(run.exported(result.restorer.architecture), load_restorer(run.restorer))
     print(f"restorer: {run.restorer}\nreport:   {run.report}", file=sys.stderr)
     print(f"{VERDICTS[result.judgement.verdict].lower()}: {result.judgement.sentence}", file=sys.stderr)
+    if result.likeness.said:
+        print(f"likeness: {result.likeness.said}", file=sys.stderr)
     return {
         "restorer": str(run.restorer),
         "report": str(run.report),
@@ -98,12 +100,14 @@ def _tuned(result: Any, pth: bool) -> dict[str, Any]:
         "notes": progress.notes,
         "verdict": result.judgement.verdict,
         "verdict_sentence": result.judgement.sentence,
-        "files": face_account(result.faces),
+        "likeness": result.likeness.record(),
+        "files": faces_said(result.faces),
     }
 
 
 def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from ..adaptation.faces import collect_faces
+    from ..adaptation.people import find_people, people_lines
     from ..adaptation.run import Run
 
     base = base_restorer(args)
@@ -112,7 +116,12 @@ def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     size = args.size or base.size
     with run.locked():
         found = collect_faces(args.photos, run, size, config.faces, bars, base.device)
-    return {"faces": len(found), "files": face_account(found), "problems": found.problems}
+        people = find_people(run, found, config.people, bars) if config.people.find else {}
+    files = faces_said(found)
+    for line in people_lines(people, found):
+        print(printable(line), file=sys.stderr)
+    whose = {"people": people} if people else {}
+    return {"faces": len(found), "files": files, "problems": found.problems} | whose
 
 
 def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
@@ -199,7 +208,7 @@ def setting_lines(one: Setting) -> list[str]:
 
 def add_commands(commands: Commands) -> None:
     """Add the commands of this family."""
-    every = (*FACE_FLAGS, *SOURCES, *TARGET_FLAGS, *GATE_FLAGS, *ALBUM_FLAGS, *TUNE_FLAGS)
+    every = (*FACE_FLAGS, "--people", *SOURCES, *TARGET_FLAGS, *GATE_FLAGS, *ALBUM_FLAGS, *TUNE_FLAGS)
     text = "Adapt a restorer to a folder of damaged photos; run again, it goes on where it stopped."
     sub = commands.add(adapt, text, *every, group=MAIN, goes_on=True)
     tunes(with_run(by_recipe(sub)))
@@ -211,7 +220,13 @@ def add_commands(commands: Commands) -> None:
     )
     sub.add_argument("--first-look", action="store_true", help=text)
     sub = commands.add(
-        faces, "Find and align the faces of a folder.", *FACE_FLAGS, "--restorer", group=STAGES, goes_on=True
+        faces,
+        "Find and align the faces of a folder.",
+        *FACE_FLAGS,
+        "--people",
+        "--restorer",
+        group=STAGES,
+        goes_on=True,
     )
     with_run(sub)
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of photos")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +48,19 @@ def demo(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 def degrade(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from ..damage.synthetic import degrade as damage
-    from ..files.photos import read_image, write_image
+    from ..files.photos import read_photo, write_image
     from ..files.records import write_json
     from ..randomness import keyed_generator
 
-    def one(file: Path, relative: Path) -> dict[str, Any]:
+    def one(file: Path, relative: Path) -> tuple[dict[str, Any], Sequence[str]]:
         key = keyed_generator(args.seed, args.kind, relative.as_posix())
-        result = damage(read_image(file)[None], args.kind, key, args.strength)
+        photo = read_photo(file)
+        result = damage(photo.pixels[None], args.kind, key, args.strength)
         place = free_place(args.out / relative.parent / f"{relative.name}.png")
         write_image(place, result.lq[0])
         if not alone:
             note_result(place)
-        return result.parameters[0]
+        return result.parameters[0], photo.notes
 
     alone = prepare_results(args.photos, args.out)
     drawn, files = each_photo(args.photos, one, bars.named("degrade"))
@@ -251,7 +253,7 @@ def add_commands(commands: Commands) -> None:
     sub = commands.add(
         evaluate, "Measure restored faces against clean faces of the same names, or without any.", group=STUDIES
     )
-    sub.add_argument("restored", type=Path, metavar="RESTORED")
+    sub.add_argument("restored", type=Path, metavar="RESTORED", help="folder of restored faces")
     text = "clean faces of the same names; without them, only what needs no clean face is measured"
     sub.add_argument("--clean", type=Path, metavar="DIR", help=text)
     text = (

@@ -72,7 +72,7 @@ def _round(image: Tensor, generator: torch.Generator, ranges: BlindRange, streng
     low, high = ranges.blur_sigma
     sigma = scale * (low + (high * strength - low) * draw[:, 0])
     covariance = _covariance(sigma, sigma * (0.3 + 0.7 * draw[:, 1]), math.pi * draw[:, 2])
-    blurred = gaussian_blur(image, covariance)
+    blurred = anisotropic_blur(image, covariance)
     low, high = ranges.shrink
     factors = (low * ((high * strength) / low) ** draw[:, 3]).tolist()
     deviation = strength * (ranges.noise[0] + (ranges.noise[1] - ranges.noise[0]) * draw[:, 4])
@@ -108,7 +108,7 @@ def _covariance(sigma_x: Tensor, sigma_y: Tensor, angle: Tensor) -> Tensor:
     return turn @ torch.diag_embed(torch.stack([sigma_x, sigma_y], -1) ** 2) @ turn.mT
 
 
-def gaussian_blur(image: Tensor, covariance: Tensor) -> Tensor:
+def anisotropic_blur(image: Tensor, covariance: Tensor) -> Tensor:
     """Each image convolved with a Gaussian of its own covariance, by its transfer function exp(-2 pi^2 f' C f).
 
     image: (B, C, H, W); the edges are mirrored. covariance: (B, 2, 2), x first, in square pixels.

@@ -21,6 +21,7 @@ from ..files.weights import search_folders
 from ..pixels import luma
 from .align import Face, invert, part_seen, similarity, similarity_scale, template, warp
 from .landmarks import CROP, SCAN_CROP, WINDOW, LandmarkNet, ScanNet, load_landmark_net, load_scan_net
+from .second_look import SecondLook, load_second_look
 
 RETINAFACE_FILE = "detection_Resnet50_Final.pth"
 SMALLEST = 40  # width of the crop, in photo pixels, from which faces are promised to be found; many narrower ones are
@@ -35,6 +36,10 @@ TURNED_SCORE = 0.7  # least score of a face in a photo that is turned: three mor
 STRIP_ROWS = 512  # of the photo that are shrunk at once
 WIDE, WIDE_CROP = 144, 80  # window that all views of a face are taken from, and the standard crop within
 EVEN = 1.7  # sum of both networks' mean logits at which a face scores 0.5: chosen on faces kept for the constants
+DOUBTFUL = (0.1, 0.95)  # scores between which the recogniser is asked as well; others it could not turn
+# How the second look moves a score's logit: WEIGHT for each unit of distance from nobody, none at AWAY. Chosen on faces
+# kept for the constants.
+WEIGHT, AWAY = 12.0, 0.49
 MIRRORED = [1, 0, 2, 4, 3]
 # Of a box from hair line to chin: width of the standard crop in box heights, and where in it the box's middle lies.
 CROP_OVER_BOX, BOX_CENTRE = 1.65, 0.56
@@ -85,19 +90,22 @@ def load_detector(
             missing = f"{RETINAFACE_FILE} is not in {places}" if not found else "the package facexlib is not installed"
             raise FileNotFoundError(f'detector "retinaface": {missing}; add it, or use the detector "embedded"')
         log.info("faces are found with the embedded detector: RetinaFace is not installed")
-    return EmbeddedDetector(load_landmark_net(device=device), load_scan_net(device=device), threshold)
+    return load_embedded_detector(threshold, device)
 
 
 # ---------------------------------------------------------------- embedded
 
 
 class EmbeddedDetector:
-    """Scans the whole photo for places that look like a face, and examines each of them again in several views."""
+    """Places that look like a face in a scan of the whole photo, each looked at again from several sides.
+
+    Where these networks are in doubt, the face recogniser decides.
+    """
 
     name = "embedded"
 
-    def __init__(self, net: LandmarkNet, scan_net: ScanNet, threshold: float = 0.5) -> None:
-        self.net, self.scan_net, self.threshold = net, scan_net, threshold
+    def __init__(self, net: LandmarkNet, scan_net: ScanNet, second_look: SecondLook, threshold: float = 0.5) -> None:
+        self.net, self.scan_net, self.second_look, self.threshold = net, scan_net, second_look, threshold
 
     @torch.inference_mode()
     def __call__(self, photo: Tensor) -> list[Face]:
@@ -120,12 +128,35 @@ class EmbeddedDetector:
 
     def search(self, copies: list[Tensor], threshold: float, quarters: int = 0) -> list[Face]:
         """The faces of this score that stand upright when the photo is turned anticlockwise by this many quarters."""
+        faces = looked_at_again(self.second_look, copies[0], self.candidates(copies, quarters))
+        return distinct([face for face in faces if face.score >= threshold], 0.4)
+
+    def candidates(self, copies: list[Tensor], quarters: int = 0) -> list[Face]:
+        """What the face networks alone make of the photo: one face for each place, surest first, however doubtful."""
         proposals = scan(self.scan_net, copies, quarters)
         most = max(MAX_PROPOSALS, round(PROPOSALS_PER_MEGAPIXEL * copies[0][0].numel() / 1e6))
         aligned = refine(self.net, copies, proposals[:most], ONE_VIEW)
         likely = distinct([face for face in aligned if face.score >= LIKELY_SCORE], 0.15)
-        faces = refine(self.net, copies, likely, VIEWS, self.scan_net)
-        return distinct([face for face in faces if face.score >= threshold], 0.4)
+        return distinct(refine(self.net, copies, likely, VIEWS, self.scan_net), 0.4)
+
+
+def load_embedded_detector(threshold: float = 0.5, device: str | torch.device = "cpu") -> EmbeddedDetector:
+    """The detector of the networks that ship with the project.
+
+    Raises FileNotFoundError if a file is missing and ValueError if it holds something else.
+    """
+    nets = load_landmark_net(device=device), load_scan_net(device=device)
+    return EmbeddedDetector(*nets, load_second_look(device=device), threshold)
+
+
+def looked_at_again(second_look: SecondLook, photo: Tensor, faces: list[Face]) -> list[Face]:
+    """The same faces of a photo (3, H, W); the scores of doubtful ones say what the recogniser thinks of them, too."""
+    doubtful = [face for face in faces if DOUBTFUL[0] <= face.score < DOUBTFUL[1]]
+    distances = second_look.distances(photo, doubtful).double()
+    logits = torch.logit(torch.tensor([face.score for face in doubtful], dtype=torch.float64))
+    scores = torch.sigmoid(logits + WEIGHT * (distances - AWAY)).tolist()
+    judged = [Face(face.landmarks, score) for face, score in zip(doubtful, scores, strict=True)]
+    return [face for face in faces if not DOUBTFUL[0] <= face.score < DOUBTFUL[1]] + judged
 
 
 def copies_of(photo: Tensor) -> list[Tensor]:

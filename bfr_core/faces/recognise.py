@@ -83,7 +83,8 @@ def load_recogniser(path: Path = EMBEDDED, device: str | torch.device = "cpu") -
     if not path.is_file():
         raise FileNotFoundError(f"{path}: the embedded face recogniser is missing; reinstall BFR Adapt")
     state, _ = load_tensors(path)
-    net = RecogniserNet()
+    with torch.random.fork_rng(devices=[]):  # it is filled with random numbers before its own
+        net = RecogniserNet()
     try:
         net.load_state_dict(state)
     except RuntimeError as error:

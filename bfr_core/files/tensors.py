@@ -128,7 +128,10 @@ def read_pickle(path: Path) -> Any:
     try:
         # Mapped into memory: older PyTorch would otherwise read past a record that claims more bytes than it has.
         return torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError:
+    except pickle.UnpicklingError as error:
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2]
+        if "resize storage" in reason:  # so older PyTorch refuses a tensor that reaches past its bytes
+            raise ValueError(f"{path.name}: not a readable PyTorch file ({reason}); it may be cut short") from None
         raise ValueError(f"{path.name}: holds more than tensors; such a file can run code and is refused") from None
     except Exception as error:  # torch.load raises many kinds on a damaged file
         raise ValueError(

@@ -23,6 +23,11 @@ def is_nearly_grey(face: Tensor) -> bool:
     return float(differences.var((1, 2), correction=0).mean()) <= MAX_COLOUR
 
 
+def given_to_restorer(face: Tensor) -> Tensor:
+    """What a restorer is given of `face` (3, H, W) in [0, 1]: without colour if it is nearly grey, else as it is."""
+    return greyed(face) if is_nearly_grey(face) else face
+
+
 def greyed(face: Tensor) -> Tensor:
     """The luma of `face` (3, H, W) in each channel; `face` itself where the channels are equal."""
     return face if _is_grey(face) else luma(face).expand(3, -1, -1)

@@ -11,6 +11,7 @@ import json
 import threading
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from ..files.ownership import note, sha256_of
 from ..files.photos import replace_atomically
@@ -24,7 +25,8 @@ class Written:
     """A result. name: its path in the folder, with forward slashes. sha256: of the file as it was written.
 
     key: of the photo, the restorer and the settings that it was made from, see `key_of`; "" if it is to be tried again.
-    faces: restored in it. reason, served: see `restore.FileResult`.
+    faces: restored in it. reason, served, notes: see `restore.FileResult`. likeness: the record of each face's, see
+    `same_person.FaceLikeness`.
     """
 
     name: str
@@ -33,6 +35,8 @@ class Written:
     faces: int = 0
     reason: str = ""
     served: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    likeness: tuple[Any, ...] = ()
 
 
 def key_of(photo: Path, made_with: str) -> str:
@@ -104,9 +108,12 @@ def _read(line: str) -> Written | None:
         return None
     content = {field.name: content[field.name] for field in fields(Written) if field.name in content}
     texts = [content.get(name, "") for name in ("name", "sha256", "key", "reason")]
-    served = content.get("served", [])
-    if not isinstance(served, list) or not all(isinstance(text, str) for text in [*texts, *served]):
+    lists = {name: content.get(name, []) for name in ("served", "notes", "likeness")}
+    if not all(isinstance(value, list) for value in lists.values()):
+        return None
+    if not all(isinstance(text, str) for text in [*texts, *lists["served"], *lists["notes"]]):
         return None
     if not content.get("name") or type(content.get("faces", 0)) is not int:
         return None
-    return Written(**{**content, "sha256": content.get("sha256", ""), "served": tuple(served)})
+    told = {name: tuple(value) for name, value in lists.items()}
+    return Written(**{**content, "sha256": content.get("sha256", ""), **told})

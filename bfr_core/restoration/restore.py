@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..damage.tone import with_tone
 from ..device import PRECISIONS, Precision, in_batches, is_out_of_memory
 from ..faces.align import Face, crop_face, template
 from ..faces.detect import DETECTOR_TEXT, DETECTORS, THRESHOLD_TEXT, load_detector
@@ -36,8 +37,11 @@ from ..metrics.detail import sharpness
 from ..pixels import luma, resized
 from ..restorers.base import Restorer
 from ..settings import check_settings, setting
-from .grey import greyed, is_nearly_grey, tinted
+from .even_tone import tone_for_network, with_own_tone
+from .finishing import finished
+from .grey import given_to_restorer, is_nearly_grey, tinted
 from .record import RestorationRecord, Written, key_of
+from .same_person import ACTIONS, PERSON_LIMIT, FaceLikeness, LikenessCheck, counted, load_check, warnings_of
 
 log = logging.getLogger(__name__)
 RestoreCallback = Callable[[int, int, "Tensor | None"], None]
@@ -52,6 +56,14 @@ ONE_FACE: dict[str, Callable[[Face], float]] = {  # a choice of one face: the le
     "bottommost": lambda face: -face.landmarks[:, 1].mean(),
 }
 CHOICES = ("all", *ONE_FACE, "numbered")
+ORDERS: dict[str, Callable[[Face], float]] = {  # in which faces are numbered: by this, ascending
+    "left-right": ONE_FACE["leftmost"],
+    "right-left": ONE_FACE["rightmost"],
+    "top-bottom": ONE_FACE["topmost"],
+    "bottom-top": ONE_FACE["bottommost"],
+    "small-large": lambda face: face.width,
+    "large-small": ONE_FACE["largest"],
+}
 
 
 @dataclass(frozen=True)
@@ -78,9 +90,27 @@ class RestoreConfig:
         label="Visibility",
     )
     match_colour: bool = setting(True, "Whether the restored face takes the photo's colours.")
+    keep_detail: bool = setting(
+        True,
+        "Whether a face of about the restorer's size or larger keeps fine detail of the photo that its restoration "
+        "lacks, as far as it is neither noise nor blocks; a clean face that is less sharp even so is left alone.",
+        label="Keep the photo's detail",
+    )
+    match_grain: bool = setting(
+        True, "Whether a face pasted into a grainy photo gets the grain of its surroundings.", label="Match grain"
+    )
+    even_tone: bool = setting(
+        True,
+        "Whether a face of a faded or very dark photo is given a healthy range of tones before the network and its own "
+        "after it, so that no outlines are drawn; other faces, and aligned ones, are not touched by it.",
+        label="Even tone",
+    )
     faces: str = setting("all", "Which faces of each photo are restored.", choices=CHOICES, label="Which faces")
     numbers: str = setting(
-        "1", "With faces = numbered: which faces, counted from the left, such as 1, 3.", label="Numbers"
+        "1", "With faces = numbered: which faces, counted in the order, such as 1, 3.", label="Numbers"
+    )
+    order: str = setting(
+        "left-right", "With faces = numbered: the order in which the faces are counted.", choices=tuple(ORDERS)
     )
     skip_sharp: float = setting(
         0.0,
@@ -96,6 +126,21 @@ class RestoreConfig:
         choices=("square", "face"),
         label="Pasted part",
     )
+    likeness: str = setting(
+        "warn",
+        "What is done with a restored face that no longer looks like the same person: warn says so, keep leaves the "
+        "photo as it is there, blend takes as much of the restored face as still looks like the person, at least half, "
+        "and off does not look.",
+        choices=ACTIONS,
+        label="Likeness",
+    )
+    person_limit: float = setting(
+        PERSON_LIMIT,
+        "Where only one person's faces are restored: the largest distance of a restored face to that person's photo. "
+        "Two photos of one person are about 0.35 apart, those of two people about 0.8.",
+        above=0,
+        label="Limit of the person",
+    )
     precision: Precision = setting(
         "auto",
         "Number format in which photos are restored. auto chooses by the hardware and the kind of network, never by "
@@ -106,9 +151,7 @@ class RestoreConfig:
     def __post_init__(self) -> None:
         check_settings(self)
         if not re.fullmatch(r"\s*[1-9]\d*(\s*,\s*[1-9]\d*)*\s*", self.numbers):
-            raise ValueError(
-                f'numbers is "{printable(self.numbers)}"; give faces counted from the left, such as "1, 3"'
-            )
+            raise ValueError(f'numbers is "{printable(self.numbers)}"; give faces by their numbers, such as "1, 3"')
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +160,8 @@ class RestoredPhoto:
 
     pixels: (3, H, W) in [0, 1]. faces: those restored, where they are in it. skipped: why others were not.
     mask: (1, H, W) in [0, 1], how new a pixel is. crops: the restored faces, (3, S, S) each. found: faces seen.
-    step: for the record of the picture; None if nothing was generated.
+    step: for the record of the picture; None if nothing was generated. likeness: whether each restored face is still
+    the person, largest first, also of those that were left alone for that; empty if it was not looked at.
     """
 
     pixels: Tensor
@@ -127,6 +171,7 @@ class RestoredPhoto:
     crops: list[Tensor] = field(default_factory=list)
     found: int = 0
     step: Step | None = None
+    likeness: tuple[FaceLikeness, ...] = ()
 
 
 # ---------------------------------------------------------------- one photo
@@ -141,11 +186,13 @@ def restore_photo(
     check: Callable[[], None] | None = None,
     enlarge: Callable[[Tensor], Tensor] | None = None,
     name: str = "",
+    likeness: LikenessCheck | None = None,
 ) -> RestoredPhoto:
     """`photo` (3, H, W) RGB in [0, 1] with its faces restored; everything else is exactly as it was.
 
     check: called after every call of the restorer; what it raises ends the work. enlarge: (3, H, W) -> (3, nH, nW), the
     background that the faces, restored from `photo` itself, are pasted into. name: of the photo, for the log.
+    likeness: the check of config.likeness, where it is loaded already or looks for one person.
     A face that fails does not stop the others: the reason is in `skipped`. A grey photo stays grey, and a face that is
     nearly grey keeps its tint and gets no other colours. Whoever writes the result as a file must record in it what it
     is: `replace(photo, pixels=..., record=photo.record.with_step(result.step))`.
@@ -160,24 +207,34 @@ def restore_photo(
     faces, skipped = choose_faces(found, restorer.size, config, name)
     crops = [crop_face(photo, face, restorer.size) for face in faces]
     faces, crops, skipped = leave_sharp(faces, crops, skipped, config)
-    restored = restore_crops(crops, restorer, config.batch_size, check)
+    restored = restore_crops(crops, restorer, config.batch_size, check, even_tone=config.even_tone)
+    look = likeness or load_check(config.likeness, restorer)
+    faces, crops, restored, skipped, said = keep_likeness(faces, crops, restored, skipped, look)
     if enlarge:
+        faces, crops, restored, skipped = without_left_alone(photo, faces, crops, restored, skipped, config)
+        config = replace(config, keep_detail=False, match_grain=False)  # an enlarged photo's detail is not its own
         width = photo.shape[-1]
         photo = enlarged(photo, enlarge)
         faces = [moved(face, photo.shape[-1] / width) for face in faces]
         crops = [crop_face(photo, face, restorer.size) for face in faces]
     result = paste_faces(photo, faces, crops, restored, skipped, config, load_parser(config, restorer))
-    step = restoration_step(restorer, config, detector, len(found), len(result.faces))
-    return replace(result, found=len(found), step=step)
+    step = restoration_step(restorer, config, detector, len(found), len(result.faces), likeness=said)
+    return replace(result, found=len(found), step=step, likeness=said)
 
 
 def restore_aligned(
-    photo: Tensor, restorer: Restorer, config: RestoreConfig | None = None, *, check: Callable[[], None] | None = None
+    photo: Tensor,
+    restorer: Restorer,
+    config: RestoreConfig | None = None,
+    *,
+    check: Callable[[], None] | None = None,
+    likeness: LikenessCheck | None = None,
 ) -> RestoredPhoto:
     """An aligned face (3, N, N), RGB in [0, 1], restored from edge to edge: no smaller than it was or the restorer is.
 
-    Of `config` only `blend` and `precision` count. check: as in `restore_photo`. A grey face stays grey. If the
-    restorer fails, the reason is in `skipped`. Raises ValueError if the picture is not square.
+    Of `config` only `blend`, `precision` and `likeness` count. check, likeness: as in `restore_photo`. A grey face
+    stays grey. If the restorer fails, or the photo is left alone for the sake of likeness, the reason is in `skipped`.
+    Raises ValueError if the picture is not square.
     """
     config = config or RestoreConfig()
     restorer = restorer.at_precision(config.precision)
@@ -186,11 +243,17 @@ def restore_aligned(
     restored = restore_crops([crop], restorer, 1, check)[0]
     if isinstance(restored, str):
         return RestoredPhoto(large, [], [f"the face failed: {restored}"], large.new_zeros(1, size, size), [], 1)
+    look = likeness or load_check(config.likeness, restorer)
+    left, _, pasted, skipped, said = keep_likeness([Face(template(size))], [crop], [restored], [], look)
+    if not left:
+        return RestoredPhoto(large, [], skipped, large.new_zeros(1, size, size), [], 1, likeness=said)
+    restored = pasted[0]
+    assert isinstance(restored, Tensor)
     grey = torch.equal(photo[0], photo[1]) and torch.equal(photo[1], photo[2])
     pixels = _whole(restored, crop, size, grey, config)
     mask = large.new_full((1, size, size), config.blend)
-    step = restoration_step(restorer, config, None, 1, 1)
-    return RestoredPhoto(pixels, [Face(template(size))], [], mask, [restored], 1, step)
+    step = restoration_step(restorer, config, None, 1, 1, likeness=said)
+    return RestoredPhoto(pixels, [Face(template(size))], [], mask, [restored], 1, step, said)
 
 
 def restoration_step(
@@ -200,10 +263,11 @@ def restoration_step(
     found: int,
     restored: int,
     served: Sequence[str] = (),
+    likeness: Sequence[FaceLikeness] = (),
 ) -> Step | None:
     """What a picture's record says of a restoration; None if nothing in the picture is generated.
 
-    detector: None for aligned faces. found, restored: numbers of faces. served: see `FileResult`.
+    detector: None for aligned faces. found, restored: numbers of faces. served, likeness: see `FileResult`.
     """
     from .. import __version__  # not known yet while the package is loading
 
@@ -216,9 +280,12 @@ def restoration_step(
         settings |= {"aligned": True, "blend": config.blend}
     else:
         settings = asdict(config) | settings | {"detector": getattr(detector, "name", "own")}
-        del settings["batch_size"]  # changes nothing
+        for name in ("batch_size", "person_limit"):  # which change no face that is restored
+            del settings[name]
     if served:
         settings["served_by"] = ", ".join(served)
+    if likeness:
+        settings["looks"] = counted(likeness)
     origin = ("base", "base_sha256", "base_licence", "prior", "prior_sha256", "prior_licence")
     return Step(
         software=f"BFR Adapt {__version__}",
@@ -247,7 +314,7 @@ def choose_faces(found: list[Face], size: int, config: RestoreConfig, name: str 
         faces = sorted(faces, key=ONE_FACE[config.faces])[:1]
     if config.faces == "numbered":
         wanted = {int(number) for number in config.numbers.split(",")}
-        numbered = enumerate(sorted(faces, key=ONE_FACE["leftmost"]), 1)
+        numbered = enumerate(sorted(faces, key=ORDERS[config.order]), 1)
         chosen = [face for number, face in numbered if number in wanted]
         missing = sorted(number for number in wanted if number > len(faces))
         skipped += [f"there is no face {number}: the photo has {len(faces)}" for number in missing]
@@ -282,6 +349,24 @@ def leave_sharp(
     return [faces[i] for i in blurred], [crops[i] for i in blurred], skipped
 
 
+def keep_likeness(
+    faces: list[Face],
+    crops: list[Tensor],
+    restored: list[Tensor | str],
+    skipped: list[str],
+    check: LikenessCheck | None,
+) -> tuple[list[Face], list[Tensor], list[Tensor | str], list[str], tuple[FaceLikeness, ...]]:
+    """`faces`, their `crops`, restored ones and `skipped` without the faces that the check leaves alone, and its words.
+
+    See `RestoreConfig.likeness`; all as it was if there is no check.
+    """
+    if check is None or not crops:
+        return faces, crops, restored, skipped, ()
+    acted = check(crops, restored, [face.width for face in faces])
+    left = [faces[i] for i in acted.kept], [crops[i] for i in acted.kept], [acted.restored[i] for i in acted.kept]
+    return *left, skipped + acted.reasons, acted.likeness
+
+
 def enlarged(photo: Tensor, enlarge: Callable[[Tensor], Tensor]) -> Tensor:
     """`enlarge(photo)` in [0, 1], grey if `photo` was. Raises ValueError if it has other proportions."""
     larger = enlarge(photo).clamp(0, 1)
@@ -295,6 +380,20 @@ def enlarged(photo: Tensor, enlarge: Callable[[Tensor], Tensor]) -> Tensor:
 def moved(face: Face, scale: float) -> Face:
     """`face` in the photo enlarged by `scale`."""
     return replace(face, landmarks=(face.landmarks + 0.5) * scale - 0.5)
+
+
+def without_left_alone(
+    photo: Tensor,
+    faces: list[Face],
+    crops: list[Tensor],
+    restored: list[Tensor | str],
+    skipped: list[str],
+    config: RestoreConfig,
+) -> tuple[list[Face], list[Tensor], list[Tensor | str], list[str]]:
+    """The same without the faces that `paste_faces` would not put on `photo`, and why."""
+    pasted = paste_faces(photo, faces, crops, restored, skipped, config)
+    stay = [i for i, face in enumerate(faces) if any(face is other for other in pasted.faces)]
+    return [faces[i] for i in stay], [crops[i] for i in stay], [restored[i] for i in stay], pasted.skipped
 
 
 def load_parser(config: RestoreConfig, restorer: Restorer) -> Parser | None:
@@ -312,16 +411,17 @@ def restore_crops(
     batch_size: int,
     check: Callable[[], None] | None = None,
     served: list[str] | None = None,
+    even_tone: bool = False,
 ) -> list[Tensor | str]:
     """For each crop (3, S, S) the restored one, on the CPU, or the reason why there is none.
 
     check: called after every call of the restorer; what it raises ends the work. served: gets for each crop what
-    restored it, see `Restorer.restore_and_tell`.
+    restored it, see `Restorer.restore_and_tell`. even_tone: see `RestoreConfig`.
     """
     results: list[Tensor | str] = []
 
     def restore(part: slice) -> tuple[list[Tensor | str], list[str]]:
-        return _restored_or_why_not(crops[part], restorer, check)
+        return _restored_or_why_not(crops[part], restorer, check, even_tone)
 
     for restored, by in in_batches(restore, len(crops), batch_size):
         results += restored
@@ -333,7 +433,7 @@ def restore_crops(
 
 
 def _restored_or_why_not(
-    batch: list[Tensor], restorer: Restorer, check: Callable[[], None] | None
+    batch: list[Tensor], restorer: Restorer, check: Callable[[], None] | None, even_tone: bool
 ) -> tuple[list[Tensor | str], list[str]]:
     """The crops of one batch restored, or the reasons why not, and what restored them.
 
@@ -341,7 +441,7 @@ def _restored_or_why_not(
     then looked for.
     """
     try:
-        restored, by = _restored_batch(batch, restorer)
+        restored, by = _restored_batch(batch, restorer, even_tone)
         return [*restored], by
     except (ValueError, RuntimeError, MemoryError) as error:
         if len(batch) > 1 and is_out_of_memory(error):
@@ -350,18 +450,24 @@ def _restored_or_why_not(
     if len(batch) == 1:
         return [problem], [""]
     by = []
-    return restore_crops(batch, restorer, len(batch) // 2, check, by), by
+    return restore_crops(batch, restorer, len(batch) // 2, check, by, even_tone), by
 
 
-def _restored_batch(batch: list[Tensor], restorer: Restorer) -> tuple[list[Tensor], list[str]]:
-    """The crops of one batch restored, on the CPU, and what restored them; nearly grey ones as such, see `grey`."""
-    nearly_grey = [is_nearly_grey(crop) for crop in batch]
-    lq = [greyed(crop) if grey else crop for crop, grey in zip(batch, nearly_grey, strict=True)]
-    restored, by = restorer.restore_and_tell(torch.stack(lq))
-    faces = restored.cpu().unbind()
+def _restored_batch(batch: list[Tensor], restorer: Restorer, even_tone: bool) -> tuple[list[Tensor], list[str]]:
+    """The crops of one batch restored, on the CPU, and what restored them.
+
+    Nearly grey ones are restored as such, see `grey`, and faded or very dark ones in even tones, see `even_tone`.
+    """
+    lq = [given_to_restorer(crop) for crop in batch]
+    tones = [tone_for_network(face) if even_tone else None for face in lq]
+    for_network = [with_tone(face, tone) if tone else face for face, tone in zip(lq, tones, strict=True)]
+    restored, by = restorer.restore_and_tell(torch.stack(for_network))
+    faces = [
+        with_own_tone(new, face.to(new), tone) if tone else new
+        for new, face, tone in zip(restored.cpu(), lq, tones, strict=True)
+    ]
     return [
-        tinted(face, crop.to(face)) if grey else face
-        for face, crop, grey in zip(faces, batch, nearly_grey, strict=True)
+        tinted(face, crop.to(face)) if is_nearly_grey(crop) else face for face, crop in zip(faces, batch, strict=True)
     ], by
 
 
@@ -385,7 +491,13 @@ def paste_faces(
             skipped.append(f"a face {face.width:.0f} pixels wide failed: {new}")
             continue
         how: dict[str, Any] = {"blend": config.blend, "match_colour": config.match_colour}
-        for patch in face_patches(pixels, new, face, crop, **how, region=parser(new) if parser else None):
+        patches = face_patches(pixels, new, face, crop, **how, region=parser(new) if parser else None)
+        better = {"keep_detail": config.keep_detail, "match_grain": config.match_grain}
+        patches, left_alone = finished(pixels, patches, face, crop.shape[-1], **better)
+        if left_alone:
+            skipped.append(left_alone)
+            continue
+        for patch in patches:
             pixels[patch.place] = patch.pixels
             mask[patch.place] = torch.maximum(mask[patch.place], patch.mask)
         done.append(face)
@@ -406,7 +518,7 @@ class FileResult:
 
     faces: restored in it, now or before. written: whether there is a result, of this time or kept.
     served: for each restored face, largest first, the group of damages whose restorer served it, or "base"; empty if
-    there was only one restorer. place: of the result, None where there is none.
+    there was only one restorer. place: of the result, None where there is none. likeness: see `RestoredPhoto`.
     """
 
     path: Path  # relative to the folder
@@ -417,6 +529,7 @@ class FileResult:
     written: bool = False
     notes: tuple[str, ...] = ()
     place: Path | None = None
+    likeness: tuple[FaceLikeness, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -448,6 +561,7 @@ class _Job:
     problem: str = ""
     is_left_out: bool = False
     notes: tuple[str, ...] = ()
+    likeness: tuple[FaceLikeness, ...] = ()
     key: str = ""  # for the record of the folder of results
 
     @property
@@ -466,6 +580,7 @@ def restore_folder(
     skip_existing: bool = False,
     again: bool = False,
     strip_gps: bool = False,
+    person: Path | None = None,
     callback: RestoreCallback | None = None,
 ) -> FolderResult:
     """Restore every photo under `folder` into `out`, under the same relative path, name and format.
@@ -478,7 +593,8 @@ def restore_folder(
     skip_existing: leave results alone that are there already, whatever they were made with. again: keep none, make them
     anew. callback(step, total, preview): after every file, preview
     being a restored crop (3, S, S) or None; it may raise to stop.
-    strip_gps: leave out where the photos were taken.
+    strip_gps: leave out where the photos were taken. person: a photo of the person whose faces alone are restored, see
+    `RestoreConfig.person_limit`.
     Where a file that is not this program's has a result's name, the result gets a number, and that is said.
     A photo without faces is copied as it is, or with `strip_gps` written anew, because a copy may hold the place in
     ways nobody can list; one that cannot be read or written is reported, and the others go on. Whatever else lies in
@@ -494,7 +610,8 @@ def restore_folder(
         log.warning("%s", restorer.caution)
     detector = None if aligned else load_detector(config.detector, config.threshold, restorer.device)
     parser = None if aligned else load_parser(config, restorer)
-    record, made_with = RestorationRecord(out), _made_with(restorer, config, detector, strip_gps)
+    made_with = _made_with(restorer, config, detector, strip_gps, person)
+    record = RestorationRecord(out)
     results: dict[Path, FileResult] = {}
     network_seconds, step = 0.0, 0
     results |= {job.relative: left for job in jobs if (left := _left_alone(job, record, made_with, skip_existing))}
@@ -503,15 +620,18 @@ def restore_folder(
     for job in others:
         kept = None if again else record.made_before(job.name, job.source, made_with)
         if kept:
-            said = (kept.reason, kept.faces, kept.served, True)
-            results[job.relative] = FileResult(job.relative, "kept", *said, place=job.target)
+            said = (kept.reason, kept.faces, kept.served, True, kept.notes)
+            likeness = tuple(FaceLikeness.of(one) for one in kept.likeness)
+            results[job.relative] = FileResult(job.relative, "kept", *said, place=job.target, likeness=likeness)
     for step in range(1, 1 + len(results)):
         if callback:
             callback(step, len(jobs), None)
     if results:
         log.info("%d of %d results are there already", len(results), len(jobs))
     todo = [job for job in jobs if job.relative not in results]
-    one_at_a_time = threading.Lock()  # detectors keep state while they work
+    whose = {"person": person, "limit": config.person_limit}
+    look = load_check(config.likeness, restorer, detector, **whose) if todo else None
+    one_at_a_time = threading.Lock()  # detectors keep notes while they look
 
     def read(job: _Job) -> _Job:
         job.key = key_of(job.source, made_with)  # of what is read next: a photo that changes then has another key
@@ -534,6 +654,8 @@ def restore_folder(
                 note_result(job.target)
             if result.reason and result.status != "left_out":
                 log.warning("%s: %s", printable(job.relative), printable(result.reason))
+            for line in warnings_of(result.likeness) if result.status == "restored" else ():
+                log.warning("%s: %s", printable(job.relative), line)
             step += 1
             if callback:
                 callback(step, len(jobs), next((crop for crop in job.restored if isinstance(crop, Tensor)), None))
@@ -544,13 +666,15 @@ def restore_folder(
             crops = [crop for job in group for crop in job.crops]
             before = time.monotonic()
             told: list[str] = []
-            results_and_servers = zip(restore_crops(crops, restorer, config.batch_size, None, told), told, strict=True)
+            how_restored = (restorer, config.batch_size, None, told, config.even_tone and not aligned)
+            results_and_servers = zip(restore_crops(crops, *how_restored), told, strict=True)
             network_seconds += time.monotonic() - before
             for job in group:
                 of_job = list(islice(results_and_servers, len(job.crops)))
                 job.restored = [new for new, _ in of_job]
                 job.served = tuple(by for _, by in of_job if by)
-                step_of = partial(restoration_step, restorer, config, detector, served=job.served)
+                _act(job, look)
+                step_of = partial(restoration_step, restorer, config, detector, likeness=job.likeness)
                 how = (config, aligned, parser, step_of, strip_gps, record)
                 writing.append((job, writers.submit(_write_and_note, job, *how)))
             collect(2 * group_size)
@@ -606,8 +730,26 @@ def _give_free_names(jobs: list[_Job]) -> None:
             job.target = place
 
 
-def _made_with(restorer: Restorer, config: RestoreConfig, detector: FindFaces | None, strip_gps: bool) -> str:
-    """Fingerprint of all that a result depends on besides its photo; "" for a restorer that came from no file."""
+def _act(job: _Job, check: LikenessCheck | None) -> None:
+    """Leave alone what the check of likeness, or of the person who is looked for, says."""
+    if check is None or not job.crops:
+        return
+    acted = check(job.crops, job.restored, [face.width for face in job.faces] or [job.crops[0].shape[-1]])
+    job.likeness, job.skipped = acted.likeness, job.skipped + acted.reasons
+    served = job.served or ("",) * len(job.crops)
+    job.crops, job.restored = [job.crops[i] for i in acted.kept], [acted.restored[i] for i in acted.kept]
+    job.served = tuple(served[i] for i in acted.kept if served[i])
+    job.faces = [job.faces[i] for i in acted.kept] if job.faces else []
+
+
+def _made_with(
+    restorer: Restorer,
+    config: RestoreConfig,
+    detector: FindFaces | None,
+    strip_gps: bool,
+    person: Path | None = None,
+) -> str:
+    """Fingerprint of all that a result depends on besides its photo; "" for a restorer that is of no file."""
     from .. import __version__  # not known yet while the package is loading
 
     if not restorer.sha256:
@@ -615,7 +757,8 @@ def _made_with(restorer: Restorer, config: RestoreConfig, detector: FindFaces | 
     own = asdict(config) | {"batch_size": 1}  # which changes nothing
     fidelity = getattr(restorer, "fidelity_weight", None)
     by = None if detector is None else getattr(detector, "name", "own")
-    return fingerprint(__version__, restorer.sha256, restorer.precision, fidelity, own, by, strip_gps)
+    whose = [sha256_of(person)] if person and person.is_file() else []
+    return fingerprint(__version__, restorer.sha256, restorer.precision, fidelity, own, by, strip_gps, *whose)
 
 
 def _left_alone(job: _Job, record: RestorationRecord, made_with: str, skip_existing: bool) -> FileResult | None:
@@ -691,7 +834,7 @@ def _write_and_note(
     config: RestoreConfig,
     aligned: bool,
     parser: Parser | None,
-    step_of: Callable[[int, int], Step | None],
+    step_of: Callable[..., Step | None],
     strip_gps: bool,
     record: RestorationRecord,
 ) -> FileResult:
@@ -702,7 +845,9 @@ def _write_and_note(
         return result
     key = "" if failed else job.key
     try:
-        record.add(Written(job.name, sha256_of(job.target), key, result.faces, result.reason, result.served))
+        likeness = tuple(one.record() for one in result.likeness)
+        made = (result.faces, result.reason, result.served, result.notes, likeness)
+        record.add(Written(job.name, sha256_of(job.target), key, *made))
     except OSError as error:
         log.warning("%s: its result is written, but not noted as made (%s)", printable(job.name), first_line(error))
     return result
@@ -713,7 +858,7 @@ def _write(
     config: RestoreConfig,
     aligned: bool,
     parser: Parser | None,
-    step_of: Callable[[int, int], Step | None],
+    step_of: Callable[..., Step | None],
     strip_gps: bool,
 ) -> FileResult:
     """Paste, write, and say how it went; the photo is let go."""
@@ -723,26 +868,32 @@ def _write(
         return FileResult(job.relative, "left_out" if job.is_left_out else "failed", job.problem)
     photo = without_place(photo) if strip_gps else photo
     try:
-        if aligned:
+        if aligned and crops:
             new = job.restored[0]
             if isinstance(new, str):
                 return FileResult(job.relative, "failed", new)
-            record = photo.record.with_step(step_of(1, 1))
+            record = photo.record.with_step(step_of(1, 1, served=job.served))
             write_photo(job.target, replace(_aligned_photo(photo, new, crops[0], config), record=record))
-            return FileResult(job.relative, "restored", "", 1, job.served, True, job.notes)
+            return FileResult(job.relative, "restored", "", 1, job.served, True, job.notes, likeness=job.likeness)
         result = paste_faces(photo.pixels, job.faces, crops, job.restored, job.skipped, config, parser)
         reason = "; ".join(result.skipped)
         if result.faces:
-            record = photo.record.with_step(step_of(job.found, len(result.faces)))
+            restored = [face for face, new in zip(job.faces, job.restored, strict=True) if not isinstance(new, str)]
+            pasted = [any(face is other for other in result.faces) for face in restored]
+            served = tuple(compress(job.served, pasted))
+            record = photo.record.with_step(step_of(job.found, len(result.faces), served=served))
             write_photo(job.target, replace(photo, pixels=result.pixels, record=record))
-            return FileResult(job.relative, "restored", reason, len(result.faces), job.served, True, job.notes)
+            done = (len(result.faces), served, True, job.notes)
+            return FileResult(job.relative, "restored", reason, *done, likeness=job.likeness)
         if strip_gps:
             write_photo(job.target, photo)
         else:
             replace_atomically(job.target, lambda temporary: shutil.copyfile(job.source, temporary))
-        status = "failed" if job.faces else "no_face"
+        status = "failed" if any(isinstance(new, str) for new in job.restored) else "no_face"
         how = "written anew, without its place" if strip_gps else "copied as it is"
-        return FileResult(job.relative, status, f"{reason or 'no face found'}; {how}", written=True)
+        notes = job.notes if strip_gps else ()  # a copy has all of the file
+        reason = f"{reason or 'no face found'}; {how}"
+        return FileResult(job.relative, status, reason, written=True, notes=notes, likeness=job.likeness)
     except (ValueError, RuntimeError, OSError) as error:
         return FileResult(job.relative, "failed", _reason(error, job))
 

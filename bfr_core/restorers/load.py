@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,11 @@ ADAPTERS: dict[str, type[Restorer]] = {
     "SwinIR": Restorer,
 }
 
-CODEFORMER_MARK = "codeformer"  # other programs tell by this in a .pth file's name which network it holds
-DEFAULT_SIZE = 512  # side of published face restorers, whose files do not state it
-SIZES = (16, 2048)  # smallest and largest side that a file may state
-OF_ITS_KIND = ("kind", "members")  # metadata of a file of changes or of groups; a complete restorer has neither
+CODEFORMER_MARK = "codeformer"  # in the name of a .pth file: by this other programs know which network it is
+DEFAULT_SIZE = 512  # of published face restorers, whose files do not say it
+UNSHUFFLING = "0.4.2"  # spandrel from which on the pixels that become channels are not those of an enlarged input
+SIZES = (16, 2048)  # smallest and largest that a file may say
+OF_ITS_KIND = ("kind", "members")  # metadata of a file of changes or of groups; a restorer written whole is neither
 
 
 def load_restorer(name_or_path: str | Path = "embedded") -> Restorer:
@@ -91,6 +93,11 @@ def load_restorer(name_or_path: str | Path = "embedded") -> Restorer:
     adapter = ADAPTERS.get(descriptor.architecture.id)
     if adapter is None:
         raise ValueError(f"{path.name}: is a {descriptor.architecture.id}; known restorers are {_known()}")
+    if 1 < getattr(descriptor.model, "start_unshuffle", 1) == getattr(descriptor, "scale", 1):
+        raise ValueError(
+            f"{path.name}: this kind of {descriptor.architecture.id} is read rightly by spandrel "
+            f"{UNSHUFFLING} or newer, and {version('spandrel')} is installed; update spandrel"
+        )
     if not isinstance(descriptor, spandrel.ImageModelDescriptor) or descriptor.scale != 1:
         raise ValueError(f"{path.name}: enlarges its input; a face restorer keeps the size")
     if (descriptor.input_channels, descriptor.output_channels) != (3, 3):

@@ -142,7 +142,7 @@ def tuned(
     return finetune(restorer, list(zip(lq, targets, strict=True)), config, perceptual=perceptual)[0]
 
 
-def targets_of(lq: Tensor, restorer: Restorer, prior: Prior, config: TargetConfig) -> Tensor:
+def drawn_targets(lq: Tensor, restorer: Restorer, prior: Prior, config: TargetConfig) -> Tensor:
     """Pseudo targets of all faces, named by their place."""
     names = [str(i) for i in range(len(lq))]
     parts = (slice(start, start + config.batch_size) for start in range(0, len(lq), config.batch_size))
@@ -182,7 +182,7 @@ def run_cell(
         "oracle": lambda: restored_by(tuned_on(cell_faces.adapt_hq), lq),
     }
     if "adapted" not in done:
-        targets = targets_of(adapt_lq, restorer, prior, target_config)
+        targets = drawn_targets(adapt_lq, restorer, prior, target_config)
         adapted = tuned_on(targets)
         if adapted_to:
             adapted_to(adapted)
@@ -202,14 +202,14 @@ def run_cell(
 # ---------------------------------------------------------------- kept results
 
 
-def departures(config: Any) -> dict[str, Any]:
+def own_settings(config: Any) -> dict[str, Any]:
     """The settings of a dataclass that are not its defaults: a setting added later changes nothing that was made."""
     found = {}
     for field in fields(config):
         value = getattr(config, field.name)
         default = field.default_factory() if field.default_factory is not MISSING else field.default
         if is_dataclass(value):
-            if inner := departures(value):
+            if inner := own_settings(value):
                 found[field.name] = inner
         elif value != default:
             found[field.name] = value

@@ -23,8 +23,7 @@ from torch import Tensor
 from .. import metrics
 from ..adaptation.config import AdaptConfig
 from ..adaptation.faces import StageCallback, collect_faces
-from ..adaptation.published import PUBLISHED_RECIPE, published, recipe_of, settings_of
-from ..adaptation.published import departures as departures_of
+from ..adaptation.published import PUBLISHED_RECIPE, departures, published, recipe_of, recipe_with
 from ..adaptation.run import Run
 from ..adaptation.tuning import perceptual_term
 from ..damage.camera import CAMERA_TO_SRGB, PUBLISHED_SIZE, READINGS, SENSOR_NOISE, published_kind
@@ -39,12 +38,12 @@ from ..training.losses import find_vgg
 from .benchmark import (
     ROWS,
     CellFaces,
-    departures,
+    drawn_targets,
     make_cell_faces,
+    own_settings,
     read_cell,
     restored_by,
     run_cell,
-    targets_of,
     tuned,
 )
 from .evaluate import (
@@ -142,7 +141,15 @@ def bench_paper(
         )
         judge = Judge(clean, reference)
         made_from = fingerprint(
-            *(faces.fingerprint, adapt_to, measure_on, restorer.sha256, prior.sha256, departures(config), judge.taken),
+            *(
+                faces.fingerprint,
+                adapt_to,
+                measure_on,
+                restorer.sha256,
+                prior.sha256,
+                own_settings(config),
+                judge.taken,
+            ),
             *(SENSOR_NOISE, CAMERA_TO_SRGB),
         )
         term = perceptual_term(config.finetune, prior, restorer.device)
@@ -202,7 +209,7 @@ def published_settings(restorer: Restorer, config: AdaptConfig, reading: str) ->
         values["targets.sampler.factor"] = max(1, own.targets.sampler.factor * restorer.size // PUBLISHED_SIZE)
     if not restorer.tuned_by_codes and find_vgg() is None:
         values["finetune.perceptual"] = 0.0
-    return settings_of(restorer, PUBLISHED_RECIPE, values)
+    return recipe_with(restorer, PUBLISHED_RECIPE, values)
 
 
 def restored_as_published(
@@ -210,7 +217,7 @@ def restored_as_published(
 ) -> Tensor:
     """The measured faces as restored after a tuning by the published recipe, see `published_settings`."""
     preset = published_settings(restorer, config, reading)
-    targets = targets_of(cell_faces.adapt_lq, restorer, prior, preset.targets)
+    targets = drawn_targets(cell_faces.adapt_lq, restorer, prior, preset.targets)
     term = perceptual_term(preset.finetune, prior, restorer.device)
     return restored_by(tuned(restorer, cell_faces.adapt_lq, targets, preset.finetune, term), cell_faces.lq)
 
@@ -218,7 +225,7 @@ def restored_as_published(
 def departures_note(restorer: Restorer, config: AdaptConfig, reading: str) -> str:
     """One line that names what in this table departs from the published recipe."""
     preset = published_settings(restorer, config, reading)
-    return f"{PUBLISHED_ROW}: {'; '.join(departures_of(preset, published(restorer))) or 'as it is'}"
+    return f"{PUBLISHED_ROW}: {'; '.join(departures(preset, published(restorer))) or 'as it is'}"
 
 
 class Judge:

@@ -189,7 +189,7 @@ def _check_prior(found: Finding, path: Path, device: str, started: float) -> Non
         error = (eps - noise).square().mean().item()
         found.rows.append((f"squared error of the noise at t = {t}", f"{error:.4f}"))
         found.rows.append((f"seconds for a face at t = {t}", f"{seconds:.2f}"))
-        found.judge(f"it predicts the noise at t = {t} (squared error below {MAX_ERROR})", error < MAX_ERROR)
+        found.judge(f"it tells noise from face at t = {t} (less than {MAX_ERROR})", error < MAX_ERROR)
 
 
 def _short_adaptation(names: list[str], folder: Path, device: str) -> Finding:

@@ -343,7 +343,7 @@ def extras(runs: Sequence[str]) -> dict[str, Any]:
 def words_of(config: Any, path: str) -> dict[str, str]:
     """Label and hint of the input for a setting."""
     known = setting_at(config, path)
-    return {"label": known.label, "info": known.said}
+    return {"label": known.label, "info": known.help_text}
 
 
 def _number(gr: Any, path: str) -> Any:

@@ -17,6 +17,7 @@ from ..faces.detect import load_detector
 from ..files.photos import Photo, printable
 from ..pixels import as_bytes
 from ..restoration.restore import FindFaces, RestoreConfig, RestoredPhoto, restore_photo
+from ..restoration.same_person import warnings_of
 from ..restorers import Restorer
 from ..restorers.codeformer import CodeFormer, with_fidelity
 from .page import Page
@@ -85,7 +86,7 @@ class HostService:
         with self._one_at_a_time:
             restorer = with_fidelity(self._restorer(request.restorer), request.fidelity)
             result = restore_photo(pixels, restorer, config, self._detector_for(restorer, config))
-        for reason in result.skipped:
+        for reason in (*result.skipped, *warnings_of(result.likeness)):
             log.warning("%s: %s", printable(request.restorer), printable(reason))
         wrong = [reason for reason in result.skipped if " failed: " in reason]
         if wrong and not result.faces:

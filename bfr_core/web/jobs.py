@@ -23,8 +23,9 @@ from ..adaptation.adapt import adapt
 from ..adaptation.faces import StageCallback, collect_faces
 from ..adaptation.first_look import first_look
 from ..adaptation.forecast import Forecast, forecast_run, tell_before
+from ..adaptation.people import find_people
 from ..adaptation.per_damage import ONE_DAMAGE, adapt_mixed
-from ..adaptation.published import RECOMMENDED, settings_of
+from ..adaptation.published import RECOMMENDED, recipe_with
 from ..adaptation.run import Run
 from ..device import choose_device, release_memory
 from ..diffusion.prior import load_prior
@@ -34,6 +35,7 @@ from ..files.photos import printable, replace_atomically, to_unit
 from ..files.records import read_table, write_json
 from ..files.stages import is_held
 from ..restoration.restore import RestoreConfig, restore_folder
+from ..restoration.same_person import counted, warnings_of
 from ..restorers import load_restorer
 from ..training.checkpoint import TuningProgress
 
@@ -45,6 +47,7 @@ WRITE_SECONDS = 2.0
 TURN_SECONDS = 0.2  # between two checks whether a waiting job's turn has come
 MAX_POINTS = 200  # of a curve
 MAX_NOTES = 100
+PEOPLE_SOUGHT = 100  # faces up to which it is found out unasked whose they are: a fraction of a second each
 
 
 class Cancelled(Exception):
@@ -86,6 +89,15 @@ class Status:
     @property
     def active(self) -> bool:
         return self.state in ("waiting", "running", "elsewhere")
+
+    @property
+    def needs_faces(self) -> bool:
+        """Whether the job is at work on the run's faces, so that none may be left out or taken back meanwhile.
+
+        Repairing other photos does not need them, and a forecast has read the few that it needs.
+        """
+        spared = self.kind == "repair" or (self.kind == "faces" and self.stage == "forecast")
+        return self.active and not spared
 
 
 Work = Callable[[StageCallback], Outcome]
@@ -324,9 +336,12 @@ def find_faces(
 
     def work(callback: StageCallback) -> Outcome:
         base = load_restorer(restorer).to(choose_device(device))
-        config = settings_of(base, recipe, changes)
+        config = recipe_with(base, recipe, changes)
         with run.locked():
             faces = collect_faces(photos, run, base.size, config.faces, callback, base.device)
+            if len(faces) <= PEOPLE_SOUGHT:
+                find_people(run, faces, config.people, callback)
+        callback("forecast", 0, 2, None)  # from here on the faces are only read
         problems = tuple(problem["problem"] for problem in faces.problems)
         try:
             prior = load_prior(config.prior).to(base.device)
@@ -354,7 +369,7 @@ def adapt_restorer(
 
     def work(callback: StageCallback) -> Outcome:
         base = load_restorer(restorer).to(choose_device(device))
-        config = settings_of(base, recipe, dict(changes) | {"restorer": restorer})
+        config = recipe_with(base, recipe, dict(changes) | {"restorer": restorer})
         before = tell_before(callback)
         if mixed:
             found = adapt_mixed(photos, run.folder, config, callback, str(base.device), base, before)
@@ -377,7 +392,7 @@ def look_first(
 
     def work(callback: StageCallback) -> Outcome:
         base = load_restorer(restorer).to(choose_device(device))
-        config = settings_of(base, recipe, dict(changes) | {"restorer": restorer})
+        config = recipe_with(base, recipe, dict(changes) | {"restorer": restorer})
         look = first_look(photos, run, config, callback, str(base.device), base)
         return Outcome(look.run.report.relative_to(run.folder).as_posix(), tuple(look.forecast.lines()))
 
@@ -419,7 +434,9 @@ def repair_photos(
             delete(out)
         counts = ", ".join(f"{result.count(s)} {word}" for s, word in REPAIRED.items() if result.count(s))
         reasons = ((f.path.as_posix(), "; ".join(filter(None, (f.reason, *f.notes)))) for f in result.files)
-        notes = [counts, *(f"{name}: {reason}" for name, reason in reasons if reason)]
+        likeness = counted([one for file in result.files for one in file.likeness])
+        notes = [counts, *filter(None, [likeness]), *(f"{name}: {reason}" for name, reason in reasons if reason)]
+        notes += [f"{file.path.as_posix()}: {line}" for file in result.files for line in warnings_of(file.likeness)]
         return Outcome(archive.relative_to(run.folder).as_posix(), tuple(printable(note) for note in notes))
 
     return work
@@ -428,7 +445,7 @@ def repair_photos(
 REPAIRED = {
     "restored": "restored",
     "kept": "done before it was stopped",
-    "no_face": "without a face, unchanged",
+    "no_face": "without a face to restore, unchanged",
     "failed": "failed",
     "skipped": "left alone",
     "left_out": "left out",

@@ -11,6 +11,7 @@ import re
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -27,8 +28,9 @@ from ..adaptation.config import LOW_MEMORY, AdaptConfig
 from ..adaptation.faces import StageCallback, leave_out, left_out_of
 from ..adaptation.first_look import COLUMNS, place_of, read_first_look
 from ..adaptation.forecast import duration
-from ..adaptation.old_runs import adopt_old
-from ..adaptation.published import RECIPES, RECOMMENDED, recipe_of, settings_of
+from ..adaptation.old_runs import list_old_run
+from ..adaptation.published import RECIPES, RECOMMENDED, recipe_of, recipe_with
+from ..adaptation.report import PERSON_TABLE
 from ..adaptation.run import Run
 from ..device import choose_device
 from ..files.kinds import why_left_out
@@ -94,6 +96,7 @@ ADVANCED = (
 )
 STAGES = {
     "faces": "Finding faces",
+    "people": "Telling people apart",
     "groups": "Telling kinds of damage apart",
     "forecast": "Timing a step of each stage",
     "examine": "Looking at the damage",
@@ -282,7 +285,7 @@ class Page:
         if (status := self.status(run)).active:
             return status
         values = choices.settings()
-        settings_of(self.restorer_named(choices.restorer), choices.recipe, values)  # raises for a bad setting, now
+        recipe_with(self.restorer_named(choices.restorer), choices.recipe, values)  # raises for a bad setting, now
         if choices.real.strip():
             self.typed_folder(choices.real)
         photos = self.photos_of(run)
@@ -303,7 +306,7 @@ class Page:
         if (status := self.status(run)).active:
             return status
         settings = choices.settings()
-        settings_of(self.restorer_named(choices.restorer), choices.recipe, settings)  # raises for a bad setting, now
+        recipe_with(self.restorer_named(choices.restorer), choices.recipe, settings)  # raises for a bad setting, now
         self.remember(run, choices)
         work = look_first(run, None, choices.restorer, settings, self.device, choices.recipe)
         return self.jobs.start(run, "look", work)
@@ -328,7 +331,7 @@ class Page:
         run = self.run(name)
         if self.status(run).active:
             raise ValueError(f"{printable(str(name))}: is at work; stop it first")
-        adopt_old(run)
+        list_old_run(run)
         kept = delete(run.folder)
         self.changed()
         return [path.relative_to(run.folder).as_posix() for path in kept]
@@ -440,8 +443,15 @@ class Page:
         """
         run = self.run(name)
         names = self._face_names(run)[:MAX_FACES_SHOWN]
-        left_out = left_out_of(run) if names else []
-        return [(self._face_picture(run, n, n in left_out), "left out" if n in left_out else "") for n in names]
+        left_out, whose = left_out_of(run) if names else [], self._people(run)
+        captions = {n: "left out" if n in left_out else whose.get(n, "") for n in names}
+        return [(self._face_picture(run, n, n in left_out), captions[n]) for n in names]
+
+    def _people(self, run: Run) -> dict[str, str]:
+        """Face -> what is said of whose it is, of people with several faces."""
+        kept = read_table(run.people, people=dict).get("people", {})
+        counts = Counter(number for number in kept.values() if isinstance(number, int))
+        return {name: f"person {number}" for name, number in kept.items() if counts.get(number, 0) > 1}
 
     def _face_picture(self, run: Run, face: str, left_out: bool) -> Path:
         source = run.faces / f"{face}.png"
@@ -454,7 +464,7 @@ class Page:
     def toggle(self, name: str | None, index: int) -> None:
         """Leave out the face at this place in `faces`, or use it again."""
         run = self.run(name)
-        if self.status(run).active:
+        if self.status(run).needs_faces:
             raise ValueError("stop the run before you change its faces")
         face = self._face_names(run)[index]
         leave_out(run, set(left_out_of(run)) ^ {face})
@@ -546,12 +556,14 @@ class Page:
         except ValueError:  # which `verdict` says
             report = {}
         figures = "".join(_row((f.get("label", ""), f.get("value", ""))) for f in _tables(report.get("figures", [])))
-        tables = [table for table in _tables(report.get("tables", [])) if table.get("title") == "Groups"]
+        shown = ("Groups", PERSON_TABLE)
+        tables = [table for table in _tables(report.get("tables", [])) if table.get("title") in shown]
         for table in tables:
             rows = (table.get("columns"), *(table["rows"] if isinstance(table.get("rows"), list) else ()))
             figures += "".join(_row(cells) for cells in rows if isinstance(cells, list))
+        likeness = [quiet(str(table.get("note", ""))) for table in tables if table.get("title") == PERSON_TABLE]
         notes = "".join(quiet(str(note)) for note in report.get("notes", []))
-        return block(f"{self._adapted_faces(run)}<table>{figures}</table>{notes}")
+        return block(f"{self._adapted_faces(run)}{''.join(likeness)}<table>{figures}</table>{notes}")
 
     def _adapted_faces(self, run: Run) -> str:
         """A few faces: damaged, base, adapted; without the base if its file is not on this machine."""
@@ -875,7 +887,7 @@ def _headline(status: Status) -> str:
 
 
 def _stages(now: str, mixed: bool) -> str:
-    order = [stage for stage in STAGES if stage != "repair" and (mixed or stage != "groups")]
+    order = [stage for stage in STAGES if stage not in ("repair", "people") and (mixed or stage != "groups")]
     place = order.index(now) if now in order else 0
     items = ""
     for i, stage in enumerate(order):

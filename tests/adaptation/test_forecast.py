@@ -1,4 +1,4 @@
-"""What is said before an adaptation starts: counted against what it then does, never against a clock."""
+"""The forecast of an adaptation, compared with the calls that it then makes, never with a clock."""
 
 from dataclasses import replace
 

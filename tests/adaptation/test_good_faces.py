@@ -1,4 +1,4 @@
-"""Good faces: found by what is true of clean faces alone, set aside, and used by the tuning."""
+"""Good faces: found by what holds only for clean faces, set aside, and used by the tuning."""
 
 from __future__ import annotations
 

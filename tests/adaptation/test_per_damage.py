@@ -10,11 +10,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bfr_core.adaptation.config import SMALL
-from bfr_core.adaptation.per_damage import adapt_mixed
+from bfr_core.adaptation import per_damage
+from bfr_core.adaptation.config import SMALL, FaceConfig
+from bfr_core.adaptation.faces import collect_faces
+from bfr_core.adaptation.per_damage import adapt_mixed, group_faces
 from bfr_core.adaptation.run import Run
 from bfr_core.cli.commands import main
-from bfr_core.restorers import load_restorer
+from bfr_core.damage import groups
+from bfr_core.damage.groups import MIN_FACES
+from bfr_core.files.photos import write_image
+from bfr_core.restoration.grey import is_nearly_grey
+from bfr_core.restoration.restore import restore_crops
+from bfr_core.restorers import load_restorer, routed
 from bfr_core.restorers.routed import Routed
 from bfr_core.settings import changed
 from tests.two_damages import BLURRED, NOISY, judged, put
@@ -118,6 +125,34 @@ def test_killed_in_the_middle_it_goes_on(mixed_photos, config, tmp_path):
     assert main([*arguments(mixed_photos, config, tmp_path), "--iterations", "4"]) == 0
     routed = load_restorer(tmp_path / "groups.safetensors")
     assert isinstance(routed, Routed) and len(routed.members) == 3
+
+
+def test_a_nearly_grey_face_is_described_alike_when_groups_are_found_and_when_it_is_restored(
+    tiny_restorer, tmp_path, monkeypatch
+):
+    """An old print stored as colour JPEG: the restorer is given it without colour."""
+    generator = torch.Generator().manual_seed(0)
+    for i in range(MIN_FACES):
+        coarse = 0.2 + 0.6 * torch.rand(1, 1, 4, 4, generator=generator)
+        grey = torch.nn.functional.interpolate(coarse, (32, 32), mode="bilinear")[0]
+        noise = 0.005 * torch.randn(3, 32, 32, generator=generator)
+        write_image(tmp_path / "photos" / f"{i:02}.png", (torch.cat([grey, grey, 0.98 * grey]) + noise).clamp(0, 1))
+    run, base, described = Run(tmp_path / "run"), load_restorer(tiny_restorer), []
+
+    def describe(lq, restored):
+        described.append(lq)
+        return groups.describe(lq, restored)
+
+    monkeypatch.setattr(per_damage, "describe", describe)
+    monkeypatch.setattr(routed, "describe", describe)
+    with run.locked():
+        faces = collect_faces(tmp_path / "photos", run, 32, FaceConfig(aligned=True))
+        found, _ = group_faces(run, faces, base)
+    crops = list(faces.read(faces.names))
+    assert all(map(is_nearly_grey, crops)) and not any(torch.equal(crop[0], crop[2]) for crop in crops)
+    restore_crops(crops, Routed.of(found, [base, *[None] * len(found)], name="groups"), MIN_FACES)
+    first, second = described
+    assert torch.equal(first, second) and torch.equal(first[:, 0], first[:, 2])
 
 
 def test_one_damage_is_adapted_to_as_usual(config, tmp_path, capsys):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bfr_core.adaptation import published as recipes
 from bfr_core.adaptation.config import AdaptConfig
-from bfr_core.adaptation.published import LEFT_TO_USER, PUBLISHED, PUBLISHED_BY_CODES, leaves, recipe_of, settings_of
+from bfr_core.adaptation.published import LEFT_TO_USER, PUBLISHED, PUBLISHED_BY_CODES, leaves, recipe_of, recipe_with
 from bfr_core.cli.commands import main
 from bfr_core.restorers import ADAPTERS, Restorer
 from bfr_core.training.batches import micro_batches, split
@@ -97,7 +97,7 @@ def test_a_setting_that_is_added_later_is_noticed() -> None:
     ],
 )
 def test_the_tables_are_the_papers(name: str, wanted: dict[str, Any]) -> None:
-    config = settings_of(small(name), "published", {"album.real": "anybody"})
+    config = recipe_with(small(name), "published", {"album.real": "anybody"})
     tuning = config.finetune
     assert {key: getattr(tuning, key) for key in wanted} == wanted
     assert tuning.betas == (0.9, 0.99) and not tuning.ema_warmup
@@ -119,26 +119,26 @@ def test_codeformers_rate_is_halved_after_35000_and_38000_steps() -> None:
 
 
 def test_what_the_user_changes_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    config = settings_of(small("SwinIR"), "published", {"finetune.iterations": 100, "finetune.seed": 3})
+    config = recipe_with(small("SwinIR"), "published", {"finetune.iterations": 100, "finetune.seed": 3})
     assert config.finetune.iterations == 100 and config.finetune.seed == 3
     assert "the published recipe is changed: finetune.iterations 100 (20000)" in caplog.messages
     assert any("takes the pseudo targets for real" in line for line in caplog.messages)
     caplog.clear()
-    settings_of(small("CodeFormer"), "published")
-    settings_of(small("SwinIR"), "recommended", {"finetune.iterations": 100})
+    recipe_with(small("CodeFormer"), "published")
+    recipe_with(small("SwinIR"), "recommended", {"finetune.iterations": 100})
     assert not caplog.messages
     with pytest.raises(ValueError, match="recipe is 'else'; it must be one of recommended, published"):
-        settings_of(small("SwinIR"), "else")
+        recipe_with(small("SwinIR"), "else")
 
 
 def test_without_lpips_it_is_refused_in_one_line_unless_it_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipes, "find_vgg", lambda: None)
     with pytest.raises(ValueError, match="^recipe published: perceptual must be LPIPS here") as said:
-        settings_of(small("SwinIR"), "published")
+        recipe_with(small("SwinIR"), "published")
     assert "\n" not in str(said.value)
-    assert settings_of(small("SwinIR"), "published", {"finetune.perceptual": 0.0}).finetune.perceptual == 0
-    assert settings_of(small("CodeFormer"), "published").finetune.code == 0.5  # has no such term
-    assert settings_of(small("SwinIR"), "recommended").finetune.perceptual_by == "any"
+    assert recipe_with(small("SwinIR"), "published", {"finetune.perceptual": 0.0}).finetune.perceptual == 0
+    assert recipe_with(small("CodeFormer"), "published").finetune.code == 0.5  # has no such term
+    assert recipe_with(small("SwinIR"), "recommended").finetune.perceptual_by == "any"
 
 
 # ---------------------------------------------------------------- one step, by its formulas
@@ -175,7 +175,7 @@ def checkpoint(tmp_path: Path) -> Iterator[Path]:
 def test_swinirs_steps_are_those_of_the_formulas(checkpoint: Path) -> None:
     """Two steps: L1 + 0.1 times the sum of LPIPS over each four + 0.1 GAN; both optimizers; no clipping, no average."""
     lq, targets, real = faces(16, 0), faces(16, 1), faces(1, 2)
-    preset = settings_of(small("SwinIR"), "published", {"album.real": "anybody"}).finetune
+    preset = recipe_with(small("SwinIR"), "published", {"album.real": "anybody"}).finetune
     config = replace(preset, iterations=2, checkpoint_seconds=0.0)
     tuned, progress = finetune(
         scaling(),
@@ -230,7 +230,7 @@ def test_codeformers_first_step_is_that_of_the_formulas(checkpoint: Path) -> Non
     """MSE to the code vectors + 0.5 cross-entropy, mirrored at random; Adam; the average from the first step."""
     base = small("CodeFormer")
     pairs = list(zip(faces(8, 3, 64), faces(8, 4, 64), strict=True))
-    config = replace(settings_of(base, "published").finetune, iterations=1, seed=2)
+    config = replace(recipe_with(base, "published").finetune, iterations=1, seed=2)
     tuned, _ = finetune(base, pairs, config, checkpoint=checkpoint)
 
     net, parameters = prepare(base, config)
@@ -290,7 +290,7 @@ def test_the_discriminators_real_faces_are_not_mirrored_either() -> None:
 def test_stochastic_depth_leaves_parts_out_while_tuning_and_never_else(tmp_path: Path) -> None:
     restorer = small("SwinIR")
     config = replace(
-        settings_of(restorer, "published", {"finetune.perceptual": 0.0}).finetune,
+        recipe_with(restorer, "published", {"finetune.perceptual": 0.0}).finetune,
         iterations=4, batch_size=2, micro_batch=1, adversarial=0.0, lr=1e-3, lr_end=1e-3,
     )  # fmt: skip
     net, _ = prepare(restorer, config)
@@ -414,7 +414,7 @@ def test_the_page_adapts_by_it(
     )
     base = page.restorer_named("embedded")
     own = {"faces.aligned": True, "album.real": str(photos / "below")}
-    assert seen == [replace(settings_of(base, "published", own), restorer="embedded")]
+    assert seen == [replace(recipe_with(base, "published", own), restorer="embedded")]
     with pytest.raises(ValueError, match="start with --allow DIR"):
         page.adapt(name, replace(choices, real=str(tmp_path)))
     monkeypatch.setattr(recipes, "find_vgg", lambda: None)

@@ -1,63 +1,51 @@
-"""What the report says of identity: every face that lost likeness is named, and not measuring is said."""
+"""What the report says of likeness: every face and what is said of it; not measuring is said, too."""
 
-from types import SimpleNamespace
+from __future__ import annotations
 
-import torch
-from torch.nn import functional as F
+import math
 
-from bfr_core.adaptation.report import identity_tables, measure_identity
-
-
-def recogniser(faces):
-    """Tells people apart by their mean colour."""
-    return F.normalize(faces.mean((2, 3)))
+from bfr_core.adaptation.report import likeness_tables
+from bfr_core.adaptation.same_person import FolderLikeness, likeness_vetoes
+from bfr_core.faces.likeness import CANNOT_TELL, OTHER, SAME
+from bfr_core.restoration.same_person import FaceLikeness
 
 
-def batched(names, size):
-    return [names[start : start + size] for start in range(0, len(names), size)]
+def said(distance: float) -> FaceLikeness:
+    if math.isnan(distance):
+        return FaceLikeness(CANNOT_TELL)
+    return FaceLikeness(SAME if distance <= 0.45 else OTHER, distance, 0.45, 0.45, 0.02, 0.05)
 
 
-class Faces(SimpleNamespace):
-    def __len__(self):
-        return len(self.names)
+def likeness_of(*pairs: tuple[float, float], of: int = 0) -> FolderLikeness:
+    names = [f"face_{i}" for i in range(len(pairs))]
+    base, adapted = ({n: said(pair[k]) for n, pair in zip(names, pairs, strict=True)} for k in (0, 1))
+    return FolderLikeness(base, adapted, of or len(pairs))
 
 
-def result_of(faces, base, tuned):
-    names = [f"face_{i}" for i in range(len(faces))]
-    return SimpleNamespace(
-        faces=Faces(names=names, batches=lambda size: zip(batched(names, size), faces.split(size), strict=True)),
-        base=SimpleNamespace(restore_each=base),
-        restorer=SimpleNamespace(restore_each=tuned),
-    )
+def test_those_who_became_others_come_first_and_then_those_who_lost_most() -> None:
+    found = likeness_of((0.3, 0.31), (0.3, 0.7), (0.2, 0.4), (math.nan, math.nan))
+    (table,) = likeness_tables(found, str.upper)
+    assert [row[0] for row in table.rows] == ["FACE_1", "FACE_2", "FACE_0", "FACE_3"]
+    assert table.rows[0][1:] == (SAME, OTHER, "0.30", "0.70", "+0.40")
+    assert table.rows[3][1:] == (CANNOT_TELL, CANNOT_TELL, "", "", "")
+    assert "2.0% of good restorations" in table.note and "5.0% of other people" in table.note
+    assert "of 3 faces: 0.27 by the base, 0.47 by the adapted restorer" in found.said
+    assert found.record()["unlike"] == ["face_1"] and found.record()["adapted"][OTHER] == 1
+    assert "Measured on 4 of 90 faces" in likeness_of(*[(0.3, 0.3)] * 4, of=90).said
 
 
-def redder(faces):
-    """Of every third face another person."""
-    changed = faces.clone()
-    changed[::3, 0] = 1
-    return changed
+def test_where_nothing_can_be_told_that_is_all_that_is_said() -> None:
+    found = likeness_of((math.nan, math.nan), (math.nan, 0.3))
+    assert "Distance" not in found.said and "1 face: cannot tell" in found.said and not found.told
+    assert likeness_tables(FolderLikeness()) == [] and FolderLikeness().said == ""
 
 
-def test_every_face_that_lost_likeness_is_named_worst_first():
-    faces = (
-        torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-        * torch.linspace(0.2, 1, 20)[:, None, None, None]
-    )
-    likenesses = measure_identity(result_of(faces, lambda x: x, redder), recogniser)
-    assert len(likenesses) == 20 and all(base == 1 for base, _ in likenesses.values())
-    (table,) = identity_tables(likenesses)
-    named = [row[0] for row in table.rows]
-    assert set(named) == {name for name, (_, after) in likenesses.items() if after < 0.99} and named
-    drops = [float(row[3]) for row in table.rows]
-    assert drops == sorted(drops) and f"{len(named)} of 20 faces" in table.note
+def test_more_faces_lost_than_false_warnings_explain_are_a_veto() -> None:
+    def vetoes(faces: int, lost: int, by_base: int = 0) -> list[str]:
+        base = [said(0.7)] * by_base + [said(0.3)] * (faces - by_base)
+        return likeness_vetoes(base, [said(0.7)] * lost + [said(0.3)] * (faces - lost))
 
-
-def test_faces_that_stay_themselves_are_not_named():
-    faces = torch.rand(4, 3, 8, 8)
-    (table,) = identity_tables(measure_identity(result_of(faces, lambda x: x, lambda x: x * 0.9), recogniser))
-    assert not table.rows and "0 of 4" in table.note
-
-
-def test_without_a_recogniser_nothing_is_claimed():
-    assert measure_identity(result_of(torch.rand(4, 3, 8, 8), None, None), None) == {}
-    assert identity_tables({}) == []
+    assert not vetoes(8, 0) and not vetoes(8, 1) and not vetoes(64, 3)
+    assert vetoes(8, 2) == ["the faces it restores: 2 of 8 no longer look like the same person"]
+    assert vetoes(64, 5) and not vetoes(64, 5, by_base=5)
+    assert likeness_vetoes([said(0.3)] * 3, [said(math.nan)] * 3) == [] == likeness_vetoes([], [])

@@ -1,6 +1,7 @@
 """The target checks refuse what stands out, say why, and leave the rest alone."""
 
 import json
+from typing import cast
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 from bfr_core.adaptation.faces import collect_faces
 from bfr_core.adaptation.run import Run
 from bfr_core.adaptation.target_checks import (
-    REASONS,
+    SAID,
     TargetCheckConfig,
     as_record,
     check_targets,
@@ -21,8 +22,10 @@ from bfr_core.adaptation.target_checks import (
 )
 from bfr_core.adaptation.target_stage import targets_of
 from bfr_core.faces.landmarks import load_landmark_net
+from bfr_core.faces.likeness import CANNOT_TELL, OTHER, SAME
 from bfr_core.files.photos import write_image
 from bfr_core.metrics.detail import high_band
+from bfr_core.restoration.same_person import FaceLikeness, LikenessMeter
 
 CHECKERED = (torch.arange(64)[:, None] + torch.arange(64)) % 2.0  # nothing of it is left in the low band
 
@@ -50,9 +53,9 @@ def test_like_targets_all_pass(net):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda x: (x + 0.3).clamp(0, 1), REASONS["low_band"]),
-        (lambda x: x + 0.2 * (CHECKERED - 0.5), (REASONS["unlike"], REASONS["noisy"])),
-        (lambda x: x + 0.15 * FINE_NOISE, (REASONS["unlike"], REASONS["noisy"])),
+        (lambda x: (x + 0.3).clamp(0, 1), SAID["low_band"]),
+        (lambda x: x + 0.2 * (CHECKERED - 0.5), (SAID["unlike"], SAID["noisy"])),
+        (lambda x: x + 0.15 * FINE_NOISE, (SAID["unlike"], SAID["noisy"])),
     ],
     ids=["another tone", "a pattern", "noise"],
 )
@@ -83,7 +86,7 @@ def test_batches_give_what_all_at_once_give(net):
     parts = joined([measurements_of(clean[part], clean.flip(0)[part], net) for part in (slice(0, 4), slice(4, 10))])
     for a, b in zip(check_targets(whole), check_targets(parts), strict=True):
         assert torch.allclose(a.float(), b.float(), atol=1e-4)
-    assert set(as_record(check_targets(whole), 3)) == set(REASONS)
+    assert set(as_record(check_targets(whole), 3)) == set(SAID)
 
 
 def test_a_new_draw_is_held_to_the_folders_measure(net):
@@ -127,22 +130,26 @@ def test_on_real_faces_another_persons_target_is_refused(shared, net):
     assert reasons[3] and reasons[17] and sum(map(bool, reasons)) <= 5
 
 
-def test_a_stranger_is_refused_where_there_is_a_recogniser(net):
-    """It tells people apart by their mean colour here."""
+def test_a_target_that_became_another_person_is_refused_if_that_is_asked_for(net):
     clean = pictures(24)
     lq = (clean + 0.02 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
 
-    def recogniser(faces):
-        angle = 40 * faces.mean((1, 2, 3))
-        return torch.stack([angle.cos(), angle.sin()], 1)
+    class Meter:
+        """Faces 7 and 8 are others; of face 9 nothing can be told."""
 
-    targets = clean.clone()
-    targets[7] = targets[7] * 0.96
-    measured = measurements_of(lq, targets, net, recogniser)
-    worst = measured.stranger.argmax()
-    checks = check_targets(measured)
-    assert worst == 7 and not check_targets(measurements_of(lq, targets, net)).stranger.any()
-    assert refusals(checks, TargetCheckConfig())[7].startswith(REASONS["stranger"])
+        def judge(self, lq, targets):
+            said = [FaceLikeness(SAME, 0.3, 0.4, 0.45, 0.02, 0.05)] * len(lq)
+            said[7] = said[8] = FaceLikeness(OTHER, 0.6, 0.4, 0.45, 0.02, 0.05)
+            said[9] = FaceLikeness(CANNOT_TELL)
+            return [said]
+
+    checks = check_targets(measurements_of(lq, clean, net, cast(LikenessMeter, Meter())))
+    reasons = refusals(checks, TargetCheckConfig(limit=8))
+    assert [i for i, reason in enumerate(reasons) if reason] == [7, 8] and reasons[7] == OTHER
+    assert refusals(checks, TargetCheckConfig(limit=8, likeness=False)) == [""] * 24
+    assert refusals(checks, TargetCheckConfig(limit=0)) == [""] * 24
+    few = check_targets(measurements_of(lq[:4], clean[:4], net))
+    assert not few.stranger.any()  # where it is not measured, nobody is
 
 
 def test_a_trifle_does_not_stand_out_among_faces_that_are_all_alike(net):

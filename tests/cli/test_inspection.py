@@ -1,4 +1,4 @@
-"""What a file says of itself, and the answer to "may I use this commercially?"."""
+"""What a file records of itself, and whether it may be used commercially."""
 
 import pytest
 import torch

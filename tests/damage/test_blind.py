@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bfr_core.damage import blind
-from bfr_core.damage.blind import BlindRange, blind_damage, draw_tones, gaussian_blur
+from bfr_core.damage.blind import BlindRange, anisotropic_blur, blind_damage, draw_tones
 
 NO_DAMAGE = BlindRange((0.0, 0.0), (1.0, 1.0), (0.0, 0.0), (100, 100), 0.0, 0.0, 0.0, 0.0)
 
@@ -65,7 +65,7 @@ def test_some_faces_are_left_untouched() -> None:
 def test_blur_has_the_width_that_was_asked_for() -> None:
     point = torch.zeros(1, 1, 65, 65)
     point[..., 32, 32] = 1
-    spread = gaussian_blur(point, torch.diag(torch.tensor([9.0, 4.0], dtype=torch.float64))[None])[0, 0]
+    spread = anisotropic_blur(point, torch.diag(torch.tensor([9.0, 4.0], dtype=torch.float64))[None])[0, 0]
     offset = torch.arange(65.0) - 32
     assert spread.sum() == pytest.approx(1, abs=1e-3)
     assert (spread.sum(0) * offset**2).sum() == pytest.approx(9, rel=0.02)

@@ -1,4 +1,4 @@
-"""Tone: what faded comes back, what did not stays, and nothing but a straight line a colour is applied."""
+"""Tone: what faded comes back, what did not stays, and nothing but a linear map of each channel is applied."""
 
 import json
 

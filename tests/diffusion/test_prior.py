@@ -239,7 +239,7 @@ def test_the_published_file_needs_nothing_beside_it(published, tmp_path, monkeyp
 
 
 def test_a_checkpoint_of_a_wrapped_network_is_the_same_prior(published, tmp_path):
-    state = torch.load(published, weights_only=True, mmap=True)
+    state = torch.load(str(published), weights_only=True, mmap=True)
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "step": 3}, tmp_path / "wrapped.pth")
     (tmp_path / "wrapped.json").write_text(json.dumps(PRIOR_SETTINGS))
     x, t = torch.rand(1, 3, 64, 64), torch.tensor([100])

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from bfr_core.faces import detect
 from bfr_core.faces.align import Face, crop_face, template
-from bfr_core.faces.detect import EmbeddedDetector, distinct, faces_in_boxes, load_detector
-from bfr_core.faces.landmarks import SCAN_CROP, ScanNet, load_landmark_net, load_scan_net
+from bfr_core.faces.detect import EmbeddedDetector, distinct, faces_in_boxes, load_detector, load_embedded_detector
+from bfr_core.faces.landmarks import SCAN_CROP, ScanNet, load_landmark_net
+from bfr_core.faces.second_look import load_second_look
 from bfr_core.files.photos import read_image
 
 # Middle of the face and width of its head, in pixels.
@@ -29,7 +30,7 @@ SOLVAY = np.array([
 
 @pytest.fixture(scope="module")
 def detector() -> EmbeddedDetector:
-    return EmbeddedDetector(load_landmark_net(), load_scan_net())
+    return load_embedded_detector()
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +167,7 @@ def test_what_is_looked_at_in_one_go_does_not_grow_with_the_photo() -> None:
     for width, height in ((1199, 1199), (1210, 1210), (12000, 2500)):
         blind = Blind()
         photo = torch.full((1, 1, 1), 0.5).expand(3, height, width)
-        assert EmbeddedDetector(load_landmark_net(), blind)(photo) == []
+        assert EmbeddedDetector(load_landmark_net(), blind, load_second_look())(photo) == []
         assert 0 < blind.largest <= most < 0.64 * 12000 * 2500 / 10
 
 

@@ -1,4 +1,4 @@
-"""Whose a file is, on small folders."""
+"""Which files count as this program's own, on small folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What restored pictures say of themselves, and what is believed of what strange pictures say."""
+"""What restored pictures record of themselves, and how much of the records of strange pictures is believed."""
 
 import json
 import time

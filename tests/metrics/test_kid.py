@@ -1,4 +1,4 @@
-"""KID: by hand, unbiased, and whether it notices what it is there to notice."""
+"""KID: computed by hand, unbiased, and sensitive to the damages that it must notice."""
 
 from __future__ import annotations
 

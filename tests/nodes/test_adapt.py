@@ -1,4 +1,4 @@
-"""From a folder to a tuned restorer through the nodes; stopped, paused and gone on with."""
+"""From a folder to a tuned restorer through the nodes; stopped, paused and resumed."""
 
 from __future__ import annotations
 
@@ -40,10 +40,11 @@ def pairs(run: Run, models: tuple[Any, Any], faces: Any) -> Any:
 
 def test_everything_lies_below_the_output(run: Run, models: tuple[Any, Any], pairs: Any, host: Any) -> None:
     before = {p for p in host.root.rglob("*") if "output" not in p.parts}
-    tuned, verdict, finished, curve, shown, folder, adopt = run(
+    tuned, verdict, finished, curve, shown, folder, adopt, likeness, others = run(
         "BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING
     )
     assert adopt is verdict.startswith("Adopt")
+    assert likeness.startswith("Adapted restorer, 10 faces: cannot tell") and others == 0
     assert finished and verdict.startswith(("Adopt", "Keep the base", "Cannot tell"))
     assert curve.shape == (1, 256, 512, 3) and shown.shape == (1, 8 * 32, 4 * 32, 3)
     assert Path(folder) == host.root / "output/bfr_runs/my_run"
@@ -117,7 +118,7 @@ def test_names_are_escaped(run: Run, models: tuple[Any, Any], host: Any) -> None
     (host.root / "input/odd").mkdir()
     write_image(host.root / "input/odd/good.png", torch.rand(3, 32, 32))
     (host.root / "input/odd" / "<img src=x>\n.png").write_bytes(b"no picture")
-    *_, report = run("BFR_FacesFromFolder", restorer=models[0], folder="odd", aligned=True)
+    *_, report, _ = run("BFR_FacesFromFolder", restorer=models[0], folder="odd", aligned=True)
     assert "<img src=x>\\n.png" in report and len(report.splitlines()) == 3
     run("BFR_SaveRestorer", restorer=models[0], name="a & b")
     assert host.texts[-1] == "saved: a &amp; b.safetensors"
@@ -306,7 +307,7 @@ def test_a_run_name_that_leads_to_files_of_others_is_refused(run: Run, models: t
 
 def test_any_graph_can_be_the_teacher(run: Run, models: tuple[Any, Any], photos: Path, host: Any) -> None:
     images = torch.rand(10, 32, 32, 3)
-    faces, shown, number, _ = run("BFR_FacesFromImages", restorer=models[0], images=images, aligned=True, count=10)
+    faces, shown, number, *_ = run("BFR_FacesFromImages", restorer=models[0], images=images, aligned=True, count=10)
     assert number == 10 and torch.allclose(shown, images, atol=1 / 255)
     again = run("BFR_FacesFromImages", restorer=models[0], images=images, aligned=True)[0]
     assert again == faces, "the same pictures are the same faces"
@@ -351,7 +352,7 @@ def mixed_pairs(
 def test_mixed_gives_a_restorer_that_sends_each_face_to_its_own(
     run: Run, models: tuple[Any, Any], mixed_pairs: Any, mixed_photos: Path
 ) -> None:
-    tuned, verdict, finished, curve, shown, folder, adopt = run(
+    tuned, verdict, finished, curve, shown, folder, adopt, *_ = run(
         "BFR_FinetuneRestorer", pairs=mixed_pairs, restorer=models[0], mixed=True, **TUNING
     )
     assert finished and adopt is True and curve.shape == (1, 2 * 256, 512, 3) and shown.shape == (1, 8 * 32, 3 * 32, 3)

@@ -1,4 +1,4 @@
-"""The pack in a real ComfyUI: started, asked what there is, given a graph, cancelled, gone on with.
+"""The pack in a real ComfyUI: started, queried, given a graph, cancelled, resumed.
 
 Where it is looked for, see the fixture `comfy`.
 """

@@ -137,7 +137,7 @@ def test_a_linked_folder_of_photos_is_used_and_what_leads_out_of_it_is_named(
     sockets = {socket.id: socket for socket in nodes["BFR_FacesFromFolder"].define_schema().inputs}
     assert sockets["input_folder"].options["options"] == ["as typed", "photos", "photos/below"]
     for chosen in ({"folder": "photos"}, {"folder": "none", "place": "output", "input_folder": "photos"}):
-        *_, number, report = run("BFR_FacesFromFolder", restorer=models[0], aligned=True, **chosen)
+        *_, number, report, _ = run("BFR_FacesFromFolder", restorer=models[0], aligned=True, **chosen)
         assert number == 3 and report.splitlines() == [
             "3 faces", "2 links were not followed:", "more: is a link to a folder; choose it as the folder",
             "innocent.png: is a link that leads out of the folder",

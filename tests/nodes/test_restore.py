@@ -33,16 +33,18 @@ def photo(batch: int = 1) -> torch.Tensor:
 
 def test_a_batch_comes_back_with_its_mask_and_crops(run: Run, models: tuple[Any, Any], found: list[Face]) -> None:
     images = photo(2)
-    made, mask, crops, report, seen, restored, skipped = run("BFR_RestoreFaces", restorer=models[0], images=images)
+    made, mask, crops, report, *counts, said, others = run("BFR_RestoreFaces", restorer=models[0], images=images)
+    seen, restored, skipped = counts
     assert made.shape == images.shape and mask.shape == (2, 64, 96) and crops.shape == (4, 32, 32, 3)
     assert (seen, restored, skipped) == (4, 4, 0) and report == "4 faces found, 4 restored, 0 skipped"
+    assert said.splitlines() == [f"photo {i}: likeness: cannot tell" for i in (1, 1, 2, 2)] and others == 0
     outside = mask == 0
     assert torch.equal(made[outside], images[outside]) and 0 < mask.mean() < 1 and not made.is_inference()
 
 
 @pytest.mark.parametrize(("faces", "restored"), [("all", 2), ("largest", 1), ("rightmost", 1), ("numbered", 1)])
 def test_which_faces(run: Run, models: tuple[Any, Any], found: list[Face], faces: str, restored: int) -> None:
-    _, mask, *_, done, _ = run("BFR_RestoreFaces", restorer=models[0], images=photo(), faces=faces, numbers="2")
+    _, mask, *_, done, _, _, _ = run("BFR_RestoreFaces", restorer=models[0], images=photo(), faces=faces, numbers="2")
     assert done == restored
     assert (mask[0, 24, 24] > 0) == (faces in ("all", "largest"))
 
@@ -177,7 +179,7 @@ def test_aligned_pictures_are_restored_whole_and_no_face_is_sought(
     module = sys.modules["any-name.nodes.restore"]
     monkeypatch.setattr(module, "load_detector", lambda *_: pytest.fail("a detector was loaded"))
     images = photo(2)[:, :32, :32]
-    made, mask, crops, _, *counts = run("BFR_RestoreFaces", restorer=models[0], images=images, aligned=True)
+    made, mask, crops, _, *counts, _, _ = run("BFR_RestoreFaces", restorer=models[0], images=images, aligned=True)
     assert made.shape == images.shape and mask.min() == 1 and crops.shape == (2, 32, 32, 3)
     assert counts == [2, 2, 0] and torch.equal(made, crops) and not torch.equal(made, images)
     with pytest.raises(ValueError, match="an aligned face is square"):
@@ -200,8 +202,8 @@ def test_the_last_live_picture_is_the_result_and_texts_come_before_pictures(
     run: Run, models: tuple[Any, Any], found: list[Face], host: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host.texts.clear()
-    made, *_, report, _, _, _ = run("BFR_RestoreFaces", restorer=models[0], images=photo(3))
-    assert host.texts == ["restoring ...", report]
+    made, *_, report, _, _, _, _, _ = run("BFR_RestoreFaces", restorer=models[0], images=photo(3))
+    assert host.texts == ["restoring ...", f"{report}\n6 faces: cannot tell"]
     kind, picture, pixels = host.previews[-1]
     assert (kind, picture.size, pixels) == ("JPEG", (2 * 96, 2 * 64), 1024)
     corner = torch.from_numpy(np.array(picture.crop((0, 0, 96, 64)))) / 255
@@ -233,7 +235,9 @@ def test_no_picture_is_written_where_the_preview_is_off(
     }.items():
         node: Any = nodes[name]
         sockets = node.define_schema().inputs
-        assert sockets[-1].id == "preview" and sockets[-1].options["optional"], "old workflows have no value for it"
+        later = [s for s in sockets if s.id in ("preview", "likeness", "only_like", "person_limit", "order")]
+        assert sockets[-len(later) :] == later and later[0].id == "preview", "old workflows have no value for them"
+        assert all(s.options["optional"] for s in later)
         defaults = {s.id: s.options["default"] for s in sockets if "default" in s.options}
         assert ("images" in node.execute(**(defaults | inputs | {"preview": preview})).ui) is preview
         assert "images" in node.execute(**({k: v for k, v in defaults.items() if k != "preview"} | inputs)).ui
@@ -260,3 +264,31 @@ def test_onnx_files_are_named_where_the_restorer_is_loaded(
     assert node.execute(restorer="tiny.safetensors").args[1] == about, "the output is of the restorer alone"
     with pytest.raises(ValueError, match=r"GPEN-0.onnx: is an ONNX file"):
         node.execute(restorer="GPEN-0.onnx")
+
+
+def test_likeness_and_one_person_alone(
+    run: Run, models: tuple[Any, Any], found: list[Face], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the larger of the two faces became somebody else, and the picture given shows the person of the smaller."""
+    module = sys.modules["any-name.nodes.restore"]
+    words = sys.modules["any-name.bfr_core.restoration.same_person"]
+    asked: list[Any] = []
+
+    def load_check(action: str, restorer: Any, find: Any, person: Any, limit: float) -> Any:
+        asked.append((action, None if person is None else person.shape, limit))
+
+        def check(crops: list[Any], restored: list[Any], widths: list[float]) -> Any:
+            said = (words.FaceLikeness(words.OTHER, 0.7, 0.4, 0.45, 0.02, 0.05), words.FaceLikeness(words.SAME))
+            kept = [0, 1] if person is None else [1]
+            return words.Acted(kept, list(restored), said, [] if person is None else ["a face is not like the person"])
+
+        return check
+
+    monkeypatch.setattr(module, "load_check", load_check)
+    *_, report, seen, restored, skipped, said, others = run("BFR_RestoreFaces", restorer=models[0], images=photo())
+    assert (seen, restored, skipped, others) == (2, 2, 0, 1) and "photo 1: likeness: no longer looks like" in report
+    assert said.splitlines()[1] == "photo 1: likeness: looks like the same person"
+    how = {"only_like": photo(2), "likeness": "keep", "person_limit": 0.5}
+    *_, report, seen, restored, _, _, _ = run("BFR_RestoreFaces", restorer=models[0], images=photo(), **how)
+    assert (seen, restored) == (2, 1) and "not like the person" in report
+    assert asked == [("warn", None, 0.55), ("keep", (3, 64, 96), 0.5)]

@@ -1,4 +1,4 @@
-"""Old prints stored in colour: told from colour photographs, restored without colour, tinted as they were."""
+"""Old prints stored in colour: they are told from colour photographs, restored without colour, and tinted as before."""
 
 from __future__ import annotations
 

@@ -31,7 +31,8 @@ from bfr_core.restoration.restore import (
 from bfr_core.restorers.base import Restorer
 from bfr_core.restorers.codeformer import CodeFormer
 
-PLAIN = RestoreConfig(match_colour=False)  # a uniform change is a cast, and would be taken out again
+# A uniform change is a cast, and would be taken out again; what is no face at all is not finished as one.
+PLAIN = RestoreConfig(match_colour=False, keep_detail=False, match_grain=False, even_tone=False)
 
 
 class Brighter(nn.Module):

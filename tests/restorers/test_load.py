@@ -1,5 +1,6 @@
 import shutil
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -154,10 +155,19 @@ def test_a_size_that_is_none_is_one_clear_line(tiny_restorer, tmp_path, size):
 
 
 def test_other_architectures_are_named(tmp_path):
-    from spandrel.architectures.Compact import Compact
+    from spandrel.architectures.SCUNet import SCUNet
 
-    save_file(Compact(num_feat=8, num_conv=2, upscale=2).state_dict(), tmp_path / "compact.safetensors")
-    refused(tmp_path / "compact.safetensors", "is a Compact; known restorers are CodeFormer, GFPGAN")
+    save_file(SCUNet(config=[1] * 7, dim=8).state_dict(), tmp_path / "scunet.safetensors")
+    refused(tmp_path / "scunet.safetensors", "is a SCUNet; known restorers are CodeFormer, GFPGAN")
+
+
+def test_an_older_spandrel_that_would_enlarge_the_input_of_a_swinir_is_named(tiny_restorer, monkeypatch):
+    """It takes the pixels that become channels from an enlarged input, so that the output is enlarged as well."""
+    import spandrel
+
+    said = SimpleNamespace(architecture=SimpleNamespace(id="SwinIR"), scale=8, model=SimpleNamespace(start_unshuffle=8))
+    monkeypatch.setattr(spandrel.ModelLoader, "load_from_state_dict", lambda *_: said)
+    refused(tiny_restorer, "read rightly by spandrel 0.4.2 or newer, and .* is installed; update spandrel")
 
 
 def test_a_restorer_that_enlarges_or_is_grey_is_refused(tmp_path):

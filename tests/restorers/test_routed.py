@@ -1,4 +1,4 @@
-"""Several restorers as one: each face by its own, and a file of groups that is not what it says."""
+"""Several restorers as one: each face goes to the restorer of its group, and false files of groups are refused."""
 
 import json
 import os

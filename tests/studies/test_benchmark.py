@@ -16,7 +16,7 @@ from bfr_core.diffusion.prior import load_prior
 from bfr_core.restorers import load_restorer
 from bfr_core.settings import changed
 from bfr_core.studies import benchmark
-from bfr_core.studies.benchmark import ROWS, departures, make_cell_faces, read_cell, run_cell
+from bfr_core.studies.benchmark import ROWS, make_cell_faces, own_settings, read_cell, run_cell
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,9 +65,9 @@ def test_faces_are_damaged_alike_in_any_number_and_otherwise_in_each_half():
 
 
 def test_only_what_was_changed_counts_as_a_departure():
-    assert departures(AdaptConfig()) == {}
+    assert own_settings(AdaptConfig()) == {}
     config = replace(AdaptConfig(), finetune=replace(AdaptConfig().finetune, lr=0.5, halve_at=(0.1,)))
-    assert departures(config) == {"finetune": {"lr": 0.5, "halve_at": (0.1,)}}
+    assert own_settings(config) == {"finetune": {"lr": 0.5, "halve_at": (0.1,)}}
 
 
 def test_a_cell_of_another_recipe_is_as_good_as_none(tmp_path):

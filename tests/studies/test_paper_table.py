@@ -84,7 +84,7 @@ def test_the_reading_is_named_and_changes_the_faces(command, tmp_path, capsys):
 def test_the_published_recipe_is_a_row_and_what_is_changed_of_it_is_said(command, tmp_path, capsys, monkeypatch):
     """With two steps of sampling: 150 for each face would take minutes."""
     monkeypatch.setattr(paper_table, "find_vgg", lambda: None)
-    monkeypatch.setattr(paper_table, "targets_of", lambda lq, *_: lq.flip(0))
+    monkeypatch.setattr(paper_table, "drawn_targets", lambda lq, *_: lq.flip(0))
     asked = [*command[: command.index("--sets")], "--sets", "camera_x4_iso1500", *command[-5:], "--reading", "pixels"]
     assert main(asked) == 0
     plain = json.loads(capsys.readouterr().out)

@@ -60,7 +60,7 @@ def test_every_file_is_checked_and_a_failure_does_not_stop_the_rest(table):
     ("what", "save", "says"),
     [
         ("test, restorer, 32", "dark", "the restored faces are those faces"),
-        ("test, diffusion prior", "random unet", "it predicts the noise at t = 300"),
+        ("test, diffusion prior", "random unet", "it tells noise from face at t = 300"),
         ("ParseNet, face parsing", "parsenet", "the face is part of the crop"),
     ],
     ids=["restorer", "prior", "parser"],

@@ -1,4 +1,4 @@
-"""The faces of a step, and those that are held out."""
+"""The faces of a training step, and those that are held out."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The state of a tuning is written and read as it is; what does not fit is refused."""
+"""The state of a tuning is written and read unchanged; a file that does not fit is refused."""
 
 from dataclasses import asdict
 

@@ -18,7 +18,7 @@ from bfr_core.files.records import read_json, write_json
 from bfr_core.restoration import restore
 from bfr_core.restoration.restore import RestoreConfig
 from bfr_core.training.checkpoint import TuningProgress
-from bfr_core.web.jobs import Jobs, Outcome, adapt_restorer, find_faces, read_status, repair_photos, thinned
+from bfr_core.web.jobs import Jobs, Outcome, Status, adapt_restorer, find_faces, read_status, repair_photos, thinned
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -224,6 +224,13 @@ def test_a_forecast_that_cannot_be_made_leaves_the_faces(photos, tiny_restorer, 
     jobs.start(run, "faces", find_faces(run, photos, str(tiny_restorer), wrong))
     status = jobs.wait(run)
     assert status.state == "done" and "none.safetensors" in status.notes[0] and len(faces_of(run)) == 10
+
+
+def test_faces_are_only_needed_by_what_works_on_them():
+    spared = [Status("faces", "running", "forecast"), Status("repair", "waiting"), Status("faces", "done", "faces")]
+    needing = [Status("faces", "waiting"), Status("faces", "running", "faces"), Status("adapt", "running", "forecast")]
+    assert not any(status.needs_faces for status in spared)
+    assert all(status.needs_faces for status in [*needing, Status("look", "running"), Status("adapt", "elsewhere")])
 
 
 def test_a_stopped_repair_goes_on_where_it_was(photos, tiny_restorer, tmp_path, monkeypatch):

@@ -184,6 +184,45 @@ def test_a_face_is_left_out_and_taken_back(page, photos):
     )
 
 
+def test_a_face_is_left_out_while_the_forecast_is_made(page, photos, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+    real = jobs.forecast_run
+
+    def forecast_run(*arguments):
+        begun.set()
+        assert go_on.wait(600)
+        return real(*arguments)
+
+    monkeypatch.setattr(jobs, "forecast_run", forecast_run)
+    name, _ = page.new_run("", [], str(photos), FEW)
+    assert begun.wait(600) and page.status(page.run(name)).stage == "forecast"
+    page.toggle(name, 2)
+    assert "10 faces found, 1 left out" in page.faces_said(name)
+    go_on.set()
+    assert finished(page, name).notes[0].startswith("10 faces will take")
+    assert left_out_of(page.run(name)) == ["below__face 5"]
+
+
+def test_no_face_is_left_out_while_they_are_looked_for(page, photos, monkeypatch):
+    name, _ = page.new_run("", [], str(photos), FEW)
+    finished(page, name)
+    begun, go_on = threading.Event(), threading.Event()
+    real = jobs.collect_faces
+
+    def collect_faces(*arguments):
+        begun.set()
+        assert go_on.wait(600)
+        return real(*arguments)
+
+    monkeypatch.setattr(jobs, "collect_faces", collect_faces)
+    page.look_for_faces(name, FEW)
+    assert begun.wait(600)
+    with pytest.raises(ValueError, match="stop the run"):
+        page.toggle(name, 2)
+    go_on.set()
+    finished(page, name)
+
+
 def test_a_run_goes_on_with_its_own_choices_after_a_restart(page, photos):
     name, _ = page.new_run("x", [], str(photos), FEW)
     finished(page, name)

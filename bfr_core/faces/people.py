@@ -1,0 +1,82 @@
+"""Whose face is it? Faces grouped by person, and the one person who is looked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..files.photos import printable, read_image
+from .align import Face
+from .recognise import RecogniserNet, chip_of, embed
+
+# Mean distance up to which two groups of faces are one person's; `benchmarks/likeness.py --parts people` measures it.
+SAME_PERSON = 0.5
+MOST = 5000  # faces that are grouped at once: the distances of all pairs are kept
+
+
+@dataclass(frozen=True, eq=False)
+class Person:
+    """Somebody who is looked for. embedding: (128,) of a face of theirs. name: of the photo, for what is said."""
+
+    embedding: Tensor
+    name: str
+
+    def distances(self, embeddings: Tensor) -> Tensor:
+        """(B, 128) -> (B,): how far faces lie from this person's."""
+        return (embeddings.float() - self.embedding).norm(dim=1)
+
+
+def person_in(photo: Tensor, find: Callable[[Tensor], list[Face]], net: RecogniserNet, name: str = "photo") -> Person:
+    """The person whose face is the largest of a photo (3, H, W) in [0, 1]. Raises ValueError if it has no face."""
+    found = find(photo)
+    if not found:
+        raise ValueError(
+            f"{printable(name)}: no face found in it; give a photo of the person, sharp and from the front"
+        )
+    face = max(found, key=lambda one: one.width)
+    device = net.embedding.weight.device
+    return Person(embed(net, chip_of(photo, face.landmarks, device)[None])[0], name)
+
+
+def read_person(file: Path, find: Callable[[Tensor], list[Face]], net: RecogniserNet) -> Person:
+    """`person_in` of a file. Raises ValueError if it cannot be read or has no face."""
+    return person_in(read_image(file), find, net, file.name)
+
+
+def group_people(
+    embeddings: Tensor, limit: float = SAME_PERSON, says_who: Sequence[bool] | None = None
+) -> list[list[int]]:
+    """Places of faces grouped by person, the largest group first, and by first place among equals.
+
+    embeddings: (N, D). limit: the mean distance of all pairs of two groups up to which they become one (agglomerative
+    clustering by average linkage). says_who: False for a face so damaged that it may be anybody's; it stays alone.
+    Raises ValueError for more than `MOST` faces or a limit that is not above 0.
+    """
+    from scipy.cluster.hierarchy import fcluster, linkage
+
+    if not limit > 0:
+        raise ValueError(f"limit is {limit}; it must be above 0")
+    if len(embeddings) > MOST:
+        raise ValueError(f"{len(embeddings)} faces are too many to be grouped by person at once; {MOST} are the most")
+    known = [i for i in range(len(embeddings)) if says_who is None or says_who[i]]
+    groups = [[i] for i in range(len(embeddings)) if len(known) < 2 or i not in set(known)]
+    if len(known) > 1:
+        tree = linkage(embeddings[known].double().cpu().numpy(), "average")
+        numbers = fcluster(tree, limit, "distance")
+        groups += [np.array(known)[numbers == number].tolist() for number in np.unique(numbers)]
+    return sorted(groups, key=lambda group: (-len(group), group[0]))
+
+
+def numbered_people(
+    embeddings: Tensor, limit: float = SAME_PERSON, says_who: Sequence[bool] | None = None
+) -> list[int]:
+    """For each face the number of its person, from 1, as `group_people` orders them."""
+    numbers = torch.zeros(len(embeddings), dtype=torch.long)
+    for number, group in enumerate(group_people(embeddings, limit, says_who), 1):
+        numbers[group] = number
+    return numbers.tolist()
