@@ -21,7 +21,7 @@ from ..files.records import fingerprint
 from ..files.stages import remove
 from ..restoration.same_person import LikenessMeter
 from ..restorers import Restorer, save_change, save_restorer
-from ..training.batches import SharpFaces
+from ..training.batches import Pairs, SharpFaces
 from ..training.config import FinetuneConfig
 from ..training.finetune import TuningProgress, Watch, finetune, split
 from ..training.losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
@@ -132,7 +132,7 @@ def tune(
     )
 
 
-def sharp_faces(damage: FolderDamage, pairs: FolderPairs, held: int) -> SharpFaces:
+def sharp_faces(damage: FolderDamage, pairs: Pairs, held: int) -> SharpFaces:
     """The sharp faces that come with the program, to be given `damage`. held: that checkpoints are compared on."""
     count = min(len(pairs), ESTIMATED_FACES)
     some = [pairs[i * len(pairs) // count] for i in range(count)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Container
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,19 +19,25 @@ from torch import Tensor
 
 from .. import metrics
 from ..adaptation.config import AdaptConfig
+from ..adaptation.folder_damage import SHARP_COMPARED
 from ..adaptation.targets import TargetConfig, draw_in_batches, resolved_settings
+from ..adaptation.tuning import sharp_faces
+from ..damage.estimate import estimate_damage
 from ..damage.synthetic import degrade
 from ..diffusion.low_pass import low_pass
 from ..diffusion.prior import Prior
 from ..diffusion.sampler import denoise_once
+from ..faces.sharp_faces import SharpFaces
 from ..files.photos import to_signed, to_unit
 from ..randomness import keyed_generator
 from ..restorers import Restorer
+from ..training.batches import split
 from ..training.config import FinetuneConfig
 from ..training.finetune import finetune
 from ..training.losses import ImageLoss
 from .evaluate import face_measures
 
+GENERIC = "tuned on generic damage"  # of the same sharp faces that the adapted restorer learns from
 TEACHER = "prior, then base"  # what the targets are drawn from; as a restorer it would need the diffusion network
 ROWS = (
     "damaged",
@@ -41,9 +47,11 @@ ROWS = (
     TEACHER,
     "tuned on own outputs",
     "tuned on low-pass targets",
+    GENERIC,
     "adapted",
     "oracle",
 )
+GENERIC_STRENGTH, GENERIC_PAIRS = 1.5, 300  # of the blind damage of that control: stronger than the base has seen
 EXAMINED = 15  # faces from which the settings that are left to them ("auto") are resolved
 Keep = Callable[[str, Tensor, dict[str, Any]], None]
 Denoise = Callable[[np.ndarray], np.ndarray]
@@ -168,8 +176,26 @@ def run_cell(
     target_config = resolved_settings(config.targets, adapt_lq[:: max(1, len(adapt_lq) // EXAMINED)], restorer, prior)
     base_adapt = restored_by(restorer, adapt_lq)
 
+    plain = replace(config.finetune, sharp=0.0)  # the clean answers of the controls are their targets alone
+
     def tuned_on(targets: Tensor) -> Restorer:
-        return tuned(restorer, adapt_lq, targets, config.finetune, perceptual)
+        return tuned(restorer, adapt_lq, targets, plain, perceptual)
+
+    def adapt(targets: Tensor) -> Restorer:
+        if not config.finetune.sharp:
+            return tuned_on(targets)
+        restored = restored_by(restorer, cleaned(adapt_lq, prior, target_config))
+        damage = estimate_damage(adapt_lq, restored, SharpFaces(restorer.size).stacked(SHARP_COMPARED))
+        pairs = list(zip(adapt_lq, targets, strict=True))
+        sharp = sharp_faces(damage, pairs, len(split(len(pairs), config.finetune)[1]))
+        return finetune(restorer, pairs, config.finetune, perceptual=perceptual, sharp=sharp)[0]
+
+    def tuned_on_generic_damage() -> Restorer:
+        faces = SharpFaces(restorer.size).stacked(GENERIC_PAIRS)
+        known = faces[torch.arange(GENERIC_PAIRS) % len(faces)]
+        given = damaged(known, "blind", config.finetune.seed, "generic", GENERIC_STRENGTH)
+        alone = replace(plain, transplant=0.0, judged_on="own")
+        return tuned(restorer, given, known, alone, perceptual)
 
     rows: dict[str, Callable[[], Tensor]] = {
         "damaged": lambda: lq,
@@ -179,11 +205,12 @@ def run_cell(
         "tuned on low-pass targets": lambda: restored_by(
             tuned_on(low_pass(base_adapt, target_config.sampler.factor).clamp(0, 1)), lq
         ),
+        GENERIC: lambda: restored_by(tuned_on_generic_damage(), lq),
         "oracle": lambda: restored_by(tuned_on(cell_faces.adapt_hq), lq),
     }
     if "adapted" not in done:
         targets = drawn_targets(adapt_lq, restorer, prior, target_config)
-        adapted = tuned_on(targets)
+        adapted = adapt(targets)
         if adapted_to:
             adapted_to(adapted)
         old = [metrics.psnr(restored_by(r, cell_faces.blind), hq).tolist() for r in (restorer, adapted)]
