@@ -34,7 +34,9 @@ class SharpFaces:
         import numpy as np
         from PIL import Image
 
-        pixels = np.array(Image.open(io.BytesIO(self._tiles[index])).convert("RGB"))
+        stored = Image.open(io.BytesIO(self._tiles[index]))
+        stored.draft("RGB", (self.size, self.size))  # a smaller face is decoded at a half, a quarter or an eighth
+        pixels = np.array(stored.convert("RGB"))
         face = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
         return resized(face[None], self.size)[0].clamp(0, 1)
 
