@@ -31,6 +31,7 @@ from ..training.objectives import objective_of
 from .adapt import Before
 from .config import AdaptConfig
 from .faces import FaceSet, StageCallback
+from .folder_damage import ESTIMATED_FACES
 from .run import Run
 from .target_checks import measurements_of
 from .target_stage import EXAMINED_FACES
@@ -138,7 +139,7 @@ def forecast(pace: Pace, faces: int, config: AdaptConfig, guessed: bool = False,
     Drawing refused targets again, and searching the photos for faces, are not included.
     """
     targets, tuning = config.targets, config.finetune
-    calls = {"examine": 0 if drawn else examining_calls(targets, faces)}
+    calls = {"examine": 0 if drawn else examining_calls(targets, faces) + estimating_calls(config, faces)}
     calls["targets"] = 0 if drawn else faces * targets.network_calls
     seconds = {stage: count * pace.prior_call for stage, count in calls.items()}
     seconds["targets"] += 0 if drawn else faces * pace.restore
@@ -164,6 +165,11 @@ def examining_calls(config: TargetConfig, faces: int) -> int:
     if config.detail == "auto":
         calls += some * config.network_calls
     return calls
+
+
+def estimating_calls(config: AdaptConfig, faces: int) -> int:
+    """Calls of the prior for one face that `folder_damage` takes, at most."""
+    return min(ESTIMATED_FACES, faces) if config.finetune.sharp and config.targets.t_clean else 0
 
 
 def forecast_run(

@@ -12,6 +12,7 @@ from bfr_core.adaptation.forecast import (
     Forecast,
     Pace,
     duration,
+    estimating_calls,
     examining_calls,
     forecast,
     measure,
@@ -66,6 +67,7 @@ def calls(monkeypatch):
     [
         {},
         {"targets.t_clean": 0},
+        {"finetune.sharp": 0.5},
         {"targets.sampler": SamplerConfig(kind="paper", t_start=20, factor=4, t_constrain_end=2)},
         {"targets.detail": "auto"},
         {"targets.search": ("t_start",)},
@@ -87,6 +89,7 @@ def test_it_counts_what_the_adaptation_then_does(photos, config, calls, change, 
 def test_a_noise_level_that_is_looked_for_takes_no_more_than_it_says(photos, config, calls, tmp_path):
     config = changed(config, {"targets.t_clean": "auto"})
     adapt(photos, tmp_path, config)
+    assert estimating_calls(config, 10) == 0
     assert 10 * 3 < calls["prior"] <= 10 * 4 + examining_calls(config.targets, 10)
 
 
