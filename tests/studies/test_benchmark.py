@@ -55,7 +55,25 @@ def test_the_oracle_alone_sees_the_clean_faces(lab, monkeypatch):
 
     monkeypatch.setattr(benchmark, "tuned", watched)
     run_cell(cell_faces, restorer, prior, config, (), lambda *_: None)
-    assert sum(torch.equal(targets, cell_faces.adapt_hq) for targets in given) == 1 and len(given) == 4
+    assert sum(torch.equal(targets, cell_faces.adapt_hq) for targets in given) == 1 and len(given) == 5
+
+
+def test_the_adapted_restorer_alone_learns_from_sharp_faces_under_the_folders_damage(lab, monkeypatch):
+    restorer, prior, config, cell_faces = lab
+    config = changed(config, {"finetune.sharp": 0.5})
+    given: list[object] = []
+    finetune = benchmark.finetune
+
+    def watched(restorer, pairs, config, **more):
+        given.append((config.sharp, more.get("sharp")))
+        return finetune(restorer, pairs, config, **more)
+
+    monkeypatch.setattr(benchmark, "finetune", watched)
+    made: dict[str, torch.Tensor] = {}
+    run_cell(cell_faces, restorer, prior, config, (), lambda name, faces, more: made.update({name: faces}))
+    with_sharp = [sharp for share, sharp in given if share]
+    assert len(given) == 5 and len(with_sharp) == 1 and with_sharp[0] is not None
+    assert not torch.equal(made["adapted"], made["tuned on generic damage"])
 
 
 def test_faces_are_damaged_alike_in_any_number_and_otherwise_in_each_half():
