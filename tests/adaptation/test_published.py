@@ -391,7 +391,8 @@ def test_the_page_adapts_by_it(
     photos: Path, tiny_restorer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from bfr_core.web import jobs
-    from bfr_core.web.page import Choices, Page
+    from bfr_core.web.actions import Page
+    from bfr_core.web.choices import Choices
 
     seen: list[AdaptConfig] = []
 
@@ -425,7 +426,7 @@ def test_the_page_adapts_by_it(
 def test_the_page_goes_on_with_a_published_run_of_the_command_line(
     command: list[str], tiny_restorer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bfr_core.web.page import Page
+    from bfr_core.web.actions import Page
 
     monkeypatch.setattr("bfr_core.restorers.load.EMBEDDED", tiny_restorer)
     assert main([*command, "--run", str(tmp_path / "runs" / "shell")]) == 0
