@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,9 @@ def json_for_script(value: object) -> str:
     return htmlsafe_json_dumps(value)
 
 
+@cache
 def _environment() -> Environment:
+    """The templates, each compiled once: a report draws several charts of one template."""
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError:

@@ -6,7 +6,7 @@ import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,13 +37,20 @@ MIXED = replace(FEW, mixed=True)
 HOSTILE = '<img src=x onerror=alert(1)>"'
 
 
+@contextmanager
+def page_of_toys(runs, photos, tiny_restorer, tiny_prior):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bfr_core.restorers.load.EMBEDDED", tiny_restorer)
+        patch.setattr("bfr_core.diffusion.prior.EMBEDDED", tiny_prior)
+        page = Page(runs, [photos], "cpu")
+        yield page
+        page.jobs.stop_all()
+
+
 @pytest.fixture
-def page(tmp_path, photos, tiny_restorer, tiny_prior, monkeypatch):
-    monkeypatch.setattr("bfr_core.restorers.load.EMBEDDED", tiny_restorer)
-    monkeypatch.setattr("bfr_core.diffusion.prior.EMBEDDED", tiny_prior)
-    page = Page(tmp_path / "runs", [photos], "cpu")
-    yield page
-    page.jobs.stop_all()
+def page(tmp_path, photos, tiny_restorer, tiny_prior):
+    with page_of_toys(tmp_path / "runs", photos, tiny_restorer, tiny_prior) as page:
+        yield page
 
 
 def upload(page, name, size=(32, 32)):
@@ -60,14 +67,22 @@ def finished(page, name, seconds=600):
     return status
 
 
+@pytest.fixture(scope="module")
+def album(tmp_path_factory, photos, tiny_restorer, tiny_prior):
+    """The folder of a finished run of the page, made once."""
+    with page_of_toys(tmp_path_factory.mktemp("runs"), photos, tiny_restorer, tiny_prior) as page:
+        name, _ = page.new_run("old album", [], str(photos), FEW)
+        finished(page, name)
+        page.adapt(name, FEW)
+        finished(page, name)
+        return page.run(name).folder
+
+
 @pytest.fixture
-def adapted(page, photos):
-    """A finished run of the page."""
-    name, _ = page.new_run("old album", [], str(photos), FEW)
-    finished(page, name)
-    page.adapt(name, FEW)
-    finished(page, name)
-    return name
+def adapted(page, album):
+    """A finished run of the page, for this test alone; the server has been started again since."""
+    shutil.copytree(album, page.runs / album.name)
+    return album.name
 
 
 def judged(shown):
