@@ -80,6 +80,8 @@ def test_stopped_in_every_stage_and_gone_on_gives_the_same_weights(photos, confi
     assert stages.count("finetune") < whole[1].count("finetune"), "it goes on from the checkpoint"
     unbroken, broken = weights(whole[0]), weights(tmp_path)
     assert all(torch.equal(unbroken[k], broken[k]) for k in unbroken)
+    unbroken, broken = (torch.load(Run(run).checkpoint, weights_only=True)["net"] for run in (whole[0], tmp_path))
+    assert all(torch.equal(unbroken[k], broken[k]) for k in unbroken), "also after the best step"
 
 
 def test_what_is_left_to_the_faces_is_read_off_them_once(photos, config, tmp_path, monkeypatch):
