@@ -115,17 +115,32 @@ def arguments(photos, config, run):
             "--batch-size", "4", "--json"]  # fmt: skip
 
 
-def test_killed_in_the_middle_it_goes_on(mixed_photos, config, tmp_path):
-    command = [*arguments(mixed_photos, config, tmp_path), "--iterations", "200"]
+def test_killed_in_the_middle_it_goes_on_and_adapt_and_restore_tell_of_the_groups(
+    mixed_photos, config, tmp_path, verdicts, capsys
+):
+    run = tmp_path / "run"
+    command = [*arguments(mixed_photos, config, run), "--iterations", "200"]
     process = subprocess.Popen([sys.executable, "-m", "bfr_core", *command], cwd=ROOT, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 600
-    while not (tmp_path / "groups/1/targets").exists() and time.monotonic() < end and process.poll() is None:
+    while not (run / "groups/1/targets").exists() and time.monotonic() < end and process.poll() is None:
         time.sleep(0.05)
     process.kill()
-    assert process.wait() != 0 and not (tmp_path / "groups.safetensors").exists()
-    assert main([*arguments(mixed_photos, config, tmp_path), "--iterations", "4"]) == 0
-    routed = load_restorer(tmp_path / "groups.safetensors")
+    assert process.wait() != 0 and not (run / "groups.safetensors").exists()
+    capsys.readouterr()
+    assert main([*arguments(mixed_photos, config, run), "--iterations", "4", "--export-pth"]) == 0
+    routed = load_restorer(run / "groups.safetensors")
     assert isinstance(routed, Routed) and len(routed.members) == 3
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [group["verdict"] for group in summary["groups"]] == ["adopt", "keep_base"]
+    assert (run / "groups/1/restorer.pth").is_file()
+    command = ["restore", str(mixed_photos), "--restorer", str(run / "groups.safetensors"), "--aligned", "--json"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    out, said = capsys.readouterr()
+    served = json.loads(out.splitlines()[-1])["served_by"]
+    of_group = [photo for photo, by in served.items() if by == ["group 1"]]
+    assert len(served) == NOISY + BLURRED and len(of_group) == summary["groups"][0]["faces"]
+    assert all(photo.startswith("sensor") for photo in of_group)
+    assert f"base: {len(served) - len(of_group)} faces; group 1: {len(of_group)} faces" in said
 
 
 def test_a_nearly_grey_face_is_described_alike_when_groups_are_found_and_when_it_is_restored(
@@ -163,22 +178,6 @@ def test_one_damage_is_adapted_to_as_usual(config, tmp_path, capsys):
     assert summary["restorer"] == str(tmp_path / "run/restorer.safetensors") and "groups" not in summary
     assert not (tmp_path / "run/groups.safetensors").exists() and (tmp_path / "run/restorer.pth").is_file()
     assert Run(tmp_path / "run").by_group() == [] and Run(tmp_path / "run").result.name == "restorer.safetensors"
-
-
-def test_the_commands_adapt_and_restore_tell_of_the_groups(mixed_photos, config, tmp_path, verdicts, capsys):
-    run = tmp_path / "run"
-    assert main([*arguments(mixed_photos, config, run), "--iterations", "4", "--export-pth"]) == 0
-    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert [group["verdict"] for group in summary["groups"]] == ["adopt", "keep_base"]
-    assert (run / "groups/1/restorer.pth").is_file()
-    command = ["restore", str(mixed_photos), "--restorer", str(run / "groups.safetensors"), "--aligned", "--json"]
-    assert main([*command, "--out", str(tmp_path / "out")]) == 0
-    out, said = capsys.readouterr()
-    served = json.loads(out.splitlines()[-1])["served_by"]
-    of_group = [photo for photo, by in served.items() if by == ["group 1"]]
-    assert len(served) == NOISY + BLURRED and len(of_group) == summary["groups"][0]["faces"]
-    assert all(photo.startswith("sensor") for photo in of_group)
-    assert f"base: {len(served) - len(of_group)} faces; group 1: {len(of_group)} faces" in said
 
 
 def test_good_faces_of_the_folder_are_refused_in_one_line(mixed_photos, config, tmp_path, capsys):
