@@ -356,10 +356,10 @@ class FinetuneRestorer(host.Node):
             text = f"Paused at step {steps} of {config.iterations * len(states)}; queue again to go on.\n{text}"
         picture = host.shrunk(folded(rows)[None], host.RESULT_PIXELS)[0]
         picture = sheet([*curves(states, picture.shape[-1]), [picture]])[None]
-        values = (text, finished, convert.to_image(sheet(curves(states))), convert.to_image(sheet(rows)))
+        pictures = convert.to_image(sheet(curves(states))), convert.to_image(sheet(rows))
         adopt = report["verdict"] == "adopt"
         progress.end(picture)
-        values = (*values, str(run.folder), adopt, *likeness_of(run))
+        values = (text, finished, *pictures, str(run.folder), adopt, *likeness_of(run))
         return host.output(cls, host.managed(tuned), *values, text=text, picture=picture)
 
 

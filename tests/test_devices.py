@@ -320,9 +320,11 @@ def test_a_photo_is_restored_on_the_device(device: torch.device, on_device: tupl
     restorer, photo = on_device[0], faces(1, 96)[0]
     if where == "photo on the device":
         photo = photo.to(device)
-    face, config = Face(template(64) + 10.3), RestoreConfig(skip_sharp=100.0, match_colour=True)
+    face, config = Face(template(64) + 10.3), RestoreConfig(skip_sharp=100.0, match_colour=True, keep_detail=False)
     result = restore_photo(photo, restorer, config, lambda photo: [face])
     assert len(result.faces) == 1 and result.pixels.device == photo.device, result.skipped
+    kept = restore_photo(photo, restorer, replace(config, keep_detail=True), lambda photo: [face])
+    assert kept.pixels.device == photo.device
     assert restore_aligned(photo, restorer, config).faces
     seen = load_detector("embedded", device=device)(faces(1, 96)[0])
     assert isinstance(seen, list)

@@ -50,7 +50,6 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         | ({"likeness": [one.record() for one in f.likeness]} if f.likeness else {})
         for f in result.files
     ]
-    account(files, RESTORED, f"results in {printable(args.out)}")
     problems = [{"photo": f["photo"], "reason": f["reason"]} for f in files if f["reason"]]
     served = {f.path.as_posix(): list(f.served) for f in result.files if f.served}
     if served:
@@ -59,6 +58,7 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     likeness = [one for file in result.files for one in file.likeness]
     if likeness:
         print(counted(likeness), file=sys.stderr)
+    account(files, RESTORED, f"results in {printable(args.out)}")
     times = {"seconds": round(result.seconds, 2), "network_seconds": round(result.network_seconds, 2)}
     words = {"likeness": counts_of(likeness)} if likeness else {}
     return counts | times | {"files": files, "problems": problems} | ({"served_by": served} if served else {}) | words

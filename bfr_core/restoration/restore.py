@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..damage.tone import with_tone
 from ..device import PRECISIONS, Precision, in_batches, is_out_of_memory
 from ..faces.align import Face, crop_face, template
 from ..faces.detect import DETECTOR_TEXT, DETECTORS, THRESHOLD_TEXT, load_detector
@@ -36,6 +37,8 @@ from ..metrics.detail import sharpness
 from ..pixels import luma, resized
 from ..restorers.base import Restorer
 from ..settings import check_settings, setting
+from .even_tone import tone_for_network, with_own_tone
+from .finishing import finished
 from .grey import given_to_restorer, is_nearly_grey, tinted
 from .record import RestorationRecord, Written, key_of
 from .same_person import ACTIONS, PERSON_LIMIT, FaceLikeness, LikenessCheck, counted, load_check, warnings_of
@@ -87,6 +90,21 @@ class RestoreConfig:
         label="Visibility",
     )
     match_colour: bool = setting(True, "Whether the restored face takes the photo's colours.")
+    keep_detail: bool = setting(
+        True,
+        "Whether a face of about the restorer's size or larger keeps fine detail of the photo that its restoration "
+        "lacks, as far as it is neither noise nor blocks; a clean face that is less sharp even so is left alone.",
+        label="Keep the photo's detail",
+    )
+    match_grain: bool = setting(
+        True, "Whether a face pasted into a grainy photo gets the grain of its surroundings.", label="Match grain"
+    )
+    even_tone: bool = setting(
+        True,
+        "Whether a face of a faded or very dark photo is given a healthy range of tones before the network and its own "
+        "after it, so that no outlines are drawn; other faces, and aligned ones, are not touched by it.",
+        label="Even tone",
+    )
     faces: str = setting("all", "Which faces of each photo are restored.", choices=CHOICES, label="Which faces")
     numbers: str = setting(
         "1", "With faces = numbered: which faces, counted in the order, such as 1, 3.", label="Numbers"
@@ -189,10 +207,12 @@ def restore_photo(
     faces, skipped = choose_faces(found, restorer.size, config, name)
     crops = [crop_face(photo, face, restorer.size) for face in faces]
     faces, crops, skipped = leave_sharp(faces, crops, skipped, config)
-    restored = restore_crops(crops, restorer, config.batch_size, check)
+    restored = restore_crops(crops, restorer, config.batch_size, check, even_tone=config.even_tone)
     look = likeness or load_check(config.likeness, restorer)
     faces, crops, restored, skipped, said = keep_likeness(faces, crops, restored, skipped, look)
     if enlarge:
+        faces, crops, restored, skipped = without_left_alone(photo, faces, crops, restored, skipped, config)
+        config = replace(config, keep_detail=False, match_grain=False)  # an enlarged photo's detail is not its own
         width = photo.shape[-1]
         photo = enlarged(photo, enlarge)
         faces = [moved(face, photo.shape[-1] / width) for face in faces]
@@ -343,8 +363,8 @@ def keep_likeness(
     if check is None or not crops:
         return faces, crops, restored, skipped, ()
     acted = check(crops, restored, [face.width for face in faces])
-    parts = ([of[i] for i in acted.kept] for of in (faces, crops, acted.restored))
-    return *parts, skipped + acted.reasons, acted.likeness
+    left = [faces[i] for i in acted.kept], [crops[i] for i in acted.kept], [acted.restored[i] for i in acted.kept]
+    return *left, skipped + acted.reasons, acted.likeness
 
 
 def enlarged(photo: Tensor, enlarge: Callable[[Tensor], Tensor]) -> Tensor:
@@ -362,6 +382,20 @@ def moved(face: Face, scale: float) -> Face:
     return replace(face, landmarks=(face.landmarks + 0.5) * scale - 0.5)
 
 
+def without_left_alone(
+    photo: Tensor,
+    faces: list[Face],
+    crops: list[Tensor],
+    restored: list[Tensor | str],
+    skipped: list[str],
+    config: RestoreConfig,
+) -> tuple[list[Face], list[Tensor], list[Tensor | str], list[str]]:
+    """The same without the faces that `paste_faces` would not put on `photo`, and why."""
+    pasted = paste_faces(photo, faces, crops, restored, skipped, config)
+    stay = [i for i, face in enumerate(faces) if any(face is other for other in pasted.faces)]
+    return [faces[i] for i in stay], [crops[i] for i in stay], [restored[i] for i in stay], pasted.skipped
+
+
 def load_parser(config: RestoreConfig, restorer: Restorer) -> Parser | None:
     """ParseNet, if the settings ask for it. Raises FileNotFoundError if its file is not here."""
     if config.mask != "face":
@@ -377,16 +411,17 @@ def restore_crops(
     batch_size: int,
     check: Callable[[], None] | None = None,
     served: list[str] | None = None,
+    even_tone: bool = False,
 ) -> list[Tensor | str]:
     """For each crop (3, S, S) the restored one, on the CPU, or the reason why there is none.
 
     check: called after every call of the restorer; what it raises ends the work. served: gets for each crop what
-    restored it, see `Restorer.restore_and_tell`.
+    restored it, see `Restorer.restore_and_tell`. even_tone: see `RestoreConfig`.
     """
     results: list[Tensor | str] = []
 
     def restore(part: slice) -> tuple[list[Tensor | str], list[str]]:
-        return _restored_or_why_not(crops[part], restorer, check)
+        return _restored_or_why_not(crops[part], restorer, check, even_tone)
 
     for restored, by in in_batches(restore, len(crops), batch_size):
         results += restored
@@ -398,7 +433,7 @@ def restore_crops(
 
 
 def _restored_or_why_not(
-    batch: list[Tensor], restorer: Restorer, check: Callable[[], None] | None
+    batch: list[Tensor], restorer: Restorer, check: Callable[[], None] | None, even_tone: bool
 ) -> tuple[list[Tensor | str], list[str]]:
     """The crops of one batch restored, or the reasons why not, and what restored them.
 
@@ -406,7 +441,7 @@ def _restored_or_why_not(
     then looked for.
     """
     try:
-        restored, by = _restored_batch(batch, restorer)
+        restored, by = _restored_batch(batch, restorer, even_tone)
         return [*restored], by
     except (ValueError, RuntimeError, MemoryError) as error:
         if len(batch) > 1 and is_out_of_memory(error):
@@ -415,13 +450,22 @@ def _restored_or_why_not(
     if len(batch) == 1:
         return [problem], [""]
     by = []
-    return restore_crops(batch, restorer, len(batch) // 2, check, by), by
+    return restore_crops(batch, restorer, len(batch) // 2, check, by, even_tone), by
 
 
-def _restored_batch(batch: list[Tensor], restorer: Restorer) -> tuple[list[Tensor], list[str]]:
-    """The crops of one batch restored, on the CPU, and what restored them; nearly grey ones as such, see `grey`."""
-    restored, by = restorer.restore_and_tell(torch.stack([given_to_restorer(crop) for crop in batch]))
-    faces = restored.cpu().unbind()
+def _restored_batch(batch: list[Tensor], restorer: Restorer, even_tone: bool) -> tuple[list[Tensor], list[str]]:
+    """The crops of one batch restored, on the CPU, and what restored them.
+
+    Nearly grey ones are restored as such, see `grey`, and faded or very dark ones in even tones, see `even_tone`.
+    """
+    lq = [given_to_restorer(crop) for crop in batch]
+    tones = [tone_for_network(face) if even_tone else None for face in lq]
+    for_network = [with_tone(face, tone) if tone else face for face, tone in zip(lq, tones, strict=True)]
+    restored, by = restorer.restore_and_tell(torch.stack(for_network))
+    faces = [
+        with_own_tone(new, face.to(new), tone) if tone else new
+        for new, face, tone in zip(restored.cpu(), lq, tones, strict=True)
+    ]
     return [
         tinted(face, crop.to(face)) if is_nearly_grey(crop) else face for face, crop in zip(faces, batch, strict=True)
     ], by
@@ -447,7 +491,13 @@ def paste_faces(
             skipped.append(f"a face {face.width:.0f} pixels wide failed: {new}")
             continue
         how: dict[str, Any] = {"blend": config.blend, "match_colour": config.match_colour}
-        for patch in face_patches(pixels, new, face, crop, **how, region=parser(new) if parser else None):
+        patches = face_patches(pixels, new, face, crop, **how, region=parser(new) if parser else None)
+        better = {"keep_detail": config.keep_detail, "match_grain": config.match_grain}
+        patches, left_alone = finished(pixels, patches, face, crop.shape[-1], **better)
+        if left_alone:
+            skipped.append(left_alone)
+            continue
+        for patch in patches:
             pixels[patch.place] = patch.pixels
             mask[patch.place] = torch.maximum(mask[patch.place], patch.mask)
         done.append(face)
@@ -616,15 +666,15 @@ def restore_folder(
             crops = [crop for job in group for crop in job.crops]
             before = time.monotonic()
             told: list[str] = []
-            results_and_servers = zip(restore_crops(crops, restorer, config.batch_size, None, told), told, strict=True)
+            how_restored = (restorer, config.batch_size, None, told, config.even_tone and not aligned)
+            results_and_servers = zip(restore_crops(crops, *how_restored), told, strict=True)
             network_seconds += time.monotonic() - before
             for job in group:
                 of_job = list(islice(results_and_servers, len(job.crops)))
                 job.restored = [new for new, _ in of_job]
                 job.served = tuple(by for _, by in of_job if by)
                 _act(job, look)
-                told_of = {"served": job.served, "likeness": job.likeness}
-                step_of = partial(restoration_step, restorer, config, detector, **told_of)
+                step_of = partial(restoration_step, restorer, config, detector, likeness=job.likeness)
                 how = (config, aligned, parser, step_of, strip_gps, record)
                 writing.append((job, writers.submit(_write_and_note, job, *how)))
             collect(2 * group_size)
@@ -687,8 +737,8 @@ def _act(job: _Job, check: LikenessCheck | None) -> None:
     acted = check(job.crops, job.restored, [face.width for face in job.faces] or [job.crops[0].shape[-1]])
     job.likeness, job.skipped = acted.likeness, job.skipped + acted.reasons
     served = job.served or ("",) * len(job.crops)
-    job.crops, job.restored, served = ([of[i] for i in acted.kept] for of in (job.crops, acted.restored, served))
-    job.served = tuple(filter(None, served))
+    job.crops, job.restored = [job.crops[i] for i in acted.kept], [acted.restored[i] for i in acted.kept]
+    job.served = tuple(served[i] for i in acted.kept if served[i])
     job.faces = [job.faces[i] for i in acted.kept] if job.faces else []
 
 
@@ -784,7 +834,7 @@ def _write_and_note(
     config: RestoreConfig,
     aligned: bool,
     parser: Parser | None,
-    step_of: Callable[[int, int], Step | None],
+    step_of: Callable[..., Step | None],
     strip_gps: bool,
     record: RestorationRecord,
 ) -> FileResult:
@@ -808,7 +858,7 @@ def _write(
     config: RestoreConfig,
     aligned: bool,
     parser: Parser | None,
-    step_of: Callable[[int, int], Step | None],
+    step_of: Callable[..., Step | None],
     strip_gps: bool,
 ) -> FileResult:
     """Paste, write, and say how it went; the photo is let go."""
@@ -822,24 +872,28 @@ def _write(
             new = job.restored[0]
             if isinstance(new, str):
                 return FileResult(job.relative, "failed", new)
-            record = photo.record.with_step(step_of(1, 1))
+            record = photo.record.with_step(step_of(1, 1, served=job.served))
             write_photo(job.target, replace(_aligned_photo(photo, new, crops[0], config), record=record))
             return FileResult(job.relative, "restored", "", 1, job.served, True, job.notes, likeness=job.likeness)
         result = paste_faces(photo.pixels, job.faces, crops, job.restored, job.skipped, config, parser)
         reason = "; ".join(result.skipped)
         if result.faces:
-            record = photo.record.with_step(step_of(job.found, len(result.faces)))
+            restored = [face for face, new in zip(job.faces, job.restored, strict=True) if not isinstance(new, str)]
+            pasted = [any(face is other for other in result.faces) for face in restored]
+            served = tuple(compress(job.served, pasted))
+            record = photo.record.with_step(step_of(job.found, len(result.faces), served=served))
             write_photo(job.target, replace(photo, pixels=result.pixels, record=record))
-            done = (len(result.faces), job.served, True, job.notes)
+            done = (len(result.faces), served, True, job.notes)
             return FileResult(job.relative, "restored", reason, *done, likeness=job.likeness)
         if strip_gps:
             write_photo(job.target, photo)
         else:
             replace_atomically(job.target, lambda temporary: shutil.copyfile(job.source, temporary))
-        status = "failed" if job.faces else "no_face"
+        status = "failed" if any(isinstance(new, str) for new in job.restored) else "no_face"
         how = "written anew, without its place" if strip_gps else "copied as it is"
-        told = {"notes": job.notes if strip_gps else (), "likeness": job.likeness}  # a copy has all of the file
-        return FileResult(job.relative, status, f"{reason or 'no face found'}; {how}", written=True, **told)
+        notes = job.notes if strip_gps else ()  # a copy has all of the file
+        reason = f"{reason or 'no face found'}; {how}"
+        return FileResult(job.relative, status, reason, written=True, notes=notes, likeness=job.likeness)
     except (ValueError, RuntimeError, OSError) as error:
         return FileResult(job.relative, "failed", _reason(error, job))
 

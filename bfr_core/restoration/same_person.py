@@ -134,11 +134,14 @@ def load_limits(path: Path = LIMITS) -> Limits:
 
 
 def _calibration(kept: dict[str, Any]) -> Calibration:
-    parts = ("false_warnings", "missed", "comforted", "false_comfort")
-    numbers = {name: math.nan if kept[name] is None else float(kept[name]) for name in ("same", "other")}
+    same, other = (math.nan if kept[name] is None else float(kept[name]) for name in ("same", "other"))
     return Calibration(
-        **numbers,
-        **{name: Interval(*kept[name]) for name in parts},
+        same=same,
+        other=other,
+        false_warnings=Interval(*kept["false_warnings"]),
+        missed=Interval(*kept["missed"]),
+        comforted=Interval(*kept["comforted"]),
+        false_comfort=Interval(*kept["false_comfort"]),
         genuine=int(kept["genuine"]),
         strangers=int(kept["strangers"]),
         reason=str(kept["reason"]),

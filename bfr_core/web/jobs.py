@@ -445,7 +445,7 @@ def repair_photos(
 REPAIRED = {
     "restored": "restored",
     "kept": "done before it was stopped",
-    "no_face": "without a face, unchanged",
+    "no_face": "without a face to restore, unchanged",
     "failed": "failed",
     "skipped": "left alone",
     "left_out": "left out",

@@ -1,6 +1,7 @@
 """The target checks refuse what stands out, say why, and leave the rest alone."""
 
 import json
+from typing import cast
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from bfr_core.faces.landmarks import load_landmark_net
 from bfr_core.faces.likeness import CANNOT_TELL, OTHER, SAME
 from bfr_core.files.photos import write_image
 from bfr_core.metrics.detail import high_band
-from bfr_core.restoration.same_person import FaceLikeness
+from bfr_core.restoration.same_person import FaceLikeness, LikenessMeter
 
 CHECKERED = (torch.arange(64)[:, None] + torch.arange(64)) % 2.0  # nothing of it is left in the low band
 
@@ -142,7 +143,7 @@ def test_a_target_that_became_another_person_is_refused_if_that_is_asked_for(net
             said[9] = FaceLikeness(CANNOT_TELL)
             return [said]
 
-    checks = check_targets(measurements_of(lq, clean, net, Meter()))
+    checks = check_targets(measurements_of(lq, clean, net, cast(LikenessMeter, Meter())))
     reasons = refusals(checks, TargetCheckConfig(limit=8))
     assert [i for i, reason in enumerate(reasons) if reason] == [7, 8] and reasons[7] == OTHER
     assert refusals(checks, TargetCheckConfig(limit=8, likeness=False)) == [""] * 24

@@ -63,8 +63,8 @@ def fake_meter(monkeypatch: pytest.MonkeyPatch) -> None:
 def changes(photo: Tensor, action: str, limit: float = 0.065) -> tuple[float, Any]:
     """How much brighter the middle of the face became, and the result; the restorer adds 0.1."""
     config = RestoreConfig(match_colour=False, likeness=action)
-    how = {"likeness": check_of(action, limit)} if action != "off" else {}
-    result = restore_photo(photo, fake_restorer(), config, found(face_at(50, 50, 100)), **how)
+    check = check_of(action, limit) if action != "off" else None
+    result = restore_photo(photo, fake_restorer(), config, found(face_at(50, 50, 100)), likeness=check)
     return float((result.pixels - photo)[:, 95:105, 95:105].mean()), result
 
 
@@ -139,7 +139,8 @@ def test_only_the_person_asked_for_is_restored(monkeypatch: pytest.MonkeyPatch) 
     photo[:, :, 200:] = 0.7
     dark, bright = face_at(50, 50, 100), face_at(250, 50, 100)
     check = check_of("off", person=Person(torch.tensor([0.8]), "aunt.jpg"), person_limit=0.2)
-    result = restore_photo(photo, fake_restorer(), RestoreConfig(), found(dark, bright), likeness=check)
+    config = RestoreConfig(keep_detail=False)
+    result = restore_photo(photo, fake_restorer(), config, found(dark, bright), likeness=check)
     assert result.faces == [bright] and torch.equal(result.pixels[:, :, :200], photo[:, :, :200])
     assert "not like the person in aunt.jpg (distance 0.50, limit 0.20)" in result.skipped[0] and result.likeness == ()
 

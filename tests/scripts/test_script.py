@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,8 @@ def album(webui: WebUI, brighter: Path, monkeypatch: pytest.MonkeyPatch) -> WebU
     faces = [Face(template(1) * 30 + [x, 40.0]) for x in (30.0, 110.0)]
     monkeypatch.setattr(host_service_module, "load_detector", lambda *_: lambda photo: list(faces))
     config = host_service_module.RestoreConfig
-    monkeypatch.setattr(host_service_module, "RestoreConfig", lambda **k: config(match_colour=False, **k))
+    plain = partial(config, match_colour=False, keep_detail=False, match_grain=False, even_tone=False)
+    monkeypatch.setattr(host_service_module, "RestoreConfig", plain)
     return webui
 
 

@@ -1,0 +1,139 @@
+"""What is done to a pasted face so that it is no worse than its photo: lost detail and grain are put back.
+
+A clean face that is less sharp even so stays as the photo has it. Aligned faces, from edge to edge, are never finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..device import where_all_works
+from ..faces.align import Face, crop_face
+from ..faces.paste import STRIP_PIXELS, Patch
+from ..metrics.detail import sharpness
+from ..pixels import as_bytes
+from .finest_band import levels_for, weights
+from .grain import grain_bands, grain_strength, white_rows
+from .noise import NO_BLOCKS, Noise, read_noise, tone_maps
+from .pyramid import joined, padded, split
+
+NEAR = 0.9  # of the restorer's size: narrower faces hold nothing that it has not seen
+AROUND = 0.25  # of the pasted square's side: how far around it the photo's noise is read
+GRAIN_LEVELS = 3  # bands that grain is put back in, at least
+REACH = 8  # pixels of the coarsest band that a result may depend on, to each side
+CLEAN = 4.5 / 255  # deviation of the finest band up to which a photo is nearly free of noise
+AS_SHARP, MUCH_SHARPER = 0.995, 2.0  # of the photo's sharpness: less than the first is worse
+INSIDE = 0.6  # of a face's width: all of it is pasted in full
+WIDEST = 1024  # pixels of a face at which sharpness is measured, at most
+
+
+def finished(
+    photo: Tensor, patches: list[Patch], face: Face, size: int, *, keep_detail: bool, match_grain: bool
+) -> tuple[list[Patch], str]:
+    """`patches` with what they lack of the photo's detail and grain; none, and the reason, if `face` is left alone.
+
+    photo: (3, H, W) RGB in [0, 1], before the patches of `face` are put on it. patches: as `paste.face_patches` gives
+    them. size: of the restorer. Outside the patches' masks nothing changes, a grey photo stays grey, and one photo
+    always gets the same grain. Narrower faces than the restorer get grain only.
+    """
+    keep_detail = keep_detail and face.width >= NEAR * size
+    if not patches or not (keep_detail or match_grain):
+        return patches, ""
+    levels = max(GRAIN_LEVELS, levels_for(face.width, size))
+    noise = read_noise(_around(photo, patches), levels)
+    match_grain = match_grain and grain_strength(noise) > 0
+    if keep_detail or match_grain:
+        patches = list(_finished_strips(photo, patches, noise, levels, keep_detail, match_grain))
+    clean = noise.deviation(0) <= CLEAN and noise.blocks <= NO_BLOCKS
+    return _unless_worse(photo, patches, face, size) if keep_detail and clean else (patches, "")
+
+
+def _unless_worse(photo: Tensor, patches: list[Patch], face: Face, size: int) -> tuple[list[Patch], str]:
+    """`patches`, or none and the reason if they leave `face` less sharp than it is in `photo`, which is clean.
+
+    The face and its middle are measured; where the middle becomes much sharper, it may cost sharpness around it.
+    """
+    moved = replace(face, landmarks=face.landmarks - [patches[0].left, patches[0].top])
+    whole, inside = zip(
+        *(_sharpness(part, moved) for part in (_covered(photo, patches), _pasted(patches))), strict=True
+    )
+    gained = [after / max(before, 1e-6) for before, after in (whole, inside)]
+    if min(gained) >= AS_SHARP or gained[1] >= MUCH_SHARPER:
+        return patches, ""
+    before, after = whole if gained[0] < AS_SHARP else inside
+    return [], (
+        f"a face {face.width:.0f} pixels wide is left alone: the photo is clean, and sharper there ({before:.2f}) than "
+        f"the restorer of {size} pixels makes it ({after:.2f})"
+    )
+
+
+def _sharpness(photo: Tensor, face: Face) -> tuple[float, float]:
+    """Sharpness of a face in the photo's own pixels, and of its middle, away from the rim of what is pasted."""
+    crop = crop_face(photo, face, min(round(face.width), WIDEST))
+    rim = round((1 - INSIDE) / 2 * crop.shape[-1])
+    middle = crop[:, rim : crop.shape[-1] - rim, rim : crop.shape[-1] - rim]
+    return float(sharpness(crop[None])), float(sharpness(middle[None]))
+
+
+def _finished_strips(
+    photo: Tensor, patches: list[Patch], noise: Noise, levels: int, keep_detail: bool, match_grain: bool
+) -> Iterator[Patch]:
+    """The patches' box in strips again, finished; each is worked out with enough rows around it for strips to join."""
+    old, new = where_all_works(_covered(photo, patches)), where_all_works(_pasted(patches))
+    mask = where_all_works(torch.cat([patch.mask for patch in patches], 1))
+    grey = bool((old[0] == old[1]).all() and (old[0] == old[2]).all())
+    if grey:  # one channel throughout, so that rounding cannot tint it
+        old, new = old[:1], new[:1]
+    height, width = old.shape[-2:]
+    step = 2**levels
+    halo, rows = REACH * step, max(step, STRIP_PIXELS // width // step * step)
+    place = (patches[0].left, patches[0].top, int(as_bytes(old).sum()))
+    for top in range(0, height, rows):
+        bottom, first, last = min(top + rows, height), max(0, top - halo), min(height, top + rows + halo)
+        y, p, m = (padded(whole[:, first:last], levels) for whole in (old, new, mask))
+        tones, photo_bands, bands = tone_maps(_as_colour(y), levels), split(y, levels), split(p, levels)
+        lost = [theirs - ours for theirs, ours in zip(photo_bands, bands, strict=True)]
+        kept = [torch.zeros_like(tone) for tone in tones]
+        if keep_detail:
+            kept = weights(photo_bands, bands, tones, noise)
+        added = [share * gone for share, gone in zip(kept, lost, strict=True)]
+        if match_grain:
+            lost = [gone - back for gone, back in zip(lost, added, strict=True)]
+            newness = [F.avg_pool2d(m, 2**k) * (1 - share) for k, share in enumerate(kept)]
+            white = split(padded(white_rows(first, last, width, *place), levels), levels)
+            grain = grain_bands(lost, newness, white, tones, noise)
+            added = [one + other for one, other in zip(added, grain, strict=True)]
+        finer = (p + joined(added))[:, top - first : bottom - first, :width].clamp(0, 1)
+        part = mask[:, top:bottom]
+        pixels = torch.where(part > 0, finer, old[:, top:bottom]).expand(3, -1, -1)
+        yield Patch(patches[0].top + top, patches[0].left, pixels.to(photo.device), part.to(photo.device))
+
+
+def _covered(photo: Tensor, patches: list[Patch]) -> Tensor:
+    """What of `photo` the patches' box covers, (3, h, w)."""
+    first, last = patches[0], patches[-1]
+    height, width = last.pixels.shape[-2:]
+    return photo[:, first.top : last.top + height, first.left : first.left + width]
+
+
+def _pasted(patches: list[Patch]) -> Tensor:
+    """The patches in one piece: (3, h, w)."""
+    return torch.cat([patch.pixels for patch in patches], 1)
+
+
+def _around(photo: Tensor, patches: list[Patch]) -> Tensor:
+    """What of `photo` lies in the patches' box and around it, (3, h, w) on the CPU."""
+    height, width = _covered(photo, patches).shape[-2:]
+    more = round(AROUND * max(height, width))
+    top, left = patches[0].top, patches[0].left
+    part = photo[:, max(0, top - more) : top + height + more, max(0, left - more) : left + width + more]
+    return part.detach().cpu().float()
+
+
+def _as_colour(image: Tensor) -> Tensor:
+    return image.expand(3, -1, -1)

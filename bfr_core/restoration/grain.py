@@ -1,0 +1,86 @@
+"""Grain for a pasted face: what the photo has around it and the restorer has taken off.
+
+In a grainy photo a face without grain shows as a smooth patch. Let s_k^2 be the variance of the photo's noise in band
+k, m how new a pixel is, and w_k the share of the photo's band that was kept (`finest_band`). Of the photo's noise the
+part c_k = 1 - m (1 - w_k) is still there, so that
+
+    grain_k = sqrt(1 - c_k^2) n_k,    n_k drawn with the covariance of the photo's noise in the band and at the tone
+
+makes its variance s_k^2 again, in the face, around it and in the soft rim between. Where the restorer left the noise as
+it is, 1 - c_k is no more than what the pasted face really differs by, in units of s_k. A photo without grain gets none.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..randomness import keyed_generator
+from .finest_band import mean_square
+from .noise import Noise, share_without_blocks, share_without_pattern, tone_shares
+from .pyramid import split
+
+# Of the two finest bands: the deviation up to which there is no grain, and from which on all of it is put back.
+# Skin, cloth and hair of clean photos stay below the first.
+NO_GRAIN, ALL_GRAIN = (3 / 255, 6 / 255), (4.5 / 255, 9 / 255)
+UNCHANGED = 0.1  # of s_k: a restorer that changes a band less has left its noise as it is
+ROWS = 64  # of grain that are drawn together
+
+
+def grain_strength(noise: Noise) -> float:
+    """How much of the photo's noise is grain to be put back: 0 for clean or blocky photos and for halftones, to 1."""
+    above = [
+        (noise.deviation(band) - none) / (full - none)
+        for band, (none, full) in enumerate(zip(NO_GRAIN, ALL_GRAIN, strict=True))
+    ]
+    random = share_without_blocks(noise.blocks) * share_without_pattern(noise.pattern)
+    return min(1.0, max(0.0, *above)) * random
+
+
+def grain_bands(
+    lost: list[Tensor], newness: list[Tensor], white: list[Tensor], tones: list[Tensor], noise: Noise
+) -> list[Tensor]:
+    """The bands of the grain, (C, h, w) each, of one channel where the photo is grey.
+
+    lost: bands of the photo less those of the face that is pasted, (C, h, w). newness: m (1 - w_k), (1, h, w) in
+    [0, 1]. white: bands of `white_rows`, (3, h, w). tones: see `noise.tone_maps`.
+    """
+    strength, norms, bands = grain_strength(noise), _norms(len(lost)), []
+    for k, (gone, new, drawn, tone) in enumerate(zip(lost, newness, white, tones, strict=True)):
+        shares = tone_shares(tone)
+        variance = (shares * noise.variances(k).to(gone).view(-1, 1, 1)).sum(0, keepdim=True)
+        missing = torch.minimum(new, (mean_square(gone) / variance.clamp_min(1e-9)).sqrt()).clamp(0, 1)
+        missing = ((missing - UNCHANGED) / (1 - UNCHANGED)).clamp_min(0)
+        amplitude = strength * (1 - (1 - missing).square()).sqrt() / norms[k]
+        roots = torch.stack([_root(covariance) for covariance in noise.covariances[k]]).to(gone)
+        coloured = sum(
+            share * torch.einsum("ij,jhw->ihw", root, drawn) for share, root in zip(shares, roots, strict=True)
+        )
+        bands.append(amplitude * coloured[: len(gone)])
+    return bands
+
+
+def white_rows(top: int, bottom: int, width: int, *key: int | str) -> Tensor:
+    """Rows `top` to `bottom` of white noise of variance 1: (3, bottom - top, width), the same whatever is asked for.
+
+    key: what fixes the draws, of one face of one photo.
+    """
+    first = top // ROWS
+    blocks = [
+        torch.randn(3, ROWS, width, generator=keyed_generator("grain", *key, block))
+        for block in range(first, -(-bottom // ROWS))
+    ]
+    return torch.cat(blocks, 1)[:, top - first * ROWS : bottom - first * ROWS]
+
+
+def _norms(levels: int) -> list[float]:
+    """Standard deviation of each band of white noise of variance 1."""
+    side = 2 ** (levels + 3)
+    white = torch.randn(1, side, side, generator=keyed_generator("grain", "norms"))
+    return [float(band.std()) for band in split(white, levels)]
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """The symmetric root of a (3, 3) covariance."""
+    eigenvalues, vectors = torch.linalg.eigh(covariance.double())
+    return ((vectors * eigenvalues.clamp_min(0).sqrt()) @ vectors.T).float()

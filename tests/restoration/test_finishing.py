@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from bfr_core.damage.jpeg import through_jpeg
+from bfr_core.damage.synthetic import degrade
+from bfr_core.files.photos import read_image, write_image
+from bfr_core.metrics.detail import high_band, sharpness
+from bfr_core.pixels import gaussian_blur
+from bfr_core.restoration import finishing
+from bfr_core.restoration.finest_band import levels_for
+from bfr_core.restoration.restore import RestoreConfig, restore_aligned, restore_folder, restore_photo
+from bfr_core.restorers import load_restorer
+from tests.restoration.faces_in_photos import SIDE, a_face, noise, restorer, sharp, soft, within
+
+FACE, CLEAN = a_face(), sharp(contrast=0.15)
+KEEP = RestoreConfig(precision="float32", match_grain=False)
+GRAIN = RestoreConfig(precision="float32", keep_detail=False)
+BOTH = RestoreConfig(precision="float32")
+NEITHER = RestoreConfig(precision="float32", keep_detail=False, match_grain=False)
+
+
+def error(picture: Tensor, clean: Tensor) -> float:
+    """Root mean square in the middle of the face."""
+    place = within(clean, FACE)
+    return float((picture - clean)[place].square().mean().sqrt())
+
+
+def restored(photo: Tensor, config: RestoreConfig, sigma: float = 1.0) -> Tensor:
+    return restore_photo(photo, restorer(sigma), config, lambda photo: [FACE]).pixels
+
+
+# ---------------------------------------------------------------- detail
+
+
+def test_a_clean_sharp_face_larger_than_the_restorer_is_left_alone_and_this_is_said() -> None:
+    photo = CLEAN
+    result = restore_photo(photo, restorer(1.0), KEEP, lambda photo: [FACE])
+    assert torch.equal(result.pixels, photo) and not result.faces and not result.mask.any() and result.found == 1
+    (reason,) = result.skipped
+    assert "200 pixels wide is left alone" in reason and "restorer of 64 pixels" in reason
+    assert result.step is None
+    assert error(restored(photo, NEITHER), photo) > 0.003
+
+
+def test_a_noisy_face_keeps_its_detail_and_loses_its_noise() -> None:
+    clean = sharp()
+    photo = (clean + noise(clean, 0.02)).clamp(0, 1)
+    before, kept = error(restored(photo, NEITHER), clean), error(restored(photo, KEEP), clean)
+    assert kept < 0.7 * before
+    flat = ~(high_band(clean[None], 3.0).abs().amax(1)[0] > 0.01)
+    place = torch.zeros_like(flat)
+    place[within(clean, FACE)[1:]] = True
+    smooth = (flat & place).expand(3, -1, -1)
+    assert (restored(photo, KEEP) - clean)[smooth].std() < 0.6 * (photo - clean)[smooth].std()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda clean: (clean + noise(clean, 0.12)).clamp(0, 1),
+        lambda clean: gaussian_blur(clean[None], 6)[0],
+        lambda clean: through_jpeg(clean[None], 8)[0],
+    ],
+    ids=["noise", "blur", "JPEG"],
+)
+def test_a_damaged_face_is_restored_as_before(damage) -> None:
+    clean = soft() if "JPEG" in str(damage) else sharp()
+    photo = damage(clean)
+    before, after = restored(photo, NEITHER), restored(photo, KEEP)
+    assert (before - photo)[within(clean, FACE)].abs().mean() > 0.001
+    assert (after - before).abs().mean() < 0.1 * (before - photo).abs().mean()
+
+
+def test_faces_narrower_than_the_restorer_are_restored_as_before() -> None:
+    photo, face = sharp(), a_face(55)
+    results = [restore_photo(photo, restorer(1.0), config, lambda photo: [face]) for config in (KEEP, NEITHER)]
+    assert torch.equal(results[0].pixels, results[1].pixels) and results[0].faces == [face]
+
+
+def test_bands_reach_below_the_restorers_finest() -> None:
+    assert [levels_for(width, 128) for width in (100, 128, 256, 512, 1000)] == [2, 2, 3, 4, 5]
+
+
+def test_a_grey_photo_stays_grey_and_nothing_outside_changes() -> None:
+    for clean in (sharp(), sharp()[:1].expand(3, -1, -1).contiguous()):
+        photo = (clean + noise(clean[:1], 0.06)).clamp(0, 1)
+        result = restore_photo(photo, restorer(1.0), BOTH, lambda photo: [FACE])
+        assert torch.equal(result.pixels[:, result.mask[0] == 0], photo[:, result.mask[0] == 0])
+        assert not torch.equal(result.pixels, photo)
+    assert torch.equal(result.pixels[0], result.pixels[1]) and torch.equal(result.pixels[0], result.pixels[2])
+
+
+def test_strips_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = (sharp() + noise(sharp(), 0.04)).clamp(0, 1)
+    whole = restored(photo, BOTH)
+    monkeypatch.setattr(finishing, "STRIP_PIXELS", 2000)
+    assert (restored(photo, BOTH) - whole).abs().max() < 1e-5
+
+
+def test_a_photo_whose_faces_are_all_left_alone_is_copied_and_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_image(tmp_path / "in" / "a.png", CLEAN)
+    monkeypatch.setattr("bfr_core.restoration.restore.load_detector", lambda *args: lambda photo: [FACE])
+    (file,) = restore_folder(tmp_path / "in", tmp_path / "out", restorer(1.0), KEEP).files
+    assert (file.status, file.faces, file.written) == ("no_face", 0, True)
+    assert "left alone: the photo is clean" in file.reason and "copied as it is" in file.reason
+    assert (tmp_path / "out" / "a.png").read_bytes() == (tmp_path / "in" / "a.png").read_bytes()
+
+
+def test_a_face_that_is_left_alone_is_so_on_an_enlarged_background() -> None:
+    def twice(photo: Tensor) -> Tensor:
+        return photo.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+    result = restore_photo(CLEAN, restorer(1.0), KEEP, lambda photo: [FACE], enlarge=twice)
+    assert torch.equal(result.pixels, twice(CLEAN)) and "left alone" in result.skipped[0]
+
+
+# ---------------------------------------------------------------- grain
+
+
+def fine(picture: Tensor, place: tuple) -> Tensor:
+    """Variance of each channel's finest detail."""
+    return high_band(picture[None], 1.0)[0][place].flatten(1).var(1)
+
+
+@pytest.mark.parametrize("correlated", [False, True], ids=["a sensor's", "a film's"])
+def test_a_pasted_face_has_the_grain_of_its_surroundings(correlated: bool) -> None:
+    clean = soft()
+    grain = noise(clean[:1], 0.04).expand(3, -1, -1) if correlated else noise(clean, 0.04)
+    photo = (clean + grain).clamp(0, 1)
+    face = a_face(150)
+    around, inside = (slice(None), slice(0, SIDE), slice(0, 40)), within(photo, face)
+    smooth, grainy = (
+        restore_photo(photo, restorer(3.0, 128), config, lambda photo: [face]).pixels for config in (NEITHER, GRAIN)
+    )
+    assert (fine(smooth, inside) < 0.3 * fine(photo, around)).all()
+    ratio = fine(grainy, inside) / fine(photo, around)
+    assert ((ratio > 0.7) & (ratio < 1.4)).all(), ratio
+    added = (grainy - smooth)[inside].flatten(1)
+    assert (torch.corrcoef(added)[0, 1] > 0.8) == correlated
+
+
+def test_a_clean_photo_gets_no_grain_and_grain_is_always_the_same() -> None:
+    clean = sharp()
+    assert torch.equal(restored(clean, GRAIN), restored(clean, NEITHER))
+    photo = (soft() + noise(clean, 0.04)).clamp(0, 1)
+    assert torch.equal(restored(photo, GRAIN), restored(photo, GRAIN))
+    assert not torch.equal(restored(photo, GRAIN), restored(photo, NEITHER))
+
+
+def test_dots_of_print_are_no_grain() -> None:
+    photo = degrade(soft()[None], "halftone", torch.Generator().manual_seed(3)).lq[0]
+    assert torch.equal(restored(photo, GRAIN), restored(photo, NEITHER))
+
+
+def test_a_restorer_that_changes_nothing_gets_no_grain() -> None:
+    photo = (soft() + noise(soft(), 0.05)).clamp(0, 1)
+    result = restored(photo, GRAIN, 0.0)
+    assert (result - photo)[within(photo, FACE)].abs().max() < 1e-5
+
+
+def test_an_aligned_face_gets_neither() -> None:
+    face = (sharp(128) + noise(sharp(128), 0.05)).clamp(0, 1)
+    for config in (BOTH, replace(BOTH, even_tone=False)):
+        assert torch.equal(
+            restore_aligned(face, restorer(1.0), config).pixels, restore_aligned(face, restorer(1.0), NEITHER).pixels
+        )
+
+
+# ---------------------------------------------------------------- real photographs
+
+
+def test_none_of_eight_sharp_faces_gets_worse(shared: Path, caplog: pytest.LogCaptureFixture) -> None:
+    photo = read_image(shared / "photos" / "eight_synthetic_faces.jpg")
+    with caplog.at_level(logging.ERROR):
+        result = restore_photo(photo, load_restorer("embedded"), RestoreConfig(detector="embedded"))
+    assert result.found == 8 and len(result.faces) + len(result.skipped) == 8
+    for top in (0, 488):
+        for left in range(0, 1832, 458):
+            before, after = (p[None, :, top : top + 450, left : left + 450] for p in (photo, result.pixels))
+            assert float(sharpness(after)) >= 0.995 * float(sharpness(before))
