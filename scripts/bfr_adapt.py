@@ -17,9 +17,9 @@ from PIL import Image
 from bfr_core.files.weights import ALSO
 from bfr_core.web import gradio_compat
 from bfr_core.web import gradio_page as ui
+from bfr_core.web.actions import Page
 from bfr_core.web.host_service import HostService, RestoreRequest, existing, restore_request_of, summary_of
 from bfr_core.web.http_api import add_routes
-from bfr_core.web.page import Page
 
 NAME = "BFR Adapt"
 TAB = "bfr_adapt"

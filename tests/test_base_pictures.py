@@ -20,8 +20,8 @@ from bfr_core.reports.html import ReportData
 from bfr_core.restorers import load_restorer
 from bfr_core.restorers.base import Restorer
 from bfr_core.settings import changed
-from bfr_core.web import page
-from bfr_core.web.page import Page
+from bfr_core.web import runs, views
+from bfr_core.web.actions import Page
 
 CLEANED = {  # the prior cleans the face strongly before the restorer sees it
     "faces": FaceConfig(aligned=True),
@@ -92,9 +92,9 @@ def test_the_page_shows_the_base_itself_and_never_another(
         seen.append((columns, rows))
         return ""
 
-    monkeypatch.setattr(page, "_grid", look)
-    monkeypatch.setattr(page, "restorers", lambda: ["embedded", "tiny"])
-    monkeypatch.setattr(page, "locate", lambda name: tiny_restorer)
+    monkeypatch.setattr(views, "grid", look)
+    monkeypatch.setattr(runs, "restorers", lambda: ["embedded", "tiny"])
+    monkeypatch.setattr(runs, "locate", lambda name: tiny_restorer)
     write_json(result.run.folder / "request.json", {"restorer": "tiny"})
     run = Run(result.run.folder)
     assert at.details("run") and len(seen) == 1
@@ -112,4 +112,4 @@ def test_the_page_shows_the_base_itself_and_never_another(
     assert seen.pop()[0] == ("damaged", "adapted restorer")
     at.allowed = [Path(result.faces.folder).parents[2]]
     with pytest.raises(ValueError, match="is not among the restorers here"):
-        at._base_of(run, at.loaded(run.result))
+        at.base_of(run, at.loaded(run.result))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ def render(template: str, **values: object) -> str:
     Only markup that was made by `trusted` is filled in as it is.
     Raises ValueError, in one line, where Jinja2 is missing, and jinja2.UndefinedError for a value that is not given.
     """
-    return _environment().get_template(template).render(values)
+    return _environment(TEMPLATES).get_template(template).render(values)
 
 
 def render_page(name: str, title: str, values: Mapping[str, object], script_before: str = "") -> str:
@@ -57,13 +58,15 @@ def json_for_script(value: object) -> str:
     return htmlsafe_json_dumps(value)
 
 
-def _environment() -> Environment:
+@cache
+def _environment(folder: Path) -> Environment:
+    """The templates of a folder, each compiled once: a report draws several charts of one template."""
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError:
         raise ValueError("a page needs the package Jinja2: pip install jinja2") from None
     return Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=_one_line,

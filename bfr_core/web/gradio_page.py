@@ -1,4 +1,4 @@
-"""The web page: widgets, and which method of `page.Page` each calls. Long work is in `jobs`; the page only shows it."""
+"""The tabs and buttons of the web page, and which method of `actions.Page` each calls; long work is in `jobs`."""
 
 from __future__ import annotations
 
@@ -15,19 +15,11 @@ from ..files.photos import printable
 from ..restoration.restore import CHOICES, RestoreConfig
 from ..settings import setting_at
 from . import gradio_compat as compat
+from .actions import Page
+from .choices import ADVANCED, Choices, changes_of, value_at
 from .host_service import RestoreRequest
-from .page import (
-    ADVANCED,
-    MAX_UPLOAD_BYTES,
-    STYLE,
-    Choices,
-    Page,
-    changes_of,
-    failed,
-    restorers,
-    said,
-    value_at,
-)
+from .pieces import STYLE, failed, said
+from .runs import MAX_UPLOAD_BYTES, restorers
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from ..restoration.restore import FindFaces, RestoreConfig, RestoredPhoto, resto
 from ..restoration.same_person import warnings_of
 from ..restorers import Restorer
 from ..restorers.codeformer import CodeFormer, with_fidelity
-from .page import Page
+from .actions import Page
 
 log = logging.getLogger(__name__)
 

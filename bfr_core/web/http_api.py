@@ -23,8 +23,10 @@ from ..files.names import first_line
 from ..files.ownership import scratch
 from ..files.photos import read_photo, write_photo
 from ..files.records import read_table
+from .actions import Page
+from .choices import ADVANCED, Choices, value_at
 from .host_service import HostService, restore_request_of, summary_of
-from .page import ADVANCED, MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS, Choices, Page, value_at
+from .runs import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
 
 PREFIX = "/bfr-adapt/v1"
 Reply = dict[str, Any]

@@ -10,7 +10,7 @@ from bfr_core.diffusion.sampler import SamplerConfig
 ALIGNED = FaceConfig(aligned=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def config(tiny_restorer, tiny_prior):
     return replace(
         SMALL,
@@ -18,7 +18,5 @@ def config(tiny_restorer, tiny_prior):
         prior=str(tiny_prior),
         faces=ALIGNED,
         targets=replace(SMALL.targets, t_clean=9, batch_size=4, sampler=SamplerConfig(t_start=50, factor=4, calls=3)),
-        finetune=replace(
-            SMALL.finetune, iterations=6, batch_size=4, micro_batch=4, judge_every=3, checkpoint_seconds=0
-        ),
+        finetune=replace(SMALL.finetune, iterations=6, batch_size=4, micro_batch=4, judge_every=3),
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,36 +35,53 @@ def stop_at(stage, step):
     return callback
 
 
+@pytest.fixture(scope="module")
+def whole(photos, config, tmp_path_factory):
+    """A finished run that was not stopped, the stages it went through, and its result. It is looked at only."""
+    stages = []
+    folder = tmp_path_factory.mktemp("whole")
+    result = adapt(photos, folder, config, lambda stage, *_: stages.append(stage), labels={"face 0.png": "Ada"})
+    return folder, stages, result
+
+
+@pytest.fixture
+def finished(whole, tmp_path):
+    """A copy of the finished run, which a test may change."""
+    return Path(shutil.copytree(whole[0], tmp_path / "run"))
+
+
 def weights(run_dir):
     return load_file(run_dir / "restorer.safetensors")
 
 
-def test_an_adaptation_leaves_what_the_run_folder_promises(photos, config, tmp_path):
-    stages = []
-    labels = {"face 0.png": "Ada"}
-    result = adapt(photos, tmp_path, config, lambda stage, *_: stages.append(stage), labels=labels)
+def test_an_adaptation_leaves_what_the_run_folder_promises(whole):
+    folder, stages, result = whole
     always = [stage for stage in dict.fromkeys(stages) if stage != "redraw"]  # where a target was refused
     assert always == ["faces", "targets", "gate", "finetune"]
     assert len(result.faces) == 10
-    for folder in ("faces", "restored", "targets"):
-        assert len(list((tmp_path / folder).glob("*.png"))) == 10
+    for part in ("faces", "restored", "targets"):
+        assert len(list((folder / part).glob("*.png"))) == 10
     promised = {"config.json", "restorer.safetensors", "log.txt", "report.html", "report.json"}
-    assert promised <= {p.name for p in tmp_path.iterdir()}
-    shown = json.loads((tmp_path / "report.json").read_text())["galleries"][0]["rows"]
+    assert promised <= {p.name for p in folder.iterdir()}
+    shown = json.loads((folder / "report.json").read_text())["galleries"][0]["rows"]
     called = {row.removesuffix(" (not trained on)") for row in shown}
     assert "Ada" in called and "face 0.png" not in called and "face 2.png" in called
     assert result.faces.photos["face 0"] == "face 0.png", "other names are for the report alone"
-    assert not list(tmp_path.rglob("*.part*"))
+    assert not list(folder.rglob("*.part*"))
 
 
-@pytest.mark.parametrize("stop", [("faces", 4), ("targets", 16), ("gate", 10), ("finetune", 4)], ids=str)
-def test_stopped_in_any_stage_and_run_again_gives_the_same_weights(photos, config, tmp_path, stop):
-    adapt(photos, tmp_path / "whole", config)
-    with pytest.raises(Stop):
-        adapt(photos, tmp_path / "broken", config, stop_at(*stop))
-    adapt(photos, tmp_path / "broken", config)
-    whole, broken = weights(tmp_path / "whole"), weights(tmp_path / "broken")
-    assert all(torch.equal(whole[k], broken[k]) for k in whole)
+def test_stopped_in_every_stage_and_gone_on_gives_the_same_weights(photos, config, whole, tmp_path):
+    for stop in (("faces", 4), ("targets", 16), ("gate", 10), ("finetune", 4)):
+        with pytest.raises(Stop):
+            adapt(photos, tmp_path, config, stop_at(*stop))
+        assert not Run(tmp_path).restorer.exists()
+    stages: list[str] = []
+    adapt(photos, tmp_path, config, lambda stage, *_: stages.append(stage))
+    assert stages.count("finetune") < whole[1].count("finetune"), "it goes on from the checkpoint"
+    unbroken, broken = weights(whole[0]), weights(tmp_path)
+    assert all(torch.equal(unbroken[k], broken[k]) for k in unbroken)
+    unbroken, broken = (torch.load(Run(run).checkpoint, weights_only=True)["net"] for run in (whole[0], tmp_path))
+    assert all(torch.equal(unbroken[k], broken[k]) for k in unbroken), "also after the best step"
 
 
 def test_what_is_left_to_the_faces_is_read_off_them_once(photos, config, tmp_path, monkeypatch):
@@ -95,20 +113,18 @@ def test_a_sampler_left_to_the_faces_is_the_one_that_is_used(photos, config, tmp
     assert all(used["sampler"][name] == found[name] for name in ("t_start", "t_constrain_end", "factor", "calls"))
 
 
-def test_a_finished_run_does_nothing_again(photos, config, tmp_path):
-    adapt(photos, tmp_path, config)
-    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.png")}
+def test_a_finished_run_does_nothing_again(photos, config, finished):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*.png")}
     steps = []
-    adapt(photos, tmp_path, config, lambda stage, *_: steps.append(stage))
+    adapt(photos, finished, config, lambda stage, *_: steps.append(stage))
     assert "finetune" not in steps
-    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.png")}
+    assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*.png")}
 
 
-def test_another_seed_makes_targets_anew_but_not_faces(photos, config, tmp_path):
-    adapt(photos, tmp_path, config)
-    face, target = (next((tmp_path / f).glob("*.png")) for f in ("faces", "targets"))
+def test_another_seed_makes_targets_anew_but_not_faces(photos, config, finished):
+    face, target = (next((finished / f).glob("*.png")) for f in ("faces", "targets"))
     old_face, old_target = face.stat().st_mtime_ns, target.read_bytes()
-    adapt(photos, tmp_path, replace(config, targets=replace(config.targets, seed=1)))
+    adapt(photos, finished, replace(config, targets=replace(config.targets, seed=1)))
     assert face.stat().st_mtime_ns == old_face and target.read_bytes() != old_target
 
 
@@ -178,8 +194,6 @@ def counted_looking(monkeypatch):
 
 @pytest.fixture
 def own_photos(photos, tmp_path):
-    import shutil
-
     return Path(shutil.copytree(photos, tmp_path / "photos"))
 
 
@@ -226,19 +240,18 @@ def test_a_new_face_gives_the_same_targets_as_a_new_run(own_photos, config, tmp_
     assert all(path.read_bytes() == fresh.targets[name].read_bytes() for name, path in grown.targets.items())
 
 
-def test_a_target_retouched_by_hand_is_kept_used_and_named(own_photos, config, tmp_path, monkeypatch, caplog):
-    run = Run(tmp_path / "run")
-    adapt(own_photos, run.folder, config)
+def test_a_target_retouched_by_hand_is_kept_used_and_named(photos, config, finished, monkeypatch, caplog):
+    run = Run(finished)
     retouched = run.targets / "face 4.png"
     Image.new("RGB", (32, 32), (250, 10, 10)).save(retouched)
     before, drawn = retouched.read_bytes(), counted_drawing(monkeypatch)
     steps = []
     with caplog.at_level("INFO"):
-        result = adapt(own_photos, run.folder, config, lambda stage, *_: steps.append(stage))
+        result = adapt(photos, run.folder, config, lambda stage, *_: steps.append(stage))
     assert result.targets["face 4"] == retouched and "finetune" in steps, "it is learned from"
     assert "targets/face 4.png: was changed by hand; it is kept and used" in caplog.text and "face 4" not in drawn
     other = replace(config, targets=replace(config.targets, seed=1))
-    result = adapt(own_photos, run.folder, other)
+    result = adapt(photos, run.folder, other)
     assert retouched.read_bytes() == before and result.targets["face 4"] == retouched
     assert "face 4" not in drawn and "face 2" in drawn
 
@@ -282,9 +295,8 @@ def test_a_run_inside_the_photo_folder_goes_on(own_photos, config, monkeypatch):
     assert len(collect_faces(Path(), Run(Path("other_run")), 32, ALIGNED)) == 10, "nor those of another run"
 
 
-def test_a_run_of_version_0_1_goes_on_and_its_files_are_replaced(own_photos, config, tmp_path):
-    run = Run(tmp_path / "run")
-    adapt(own_photos, run.folder, config)
+def test_a_run_of_version_0_1_goes_on_and_its_files_are_replaced(photos, config, finished):
+    run = Run(finished)
     for path in run.folder.rglob(LIST):
         path.unlink()
     for folder in (run.faces, run.restored, run.targets):
@@ -294,6 +306,6 @@ def test_a_run_of_version_0_1_goes_on_and_its_files_are_replaced(own_photos, con
     old = ({k: r[k] for k in ("photo", "faces", "problem")} for r in records)
     journal.write_text("".join(json.dumps(record) + "\n" for record in old))
     (run.targets / "stranger.png").write_text("mine")
-    result = adapt(own_photos, run.folder, replace(config, targets=replace(config.targets, seed=1)))
+    result = adapt(photos, run.folder, replace(config, targets=replace(config.targets, seed=1)))
     assert len(result.targets) == 10 and (run.targets / "stranger.png").read_text() == "mine"
     assert is_own(run.targets / "face 4.png") and is_own(run.restorer) and is_own(run.folder / "log.txt")

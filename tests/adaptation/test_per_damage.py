@@ -34,7 +34,7 @@ def config(tiny_restorer, tiny_prior):
     changes = {
         "restorer": str(tiny_restorer), "prior": str(tiny_prior), "faces.aligned": True, "targets.sampler.calls": 2,
         "targets.sampler.t_start": 8, "targets.t_clean": 0, "finetune.iterations": 4, "finetune.batch_size": 4,
-        "finetune.checkpoint_seconds": 0, "finetune.discriminator_features": 4, "gate.limit": 0.0,
+        "finetune.discriminator_features": 4, "gate.limit": 0.0,
     }  # fmt: skip
     return changed(SMALL, changes)
 
@@ -43,68 +43,69 @@ class Stop(Exception):
     pass
 
 
-def test_every_group_gets_its_own_adaptation(mixed_photos, config, tmp_path, verdicts):
+@pytest.fixture(scope="module")
+def whole(mixed_photos, config, tmp_path_factory):
+    """An adaptation that was not stopped: its folder, its result, and (stage, step, steps, busy) of its callbacks."""
+    folder = tmp_path_factory.mktemp("whole")
     at_work = []
 
     def callback(stage, step, steps, detail):
-        at_work.append((stage, step, steps, Run(tmp_path).busy()))
+        at_work.append((stage, step, steps, Run(folder).busy()))
 
-    result = adapt_mixed(mixed_photos, tmp_path, config, callback)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bfr_core.adaptation.tuning.judged_on_faces", judged)
+        result = adapt_mixed(mixed_photos, folder, config, callback)
+    return folder, result, at_work
+
+
+def test_every_group_gets_its_own_adaptation(config, whole):
+    folder, result, at_work = whole
     assert [seen for seen in at_work if seen[0] == "group"] == [("group", 1, 2, True), ("group", 2, 2, True)]
     assert all(busy for *_, busy in at_work), "others are told so, whichever group it is at"
     first, second = result.groups
     assert all("sensor" in name for name in first.names) and all("motion" in name for name in second.names)
     assert len(first.names) + len(second.names) + len(result.left) == NOISY + BLURRED and len(result.left) <= 3
     assert result.verdict == "adopt" and result.whole is None
-    routed = load_restorer(tmp_path / "groups.safetensors")
+    routed = load_restorer(folder / "groups.safetensors")
     assert isinstance(routed, Routed)
-    own = load_restorer(tmp_path / "groups/1/restorer.safetensors")
+    own = load_restorer(folder / "groups/1/restorer.safetensors")
     assert isinstance(routed, Routed)
     assert [one and one.sha256 for one in routed.members][1:] == [own.sha256, None]
     assert routed.metadata["base_sha256"] == load_restorer(config.restorer).sha256 and routed.licence == "test"
     assert {"prior", "prior_licence"} <= set(routed.metadata)
     for number in (1, 2):
-        assert (tmp_path / f"groups/{number}/report.html").is_file()
-        assert f'<a href="groups/{number}/report.html">' in (tmp_path / "report.html").read_text()
-    report = json.loads((tmp_path / "report.json").read_text())
+        assert (folder / f"groups/{number}/report.html").is_file()
+        assert f'<a href="groups/{number}/report.html">' in (folder / "report.html").read_text()
+    report = json.loads((folder / "report.json").read_text())
     assert report["verdict"] == "adopt" and report["measurements"]["groups"][0]["faces"] == first.names
     assert report["measurements"]["groups"][1]["judgement"]["verdict"] == "keep_base"
     assert report["measurements"]["left_to_base"] == result.left
     assert f"{len(first.names)} of {NOISY + BLURRED} faces" in report["verdict_sentence"]
-    assert not list(tmp_path.rglob("*.part*"))
+    assert not list(folder.rglob("*.part*"))
 
 
-@pytest.fixture(scope="module")
-def whole(mixed_photos, config, tmp_path_factory):
-    """The folder of an adaptation that was not stopped."""
-    folder = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bfr_core.adaptation.tuning.judged_on_faces", judged)
-        adapt_mixed(mixed_photos, folder, config)
-    return folder
-
-
-@pytest.mark.parametrize("stop", [("groups", 1), ("targets", 1), ("finetune", 2)], ids=str)
-def test_stopped_in_the_second_group_and_run_again_gives_the_same(
-    mixed_photos, config, whole, tmp_path, verdicts, stop
+def test_stopped_among_the_groups_and_in_the_second_and_gone_on_gives_the_same(
+    mixed_photos, config, whole, tmp_path, verdicts
 ):
-    group = 1 if stop[0] == "groups" else 2
-    seen = []
+    seen: list[str] = []
+    for stop, group in ((("groups", 1), 1), (("targets", 1), 2), (("finetune", 2), 2)):
 
-    def callback(stage, step, steps, detail):
-        seen.append(stage)
-        later = tmp_path.joinpath("broken/groups/2/photos").exists()
-        if stage == stop[0] and step >= stop[1] and (later or group == 1):
-            raise Stop
+        def callback(stage, step, steps, detail, stop=stop, group=group):
+            seen.append(stage)
+            later = tmp_path.joinpath("groups/2/photos").exists()
+            if stage == stop[0] and step >= stop[1] and (later or group == 1):
+                raise Stop
 
-    with pytest.raises(Stop):
-        adapt_mixed(mixed_photos, tmp_path / "broken", config, callback)
-    assert not (tmp_path / "broken/groups.safetensors").exists()
+        seen.clear()
+        with pytest.raises(Stop):
+            adapt_mixed(mixed_photos, tmp_path, config, callback)
+        assert not (tmp_path / "groups.safetensors").exists()
+        assert ("groups" in seen) == (stop[0] in ("groups", "targets")), "found groups are kept"
     seen.clear()
-    adapt_mixed(mixed_photos, tmp_path / "broken", config, lambda stage, *_: seen.append(stage))
-    assert ("groups" in seen) == (group == 1)
+    adapt_mixed(mixed_photos, tmp_path, config, lambda stage, *_: seen.append(stage))
+    assert "groups" not in seen
     for name in ("groups.safetensors", "groups/1/restorer.safetensors", "groups/2/restorer.safetensors"):
-        a, b = load_file(whole / name), load_file(tmp_path / "broken" / name)
+        a, b = load_file(whole[0] / name), load_file(tmp_path / name)
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
@@ -114,17 +115,32 @@ def arguments(photos, config, run):
             "--batch-size", "4", "--json"]  # fmt: skip
 
 
-def test_killed_in_the_middle_it_goes_on(mixed_photos, config, tmp_path):
-    command = [*arguments(mixed_photos, config, tmp_path), "--iterations", "200"]
+def test_killed_in_the_middle_it_goes_on_and_adapt_and_restore_tell_of_the_groups(
+    mixed_photos, config, tmp_path, verdicts, capsys
+):
+    run = tmp_path / "run"
+    command = [*arguments(mixed_photos, config, run), "--iterations", "200"]
     process = subprocess.Popen([sys.executable, "-m", "bfr_core", *command], cwd=ROOT, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 600
-    while not (tmp_path / "groups/1/targets").exists() and time.monotonic() < end and process.poll() is None:
+    while not (run / "groups/1/targets").exists() and time.monotonic() < end and process.poll() is None:
         time.sleep(0.05)
     process.kill()
-    assert process.wait() != 0 and not (tmp_path / "groups.safetensors").exists()
-    assert main([*arguments(mixed_photos, config, tmp_path), "--iterations", "4"]) == 0
-    routed = load_restorer(tmp_path / "groups.safetensors")
+    assert process.wait() != 0 and not (run / "groups.safetensors").exists()
+    capsys.readouterr()
+    assert main([*arguments(mixed_photos, config, run), "--iterations", "4", "--export-pth"]) == 0
+    routed = load_restorer(run / "groups.safetensors")
     assert isinstance(routed, Routed) and len(routed.members) == 3
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [group["verdict"] for group in summary["groups"]] == ["adopt", "keep_base"]
+    assert (run / "groups/1/restorer.pth").is_file()
+    command = ["restore", str(mixed_photos), "--restorer", str(run / "groups.safetensors"), "--aligned", "--json"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    out, said = capsys.readouterr()
+    served = json.loads(out.splitlines()[-1])["served_by"]
+    of_group = [photo for photo, by in served.items() if by == ["group 1"]]
+    assert len(served) == NOISY + BLURRED and len(of_group) == summary["groups"][0]["faces"]
+    assert all(photo.startswith("sensor") for photo in of_group)
+    assert f"base: {len(served) - len(of_group)} faces; group 1: {len(of_group)} faces" in said
 
 
 def test_a_nearly_grey_face_is_described_alike_when_groups_are_found_and_when_it_is_restored(
@@ -162,22 +178,6 @@ def test_one_damage_is_adapted_to_as_usual(config, tmp_path, capsys):
     assert summary["restorer"] == str(tmp_path / "run/restorer.safetensors") and "groups" not in summary
     assert not (tmp_path / "run/groups.safetensors").exists() and (tmp_path / "run/restorer.pth").is_file()
     assert Run(tmp_path / "run").by_group() == [] and Run(tmp_path / "run").result.name == "restorer.safetensors"
-
-
-def test_the_commands_adapt_and_restore_tell_of_the_groups(mixed_photos, config, tmp_path, verdicts, capsys):
-    run = tmp_path / "run"
-    assert main([*arguments(mixed_photos, config, run), "--iterations", "4", "--export-pth"]) == 0
-    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert [group["verdict"] for group in summary["groups"]] == ["adopt", "keep_base"]
-    assert (run / "groups/1/restorer.pth").is_file()
-    command = ["restore", str(mixed_photos), "--restorer", str(run / "groups.safetensors"), "--aligned", "--json"]
-    assert main([*command, "--out", str(tmp_path / "out")]) == 0
-    out, said = capsys.readouterr()
-    served = json.loads(out.splitlines()[-1])["served_by"]
-    of_group = [photo for photo, by in served.items() if by == ["group 1"]]
-    assert len(served) == NOISY + BLURRED and len(of_group) == summary["groups"][0]["faces"]
-    assert all(photo.startswith("sensor") for photo in of_group)
-    assert f"base: {len(served) - len(of_group)} faces; group 1: {len(of_group)} faces" in said
 
 
 def test_good_faces_of_the_folder_are_refused_in_one_line(mixed_photos, config, tmp_path, capsys):

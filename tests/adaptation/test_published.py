@@ -229,15 +229,16 @@ def test_swinirs_steps_are_those_of_the_formulas(checkpoint: Path) -> None:
 def test_codeformers_first_step_is_that_of_the_formulas(checkpoint: Path) -> None:
     """MSE to the code vectors + 0.5 cross-entropy, mirrored at random; Adam; the average from the first step."""
     base = small("CodeFormer")
-    pairs = list(zip(faces(8, 3, 64), faces(8, 4, 64), strict=True))
-    config = replace(recipe_with(base, "published").finetune, iterations=1, seed=2)
+    pairs = list(zip(faces(4, 3, 64), faces(4, 4, 64), strict=True))
+    preset = recipe_with(base, "published").finetune
+    config = replace(preset, iterations=1, seed=3, batch_size=4, micro_batch=2)
     tuned, _ = finetune(base, pairs, config, checkpoint=checkpoint)
 
     net, parameters = prepare(base, config)
     student, net_before = replace(base, module=net), [p.detach().clone() for p in parameters]
-    batches = list(micro_batches(pairs, list(range(8)), 0, config))
+    batches = list(micro_batches(pairs, list(range(4)), 0, config))
     mirrored = [flag for batch in batches for _, flag in batch.keys]
-    assert len(mirrored) == 8 and 0 < sum(mirrored) < 8
+    assert len(batches) == 2 and len(mirrored) == 4 and 0 < sum(mirrored) < 4
     total = torch.zeros(())
     for batch in batches:
         for face, flag in batch.keys:
@@ -247,7 +248,7 @@ def test_codeformers_first_step_is_that_of_the_formulas(checkpoint: Path) -> Non
             wanted = base.codebook[codes[0]].T.reshape(predicted.feature.shape)  # type: ignore[attr-defined]
             likelihood = predicted.logits.log_softmax(2)[0].gather(1, codes[0][:, None])
             total = total + ((predicted.feature - wanted) ** 2).mean() - 0.5 * likelihood.mean()
-    gradients: tuple[Tensor | None, ...] = torch.autograd.grad(total / 8, parameters, allow_unused=True)
+    gradients: tuple[Tensor | None, ...] = torch.autograd.grad(total / 4, parameters, allow_unused=True)
 
     kept = torch.load(checkpoint, weights_only=True)
     names = [name for name, _ in base.tuned_parameters(net)]
@@ -391,7 +392,8 @@ def test_the_page_adapts_by_it(
     photos: Path, tiny_restorer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from bfr_core.web import jobs
-    from bfr_core.web.page import Choices, Page
+    from bfr_core.web.actions import Page
+    from bfr_core.web.choices import Choices
 
     seen: list[AdaptConfig] = []
 
@@ -425,7 +427,7 @@ def test_the_page_adapts_by_it(
 def test_the_page_goes_on_with_a_published_run_of_the_command_line(
     command: list[str], tiny_restorer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bfr_core.web.page import Page
+    from bfr_core.web.actions import Page
 
     monkeypatch.setattr("bfr_core.restorers.load.EMBEDDED", tiny_restorer)
     assert main([*command, "--run", str(tmp_path / "runs" / "shell")]) == 0

@@ -1,13 +1,18 @@
 """The command line as its user meets it."""
 
 import errno
+import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -24,27 +29,50 @@ from bfr_core.files.tensors import sha256_of
 from bfr_core.restorers import load_restorer, save_restorer
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def quick(photos, tiny_restorer, tiny_prior):
     """Arguments of a quick adaptation, without the run folder."""
     return ["adapt", str(photos), "--aligned", "--restorer", str(tiny_restorer), "--prior", str(tiny_prior),
             "--calls", "2", "--batch-size", "4", "--micro-batch", "4", "--iterations", "8"]  # fmt: skip
 
 
-def test_adapt_prints_a_summary_last(quick, tmp_path, capsys):
-    assert main([*quick, "--run", str(tmp_path), "--json"]) == 0
-    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
-    report = json.loads((tmp_path / "report.json").read_text())
+class Made(NamedTuple):
+    """An adaptation that several tests look at and none changes: its folder, and what the command printed."""
+
+    run: Path
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def made(quick, tmp_path_factory):
+    run, out, err = tmp_path_factory.mktemp("made"), io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        assert main([*quick, "--run", str(run), "--json", "--export-pth"]) == 0
+    return Made(run, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def lean(quick, tiny_restorer, tmp_path_factory):
+    """An adaptation of low memory, with its base beside it; tests only look at it."""
+    run = tmp_path_factory.mktemp("lean")
+    assert main([*quick, "--low-memory", "--run", str(run)]) == 0
+    shutil.copy(tiny_restorer, run)
+    return run
+
+
+def test_adapt_prints_a_summary_last(made):
+    summary = json.loads(made.out.splitlines()[-1])
+    report = json.loads((made.run / "report.json").read_text())
     assert summary["steps"] == 8 and summary["verdict"] == report["verdict"] in ("adopt", "keep_base", "cannot_tell")
     assert "damage of 2 faces that were not trained on" in report["verdict_sentence"]
-    assert "<html" in (tmp_path / "report.html").read_text()
+    assert "<html" in (made.run / "report.html").read_text()
 
 
-def test_before_it_starts_it_says_how_long_and_how_much_memory(quick, tmp_path, capsys):
-    assert main([*quick, "--run", str(tmp_path)]) == 0
-    said = capsys.readouterr().err
-    assert said.index("10 faces will take") < said.index("report:")
-    assert main([*quick, "--run", str(tmp_path), "--iterations", "9"]) == 0
+def test_before_it_starts_it_says_how_long_and_how_much_memory(quick, made, tmp_path, capsys):
+    assert made.err.index("10 faces will take") < made.err.index("report:")
+    shutil.copytree(made.run, tmp_path / "run")
+    assert main([*quick, "--run", str(tmp_path / "run"), "--iterations", "9"]) == 0
     assert "will take" not in capsys.readouterr().err, "it goes on, and the bar says how long"
 
 
@@ -60,32 +88,28 @@ def test_a_first_look_shows_three_faces_and_stops(quick, tmp_path, capsys):
     assert len(report["galleries"][0]["rows"]) == 3
 
 
-def test_the_stages_one_by_one_give_what_adapt_gives(quick, photos, tiny_restorer, tiny_prior, tmp_path):
-    assert main([*quick, "--run", str(tmp_path / "a")]) == 0
+def test_the_stages_one_by_one_give_what_adapt_gives(made, photos, tiny_restorer, tiny_prior, tmp_path):
     networks = ["--restorer", str(tiny_restorer), "--prior", str(tiny_prior)]
     run = ["--run", str(tmp_path / "b")]
     assert main(["faces", str(photos), "--aligned", *networks[:2], *run]) == 0
     assert main(["targets", "--calls", "2", *networks, *run]) == 0
     tuning = ["--batch-size", "4", "--micro-batch", "4", "--iterations", "8"]
     assert main(["finetune", *tuning, *networks, *run]) == 0
-    a, b = (load_file(tmp_path / x / "restorer.safetensors") for x in "ab")
+    a, b = (load_file(folder / "restorer.safetensors") for folder in (made.run, tmp_path / "b"))
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_export_pth_writes_the_same_weights_again(quick, tmp_path):
-    assert main([*quick, "--run", str(tmp_path), "--export-pth"]) == 0
-    assert load_restorer(tmp_path / "restorer.pth").metadata["prior_licence"] == "unknown", "terms travel with it"
-    exported = torch.load(tmp_path / "restorer.pth", weights_only=True)["params_ema"]
-    saved = load_file(tmp_path / "restorer.safetensors")
+def test_export_pth_writes_the_same_weights_again(made):
+    assert load_restorer(made.run / "restorer.pth").metadata["prior_licence"] == "unknown", "terms travel with it"
+    exported = torch.load(made.run / "restorer.pth", weights_only=True)["params_ema"]
+    saved = load_file(made.run / "restorer.safetensors")
     assert exported.keys() == saved.keys() and all(torch.equal(exported[k], saved[k]) for k in saved)
 
 
-def test_export_writes_what_spandrel_reads_whole_or_from_a_change(quick, photos, tiny_restorer, tmp_path, capsys):
+def test_export_writes_what_spandrel_reads_whole_or_from_a_change(lean, photos, tiny_restorer, tmp_path, capsys):
     import spandrel
 
-    run = tmp_path / "run"
-    assert main([*quick, "--low-memory", "--run", str(run)]) == 0
-    (run / tiny_restorer.name).write_bytes(tiny_restorer.read_bytes())
+    run = lean
     lq = read_image(photos / "face 0.png")[None]
     for source in ("restorer.safetensors", "change.safetensors"):
         wanted = load_restorer(run / source).restore(lq)
@@ -307,8 +331,6 @@ def test_ctrl_c_exits_130_and_leaves_a_checkpoint(quick, tmp_path):
 
 
 def test_restore_keeps_names_and_goes_on_after_a_bad_file(photos, tiny_restorer, tmp_path, capsys):
-    import shutil
-
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     (folder / "text.jpg").write_text("not a picture")
@@ -352,18 +374,18 @@ def test_a_command_that_does_not_go_on_does_not_say_so(photos, tmp_path, capsys,
     assert "the same command starts from the beginning" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_one_line_and_keeps_what_was_made(quick, tmp_path, capsys, monkeypatch):
-    assert main([*quick, "--run", str(tmp_path)]) == 0
-    before = (tmp_path / "restorer.safetensors").read_bytes()
+def test_a_full_disk_is_one_line_and_keeps_what_was_made(quick, made, tmp_path, capsys, monkeypatch):
+    run = shutil.copytree(made.run, tmp_path / "run")
+    before = (run / "restorer.safetensors").read_bytes()
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    assert main([*quick, "--run", str(tmp_path), "--iterations", "9"]) == 1
+    assert main([*quick, "--run", str(run), "--iterations", "9"]) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bfr: ")]
     assert len(lines) == 1 and "No space left on device" in lines[0]
-    assert (tmp_path / "restorer.safetensors").read_bytes() == before
+    assert (run / "restorer.safetensors").read_bytes() == before
 
 
 def test_evaluate_reads_what_degrade_wrote(photos, tmp_path, capsys):
@@ -396,12 +418,9 @@ def test_low_memory_stands_for_settings_and_gives_way_to_flags():
     assert (given.trainable, given.micro_batch) == ("lora", 2)
 
 
-def test_low_memory_also_writes_the_change_alone(quick, photos, tiny_restorer, tmp_path):
-    run = tmp_path / "run"
-    assert main([*quick, "--low-memory", "--run", str(run)]) == 0
-    change, whole = run / "change.safetensors", run / "restorer.safetensors"
+def test_low_memory_also_writes_the_change_alone(lean, photos, tmp_path):
+    change, whole = lean / "change.safetensors", lean / "restorer.safetensors"
     assert change.stat().st_size < whole.stat().st_size
-    (run / tiny_restorer.name).write_bytes(tiny_restorer.read_bytes())
     for name, restorer in (("a", change), ("b", whole)):
         command = ["restore", str(photos), "--aligned", "--restorer", str(restorer), "--out", str(tmp_path / name)]
         assert main(command) == 0

@@ -148,7 +148,7 @@ def test_the_folder_of_a_stage_that_holds_others_files_is_refused(quick, tmp_pat
 
 
 def test_nothing_of_others_is_lost_when_a_run_is_made_again_and_deleted(quick, tmp_path):
-    from bfr_core.web.page import Page
+    from bfr_core.web.actions import Page
 
     page = Page(tmp_path / "runs", [])
     run = page.runs / "mine"

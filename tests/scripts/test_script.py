@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from bfr_core.faces.align import Face, template
 from bfr_core.files.weights import locate
 from bfr_core.web import host_service as host_service_module
+from bfr_core.web.choices import Choices
 from bfr_core.web.host_service import RestoreRequest, restore_request_of
-from bfr_core.web.page import Choices
 from tests.scripts.conftest import ROOT, PostprocessedImage, WebUI
 
 FEW = Choices(aligned=True, changes={"finetune.iterations": 4})

@@ -1,6 +1,6 @@
 """The page in gradio: what its server answers and refuses, and the way through it in a headless Chromium.
 
-The handlers themselves are tested without gradio in test_page.py.
+The handlers themselves are tested without gradio in test_actions.py.
 """
 
 import contextlib
@@ -24,9 +24,10 @@ from bfr_core.files.photos import write_image
 from bfr_core.reports.html import VERDICTS
 from bfr_core.studies.demo import real_photos
 from bfr_core.web import gradio_compat as compat
+from bfr_core.web.actions import Page
+from bfr_core.web.choices import Choices
 from bfr_core.web.gradio_compat import at_home
 from bfr_core.web.gradio_page import build, read_logins, serve
-from bfr_core.web.page import Choices, Page
 from tests.tab import Tab, until
 
 FEW = Choices(aligned=True, changes={"finetune.iterations": 4})
@@ -121,7 +122,7 @@ def test_every_event_stays_out_of_the_queue_and_of_the_public_interface(gradio, 
 
 def test_the_page_is_built_without_loading_a_network(gradio, small, tmp_path, monkeypatch):
     page = Page(tmp_path / "runs")
-    monkeypatch.setattr("bfr_core.web.page.load_restorer", None)
+    monkeypatch.setattr("bfr_core.web.runs.load_restorer", None)
     build(page)
 
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from bfr_core.files.ownership import LIST
+from bfr_core.web.actions import Page
 from bfr_core.web.host_service import HostService
 from bfr_core.web.http_api import PREFIX, add_routes, logged_in
-from bfr_core.web.page import Page
 
 pytest.importorskip("fastapi", reason="fastapi, which comes with gradio, is not installed")
 pytest.importorskip("httpx", reason="httpx, which fastapi's test client needs, is not installed")

@@ -1,5 +1,6 @@
 """Jobs in the background, first with a function that does nothing, then with networks of a few thousand parameters."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -203,21 +204,6 @@ def test_faces_then_adaptation_then_repair(photos, tiny_restorer, changes, tmp_p
     assert status.notes == ("10 restored",) and not (run.folder / "repaired" / "under way").exists()
 
 
-def test_while_it_adapts_it_says_how_long_that_takes_and_then_what_happened(photos, tiny_restorer, changes, tmp_path):
-    jobs, run = Jobs(), Run(tmp_path / "run")
-    many = changes | {"finetune.iterations": 4000}
-    jobs.start(run, "adapt", adapt_restorer(run, photos, str(tiny_restorer), many, "cpu"))
-    until(lambda: jobs.status(run).stage == "finetune" and jobs.status(run).step > 3)
-    assert jobs.status(run).notes[0].startswith("10 faces will take")
-    jobs.cancel(run)
-    step = jobs.wait(run).step
-    few = changes | {"finetune.iterations": step + 2, "finetune.judge_every": 2}
-    jobs.start(run, "adapt", adapt_restorer(run, photos, str(tiny_restorer), few, "cpu"))
-    (note,) = jobs.wait(run).notes
-    assert note.startswith("judge_every was 3 up to step") and note.endswith("is 2 from the next comparison on")
-    assert note in run.report.read_text()
-
-
 def test_a_forecast_that_cannot_be_made_leaves_the_faces(photos, tiny_restorer, changes, tmp_path):
     jobs, run = Jobs(), Run(tmp_path / "run")
     wrong = changes | {"prior": str(tmp_path / "none.safetensors")}
@@ -277,19 +263,26 @@ def test_photos_of_one_damage_are_adapted_to_as_one(photos, tiny_restorer, chang
     assert status.notes == (ONE_DAMAGE,) and len(status.curves["l1"]) == 6
 
 
-def test_a_cancelled_adaptation_goes_on_when_started_again(photos, tiny_restorer, changes, tmp_path):
+def test_a_cancelled_adaptation_goes_on_and_says_how_long_it_takes_and_what_changed(
+    photos, tiny_restorer, changes, tmp_path
+):
     jobs, run = Jobs(), Run(tmp_path / "run")
-    many = changes | {"finetune.iterations": 4000, "finetune.minutes": 0.0}
+    many = changes | {"finetune.iterations": 4000}
     jobs.start(run, "adapt", adapt_restorer(run, photos, str(tiny_restorer), many, "cpu"))
     until(lambda: jobs.status(run).stage == "finetune" and jobs.status(run).step > 3)
+    assert jobs.status(run).notes[0].startswith("10 faces will take")
     jobs.cancel(run)
-    assert jobs.wait(run).state == "cancelled" and not run.restorer.exists()
-    reached = jobs.status(run).step
-    jobs.start(run, "adapt", adapt_restorer(run, photos, str(tiny_restorer), many, "cpu"))
-    until(lambda: jobs.status(run).stage == "finetune" and jobs.status(run).state == "running")
-    assert jobs.status(run).step > reached
-    jobs.cancel(run)
-    jobs.wait(run)
+    status = jobs.wait(run)
+    assert status.state == "cancelled" and not run.restorer.exists()
+    steps = status.step + 2
+    few = changes | {"finetune.iterations": steps, "finetune.judge_every": 2}
+    jobs.start(run, "adapt", adapt_restorer(run, photos, str(tiny_restorer), few, "cpu"))
+    ended = jobs.wait(run)
+    assert (ended.state, ended.step, ended.file) == ("done", steps, "restorer.safetensors"), ended.error
+    (note,) = ended.notes
+    reached = re.fullmatch(r"judge_every was 3 up to step (\d+).* is 2 from the next comparison on", note)
+    assert reached and 3 < int(reached[1]) < steps, "it goes on from the step that it had reached"
+    assert note in run.report.read_text()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from bfr_core.adaptation.faces import left_out_of
+from bfr_core.adaptation.forecast import duration
 from bfr_core.adaptation.run import Run
 from bfr_core.cli.commands import main
 from bfr_core.faces.align import Face, template
@@ -24,23 +25,32 @@ from bfr_core.reports.html import VERDICTS
 from bfr_core.restorers import load_restorer
 from bfr_core.restorers.routed import Routed
 from bfr_core.web import host_service as host_service_module
-from bfr_core.web import jobs
-from bfr_core.web import page as page_module
+from bfr_core.web import jobs, runs, views
+from bfr_core.web.actions import Page
+from bfr_core.web.choices import ADVANCED, Choices, changes_of
 from bfr_core.web.host_service import HostService, RestoreRequest
-from bfr_core.web.page import ADVANCED, Choices, Page, changes_of, duration, failed, restorers, said
+from bfr_core.web.pieces import failed, said
+from bfr_core.web.runs import restorers
 
 FEW = Choices(aligned=True, changes={"finetune.iterations": 4})
 MIXED = replace(FEW, mixed=True)
 HOSTILE = '<img src=x onerror=alert(1)>"'
 
 
+@contextmanager
+def page_of_toys(runs, photos, tiny_restorer, tiny_prior):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bfr_core.restorers.load.EMBEDDED", tiny_restorer)
+        patch.setattr("bfr_core.diffusion.prior.EMBEDDED", tiny_prior)
+        page = Page(runs, [photos], "cpu")
+        yield page
+        page.jobs.stop_all()
+
+
 @pytest.fixture
-def page(tmp_path, photos, tiny_restorer, tiny_prior, monkeypatch):
-    monkeypatch.setattr("bfr_core.restorers.load.EMBEDDED", tiny_restorer)
-    monkeypatch.setattr("bfr_core.diffusion.prior.EMBEDDED", tiny_prior)
-    page = Page(tmp_path / "runs", [photos], "cpu")
-    yield page
-    page.jobs.stop_all()
+def page(tmp_path, photos, tiny_restorer, tiny_prior):
+    with page_of_toys(tmp_path / "runs", photos, tiny_restorer, tiny_prior) as page:
+        yield page
 
 
 def upload(page, name, size=(32, 32)):
@@ -57,14 +67,22 @@ def finished(page, name, seconds=600):
     return status
 
 
+@pytest.fixture(scope="module")
+def album(tmp_path_factory, photos, tiny_restorer, tiny_prior):
+    """The folder of a finished run of the page, made once."""
+    with page_of_toys(tmp_path_factory.mktemp("runs"), photos, tiny_restorer, tiny_prior) as page:
+        name, _ = page.new_run("old album", [], str(photos), FEW)
+        finished(page, name)
+        page.adapt(name, FEW)
+        finished(page, name)
+        return page.run(name).folder
+
+
 @pytest.fixture
-def adapted(page, photos):
-    """A finished run of the page."""
-    name, _ = page.new_run("old album", [], str(photos), FEW)
-    finished(page, name)
-    page.adapt(name, FEW)
-    finished(page, name)
-    return name
+def adapted(page, album):
+    """A finished run of the page, for this test alone; the server has been started again since."""
+    shutil.copytree(album, page.runs / album.name)
+    return album.name
 
 
 def judged(shown):
@@ -253,10 +271,10 @@ def test_uploads_that_are_refused(page, tmp_path, monkeypatch):
     write_image(outside, torch.rand(3, 8, 8))
     with pytest.raises(ValueError, match="was not uploaded here"):
         page.new_run("x", [str(outside)], "", FEW)
-    monkeypatch.setattr(page_module, "MAX_UPLOAD_BYTES", 10)
+    monkeypatch.setattr(runs, "MAX_UPLOAD_BYTES", 10)
     with pytest.raises(ValueError, match="is larger than"):
         page.new_run("x", [upload(page, "a.png")], "", FEW)
-    monkeypatch.setattr(page_module, "MAX_UPLOADS", 0)
+    monkeypatch.setattr(runs, "MAX_UPLOADS", 0)
     with pytest.raises(ValueError, match="too many"):
         page.new_run("x", [upload(page, "a.png")], "", FEW)
     assert page.names() == [] and [p.name for p in page.runs.iterdir()] == [page.cache.name]
@@ -327,7 +345,7 @@ def test_a_run_is_deleted_but_not_while_it_is_at_work(page, photos):
 
 
 def test_a_run_of_the_command_line_is_shown_and_gone_on_with(page, photos, tiny_restorer, monkeypatch):
-    monkeypatch.setattr(page_module, "EMBEDDED", tiny_restorer)
+    monkeypatch.setattr("bfr_core.web.choices.EMBEDDED", tiny_restorer)
 
     def act(*words):
         assert main([*words, "--run", str(page.runs / "shell")]) == 0
@@ -415,7 +433,7 @@ def test_a_run_by_groups_is_stopped_and_goes_on_by_groups_after_a_restart(page, 
 def test_a_run_by_groups_of_the_command_line_goes_on_by_groups(
     page, mixed_photos, verdicts, tiny_restorer, monkeypatch
 ):
-    monkeypatch.setattr(page_module, "EMBEDDED", tiny_restorer)
+    monkeypatch.setattr("bfr_core.web.choices.EMBEDDED", tiny_restorer)
     command = ["adapt", str(mixed_photos), "--run", str(page.runs / "shell"), "--aligned", "--iterations", "3"]
     assert main([*command, "--mixed"]) == 0
     choices = page.choices_of("shell")
@@ -430,7 +448,7 @@ def test_two_runs_are_compared(page, adapted):
     other = page.runs / HOSTILE.replace("/", "")
     shutil.copytree(page.run(adapted).folder, other)
     shown = page.compare(adapted, other.name)
-    assert shown.count("data:image") == 3 * page_module.COMPARED_FACES and "<img src=x" not in shown
+    assert shown.count("data:image") == 3 * views.COMPARED_FACES and "<img src=x" not in shown
     (other / "restorer.safetensors").unlink()
     with pytest.raises(ValueError, match="no adapted restorer yet"):
         page.compare(adapted, other.name)
@@ -540,7 +558,7 @@ def test_networks_are_kept_and_let_go_of_by_several_threads(page, tiny_restorer,
         at_work.release()
         return load_restorer(source)
 
-    monkeypatch.setattr(page_module, "load_restorer", load)
+    monkeypatch.setattr(runs, "load_restorer", load)
     with ThreadPoolExecutor(8) as pool:
         same = list(pool.map(page.loaded, files[:1] * 8))
         assert len(opened) == 1 and len({id(net) for net in same}) == 1

@@ -1,0 +1,193 @@
+"""What the buttons of the page do: begin, go on with, stop and delete runs, repair photos, hand out files.
+
+`Page` also has what the page shows (`views`) and the runs themselves (`runs`). No web framework is needed here.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from ..adaptation.faces import StageCallback, leave_out, left_out_of
+from ..adaptation.old_runs import list_old_run
+from ..adaptation.published import recipe_with
+from ..adaptation.run import Run
+from ..files.ownership import claim, delete, empty, free_name
+from ..files.photos import list_images, photo_name, printable, replace_atomically
+from ..files.records import read_table, write_json
+from ..files.stages import say_kept
+from ..restoration.restore import RestoreConfig
+from ..restorers.routed import group_files
+from .choices import Choices
+from .jobs import Outcome, Status, adapt_restorer, find_faces, look_first, repair_photos, zip_files
+from .runs import adapted_file, touched
+from .views import RunViews
+
+NO_RESTORER = "adapt first, or repair with the base"
+
+
+class Page(RunViews):
+    """The runs below one folder, what is shown of them, and what may be done with them.
+
+    Methods raise ValueError, FileNotFoundError or OSError, in one line, for what cannot be done.
+    """
+
+    def new_run(self, title: str, uploads: Sequence[str], folder: str, choices: Choices) -> tuple[str, list[str]]:
+        """Make a run from uploaded photos, or a folder, and look for faces; returns its name and unusable uploads."""
+        photos = self.typed_folder(folder) if folder.strip() else None
+        if photos is None and not uploads:
+            raise ValueError("drop some photos first, or name a folder")
+        self.restorer_named(choices.restorer)
+        fallback = photos.name if photos else f"run {time.strftime('%Y-%m-%d %H.%M')}"
+        run = Run(self._new_folder(title.strip() or fallback))
+        problems = []
+        run.claim()
+        try:
+            if photos is None:
+                claim(run.photos, "run")
+                problems = self.keep_uploads(uploads, run.folder / "photos")
+            else:
+                list_images(photos)
+            write_json(run.folder / "request.json", {"photos": str(photos or ""), "restorer": choices.restorer})
+        except (ValueError, OSError):
+            delete(run.folder)
+            raise
+        self.look_for_faces(run.folder.name, choices)
+        return run.folder.name, problems
+
+    def look_for_faces(self, name: str, choices: Choices) -> None:
+        """Start looking for faces in the run's photos."""
+        run = self.run(name)
+        self.remember(run, choices)
+        photos, settings = self.photos_of(run), choices.settings()
+        self.jobs.start(run, "faces", find_faces(run, photos, choices.restorer, settings, self.device, choices.recipe))
+
+    def adapt(self, name: str | None, choices: Choices) -> Status:
+        """Start the adaptation, or go on with it; a run that is at work already is left alone."""
+        run = self.run(name)
+        if (status := self.status(run)).active:
+            return status
+        values = choices.settings()
+        recipe_with(self.restorer_named(choices.restorer), choices.recipe, values)  # raises for a bad setting, now
+        if choices.real.strip():
+            self.typed_folder(choices.real)
+        photos = self.photos_of(run)
+        self.remember(run, choices)
+        adapt_now = adapt_restorer(run, photos, choices.restorer, values, self.device, choices.mixed, choices.recipe)
+
+        def work(callback: StageCallback) -> Outcome:
+            try:
+                return adapt_now(callback)
+            finally:
+                self.changed()
+
+        return self.jobs.start(run, "adapt", work, 60 * choices.minutes)
+
+    def look_first(self, name: str | None, choices: Choices) -> Status:
+        """Start the first look at what an adaptation would do; a run that is at work already is left alone."""
+        run = self.run(name)
+        if (status := self.status(run)).active:
+            return status
+        settings = choices.settings()
+        recipe_with(self.restorer_named(choices.restorer), choices.recipe, settings)  # raises for a bad setting, now
+        self.remember(run, choices)
+        work = look_first(run, None, choices.restorer, settings, self.device, choices.recipe)
+        return self.jobs.start(run, "look", work)
+
+    def stop(self, name: str | None) -> None:
+        """Stop the run's job after its present step."""
+        self.jobs.cancel(self.run(name))
+
+    def delete(self, name: str | None) -> list[str]:
+        """Delete the run with all that this program wrote there; returns what is kept, by its path in the run."""
+        run = self.run(name)
+        if self.status(run).active:
+            raise ValueError(f"{printable(str(name))}: is at work; stop it first")
+        list_old_run(run)
+        kept = delete(run.folder)
+        self.changed()
+        return [path.relative_to(run.folder).as_posix() for path in kept]
+
+    def toggle(self, name: str | None, index: int) -> None:
+        """Leave out the face at this place in `faces`, or use it again."""
+        run = self.run(name)
+        if self.status(run).needs_faces:
+            raise ValueError("stop the run before you change its faces")
+        face = self.face_names(run)[index]
+        leave_out(run, set(left_out_of(run)) ^ {face})
+
+    def save(self, name: str | None) -> list[Path]:
+        """Files to download, in the page's cache: the adapted restorer and the report; of groups, all in a zip."""
+        run = self.run(name)
+        stem = photo_name(Path(f"{name}.run"))
+        if adapted_file(run) == run.groups:
+            files = [*group_files(run.groups), run.report, *(one.report for one in run.by_group())]
+            folder = run.folder.resolve()
+            return [self._offer(run, partial(zip_files, folder, [f.resolve() for f in files]), f"{stem}.zip")]
+        kept = {run.restorer: f"{stem}.safetensors", run.report: f"{stem} report.html"}
+        return [
+            self._offer(run, partial(shutil.copyfile, file), shown) for file, shown in kept.items() if file.is_file()
+        ]
+
+    def _offer(self, run: Run, write: Callable[[Path], object], shown: str) -> Path:
+        """A file that `write` makes in the page's cache, which is all that is served."""
+        target = free_name(self.cache / "save" / photo_name(Path(f"{run.folder.name}.run")) / shown)
+        replace_atomically(target, write)
+        return target
+
+    def repair(
+        self,
+        name: str | None,
+        uploads: Sequence[str],
+        folder: str,
+        with_base: bool = False,
+        strip_gps: bool = False,
+        aligned: bool = False,
+    ) -> list[str]:
+        """Start repairing uploaded photos, or a folder, with the run's restorer; a line for each unusable upload.
+
+        Without either, a repair that was stopped goes on with its photos.
+        """
+        run = self.run(name)
+        if self.status(run).active:
+            raise ValueError("the run is at work; wait for it, or stop it")
+        restorer: str | Path = self.choices_of(name).restorer if with_base else adapted_file(run, NO_RESTORER)
+        photos, problems = run.folder / "to_repair", []
+        if folder.strip():
+            photos = self.typed_folder(folder)
+            list_images(photos)
+            write_json(run.folder / "repair.json", {"photos": str(photos)})
+        elif uploads:
+            claim(photos, "run", made_before=())
+            say_kept(empty(photos))
+            problems = self.keep_uploads(uploads, photos)
+            write_json(run.folder / "repair.json", {"photos": ""})
+        elif stopped := self._stopped_repair(run):
+            photos = stopped
+        else:
+            raise ValueError("drop the photos to repair first, or name a folder")
+        work = repair_photos(run, photos, restorer, RestoreConfig(), aligned, strip_gps, self.device)
+        self.jobs.start(run, "repair", work)
+        return problems
+
+    def _stopped_repair(self, run: Run) -> Path | None:
+        """The photos of a repair that was stopped, to go on with; None if the last job was something else, or ended."""
+        status = self.status(run)
+        if status.kind != "repair" or status.state not in ("cancelled", "stopped", "failed"):
+            return None
+        kept = read_table(run.folder / "repair.json", photos=str).get("photos")
+        photos = self.typed_folder(kept) if kept else run.folder / "to_repair"
+        return photos if photos.is_dir() else None
+
+    def repaired(self, name: str | None) -> Path | None:
+        """The last zip of repaired photos, in the page's cache."""
+        run = self.run(name)
+        status = self.status(run)
+        archives = list((run.folder / "repaired").glob("*.zip"))
+        if not archives or (status.kind == "repair" and status.active):
+            return None
+        newest = max(archives, key=touched)
+        return self._offer(run, partial(shutil.copyfile, newest), newest.name)

@@ -1,0 +1,281 @@
+"""The runs below one folder, what may be read for them, and the restorers at hand.
+
+Everything that came from outside (names, paths, uploads, what a run folder says) is checked here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from ..adaptation.published import RECIPES, RECOMMENDED, recipe_of
+from ..adaptation.run import Run
+from ..device import choose_device
+from ..files.kinds import why_left_out
+from ..files.ownership import claim, delete, free_name
+from ..files.photos import FORMATS, photo_name, photo_names, printable, read_photo, replace_atomically
+from ..files.records import read_table, write_json
+from ..files.weights import TABLE, locate
+from ..reports.html import VERDICTS
+from ..restorers import Restorer, load_restorer
+from .choices import ADVANCED, CHOSEN, Choices, chosen_for, value_at
+from .jobs import Jobs, Status
+
+MAX_UPLOAD_BYTES = 200 << 20  # of one file
+MAX_UPLOAD_PIXELS = 100_000_000
+MAX_UPLOADS = 2000
+CACHE = "_page"  # below the runs: all that the page serves, and nothing else is served
+
+
+class RunFolders:
+    """The runs below one folder; `actions.Page` adds what may be done with them.
+
+    allowed: folders that paths typed into the page must lie in; how_to_allow: says how to allow others. uploads: where
+    the server puts what is dropped on the page, by default its own cache. changed: called, from whichever thread, after
+    an adapted restorer has come or gone. Methods raise ValueError, FileNotFoundError or OSError, in one line, for what
+    cannot be done.
+    """
+
+    def __init__(
+        self,
+        runs: Path,
+        allowed: Sequence[Path] = (),
+        device: str = "auto",
+        *,
+        how_to_allow: str = "start with --allow DIR",
+        uploads: Path | None = None,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.runs = Path(runs).resolve()
+        self.allowed = [Path(folder).resolve(strict=True) for folder in allowed]
+        self.device, self.how_to_allow, self.changed = device, how_to_allow, changed
+        self.cache = self.runs / CACHE
+        claim(self.cache, "run", made_before=())
+        self.uploads = Path(uploads).resolve() if uploads else self.cache
+        self.jobs = Jobs()
+        self._loaded: dict[tuple[Any, ...], Restorer] = {}
+        self._loading = threading.Lock()  # buttons, hosts and HTTP calls ask from threads of their own
+
+    def names(self) -> list[str]:
+        """The runs, the one touched last first."""
+        marks = ("request.json", "config.json", "job.json")
+        runs = [path for path in self.runs.iterdir() if any((path / mark).is_file() for mark in marks)]
+        return [path.name for path in sorted(runs, key=touched, reverse=True)]
+
+    def run(self, name: str | None) -> Run:
+        """The run of this name, which must be one of `names`."""
+        if not name:
+            raise ValueError("choose a run first, or start a new one from photos")
+        if name not in self.names():
+            raise ValueError(f"{printable(str(name))}: there is no such run")
+        return Run(self.runs / name)
+
+    def status(self, run: Run) -> Status:
+        """How far the run's last job is; a run whose own files are damaged counts as failed for that reason."""
+        try:
+            return self.jobs.status(run)
+        except (ValueError, OSError) as error:
+            return Status(state="failed", error=printable(str(error)))
+
+    def latest(self) -> str | None:
+        """The run to show when the page is opened: the one that is at work, else the newest."""
+        names = self.names()
+        active = (name for name in names if self.status(self.run(name)).active)
+        return next(active, names[0] if names else None)
+
+    def remember(self, run: Run, choices: Choices) -> None:
+        """Keep what was chosen, so that the run can be continued after the page or the server was closed."""
+        kept = read_table(run.folder / "request.json", photos=str)
+        chosen = {name: getattr(choices, name) for name in Choices.__dataclass_fields__} | {
+            "changes": dict(choices.changes)
+        }
+        write_json(run.folder / "request.json", {"photos": kept.get("photos", "")} | chosen)
+
+    def choices_of(self, name: str | None) -> Choices:
+        """What was chosen for the run last, with the recipe's values for the rest."""
+        run = self.run(name) if name else None
+        kept = chosen_for(run) if run else {}
+        known = {key: kept[key] for key, kind in CHOSEN.items() if isinstance(kept.get(key), kind)}
+        if known.get("restorer", "embedded") not in restorers():
+            known["restorer"] = "embedded"
+        if known.get("recipe", RECOMMENDED) not in RECIPES:
+            known["recipe"] = RECOMMENDED
+        choices = Choices(**known)
+        own = {k: value for k, value in choices.changes.items() if k in ADVANCED and isinstance(value, int | float)}
+        return replace(choices, changes=self.defaults(choices.restorer, choices.recipe) | own)
+
+    def defaults(self, restorer: str, recipe: str = RECOMMENDED) -> dict[str, Any]:
+        """Values of the `ADVANCED` settings in the recipe of this name for `restorer`."""
+        config = recipe_of(self.restorer_named(restorer), recipe)
+        return {path: value_at(config, path) for path in ADVANCED}
+
+    def photos_of(self, run: Run) -> Path:
+        """The folder of the run's photos, checked anew: what a run folder says is not trusted."""
+        kept = read_table(run.folder / "request.json", photos=str).get("photos")
+        if kept:
+            return self.typed_folder(kept)
+        if run.photos.is_dir():
+            return run.photos
+        name = str(run.config().get("faces", {}).get("photos", ""))  # only its name is kept, see collect_faces
+        places = [place for folder in self.allowed for place in (folder, folder / name)] if is_plain_name(name) else []
+        for place in places:
+            if place.name == name and place.is_dir():
+                return self.typed_folder(str(place))
+        which = f'the folder "{printable(name)}" of its photos' if name else "the folder of its photos"
+        raise ValueError(f"{printable(run.folder.name)}: {which} is not known here ({self.how_to_allow})")
+
+    def face_names(self, run: Run) -> list[str]:
+        return [name for face in face_records(run) if is_plain_name(name := str(face.get("name", "")))]
+
+    def typed_folder(self, text: str) -> Path:
+        """The folder that was typed. Raises ValueError if it lies outside the allowed ones."""
+        path = Path(os.path.realpath(text.strip()))  # unlike resolve, it accepts a link to itself
+        if not any(path == folder or folder in path.parents for folder in self.allowed):
+            which = ", ".join(printable(folder) for folder in self.allowed) or "none yet"
+            raise ValueError(
+                f"{printable(text.strip())}: may not be read; allowed folders: {which} ({self.how_to_allow})"
+            )
+        return path
+
+    def keep_uploads(self, uploads: Sequence[str], folder: Path) -> list[str]:
+        """Copy uploaded photos into `folder`, under their own names; a line for each that is not a usable picture.
+
+        Raises ValueError if none is usable, or if there are too many.
+        """
+        if len(uploads) > MAX_UPLOADS:
+            raise ValueError(f"{len(uploads)} photos are too many; drop {MAX_UPLOADS} at most, or name a folder")
+        files = [Path(upload).resolve() for upload in uploads]
+        problems, kept = [], 0
+        relatives = [Path(str(i) if len(set(files)) < len(files) else "", file.name) for i, file in enumerate(files)]
+        for file, stem in zip(files, photo_names(relatives), strict=True):
+            try:
+                came = next((where for where in (self.uploads, self.cache) if where in file.parents), None)
+                if came is None:
+                    raise ValueError(f"{printable(file.name)}: was not uploaded here")
+                if file.suffix.lower() not in FORMATS:
+                    raise ValueError(f"{printable(file.name)}: {why_left_out(file)}")
+                if file.stat().st_size > MAX_UPLOAD_BYTES:
+                    raise ValueError(f"{printable(file.name)}: is larger than {MAX_UPLOAD_BYTES >> 20} MB")
+                read_photo(file, MAX_UPLOAD_PIXELS)
+            except (ValueError, OSError) as error:
+                problems.append(printable(str(error)))
+                continue
+            place = free_name(folder / f"{stem}{file.suffix.lower()}")
+            replace_atomically(place, partial(shutil.copyfile, file))
+            if self.uploads != self.cache:  # a host's, shared by all its pages; gradio 4 copies from it into the cache
+                for where in (self.uploads, self.cache):
+                    delete(where / file.relative_to(came), like=place)
+            kept += 1
+        if not kept:
+            raise ValueError(f"none of the files can be used: {'; '.join(problems[:3])}")
+        return problems
+
+    def _new_folder(self, title: str) -> Path:
+        """A new, empty folder for a run, named after `title`: two that are made at once never share a name."""
+        stem = photo_name(Path(re.sub(r"[^\w .()-]+", "-", f"{title[:80]}.run").replace("__", "_"))).strip()
+        for number in count(1):
+            folder = self.runs / _numbered(stem, number)
+            taken = {path.name.casefold() for path in self.runs.iterdir()}  # also where the disk tells a from A
+            if folder.name.casefold() not in taken:
+                with suppress(FileExistsError):  # made by another since
+                    folder.mkdir()
+                    return folder
+        raise AssertionError("there is a number for every run")
+
+    def adapted(self) -> list[str]:
+        """The runs that have an adapted restorer."""
+        return [name for name in self.names() if Run(self.runs / name).result.is_file()]
+
+    def restorer_named(self, name: str) -> Restorer:
+        """A restorer that the page offers."""
+        if name not in restorers():
+            raise ValueError(f"{printable(name)}: is not one of {', '.join(restorers())}")
+        return self.loaded("embedded" if name == "embedded" else locate(name) or Path(name))
+
+    def base_of(self, run: Run, tuned: Restorer) -> Restorer:
+        """The restorer that `tuned` was tuned from. Raises ValueError if it is not among the restorers here."""
+        base = self.restorer_named(chosen_for(run).get("restorer", "embedded"))
+        wanted = tuned.metadata.get("base_sha256", base.sha256)
+        if base.sha256 != wanted:
+            name = printable(tuned.metadata.get("base", "")[:80]) or "unknown"
+            raise ValueError(f"{printable(run.folder.name)}: its base, {name}, is not among the restorers here")
+        return base
+
+    def loaded(self, source: str | Path) -> Restorer:
+        """The restorer in a file; the last few are kept in memory, each while its file stays the same."""
+        status = Path(source).stat() if isinstance(source, Path) else None
+        key = (str(source), status and (status.st_size, status.st_mtime_ns))
+        with self._loading:
+            if key not in self._loaded:
+                while len(self._loaded) > 2:
+                    self._loaded.pop(next(iter(self._loaded)))
+                self._loaded[key] = load_restorer(source).to(choose_device(self.device))
+            return self._loaded[key]
+
+    def forget(self) -> None:
+        """Let go of the networks that were kept; jobs keep their own."""
+        with self._loading:
+            self._loaded.clear()
+
+
+def restorers() -> list[str]:
+    """Restorers that are on this machine, by the name the table knows them under."""
+    return ["embedded", *(w.name for w in TABLE if ", restorer," in w.what and locate(w.name))]
+
+
+def adapted_file(run: Run, advice: str = "adapt first") -> Path:
+    """The file of the run's adapted restorer. Raises ValueError if there is none."""
+    if not run.result.is_file():
+        raise ValueError(f"{printable(run.folder.name)}: has no adapted restorer yet; {advice}")
+    return run.result
+
+
+def verdict_of(run: Run) -> str:
+    """The run's verdict in a word; a damaged report hides no other run."""
+    try:
+        return VERDICTS.get(read_table(run.folder / "report.json", verdict=str).get("verdict", ""), "")
+    except ValueError:
+        return "report damaged"
+
+
+def face_records(run: Run) -> list[dict[str, Any]]:
+    """What the run's faces.json holds of each face; [] if it has none. Raises ValueError naming the file if damaged."""
+    return tables_in(read_table(run.faces / "faces.json", faces=list).get("faces", []))
+
+
+def number_of_faces(run: Run) -> int | str:
+    """The number of a run's faces, for the list of all runs, in which a damaged one hides no other."""
+    try:
+        return len(face_records(run)) or ""
+    except ValueError:
+        return "list damaged"
+
+
+def tables_in(values: Iterable[Any]) -> list[dict[str, Any]]:
+    """Those of `values`, read from a file, that are tables."""
+    return [value for value in values if isinstance(value, dict)]
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a face's name is a file name and not a path: it was read from a run folder."""
+    return bool(name) and Path(name).name == name and "\\" not in name and name not in (".", "..")
+
+
+def _numbered(stem: str, number: int) -> str:
+    return stem if number == 1 else f"{stem} {number}"
+
+
+def touched(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

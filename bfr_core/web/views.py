@@ -1,0 +1,286 @@
+"""What the page shows of its runs: galleries of faces, progress, verdicts, tables, and photos before and after."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from ..adaptation.faces import left_out_of
+from ..adaptation.first_look import COLUMNS, place_of, read_first_look
+from ..adaptation.report import PERSON_TABLE
+from ..adaptation.run import Run
+from ..files.ownership import free_name
+from ..files.photos import list_images, photo_name, printable, read_image, read_photo, write_image, write_photo
+from ..files.provenance import Step
+from ..files.records import fingerprint, read_table
+from ..reports.charts import chart
+from ..reports.html import VERDICTS
+from ..restoration.restore import RestoreConfig, restoration_step, restore_photo, square
+from ..restorers import Restorer
+from .choices import chosen_for
+from .jobs import points_of, thinned
+from .pieces import KINDS, block, face_picture, failed, figure, grid, headline, quiet, row, stage_list, text
+from .runs import (
+    MAX_UPLOAD_PIXELS,
+    RunFolders,
+    adapted_file,
+    face_records,
+    number_of_faces,
+    tables_in,
+    touched,
+    verdict_of,
+)
+
+MAX_FACES_SHOWN = 300
+MAX_NOTES_SHOWN = 20
+TRIPLETS = 4
+COMPARED_FACES = 6
+LOSSLESS_PIXELS = 2_000_000  # a comparison of larger photos is shown as JPEG
+CURVES = {  # names of the report's curves -> what they are to someone who sees them for the first time
+    "l1": "distance to the clean faces",
+    "texture": "difference in texture",
+    "anchor": "old skills lost",
+}
+
+
+class RunViews(RunFolders):
+    """What is shown of the runs below one folder; pictures lie in the page's cache."""
+
+    def faces(self, name: str | None) -> list[tuple[Path, str]]:
+        """A picture of every face of the run, in the page's cache, with the text below it.
+
+        Faces that are left out are dark, with a cross over them.
+        """
+        run = self.run(name)
+        names = self.face_names(run)[:MAX_FACES_SHOWN]
+        left_out, whose = left_out_of(run) if names else [], self._people(run)
+        captions = {n: "left out" if n in left_out else whose.get(n, "") for n in names}
+        return [(self._face_picture(run, n, n in left_out), captions[n]) for n in names]
+
+    def _people(self, run: Run) -> dict[str, str]:
+        """Face -> what is said of whose it is, of people with several faces."""
+        kept = read_table(run.people, people=dict).get("people", {})
+        counts = Counter(number for number in kept.values() if isinstance(number, int))
+        return {name: f"person {number}" for name, number in kept.items() if counts.get(number, 0) > 1}
+
+    def _face_picture(self, run: Run, face: str, left_out: bool) -> Path:
+        source = run.faces / f"{face}.png"
+        key = fingerprint(run.folder.name, face, left_out, touched(source))
+        path = self.cache / "faces" / f"{key}.png"
+        if not path.is_file():
+            write_image(path, face_picture(source, left_out))
+        return path
+
+    def faces_said(self, name: str | None) -> str:
+        """How many faces were found and left out, as HTML; "" if there are none."""
+        run = self.run(name)
+        names = self.face_names(run)
+        if not names:
+            return ""
+        out = len(left_out_of(run))
+        shown = f" The first {MAX_FACES_SHOWN} are shown." if len(names) > MAX_FACES_SHOWN else ""
+        few = " Eight or more are needed for a verdict." if len(names) - out < 8 else ""
+        return quiet(
+            f"{len(names)} faces found, {out} left out. Click a face to leave it out or take it back.{shown}{few}"
+        )
+
+    def state(self, name: str | None) -> str:
+        """What the run is doing, with a bar and the time left, and the notes of its last job, as HTML."""
+        status = self.status(self.run(name))
+        parts = [headline(status)]
+        if status.active and status.steps:
+            parts.append(
+                f'<div class="bar"><i style="width:{100 * min(1, status.step / status.steps):.1f}%"></i></div>'
+            )
+        return block("".join([*parts, *map(quiet, status.notes[:MAX_NOTES_SHOWN])]))
+
+    def progress(self, name: str | None) -> str:
+        """Stages, triplets and curves of the adaptation, as HTML."""
+        run = self.run(name)
+        status, preview = self.status(run), self.jobs.preview(run)
+        adapting = status.kind == "adapt"
+        groups = run.by_group()
+        parts = [stage_list(status.stage, bool(chosen_for(run).get("mixed")))] if adapting and status.active else []
+        if adapting and preview is not None and status.stage == "targets":
+            parts.append(f'<div class="faces">{figure(preview, "a clean face taking shape")}</div>')
+        parts += [self.triplets(one) for one in groups or [run]]
+        of_job = adapting and (status.active or (status.curves and not groups))
+        curves = status.curves if of_job else kept_curves(run)
+        drawn = "".join(chart(CURVES.get(n, n), c) for n, c in curves.items() if c)
+        parts.append(f'<div class="charts">{drawn}</div>')
+        return block("".join(parts))
+
+    def triplets(self, run: Run) -> str:
+        """The first faces that have a target: damaged, restored by the base, target."""
+        names = [n for n in self.face_names(run) if (run.targets / f"{n}.png").is_file()][:TRIPLETS]
+        rows = []
+        for n in names:
+            files = [folder / f"{n}.png" for folder in (run.faces, run.restored, run.targets)]
+            if all(file.is_file() for file in files):
+                rows.append((n, [read_image(file) for file in files]))
+        return grid(("damaged", "base restorer", "clean face to learn from"), rows)
+
+    def first_look(self, name: str | None) -> str:
+        """The run's last first look, as HTML; "" if it has none."""
+        try:
+            found = read_first_look(self.run(name))
+        except ValueError as error:
+            return failed(error)
+        if found is None:
+            return ""
+        rows, lines = found
+        return block(f"<h3>A first look</h3>{''.join(map(quiet, lines))}{grid(COLUMNS, rows)}")
+
+    def stamp(self, name: str | None) -> str:
+        """Changes whenever something about the run changes that is not shown by `progress`."""
+        if not name or name not in self.names():
+            return ""
+        run, status = self.run(name), self.status(self.run(name))
+        looked = place_of(run).folder / "first_look.json"
+        times = [touched(path) for path in (run.faces / "faces.json", run.left_out, run.report, run.result, looked)]
+        return f"{name} {status.kind} {status.state} {status.file} {times}"
+
+    def verdict(self, name: str | None) -> str:
+        """The run's verdict on itself, as HTML; "" if it has none yet."""
+        run = self.run(name)
+        try:
+            report = read_table(run.folder / "report.json", verdict=str)
+        except ValueError as error:
+            return failed(error)
+        if not report:
+            return ""
+        verdict = str(report.get("verdict"))
+        kind = verdict if verdict in VERDICTS else "not_judged"
+        sentence = text(report.get("verdict_sentence", ""))
+        return block(f'<p class="verdict {kind}"><b>{VERDICTS[kind]}.</b> {sentence}</p>')
+
+    def details(self, name: str | None) -> str:
+        """Faces before and after, figures and notes of the run's report, as HTML."""
+        run = self.run(name)
+        try:
+            report = read_table(run.folder / "report.json", figures=list, tables=list, notes=list)
+        except ValueError:  # which `verdict` says
+            report = {}
+        figures = "".join(row((f.get("label", ""), f.get("value", ""))) for f in tables_in(report.get("figures", [])))
+        shown = ("Groups", PERSON_TABLE)
+        tables = [table for table in tables_in(report.get("tables", [])) if table.get("title") in shown]
+        for table in tables:
+            rows = (table.get("columns"), *(table["rows"] if isinstance(table.get("rows"), list) else ()))
+            figures += "".join(row(cells) for cells in rows if isinstance(cells, list))
+        likeness = [quiet(str(table.get("note", ""))) for table in tables if table.get("title") == PERSON_TABLE]
+        notes = "".join(quiet(str(note)) for note in report.get("notes", []))
+        return block(f"{self._adapted_faces(run)}{''.join(likeness)}<table>{figures}</table>{notes}")
+
+    def _adapted_faces(self, run: Run) -> str:
+        """A few faces: damaged, base, adapted; without the base if its file is not on this machine."""
+        if not run.result.is_file():
+            return ""
+        tuned = self.loaded(run.result)
+        restorers = {"base restorer": tuned, "adapted restorer": tuned}
+        said = ""
+        try:
+            restorers["base restorer"] = self.base_of(run, tuned)
+        except (ValueError, OSError) as error:
+            said = quiet(str(error))
+            del restorers["base restorer"]
+        rows, parts = [], run.by_group() or [run]
+        for part in parts:
+            names = [n for n in self.face_names(part) if (part.faces / f"{n}.png").is_file()]
+            for n in names[: math.ceil(COMPARED_FACES / len(parts))]:
+                lq = read_image(part.faces / f"{n}.png")
+                rows.append((n, [lq, *(self._restored(one, lq) for one in restorers.values())]))
+        return grid(("damaged", *restorers), rows) + said
+
+    def _restored(self, restorer: Restorer, face: Tensor) -> Tensor:
+        return restorer.restore(square(face, restorer.size)[None])[0].cpu()
+
+    def photos(self, name: str | None) -> list[str]:
+        """The run's photos that have faces, by relative path."""
+        return list(dict.fromkeys(str(face["photo"]) for face in face_records(self.run(name)) if "photo" in face))
+
+    def before_after(self, name: str | None, photo: str | None, before: str = "damaged") -> tuple[Path, Path]:
+        """Two pictures of the whole photo at full size, in the page's cache: before and after.
+
+        before: "damaged", or "base" for what the base restorer makes of the photo.
+        """
+        run = self.run(name)
+        restores = adapted_file(run)
+        folder = self.photos_of(run)
+        files = {path.relative_to(folder).as_posix(): path for path in list_images(folder)}
+        if photo not in files:
+            raise ValueError(f"{printable(str(photo))}: is not one of the run's photos")
+        source = read_photo(files[photo], MAX_UPLOAD_PIXELS)
+        tuned = self.loaded(restores)
+        versions = [self.base_of(run, tuned) if before == "base" else None, tuned]
+        aligned = self.choices_of(name).aligned
+        suffix = ".png" if source.pixels[0].numel() <= LOSSLESS_PIXELS else ".jpg"
+        shown = []
+        for restorer in versions:
+            key = restorer.sha256[:12] if restorer else "damaged"
+            shown_as = f"{photo_name(Path(run.folder.name, photo))} {key}{suffix}"
+            path = free_name(self.cache / "compare" / shown_as)
+            pixels, step = (
+                (source.pixels, None) if restorer is None else self._repaired(source.pixels, restorer, aligned)
+            )
+            if aligned and restorer is None:
+                pixels = square(pixels, tuned.size)
+            record = source.record.with_step(step)
+            photo_shown = replace(source, pixels=pixels, alpha=None, exif=None, text={}, record=record, depth=8)
+            write_photo(path, photo_shown)
+            shown.append(path)
+        return shown[0], shown[1]
+
+    def _repaired(self, photo: Tensor, restorer: Restorer, aligned: bool) -> tuple[Tensor, Step | None]:
+        """The photo with its faces restored, and the step for its record."""
+        config = RestoreConfig()
+        if aligned:
+            return self._restored(restorer, photo), restoration_step(restorer, config, None, 1, 1)
+        result = restore_photo(photo, restorer, config)
+        return result.pixels, result.step
+
+    def table(self) -> str:
+        """All runs, a line each, as HTML."""
+        rows = []
+        for name in self.names():
+            run = self.run(name)
+            status = self.status(run)
+            verdict = verdict_of(run)
+            state = f"{KINDS.get(status.kind, '')}: {status.state}" if status.kind else status.error
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(touched(run.folder)))
+            rows.append(row((name, number_of_faces(run), verdict, state, when)))
+        if not rows:
+            return block(quiet("There are no runs yet."))
+        head = "".join(f"<th>{word}</th>" for word in ("run", "faces", "verdict", "last job", "when"))
+        hint = quiet("To open one, choose it in the field Run at the top.")
+        return block(f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>{hint}")
+
+    def compare(self, name: str | None, other: str | None) -> str:
+        """Faces of the first run, repaired by the restorers of both, and the verdicts on both."""
+        runs = [self.run(name), self.run(other)]
+        nets = [self.loaded(adapted_file(run)) for run in runs]
+        names = [run.folder.name for run in runs]
+        rows = []
+        for n in self.face_names(runs[0])[:COMPARED_FACES]:
+            lq = read_image(runs[0].faces / f"{n}.png")
+            rows.append((n, [lq, *(self._restored(net, lq) for net in nets)]))
+        verdicts = []
+        for run in runs:
+            sentence = read_table(run.folder / "report.json").get("verdict_sentence", "")
+            verdicts.append(f"<p><b>{text(run.folder.name)}: {text(verdict_of(run))}.</b> {text(sentence)}</p>")
+        return block("".join(verdicts) + grid(("damaged", *names), rows))
+
+
+def kept_curves(run: Run) -> dict[str, list[tuple[int, float]]]:
+    """The curves of the run's report, or of its groups'; {} if it has none, or they are not numbers."""
+    if groups := list(enumerate(run.by_group(), 1)):
+        return {f"group {i}: {CURVES.get(n, n)}": c for i, one in groups for n, c in kept_curves(one).items()}
+    try:
+        kept = read_table(run.folder / "report.json", loss_curves=dict).get("loss_curves", {})
+        return {str(name): thinned(points_of(curve)) for name, curve in kept.items()}
+    except (TypeError, ValueError):
+        return {}
