@@ -33,7 +33,7 @@ MARGIN = 12  # around a graph, in pixels of the window
 WINDOW = {  # width and height of the browser's window, and pixels of the picture for each of its pixels
     "page": (900, 1400, 1.5),
     "webui": (1064, 1440, 1.25),
-    "comfyui": (1140, 1200, 1.5),
+    "comfyui": (1130, 1300, 1.5),
 }
 QUIET = """
 const {set} = app.extensionManager.setting;
@@ -73,7 +73,7 @@ const left = Math.min(...[...groups, ...nodes].map((i) => i.pos[0]));
 const top = Math.min(...groups.map((g) => g.pos[1]), ...nodes.map((n) => n.pos[1] - LiteGraph.NODE_TITLE_HEIGHT));
 const right = Math.max(...[...groups, ...nodes].map((i) => i.pos[0] + i.size[0]));
 const bottom = Math.max(...[...groups, ...nodes].map((i) => i.pos[1] + i.size[1]));
-const menu = 80, bar = 60;  // what the page keeps for itself at the left and at the top
+const menu = 80, bar = 130;  // what the page keeps for itself at the left and at the top
 view.ds.scale = (view.canvas.clientWidth - menu - margin) / (right - left);
 view.ds.offset[0] = -left + menu / view.ds.scale;
 view.ds.offset[1] = -top + bar / view.ds.scale;
