@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import quote
 
 from PIL import Image
+from readme_picture import as_jpeg
 
 log = logging.getLogger("host_pictures")
 
@@ -113,16 +114,6 @@ def until(look: Callable[[], Any], what: str) -> Any:
     raise TimeoutError(f"{what} did not come within {PATIENCE:.0f} seconds")
 
 
-def as_jpeg(picture: Image.Image) -> bytes:
-    """The picture at the best quality that stays below MAX_BYTES."""
-    for quality in range(92, 40, -4):
-        file = BytesIO()
-        picture.convert("RGB").save(file, "JPEG", quality=quality, optimize=True, progressive=True)
-        if file.tell() <= MAX_BYTES:
-            break
-    return file.getvalue()
-
-
 def press(browser: Any, text: str) -> None:
     """Press the button, or open the tab, of these words."""
 
@@ -207,7 +198,7 @@ def main() -> None:
             picture = workflow_after_its_run(browser, args.url, args.template, args.settings, args.first)
         else:
             picture = result_of_a_run(browser, args.url, args.host == "webui")
-    content = as_jpeg(picture)
+    content = as_jpeg(picture.convert("RGB"), MAX_BYTES)
     args.out.write_bytes(content)
     log.info("%s: %d x %d, %d KB", args.out, *picture.size, len(content) // 1000)
 
