@@ -94,7 +94,7 @@ def chromium(width: int, height: int, scale: float) -> Iterator[Any]:
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars",
                      f"--window-size={width},{height}", f"--force-device-scale-factor={scale}"):  # fmt: skip
         options.add_argument(argument)
-    browser = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    browser: Any = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
     browser.command_executor.client_config.timeout = PATIENCE
     browser.set_script_timeout(PATIENCE)
     try:
