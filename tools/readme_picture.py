@@ -93,12 +93,12 @@ def labelled(rows: Sequence[Sequence[Tensor]]) -> Image.Image:
     return picture
 
 
-def as_jpeg(picture: Image.Image) -> bytes:
-    """The picture at the best quality that stays below MAX_BYTES."""
+def as_jpeg(picture: Image.Image, max_bytes: int = MAX_BYTES) -> bytes:
+    """The picture at the best quality, from 92 down to 44, that needs at most `max_bytes`."""
     for quality in range(92, 40, -4):
         file = BytesIO()
         picture.save(file, "JPEG", quality=quality, optimize=True, progressive=True)
-        if file.tell() <= MAX_BYTES:
+        if file.tell() <= max_bytes:
             break
     return file.getvalue()
 

@@ -20,6 +20,7 @@ function widgetNamed(node, name) {
 function textWidget(node) {
   const found = widgetNamed(node, OURS);
   if (found) return found;
+  const withoutText = node.computeSize()[1];
   const { widget } = ComfyWidgets.STRING(node, OURS, ["STRING", { multiline: true }], app);
   widget.label = "";
   widget.serialize = false; // neither in saved workflows, whose values go by their order,
@@ -28,7 +29,8 @@ function textWidget(node) {
   const element = widget.inputEl ?? widget.element;
   if (element) element.readOnly = true;
   const least = node.computeSize();
-  node.setSize([Math.max(node.size[0], least[0]), Math.max(node.size[1] + MIN_HEIGHT, least[1])]);
+  const height = Math.max(node.size[1], withoutText + MIN_HEIGHT, least[1]); // room that is there is used
+  node.setSize([Math.max(node.size[0], least[0]), height]);
   return widget;
 }
 

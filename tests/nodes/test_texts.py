@@ -41,7 +41,8 @@ window.make = (type, optional = {}) => {
 window.app = app;
 </script>"""
 RUN = """
-const [type, kept, outputs] = arguments, node = make(type);
+const [type, kept, outputs, height = 100] = arguments, node = make(type);
+node.size = [300, height];
 node.widgets.push(...kept);
 outputs.forEach((output) => node.onExecuted(output));
 return [node.widgets.map((w) => [w.name, w.value, w.serialize, w.options?.serialize, w.element?.readOnly]),
@@ -74,9 +75,15 @@ def test_a_nodes_text_is_shown_once_and_saved_nowhere(texts: Any) -> None:
     said = [{"bfr_text": ["2 faces <b>found</b>", "keep the base"]}, {"images": []}, {"bfr_text": ["3 faces"]}]
     widgets, size, told = texts("BFR_RestoreFaces", [], said[:1])
     assert widgets == [["bfr_text", "2 faces <b>found</b>\nkeep the base", False, False, True]] and told == 1
-    assert size == [300, 190], "the node grows, so that nothing is covered"
+    assert size == [300, 140], "the node grows, so that nothing of it is covered"
     widgets, again, told = texts("BFR_RestoreFaces", [], said)
     assert [w[1] for w in widgets] == ["3 faces"] and again == size and told == 3
+
+
+@pytest.mark.parametrize(("height", "grown"), [(60, 140), (139, 140), (140, 140), (808, 808)])
+def test_a_node_with_room_for_its_text_keeps_its_size_and_covers_no_other(texts: Any, height: int, grown: int) -> None:
+    """Templates leave that room; a node that grew all the same would lie on the one below it."""
+    assert texts("BFR_Compare", [], [{"bfr_text": ["2 faces"]}], height)[1] == [300, grown]
 
 
 def test_nothing_is_shown_twice_and_other_nodes_are_left_alone(texts: Any) -> None:
