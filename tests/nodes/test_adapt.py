@@ -411,7 +411,9 @@ def test_mixed_goes_on_after_a_cancel_and_after_a_pause(
 
 def test_mixed_with_one_damage_tunes_as_usual(run: Run, models: tuple[Any, Any], pairs: Any) -> None:
     tuned, verdict, *_ = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], mixed=True, **TUNING)
-    assert tuned.network.can_be_tuned and verdict.endswith("Only one kind of damage was found: one adaptation serves all faces.")
+    assert tuned.network.can_be_tuned and verdict.endswith(
+        "Only one kind of damage was found: one adaptation serves all faces."
+    )
     usual = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)[0]
     for a, b in zip(*(r.network.module.state_dict().values() for r in (tuned, usual)), strict=True):
         assert torch.equal(a, b)
