@@ -201,7 +201,10 @@ def test_faces_then_adaptation_then_repair(photos, tiny_restorer, changes, tmp_p
         assert "face 0.png" in archive.namelist() and len(archive.namelist()) == 10
         archive.extract("face 0.png", tmp_path)
     assert read_image(tmp_path / "face 0.png").shape == (3, 32, 32)
-    assert status.notes == ("10 restored",) and not (run.folder / "repaired" / "under way").exists()
+    assert (
+        status.notes == ("10 restored", "10 faces: cannot tell")
+        and not (run.folder / "repaired" / "under way").exists()
+    )
 
 
 def test_a_forecast_that_cannot_be_made_leaves_the_faces(photos, tiny_restorer, changes, tmp_path):
@@ -240,7 +243,8 @@ def test_a_stopped_repair_goes_on_where_it_was(photos, tiny_restorer, tmp_path, 
     jobs.start(run, "repair", work)
     status = jobs.wait(run)
     assert status.state == "done" and sorted(written) == sorted({*before, *written}), "none is made twice"
-    assert status.notes == (f"{10 - len(before)} restored, {len(before)} done before it was stopped",)
+    counts = f"{10 - len(before)} restored, {len(before)} done before it was stopped"
+    assert status.notes == (counts, "10 faces: cannot tell")
     with zipfile.ZipFile(run.folder / status.file) as archive:
         assert len(archive.namelist()) == 10 and all(name.endswith(".png") for name in archive.namelist())
     assert not (run.folder / "repaired" / "under way").exists()
