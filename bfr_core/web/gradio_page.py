@@ -333,9 +333,10 @@ def extras(runs: Sequence[str]) -> dict[str, Any]:
 
 
 def words_of(config: Any, path: str) -> dict[str, str]:
-    """Label and hint of the input for a setting."""
+    """Label and hint of the input for a setting; the hint does not repeat a unit that the label names."""
     known = setting_at(config, path)
-    return {"label": known.label, "info": known.help_text}
+    in_label = known.unit and known.unit in known.label.lower()
+    return {"label": known.label, "info": known.meaning if in_label else known.help_text}
 
 
 def _number(gr: Any, path: str) -> Any:

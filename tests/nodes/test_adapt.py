@@ -61,8 +61,9 @@ def test_a_first_look_shows_three_faces_and_stops_what_comes_behind(
 ) -> None:
     restorer, prior = models
     host.texts.clear()
-    monkeypatch.setattr("bfr_core.adaptation.first_look.MIN_SECONDS", 0.5)
-    monkeypatch.setattr("bfr_core.adaptation.first_look.SECONDS", 0.5)
+    module = sys.modules["any-name.bfr_core.adaptation.first_look"]  # the pack has a copy of its own
+    monkeypatch.setattr(module, "MIN_SECONDS", 0.5)
+    monkeypatch.setattr(module, "SECONDS", 0.5)
     folder = host.root / "output/bfr_runs/my_run"
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     out = run("BFR_MakePseudoTargets", faces=faces, restorer=restorer, prior=prior, first_look=True)

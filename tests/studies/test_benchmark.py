@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_the_oracle_alone_sees_the_clean_faces(lab, monkeypatch):
 def test_the_adapted_restorer_alone_learns_from_sharp_faces_under_the_folders_damage(lab, monkeypatch):
     restorer, prior, config, cell_faces = lab
     config = changed(config, {"finetune.sharp": 0.5})
-    given: list[object] = []
+    given: list[tuple[float, Any]] = []
     finetune = benchmark.finetune
 
     def watched(restorer, pairs, config, **more):

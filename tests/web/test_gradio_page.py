@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bfr_core.adaptation.config import AdaptConfig
 from bfr_core.cli.commands import main
 from bfr_core.files.photos import write_image
 from bfr_core.reports.html import VERDICTS
@@ -27,7 +28,7 @@ from bfr_core.web import gradio_compat as compat
 from bfr_core.web.actions import Page
 from bfr_core.web.choices import Choices
 from bfr_core.web.gradio_compat import at_home
-from bfr_core.web.gradio_page import build, read_logins, serve
+from bfr_core.web.gradio_page import build, read_logins, serve, words_of
 from tests.tab import Tab, until
 
 FEW = Choices(aligned=True, changes={"finetune.iterations": 4})
@@ -45,6 +46,17 @@ def small(monkeypatch, tiny_restorer, tiny_prior):
     monkeypatch.setattr("bfr_core.diffusion.prior.EMBEDDED", tiny_prior)
     for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_SHARE", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_TEMP_DIR"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
+
+
+@pytest.mark.parametrize(
+    ("path", "end"),
+    [
+        ("finetune.minutes", "0 tunes until the steps are done."),  # its label is "Minutes of tuning at most"
+        ("gate.limit", "0 refuses none. In robust standard deviations."),
+    ],
+)
+def test_a_hint_names_the_unit_unless_the_label_does(path, end):
+    assert words_of(AdaptConfig, path)["info"].endswith(end)
 
 
 @contextlib.contextmanager
