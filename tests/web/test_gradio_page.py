@@ -296,6 +296,7 @@ def test_from_dropped_photos_to_a_repaired_one(gradio, tab, monkeypatch, tmp_pat
         tab.type("Name of the run", "Noisy portraits")
         tab.press("Find the faces")
         tab.wait_for("10 faces found, 0 left out")
+        tab.wait_for("will take")  # what the forecast says, last
         for left_out in (1, 0, 1):
             tab.faces()[2].click()
             tab.wait_for(f"10 faces found, {left_out} left out")
