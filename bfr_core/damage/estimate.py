@@ -32,6 +32,7 @@ from .spectra import (
     MIN_SIZE,
     at_frequencies,
     over_rings,
+    radius,
     ring_middles,
     spectra,
     to_opponent,
@@ -87,8 +88,7 @@ class FolderDamage:
     @property
     def noise_level(self) -> float:
         """Standard deviation of the noise of the lightness."""
-        f = torch.fft.fftfreq(self.size, dtype=torch.float64)
-        grid = at_frequencies((f[:, None].square() + f.square()).sqrt(), self.noise[:1], self.size)
+        grid = at_frequencies(radius(self.size), self.noise[:1], self.size)
         return float(grid.mean().clamp_min(0).sqrt())
 
     def kept_to(self, share: float = 0.5) -> float:

@@ -49,7 +49,7 @@ def spectra(channels: Tensor) -> Tensor:
 def over_rings(power: Tensor) -> Tensor:
     """(C, R): means of `power` (B, C, S, S) over the pictures and over each ring. The corners are in no ring."""
     size = power.shape[-1]
-    rings = torch.bucketize(_radius(size), ring_edges(size)[1:]).flatten()
+    rings = torch.bucketize(radius(size), ring_edges(size)[1:]).flatten()
     count = torch.bincount(rings)
     mean = power.mean(0).flatten(1)
     total = torch.zeros(len(mean), len(count), dtype=mean.dtype).index_add_(1, rings, mean)
@@ -72,11 +72,12 @@ def with_response(channels: Tensor, response: Tensor) -> Tensor:
     size = channels.shape[-1]
     edge = size // 4
     padded = F.pad(channels, (edge,) * 4, mode="replicate")
-    grid = at_frequencies(_radius(size + 2 * edge), response, size).to(channels.dtype)
+    grid = at_frequencies(radius(size + 2 * edge), response, size).to(channels.dtype)
     found = torch.fft.ifft2(torch.fft.fft2(padded) * grid).real
     return found[..., edge:-edge, edge:-edge].contiguous()
 
 
-def _radius(size: int) -> Tensor:
+def radius(size: int) -> Tensor:
+    """(size, size): the frequency, in cycles a pixel, of each value of fft2."""
     f = torch.fft.fftfreq(size, dtype=torch.float64)
     return (f[:, None].square() + f.square()).sqrt()

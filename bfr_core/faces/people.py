@@ -64,7 +64,8 @@ def group_people(
     if len(embeddings) > MOST:
         raise ValueError(f"{len(embeddings)} faces are too many to be grouped by person at once; {MOST} are the most")
     known = [i for i in range(len(embeddings)) if says_who is None or says_who[i]]
-    groups = [[i] for i in range(len(embeddings)) if len(known) < 2 or i not in set(known)]
+    together = set(known) if len(known) > 1 else set()
+    groups = [[i] for i in range(len(embeddings)) if i not in together]
     if len(known) > 1:
         tree = linkage(embeddings[known].double().cpu().numpy(), "average")
         numbers = fcluster(tree, limit, "distance")

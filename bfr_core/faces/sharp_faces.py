@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..files.ownership import sha256_of
+from ..files.tensors import reason_of, sha256_of
 from ..pixels import resized
 
 SHARP_FACES = Path(__file__).parents[1] / "embedded" / "sharp_faces.safetensors"
@@ -47,21 +46,21 @@ class SharpFaces:
 
     @property
     def fingerprint(self) -> str:
+        """SHA-256 of the file."""
         return sha256_of(self.path)
 
 
 @lru_cache(maxsize=1)
 def _read(path: Path) -> list[bytes]:
-    from safetensors import safe_open
+    """The JPEG files. Raises FileNotFoundError if the file is missing and ValueError if it holds something else."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: the sharp faces are missing; reinstall BFR Adapt")
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-    with safe_open(path, "pt") as stream:
-        data, ends = stream.get_tensor("bytes").numpy().tobytes(), stream.get_tensor("ends").tolist()
+    try:
+        tensors = load_file(path)
+        data, ends = tensors["bytes"].numpy().tobytes(), tensors["ends"].tolist()
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{path}: holds no sharp faces ({reason_of(error)}); reinstall BFR Adapt") from None
     return [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-
-
-def sources(path: Path = SHARP_FACES) -> list[dict[str, object]]:
-    """Where each of them comes from: source, file name, width of its crop in its own picture, whether it is grey."""
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as stream:
-        return list(json.loads(stream.metadata()["entries"]))

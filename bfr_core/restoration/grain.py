@@ -12,6 +12,8 @@ it is, 1 - c_k is no more than what the pasted face really differs by, in units 
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -73,6 +75,7 @@ def white_rows(top: int, bottom: int, width: int, *key: int | str) -> Tensor:
     return torch.cat(blocks, 1)[:, top - first * ROWS : bottom - first * ROWS]
 
 
+@cache
 def _norms(levels: int) -> list[float]:
     """Standard deviation of each band of white noise of variance 1."""
     side = 2 ** (levels + 3)

@@ -629,8 +629,7 @@ def restore_folder(
     if results:
         log.info("%d of %d results are there already", len(results), len(jobs))
     todo = [job for job in jobs if job.relative not in results]
-    whose = {"person": person, "limit": config.person_limit}
-    look = load_check(config.likeness, restorer, detector, **whose) if todo else None
+    look = load_check(config.likeness, restorer, detector, person, config.person_limit) if todo else None
     one_at_a_time = threading.Lock()  # detectors keep notes while they look
 
     def read(job: _Job) -> _Job:

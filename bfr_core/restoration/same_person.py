@@ -326,14 +326,19 @@ class LikenessCheck:
         return replace(said, share=0.0)
 
 
-def load_check(action: str, restorer: Restorer, find: FindFaces | None = None, **whose: Any) -> LikenessCheck | None:
+def load_check(
+    action: str,
+    restorer: Restorer,
+    find: FindFaces | None = None,
+    person: Path | Tensor | None = None,
+    limit: float = PERSON_LIMIT,
+) -> LikenessCheck | None:
     """The check that the settings ask for; None if nothing is to be looked at.
 
     action: the setting `likeness`. restorer: whose faces are judged. find: finds the face of the person who is looked
-    for. whose: person, a photo's file, its pixels (3, H, W) or None, and limit, see `LikenessCheck`.
+    for. person: a photo's file, or its pixels (3, H, W) in [0, 1]. limit: see `LikenessCheck.person_limit`.
     Raises ValueError if the photo of the person cannot be read or has no face.
     """
-    person, limit = whose.get("person"), whose.get("limit", PERSON_LIMIT)
     if action == "off" and person is None:
         return None
     meter = LikenessMeter(restorer.device)
