@@ -25,6 +25,7 @@ WITHOUT = {
     "einops": "no restorer can be loaded, because spandrel needs it, too",
     "filelock": "no run folder can be locked, so adapting is off",
     "jinja2": "no report and no ballot can be written as a page",
+    "platformdirs": "published weights are looked for in the folders of this host and of BFR_WEIGHTS only",
     "pillow": "no picture file can be read or written",
     "tqdm": "the bfr command does not start",
     "facexlib": "faces are found by the built-in detector instead of RetinaFace",
