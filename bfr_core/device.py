@@ -10,6 +10,8 @@ from typing import Literal, TypeVar, get_args
 import torch
 from torch import Tensor
 
+from .errors import first_line
+
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
@@ -64,7 +66,7 @@ def choose_device(name: str = "auto") -> torch.device:
     try:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"device is {name!r}, which cannot be used here ({reason}); try auto or cpu") from None
 
 
