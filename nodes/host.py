@@ -21,11 +21,11 @@ from comfy_api.latest import io, ui
 from comfy_execution.graph import ExecutionBlocker
 from server import PromptServer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..bfr_core.adaptation.run import Run
 from ..bfr_core.diffusion.prior import Prior
 from ..bfr_core.files.photos import printable
+from ..bfr_core.pixels import resized
 from ..bfr_core.reports.pictures import sheet
 from ..bfr_core.restorers import Restorer
 from ..bfr_core.settings import setting_at
@@ -170,8 +170,8 @@ def output(cls: type[Node], *values: Any, text: str = "", picture: Tensor | None
 
 def shrunk(pictures: Tensor, most: int) -> Tensor:
     """Pictures (B, 3, H, W), shrunk so far that neither side is longer than `most` pixels."""
-    shrink = most / max(pictures.shape[-2:])
-    return F.interpolate(pictures, scale_factor=shrink, mode="area") if shrink < 1 else pictures
+    shrink = min(1.0, most / max(pictures.shape[-2:]))
+    return resized(pictures, [max(1, math.floor(n * shrink)) for n in pictures.shape[-2:]], "area")
 
 
 def say(cls: type[Node], text: str) -> None:
