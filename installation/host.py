@@ -22,7 +22,7 @@ WITHOUT = {
     "safetensors": "no restorer or prior can be loaded",
     "scikit-image": "faces in whole photos are found only with facexlib; aligned faces work",
     "scipy": "no verdict can be given and damages are not told apart, so adapting is off",
-    "einops": "no restorer can be loaded, because spandrel needs it, too",
+    "einops": "no restorer or prior can be loaded",
     "filelock": "no run folder can be locked, so adapting is off",
     "jinja2": "no report and no ballot can be written as a page",
     "platformdirs": "published weights are looked for in the folders of this host and of BFR_WEIGHTS only",
