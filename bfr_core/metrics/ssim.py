@@ -20,7 +20,8 @@ def ssim(restored: Tensor, hq: Tensor) -> Tensor:
     """Structural similarity, mean over pixels and the three channels, in [-1, 1]. Higher is better; 1 for equal images.
 
     Gaussian window of sigma 1.5 and 11 x 11 pixels, whole windows only; as scikit-image computes it with
-    gaussian_weights=True, use_sample_covariance=False, channel_axis. Raises ValueError below 11 x 11 pixels.
+    gaussian_weights=True, use_sample_covariance=False, channel_axis, and as piq, which few hosts have, computes it with
+    downsample=False. Raises ValueError below 11 x 11 pixels.
     Source: Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004.
     """
     restored, hq = checked_pair(restored, hq)
