@@ -116,6 +116,8 @@ def inspect(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 def add_commands(commands: Commands) -> None:
     """Add the commands of this family."""
+    from ..restorers.codeformer import FIDELITY_TEXT, CodeFormer
+
     sub = on_device(commands.add(restore, "Restore the faces of a folder of photos.", group=MAIN, goes_on=True))
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="Folder of photos, or one photo.")
     sub.add_argument("--restorer", default="embedded", metavar="FILE", help="An adapted restorer, or any other.")
@@ -125,7 +127,7 @@ def add_commands(commands: Commands) -> None:
     sub.add_argument("--skip-existing", action="store_true", help=text)
     text = "Make all results anew; otherwise those made before from the same photo in the same way are kept."
     sub.add_argument("--again", action="store_true", help=text)
-    text = "CodeFormer's fidelity_weight: 0 cleaner, 1 closer to the photo (0.5); other restorers have none."
+    text = f"{FIDELITY_TEXT} Without it, {CodeFormer.fidelity_weight} is taken."
     sub.add_argument("--fidelity", type=float, metavar="FLOAT", help=text)
     text = "Leave out where the photos were taken; photos without faces are then written anew, not copied."
     sub.add_argument("--strip-gps", action="store_true", help=text)
