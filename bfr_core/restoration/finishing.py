@@ -17,6 +17,7 @@ from ..faces.align import Face, crop_face
 from ..faces.paste import STRIP_PIXELS, Patch
 from ..metrics.detail import sharpness
 from ..pixels import as_bytes
+from .blocks import read_jpeg, unblocked
 from .finest_band import levels_for, weights
 from .grain import grain_bands, grain_strength, white_rows
 from .noise import NO_BLOCKS, Noise, read_noise, tone_maps
@@ -86,21 +87,24 @@ def _finished_strips(
     """The patches' box in strips again, finished; each is worked out with enough rows around it for strips to join."""
     old, new = where_all_works(_covered(photo, patches)), where_all_works(_pasted(patches))
     mask = where_all_works(torch.cat([patch.mask for patch in patches], 1))
+    source, error = _without_blocks(old, noise) if keep_detail else (old, None)
     grey = bool((old[0] == old[1]).all() and (old[0] == old[2]).all())
     if grey:  # one channel throughout, so that rounding cannot tint it
-        old, new = old[:1], new[:1]
+        old, new, source = old[:1], new[:1], source[:1]
+        error = None if error is None else error[:1]
     height, width = old.shape[-2:]
     step = 2**levels
     halo, rows = REACH * step, max(step, STRIP_PIXELS // width // step * step)
     place = (patches[0].left, patches[0].top, int(as_bytes(old).sum()))
     for top in range(0, height, rows):
         bottom, first, last = min(top + rows, height), max(0, top - halo), min(height, top + rows + halo)
-        y, p, m = (padded(whole[:, first:last], levels) for whole in (old, new, mask))
+        y, p, m = (padded(whole[:, first:last], levels) for whole in (source, new, mask))
         tones, photo_bands, bands = tone_maps(_as_colour(y), levels), split(y, levels), split(p, levels)
         lost = [theirs - ours for theirs, ours in zip(photo_bands, bands, strict=True)]
         kept = [torch.zeros_like(tone) for tone in tones]
         if keep_detail:
-            kept = weights(photo_bands, bands, tones, noise)
+            stored = None if error is None else split(padded(error[:, first:last], levels), levels)
+            kept = weights(photo_bands, bands, tones, noise, stored)
         added = [share * gone for share, gone in zip(kept, lost, strict=True)]
         if match_grain:
             lost = [gone - back for gone, back in zip(lost, added, strict=True)]
@@ -112,6 +116,12 @@ def _finished_strips(
         part = mask[:, top:bottom]
         pixels = torch.where(part > 0, finer, old[:, top:bottom]).expand(3, -1, -1)
         yield Patch(patches[0].top + top, patches[0].left, pixels.to(photo.device), part.to(photo.device))
+
+
+def _without_blocks(photo: Tensor, noise: Noise) -> tuple[Tensor, Tensor | None]:
+    """`photo` without the blocks of its JPEG and the error that it had, see `blocks`; as it is if there are none."""
+    jpeg = read_jpeg(photo) if noise.blocks > NO_BLOCKS else None
+    return unblocked(photo, jpeg) if jpeg else (photo, None)
 
 
 def _covered(photo: Tensor, patches: list[Patch]) -> Tensor:

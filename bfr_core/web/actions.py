@@ -117,7 +117,8 @@ class Page(RunViews):
         if self.status(run).needs_faces:
             raise ValueError("stop the run before you change its faces")
         face = self.face_names(run)[index]
-        leave_out(run, set(left_out_of(run)) ^ {face})
+        with self._leaving_out:
+            leave_out(run, set(left_out_of(run)) ^ {face})
 
     def save(self, name: str | None) -> list[Path]:
         """Files to download, in the page's cache: the adapted restorer and the report; of groups, all in a zip."""

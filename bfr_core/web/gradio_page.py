@@ -235,8 +235,9 @@ def build(page: Page) -> Any:
 
         def toggle(index: int, run: str | None) -> Shown:
             page.toggle(run, index)
+            stamp = page.stamp(run)  # first, so that what another click changes meanwhile is shown by the next look
             again = compat.clickable_again(page.faces(run))
-            return {faces_said: page.faces_said(run), gallery: again, seen: page.stamp(run)} | tell("")
+            return {faces_said: page.faces_said(run), gallery: again, seen: stamp} | tell("")
 
         def show(run: str | None, which: str | None, against: str) -> Shown:
             files = page.before_after(run, which, BEFORE[against])
