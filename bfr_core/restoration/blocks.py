@@ -39,13 +39,6 @@ class Jpeg(NamedTuple):
     left: int
 
 
-class Unblocked(NamedTuple):
-    """photo: (3, H, W) with most of its JPEG's error taken out. error: (3, H, W), like the error that it had."""
-
-    photo: Tensor
-    error: Tensor
-
-
 def read_blocks(photo: Tensor) -> float:
     """How much stronger steps are across the block edges of a JPEG than elsewhere, see `noise.Noise.blocks`.
 
@@ -79,10 +72,9 @@ def read_jpeg(photo: Tensor) -> Jpeg | None:
     return Jpeg(quality, top, left) if quality else None
 
 
-def unblocked(photo: Tensor, jpeg: Jpeg) -> Unblocked:
-    """`photo`, (3, H, W) RGB in [0, 1] on the CPU, without most of the error of the JPEG that it comes from."""
-    again = [_stored_elsewhere(photo, jpeg, *shift) for shift in SHIFTS]
-    return Unblocked(torch.stack([photo, *again]).mean(0), photo - again[0])
+def unblocked(photo: Tensor, jpeg: Jpeg) -> Tensor:
+    """`photo`, (3, H, W) RGB in [0, 1] on the CPU, without most of the blocks of the JPEG that it comes from."""
+    return torch.stack([photo, *(_stored_elsewhere(photo, jpeg, *shift) for shift in SHIFTS)]).mean(0)
 
 
 def _quality_of(coefficients: Tensor) -> int:

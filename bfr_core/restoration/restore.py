@@ -56,6 +56,7 @@ ONE_FACE: dict[str, Callable[[Face], float]] = {  # a choice of one face: the le
     "bottommost": lambda face: -face.landmarks[:, 1].mean(),
 }
 CHOICES = ("all", *ONE_FACE, "numbered")
+NO_WORSE = ("keep_detail", "even_tone", "match_grain")  # settings by which a restored face is no worse than its photo
 ORDERS: dict[str, Callable[[Face], float]] = {  # in which faces are numbered: by this, ascending
     "left-right": ONE_FACE["leftmost"],
     "right-left": ONE_FACE["rightmost"],
