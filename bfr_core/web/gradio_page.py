@@ -251,7 +251,8 @@ def build(page: Page) -> Any:
         def mend(
             run: str | None, files: Any, path: str, base: bool, no_gps: bool, square: bool, *on_or_off: bool
         ) -> Shown:
-            config = RestoreConfig(**dict(zip(NO_WORSE, on_or_off, strict=True)))
+            chosen_switches: dict[str, Any] = dict(zip(NO_WORSE, on_or_off, strict=True))
+            config = RestoreConfig(**chosen_switches)
             problems = page.repair(run, _paths(files), path or "", base, no_gps, square, config)
             return look(run, ANOTHER) | {to_repair: None} | tell(said("", problems))
 
