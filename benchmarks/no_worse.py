@@ -22,6 +22,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -195,6 +196,10 @@ def row_of(group: str, damage: str, rows: list[dict[str, Any]]) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
+def _write(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, metavar="DIR")
@@ -229,7 +234,7 @@ def main() -> None:
                 if case.name not in rows:
                     rows[case.name] = measured(case, damage, restorer, measure, args.out)
             text = json.dumps(kept, indent=0)
-            replace_atomically(args.results, lambda temporary, text=text: temporary.write_text(text, "utf-8"))
+            replace_atomically(args.results, partial(_write, text))
             print(row_of(group, damage, [rows[case.name] for case in small]), flush=True)
 
 

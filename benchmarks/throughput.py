@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -66,7 +67,7 @@ def sampling() -> float:
 def finishing(photo: torch.Tensor, find: FindFaces | None, likeness: str) -> float:
     restorer = load_restorer()
 
-    def seconds(**switches: bool) -> float:
+    def seconds(**switches: Any) -> float:
         started = time.process_time()
         restore_photo(photo, restorer, RestoreConfig(detector="embedded", likeness=likeness, **switches), find)
         return time.process_time() - started
