@@ -1,12 +1,18 @@
 """Is a restored face ever worse than the photo? Large faces as they are, and the same faces damaged.
 
     python benchmarks/no_worse.py --shared DIR [--sets diverse] [--faces 10] [--damages "none;blur"] [--out PICTURES]
+    python benchmarks/no_worse.py --summary
 
-DIR holds photos/, diverse/ and portraits/ (of which the held-out ones are taken), each with its landmarks.json or, for
-the eight faces of photos/, the embedded detector. The restorer is the embedded one, which is smaller than these faces.
+DIR holds photos/ and the folders of the other sets, each with its landmarks.json; the eight faces of photos/ are found
+by the embedded detector. Of portraits/, faces_t2i/ and faces256/ only faces that are kept out of training are taken,
+and of all sets only faces of `LEAST` pixels and more. The thresholds of `keep_detail` were chosen on diverse/ and
+portraits/; the others were not looked at for that. The restorer is the embedded one, which is smaller than these faces.
+
 Every face is restored twice: *off*, with keep_detail and even_tone switched off, and *on*, as by default but for the
 grain, which is no matter of these measures. PSNR and GMSD are against the clean face, in the photo's own pixels; the
 likeness is the distance of the recogniser's embeddings to the clean face: two photographs of one person have 0.35.
+Each face's figures are added to --results, from which --summary prints the tables; a face that is there is not done
+again.
 """
 
 from __future__ import annotations
@@ -15,9 +21,10 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,23 +36,29 @@ from bfr_core.damage.synthetic import degrade, stored_as_jpeg
 from bfr_core.faces.align import Face, crop_face
 from bfr_core.faces.detect import load_detector
 from bfr_core.faces.recognise import chip_of, embed, load_recogniser
-from bfr_core.files.photos import read_image, write_image
+from bfr_core.files.photos import read_image, replace_atomically, write_image
 from bfr_core.metrics.detail import sharpness
 from bfr_core.metrics.gmsd_vif import gmsd
+from bfr_core.metrics.intervals import wilson_interval
 from bfr_core.metrics.psnr import psnr
 from bfr_core.pixels import gaussian_blur
 from bfr_core.randomness import keyed_generator
 from bfr_core.restoration.restore import RestoreConfig, restore_photo
-from bfr_core.restorers import load_restorer
+from bfr_core.restorers import Restorer, load_restorer
 
-SETS = ("eight", "diverse", "portraits")
+SETS = {"eight": "photos", "diverse": "diverse", "portraits": "portraits", "recent": "portraits_recent",
+        "t2i": "faces_t2i", "sfhq": "faces256"}  # fmt: skip
+CHOSEN_ON = ("eight", "diverse", "portraits")  # whose faces the thresholds were chosen on, or looked at
+EVERY = {"t2i": 10, "sfhq": 10}  # of so many names, in order, the first is kept from training
+LEAST = 200.0  # pixels of a face's width
+LESS_SHARP, LESS_PSNR, LESS_ALIKE = 0.995, 0.1, 0.05  # of the photo's sharpness; dB; of the recogniser's distance
+RESULTS = Path(__file__).parent / "results" / "no_worse.json"
 HELD_OUT = Path(__file__).parents[1] / "bfr_core" / "embedded" / "held_out.txt"
 ON = RestoreConfig(match_grain=False)
 OFF = RestoreConfig(match_grain=False, keep_detail=False, even_tone=False)
-COLUMNS = (
-    "set | damage | faces | left alone | less sharp than the photo: off, on | sharpness: photo, off, on "
-    "| PSNR: photo, off, on | GMSD: photo, off, on | likeness: photo, off, on"
-)
+PICTURES = ("photo", "off", "on")
+COLUMNS = ("set", "damage", "faces", "left alone", "less sharp: off, on", "PSNR lower: off, on", "less alike: off, on",
+           "sharpness: photo, off, on", "PSNR", "GMSD", "likeness")  # fmt: skip
 
 
 class Case(NamedTuple):
@@ -93,16 +106,19 @@ FADED = {"faded": (0.3, 0.35), "dark": (0.25, 0.0)}  # what is measured is undon
 
 
 def read_cases(shared: Path, group: str, count: int) -> list[Case]:
-    """`count` faces of a set, evenly chosen; the eight faces are all taken."""
+    """`count` faces of a set, evenly chosen, none smaller than `LEAST`; the eight faces are all taken."""
+    folder = shared / SETS[group]
     if group == "eight":
-        photo = read_image(shared / "photos" / "eight_synthetic_faces.jpg")
+        photo = read_image(folder / "eight_synthetic_faces.jpg")
         found = load_detector("embedded", 0.5, torch.device("cpu"))(photo)
         return [Case(f"eight_{i}", photo, face) for i, face in enumerate(found)]
-    records = json.loads((shared / group / "landmarks.json").read_text(encoding="utf-8"))
+    records = json.loads((folder / "landmarks.json").read_text(encoding="utf-8"))
     names = HELD_OUT.read_text(encoding="utf-8").split() if group == "portraits" else sorted(records)
+    faces = {name: Face(np.array(records[name]["landmarks"])) for name in names[:: EVERY.get(group, 1)]}
+    large = [name for name, face in faces.items() if face.width >= LEAST]
     return [
-        Case(Path(name).stem, read_image(shared / group / name), Face(np.array(records[name]["landmarks"])))
-        for name in names[:: max(1, len(names) // count)][:count]
+        Case(Path(name).stem, read_image(folder / name), faces[name])
+        for name in large[:: max(1, len(large) // count)][:count]
     ]
 
 
@@ -120,45 +136,106 @@ def cut_out(case: Case) -> Case:
     return case._replace(photo=part, face=Face(case.face.landmarks - [left, top]))
 
 
+Measure = Callable[[Tensor, Tensor, Face], Figures]  # a picture, the clean photo, the face
+
+
+def measured(case: Case, damage: str, restorer: Restorer, measure: Measure, out: Path | None) -> dict[str, Any]:
+    """The figures of one face under one damage, ready for JSON. out: folder for its pictures side by side."""
+    lq = DAMAGES[damage](case.photo, case.face.width, keyed_generator(damage, case.name))
+    off, on = (restore_photo(lq, restorer, config, lambda photo: [case.face]) for config in (OFF, ON))
+    gain, offset = FADED.get(damage, (1.0, 0.0))
+    pictures = [((picture - offset) / gain).clamp(0, 1) for picture in (lq, off.pixels, on.pixels)]
+    if out:
+        whole = torch.cat([around(p, case.face)[0] for p in (*pictures, case.photo)], -1)
+        write_image(out / f"{case.name}_{damage.replace(' ', '_').replace(',', '')}.png", whole)
+    figures = [[round(value, 4) for value in measure(picture, case.photo, case.face)] for picture in pictures]
+    return {"left_alone": len(off.faces) - len(on.faces), **dict(zip(PICTURES, figures, strict=True))}
+
+
+def summary(kept: dict[str, dict[str, dict[str, Any]]]) -> Iterable[str]:
+    """The lines of the table, and a last one for each half of the sets: how many faces lose what."""
+    yield f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
+    for group in SETS:
+        for damage in DAMAGES:
+            if rows := list(kept.get(group, {}).get(damage, {}).values()):
+                yield row_of(group, damage, rows)
+    for said, groups in (("chosen on", CHOSEN_ON), ("not looked at", [g for g in SETS if g not in CHOSEN_ON])):
+        for damage in ("none", ""):
+            rows = [
+                row
+                for group in groups
+                for name, faces in kept.get(group, {}).items()
+                if not damage or name == damage
+                for row in faces.values()
+            ]
+            if rows:
+                losses = [
+                    f"{name} {lost} of {len(rows)} ({100 * interval.low:.1f} to {100 * interval.high:.1f} %)"
+                    for name, lost in zip(("less sharp", "PSNR lower", "less alike"), losers(rows, "on"), strict=True)
+                    for interval in [wilson_interval(lost, len(rows))]
+                ]
+                yield f"{said}, {'clean faces' if damage else 'all damages'}, on: {'; '.join(losses)}"
+
+
+def losers(rows: list[dict[str, Any]], picture: str) -> tuple[int, int, int]:
+    """How many faces of a picture are less sharp, have a lower PSNR, and are less alike than the photo's."""
+    photo, made = (np.array([row[which] for row in rows]) for which in ("photo", picture))
+    return (
+        int((made[:, 0] < LESS_SHARP * photo[:, 0]).sum()),
+        int((made[:, 1] < photo[:, 1] - LESS_PSNR).sum()),
+        int((made[:, 3] > photo[:, 3] + LESS_ALIKE).sum()),
+    )
+
+
+def row_of(group: str, damage: str, rows: list[dict[str, Any]]) -> str:
+    """The row of one damage of one set."""
+    table = np.array([[row[picture] for picture in PICTURES] for row in rows])  # faces, pictures, measures
+    lost = [f"{off}, {on}" for off, on in zip(losers(rows, "off"), losers(rows, "on"), strict=True)]
+    means = [", ".join(f"{v:.{d}f}" for v in table[:, :, i].mean(0)) for i, d in enumerate((2, 2, 3, 3))]
+    cells = [group, damage, len(rows), sum(row["left_alone"] for row in rows), *lost, *means]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _write(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--shared", type=Path, metavar="DIR")
     parser.add_argument("--faces", type=int, default=10, help="of each set (10)")
     parser.add_argument("--damages", default=";".join(DAMAGES), help="separated by semicolons; all by default")
-    parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--out", type=Path, help="folder for pictures: damaged, off, on, clean")
+    parser.add_argument("--summary", action="store_true", help="print the tables of the results that are there")
     args = parser.parse_args()
     logging.getLogger("bfr_core").setLevel(logging.ERROR)
+    kept = json.loads(args.results.read_text(encoding="utf-8")) if args.results.is_file() else {}
+    if args.summary:
+        print("\n".join(summary(kept)))
+        return
+    if not args.shared:
+        parser.error("--shared is missing")
     restorer, net = load_restorer("embedded"), load_recogniser()
 
-    def figures(picture: Tensor, clean: Tensor, face: Face) -> Figures:
+    def measure(picture: Tensor, clean: Tensor, face: Face) -> Figures:
         crop, (ours, theirs) = crop_face(picture, face, round(face.width)), (around(p, face) for p in (picture, clean))
         embeddings = [embed(net, chip_of(p, face.landmarks)[None]) for p in (picture, clean)]
         distance = float((embeddings[0] - embeddings[1]).norm())
         return Figures(float(sharpness(crop[None])), float(psnr(ours, theirs)), float(gmsd(ours, theirs)), distance)
 
-    print(f"| {COLUMNS} |\n|{'---|' * (COLUMNS.count('|') + 1)}")
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     for group in args.sets:
         small = [cut_out(case) for case in read_cases(args.shared, group, args.faces)]
         for damage in args.damages.split(";"):
-            rows, left_alone = [], 0
+            rows = kept.setdefault(group, {}).setdefault(damage, {})
             for case in small:
-                lq = DAMAGES[damage](case.photo, case.face.width, keyed_generator(damage, case.name))
-                detector = lambda photo, face=case.face: [face]  # noqa: E731
-                off, on = (restore_photo(lq, restorer, config, detector) for config in (OFF, ON))
-                left_alone += len(off.faces) - len(on.faces)
-                gain, offset = FADED.get(damage, (1.0, 0.0))
-                pictures = [((picture - offset) / gain).clamp(0, 1) for picture in (lq, off.pixels, on.pixels)]
-                rows.append([figures(picture, case.photo, case.face) for picture in pictures])
-                if args.out:
-                    whole = torch.cat([around(p, case.face)[0] for p in (*pictures, case.photo)], -1)
-                    write_image(args.out / f"{case.name}_{damage.replace(' ', '_').replace(',', '')}.png", whole)
-            table = np.array(rows)  # faces, pictures, measures
-            sharp = table[:, :, 0]
-            losers = [int((sharp[:, i] < 0.995 * sharp[:, 0]).sum()) for i in (1, 2)]
-            means = [", ".join(f"{v:.{d}f}" for v in table[:, :, i].mean(0)) for i, d in enumerate((2, 2, 3, 3))]
-            cells = [group, damage, len(rows), left_alone, f"{losers[0]}, {losers[1]}", *means]
-            print(f"| {' | '.join(map(str, cells))} |", flush=True)
+                if case.name not in rows:
+                    rows[case.name] = measured(case, damage, restorer, measure, args.out)
+            text = json.dumps(kept, indent=0)
+            replace_atomically(args.results, partial(_write, text))
+            print(row_of(group, damage, [rows[case.name] for case in small]), flush=True)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,8 @@ class Setting:
         """Raise ValueError, in one line with name, value and what is allowed, if `value` is not allowed."""
         if self.auto and value == "auto":
             return
+        if self.kind is bool and not isinstance(value, bool):
+            raise ValueError(f"{self.path} is {value!r}; it must be true or false")
         for one in value if isinstance(value, tuple) else (value,):
             if not (one in self.choices if self.choices else self._within(one)):
                 each = "each must be" if isinstance(value, tuple) else "it must be"

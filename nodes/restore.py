@@ -16,7 +16,7 @@ from ..bfr_core.faces.detect import faces_in_boxes, load_detector
 from ..bfr_core.faces.landmarks import load_landmark_net
 from ..bfr_core.faces.likeness import OTHER
 from ..bfr_core.files.photos import printable
-from ..bfr_core.restoration.restore import RestoreConfig, RestoredPhoto, restore_aligned, restore_photo
+from ..bfr_core.restoration.restore import NO_WORSE, RestoreConfig, RestoredPhoto, restore_aligned, restore_photo
 from ..bfr_core.restoration.same_person import counted, load_check, warnings_of
 from ..bfr_core.restorers import load_restorer
 from ..bfr_core.restorers.codeformer import FIDELITY_TEXT, CodeFormer, with_fidelity
@@ -161,6 +161,7 @@ class RestoreFaces(host.Node):
                 ),
                 host.widget(CONFIG, "person_limit", optional=True, max=2.0, min=0.05, step=0.05),
                 host.widget(CONFIG, "order", optional=True),
+                *(host.widget(CONFIG, name, optional=True) for name in NO_WORSE),
             ],
             [
                 io.Image.Output(display_name="images", tooltip="The photos with their faces restored."),

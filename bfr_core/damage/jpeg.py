@@ -41,15 +41,15 @@ def through_jpeg(image: Tensor, quality: int) -> Tensor:
     red, green, blue = padded.round().unbind(1)
     luma = 0.299 * red + 0.587 * green + 0.114 * blue
     chroma = torch.stack([0.564334 * (blue - luma), 0.713267 * (red - luma)], 1)
-    luma = _quantised(luma[:, None] - 128, _table(LUMA_TABLE, quality)) + 128
-    chroma = _quantised(F.avg_pool2d(chroma, 2), _table(CHROMA_TABLE, quality))
+    luma = _quantised(luma[:, None] - 128, scaled_table(LUMA_TABLE, quality)) + 128
+    chroma = _quantised(F.avg_pool2d(chroma, 2), scaled_table(CHROMA_TABLE, quality))
     cb, cr = F.interpolate(chroma, scale_factor=2, mode="bilinear").unbind(1)
     y = luma[:, 0]
     rgb = torch.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], 1)
     return (rgb.round().clamp(0, 255) / 255)[..., :height, :width]
 
 
-def _table(table: tuple[tuple[int, ...], ...], quality: int) -> Tensor:
+def scaled_table(table: tuple[tuple[int, ...], ...], quality: int) -> Tensor:
     """libjpeg's scaling of a table (jpeg_quality_scaling): (8, 8) float32."""
     scale = 5000 / quality if quality < 50 else 200 - 2 * quality
     return torch.tensor(table, dtype=torch.float32).mul(scale).add(50).div(100).floor().clamp(1, 255)
@@ -59,14 +59,14 @@ def _quantised(plane: Tensor, table: Tensor) -> Tensor:
     """(B, C, H, W), H and W multiples of 8: each 8 x 8 block's cosine coefficients rounded to steps of `table`."""
     from einops import rearrange
 
-    dct = _dct_matrix().to(plane)
+    dct = dct_matrix().to(plane)
     blocks = rearrange(plane, "b c (rows y) (columns x) -> b c rows columns y x", y=8, x=8)
     step = table.to(plane)
     coefficients = (dct @ blocks @ dct.T / step).round() * step
     return rearrange(dct.T @ coefficients @ dct, "b c rows columns y x -> b c (rows y) (columns x)")
 
 
-def _dct_matrix() -> Tensor:
+def dct_matrix() -> Tensor:
     """The orthonormal (8, 8) cosine transform: row k is a cosine of k half periods."""
     k = torch.arange(8, dtype=torch.float32)
     matrix = torch.cos(math.pi / 8 * k[:, None] * (k[None] + 0.5)) / 2

@@ -10,8 +10,9 @@ at the tone of the place,
     p_k      <- p_k + w_k (y_k - p_k)
 
 Where the photo is blurred it has less energy than the restored face, where it is noisy the noise explains what it has,
-and w_k is 0: there the face stays as the restorer made it. Blocks of JPEG are detail to this rule; so all w_k fade with
-them.
+and w_k is 0: there the face stays as the restorer made it. Blocks of JPEG are detail to this rule. Where the table of
+the photo's JPEG is known (see `blocks`), y is the photo without them, and the variance of what that took out is added
+to that of the noise; where it is not, all w_k fade with the blocks.
 """
 
 from __future__ import annotations
@@ -34,16 +35,25 @@ def levels_for(width: float, size: int) -> int:
     return COARSER + max(0, round(math.log2(width / size)))
 
 
-def weights(photo: list[Tensor], pasted: list[Tensor], tones: list[Tensor], noise: Noise) -> list[Tensor]:
+def weights(
+    photo: list[Tensor],
+    pasted: list[Tensor],
+    tones: list[Tensor],
+    noise: Noise,
+    error: list[Tensor] | None = None,
+) -> list[Tensor]:
     """The w_k for bands as `pyramid.split` gives them, (C, h, w) each: (1, h, w) in [0, 1] each.
 
-    tones: see `noise.tone_maps`.
+    tones: see `noise.tone_maps`. error: bands of what was taken out of a JPEG, if `photo` is
+    without its blocks.
     """
-    share = share_without_blocks(noise.blocks)
+    share = 1.0 if error else share_without_blocks(noise.blocks)
     found = []
     for k, (y, p, tone) in enumerate(zip(photo, pasted, tones, strict=True)):
         by_tone = noise.variances(k).to(y).view(-1, 1, 1)
         variance = OVER * (tone_shares(tone) * by_tone).sum(0, keepdim=True) + FLOOR
+        if error:  # known place by place, so that it counts once
+            variance = variance + mean_square(error[k])
         missing = (mean_square(y) - mean_square(p) - variance).clamp_min(0)
         found.append(share * missing / (missing + variance))
     return found

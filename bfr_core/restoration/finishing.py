@@ -1,6 +1,7 @@
 """What is done to a pasted face so that it is no worse than its photo: lost detail and grain are put back.
 
-A clean face that is less sharp even so stays as the photo has it. Aligned faces, from edge to edge, are never finished.
+A face that is less sharp even so stays as the photo has it if that is clean, and loses only its blocks if it is a JPEG
+without other damage. Aligned faces, from edge to edge, are never finished.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ..faces.align import Face, crop_face
 from ..faces.paste import STRIP_PIXELS, Patch
 from ..metrics.detail import sharpness
 from ..pixels import as_bytes
+from .blocks import read_jpeg, unblocked
 from .finest_band import levels_for, weights
 from .grain import grain_bands, grain_strength, white_rows
 from .noise import NO_BLOCKS, Noise, read_noise, tone_maps
@@ -27,6 +29,7 @@ AROUND = 0.25  # of the pasted square's side: how far around it the photo's nois
 GRAIN_LEVELS = 3  # bands that grain is put back in, at least
 REACH = 8  # pixels of the coarsest band that a result may depend on, to each side
 CLEAN = 4.5 / 255  # deviation of the finest band up to which a photo is nearly free of noise
+COARSEST = 20  # quality of a JPEG: below it more is lost than a restorer gets wrong
 AS_SHARP, MUCH_SHARPER = 0.995, 2.0  # of the photo's sharpness: less than the first is worse
 INSIDE = 0.6  # of a face's width: all of it is pasted in full
 WIDEST = 1024  # pixels of a face at which sharpness is measured, at most
@@ -47,26 +50,43 @@ def finished(
     levels = max(GRAIN_LEVELS, levels_for(face.width, size))
     noise = read_noise(_around(photo, patches), levels)
     match_grain = match_grain and grain_strength(noise) > 0
+    old = where_all_works(_covered(photo, patches))
+    jpeg = read_jpeg(old.cpu()) if keep_detail and noise.blocks > NO_BLOCKS else None
+    source = torch.lerp(old, unblocked(old.cpu(), jpeg).to(old), _mask(patches)) if jpeg else old
     if keep_detail or match_grain:
-        patches = list(_finished_strips(photo, patches, noise, levels, keep_detail, match_grain))
-    clean = noise.deviation(0) <= CLEAN and noise.blocks <= NO_BLOCKS
-    return _unless_worse(photo, patches, face, size) if keep_detail and clean else (patches, "")
+        error = old - source if jpeg else None
+        patches = list(_finished_strips(old, source, error, patches, noise, levels, keep_detail, match_grain))
+    if not keep_detail or noise.deviation(0) > CLEAN:
+        return patches, ""
+    if jpeg and jpeg.quality >= COARSEST and _softer(source, patches, face):
+        return [_in_place_of(patch, source, patches[0].top) for patch in patches], ""
+    softer = _softer(old, patches, face) if noise.blocks <= NO_BLOCKS else None
+    return ([], _left_alone(face, size, *softer)) if softer else (patches, "")
 
 
-def _unless_worse(photo: Tensor, patches: list[Patch], face: Face, size: int) -> tuple[list[Patch], str]:
-    """`patches`, or none and the reason if they leave `face` less sharp than it is in `photo`, which is clean.
+def _softer(source: Tensor, patches: list[Patch], face: Face) -> tuple[float, float] | None:
+    """The sharpness of `face` in `source` and in `patches` if they make it less sharp; None if they do not.
 
-    The face and its middle are measured; where the middle becomes much sharper, it may cost sharpness around it.
+    source: (3, h, w), the patches' box as the photo has it. The face and its middle are measured; where the middle
+    becomes much sharper, it may cost sharpness around it.
     """
     moved = replace(face, landmarks=face.landmarks - [patches[0].left, patches[0].top])
-    whole, inside = zip(
-        *(_sharpness(part, moved) for part in (_covered(photo, patches), _pasted(patches))), strict=True
-    )
+    whole, inside = zip(*(_sharpness(part, moved) for part in (source, _pasted(patches))), strict=True)
     gained = [after / max(before, 1e-6) for before, after in (whole, inside)]
     if min(gained) >= AS_SHARP or gained[1] >= MUCH_SHARPER:
-        return patches, ""
-    before, after = whole if gained[0] < AS_SHARP else inside
-    return [], (
+        return None
+    return whole if gained[0] < AS_SHARP else inside
+
+
+def _in_place_of(patch: Patch, source: Tensor, top: int) -> Patch:
+    """`patch` with `source`, of which `top` is the first row, in place of the restored face."""
+    first = patch.top - top
+    part = source[:, first : first + patch.pixels.shape[-2]].to(patch.pixels)
+    return replace(patch, pixels=part)
+
+
+def _left_alone(face: Face, size: int, before: float, after: float) -> str:
+    return (
         f"a face {face.width:.0f} pixels wide is left alone: the photo is clean, and sharper there ({before:.2f}) than "
         f"the restorer of {size} pixels makes it ({after:.2f})"
     )
@@ -81,26 +101,39 @@ def _sharpness(photo: Tensor, face: Face) -> tuple[float, float]:
 
 
 def _finished_strips(
-    photo: Tensor, patches: list[Patch], noise: Noise, levels: int, keep_detail: bool, match_grain: bool
+    old: Tensor,
+    source: Tensor,
+    error: Tensor | None,
+    patches: list[Patch],
+    noise: Noise,
+    levels: int,
+    keep_detail: bool,
+    match_grain: bool,
 ) -> Iterator[Patch]:
-    """The patches' box in strips again, finished; each is worked out with enough rows around it for strips to join."""
-    old, new = where_all_works(_covered(photo, patches)), where_all_works(_pasted(patches))
-    mask = where_all_works(torch.cat([patch.mask for patch in patches], 1))
+    """The patches' box in strips again, finished; each is worked out with enough rows around it for strips to join.
+
+    old: what the box covers of the photo, (3, h, w). source: the same, within the mask without the blocks of a JPEG.
+    error: what that took out, if there were any.
+    """
+    new, device = where_all_works(_pasted(patches)), patches[0].pixels.device
+    mask = _mask(patches)
     grey = bool((old[0] == old[1]).all() and (old[0] == old[2]).all())
     if grey:  # one channel throughout, so that rounding cannot tint it
-        old, new = old[:1], new[:1]
+        old, new, source = old[:1], new[:1], source[:1]
+        error = None if error is None else error[:1]
     height, width = old.shape[-2:]
     step = 2**levels
     halo, rows = REACH * step, max(step, STRIP_PIXELS // width // step * step)
     place = (patches[0].left, patches[0].top, int(as_bytes(old).sum()))
     for top in range(0, height, rows):
         bottom, first, last = min(top + rows, height), max(0, top - halo), min(height, top + rows + halo)
-        y, p, m = (padded(whole[:, first:last], levels) for whole in (old, new, mask))
+        y, p, m = (padded(whole[:, first:last], levels) for whole in (source, new, mask))
         tones, photo_bands, bands = tone_maps(_as_colour(y), levels), split(y, levels), split(p, levels)
         lost = [theirs - ours for theirs, ours in zip(photo_bands, bands, strict=True)]
         kept = [torch.zeros_like(tone) for tone in tones]
         if keep_detail:
-            kept = weights(photo_bands, bands, tones, noise)
+            stored = None if error is None else split(padded(error[:, first:last], levels), levels)
+            kept = weights(photo_bands, bands, tones, noise, stored)
         added = [share * gone for share, gone in zip(kept, lost, strict=True)]
         if match_grain:
             lost = [gone - back for gone, back in zip(lost, added, strict=True)]
@@ -111,7 +144,7 @@ def _finished_strips(
         finer = (p + joined(added))[:, top - first : bottom - first, :width].clamp(0, 1)
         part = mask[:, top:bottom]
         pixels = torch.where(part > 0, finer, old[:, top:bottom]).expand(3, -1, -1)
-        yield Patch(patches[0].top + top, patches[0].left, pixels.to(photo.device), part.to(photo.device))
+        yield Patch(patches[0].top + top, patches[0].left, pixels.to(device), part.to(device))
 
 
 def _covered(photo: Tensor, patches: list[Patch]) -> Tensor:
@@ -133,6 +166,11 @@ def _around(photo: Tensor, patches: list[Patch]) -> Tensor:
     top, left = patches[0].top, patches[0].left
     part = photo[:, max(0, top - more) : top + height + more, max(0, left - more) : left + width + more]
     return part.detach().cpu().float()
+
+
+def _mask(patches: list[Patch]) -> Tensor:
+    """The patches' masks in one piece: (1, h, w)."""
+    return where_all_works(torch.cat([patch.mask for patch in patches], 1))
 
 
 def _as_colour(image: Tensor) -> Tensor:

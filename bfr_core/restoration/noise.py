@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..pixels import gaussian_blur, luma
+from .blocks import read_blocks
 from .pyramid import padded, split
 
 MOST_PIXELS = 1024  # a side of the part that is measured
@@ -18,7 +19,6 @@ TONES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of luma: film is noisiest in its mid-tones,
 UNLIKE = 3.0  # the noise of one tone over that of the second smoothest: more is structure, such as dark hair
 DARK, LIGHT = 0.04, 0.97  # beyond them noise is cut off at black or white
 FEWEST = 64  # coefficients; from fewer no noise is read
-BLOCK = 8  # pixels of a JPEG block, along each axis
 NO_BLOCKS, ALL_BLOCKS = 0.5, 1.1  # strength of blocks up to which they do not count, and from which on they are all
 NO_PATTERN, ALL_PATTERN = 0.2, 0.32  # the same of what repeats itself
 FINE = 4.0  # pixels of the blur that leaves the structure which may repeat itself
@@ -112,14 +112,6 @@ def _covariance(values: Tensor) -> Tensor:
     return ((vectors * eigenvalues.clamp_min(0)) @ vectors.T).to(values)
 
 
-def read_blocks(photo: Tensor) -> float:
-    """See `Noise.blocks`; the stronger of the two directions. 0 for what is smaller than four blocks."""
-    grey = 255 * luma(photo)[0]
-    if min(grey.shape) < 4 * BLOCK:
-        return 0.0
-    return max(_steps_on_a_grid(grey), _steps_on_a_grid(grey.T))
-
-
 def read_pattern(photo: Tensor) -> float:
     """See `Noise.pattern`; 0 for what is smaller than three times the distance that is looked at.
 
@@ -150,13 +142,6 @@ def share_without_pattern(pattern: float) -> float:
 def share_without_blocks(blocks: float) -> float:
     """1 for photos without visible blocks, see `Noise.blocks`; less with them, down to 0."""
     return min(1.0, max(0.0, (ALL_BLOCKS - blocks) / (ALL_BLOCKS - NO_BLOCKS)))
-
-
-def _steps_on_a_grid(grey: Tensor) -> float:
-    step = (grey[:, 1:] - grey[:, :-1]).abs().clamp(max=BLOCK)
-    excess = step[:, 1:-1] - (step[:, :-2] + step[:, 2:]) / 2
-    by_phase = torch.stack([excess[:, phase::BLOCK].mean() for phase in range(BLOCK)]).sort().values
-    return float((by_phase[-1] - by_phase[:-1].median()) / step.mean().clamp_min(0.05))
 
 
 def _middle(photo: Tensor, most: int) -> Tensor:

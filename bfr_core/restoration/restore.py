@@ -56,6 +56,7 @@ ONE_FACE: dict[str, Callable[[Face], float]] = {  # a choice of one face: the le
     "bottommost": lambda face: -face.landmarks[:, 1].mean(),
 }
 CHOICES = ("all", *ONE_FACE, "numbered")
+NO_WORSE = ("keep_detail", "even_tone", "match_grain")  # settings by which a restored face is no worse than its photo
 ORDERS: dict[str, Callable[[Face], float]] = {  # in which faces are numbered: by this, ascending
     "left-right": ONE_FACE["leftmost"],
     "right-left": ONE_FACE["rightmost"],
@@ -93,7 +94,8 @@ class RestoreConfig:
     keep_detail: bool = setting(
         True,
         "Whether a face of about the restorer's size or larger keeps fine detail of the photo that its restoration "
-        "lacks, as far as it is neither noise nor blocks; a clean face that is less sharp even so is left alone.",
+        "lacks, as far as it is neither noise nor blocks; a clean face that is less sharp even so is left alone, and "
+        "one of a JPEG loses only its blocks.",
         label="Keep the photo's detail",
     )
     match_grain: bool = setting(

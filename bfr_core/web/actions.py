@@ -117,7 +117,8 @@ class Page(RunViews):
         if self.status(run).needs_faces:
             raise ValueError("stop the run before you change its faces")
         face = self.face_names(run)[index]
-        leave_out(run, set(left_out_of(run)) ^ {face})
+        with self._leaving_out:
+            leave_out(run, set(left_out_of(run)) ^ {face})
 
     def save(self, name: str | None) -> list[Path]:
         """Files to download, in the page's cache: the adapted restorer and the report; of groups, all in a zip."""
@@ -146,10 +147,12 @@ class Page(RunViews):
         with_base: bool = False,
         strip_gps: bool = False,
         aligned: bool = False,
+        config: RestoreConfig | None = None,
     ) -> list[str]:
         """Start repairing uploaded photos, or a folder, with the run's restorer; a line for each unusable upload.
 
-        Without either, a repair that was stopped goes on with its photos.
+        config: how they are restored, by default as everywhere. Without uploads and folder, a repair that was stopped
+        goes on with its photos.
         """
         run = self.run(name)
         if self.status(run).active:
@@ -169,7 +172,7 @@ class Page(RunViews):
             photos = stopped
         else:
             raise ValueError("drop the photos to repair first, or name a folder")
-        work = repair_photos(run, photos, restorer, RestoreConfig(), aligned, strip_gps, self.device)
+        work = repair_photos(run, photos, restorer, config or RestoreConfig(), aligned, strip_gps, self.device)
         self.jobs.start(run, "repair", work)
         return problems
 

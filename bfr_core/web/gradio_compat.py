@@ -68,11 +68,22 @@ def theme() -> Any:
     return themes.Default(font=fonts, font_mono=[themes.Font("ui-monospace"), themes.Font("monospace")])
 
 
-def on(event: Callable[..., Any], act: Callable[..., Any], inputs: Any, outputs: Any, quiet: bool = False) -> Any:
-    """Call `act` at an event, outside of gradio's queue and its public interface. quiet: without a busy sign."""
+def on(
+    event: Callable[..., Any],
+    act: Callable[..., Any],
+    inputs: Any,
+    outputs: Any,
+    quiet: bool = False,
+    each: bool = False,
+) -> Any:
+    """Call `act` at an event, outside of gradio's queue and its public interface. quiet: without a busy sign.
+
+    each: also at an event that comes before `act` has answered the one before, which gradio drops otherwise.
+    """
     hidden = {"api_visibility": "private"} if "api_visibility" in _parameters(event) else {"api_name": False}
     shown = "hidden" if quiet else "minimal"
-    return event(act, inputs, outputs, queue=False, show_progress=shown, **hidden)
+    how = _known(event, {"trigger_mode": "multiple"}) if each else {}
+    return event(act, inputs, outputs, queue=False, show_progress=shown, **hidden, **how)
 
 
 def on_select(gallery: Any, act: Callable[..., Any], inputs: Any, outputs: Any) -> None:
@@ -89,7 +100,7 @@ def on_select(gallery: Any, act: Callable[..., Any], inputs: Any, outputs: Any) 
         return act(int(event.index), *values) if event.index >= 0 else {gallery: gr.update()}
 
     clicked.__annotations__["event"] = Chosen  # gradio looks for this to know what to pass
-    on(gallery.select, clicked, inputs, outputs, quiet=True)
+    on(gallery.select, clicked, inputs, outputs, quiet=True, each=True)
 
 
 _no_picture = itertools.cycle((-1, -2))

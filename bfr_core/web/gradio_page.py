@@ -12,7 +12,7 @@ from ..adaptation.config import FIRST_LOOK_TEXT, LOW_MEMORY_TEXT, MIXED_TEXT, SM
 from ..adaptation.published import RECIPES
 from ..damage.groups import MIN_FACES
 from ..files.photos import printable
-from ..restoration.restore import CHOICES, RestoreConfig
+from ..restoration.restore import CHOICES, NO_WORSE, RestoreConfig
 from ..restorers.codeformer import FIDELITY_TEXT
 from ..settings import setting_at
 from . import gradio_compat as compat
@@ -131,6 +131,8 @@ def build(page: Page) -> Any:
                     with_base = gr.Checkbox(False, label="Use the base restorer, not the adapted one")
                     crops = gr.Checkbox(False, label=words_of(AdaptConfig, "faces.aligned")["label"])
                     strip_gps = gr.Checkbox(False, label="Leave out where the photos were taken")
+            with gr.Accordion("Advanced", open=False):
+                switches = list(_switches(gr).values())
             repair = gr.Button("Repair", variant="primary")
             archive = gr.File(label="Repaired photos", interactive=False, visible=False)
         with gr.Tab("All runs"):
@@ -234,8 +236,9 @@ def build(page: Page) -> Any:
 
         def toggle(index: int, run: str | None) -> Shown:
             page.toggle(run, index)
+            stamp = page.stamp(run)  # first, so that what another click changes meanwhile is shown by the next look
             again = compat.clickable_again(page.faces(run))
-            return {faces_said: page.faces_said(run), gallery: again, seen: page.stamp(run)} | tell("")
+            return {faces_said: page.faces_said(run), gallery: again, seen: stamp} | tell("")
 
         def show(run: str | None, which: str | None, against: str) -> Shown:
             files = page.before_after(run, which, BEFORE[against])
@@ -244,8 +247,12 @@ def build(page: Page) -> Any:
         def keep(run: str | None) -> Shown:
             return {saved: gr.update(value=[str(path) for path in page.save(run)], visible=True)} | tell("")
 
-        def mend(run: str | None, files: Any, path: str, base: bool, no_gps: bool, square: bool) -> Shown:
-            problems = page.repair(run, _paths(files), path or "", base, no_gps, square)
+        def mend(
+            run: str | None, files: Any, path: str, base: bool, no_gps: bool, square: bool, *on_or_off: bool
+        ) -> Shown:
+            chosen_switches: dict[str, Any] = dict(zip(NO_WORSE, on_or_off, strict=True))
+            config = RestoreConfig(**chosen_switches)
+            problems = page.repair(run, _paths(files), path or "", base, no_gps, square, config)
             return look(run, ANOTHER) | {to_repair: None} | tell(said("", problems))
 
         def side_by_side(run: str | None, second: str | None) -> Shown:
@@ -291,7 +298,8 @@ def build(page: Page) -> Any:
         wire(stop.click, halt, [name], [])
         wire(compare.click, show, [name, photo, before], pictures)
         wire(save.click, keep, [name], [saved])
-        wire(repair.click, mend, [name, to_repair, repair_folder, with_base, strip_gps, crops], [to_repair, *shown])
+        repaired_how = [name, to_repair, repair_folder, with_base, strip_gps, crops, *switches]
+        wire(repair.click, mend, repaired_how, [to_repair, *shown])
         wire(compare_runs.click, side_by_side, [name, other], [compared])
         wire(delete.click, remove, [name, sure], [name, sure])
         for choice in (restorer, how):
@@ -328,7 +336,14 @@ def extras(runs: Sequence[str]) -> dict[str, Any]:
     with gr.Row():
         faces = gr.Dropdown(list(CHOICES), value=initial.faces, **words_of(RestoreConfig, "faces"))
         numbers = gr.Textbox(initial.numbers, **words_of(RestoreConfig, "numbers"))
-    return {"restorer": restorer, "visibility": visibility, "fidelity": fidelity, "faces": faces, "numbers": numbers}
+    chosen = {"restorer": restorer, "visibility": visibility, "fidelity": fidelity, "faces": faces, "numbers": numbers}
+    return chosen | _switches(gr)
+
+
+def _switches(gr: Any) -> dict[str, Any]:
+    """Boxes to tick, in a row, for the settings by which a restored face is no worse than its photo."""
+    with gr.Row():
+        return {name: gr.Checkbox(getattr(RestoreConfig, name), **words_of(RestoreConfig, name)) for name in NO_WORSE}
 
 
 def words_of(config: Any, path: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..faces.detect import load_detector
 from ..files.photos import Photo, printable
 from ..pixels import as_bytes
-from ..restoration.restore import FindFaces, RestoreConfig, RestoredPhoto, restore_photo
+from ..restoration.restore import NO_WORSE, FindFaces, RestoreConfig, RestoredPhoto, restore_photo
 from ..restoration.same_person import warnings_of
 from ..restorers import Restorer
 from ..restorers.codeformer import CodeFormer, with_fidelity
@@ -30,7 +30,7 @@ class RestoreRequest:
     """How the faces of a picture are to be restored.
 
     restorer: the name of a run. visibility: 0 keeps the picture, 1 takes the restored faces. fidelity: for CodeFormer
-    only, from 0, cleaner, to 1, closer to the picture. faces, numbers: as in `RestoreConfig`.
+    only, from 0, cleaner, to 1, closer to the picture. All others: as in `RestoreConfig`.
     """
 
     restorer: str
@@ -38,10 +38,14 @@ class RestoreRequest:
     fidelity: float = CodeFormer.fidelity_weight
     faces: str = "all"
     numbers: str = "1"
+    keep_detail: bool = RestoreConfig.keep_detail
+    even_tone: bool = RestoreConfig.even_tone
+    match_grain: bool = RestoreConfig.match_grain
 
     def config(self) -> RestoreConfig:
         """The settings of the restoration. Raises ValueError for a value that does not exist."""
-        return RestoreConfig(blend=self.visibility, faces=self.faces, numbers=self.numbers or "1")
+        switches = {name: getattr(self, name) for name in NO_WORSE}
+        return RestoreConfig(blend=self.visibility, faces=self.faces, numbers=self.numbers or "1", **switches)
 
 
 def restore_request_of(given: dict[str, Any]) -> RestoreRequest | None:

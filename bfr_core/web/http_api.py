@@ -5,7 +5,8 @@ POST PREFIX/runs                 {"folder", "name", "restorer", "minutes", "alig
 POST PREFIX/runs/NAME/adapt      {"minutes", "mixed", "changes"} -> the run; the same call goes on with one that was
                                  stopped; mixed: true for one adaptation for each kind of damage
 POST PREFIX/runs/NAME/stop       -> the run
-POST PREFIX/restore              {"image": base64, "restorer": run, "visibility", "fidelity", "faces", "numbers"}
+POST PREFIX/restore              {"image": base64, "restorer": run, "visibility", "fidelity", "faces", "numbers",
+                                 "keep_detail", "even_tone", "match_grain"}
                                  -> {"image": base64 of a PNG, "info"}
 What cannot be done is answered with 400 and {"detail": one line}.
 """

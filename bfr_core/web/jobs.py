@@ -94,9 +94,10 @@ class Status:
     def needs_faces(self) -> bool:
         """Whether the job is at work on the run's faces, so that none may be left out or taken back meanwhile.
 
-        Repairing other photos does not need them, and a forecast has read the few that it needs.
+        Repairing other photos does not need them. Telling people apart and the forecast only read faces that have been
+        taken, and those stay where they are if they are left out.
         """
-        spared = self.kind == "repair" or (self.kind == "faces" and self.stage == "forecast")
+        spared = self.kind == "repair" or (self.kind == "faces" and self.stage in ("people", "forecast"))
         return self.active and not spared
 
 
@@ -339,9 +340,10 @@ def find_faces(
         config = recipe_with(base, recipe, changes)
         with run.locked():
             faces = collect_faces(photos, run, base.size, config.faces, callback, base.device)
+            callback("people", 0, len(faces), None)  # from here on the faces are only read
             if len(faces) <= PEOPLE_SOUGHT:
                 find_people(run, faces, config.people, callback)
-        callback("forecast", 0, 2, None)  # from here on the faces are only read
+        callback("forecast", 0, 2, None)
         problems = tuple(problem["problem"] for problem in faces.problems)
         try:
             prior = load_prior(config.prior).to(base.device)

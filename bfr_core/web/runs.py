@@ -64,6 +64,7 @@ class RunFolders:
         self.jobs = Jobs()
         self._loaded: dict[tuple[Any, ...], Restorer] = {}
         self._loading = threading.Lock()  # buttons, hosts and HTTP calls ask from threads of their own
+        self._leaving_out = threading.Lock()  # a click may come before the one before it is done
 
     def names(self) -> list[str]:
         """The runs, the one touched last first."""

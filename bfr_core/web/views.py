@@ -142,7 +142,8 @@ class RunViews(RunFolders):
             return ""
         run, status = self.run(name), self.status(self.run(name))
         looked = place_of(run).folder / "first_look.json"
-        times = [touched(path) for path in (run.faces / "faces.json", run.left_out, run.report, run.result, looked)]
+        files = (run.faces / "faces.json", run.left_out, run.people, run.report, run.result, looked)
+        times = [touched(path) for path in files]
         return f"{name} {status.kind} {status.state} {status.file} {times}"
 
     def verdict(self, name: str | None) -> str:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from bfr_core.faces.align import Face, template
+from bfr_core.restoration.restore import NO_WORSE
 
 Run = Callable[..., tuple]
 FACES = [Face(template(32) + 8), Face(template(24) + np.array([60, 20]), 0.9)]  # the larger one on the left
@@ -47,6 +48,21 @@ def test_which_faces(run: Run, models: tuple[Any, Any], found: list[Face], faces
     _, mask, *_, done, _, _, _ = run("BFR_RestoreFaces", restorer=models[0], images=photo(), faces=faces, numbers="2")
     assert done == restored
     assert (mask[0, 24, 24] > 0) == (faces in ("all", "largest"))
+
+
+def test_what_keeps_a_face_no_worse_can_be_switched_off(
+    run: Run, models: tuple[Any, Any], found: list[Face], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, asked = sys.modules["any-name.nodes.restore"], []
+
+    def restore_photo(pixels: torch.Tensor, restorer: Any, config: Any, *_: Any, **__: Any) -> Any:
+        asked.append([getattr(config, name) for name in NO_WORSE])
+        return module.RestoredPhoto(pixels, [], [], pixels[:1])
+
+    monkeypatch.setattr(module, "restore_photo", restore_photo)
+    run("BFR_RestoreFaces", restorer=models[0], images=photo())
+    run("BFR_RestoreFaces", restorer=models[0], images=photo(), **dict.fromkeys(NO_WORSE, False))
+    assert asked == [[True] * 3, [False] * 3]
 
 
 def test_no_face_blocks_the_crops(run: Run, models: tuple[Any, Any], found: list[Face]) -> None:
@@ -235,7 +251,7 @@ def test_no_picture_is_written_where_the_preview_is_off(
     }.items():
         node: Any = nodes[name]
         sockets = node.define_schema().inputs
-        later = [s for s in sockets if s.id in ("preview", "likeness", "only_like", "person_limit", "order")]
+        later = [s for s in sockets if s.id in ("preview", "likeness", "only_like", "person_limit", "order", *NO_WORSE)]
         assert sockets[-len(later) :] == later and later[0].id == "preview", "old workflows have no value for them"
         assert all(s.options["optional"] for s in later)
         defaults = {s.id: s.options["default"] for s in sockets if "default" in s.options}

@@ -28,6 +28,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from bfr_core.files.photos import write_image
+from bfr_core.restoration.restore import NO_WORSE
 from tests.gradio_page import Gradio, multipart, strings
 from tests.tab import Tab, until
 
@@ -350,8 +351,8 @@ def run_extras(webui: WebUI, album: str, folder: Path, out: Path, **settings: An
             index = select.get("id", page.config["dependencies"].index(select))
             last = {"inputs": [], "outputs": [which], "index": index}
     page.call(last, {})
-    ours = inputs[inputs.index(page.part("extras_bfr_adapt-checkbox", key="elem_id")) :][:6]
-    names = ("enable", "restorer", "visibility", "fidelity", "faces", "numbers")
+    names = ("enable", "restorer", "visibility", "fidelity", "faces", "numbers", *NO_WORSE)
+    ours = inputs[inputs.index(page.part("extras_bfr_adapt-checkbox", key="elem_id")) :][: len(names)]
     wanted = {"enable": True, "restorer": album} | settings
     values = {i: wanted[name] for i, name in zip(ours, names, strict=True) if name in wanted}
     values[page.part("extras_upscale-checkbox", key="elem_id")] = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 
 from bfr_core.faces.align import Face, template
 from bfr_core.files.weights import locate
+from bfr_core.restoration.restore import NO_WORSE, RestoredPhoto
 from bfr_core.web import host_service as host_service_module
 from bfr_core.web.choices import Choices
 from bfr_core.web.host_service import RestoreRequest, restore_request_of
@@ -46,8 +46,8 @@ def album(webui: WebUI, brighter: Path, monkeypatch: pytest.MonkeyPatch) -> WebU
     faces = [Face(template(1) * 30 + [x, 40.0]) for x in (30.0, 110.0)]
     monkeypatch.setattr(host_service_module, "load_detector", lambda *_: lambda photo: list(faces))
     config = host_service_module.RestoreConfig
-    plain = partial(config, match_colour=False, keep_detail=False, match_grain=False, even_tone=False)
-    monkeypatch.setattr(host_service_module, "RestoreConfig", plain)
+    plain = dict.fromkeys(("match_colour", *NO_WORSE), False)
+    monkeypatch.setattr(host_service_module, "RestoreConfig", lambda **given: config(**given | plain))
     return webui
 
 
@@ -131,12 +131,34 @@ def extras(album: WebUI, image: Image.Image, **settings: object) -> Postprocesse
 
 
 def test_extras_of_other_scripts_and_of_the_api_change_nothing(album: WebUI) -> None:
-    names = ("enable", "restorer", "visibility", "fidelity", "faces", "numbers")
+    names = ("enable", "restorer", "visibility", "fidelity", "faces", "numbers", *NO_WORSE)
     for settings in ({}, dict.fromkeys(names), {"enable": False, "restorer": "album"}, {"something": 1}):
         image = Image.fromarray(picture())
         pp = extras(album, image, **settings)
         assert pp.image is image and pp.info == {}
     assert extras(album, image, enable=True, restorer="album", visibility=0.0).image is image
+
+
+def test_extras_switch_off_what_keeps_a_face_no_worse(webui: WebUI, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[RestoreRequest] = []
+    script, gradio = webui.load(), pytest.importorskip("gradio", reason="gradio is not installed")
+    with gradio.Blocks():
+        widgets = script.ScriptPostprocessingAdapted().ui()
+    assert list(widgets)[-len(NO_WORSE) :] == list(NO_WORSE) and all(widgets[name].value for name in NO_WORSE)
+
+    def restored(picture: np.ndarray, request: RestoreRequest) -> tuple[np.ndarray, RestoredPhoto]:
+        asked.append(request)
+        return picture, RestoredPhoto(torch.zeros(3, 8, 8), [], [], torch.zeros(1, 8, 8))
+
+    monkeypatch.setattr(script, "restored", restored)
+    for settings in ({}, dict.fromkeys(NO_WORSE, False)):
+        given = {"enable": True, "restorer": "album"} | settings
+        script.ScriptPostprocessingAdapted().process(PostprocessedImage(Image.fromarray(picture())), **given)
+    on, off = (request.config() for request in asked)
+    assert [getattr(on, name) for name in NO_WORSE] == [True] * 3
+    assert [getattr(off, name) for name in NO_WORSE] == [False] * 3
+    with pytest.raises(ValueError, match="even_tone is 'yes'; it must be true or false"):
+        RestoreRequest("album", even_tone="yes").config()  # type: ignore[arg-type]
 
 
 def test_extras_restore_what_was_asked_for(album: WebUI) -> None:

@@ -8,6 +8,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -202,23 +203,32 @@ def test_a_face_is_left_out_and_taken_back(page, photos):
     )
 
 
-def test_a_face_is_left_out_while_the_forecast_is_made(page, photos, monkeypatch):
+@pytest.mark.parametrize(("stage", "function"), [("people", "find_people"), ("forecast", "forecast_run")])
+def test_a_face_is_left_out_as_soon_as_they_are_shown(page, photos, monkeypatch, stage, function):
     begun, go_on = threading.Event(), threading.Event()
-    real = jobs.forecast_run
+    real = getattr(jobs, function)
 
-    def forecast_run(*arguments):
+    def slow(*arguments):
         begun.set()
         assert go_on.wait(600)
         return real(*arguments)
 
-    monkeypatch.setattr(jobs, "forecast_run", forecast_run)
+    monkeypatch.setattr(jobs, function, slow)
     name, _ = page.new_run("", [], str(photos), FEW)
-    assert begun.wait(600) and page.status(page.run(name)).stage == "forecast"
+    assert begun.wait(600) and page.status(page.run(name)).stage == stage
     page.toggle(name, 2)
     assert "10 faces found, 1 left out" in page.faces_said(name)
     go_on.set()
     assert finished(page, name).notes[0].startswith("10 faces will take")
     assert left_out_of(page.run(name)) == ["below__face 5"]
+
+
+def test_clicks_that_come_at_once_all_count(page, photos):
+    name, _ = page.new_run("", [], str(photos), FEW)
+    finished(page, name)
+    with ThreadPoolExecutor(10) as pool:
+        list(pool.map(partial(page.toggle, name), range(10)))
+    assert len(left_out_of(page.run(name))) == 10
 
 
 def test_no_face_is_left_out_while_they_are_looked_for(page, photos, monkeypatch):

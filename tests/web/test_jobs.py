@@ -216,7 +216,8 @@ def test_a_forecast_that_cannot_be_made_leaves_the_faces(photos, tiny_restorer, 
 
 
 def test_faces_are_only_needed_by_what_works_on_them():
-    spared = [Status("faces", "running", "forecast"), Status("repair", "waiting"), Status("faces", "done", "faces")]
+    spared = [Status("faces", "running", stage) for stage in ("people", "forecast")]
+    spared += [Status("repair", "waiting"), Status("faces", "done", "faces")]
     needing = [Status("faces", "waiting"), Status("faces", "running", "faces"), Status("adapt", "running", "forecast")]
     assert not any(status.needs_faces for status in spared)
     assert all(status.needs_faces for status in [*needing, Status("look", "running"), Status("adapt", "elsewhere")])

@@ -1,0 +1,106 @@
+"""What JPEG has put on a photo is read off its pixels and taken out, so that its detail may be kept.
+
+In the 8 x 8 blocks of a JPEG, every cosine coefficient is a multiple of its step in the quantisation table. The table
+whose multiples the coefficients lie at is the one that the file was stored with. Stored once more with it in blocks
+that lie elsewhere, the photo changes by about as much as it did the first time; the mean over several such places has
+fewer blocks and less error than the photo (A. Nosratinia, "Enhancement of JPEG-compressed images by re-application of
+JPEG", 2001).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..damage.jpeg import LUMA_TABLE, dct_matrix, scaled_table
+from ..damage.synthetic import stored_as_jpeg
+from ..pixels import luma
+
+BLOCK = 8  # pixels of a JPEG block, along each axis
+MOST_PIXELS = 256  # a side of the part whose coefficients are read
+LOW = 4  # cosines along each axis, of the lowest frequencies, that are read
+QUALITIES = range(5, 96)  # as libjpeg counts them
+AWAY_FROM_ZERO = 0.6  # steps: smaller coefficients say nothing
+FEWEST = 64  # coefficients that say something
+FITS = 0.6  # mean cosine of a coefficient's distance to a multiple of its step: 1 is on it, 0 is anywhere
+NEARLY_AS_GOOD = 0.9  # of the best fit: of tables that fit as well, the coarsest is the file's
+SHIFTS = ((4, 4), (0, 4), (4, 0), (2, 6), (6, 2))  # rows and columns that the blocks are moved by
+
+
+class Jpeg(NamedTuple):
+    """quality: of the file that a photo was stored in. top, left: row and column of a first corner, 0 to 7."""
+
+    quality: int
+    top: int
+    left: int
+
+
+def read_blocks(photo: Tensor) -> float:
+    """How much stronger steps are across the block edges of a JPEG than elsewhere, see `noise.Noise.blocks`.
+
+    photo: (3, H, W) RGB in [0, 1]. The stronger of the two directions; 0 for what is smaller than four blocks.
+    """
+    grey = 255 * luma(photo)[0]
+    if min(grey.shape) < 4 * BLOCK:
+        return 0.0
+    return max(_steps_on_a_grid(part)[0] for part in (grey, grey.T))
+
+
+def read_jpeg(photo: Tensor) -> Jpeg | None:
+    """The JPEG that `photo`, (3, H, W) RGB in [0, 1] on the CPU, comes from, read off the middle of its pixels.
+
+    None if there is none to be seen, as in a photo that was made larger or smaller since, or if it has a table that is
+    not libjpeg's.
+    """
+    height, width = photo.shape[-2:]
+    if min(height, width) < 4 * BLOCK:
+        return None
+    grey = 255 * luma(photo)[0]
+    top, left = _steps_on_a_grid(grey.T)[1], _steps_on_a_grid(grey)[1]
+    first_row, first_column = (
+        corner + max(0, (side - MOST_PIXELS) // 2) // BLOCK * BLOCK for corner, side in ((top, height), (left, width))
+    )
+    part = grey[first_row:, first_column:][:MOST_PIXELS, :MOST_PIXELS]
+    rows, columns = (side // BLOCK for side in part.shape)
+    blocks = part[: rows * BLOCK, : columns * BLOCK].reshape(rows, BLOCK, columns, BLOCK).transpose(1, 2)
+    dct = dct_matrix()[:LOW]
+    quality = _quality_of((dct @ blocks @ dct.T).flatten(0, 1))
+    return Jpeg(quality, top, left) if quality else None
+
+
+def unblocked(photo: Tensor, jpeg: Jpeg) -> Tensor:
+    """`photo`, (3, H, W) RGB in [0, 1] on the CPU, without most of the blocks of the JPEG that it comes from."""
+    return torch.stack([photo, *(_stored_elsewhere(photo, jpeg, *shift) for shift in SHIFTS)]).mean(0)
+
+
+def _quality_of(coefficients: Tensor) -> int:
+    """The quality of the table at whose multiples the coefficients (N, LOW, LOW) lie; 0 if they lie at none's."""
+    fits = {}
+    for quality in QUALITIES:
+        step = scaled_table(LUMA_TABLE, quality)[:LOW, :LOW].expand_as(coefficients)
+        says = coefficients.abs() > AWAY_FROM_ZERO * step
+        says[:, 0, 0] = False  # the mean, which fits anything if it is cut off at black or white
+        count = int(says.sum())
+        fits[quality] = float(torch.cos(2 * math.pi * (coefficients / step)[says]).mean()) if count >= FEWEST else 0.0
+    best = max(fits.values())
+    return min(quality for quality, fit in fits.items() if fit >= NEARLY_AS_GOOD * best) if best >= FITS else 0
+
+
+def _stored_elsewhere(photo: Tensor, jpeg: Jpeg, rows: int, columns: int) -> Tensor:
+    """`photo` stored once more, in blocks that lie so many rows and columns from those that it has."""
+    top, left = -(jpeg.top + rows) % BLOCK, -(jpeg.left + columns) % BLOCK
+    larger = F.pad(photo[None], (left, 0, top, 0), mode="replicate")[0]
+    return stored_as_jpeg(larger, jpeg.quality)[:, top:, left:]
+
+
+def _steps_on_a_grid(grey: Tensor) -> tuple[float, int]:
+    """How much steps from column to column stand out at every eighth, and the first column after such a step."""
+    step = (grey[:, 1:] - grey[:, :-1]).abs().clamp(max=BLOCK)
+    excess = step[:, 1:-1] - (step[:, :-2] + step[:, 2:]) / 2
+    by_phase = torch.stack([excess[:, phase::BLOCK].mean() for phase in range(BLOCK)])
+    strength = by_phase.max() - by_phase.sort().values[:-1].median()
+    return float(strength / step.mean().clamp_min(0.05)), (int(by_phase.argmax()) + 2) % BLOCK

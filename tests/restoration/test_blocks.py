@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bfr_core.damage.synthetic import stored_as_jpeg
+from bfr_core.pixels import resized
+from bfr_core.restoration.blocks import read_blocks, read_jpeg, unblocked
+from bfr_core.restoration.restore import RestoreConfig, restore_photo
+from tests.restoration.faces_in_photos import SIDE, a_face, noise, restorer, soft, within
+
+FACE = a_face()
+
+
+def natural(side: int = SIDE) -> Tensor:
+    """(3, side, side) with detail of every size, the finer the weaker, as photographs have it."""
+    fy, fx = torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)
+    white = torch.fft.rfft2(noise(torch.empty(side, side), 1.0, seed=3))
+    texture = torch.fft.irfft2(white / (fx.square() + fy.square()).sqrt().clamp_min(1 / side) ** 1.2, s=(side, side))
+    return (0.5 * soft(side) + 0.25 + 0.1 * texture / texture.std()).clamp(0, 1)
+
+
+CONFIG = RestoreConfig(precision="float32", match_grain=False, likeness="off")
+
+
+@pytest.mark.parametrize("quality", [10, 30, 50, 75])
+@pytest.mark.parametrize(("top", "left"), [(0, 0), (3, 5)])
+def test_the_quality_and_the_corners_of_a_jpeg_are_read_off_its_pixels(quality: int, top: int, left: int) -> None:
+    photo = stored_as_jpeg(natural(), quality)[:, top:, left:]
+    read = read_jpeg(photo)
+    assert read and abs(read.quality - quality) <= 2 and read[1:] == (-top % 8, -left % 8)
+
+
+def test_other_photos_come_from_no_jpeg() -> None:
+    clean = natural()
+    for photo in (
+        clean,
+        (clean + noise(clean, 0.05)).clamp(0, 1),
+        resized(stored_as_jpeg(clean, 30)[None], 300)[0].clamp(0, 1),  # made larger since
+        torch.full((3, 64, 64), 0.5),
+        clean[:, :20, :20],
+    ):
+        assert read_jpeg(photo) is None
+
+
+def rms(picture: Tensor, clean: Tensor) -> float:
+    return float((picture - clean).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("quality", [10, 30, 60])
+def test_without_its_blocks_a_photo_is_nearer_to_what_was_stored(quality: int) -> None:
+    clean = F.pad(natural()[None], (5, 0, 3, 0), mode="replicate")[0]
+    photo = stored_as_jpeg(clean, quality)[:, 3:, 5:]
+    jpeg = read_jpeg(photo)
+    assert jpeg
+    made = unblocked(photo, jpeg)
+    assert rms(made, natural()) < 0.99 * rms(photo, natural()) and read_blocks(made) < read_blocks(photo)
+
+
+def test_a_sharp_face_of_a_jpeg_loses_its_blocks_and_no_detail() -> None:
+    clean, place = natural(), within(natural(), FACE)
+    photo = stored_as_jpeg(clean, 30)
+    result = restore_photo(photo, restorer(1.0), CONFIG, lambda photo: [FACE])
+    assert result.faces == [FACE] and not result.skipped
+    assert rms(result.pixels[place], clean[place]) < 0.97 * rms(photo[place], clean[place])
+    untouched = result.mask[0] == 0
+    assert torch.equal(result.pixels[:, untouched], photo[:, untouched])
+    rim = (result.mask[0] > 0) & (result.mask[0] < 0.02)
+    assert rim.any() and (result.pixels - photo)[:, rim].abs().max() < 0.01, "no seam"
+
+
+def test_a_coarse_jpeg_is_restored() -> None:
+    photo, place = stored_as_jpeg(natural(), 10), within(natural(), FACE)
+    jpeg = read_jpeg(photo)
+    assert jpeg
+    off, on = (
+        restore_photo(photo, restorer(1.0), config, lambda photo: [FACE]).pixels[place]
+        for config in (replace(CONFIG, keep_detail=False), CONFIG)
+    )
+    assert rms(on, off) < 0.3 * rms(on, unblocked(photo, jpeg)[place])
+
+
+def test_a_grey_jpeg_stays_grey() -> None:
+    photo = stored_as_jpeg(natural()[:1].expand(3, -1, -1).contiguous(), 30)
+    made = restore_photo(photo, restorer(1.0), CONFIG, lambda photo: [FACE]).pixels
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2]) and not torch.equal(made, photo)
