@@ -16,7 +16,19 @@ ROOT = Path(__file__).resolve().parents[1]
 # The oldest that are promised, and what goes with them: NumPy 1 with that PyTorch, an old hub client with diffusers.
 OLDEST = ("torch==2.1.0", "torchvision==0.16.0", "diffusers==0.31.0", "spandrel==0.3.4")
 WITH_THEM = ("numpy<2", "opencv-python-headless<4.12", "huggingface-hub<1", "spandrel_extra_arches<0.2")
-REST = ("filelock", "Pillow", "safetensors", "scikit-image", "tqdm", "matplotlib", "piq", "pytest>=8", "scipy", "av")
+REST = (
+    "cma",
+    "filelock",
+    "Pillow",
+    "safetensors",
+    "scikit-image",
+    "tqdm",
+    "matplotlib",
+    "piq",
+    "pytest>=8",
+    "scipy",
+    "av",
+)
 TESTED = (
     "test_devices.py", "files/test_tensors.py", "diffusion/test_low_pass.py", "diffusion/test_schedule.py",
     "diffusion/test_sampler.py", "diffusion/test_prior.py", "training/test_losses.py", "training/test_batches.py",

@@ -47,6 +47,7 @@ HEAVY = {
     "einops",
     "jinja2",
     "scipy",
+    "cma",
     "markupsafe",
 }
 # Host and page packages -> the only places that may import them.
