@@ -36,6 +36,7 @@ from bfr_core.damage.groups import KNOWN_FACES, DamageGroups, describe, known_de
 from bfr_core.diffusion.prior import Prior
 from bfr_core.files.records import fingerprint
 from bfr_core.files.tensors import load_tensors, save_tensors
+from bfr_core.pixels import as_bytes
 from bfr_core.randomness import keyed_generator
 from bfr_core.restorers import Restorer, save_restorer
 from bfr_core.settings import changed
@@ -89,7 +90,7 @@ def adapted(
 ) -> tuple[Restorer, str]:
     """The restorer tuned on these faces, and the verdict on it; kept in `work`, and resumed from there."""
     config = changed(config, {"finetune.iterations": steps})
-    faces = fingerprint(lq.mul(255).round().byte().numpy().tobytes().hex(), restorer.sha256, prior.sha256)
+    faces = fingerprint(as_bytes(lq).numpy().tobytes().hex(), restorer.sha256, prior.sha256)
     made_from = fingerprint(faces, own_settings(config))
     name = work / f"{made_from}.safetensors"
     if not name.exists():

@@ -10,6 +10,8 @@ from typing import Literal, TypeVar, get_args
 import torch
 from torch import Tensor
 
+from .errors import first_line
+
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
@@ -64,7 +66,7 @@ def choose_device(name: str = "auto") -> torch.device:
     try:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"device is {name!r}, which cannot be used here ({reason}); try auto or cpu") from None
 
 
@@ -75,20 +77,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     return said or isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
 
 
-def halving(work: Callable[[int], Result], size: int) -> tuple[Result, int]:
+def halving(
+    work: Callable[[int], Result], size: int, smallest: int = 1, of: str = "faces at once"
+) -> tuple[Result, int]:
     """`work(size)`, and the size that it was done with, which is halved as often as the memory is too small for it.
 
     Each attempt begins anew, so `work` must leave nothing behind that a second call would count twice. Any other error
-    of `work` is raised, and so is its error of memory if even a size of one face is too much.
+    of `work` is raised, and so is its error of memory if half the size would be below `smallest`. of: what the size
+    counts, for the log.
     """
     while True:
         try:
             return work(size), size
         except (RuntimeError, MemoryError) as error:
-            if size == 1 or not is_out_of_memory(error):
+            if size // 2 < smallest or not is_out_of_memory(error):
                 raise
         # From here on the error, and with it all that the failed call held in memory, is gone.
-        log.warning("too little memory for %d faces at once; going on with %d", size, size // 2)
+        log.warning("too little memory for %d %s; going on with %d", size, of, size // 2)
         size //= 2
         release_memory()
 

@@ -23,12 +23,16 @@ def as_bytes(image: Tensor) -> Tensor:
 
 
 def gaussian_blur(
-    image: Tensor, sigma: float, radius: int | None = None, edges: Literal["reflect", "replicate", "none"] = "reflect"
+    image: Tensor,
+    sigma: float,
+    radius: int | None = None,
+    edges: Literal["reflect", "replicate", "constant", "none"] = "reflect",
 ) -> Tensor:
     """Gaussian blur of (B, C, H, W) by `sigma` pixels, in the number format of `image`.
 
     radius: of the window in pixels; three sigma unless it is given. edges: how the picture goes on outside itself, in
-    the words of `torch.nn.functional.pad`; "none" keeps whole windows only, so each side loses `radius` pixels.
+    the words of `torch.nn.functional.pad` ("constant": with zeros); "none" keeps whole windows only, so each side loses
+    `radius` pixels.
     """
     radius = int(3 * sigma + 0.5) if radius is None else radius
     x = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
@@ -41,14 +45,16 @@ def gaussian_blur(
     return planes.view(*image.shape[:2], *planes.shape[-2:])
 
 
-def resized(image: Tensor, size: int | Sequence[int], mode: Literal["bicubic", "bilinear"] = "bicubic") -> Tensor:
+def resized(
+    image: Tensor, size: int | Sequence[int], mode: Literal["bicubic", "bilinear", "area"] = "bicubic"
+) -> Tensor:
     """`image` (B, C, H, W) resized to `size`, (height, width) or one number for both, anti-aliased where it shrinks.
 
     The result is on the device of `image`, and is `image` itself if that has the size. Bicubic results may overshoot
-    its range.
+    its range. "area" takes the mean of what becomes one pixel.
     """
     size = (size, size) if isinstance(size, int) else (size[0], size[1])
     if tuple(image.shape[-2:]) == size:
         return image
-    made = F.interpolate(where_all_works(image), size, mode=mode, antialias=True, align_corners=False)
-    return made.to(image.device)
+    how = {} if mode == "area" else {"antialias": True, "align_corners": False}
+    return F.interpolate(where_all_works(image), size, mode=mode, **how).to(image.device)

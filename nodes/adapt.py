@@ -14,7 +14,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..bfr_core.adaptation.adapt import learn
-from ..bfr_core.adaptation.config import LOW_MEMORY, AdaptConfig
+from ..bfr_core.adaptation.config import FIRST_LOOK_TEXT, LOW_MEMORY, LOW_MEMORY_TEXT, MIXED_TEXT, AdaptConfig
 from ..bfr_core.adaptation.faces import FaceSet
 from ..bfr_core.adaptation.first_look import COLUMNS
 from ..bfr_core.adaptation.first_look import first_look as look_first
@@ -95,8 +95,7 @@ class MakePseudoTargets(host.Node):
                 host.widget(TARGETS, "batch_size", max=64),
                 io.Boolean.Input(
                     "first_look", optional=True, default=False,
-                    tooltip="Adapts to three faces only, in about two minutes, shows them before and after, says how "
-                    "long all faces will take, and stops there; no node after this one runs.",
+                    tooltip=f"{FIRST_LOOK_TEXT} No node after this one runs.",
                 ),
             ],
             target_outputs(),
@@ -208,8 +207,7 @@ class FinetuneRestorer(host.Node):
                 ),
                 host.seed_widget(),
                 io.Boolean.Input(
-                    "low_memory", default=False,
-                    tooltip="Tunes small changes, one face at a time: slower, for a small graphics card.",
+                    "low_memory", default=False, tooltip=LOW_MEMORY_TEXT,
                 ),
                 io.Combo.Input("settings", options=RECIPES, default=RECOMMENDED, tooltip=SETTINGS),
                 host.widget(TUNING, "iterations", max=1_000_000),
@@ -221,9 +219,7 @@ class FinetuneRestorer(host.Node):
                 host.widget(TUNING, "anchor", step=0.05),
                 host.widget(TUNING, "transplant", step=0.05),
                 io.Boolean.Input(
-                    "mixed", optional=True, default=False,
-                    tooltip="For faces that do not share one damage: finds groups of faces that do, draws targets and "
-                    "tunes for each by itself, and gives a restorer that sends each face to the one for its group.",
+                    "mixed", optional=True, default=False, tooltip=MIXED_TEXT,
                 ),
                 host.FacesType.Input(
                     "real",

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
-from ..bfr_core.pixels import as_bytes
+from ..bfr_core.pixels import as_bytes, resized
 
 
 def to_photos(image: Tensor) -> Tensor:
@@ -35,7 +34,7 @@ def with_alpha(image: Tensor, source: Tensor) -> Tensor:
         return image
     alpha = source.detach().to("cpu", torch.float32, copy=True)[..., 3]
     if alpha.shape[1:] != image.shape[1:3]:
-        alpha = F.interpolate(alpha[:, None], image.shape[1:3], mode="bilinear", antialias=True)[:, 0]
+        alpha = resized(alpha[:, None], image.shape[1:3], "bilinear")[:, 0]
     return torch.cat([image, alpha[..., None].clamp(0, 1)], -1)
 
 

@@ -21,11 +21,12 @@ from comfy_api.latest import io, ui
 from comfy_execution.graph import ExecutionBlocker
 from server import PromptServer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..bfr_core.adaptation.run import Run
+from ..bfr_core.device import halving
 from ..bfr_core.diffusion.prior import Prior
 from ..bfr_core.files.photos import printable
+from ..bfr_core.pixels import resized
 from ..bfr_core.reports.pictures import sheet
 from ..bfr_core.restorers import Restorer
 from ..bfr_core.settings import setting_at
@@ -45,6 +46,7 @@ RESULT_PICTURES, RESULT_PIXELS = 9, 1024
 SHOWN_PIXELS = 2048  # of a picture on a node: what is larger is shown smaller
 # Memory asked for, in bytes per pixel of a face: to run a restorer or prior, and to tune one; both are generous.
 RUNNING, TUNING = 1_500, 12_000
+TILE, SMALLEST_TILE = 512, 128  # pixels a side of the pieces that an upscaler is given
 TUNED_COPIES = 8  # of the weights: base, tuned, average, best, Adam's two moments, gradients, and room
 NEEDED_FOR = {
     "spandrel": "restorers cannot be loaded",
@@ -170,8 +172,8 @@ def output(cls: type[Node], *values: Any, text: str = "", picture: Tensor | None
 
 def shrunk(pictures: Tensor, most: int) -> Tensor:
     """Pictures (B, 3, H, W), shrunk so far that neither side is longer than `most` pixels."""
-    shrink = most / max(pictures.shape[-2:])
-    return F.interpolate(pictures, scale_factor=shrink, mode="area") if shrink < 1 else pictures
+    shrink = min(1.0, most / max(pictures.shape[-2:]))
+    return resized(pictures, [max(1, math.floor(n * shrink)) for n in pictures.shape[-2:]], "area")
 
 
 def say(cls: type[Node], text: str) -> None:
@@ -357,8 +359,7 @@ def enlarger(model: Any, check: Callable[[], None]) -> Callable[[Tensor], Tensor
 
     def enlarge(photo: Tensor) -> Tensor:
         device = model_management.get_torch_device()
-        tile = 512
-        needed = model_management.module_size(model.model) + tile * tile * 3 * 4 * 384 * max(model.scale, 1)
+        needed = model_management.module_size(model.model) + TILE * TILE * 3 * 4 * 384 * max(model.scale, 1)
         model_management.free_memory(needed, device)
         model.to(device)
 
@@ -366,21 +367,13 @@ def enlarger(model: Any, check: Callable[[], None]) -> Callable[[Tensor], Tensor
             check()
             return model(part)
 
+        def in_tiles(side: int) -> Tensor:
+            whole = photo[None].to(device)
+            made = utils.tiled_scale(whole, network, tile_x=side, tile_y=side, overlap=32, upscale_amount=model.scale)
+            return made[0].cpu()
+
         try:
-            while True:
-                try:
-                    return utils.tiled_scale(
-                        photo[None].to(device),
-                        network,
-                        tile_x=tile,
-                        tile_y=tile,
-                        overlap=32,
-                        upscale_amount=model.scale,
-                    )[0].cpu()
-                except model_management.OOM_EXCEPTION:
-                    tile //= 2
-                    if tile < 128:
-                        raise
+            return halving(in_tiles, TILE, smallest=SMALLEST_TILE, of="pixels a side of a tile")[0]
         finally:
             model.to("cpu")
 

@@ -19,7 +19,7 @@ from ..bfr_core.files.photos import printable
 from ..bfr_core.restoration.restore import RestoreConfig, RestoredPhoto, restore_aligned, restore_photo
 from ..bfr_core.restoration.same_person import counted, load_check, warnings_of
 from ..bfr_core.restorers import load_restorer
-from ..bfr_core.restorers.codeformer import CodeFormer, with_fidelity
+from ..bfr_core.restorers.codeformer import FIDELITY_TEXT, CodeFormer, with_fidelity
 from . import convert, host
 from .faces import lines
 
@@ -135,7 +135,7 @@ class RestoreFaces(host.Node):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="For CodeFormer only: 0 is cleaner, 1 is closer to the photo.",
+                    tooltip=FIDELITY_TEXT,
                 ),
                 host.widget(CONFIG, "blend", step=0.05),
                 host.widget(CONFIG, "mask"),

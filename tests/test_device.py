@@ -25,6 +25,15 @@ def test_work_is_halved_until_it_fits(caplog):
     assert halving(room_for(9, sizes), 9) == (90, 9)
 
 
+def test_a_size_that_may_not_be_small_is_halved_no_further(caplog):
+    sizes: list[int] = []
+    assert halving(room_for(128, sizes), 512, smallest=128, of="pixels a side") == (1280, 128)
+    assert "too little memory for 512 pixels a side; going on with 256" in caplog.text
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        halving(room_for(127, sizes), 512, smallest=128)
+    assert sizes == 2 * [512, 256, 128]
+
+
 def test_what_does_not_fit_with_one_face_and_what_is_no_lack_of_memory_is_raised():
     sizes: list[int] = []
     with pytest.raises(torch.cuda.OutOfMemoryError):

@@ -20,6 +20,7 @@ REST = (
     "cma",
     "filelock",
     "Pillow",
+    "platformdirs",
     "safetensors",
     "scikit-image",
     "tqdm",

@@ -31,6 +31,7 @@ from bfr_core.adaptation.config import recipe
 from bfr_core.damage.synthetic import DAMAGES, degrade
 from bfr_core.faces.align import Face, crop_face
 from bfr_core.files.photos import list_images, read_image, replace_atomically, write_image
+from bfr_core.pixels import as_bytes
 from bfr_core.randomness import keyed_generator
 from bfr_core.restorers import Restorer, load_restorer
 from bfr_core.studies.demo import damaged_photo, real_photos
@@ -88,7 +89,7 @@ def labelled(rows: Sequence[Sequence[Tensor]]) -> Image.Image:
         draw.text((left + side / 2, HEAD / 2), title, "black", font, anchor="mm")
         for number, row in enumerate(rows):
             enlarged = F.interpolate(row[column][None], scale_factor=ENLARGED, mode="bicubic")[0].clamp(0, 1)
-            pixels = (enlarged.permute(1, 2, 0) * 255).round().byte().numpy()
+            pixels = as_bytes(enlarged).permute(1, 2, 0).numpy()
             picture.paste(Image.fromarray(pixels), (left, HEAD + number * (side + GAP)))
     return picture
 

@@ -40,7 +40,7 @@ from bfr_core.faces.landmarks import (
     ResidualLayer,
     ScanNet,
 )
-from bfr_core.pixels import luma
+from bfr_core.pixels import as_bytes, luma
 
 BATCH = 48
 WIDE, WIDE_CROP = 144, 80  # sides of the stored window of a place without a face, and of the crop in it
@@ -79,7 +79,7 @@ def picture_of(grey: Tensor, landmarks: np.ndarray | None = None) -> Picture:
     while len(levels) < 4 and min(levels[-1].shape[-2:]) >= 64:
         size = [n // 2 for n in levels[-1].shape[-2:]]
         levels.append(F.interpolate(levels[-1], size, mode="bilinear", antialias=True, align_corners=False))
-    return Picture([(level[0] * 255).round().clamp(0, 255).byte() for level in levels], landmarks)
+    return Picture([as_bytes(level[0]) for level in levels], landmarks)
 
 
 def listed(folder: Path) -> dict[str, np.ndarray]:
@@ -223,13 +223,13 @@ def stray_places(
 def seen_wide(pictures: list[Picture], matrices: list[np.ndarray]) -> Tensor:
     """The wide windows of these places, (N, 1, 144, 144) uint8."""
     shown = [window_of(picture, matrix, WIDE, "border") for picture, matrix in zip(pictures, matrices, strict=True)]
-    return (torch.stack(shown) * 255).round().byte()
+    return as_bytes(torch.stack(shown))
 
 
 def random_bank(pictures: list[Picture], count: int, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
     """Places without a face and, for a tenth, textures: (<= count, 1, 144, 144) uint8."""
     textures = torch.cat([texture(generator, WIDE) for _ in range(count // 10)])
-    return torch.cat([seen_wide(*stray_places(pictures, count - count // 10, rng)), (textures * 255).round().byte()])
+    return torch.cat([seen_wide(*stray_places(pictures, count - count // 10, rng)), as_bytes(textures)])
 
 
 def seen_anew(bank: Tensor, rng: torch.Generator, jitter: float = 1.0) -> Tensor:
@@ -361,7 +361,7 @@ def damage(x: Tensor, rng: torch.Generator) -> Tensor:
     x = (x + torch.randn(x.shape, generator=rng) * strength).clamp(0, 1)
     for i in torch.nonzero(torch.rand(count, generator=rng) < 0.35).flatten().tolist():
         quality = int(torch.randint(8, 70, (), generator=rng))
-        x[i] = decode_jpeg(encode_jpeg((x[i] * 255).round().byte(), quality)).float() / 255
+        x[i] = decode_jpeg(encode_jpeg(as_bytes(x[i]), quality)).float() / 255
     return torch.where(torch.rand(column, generator=rng) < 0.2, untouched, x)
 
 

@@ -16,6 +16,19 @@ from .targets import TargetConfig
 
 RECOMMENDED, PUBLISHED_RECIPE = "recommended", "published"
 RECIPES = (RECOMMENDED, PUBLISHED_RECIPE)
+# What switches do that are no settings themselves, in the words of command line, page and nodes.
+LOW_MEMORY_TEXT = (
+    "Whether less memory is used and more time taken: low-rank changes are tuned, one face a pass, with recomputed "
+    "activations and without the adversarial loss."
+)
+MIXED_TEXT = (
+    "Whether groups of faces that share a damage are found, and each gets an adaptation of its own. When photos are "
+    "restored, each face goes to the restorer for its damage, or to the base if it belongs to no group."
+)
+FIRST_LOOK_TEXT = (
+    "A first look adapts to three faces in about two minutes, shows them before and after, says how long all faces "
+    "will take, and stops there."
+)
 
 
 @dataclass(frozen=True)

@@ -233,6 +233,7 @@ def left_out_of(run: Run) -> list[str]:
 
 
 def face_index(run: Run) -> dict[str, Any]:
+    """The table of the faces that were collected in `run`, as faces.json has it. Raises ValueError if there is none."""
     index = read_table(run.faces / "faces.json", faces=list, problems=list, notes=dict)
     if not index:
         raise ValueError(f"{printable(run.folder)}: holds no faces yet; start with 'bfr faces PHOTOS --run ...'")
@@ -242,7 +243,7 @@ def face_index(run: Run) -> dict[str, Any]:
 def _crops_of(
     file: Path, name: str, folder: Path, size: int, config: FaceConfig, detector: Any
 ) -> tuple[list[dict[str, Any]], list[str], Sequence[str]]:
-    """What is kept of the photo's faces, whose crops are written, why others are left out, and the photo's notes."""
+    """Write the crops of a photo's faces; returns a record of each, why others are left out, and the photo's notes."""
     source = read_photo(file)
     photo = source.pixels
     if config.aligned:

@@ -21,6 +21,7 @@ from ..diffusion.prior import Prior, load_prior
 from ..files.photos import list_images, printable, read_image, replace_atomically, write_image
 from ..files.records import fingerprint, read_json, read_table, write_json
 from ..files.stages import remove, stage_folder
+from ..pixels import resized
 from ..reports.html import Gallery, ReportData, write_report
 from ..restorers import Restorer, load_restorer
 from ..settings import changed
@@ -194,7 +195,7 @@ def read_first_look(run: Run) -> tuple[list[tuple[str, list[Tensor]]], list[str]
 
 def _targets(targets: dict[str, Path], faces: FaceSet, size: int) -> Tensor:
     pictures = torch.stack([read_image(targets[name]) for name in faces.names])
-    return torch.nn.functional.interpolate(pictures, (size, size), mode="area")
+    return resized(pictures, size, "area")
 
 
 def _forecast(pace: Pace, count: int, seen: int, config: AdaptConfig, photos: Path | None) -> Forecast:

@@ -15,6 +15,7 @@ from ..faces.likeness import OTHER
 from ..files.photos import printable, read_image
 from ..files.records import read_json
 from ..metrics.intervals import bootstrap_difference
+from ..pixels import resized
 from ..reports.html import Gallery, ReportData, Table, write_report
 from ..restoration.restore import square
 from ..training.batches import split
@@ -55,7 +56,7 @@ def report_adaptation(result: Adapted, config: FinetuneConfig, recogniser: Recog
         name = names[i]
         lq = read_image(result.faces.crop(name))
         base, tuned = (r.restore(lq[None])[0].cpu() for r in (result.base, result.restorer))
-        target = torch.nn.functional.interpolate(read_image(result.targets[name])[None], lq.shape[-2:], mode="area")[0]
+        target = resized(read_image(result.targets[name])[None], lq.shape[-2:], "area")[0]
         label = result.faces.label(name)
         rows.append((label if i in trained else f"{label} (not trained on)", [lq, base, target, tuned]))
     progress = result.progress

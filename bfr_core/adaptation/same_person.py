@@ -14,7 +14,7 @@ from ..restoration.same_person import FaceLikeness, LikenessMeter, counted, coun
 from ..restorers import Restorer
 from .faces import FaceSet
 
-MOST = 128  # faces of a folder that are measured
+MAX_FACES = 128  # faces of a folder that are measured
 BATCH = 8
 EXPLAINED = 0.05  # chance from which on so many warnings are taken for more than false ones
 NOT_MEASURED = "Likeness was not measured: look yourself whether each face is still the person."
@@ -74,9 +74,9 @@ class FolderLikeness:
 def measure_likeness(
     faces: FaceSet, base: Restorer, adapted: Restorer, names: Sequence[str] | None = None
 ) -> FolderLikeness:
-    """The likeness of the faces of these names, of all if left out, but of `MOST` at most, evenly chosen."""
+    """The likeness of the faces of these names, of all if left out, but of `MAX_FACES` at most, evenly chosen."""
     names = list(faces.names if names is None else names)
-    some = min(MOST, len(names))
+    some = min(MAX_FACES, len(names))
     chosen = [names[i * len(names) // some] for i in range(some)]
     if not chosen:
         return FolderLikeness()

@@ -98,15 +98,15 @@ class TargetChecks(NamedTuple):
     readable: Tensor
 
 
-SAID = {
+REASONS = {
     "low_band": "does not agree with the damaged face in its low band",
-    "moved": "eyes, nose or mouth have moved",
-    "faceless": "looks less like a face",
+    "moved": "has eyes, nose or mouth in another place than the damaged face",
+    "faceless": "looks less like a face than it should",
     "unlike": "looks unlike the folder's other targets",
     "noisy": "has noise left in it",
     "stranger": OTHER,
 }
-RELATIVE = tuple(name for name in SAID if name != "stranger")  # judged by the folder's others
+RELATIVE = tuple(name for name in REASONS if name != "stranger")  # judged by the folder's others
 
 
 # Deviations count as at least this, so that a trifle does not stand out among faces that are all alike.
@@ -135,7 +135,10 @@ class TargetMeasurements(NamedTuple):
 def measurements_of(
     lq: Tensor, targets: Tensor, net: LandmarkNet, meter: LikenessMeter | None = None
 ) -> TargetMeasurements:
-    """lq, targets: (B, 3, S, S) RGB in [0, 1] -> what the checks need of them. meter: where likeness is measured."""
+    """What the checks need to know of each pair of a damaged face and its target.
+
+    lq, targets: (B, 3, S, S) RGB in [0, 1]. meter: measures likeness; without it no target counts as a stranger's.
+    """
     stranger = torch.zeros(len(lq))
     for i, one in enumerate(meter.judge(lq, targets)[0] if meter else ()):
         stranger[i] = one.distance / one.other if one.distance is not None and one.other else 0.0
@@ -197,15 +200,15 @@ def refusals(checks: TargetChecks, config: TargetCheckConfig, of: TargetChecks |
         for i, value in enumerate(((values - middle) / deviation).tolist()):
             if value > worst[i]:
                 worst[i] = value
-                reasons[i] = f"{SAID[name]} ({value:.0f} deviations from the folder's median)"
+                reasons[i] = f"{REASONS[name]} ({value:.0f} deviations from the folder's median)"
     for i, reason in enumerate(reasons):
         if checks.readable[i] and not reason:
             if checks.faceless[i] > 1 - config.least_score:
-                reasons[i] = SAID["faceless"]
+                reasons[i] = REASONS["faceless"]
             elif checks.moved[i] > config.most_moved:
-                reasons[i] = SAID["moved"]
+                reasons[i] = REASONS["moved"]
         if config.likeness and checks.stranger[i] > 1 and not reasons[i]:
-            reasons[i] = SAID["stranger"]
+            reasons[i] = REASONS["stranger"]
     return reasons
 
 
@@ -216,7 +219,7 @@ def joined(parts: list[TargetMeasurements]) -> TargetMeasurements:
 
 def as_record(checks: TargetChecks, index: int) -> Mapping[str, float]:
     """The figures of one face, ready for JSON."""
-    return {name: round(float(getattr(checks, name)[index]), 5) for name in SAID}
+    return {name: round(float(getattr(checks, name)[index]), 5) for name in REASONS}
 
 
 def at_checked_size(image: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from ..files.ownership import made_by_hand, sha256_of
 from ..files.photos import list_images, printable, read_image
 from ..files.records import fingerprint, read_table, write_json
 from ..files.stages import open_stage, remove, stage_folder
+from ..pixels import as_bytes
 from ..restorers import Restorer
 from .config import AdaptConfig
 from .faces import FaceSet, StageCallback, content_hash, old_crops, resize_square, write_or_keep
@@ -262,7 +263,7 @@ def match_in_order(run: Run, faces: FaceSet, targets: Tensor, first: int = 0) ->
     for name, target in zip(faces.names[first:], targets, strict=False):
         path = run.given / f"{name}.png"
         pixels = resize_square(target, targets.shape[-1], path)
-        if not (path.exists() and torch.equal(read_image(path), pixels.clamp(0, 1).mul(255).round() / 255)):
+        if not (path.exists() and torch.equal(read_image(path), as_bytes(pixels).float() / 255)):
             write_or_keep(path, pixels)  # a picture that is there already keeps its time, and a tuning on it goes on
     return {name: path for name in faces.names if (path := run.given / f"{name}.png").exists()}
 

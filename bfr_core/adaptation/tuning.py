@@ -19,6 +19,7 @@ from ..faces.sharp_faces import SharpFaces as EmbeddedFaces
 from ..files.photos import read_image
 from ..files.records import fingerprint
 from ..files.stages import remove
+from ..pixels import as_bytes
 from ..restoration.same_person import LikenessMeter
 from ..restorers import Restorer, save_change, save_restorer
 from ..training.batches import Pairs, SharpFaces
@@ -58,7 +59,7 @@ class FolderFaces:
         face = self._kept.get(index)
         if face is None:
             file = self.files[index]
-            face = resize_square(read_image(file), self.size, file).mul(255).round().byte()
+            face = as_bytes(resize_square(read_image(file), self.size, file))
             if len(self._kept) < self._room:
                 self._kept[index] = face
         return face.float() / 255

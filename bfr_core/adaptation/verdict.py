@@ -1,10 +1,11 @@
 """The verdict: whether tuning helped, judged without clean copies on faces that neither restorer was tuned on.
 
-The proof are two tests with known answers. The damage of each face, by its pseudo target, is put on the target of
-another: that would be passed by a restorer that learned blurred, shifted or foreign targets, too. And the damage that
-the tuned restorer sees in each face is put on clean faces that owe nothing to the folder or its teacher: that shows
-what it takes for damage and is not. What the restored faces and the targets look like has a veto, and so has likeness:
-whether the restored faces are still the people in the photos.
+Two tests with known answers decide. In the first, the damage of each face, as its pseudo target shows it, is put on the
+pseudo target of another face. A restorer that learned blurred, shifted or foreign targets would pass this test, too. In
+the second, the damage that the tuned restorer sees in each face is put on clean faces that come neither from the folder
+nor from the prior's targets, so a restorer fails that takes something else for damage. Even if both tests are passed,
+the tuned restorer is not adopted where the restored faces or the targets look wrong, or where the restored faces are no
+longer the people in the photos.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ..threads import prepare_threads
 
     words = sys.argv[1:] if arguments is None else arguments
-    prepare_threads(lasting="ui" in words[:1])
+    prepare_threads(words)
     from .commands import main as run
 
     return run(arguments)

@@ -44,13 +44,16 @@ def each_photo(
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]]]:
     """What work(file, relative path) finds out about every photo below `folder`, by relative path; and an account.
 
+    folder: of the photos, or one photo.
+
     work returns this, and what of the photo was not used, a line each, which becomes the reason in the account.
     The account has photo, status ("done", "failed" or "left_out") and reason of every file below the folder. A photo
     that cannot be read or written is logged, and the others are still done.
     """
     from ..files.photos import look_through
 
-    photos, left_out = look_through(folder)
+    photos, left_out = ([folder], {}) if folder.is_file() else look_through(folder)
+    folder = folder.parent if folder.is_file() else folder
     done: dict[str, dict[str, Any]] = {}
     files = [{"photo": path.as_posix(), "status": "left_out", "reason": reason} for path, reason in left_out.items()]
     for step, file in enumerate(photos):
@@ -69,7 +72,7 @@ def each_photo(
     return done, sorted(files, key=lambda line: Path(line["photo"]).parts)
 
 
-def account(files: Sequence[dict[str, str]], words: dict[str, str], end: str) -> None:
+def print_account(files: Sequence[dict[str, str]], words: dict[str, str], end: str) -> None:
     """Print how many of the files ended in which way, and name those that were left out."""
     counts = Counter(file["status"] for file in files)
     left_out = {printable(f["photo"]): printable(f["reason"]) for f in files if f["status"] == "left_out"}
@@ -84,8 +87,8 @@ def problems_of(files: Sequence[dict[str, str]]) -> list[str]:
     return [f"{printable(file['photo'])}: {file['reason']}" for file in files if file["reason"]]
 
 
-def faces_said(faces: Any) -> list[dict[str, str]]:
-    """Print and return the account of the photos that a `FaceSet` comes from."""
+def print_face_account(faces: Any) -> list[dict[str, str]]:
+    """Print the account of the photos that the faces of a `FaceSet` were found in, and return it."""
     files = faces.account()
-    account(files, FACES, f"{len(faces)} faces in {printable(faces.folder)}")
+    print_account(files, FACES, f"{len(faces)} faces in {printable(faces.folder)}")
     return files

@@ -15,8 +15,8 @@ from typing import Any
 from ..device import choose_device
 from ..settings import Setting, read_assignments, setting_at, settings_of
 
-MAIN, STAGES, STUDIES = "the main road", "the stages, one by one", "what only studies the method"
-ORDER = ("adapt", "restore", "ui", "weights", "inspect", "settings")  # on the main road
+MAIN, STAGES, STUDIES = "main commands", "the stages of adapt, one by one, and other tools", "studies of the method"
+ORDER = ("adapt", "restore", "ui", "weights", "inspect", "settings")  # of the main commands
 # Flag -> the setting of `AdaptConfig` that it changes.
 OPTIONS = {
     "--aligned": "faces.aligned",
@@ -95,7 +95,7 @@ class Commands:
         self.told[group].append((name, text))
         sub = self.parsers.add_parser(name, description=text)
         sub.set_defaults(command=function, goes_on=goes_on)
-        sub.add_argument("--json", action="store_true", help="print a summary in JSON at the end, for programs")
+        sub.add_argument("--json", action="store_true", help="Print a summary in JSON at the end, for programs.")
         for flag in flags:
             _add(sub, flag)
         if flags:
@@ -113,24 +113,23 @@ class Commands:
 
 def accept_settings(sub: argparse.ArgumentParser, example: str = "finetune.lr=1e-4") -> None:
     """Add --set, which reaches every setting."""
-    text = f"any other setting, such as {example}; may be given several times; 'bfr settings' lists them"
+    text = f"Any other setting, such as {example}; may be given several times; 'bfr settings' lists them."
     sub.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help=text)
 
 
 def on_device(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add --device."""
-    text = "auto (a CUDA GPU if there is one, else the CPU), cpu, cuda, cuda:1, mps, ..."
+    text = "Where networks run: auto (a CUDA GPU if there is one, else the CPU), cpu, cuda, cuda:1, mps."
     sub.add_argument("--device", default="auto", help=text)
     return sub
 
 
 def tunes(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the options of every command that tunes."""
-    text = (
-        "need less memory: tune low-rank changes, one face a pass, with recomputed activations and no adversarial loss"
-    )
-    sub.add_argument("--low-memory", action="store_true", help=text)
-    text = "also write restorer.pth, for programs that read only .pth (ReActor, facerestore_cf)"
+    from ..adaptation.config import LOW_MEMORY_TEXT
+
+    sub.add_argument("--low-memory", action="store_true", help=LOW_MEMORY_TEXT)
+    text = "Also write restorer.pth, for programs that read only .pth (ReActor, facerestore_cf)."
     sub.add_argument("--export-pth", action="store_true", help=text)
     return on_device(sub)
 
@@ -144,8 +143,8 @@ def by_recipe(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def with_run(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the run's folder and the seed of every random draw."""
-    sub.add_argument("--run", type=Path, required=True, metavar="DIR", help="folder that holds the adaptation")
-    sub.add_argument("--seed", type=int, metavar="N", help="the seed of every random draw (0)")
+    sub.add_argument("--run", type=Path, required=True, metavar="DIR", help="Folder that holds the adaptation.")
+    sub.add_argument("--seed", type=int, metavar="N", help="The seed of every random draw (0).")
     return sub
 
 

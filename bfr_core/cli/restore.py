@@ -13,7 +13,7 @@ from typing import Any
 from ..device import choose_device
 from ..files.ownership import free_place, note_result
 from ..files.photos import printable
-from .account import DONE, RESTORED, account, each_photo, prepare_results, problems_of
+from .account import DONE, RESTORED, each_photo, prepare_results, print_account, problems_of
 from .flags import MAIN, STAGES, Commands, add_restore_flags, on_device, restore_config
 from .progress import Bars
 
@@ -58,7 +58,7 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     likeness = [one for file in result.files for one in file.likeness]
     if likeness:
         print(counted(likeness), file=sys.stderr)
-    account(files, RESTORED, f"results in {printable(args.out)}")
+    print_account(files, RESTORED, f"results in {printable(args.out)}")
     times = {"seconds": round(result.seconds, 2), "network_seconds": round(result.network_seconds, 2)}
     words = {"likeness": counts_of(likeness)} if likeness else {}
     return counts | times | {"files": files, "problems": problems} | ({"served_by": served} if served else {}) | words
@@ -84,7 +84,7 @@ def tone(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     lines, files = each_photo(args.photos, one, bars.named("tone"))
     if lines:
         write_json(free_place(args.out / "tone.json"), {"strength": args.strength, "photos": lines})
-    account(files, DONE, f"results in {printable(args.out)}")
+    print_account(files, DONE, f"results in {printable(args.out)}")
     return {"photos": len(lines), "files": files, "problems": problems_of(files)}
 
 
@@ -116,38 +116,40 @@ def inspect(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 def add_commands(commands: Commands) -> None:
     """Add the commands of this family."""
+    from ..restorers.codeformer import FIDELITY_TEXT, CodeFormer
+
     sub = on_device(commands.add(restore, "Restore the faces of a folder of photos.", group=MAIN, goes_on=True))
-    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of photos, or one photo")
-    sub.add_argument("--restorer", default="embedded", metavar="FILE", help="an adapted restorer, or any other")
-    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of results, named like the photos")
-    sub.add_argument("--aligned", action="store_true", help="the photos are aligned square faces already")
-    text = "leave results alone that are there already, whatever they were made with"
+    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="Folder of photos, or one photo.")
+    sub.add_argument("--restorer", default="embedded", metavar="FILE", help="An adapted restorer, or any other.")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="Folder of results, named like the photos.")
+    sub.add_argument("--aligned", action="store_true", help="The photos are aligned square faces already.")
+    text = "Leave results alone that are there already, whatever they were made with."
     sub.add_argument("--skip-existing", action="store_true", help=text)
-    text = "make all results anew; otherwise those made before from the same photo in the same way are kept"
+    text = "Make all results anew; otherwise those made before from the same photo in the same way are kept."
     sub.add_argument("--again", action="store_true", help=text)
-    text = "CodeFormer's fidelity_weight: 0 cleaner, 1 closer to the photo (0.5); other restorers have none"
+    text = f"{FIDELITY_TEXT} Without it, {CodeFormer.fidelity_weight} is taken."
     sub.add_argument("--fidelity", type=float, metavar="FLOAT", help=text)
-    text = "leave out where the photos were taken; photos without faces are then written anew, not copied"
+    text = "Leave out where the photos were taken; photos without faces are then written anew, not copied."
     sub.add_argument("--strip-gps", action="store_true", help=text)
-    text = "a photo of one person: only faces that look like theirs are restored, see --person-limit"
+    text = "A photo of one person: only faces that look like theirs are restored, see --person-limit."
     sub.add_argument("--person", type=Path, metavar="FILE", help=text)
     add_restore_flags(sub)
     sub = commands.add(
         export, "Write a complete restorer under its base's tensor names, for other programs.", group=STAGES
     )
-    sub.add_argument("file", metavar="FILE", help="a restorer, or a file of low-rank changes whose base is here")
-    text = "NAME.pth for ReActor and facerestore_cf, which read only that, or NAME.safetensors"
+    sub.add_argument("file", metavar="FILE", help="A restorer, or a file of low-rank changes whose base is here.")
+    text = "NAME.pth for ReActor and facerestore_cf, which read only that, or NAME.safetensors."
     sub.add_argument("--out", type=Path, required=True, metavar="NAME", help=text)
     sub = commands.add(
         inspect,
         "Show what a restored picture or a restorer records, and whether the restorer may be used commercially.",
         group=MAIN,
     )
-    sub.add_argument("file", metavar="FILE", help="a picture, a restorer, a file of low-rank changes, or a prior")
+    sub.add_argument("file", metavar="FILE", help="A picture, a restorer, a file of low-rank changes, or a prior.")
     sub = commands.add(
         tone, "Undo fading and yellowing, before faces are restored; nothing else is changed.", group=STAGES
     )
-    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of photos, or one photo")
-    text = "folder of results, and of tone.json, which says what was done"
+    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="Folder of photos, or one photo.")
+    text = "Folder of results, and of tone.json, which says what was done."
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help=text)
-    sub.add_argument("--strength", type=float, default=1.0, help="how much is undone: 0 nothing to 1 all of it (1)")
+    sub.add_argument("--strength", type=float, default=1.0, help="How much is undone: 0 nothing to 1 all of it (1).")

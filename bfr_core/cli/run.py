@@ -10,7 +10,7 @@ from typing import Any
 
 from ..files.photos import printable
 from ..settings import Setting, settings_of
-from .account import faces_said
+from .account import print_face_account
 from .flags import (
     ALBUM_FLAGS,
     FACE_FLAGS,
@@ -77,7 +77,7 @@ def _adapt_mixed(args: argparse.Namespace, config: Any, base: Any, bars: Bars) -
         "verdict": result.verdict,
         "groups": [{"faces": len(g.names), "verdict": g.judgement.verdict} for g in result.groups],
         "left_to_base": len(result.left),
-        "files": faces_said(faces_of(result.run)),
+        "files": print_face_account(faces_of(result.run)),
     }
 
 
@@ -101,7 +101,7 @@ def _tuned(result: Any, pth: bool) -> dict[str, Any]:
         "verdict": result.judgement.verdict,
         "verdict_sentence": result.judgement.sentence,
         "likeness": result.likeness.record(),
-        "files": faces_said(result.faces),
+        "files": print_face_account(result.faces),
     }
 
 
@@ -117,7 +117,7 @@ def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     with run.locked():
         found = collect_faces(args.photos, run, size, config.faces, bars, base.device)
         people = find_people(run, found, config.people, bars) if config.people.find else {}
-    files = faces_said(found)
+    files = print_face_account(found)
     for line in people_lines(people, found):
         print(printable(line), file=sys.stderr)
     whose = {"people": people} if people else {}
@@ -208,17 +208,15 @@ def setting_lines(one: Setting) -> list[str]:
 
 def add_commands(commands: Commands) -> None:
     """Add the commands of this family."""
+    from ..adaptation.config import FIRST_LOOK_TEXT, MIXED_TEXT
+
     every = (*FACE_FLAGS, "--people", *SOURCES, *TARGET_FLAGS, *GATE_FLAGS, *ALBUM_FLAGS, *TUNE_FLAGS)
     text = "Adapt a restorer to a folder of damaged photos; run again, it goes on where it stopped."
     sub = commands.add(adapt, text, *every, group=MAIN, goes_on=True)
     tunes(with_run(by_recipe(sub)))
-    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of damaged photos")
-    text = "find groups of faces that share a damage, and adapt to each by itself; writes groups.safetensors"
-    sub.add_argument("--mixed", action="store_true", help=text)
-    text = (
-        "adapt to three faces for about two minutes, show them before and after, say how long all will take, and stop"
-    )
-    sub.add_argument("--first-look", action="store_true", help=text)
+    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="Folder of damaged photos.")
+    sub.add_argument("--mixed", action="store_true", help=f"{MIXED_TEXT} This writes groups.safetensors.")
+    sub.add_argument("--first-look", action="store_true", help=FIRST_LOOK_TEXT)
     sub = commands.add(
         faces,
         "Find and align the faces of a folder.",
@@ -229,8 +227,8 @@ def add_commands(commands: Commands) -> None:
         goes_on=True,
     )
     with_run(sub)
-    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of photos")
-    sub.add_argument("--size", type=int, help="side of the crops in pixels (the restorer's)")
+    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="Folder of photos.")
+    sub.add_argument("--size", type=int, help="Side of the crops in pixels (the restorer's).")
     text = "Draw pseudo targets for the faces of a run, and refuse those that are not fit to learn from."
     flags = (*SOURCES, *TARGET_FLAGS, *GATE_FLAGS, "--precision")
     on_device(with_run(by_recipe(commands.add(targets, text, *flags, group=STAGES, goes_on=True))))
@@ -238,8 +236,8 @@ def add_commands(commands: Commands) -> None:
     sub = commands.add(finetune, "Tune the restorer on a run's faces.", *flags, group=STAGES, goes_on=True)
     tunes(with_run(by_recipe(sub)))
     sub.add_argument(
-        "photos", type=Path, nargs="?", metavar="PHOTOS", help="folder of photos, if the run has no faces yet"
+        "photos", type=Path, nargs="?", metavar="PHOTOS", help="Folder of photos, if the run has no faces yet."
     )
-    sub.add_argument("--targets", type=Path, metavar="DIR", help="targets made in another way, named like the faces")
+    sub.add_argument("--targets", type=Path, metavar="DIR", help="Targets made in another way, named like the faces.")
     sub = commands.add(settings, "List every setting that --set changes, or those about a word.", group=MAIN)
-    sub.add_argument("word", nargs="?", default="", metavar="WORD", help="part of a setting's path or meaning")
+    sub.add_argument("word", nargs="?", default="", metavar="WORD", help="Part of a setting's path or meaning.")

@@ -11,7 +11,7 @@ from typing import Any
 from ..device import choose_device
 from ..files.ownership import free_place, note_result
 from ..files.photos import printable
-from .account import DONE, account, each_photo, prepare_results, problems_of
+from .account import DONE, each_photo, prepare_results, print_account, problems_of
 from .flags import (
     FACE_FLAGS,
     SOURCES,
@@ -48,7 +48,7 @@ def demo(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 def degrade(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from ..damage.synthetic import degrade as damage
-    from ..files.photos import read_photo, write_image
+    from ..files.photos import look_through, png_names, read_photo, write_image
     from ..files.records import write_json
     from ..randomness import keyed_generator
 
@@ -56,18 +56,21 @@ def degrade(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         key = keyed_generator(args.seed, args.kind, relative.as_posix())
         photo = read_photo(file)
         result = damage(photo.pixels[None], args.kind, key, args.strength)
-        place = free_place(args.out / relative.parent / f"{relative.name}.png")
+        place = free_place(args.out / names[relative])
         write_image(place, result.lq[0])
         if not alone:
             note_result(place)
         return result.parameters[0], photo.notes
 
+    photos = [args.photos] if args.photos.is_file() else look_through(args.photos)[0]
+    folder = args.photos.parent if args.photos.is_file() else args.photos
+    names = png_names([file.relative_to(folder) for file in photos])
     alone = prepare_results(args.photos, args.out)
     drawn, files = each_photo(args.photos, one, bars.named("degrade"))
     if drawn:
         made = {"kind": args.kind, "seed": args.seed, "strength": args.strength, "images": drawn}
         write_json(free_place(args.out / "degrade.json"), made)
-    account(files, DONE, f"results in {printable(args.out)}")
+    print_account(files, DONE, f"results in {printable(args.out)}")
     return {"images": len(drawn), "files": files, "problems": problems_of(files)}
 
 
@@ -176,13 +179,13 @@ def add_commands(commands: Commands) -> None:
         group=STUDIES,
         goes_on=True,
     )
-    sub.add_argument("--run", type=Path, default=Path("demo_run"), metavar="DIR", help="folder to work in (demo_run)")
+    sub.add_argument("--run", type=Path, default=Path("demo_run"), metavar="DIR", help="Folder to work in (demo_run).")
     sub = commands.add(degrade, "Damage clean photos, for trials.", group=STUDIES)
-    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of photos, or one photo")
-    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of results, and of degrade.json")
-    sub.add_argument("--kind", required=True, help=f"one of {', '.join(DAMAGES)}")
-    sub.add_argument("--strength", type=float, default=1.0, help="0 is next to nothing, 1 the usual damage (1)")
-    sub.add_argument("--seed", type=int, default=0, help="the seed of every random draw (0)")
+    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="Folder of photos, or one photo.")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="Folder of results, and of degrade.json.")
+    sub.add_argument("--kind", required=True, help=f"One of {', '.join(DAMAGES)}.")
+    sub.add_argument("--strength", type=float, default=1.0, help="0 is next to nothing, 1 the usual damage (1).")
+    sub.add_argument("--seed", type=int, default=0, help="The seed of every random draw (0).")
     text = "Try every combination of low-pass factor, start and constraint end, measured against clean copies."
     sub = on_device(
         commands.add(
@@ -194,73 +197,74 @@ def add_commands(commands: Commands) -> None:
             goes_on=True,
         )
     )
-    sub.add_argument("lq", type=Path, metavar="LQ", help="folder of aligned damaged faces")
-    sub.add_argument("--clean", type=Path, required=True, metavar="DIR", help="the same faces, clean")
+    sub.add_argument("lq", type=Path, metavar="LQ", help="Folder of aligned damaged faces.")
+    sub.add_argument("--clean", type=Path, required=True, metavar="DIR", help="The same faces, clean.")
     sub.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder of ablation.json, from which it goes on"
+        "--out", type=Path, required=True, metavar="DIR", help="Folder of ablation.json, from which it goes on."
     )
     for flag, text in GRID_TEXT.items():
         kind = or_auto(int) if flag == "--clean-levels" else int
         sub.add_argument(flag, type=kind, nargs="+", required=flag != "--clean-levels", default=[0], help=text)
-    sub.add_argument("--limit", type=int, default=64, help="how many faces are used at most (64)")
-    sub.add_argument("--tune", action="store_true", help="also tune on half of the faces, measure on the other half")
-    sub.add_argument("--seed", type=int, metavar="N", help="the seed of every random draw (0)")
+    sub.add_argument("--limit", type=int, default=64, help="How many faces are used at most (64).")
+    sub.add_argument("--tune", action="store_true", help="Also tune on half of the faces, measure on the other half.")
+    sub.add_argument("--seed", type=int, metavar="N", help="The seed of every random draw (0).")
     text = (
         "Make the paper's synthetic sets from clean faces, run base, controls, adapted and oracle, and print its table."
     )
     sub = on_device(
         commands.add(bench, text, *FACE_FLAGS, *SOURCES, *TARGET_FLAGS, *TUNE_FLAGS, group=STUDIES, goes_on=True)
     )
-    sub.add_argument("table", choices=("paper",), help="arXiv:2410.04618")
-    sub.add_argument("--hq", type=Path, required=True, metavar="DIR", help="clean photos; with --aligned, faces")
+    sub.add_argument("table", choices=("paper",), help="arXiv:2410.04618.")
+    sub.add_argument("--hq", type=Path, required=True, metavar="DIR", help="Clean photos; with --aligned, faces.")
     sub.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder of tables, pictures, and what it goes on from"
+        "--out", type=Path, required=True, metavar="DIR", help="Folder of tables, pictures, and what it goes on from."
     )
     kinds = [published_kind(*of, "ratio") for of in SETS.values()]
-    text = f"some of {', '.join(kinds)} (all)"
+    text = f"Some of {', '.join(kinds)} (all)."
     sub.add_argument("--sets", nargs="+", choices=kinds, default=kinds, metavar="SET", help=text)
     text = (
-        "how faces that are not 512 pixels wide are shrunk: ratio, by as much as the published ones; pixels, to as many"
+        "How faces that are not 512 pixels wide are shrunk: ratio, by as much as the published ones; pixels, to as "
+        "many pixels of the face (ratio)."
     )
-    sub.add_argument("--reading", choices=tuple(READINGS), default="ratio", help=f"{text} pixels of the face (ratio)")
-    sub.add_argument("--faces", type=int, default=200, metavar="N", help="how many faces are used at most (200)")
-    text = "also tune by the published recipe: as many steps as ours, without LPIPS where its file is not here"
+    sub.add_argument("--reading", choices=tuple(READINGS), default="ratio", help=text)
+    sub.add_argument("--faces", type=int, default=200, metavar="N", help="How many faces are used at most (200).")
+    text = "Also tune by the published recipe: as many steps as ours, without LPIPS where its file is not here."
     sub.add_argument("--published", action="store_true", help=text)
-    text = "halves of the faces, or published: 2,500 to adapt to and 500 to measure on, always the same (halves)"
+    text = "Halves of the faces, or published: 2,500 to adapt to and 500 to measure on, always the same (halves)."
     sub.add_argument("--split", choices=SPLITS, default="halves", help=text)
     sub.add_argument("--reference-set", type=Path, metavar="FILE", help=REFERENCE_TEXT)
-    text = "CSV file with the columns name (of a photo or face) and group, for gains by group of people"
+    text = "CSV file with the columns name (of a photo or face) and group, for gains by group of people."
     sub.add_argument("--groups", type=Path, metavar="FILE", help=text)
-    sub.add_argument("--seed", type=int, metavar="N", help="the seed of every random draw (0)")
+    sub.add_argument("--seed", type=int, metavar="N", help="The seed of every random draw (0).")
     sub = on_device(
         commands.add(
             verify_real, "Check the published weights on this machine, and write a report to share.", group=STUDIES
         )
     )
-    sub.add_argument("--out", type=Path, default=Path("verify_real"), metavar="DIR", help="folder of the report")
+    sub.add_argument("--out", type=Path, default=Path("verify_real"), metavar="DIR", help="Folder of the report.")
     sub = commands.add(
         vote, "Make a page on which people choose blindly between two sets of restored photos.", group=STUDIES
     )
-    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="the damaged photos")
-    sub.add_argument("--a", type=Path, required=True, metavar="DIR", help="one set of results, named like the photos")
-    sub.add_argument("--b", type=Path, required=True, metavar="DIR", help="the other set")
-    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of vote.html and key.json")
-    sub.add_argument("--most", type=int, default=100, metavar="N", help="how many photos are shown at most (100)")
-    sub.add_argument("--seed", type=int, metavar="N", help="the seed of order and sides (0)")
+    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="The damaged photos.")
+    sub.add_argument("--a", type=Path, required=True, metavar="DIR", help="One set of results, named like the photos.")
+    sub.add_argument("--b", type=Path, required=True, metavar="DIR", help="The other set.")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="Folder of vote.html and key.json.")
+    sub.add_argument("--most", type=int, default=100, metavar="N", help="How many photos are shown at most (100).")
+    sub.add_argument("--seed", type=int, metavar="N", help="The seed of order and sides (0).")
     sub = commands.add(tally, "Count the votes that people sent back.", group=STUDIES)
-    sub.add_argument("key", type=Path, metavar="KEY", help="the vote's key.json")
-    sub.add_argument("votes", type=Path, nargs="+", metavar="VOTES", help="files that voters saved")
+    sub.add_argument("key", type=Path, metavar="KEY", help="The vote's key.json.")
+    sub.add_argument("votes", type=Path, nargs="+", metavar="VOTES", help="Files that voters saved.")
     sub = commands.add(
         evaluate, "Measure restored faces against clean faces of the same names, or without any.", group=STUDIES
     )
-    sub.add_argument("restored", type=Path, metavar="RESTORED", help="folder of restored faces")
-    text = "clean faces of the same names; without them, only what needs no clean face is measured"
+    sub.add_argument("restored", type=Path, metavar="RESTORED", help="Folder of restored faces.")
+    text = "Clean faces of the same names; without them, only what needs no clean face is measured."
     sub.add_argument("--clean", type=Path, metavar="DIR", help=text)
     text = (
-        "for FID: statistics of a reference set (.npz with mu and sigma, .pth with mean and cov), or a folder of faces"
+        "For FID: statistics of a reference set (.npz with mu and sigma, .pth with mean and cov), or a folder of faces."
     )
     sub.add_argument("--reference-set", type=Path, metavar="FILE", help=text)
-    sub.add_argument("--lq", type=Path, metavar="DIR", help="the damaged faces, for a row of their own")
-    sub.add_argument("--factor", type=int, default=8, help="factor of the low band that is compared with --lq (8)")
-    sub.add_argument("--csv", type=Path, metavar="FILE", help="write one line per face")
-    sub.add_argument("--plot", type=Path, metavar="FILE", help="draw means and intervals, as PNG")
+    sub.add_argument("--lq", type=Path, metavar="DIR", help="The damaged faces, for a row of their own.")
+    sub.add_argument("--factor", type=int, default=8, help="Factor of the low band that is compared with --lq (8).")
+    sub.add_argument("--csv", type=Path, metavar="FILE", help="Write one line per face.")
+    sub.add_argument("--plot", type=Path, metavar="FILE", help="Draw means and intervals, as PNG.")

@@ -56,7 +56,7 @@ def add_commands(commands: Commands) -> None:
         group=MAIN,
         goes_on=True,
     )
-    text = "list the table, get a file, verify the files that are there, or convert a prior into a folder"
+    text = "List the table, get a file, verify the files that are there, or convert a prior into a folder."
     sub.add_argument("action", choices=("list", "get", "verify", "convert"), help=text)
-    sub.add_argument("name", nargs="?", metavar="NAME", help="a name from the list; for convert also a file")
-    sub.add_argument("--out", type=Path, metavar="FOLDER", help="for convert: folder of the prior")
+    sub.add_argument("name", nargs="?", metavar="NAME", help="A name from the list; for convert also a file.")
+    sub.add_argument("--out", type=Path, metavar="FOLDER", help="For convert: folder of the prior.")

@@ -8,9 +8,11 @@ between them clearly exceeds the distance between neighbours within each.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +20,9 @@ from torch import Tensor
 from ..randomness import keyed_generator
 from .spectra import OPPONENT
 from .synthetic import degrade
+
+if TYPE_CHECKING:
+    from scipy.cluster.hierarchy import ClusterNode
 
 MIN_FACES = 15  # faces of a group; fewer are too few to adapt to
 GAP = 1.25  # distance between two groups over that of neighbours within them, from which they are kept apart
@@ -90,59 +95,35 @@ def find_groups(points: Tensor, least: int = MIN_FACES) -> list[list[int]]:
     too small for a group is dropped; two pieces that are large enough are two groups if the link between them is at
     least GAP times the median link within the looser of them.
     """
-    links = _links(points)
+    from scipy.cluster.hierarchy import linkage, to_tree
 
-    def parts(members: list[int]) -> list[list[int]]:
-        rest = members
-        while len(rest) >= 2 * least:
-            inside = set(rest)
-            own = [link for link in links if link[1] in inside and link[2] in inside]
-            length, one_end, _ = own[-1]
-            first = _reached(one_end, own[:-1])
-            pieces = sorted([sorted(first), sorted(inside - first)], key=len)
-            if len(pieces[0]) < least:
-                rest = pieces[1]
-                continue
-            typical = max(_typical_length(own[:-1], set(piece)) for piece in pieces)
-            return [group for piece in pieces for group in parts(piece)] if length >= GAP * typical else [members]
-        return [members]
+    if len(points) < 2 * least:
+        return [list(range(len(points)))]
 
-    return sorted(parts(list(range(len(points)))), key=len, reverse=True)
+    def parts(whole: ClusterNode) -> list[list[int]]:
+        piece = whole
+        while piece.count >= 2 * least:
+            smaller, larger = sorted((piece.left, piece.right), key=lambda part: part.count)
+            if smaller.count < least:
+                piece = larger
+            elif piece.dist >= GAP * max(_median_link(smaller), _median_link(larger)):
+                return parts(smaller) + parts(larger)
+            else:
+                break
+        return [sorted(whole.pre_order())]
 
-
-def _typical_length(links: list[tuple[float, int, int]], members: set[int]) -> float:
-    return float(torch.tensor([length for length, a, _ in links if a in members]).median())
+    groups = parts(to_tree(linkage(points.double().cpu().numpy(), "single")))
+    return sorted(groups, key=lambda group: (-len(group), group[0]))
 
 
-def _links(points: Tensor) -> list[tuple[float, int, int]]:
-    """The minimum spanning tree of `points`, shortest link first: (length, one end, the other). Prim's algorithm."""
-    points = points.double()
-    nearest = torch.full((len(points),), torch.inf, dtype=torch.float64)
-    neighbour = torch.zeros(len(points), dtype=torch.long)
-    outside = torch.ones(len(points), dtype=torch.bool)
-    links, at = [], 0
-    for _ in range(len(points) - 1):
-        outside[at] = False
-        away = (points - points[at]).norm(dim=1)
-        nearer = outside & (away < nearest)
-        nearest[nearer], neighbour[nearer] = away[nearer], at
-        at = int(torch.where(outside, nearest, torch.inf).argmin())
-        links.append((float(nearest[at]), at, int(neighbour[at])))
-    return sorted(links)
-
-
-def _reached(start: int, links: list[tuple[float, int, int]]) -> set[int]:
-    """Every point that `links` lead to from `start`."""
-    beside: dict[int, list[int]] = {}
-    for _, a, b in links:
-        beside.setdefault(a, []).append(b)
-        beside.setdefault(b, []).append(a)
-    found, todo = {start}, [start]
+def _median_link(piece: ClusterNode) -> float:
+    """The median length of the links within a piece of the tree; 0 for a single point."""
+    lengths, todo = [], [piece]
     while todo:
-        new = [point for point in beside.get(todo.pop(), []) if point not in found]
-        found.update(new)
-        todo += new
-    return found
+        if not (part := todo.pop()).is_leaf():
+            lengths.append(part.dist)
+            todo += [part.left, part.right]
+    return statistics.median_low(lengths) if lengths else 0.0
 
 
 @dataclass(frozen=True, eq=False)

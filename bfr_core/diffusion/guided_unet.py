@@ -142,18 +142,17 @@ class Attention(nn.Module):
         self.proj_out = nn.Conv1d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        flat = x.reshape(b, c, h * w)
+        from einops import rearrange
+
+        flat = rearrange(x, "b c h w -> b c (h w)")
+        order = "(qkv heads c)" if self.split_first else "(heads qkv c)"
         qkv = self.qkv(self.norm(flat))
-        if self.split_first:  # channels ordered (q k v) x (head x width)
-            q, k, v = qkv.reshape(b, 3, self.heads, c // self.heads, h * w).unbind(1)
-        else:  # channels ordered head x (q k v) x width
-            q, k, v = qkv.reshape(b, self.heads, 3, c // self.heads, h * w).unbind(2)
+        qkv = rearrange(qkv, f"b {order} places -> qkv b heads places c", qkv=3, heads=self.heads)
         # In views of qkv, neighbours in memory are places, not channels; the fused kernel takes two to three times as
         # long with those on a CPU.
-        q, k, v = (part.mT.contiguous() for part in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v).mT.reshape(b, c, h * w)
-        return (flat + self.proj_out(out)).reshape(b, c, h, w)
+        q, k, v = (part.contiguous() for part in qkv)
+        out = rearrange(F.scaled_dot_product_attention(q, k, v), "b heads places c -> b (heads c) places")
+        return (flat + self.proj_out(out)).reshape(x.shape)
 
 
 class Resample(nn.Module):

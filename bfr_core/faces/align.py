@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..device import where_all_works
+from ..pixels import resized
 
 # Left eye, right eye, nose, left and right mouth corner (as seen in the picture) in a 512 x 512 crop:
 # the FFHQ-style template of facexlib, on which CodeFormer, GFPGAN and RestoreFormer were trained.
@@ -86,7 +87,7 @@ def warp(image: Tensor, matrix: np.ndarray, height: int, width: int, padding_mod
     if scale < 0.9:
         new_h, new_w = (max(1, round(n * scale)) for n in image.shape[-2:])
         shrink = np.array([new_w / image.shape[-1], new_h / image.shape[-2]])
-        small = F.interpolate(image, (new_h, new_w), mode="bicubic", antialias=True, align_corners=False)
+        small = resized(image, (new_h, new_w))
         # small_xy = (xy + 0.5) * shrink - 0.5, so M is composed with the inverse of that.
         linear = matrix[:, :2] / shrink
         matrix = np.concatenate([linear, (matrix[:, 2] + linear @ (0.5 - 0.5 * shrink))[:, None]], 1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..files.names import first_line
+from ..errors import first_line
 from ..files.tensors import load_tensors, reason_of
 from ..files.weights import locate, resolve
 from .align import similarity, template, warp

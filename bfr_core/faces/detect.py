@@ -18,7 +18,7 @@ from ..device import where_all_works
 from ..files.photos import printable
 from ..files.tensors import load_tensors, reason_of
 from ..files.weights import search_folders
-from ..pixels import luma
+from ..pixels import luma, resized
 from .align import Face, invert, part_seen, similarity, similarity_scale, template, warp
 from .landmarks import CROP, SCAN_CROP, WINDOW, LandmarkNet, ScanNet, load_landmark_net, load_scan_net
 from .second_look import SecondLook, load_second_look
@@ -97,9 +97,10 @@ def load_detector(
 
 
 class EmbeddedDetector:
-    """Places that look like a face in a scan of the whole photo, each looked at again from several sides.
+    """The detector that ships: finds the faces of a photo of any size, and their landmarks.
 
-    Where these networks are in doubt, the face recogniser decides.
+    One network scans the whole photo for places that look like a face. Another examines each place, shown at several
+    angles and sizes, and the face recogniser decides where these two are in doubt.
     """
 
     name = "embedded"
@@ -254,10 +255,7 @@ def proposals_in(net: ScanNet, level: Tensor) -> list[tuple[np.ndarray, float]]:
 
 def scaled(image: Tensor, scale: float) -> Tensor:
     """`image` (1, C, H, W) enlarged or, without aliasing, shrunk by `scale`."""
-    size = [max(1, round(n * scale)) for n in image.shape[-2:]]
-    if size == list(image.shape[-2:]):
-        return image
-    return F.interpolate(image, size, mode="bilinear", antialias=scale < 1, align_corners=False)
+    return resized(image, [max(1, round(n * scale)) for n in image.shape[-2:]], "bilinear")
 
 
 def refine(
@@ -404,7 +402,7 @@ class RetinaFaceDetector:
         height, width = photo.shape[-2:]
         scale = min(1.0, self.max_side / max(height, width))
         size = [max(1, round(n * scale)) for n in (height, width)]
-        small = F.interpolate(photo[None].float(), size, mode="bilinear", antialias=True, align_corners=False)[0]
+        small = resized(photo[None].float(), size, "bilinear")[0]
         bgr = (small.flip(0).permute(1, 2, 0) * 255).cpu().numpy()  # facexlib works in BGR, 0 to 255
         actual = np.array([size[1] / width, size[0] / height])
         faces = []

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..files.tensors import load_tensors, reason_of
 from ..files.weights import resolve
+from ..pixels import gaussian_blur, resized
 
 FILE = "parsing_parsenet.pth"
 SIZE = 512  # of the crops it was trained on
@@ -34,12 +34,8 @@ class FaceParser:
     @torch.inference_mode()
     def __call__(self, crop: Tensor) -> Tensor:
         """crop: (3, S, S) RGB in [0, 1]. Returns (1, S, S) in [0, 1], 1 on the face, soft at its rim."""
-        image = F.interpolate(crop[None].to(self.device), (SIZE, SIZE), mode="bilinear", align_corners=False)
+        image = resized(crop[None].to(self.device), SIZE, "bilinear")
         classes = self.net(image * 2 - 1)[0].argmax(1, keepdim=True).cpu()
         face = ~torch.isin(classes, torch.tensor(NOT_FACE))
-        radius = 3 * SOFT
-        taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / SOFT) ** 2)
-        taps = (taps / taps.sum()).view(1, 1, 1, -1)
-        mask = F.conv2d(F.pad(face.float(), (radius,) * 4, mode="replicate"), taps)
-        mask = F.conv2d(mask, taps.transpose(2, 3))
-        return F.interpolate(mask, crop.shape[-2:], mode="area")[0]
+        mask = gaussian_blur(face.float(), SOFT, edges="replicate")
+        return resized(mask, crop.shape[-2:], "area")[0]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..device import where_all_works
-from ..pixels import luma
+from ..pixels import gaussian_blur, luma, resized
 from .align import Face, invert, similarity, template, warp
 
 MASK_OUTER, MASK_INNER = 0.97, 0.72  # of the crop's half side: nothing beyond the first, everything within the second
@@ -143,13 +143,8 @@ def colour_gap(crop: Tensor, original_crop: Tensor) -> Tensor:
     mask = crop_mask(identity, size, size, size).to(crop)
     rim = 4 * mask * (1 - mask) + 1e-4
     coarse = min(size, 32)
-    gap = F.interpolate(torch.cat([(original_crop - crop) * rim, rim])[None], (coarse, coarse), mode="area")
+    gap = resized(torch.cat([(original_crop - crop) * rim, rim])[None], coarse, "area")
     sigma = coarse / 7
-    reach = math.ceil(3 * sigma)
-    taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1).to(crop) / sigma) ** 2).view(1, 1, -1, 1)
-    channels = gap.shape[1]
-    for kernel in (taps, taps.transpose(2, 3)):
-        padding = (kernel.shape[2] // 2, kernel.shape[3] // 2)
-        gap = F.conv2d(gap, kernel.expand(channels, -1, -1, -1), padding=padding, groups=channels)
+    gap = gaussian_blur(gap, sigma, math.ceil(3 * sigma), "constant")
     field = gap[:, :-1] / gap[:, -1:]
     return F.interpolate(field, (size, size), mode="bicubic", align_corners=False)[0].to(device)

@@ -16,7 +16,7 @@ from .recognise import RecogniserNet, chip_of, embed
 
 # Mean distance up to which two groups of faces are one person's; `benchmarks/likeness.py --parts people` measures it.
 SAME_PERSON = 0.5
-MOST = 5000  # faces that are grouped at once: the distances of all pairs are kept
+MAX_FACES = 5000  # faces that are grouped at once: the distances of all pairs are kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,14 +55,14 @@ def group_people(
 
     embeddings: (N, D). limit: the mean distance of all pairs of two groups up to which they become one (agglomerative
     clustering by average linkage). says_who: False for a face so damaged that it may be anybody's; it stays alone.
-    Raises ValueError for more than `MOST` faces or a limit that is not above 0.
+    Raises ValueError for more than `MAX_FACES` faces or a limit that is not above 0.
     """
     from scipy.cluster.hierarchy import fcluster, linkage
 
     if not limit > 0:
         raise ValueError(f"limit is {limit}; it must be above 0")
-    if len(embeddings) > MOST:
-        raise ValueError(f"{len(embeddings)} faces are too many to be grouped by person at once; {MOST} are the most")
+    if len(embeddings) > MAX_FACES:
+        raise ValueError(f"{len(embeddings)} faces are too many to group by person; {MAX_FACES} can be grouped at most")
     known = [i for i in range(len(embeddings)) if says_who is None or says_who[i]]
     together = set(known) if len(known) > 1 else set()
     groups = [[i] for i in range(len(embeddings)) if i not in together]

@@ -10,11 +10,6 @@ def printable(name: str | Path) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text that is not empty, or the name of its type if it has no text."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 def numbered(path: Path, number: int) -> Path:
     """`path` itself for 1, else with the number in its name: photo.jpg, photo_2.jpg, photo_3.jpg, ..."""
     return path if number == 1 else path.with_name(f"{path.stem}_{number}{path.suffix}")

@@ -224,6 +224,25 @@ def photo_names(relatives: Sequence[Path]) -> list[str]:
     return [names[path] for path in relatives]
 
 
+def png_names(relatives: Sequence[Path]) -> dict[Path, Path]:
+    """Where PNGs made from a folder's photos lie, by path of the photo: the same path with the suffix .png.
+
+    Photos that would share a PNG keep their suffix before it (a.jpg.png and a.webp.png).
+    """
+    names: dict[Path, Path] = {}
+    taken: set[str] = set()
+    plain = {path: path.with_suffix(".png") for path in relatives}
+    counts = Counter(_disk_key(place.as_posix()) for place in plain.values())
+    for path in sorted(relatives, key=lambda path: counts[_disk_key(plain[path].as_posix())] > 1):
+        alone = counts[_disk_key(plain[path].as_posix())] == 1
+        place = plain[path] if alone else path.with_name(f"{path.name}.png")
+        if _disk_key(place.as_posix()) in taken:  # as of a photo that is itself called a.jpg.png
+            place = path.with_name(f"{path.name}~{_digest(path)}.png")
+        taken.add(_disk_key(place.as_posix()))
+        names[path] = place
+    return names
+
+
 # ---------------------------------------------------------------- reading
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..errors import first_line
 from .ownership import sha256_of as sha256_of
 from .photos import printable, replace_atomically
 
@@ -202,8 +203,7 @@ class LimitedBuilding(TorchDispatchMode):
 
 def reason_of(error: Exception) -> str:
     """What an error says, on one short line; of PyTorch's lists of what does not fit, the first entry."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    line = lines[1] if lines[0].startswith("Error(s) in loading") and len(lines) > 1 else lines[0]
+    line = first_line(error, heading="Error(s) in loading")
     return printable(line if len(line) <= MAX_REASON else f"{line[:MAX_REASON]}...")
 
 

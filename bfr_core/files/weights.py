@@ -5,6 +5,7 @@ Nothing is fetched unasked. A file counts as the published one only if its SHA-2
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -183,21 +184,34 @@ def allows_commercial_use(licence: str) -> bool | None:
 
 
 def weights_folder() -> Path:
-    """Where fetched files go: $BFR_WEIGHTS, or a folder of the user's cache."""
-    given = os.environ.get("BFR_WEIGHTS")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(given) if given else cache / "bfr-adapt" / "weights"
+    """Where fetched files go: $BFR_WEIGHTS, or the user's cache, which is where the operating system has it.
+
+    Raises ValueError, in one line, where neither that variable nor the package platformdirs says where this is.
+    """
+    if given := os.environ.get("BFR_WEIGHTS"):
+        return Path(given)
+    try:
+        from platformdirs import user_cache_path
+    except ImportError:
+        raise ValueError("set BFR_WEIGHTS to the folder of the weights, or: pip install platformdirs") from None
+    return user_cache_path("bfr-adapt", appauthor=False) / "weights"
 
 
 def search_folders() -> list[Path]:
     """Folders that are searched, in order: `weights_folder`, those of $BFR_WEIGHTS_ALSO, those of this pack's host.
 
-    $BFR_WEIGHTS_ALSO lists folders as PATH does; a host that knows where its files are adds them there.
+    $BFR_WEIGHTS_ALSO lists folders as PATH does; a host that knows where its files are adds them there. Where Windows
+    and macOS have another cache, ~/.cache is searched, too, because version 0.1 fetched files to there.
     """
+    own = []
+    with contextlib.suppress(ValueError):
+        own = [weights_folder()]
+    if not os.environ.get("BFR_WEIGHTS") and (earlier := Path.home() / ".cache/bfr-adapt/weights").is_dir():
+        own.append(earlier)
     pack = Path(__file__).resolve().parents[2]
     hosts = [pack.parents[1]] if pack.parent.name in ("custom_nodes", "extensions") else []
     also = [Path(folder) for folder in os.environ.get(ALSO, "").split(os.pathsep) if folder]
-    return [weights_folder(), *also, *(host / folder for host in hosts for folder in HOST_FOLDERS)]
+    return list(dict.fromkeys([*own, *also, *(host / folder for host in hosts for folder in HOST_FOLDERS)]))
 
 
 def locate(name: str) -> Path | None:

@@ -6,14 +6,12 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..device import where_all_works
+from ..pixels import gaussian_blur
 from .checks import checked_pair
 
-DETAIL_SIGMA = 1.5
-
-
+DETAIL_SIGMA = 1.5  # pixels
 # Of clean faces at 128 x 128: the median of `sharpness` before division, and the noise that 95 % of them stay below.
 TYPICAL_SHARPNESS, TYPICAL_NOISE = 1.2, 0.0075
 
@@ -26,9 +24,7 @@ def high_band(image: Tensor, sigma: float = DETAIL_SIGMA) -> Tensor:
     """
     if not sigma > 0:
         raise ValueError(f"sigma is {sigma}; it must be above 0 pixels")
-    radius = math.ceil(4 * sigma)
-    padded = F.pad(image, (radius,) * 4, mode="replicate")
-    return image - separable(padded, gaussian(sigma, radius))
+    return image - gaussian_blur(image, sigma, math.ceil(4 * sigma), "replicate")
 
 
 def high_band_energy_ratio(restored: Tensor, hq: Tensor, sigma: float = DETAIL_SIGMA) -> Tensor:
@@ -87,19 +83,3 @@ def sharpness(image: Tensor) -> Tensor:
 def _is_flat(energy: Tensor, image: Tensor) -> Tensor:
     """(B,) bool: no more detail than float64 rounding leaves on a flat image."""
     return energy <= 1e-20 * image[0].numel()
-
-
-def gaussian(sigma: float, radius: int) -> Tensor:
-    """(2 * radius + 1,) float64 weights that sum to 1."""
-    x = torch.arange(-radius, radius + 1, dtype=torch.float64)
-    weights = torch.exp(-x.square() / (2 * sigma**2))
-    return weights / weights.sum()
-
-
-def separable(image: Tensor, weights: Tensor) -> Tensor:
-    """Convolution of every channel with `weights` down and across; only where the whole window fits."""
-    batch, channels, height, width = image.shape
-    weights = weights.to(image)
-    planes = image.reshape(batch * channels, 1, height, width)
-    planes = F.conv2d(F.conv2d(planes, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))
-    return planes.view(batch, channels, *planes.shape[-2:])

@@ -84,6 +84,7 @@ def bootstrap(
 ) -> Interval:
     """`estimate` with every face counted once, and its percentile interval over `samples` bootstrap resamples.
 
+    Resamples are counts of each face, because `paired_kid` needs them; SciPy's bootstrap gives the faces themselves.
     estimate: how often each face is counted, (S, faces) float64 -> (S,). level: of the interval, such as 0.95.
     Raises ValueError for samples < 1 or a level outside (0, 1).
     """

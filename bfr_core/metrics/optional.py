@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files.names import first_line
+from ..errors import first_line
 from ..files.photos import printable, replace_atomically
 from ..files.tensors import load_tensors, reason_of
 from .fid import FeatureStatistics

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..files.photos import printable, replace_atomically
+from ..pixels import as_bytes
 from .charts import chart
 from .pages import render_page, trusted
 
@@ -204,8 +205,7 @@ _LOSSLESS_SIDE = 256
 
 def data_uri(picture: Tensor, longest: int = _LONGEST_SIDE) -> str:
     """(3, H, W) in [0, 1] as a data URI, shrunk to `longest`: PNG up to 256 pixels a side, JPEG 95 above."""
-    pixels = picture.detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
-    image = Image.fromarray(pixels)
+    image = Image.fromarray(as_bytes(picture).permute(1, 2, 0).cpu().numpy())
     image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     encoded = BytesIO()
     if max(image.size) <= _LOSSLESS_SIDE:

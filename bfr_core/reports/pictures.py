@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..pixels import resized
+
 
 def side_by_side(images: Sequence[Tensor]) -> Tensor:
     """Pictures (3, H, W) in [0, 1] in a row, all at the height of the tallest: (3, H, W1 + W2 + ...)."""
@@ -26,4 +28,4 @@ def _at_height(image: Tensor, height: int) -> Tensor:
     if image.shape[-2] == height:
         return image
     width = max(1, round(image.shape[-1] * height / image.shape[-2]))
-    return F.interpolate(image[None], (height, width), mode="bicubic", antialias=True, align_corners=False)[0]
+    return resized(image[None], (height, width))[0]

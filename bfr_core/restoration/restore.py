@@ -23,11 +23,11 @@ from torch import Tensor
 
 from ..damage.tone import with_tone
 from ..device import PRECISIONS, Precision, in_batches, is_out_of_memory
+from ..errors import first_line
 from ..faces.align import Face, crop_face, template
 from ..faces.detect import DETECTOR_TEXT, DETECTORS, THRESHOLD_TEXT, load_detector
 from ..faces.paste import face_patches
 from ..files.kinds import LeftOutError, without_name
-from ..files.names import first_line
 from ..files.ownership import Ledger, begin_list, claim_results, free_name, note_result
 from ..files.photos import Photo, look_through, printable, read_photo, replace_atomically, without_place, write_photo
 from ..files.provenance import Step

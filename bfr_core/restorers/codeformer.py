@@ -16,6 +16,10 @@ from torch.nn import functional as F
 from ..device import Precision, full_precision, where_all_works
 from .base import Restorer
 
+FIDELITY_TEXT = (
+    "CodeFormer's fidelity_weight: 0 gives the cleanest face, and 1 stays closest to the photo. Other restorers have "
+    "none."
+)
 FROZEN = ("quantize.", "generator.", "fuse_convs_dict.")
 
 
@@ -69,7 +73,7 @@ class CodeFormer(Restorer):
         query = net.feat_emb(rearrange(feature, "b c h w -> (h w) b c"))
         for layer in net.ft_layers:
             query = layer(query, query_pos=position.expand_as(query))
-        return Codes(net.idx_pred_layer(query).permute(1, 0, 2), feature)
+        return Codes(rearrange(net.idx_pred_layer(query), "places b codes -> b places codes"), feature)
 
     @torch.no_grad()
     def target_codes(self, hq: Tensor) -> Tensor:
@@ -77,8 +81,10 @@ class CodeFormer(Restorer):
 
         They are computed in float32 even under autocast, because rounding would make another entry the nearest.
         """
+        from einops import rearrange
+
         with full_precision(hq.device):
-            flat = where_all_works(self._encoded(hq.float()).flatten(2).mT)  # (B, HW, C)
+            flat = where_all_works(rearrange(self._encoded(hq.float()), "b c h w -> b (h w) c"))
             codebook = where_all_works(self.codebook.float()).expand(len(flat), -1, -1)
             return torch.cdist(flat, codebook).argmin(2).to(hq.device)
 
@@ -103,7 +109,9 @@ def code_losses(predicted: Codes, codes: Tensor, codebook: Tensor) -> dict[str, 
 
     codes: (B, HW) long, of the pseudo targets. codebook: (codes, C). Source: arXiv:2206.11253, its second stage.
     """
-    wanted = codebook[codes].mT.reshape(predicted.feature.shape)
+    from einops import rearrange
+
+    wanted = rearrange(codebook[codes], "b (h w) c -> b c h w", h=predicted.feature.shape[2])
     return {
         "feature": F.mse_loss(predicted.feature.float(), wanted),
         "code": F.cross_entropy(predicted.logits.float().mT, codes),

@@ -47,11 +47,11 @@ ADAPTERS: dict[str, type[Restorer]] = {
     "SwinIR": Restorer,
 }
 
-CODEFORMER_MARK = "codeformer"  # in the name of a .pth file: by this other programs know which network it is
-DEFAULT_SIZE = 512  # of published face restorers, whose files do not say it
-UNSHUFFLING = "0.4.2"  # spandrel from which on the pixels that become channels are not those of an enlarged input
-SIZES = (16, 2048)  # smallest and largest that a file may say
-OF_ITS_KIND = ("kind", "members")  # metadata of a file of changes or of groups; a restorer written whole is neither
+CODEFORMER_MARK = "codeformer"  # other programs take a .pth file for a CodeFormer if its name has this word
+DEFAULT_SIZE = 512  # pixels a side of published face restorers, whose files do not say it
+UNSHUFFLING = "0.4.2"  # the first spandrel that opens a SwinIR whose input pixels are rearranged into channels
+SIZES = (16, 2048)  # pixels a side: the smallest and the largest that a file may say
+OF_ITS_KIND = ("kind", "members")  # metadata that only files of changes and of groups have, not whole restorers
 
 
 def load_restorer(name_or_path: str | Path = "embedded") -> Restorer:

@@ -25,6 +25,7 @@ from ..faces.detect import load_detector
 from ..files.photos import read_image, to_unit, write_image
 from ..files.records import fingerprint, read_json
 from ..files.stages import stage_folder
+from ..pixels import resized
 from ..randomness import keyed_generator, keyed_noise
 from ..reports.html import Gallery, ReportData, Table, write_report
 from ..restoration.restore import RestoreConfig, restore_photo
@@ -111,7 +112,7 @@ def damaged_photo(photo: Tensor, name: str, size: int) -> tuple[Tensor, Tensor, 
     shrink = size / faces[0].width
     if shrink < 1:
         height, width = (round(n * shrink) for n in photo.shape[-2:])
-        photo = F.interpolate(photo[None], (height, width), mode="bicubic", antialias=True)[0].clamp(0, 1)
+        photo = resized(photo[None], (height, width))[0].clamp(0, 1)
         faces = [replace(faces[0], landmarks=(faces[0].landmarks + 0.5) * shrink - 0.5)]
     lq = degrade(photo[None], DAMAGE, keyed_generator(SEED, DAMAGE, name)).lq[0]
     return photo, lq, faces[0]

@@ -8,17 +8,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..adaptation.config import SMALL, AdaptConfig
+from ..adaptation.config import FIRST_LOOK_TEXT, LOW_MEMORY_TEXT, MIXED_TEXT, SMALL, AdaptConfig
 from ..adaptation.published import RECIPES
 from ..damage.groups import MIN_FACES
 from ..files.photos import printable
 from ..restoration.restore import CHOICES, RestoreConfig
+from ..restorers.codeformer import FIDELITY_TEXT
 from ..settings import setting_at
 from . import gradio_compat as compat
 from .actions import Page
 from .choices import ADVANCED, Choices, changes_of, value_at
 from .host_service import RestoreRequest
-from .pieces import STYLE, failed, said
+from .pieces import STYLE, block, failed, quiet, said
 from .runs import MAX_UPLOAD_BYTES, restorers
 
 log = logging.getLogger(__name__)
@@ -28,10 +29,6 @@ AUTH_VARIABLE = "BFR_UI_AUTH"
 INTRODUCTION = (
     "Tune a face restorer to the damage of your own photos. Eight faces or more are needed, all damaged in the same "
     "way; if they are not, say so under Adapt."
-)
-MIXED = (
-    f"Groups of {MIN_FACES} faces or more that share a damage are found, and each is adapted to by itself. When photos "
-    "are repaired, each face goes to the restorer for its damage, or to the base if it belongs to no group."
 )
 ANOTHER = "another"  # a stamp that no run has, so that everything is shown
 Shown = dict[Any, Any]  # component -> its new value; what is not in it stays as it is
@@ -82,7 +79,7 @@ def build(page: Page) -> Any:
                 with gr.Column():
                     dropped = compat.uploads("Drop damaged photos here")
                 with gr.Column():
-                    folder = gr.Textbox(label="or name a folder", placeholder=_folders(page), max_lines=1)
+                    folder = gr.Textbox(label="or name a folder", info=_folders(page), max_lines=1)
                     title = gr.Textbox(label="Name of the run", placeholder="optional", max_lines=1)
                     aligned = gr.Checkbox(default.aligned, **words_of(AdaptConfig, "faces.aligned"))
             find = gr.Button("Find the faces", variant="primary")
@@ -94,11 +91,13 @@ def build(page: Page) -> Any:
                     restorers(), value=default.restorer, interactive=True, **words_of(AdaptConfig, "restorer")
                 )
                 minutes = gr.Number(default.minutes, **words_of(AdaptConfig, "finetune.minutes"))
-            mixed = gr.Checkbox(default.mixed, label="My photos have different kinds of damage", info=MIXED)
+            group_text = f"{MIXED_TEXT} A group has {MIN_FACES} faces or more."
+            mixed = gr.Checkbox(default.mixed, label="My photos have different kinds of damage", info=group_text)
             with gr.Row():
-                first = gr.Button("First look (about two minutes)")
+                first = gr.Button("First look")
                 start = gr.Button("Adapt", variant="primary")
                 stop = gr.Button("Stop", interactive=False)
+            gr.HTML(block(quiet(FIRST_LOOK_TEXT)))
             with gr.Accordion("Advanced", open=False):
                 advanced = []
                 for paths in _in_threes(list(ADVANCED)):
@@ -106,7 +105,7 @@ def build(page: Page) -> Any:
                         advanced += [_number(gr, path) for path in paths]
                 with gr.Row():
                     min_face = gr.Number(default.min_face, precision=0, **words_of(AdaptConfig, "faces.min_face"))
-                    low_memory = gr.Checkbox(default.low_memory, label="Low memory: slower, for small graphics cards")
+                    low_memory = gr.Checkbox(default.low_memory, label="Low memory", info=LOW_MEMORY_TEXT)
                 with gr.Row():
                     how = gr.Dropdown(
                         list(RECIPES), value=default.recipe, interactive=True, **words_of(AdaptConfig, "recipe")
@@ -128,9 +127,9 @@ def build(page: Page) -> Any:
                 with gr.Column():
                     to_repair = compat.uploads("Drop the photos to repair here")
                 with gr.Column():
-                    repair_folder = gr.Textbox(label="or name a folder", placeholder=_folders(page), max_lines=1)
+                    repair_folder = gr.Textbox(label="or name a folder", info=_folders(page), max_lines=1)
                     with_base = gr.Checkbox(False, label="Use the base restorer, not the adapted one")
-                    crops = gr.Checkbox(False, label="The pictures are cut-out, square faces already")
+                    crops = gr.Checkbox(False, label=words_of(AdaptConfig, "faces.aligned")["label"])
                     strip_gps = gr.Checkbox(False, label="Leave out where the photos were taken")
             repair = gr.Button("Repair", variant="primary")
             archive = gr.File(label="Repaired photos", interactive=False, visible=False)
@@ -324,7 +323,7 @@ def extras(runs: Sequence[str]) -> dict[str, Any]:
             initial.fidelity,
             step=0.05,
             label="Fidelity",
-            info="For CodeFormer only; 1 stays closer to the photo.",
+            info=FIDELITY_TEXT,
         )
     with gr.Row():
         faces = gr.Dropdown(list(CHOICES), value=initial.faces, **words_of(RestoreConfig, "faces"))
@@ -352,8 +351,9 @@ def _in_threes(values: list[str]) -> list[list[str]]:
 
 def _folders(page: Page) -> str:
     outer = [folder for folder in page.allowed if not set(folder.parents) & set(page.allowed)]
-    inside = " or ".join(map(str, outer))
-    return f"inside {inside}" if inside else f"{page.how_to_allow} to name folders here"
+    if not outer:
+        return f"To name folders here, {page.how_to_allow}."
+    return f"It must lie in {' or '.join(map(str, outer))}."
 
 
 def _paths(files: Any) -> list[str]:

@@ -19,7 +19,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ..adaptation.published import RECOMMENDED, recipe_of
-from ..files.names import first_line
+from ..errors import first_line
 from ..files.ownership import scratch
 from ..files.photos import read_photo, write_photo
 from ..files.records import read_table

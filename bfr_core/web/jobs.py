@@ -29,7 +29,7 @@ from ..adaptation.published import RECOMMENDED, recipe_with
 from ..adaptation.run import Run
 from ..device import choose_device, release_memory
 from ..diffusion.prior import load_prior
-from ..files.names import first_line
+from ..errors import first_line
 from ..files.ownership import delete, free_name, is_own, move
 from ..files.photos import printable, replace_atomically, to_unit
 from ..files.records import read_table, write_json

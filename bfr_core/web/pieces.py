@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..adaptation.forecast import duration
-from ..files.names import first_line
+from ..errors import first_line
 from ..files.photos import printable, read_image
 from ..reports.html import data_uri
 from .jobs import Status

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from bfr_core.adaptation.faces import collect_faces
 from bfr_core.adaptation.run import Run
 from bfr_core.adaptation.target_checks import (
-    SAID,
+    REASONS,
     TargetCheckConfig,
     as_record,
     check_targets,
@@ -53,9 +53,9 @@ def test_like_targets_all_pass(net):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda x: (x + 0.3).clamp(0, 1), SAID["low_band"]),
-        (lambda x: x + 0.2 * (CHECKERED - 0.5), (SAID["unlike"], SAID["noisy"])),
-        (lambda x: x + 0.15 * FINE_NOISE, (SAID["unlike"], SAID["noisy"])),
+        (lambda x: (x + 0.3).clamp(0, 1), REASONS["low_band"]),
+        (lambda x: x + 0.2 * (CHECKERED - 0.5), (REASONS["unlike"], REASONS["noisy"])),
+        (lambda x: x + 0.15 * FINE_NOISE, (REASONS["unlike"], REASONS["noisy"])),
     ],
     ids=["another tone", "a pattern", "noise"],
 )
@@ -86,7 +86,7 @@ def test_batches_give_what_all_at_once_give(net):
     parts = joined([measurements_of(clean[part], clean.flip(0)[part], net) for part in (slice(0, 4), slice(4, 10))])
     for a, b in zip(check_targets(whole), check_targets(parts), strict=True):
         assert torch.allclose(a.float(), b.float(), atol=1e-4)
-    assert set(as_record(check_targets(whole), 3)) == set(SAID)
+    assert set(as_record(check_targets(whole), 3)) == set(REASONS)
 
 
 def test_a_new_draw_is_held_to_the_folders_measure(net):

@@ -94,7 +94,7 @@ def test_the_help_of_bfr_lists_every_command_in_a_group() -> None:
     places = [
         text.index(f"\n  {name} ") for name in ("adapt", "restore", "ui", "weights", "inspect", "faces", "evaluate")
     ]
-    assert places == sorted(places), "the main road, then the stages, then what only studies the method"
+    assert places == sorted(places), "the main commands, then the stages, then the studies of the method"
     assert all(f"\n  {name} " in text for name in parsers())
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bfr_core.faces.align import Face, template
-from bfr_core.faces.people import MOST, Person, group_people, numbered_people, person_in
+from bfr_core.faces.people import MAX_FACES, Person, group_people, numbered_people, person_in
 from bfr_core.faces.recognise import load_recogniser
 
 
@@ -29,8 +29,8 @@ def test_a_chain_of_faces_is_not_one_person() -> None:
 def test_wrong_questions_are_refused() -> None:
     with pytest.raises(ValueError, match="limit is 0"):
         group_people(torch.zeros(3, 2), 0)
-    with pytest.raises(ValueError, match=f"{MOST + 1} faces are too many"):
-        group_people(torch.zeros(MOST + 1, 1))
+    with pytest.raises(ValueError, match=f"{MAX_FACES + 1} faces are too many"):
+        group_people(torch.zeros(MAX_FACES + 1, 1))
 
 
 def test_the_person_in_a_photo_is_the_largest_face() -> None:

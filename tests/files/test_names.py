@@ -2,7 +2,7 @@
 
 import pytest
 
-from bfr_core.files.names import first_line
+from bfr_core.errors import first_line
 
 
 @pytest.mark.parametrize(

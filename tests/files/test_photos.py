@@ -21,6 +21,7 @@ from bfr_core.files.photos import (
     look_through,
     photo_name,
     photo_names,
+    png_names,
     printable,
     read_image,
     read_photo,
@@ -834,6 +835,15 @@ def test_photo_names_never_collide():
     assert photo_names([Path("a.jpg"), Path("b.jpg")]) == ["a", "b"]
     assert photo_names([Path("a.jpg"), Path("a.png")]) == ["a_jpg", "a_png"]
     assert photo_names([]) == []
+
+
+def test_png_names_are_the_photos_own_wherever_that_is_no_others():
+    texts = ["a.jpg", "below/a.webp", "c.d.jpg", "b.jpg", "B.png", "b.webp.png", "b.webp"]
+    names = png_names([Path(text) for text in texts])
+    said = [names[Path(text)].as_posix() for text in texts]
+    assert said[:5] == ["a.png", "below/a.png", "c.d.png", "b.jpg.png", "B.png.png"]
+    assert said[5] == "b.webp.png" and said[6].startswith("b.webp~") and said[6].endswith(".png")
+    assert len({name.casefold() for name in said}) == len(texts)
 
 
 def test_photo_name_takes_no_two_paths_to_one_name():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -21,6 +22,7 @@ from bfr_core.files.weights import (
     resolve,
     search_folders,
     verify,
+    weights_folder,
 )
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -237,6 +239,29 @@ def test_files_of_the_host_are_found_and_stay_where_they_are(tmp_path, monkeypat
     monkeypatch.setenv("BFR_WEIGHTS", str(tmp_path / "own"))
     assert search_folders()[0] == tmp_path / "own"
     assert locate(name) == resolve(name) == there and there.read_bytes() == b"x"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the cache of other systems is elsewhere")
+def test_without_a_variable_weights_lie_in_the_users_cache(tmp_path, monkeypatch):
+    monkeypatch.delenv("BFR_WEIGHTS", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    earlier = tmp_path / ".cache/bfr-adapt/weights"
+    assert weights_folder() == earlier and search_folders()[0] == earlier
+    earlier.mkdir(parents=True)
+    assert search_folders().count(earlier) == 1
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    assert search_folders()[:2] == [tmp_path / "other/bfr-adapt/weights", earlier]
+
+
+def test_without_platformdirs_the_other_folders_are_searched(tmp_path, monkeypatch):
+    monkeypatch.delenv("BFR_WEIGHTS", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("BFR_WEIGHTS_ALSO", str(tmp_path / "also"))
+    monkeypatch.setitem(sys.modules, "platformdirs", None)
+    assert search_folders()[0] == tmp_path / "also"
+    with pytest.raises(ValueError, match="pip install platformdirs"):
+        resolve("codeformer")
 
 
 def test_a_known_file_that_is_not_here_says_how_to_get_it(tmp_path, monkeypatch):

@@ -24,6 +24,14 @@ def test_ssim_and_psnr_are_those_of_scikit_image(size):
         assert our_psnr[i].item() == pytest.approx(reference.peak_signal_noise_ratio(b, a, data_range=1), abs=1e-6)
 
 
+def test_ssim_is_that_of_piq_without_its_shrinking():
+    piq = pytest.importorskip("piq")
+    hq = leaves(3, seed=0).double()
+    restored = noisy(blurred(hq, 1.2), 0.05)
+    theirs = piq.ssim(restored, hq, data_range=1.0, reduction="none", downsample=False)
+    assert metrics.ssim(restored, hq).tolist() == pytest.approx(theirs.flatten().tolist(), abs=1e-12)
+
+
 def test_colour_matched_ssim_is_scikit_images():
     structural_similarity = pytest.importorskip("skimage.metrics").structural_similarity
     draw = torch.Generator().manual_seed(4)
