@@ -21,6 +21,7 @@ WITHOUT = {
     "spandrel": "no restorer can be loaded",
     "safetensors": "no restorer or prior can be loaded",
     "scikit-image": "faces in whole photos are found only with facexlib; aligned faces work",
+    "cma": "no folder's damage can be searched for, so adapting with sharp faces of others is off",
     "scipy": "no verdict can be given and damages are not told apart, so adapting is off",
     "einops": "no restorer or prior can be loaded",
     "filelock": "no run folder can be locked, so adapting is off",

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OLDEST = ("torch==2.1.0", "torchvision==0.16.0", "diffusers==0.31.0", "spandrel==0.3.4")
 WITH_THEM = ("numpy<2", "opencv-python-headless<4.12", "huggingface-hub<1", "spandrel_extra_arches<0.2")
 REST = (
+    "cma",
     "filelock",
     "Pillow",
     "platformdirs",

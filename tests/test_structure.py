@@ -47,6 +47,7 @@ HEAVY = {
     "einops",
     "jinja2",
     "scipy",
+    "cma",
     "markupsafe",
     "platformdirs",
 }

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..damage.estimate import FolderDamage, estimate_damage
+from ..damage.estimate import FolderDamage, KnownDamage, estimate_damage
+from ..damage.family import DESIGN_SIZE, Photographed
+from ..damage.search import closest_damage
+from ..damage.statistics import Looks, statistics
 from ..device import autocast
 from ..diffusion.prior import Prior
 from ..diffusion.sampler import denoise_once
@@ -16,24 +20,33 @@ from ..files.photos import to_signed, to_unit
 from ..files.records import fingerprint, read_table, write_json
 from ..pixels import resized
 from ..restorers import Restorer
-from .faces import FaceSet
+from .faces import FaceSet, StageCallback
 from .run import Run
 from .targets import TargetConfig
 
 log = logging.getLogger(__name__)
 
 ESTIMATED_FACES, SHARP_COMPARED = 64, 128  # of the folder, and of those that come with the program
+SEARCHED_FACES, LEAST_SEARCHED = 25, 4  # sharp faces 128 wide that the search compares; fewer where they are larger
+TRIALS = 1200
+COMPARED = 48  # sharp faces by which the models of the damage are compared
 AT_ONCE = 8
 
 
 def folder_damage(
-    run: Run, faces: FaceSet, base: Restorer, prior: Prior | None = None, config: TargetConfig | None = None
+    run: Run,
+    faces: FaceSet,
+    base: Restorer,
+    prior: Prior | None = None,
+    config: TargetConfig | None = None,
+    callback: StageCallback | None = None,
 ) -> FolderDamage:
     """The damage of the folder, see `damage.estimate`; read from the run if faces and networks are the same.
 
     prior, config: one call of the prior at the level config.t_clean takes the noise off the faces before the base sees
     them, so that noise which the base lets through is not taken for detail. Without them the run's own estimate for
-    these faces is taken, however it was made, and where there is none the base sees the faces as they are.
+    these faces is taken, however it was made, and where there is none the base sees the faces as they are. callback: of
+    the stage "examine", the trials of the search; may raise to stop it.
     """
     made_from = fingerprint(faces.fingerprint, base.sha256, SharpFaces(base.size).fingerprint)
     cleaned_by = [prior.sha256, config.t_clean] if prior and config and config.t_clean else None
@@ -44,10 +57,47 @@ def folder_damage(
     count = min(ESTIMATED_FACES, len(faces))
     lq = faces.read([faces.names[i * len(faces) // count] for i in range(count)])
     restored = restored_for_estimate(lq, base, prior, config)
-    damage = estimate_damage(lq, restored, SharpFaces(base.size).stacked(SHARP_COMPARED))
+    damage = estimated(lq, restored, base.size, callback)
     write_json(run.damage, {"made_from": made_from, "cleaned_by": cleaned_by, "damage": damage.as_json()})
     log.info("damage of the folder: %s", described(damage))
     return FolderDamage.from_json(damage.as_json())  # rounded as it is kept, so that a resumed run has the same
+
+
+def estimated(lq: Tensor, restored: Tensor, size: int, callback: StageCallback | None = None) -> FolderDamage:
+    """The damage of the faces `lq` (N, 3, S, S), S = size, by both ways: its filter and noise, see
+    `damage.estimate`, and the most like it in a family, see `damage.search`. restored: what the base makes of them."""
+    sharp = SharpFaces(size)
+    damage = estimate_damage(lq, restored, sharp.stacked(SHARP_COMPARED))
+    some = max(LEAST_SEARCHED, round(SEARCHED_FACES * (DESIGN_SIZE / size) ** 2))
+
+    def step(done: int, total: int) -> None:
+        if callback:
+            callback("examine", done, total, None)
+
+    found = closest_damage(lq[:: max(1, len(lq) // (2 * some))], sharp.stacked(some), TRIALS, callback=step)
+    log.info("nearest damage of a camera: %s, distance %.2f", found.how, found.distance)
+    return replace(damage, photographed=found.how)
+
+
+def likest(damage: FolderDamage, known: KnownDamage, lq: Tensor, restored: Tensor) -> KnownDamage | Photographed:
+    """The model of the folder's damage that makes sharp faces look most like the folder's faces.
+
+    known: the filter with the rests of the faces `lq` (N, 3, S, S), of which `restored` are the targets.
+    """
+    if damage.photographed is None:
+        return known
+    sharp = SharpFaces(damage.size).stacked(COMPARED)
+    looks = Looks(statistics(lq))
+    models: dict[str, KnownDamage | Photographed] = {"filter and rest": known, "camera": damage.photographed}
+    distances: dict[str, float] = {}
+    for name, model in models.items():
+        places = [i % len(lq) for i in range(len(sharp))]
+        made = [
+            model.put_on(face, lq[at], restored[at], i) for i, (face, at) in enumerate(zip(sharp, places, strict=True))
+        ]
+        distances[name] = looks.distance(statistics(torch.stack(made)))
+    log.info("sharp faces with the folder's damage are so unlike its faces: %s", distances)
+    return models[min(distances, key=lambda name: distances[name])]
 
 
 @torch.no_grad()

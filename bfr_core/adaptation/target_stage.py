@@ -167,7 +167,7 @@ def make_targets(
     """
     clear = resolved_target_config(run, faces, restorer, prior, config.targets, callback)
     if config.finetune.sharp:
-        folder_damage(run, faces, restorer, prior, clear)
+        folder_damage(run, faces, restorer, prior, clear, callback)
     made_from = draw_targets(run, faces, restorer, prior, clear, callback)
     redraw = keep_redraws(run, faces, restorer, prior, clear, redraw_with(restorer, prior, clear, callback))
     return checked_targets(run, faces, targets_of(run, faces), made_from, config.gate, redraw, callback), made_from

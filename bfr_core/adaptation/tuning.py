@@ -27,7 +27,7 @@ from ..training.config import FinetuneConfig
 from ..training.finetune import TuningProgress, Watch, finetune, split
 from ..training.losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
 from .faces import FaceSet, StageCallback, resize_square
-from .folder_damage import ESTIMATED_FACES, folder_damage
+from .folder_damage import ESTIMATED_FACES, folder_damage, likest
 from .good_faces import MAX_EXAMPLES, Examples
 from .run import Run
 from .same_person import likeness_vetoes
@@ -137,9 +137,10 @@ def sharp_faces(damage: FolderDamage, pairs: Pairs, held: int) -> SharpFaces:
     """The sharp faces that come with the program, to be given `damage`. held: that checkpoints are compared on."""
     count = min(len(pairs), ESTIMATED_FACES)
     some = [pairs[i * len(pairs) // count] for i in range(count)]
-    known = KnownDamage.of(damage, *(torch.stack([pair[k] for pair in some]) for k in (0, 1)))
+    lq, targets = (torch.stack([pair[k] for pair in some]) for k in (0, 1))
     faces = EmbeddedFaces(damage.size)
-    return SharpFaces(faces, known, min(held, len(faces) // 4))
+    model = likest(damage, KnownDamage.of(damage, lq, targets), lq, targets)
+    return SharpFaces(faces, model, min(held, len(faces) // 4))
 
 
 def judge_tuning(

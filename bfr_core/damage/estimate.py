@@ -22,12 +22,13 @@ taken to be sharper than lightness.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .family import Photographed
 from .spectra import (
     MIN_SIZE,
     at_frequencies,
@@ -54,18 +55,21 @@ class FolderDamage:
 
     transfer: (3, R) |H| in [0, 1] of lightness and two chromas. noise: (3, R) power of what H leaves unexplained, of
     values in [0, 1]; its mean over all frequencies is a variance. size: side of the faces in pixels, which says where
-    the rings are, see `spectra.ring_middles`.
+    the rings are, see `spectra.ring_middles`. photographed: the damage in the family of `family` that is most like the
+    folder's, or None where none was searched for.
     """
 
     transfer: Tensor
     noise: Tensor
     size: int
+    photographed: Photographed | None = None
 
     def as_json(self) -> dict[str, Any]:
         """What JSON can hold of it, rounded to six digits."""
         values = {name: getattr(self, name).tolist() for name in ("transfer", "noise")}
         return {name: [[float(f"{v:.6g}") for v in row] for row in rows] for name, rows in values.items()} | {
-            "size": self.size
+            "size": self.size,
+            "photographed": self.photographed and asdict(self.photographed),
         }
 
     @classmethod
@@ -74,12 +78,14 @@ class FolderDamage:
         try:
             parts = [torch.tensor(values[name], dtype=torch.float64) for name in ("transfer", "noise")]
             size = int(values["size"])
-        except (KeyError, TypeError, ValueError, RuntimeError):
-            parts, size = [], 0
+            found = values.get("photographed")
+            family = Photographed(**{name: float(value) for name, value in found.items()}) if found else None
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
+            parts, size, family = [], 0, None
         expected = (3, len(ring_middles(size))) if size >= MIN_SIZE else ()
         if not parts or any(part.shape != expected or not part.isfinite().all() for part in parts):
             raise ValueError("holds no estimate of a folder's damage")
-        return cls(transfer=parts[0], noise=parts[1], size=size)
+        return cls(transfer=parts[0], noise=parts[1], size=size, photographed=family)
 
     def transfer_at(self, frequency: Tensor) -> Tensor:
         """|H| of the lightness at `frequency` (any shape), in cycles a pixel."""
@@ -163,8 +169,11 @@ class KnownDamage:
         gain = (damage.noise / power.clamp_min(TINY)).sqrt().clamp(1, MAX_GAIN)
         return cls(damage.transfer, explained, gain)
 
-    def put_on(self, face: Tensor, donor_lq: Tensor, donor_restored: Tensor) -> Tensor:
-        """`face` as it would look in this folder, with the noise and pattern of one of its faces, the donor."""
+    def put_on(self, face: Tensor, donor_lq: Tensor, donor_restored: Tensor, key: int = 0) -> Tensor:
+        """`face` as it would look in this folder, with the noise and pattern of one of its faces, the donor.
+
+        key: without effect, since the donor's noise is no matter of chance.
+        """
         clean, seen, explained = to_opponent(torch.stack([face, donor_lq, donor_restored])).split(1)
         rest = with_response(seen - with_response(explained, self.explained), self.gain)
         rest += (seen - explained - rest).mean((2, 3), keepdim=True)  # the mean is no noise, and is not made stronger

@@ -19,10 +19,9 @@ from torch import Tensor
 
 from .. import metrics
 from ..adaptation.config import AdaptConfig
-from ..adaptation.folder_damage import SHARP_COMPARED
+from ..adaptation.folder_damage import estimated
 from ..adaptation.targets import TargetConfig, draw_in_batches, resolved_settings
 from ..adaptation.tuning import sharp_faces
-from ..damage.estimate import estimate_damage
 from ..damage.synthetic import degrade
 from ..diffusion.low_pass import low_pass
 from ..diffusion.prior import Prior
@@ -185,7 +184,7 @@ def run_cell(
         if not config.finetune.sharp:
             return tuned_on(targets)
         restored = restored_by(restorer, cleaned(adapt_lq, prior, target_config))
-        damage = estimate_damage(adapt_lq, restored, SharpFaces(restorer.size).stacked(SHARP_COMPARED))
+        damage = estimated(adapt_lq, restored, restorer.size)
         pairs = list(zip(adapt_lq, targets, strict=True))
         sharp = sharp_faces(damage, pairs, len(split(len(pairs), config.finetune)[1]))
         return finetune(restorer, pairs, config.finetune, perceptual=perceptual, sharp=sharp)[0]

@@ -13,7 +13,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..damage.estimate import KnownDamage
 from ..damage.synthetic import degrade
 from ..damage.transplant import damage_filter, transplanted
 from ..randomness import keyed_generator
@@ -39,6 +38,17 @@ class Faces(Protocol):
     def __getitem__(self, index: int) -> Tensor: ...
 
 
+class FolderDamage(Protocol):
+    """The damage of a folder, which any face can be given: `estimate.KnownDamage` or `family.Photographed`."""
+
+    def put_on(self, face: Tensor, donor_lq: Tensor, donor_restored: Tensor, key: int) -> Tensor:
+        """`face`, (3, S, S) as all are, with this damage, and that of the donor where it is taken from one.
+
+        key: of what is left to chance.
+        """
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class SharpFaces:
     """Sharp faces of other people, to be given the damage of this folder.
@@ -48,7 +58,7 @@ class SharpFaces:
     """
 
     faces: Faces
-    damage: KnownDamage
+    damage: FolderDamage
     held: int = 0
 
     @property
@@ -148,7 +158,7 @@ def batch_of(
         if donor is not None:
             damaged, clean = pairs[donor]
             if sharp is not None and face >= len(pairs):
-                lq = sharp.damage.put_on(target, damaged, clean)
+                lq = sharp.damage.put_on(target, damaged, clean, key=face * len(pairs) + donor)
             else:
                 if donor not in filters:
                     filters[donor] = damage_filter(clean, damaged)

@@ -1,6 +1,7 @@
 """The damage of a run's folder: estimated once, kept, made again when what it depends on changes, and reported."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,13 +9,24 @@ import torch
 from bfr_core.adaptation import folder_damage as stage
 from bfr_core.adaptation.config import FaceConfig
 from bfr_core.adaptation.faces import collect_faces
-from bfr_core.adaptation.folder_damage import described, folder_damage, read_damage
+from bfr_core.adaptation.folder_damage import described, folder_damage, likest, read_damage
 from bfr_core.adaptation.report import kept_by_width
 from bfr_core.adaptation.run import Run
+from bfr_core.damage.estimate import FolderDamage, KnownDamage, estimate_damage
+from bfr_core.damage.family import Photographed, photographed
+from bfr_core.damage.spectra import ring_middles
+from bfr_core.damage.synthetic import degrade
 from bfr_core.faces.sharp_faces import SharpFaces
 from bfr_core.files.photos import write_image
 from bfr_core.pixels import gaussian_blur
+from bfr_core.randomness import keyed_generator
 from bfr_core.restorers import load_restorer
+
+
+@pytest.fixture(autouse=True)
+def few_trials(monkeypatch):
+    monkeypatch.setattr(stage, "TRIALS", 24)
+    monkeypatch.setattr(stage, "SEARCHED_FACES", 4)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +49,7 @@ def test_it_is_found_once_and_kept(blurred, base, monkeypatch):
     assert damage.kept_to() == pytest.approx(0.094, abs=0.03), "a Gaussian of 2 pixels halves 0.094 cycles a pixel"
     monkeypatch.setattr(stage, "estimate_damage", None)
     again = folder_damage(run, faces, base)
+    assert again.photographed == damage.photographed is not None
     assert torch.equal(again.transfer, damage.transfer) and torch.equal(read_damage(run).noise, damage.noise)
     assert "half of the detail is left at" in described(damage)
     shares = dict(kept_by_width(damage))
@@ -51,3 +64,26 @@ def test_other_faces_have_an_estimate_of_their_own(blurred, base):
     assert read_damage(run) is None
     assert folder_damage(run, faces, base).kept_to() < 0.2
     assert json.loads(run.damage.read_text()) == table
+
+
+def test_the_model_that_makes_sharp_faces_look_like_the_folders_is_taken():
+    """A screen of dots is not in the family, a small photo in poor light is."""
+    sharp = SharpFaces(128).stacked(160)
+    mine = sharp[80::5]
+    camera = Photographed.at([0.1, 0.3, 0.9, 0.7, 0.6, 0.5, 0.5, 0.5, 0.1, 0.3, 1.0, 0.2])
+    damages = {
+        Photographed: photographed(mine, camera, keyed_generator(1)),
+        KnownDamage: degrade(mine, "halftone", keyed_generator(1)).lq,
+    }
+    for kind, lq in damages.items():
+        restored = gaussian_blur(lq, 1.5)
+        damage = replace(estimate_damage(lq, restored, sharp[:80:2]), photographed=camera)
+        assert type(likest(damage, KnownDamage.of(damage, lq, restored), lq, restored)) is kind
+
+
+def test_a_folder_of_before_has_no_camera_and_keeps_its_filter(base):
+    known = KnownDamage(*(torch.ones(3, len(ring_middles(128)), dtype=torch.float64),) * 3)
+    lq = SharpFaces(128).stacked(4)
+    damage = replace(estimate_damage(lq, lq, lq), photographed=None)
+    assert likest(damage, known, lq, lq) is known
+    assert FolderDamage.from_json(damage.as_json()).photographed is None

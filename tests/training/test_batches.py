@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bfr_core.damage.estimate import KnownDamage
+from bfr_core.damage.family import Photographed
 from bfr_core.damage.spectra import ring_middles
 from bfr_core.damage.transplant import transplanted
 from bfr_core.training.batches import SharpFaces, micro_batches, split
@@ -79,3 +80,16 @@ def test_without_a_share_the_faces_of_a_step_are_those_of_before(pairs, sharp):
     (plain,) = micro_batches(pairs, train, 3, replace(CONFIG, micro_batch=4, transplant=0.5))
     (offered,) = micro_batches(pairs, train, 3, replace(CONFIG, micro_batch=4, transplant=0.5), sharp=sharp)
     assert torch.equal(plain.lq, offered.lq) and torch.equal(plain.target, offered.target)
+
+
+def test_a_damage_of_the_family_has_noise_of_its_own_for_each_face_and_donor(pairs, sharp):
+    camera = Photographed.at([0.0, 0.1, 0.5, 0.7, 0.5, 0.5, 0.5, 0.3, 0.0, 0.0, 1.0, 0.0])
+    family = SharpFaces(sharp.faces, camera, held=4)
+    config = replace(CONFIG, batch_size=24, micro_batch=24, sharp=1.0)
+    (first,), (again,) = (micro_batches(pairs, list(range(12)), 0, config, sharp=family) for _ in range(2))
+    assert torch.equal(first.lq, again.lq) and not torch.equal(first.lq, first.target)
+    by_face: dict[int, list[torch.Tensor]] = {}
+    for (key, mirrored), lq in zip(first.keys, first.lq, strict=True):
+        by_face.setdefault(key, []).append(lq.flip(-1) if mirrored else lq)
+    several = next(lqs for lqs in by_face.values() if len(lqs) > 1)
+    assert not torch.equal(several[0], several[1])

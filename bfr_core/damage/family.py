@@ -1,0 +1,117 @@
+"""A family of damages with few parameters: a picture that was out of focus, small, taken in poor light, developed,
+enlarged and stored as JPEG.
+
+The order is that of a camera (Brooks et al., "Unprocessing images for learned raw denoising", arXiv:1811.11127): the
+noise is added to light, not to what the screen shows, before the colours are made strong and cut off at black. That
+is why it is stronger in some tones than in others, coloured, and lifts the shadows; a filter and noise of a known
+spectrum, as `estimate` finds them, have none of this. Scans and films pass much the same stations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..pixels import gaussian_blur, resized
+from ..randomness import keyed_generator
+from .synthetic import stored_as_jpeg
+
+DESIGN_SIZE = 128  # lengths are in pixels of faces this wide
+MIN_BLUR, MIN_SMALL, MIN_COLOUR = 0.15, 8, 0.5
+RANGES = {
+    "blur": (0.0, 3.5),
+    "shrink": (1.0, 9.0),
+    "gamma": (1.0, 2.4),
+    "shot": (-5.0, -1.0),
+    "read": (-4.0, -0.7),
+    "red": (-0.6, 0.6),
+    "blue": (-0.6, 0.6),
+    "colour": (0.0, 4.0),
+    "lightness_blur": (0.0, 1.5),
+    "colour_blur": (0.0, 3.0),
+    "quality": (10.0, 105.0),
+    "spread": (0.0, 0.6),
+}
+
+
+@dataclass(frozen=True)
+class Photographed:
+    """How a clean face became a damaged one; each within `RANGES`.
+
+    blur: of the lens, sigma in pixels of a face 128 wide. shrink: times. gamma: light is the picture to this power.
+    shot, read: the variance of the noise is 10^shot times the light, plus 10^read squared, for green; 10^red and
+    10^blue times as strong in the other colours. colour: how much stronger developing made the colours.
+    lightness_blur, colour_blur: of developing, sigma in pixels of the small picture. quality: of JPEG; from 100 on it
+    was not stored so. spread: how much the noise differs from photo to photo, as the deviation of its logarithm.
+    """
+
+    blur: float
+    shrink: float
+    gamma: float
+    shot: float
+    read: float
+    red: float
+    blue: float
+    colour: float
+    lightness_blur: float
+    colour_blur: float
+    quality: float
+    spread: float
+
+    @classmethod
+    def at(cls, place: Sequence[float]) -> Photographed:
+        """The damage at `place`, whose numbers from 0 to 1 say where in `RANGES` each parameter is."""
+        pairs = zip(place, RANGES.values(), strict=True)
+        return cls(*(round(low + (high - low) * min(1.0, max(0.0, float(share))), 6) for share, (low, high) in pairs))
+
+    def put_on(self, face: Tensor, donor_lq: Tensor, donor_restored: Tensor, key: int) -> Tensor:
+        """`face` (3, S, S) with this damage. key: of the noise. The donor is not looked at."""
+        return photographed(face[None], self, keyed_generator("photographed", key))[0]
+
+
+@torch.no_grad()
+def photographed(faces: Tensor, how: Photographed, generator: torch.Generator) -> Tensor:
+    """`faces` (B, 3, S, S) in [0, 1] with this damage; generator: on the CPU, draws the noise. float32 on the CPU."""
+    size = faces.shape[-1]
+    small = max(MIN_SMALL, round(size / how.shrink))
+    seen = _blurred(faces.cpu().float(), how.blur * size / DESIGN_SIZE)
+    seen = resized(seen, small, "bilinear").clamp(0, 1)
+    developed = _developed(_with_noise(_to_light(seen, how), how, generator), how)
+    shown = F.interpolate(developed, (size, size), mode="bilinear", align_corners=False).clamp(0, 1)
+    quality = round(how.quality)
+    return torch.stack([stored_as_jpeg(face, quality) for face in shown]) if quality < 100 else shown
+
+
+def _to_light(seen: Tensor, how: Photographed) -> Tensor:
+    """What the sensor sees: light, of weaker colours than it is shown in."""
+    light = seen**how.gamma
+    grey = light.mean(1, keepdim=True)
+    return (grey + (light - grey) / max(MIN_COLOUR, how.colour)).clamp_min(0)
+
+
+def _with_noise(light: Tensor, how: Photographed, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(light.shape, generator=generator)
+    strength = torch.exp(how.spread * torch.randn((len(light), 1, 1, 1), generator=generator))
+    gain = torch.tensor([10**how.red, 1.0, 10**how.blue]).view(1, 3, 1, 1)
+    deviation = (10**how.shot * light * gain + (10**how.read * gain).square()).sqrt()
+    return (light + noise * deviation * strength).clamp_min(0)
+
+
+def _developed(light: Tensor, how: Photographed) -> Tensor:
+    """`light` with its noise as it is shown."""
+    light = _blurred(light, how.lightness_blur)
+    grey = light.mean(1, keepdim=True)
+    colour = max(MIN_COLOUR, how.colour) * _blurred(light - grey, how.colour_blur)
+    return (grey + colour).clamp(0, 1) ** (1 / how.gamma)
+
+
+def _blurred(image: Tensor, sigma: float) -> Tensor:
+    if sigma < MIN_BLUR:
+        return image
+    radius = min(math.ceil(3 * sigma), 4 * image.shape[-1])
+    return gaussian_blur(image, sigma, radius, "replicate")

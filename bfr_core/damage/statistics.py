@@ -1,0 +1,102 @@
+"""What a set of faces looks like in numbers that damage changes and people do not: for comparing two sets of different
+people, one really damaged, the other given a damage that is to be like it.
+
+The faces are taken apart into octaves of detail, in lightness and two chromas. Of each octave: how strong it is in
+quiet and in busy places, how that goes with brightness, how its values are distributed, how they hang together from
+pixel to pixel and between the channels, and how far the two halves of the face mirror each other. The last is what
+tells detail from noise, since a face is nearly symmetrical and noise is not (`mirrored` gives its part in a spectrum).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .spectra import OPPONENT
+
+SMALLEST = 8  # pixels: faces are taken apart down to this size
+CELLS = (8, 8, 4, 3)  # pixels on a side of the places whose strength is compared, by octave, the finest first
+LAST_CELL = 2
+PLACES = (0.1, 0.3, 0.5, 0.7, 0.9)  # quantiles of the strength over places
+TONES = ((0.0, 0.15), (0.15, 0.3), (0.3, 0.5), (0.5, 0.7), (0.7, 1.1))
+TONE_OCTAVES = 3
+MIRROR_WEIGHT = 3
+EMPTY, FEW_PIXELS = 1e-7, 20.0
+SAME = 0.02  # differences below are not told apart, whatever the spread over faces
+BETA = 0.5  # where the distance stops growing as a square
+SPREAD_WEIGHT = 0.1
+
+
+def statistics(faces: Tensor) -> Tensor:
+    """(B, K) of `faces` (B, 3, S, S) in [0, 1], S at least 32; K depends on S alone. float32 on the CPU."""
+    faces = faces.cpu().float()
+    channels = torch.einsum("ij,bjhw->bihw", torch.tensor(OPPONENT), faces)
+    found: list[Tensor] = []
+    for octave in range(int(math.log2(faces.shape[-1] / SMALLEST)) + 1):
+        smooth = _smooth(channels)
+        found += _of_octave(_inner(channels - smooth), _inner(smooth[:, :1]), octave)
+        channels = F.avg_pool2d(smooth, 2)
+    for _ in range(TONE_OCTAVES):
+        smooth = _smooth(faces)
+        found += _by_tone(_inner(faces - smooth), _inner(_smooth(smooth).mean(1, keepdim=True)))
+        faces = F.avg_pool2d(smooth, 2)
+    return torch.cat([part.flatten(1) for part in found], 1)
+
+
+class Looks:
+    """The statistics of a set of faces (B, K), to which those of others are compared."""
+
+    def __init__(self, of: Tensor) -> None:
+        self.mean, self.spread = of.mean(0), of.std(0) + SAME
+
+    def distance(self, of: Tensor) -> float:
+        """How unlike the faces with the statistics `of` (B, K) are, in spreads over faces; 0 if they are alike."""
+        apart = (of.mean(0) - self.mean) / self.spread
+        wider = torch.log((of.std(0) + SAME) / self.spread).abs().mean()
+        return float(F.smooth_l1_loss(apart, torch.zeros_like(apart), beta=BETA) + SPREAD_WEIGHT * wider)
+
+
+def _of_octave(band: Tensor, brightness: Tensor, octave: int) -> list[Tensor]:
+    """band: (B, 3, H, W) of one octave. brightness: (B, 1, H, W)."""
+    cell = CELLS[octave] if octave < len(CELLS) else LAST_CELL
+    strength = torch.log10(F.avg_pool2d(band.square(), cell) + EMPTY)
+    quantiles = torch.quantile(strength.flatten(2), torch.tensor(PLACES), dim=2).permute(1, 2, 0)
+    bright = F.avg_pool2d(brightness, cell)
+    bright = bright - bright.mean((2, 3), keepdim=True)
+    with_brightness = (strength * bright).mean((2, 3)) / (bright.square().mean((2, 3)) + 1e-3)
+    power = band.square().mean((2, 3)) + EMPTY
+    kurtosis = 0.5 * torch.log10((band**4).mean((2, 3)) / power.square() + 1e-3)
+    mirrored = (band * band.flip(-1)).mean((2, 3)) / power
+    neighbours = [(band[..., step:] * band[..., :-step]).mean((2, 3)) / power for step in (1, 2)]
+    pairs = ((0, 1), (0, 2), (1, 2))
+    together = [(band[:, i] * band[:, j]).mean((1, 2)) / (power[:, i] * power[:, j]).sqrt() for i, j in pairs]
+    mirror = [mirrored] * MIRROR_WEIGHT
+    return [quantiles, with_brightness, kurtosis, *mirror, *neighbours, torch.stack(together, 1)]
+
+
+def _by_tone(band: Tensor, brightness: Tensor) -> list[Tensor]:
+    """The strength and the skewness of `band` (B, 3, H, W) in the shadows, the lights and between, by colour."""
+    usual = band.square().mean((2, 3))
+    found = []
+    for low, high in TONES:
+        here = ((brightness >= low) & (brightness < high)).float()
+        count = here.sum((2, 3)) + FEW_PIXELS
+        power = ((band.square() * here).sum((2, 3)) + FEW_PIXELS * usual) / count + EMPTY
+        found += [torch.log10(power), (band**3 * here).sum((2, 3)) / count / power**1.5]
+    return found
+
+
+def _smooth(image: Tensor) -> Tensor:
+    """Through the binomial window of five pixels."""
+    row = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    kernel = (row[:, None] * row).expand(image.shape[1], 1, 5, 5)
+    return F.conv2d(F.pad(image, (2, 2, 2, 2), mode="reflect"), kernel, groups=image.shape[1])
+
+
+def _inner(image: Tensor) -> Tensor:
+    """Without the outer eighth on each side, where the background is."""
+    edge = image.shape[-1] // 8
+    return image[..., edge : image.shape[-2] - edge, edge : image.shape[-1] - edge]

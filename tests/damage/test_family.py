@@ -1,0 +1,94 @@
+"""The family of damages, the statistics that compare faces, and the search for the damage of a folder."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bfr_core.damage.family import RANGES, Photographed, photographed
+from bfr_core.damage.search import closest_damage
+from bfr_core.damage.statistics import Looks, statistics
+from bfr_core.faces.sharp_faces import SharpFaces
+from bfr_core.pixels import gaussian_blur
+from bfr_core.randomness import keyed_generator
+
+NOTHING = Photographed(0, 1, 1, -5, -4, 0, 0, 1, 0, 0, 105, 0)
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return SharpFaces(64).stacked(48)[torch.randperm(48, generator=keyed_generator(0))]  # they come by source
+
+
+def made(faces, **how):
+    return photographed(faces, replace(NOTHING, **how), keyed_generator(3))
+
+
+def test_the_mildest_damage_leaves_a_face_as_it_is(faces):
+    assert (made(faces) - faces).abs().mean() < 0.002
+    assert Photographed.at([0] * 12) == Photographed(*(low for low, _ in RANGES.values()))
+    assert Photographed.at([2] * 12) == Photographed(*(high for _, high in RANGES.values())), "never beyond"
+
+
+def test_photon_noise_grows_with_light_and_read_out_noise_does_not():
+    grey = torch.linspace(0.2, 0.8, 64).expand(4, 3, 64, 64)
+    dark, light = ((made(grey, shot=-2.0) - grey)[..., columns].std() for columns in (slice(8), slice(56, 64)))
+    assert light**2 / dark**2 == pytest.approx(0.763 / 0.238, rel=0.1)
+    dark, light = ((made(grey, read=-1.5) - grey)[..., columns].std() for columns in (slice(8), slice(56, 64)))
+    assert light / dark == pytest.approx(1, abs=0.05)
+
+
+def test_noise_in_light_lifts_the_shadows():
+    shadow = torch.full((4, 3, 64, 64), 0.05)
+    assert made(shadow, gamma=2.2, read=-2.0).mean() > 0.056
+    assert made(shadow, read=-2.0).mean() == pytest.approx(0.05, abs=0.002), "not where the picture is the light"
+
+
+def test_developing_makes_noise_colourful(faces):
+    def colour(x):
+        noise = x - faces
+        return (noise - noise.mean(1, keepdim=True)).std() / noise.std()
+
+    assert colour(made(faces, read=-1.7, colour=3)) > 1.1 * colour(made(faces, read=-1.7))
+
+
+def test_faces_of_others_are_alike_and_damaged_ones_are_not(faces):
+    looks = Looks(statistics(faces[:24]))
+    others = looks.distance(statistics(faces[24:]))
+    damaged = [made(faces[24:], read=-1.6), gaussian_blur(faces[24:], 1.5), made(faces[24:], quality=20)]
+    assert looks.distance(statistics(faces[:24])) == 0
+    assert all(looks.distance(statistics(x)) > 3 * others for x in damaged)
+
+
+def test_detail_is_told_from_noise_of_the_same_strength(faces):
+    """By the symmetry of faces: the same noise on a blurred face, and that noise mirrored, differ."""
+    soft = gaussian_blur(faces[:24], 2.0)
+    noise = gaussian_blur(torch.randn(soft.shape, generator=keyed_generator(1)), 1.0) * 0.1
+    mirrored = (noise + noise.flip(-1)) / 2**0.5
+    assert Looks(statistics(soft + noise)).distance(statistics(soft + mirrored)) > 0.1
+
+
+def test_the_search_comes_near_a_known_damage(faces):
+    true = replace(NOTHING, blur=0.8, shrink=3.0, gamma=2.0, read=-1.6, quality=60)
+    looks = Looks(statistics(photographed(faces[:24], true, keyed_generator(5))))
+    np.random.seed(1)  # noqa: NPY002
+    before = np.random.rand()  # noqa: NPY002
+    np.random.seed(1)  # noqa: NPY002
+    calls = []
+    found = closest_damage(
+        photographed(faces[:12], true, keyed_generator(5)), faces[24:32], 180, callback=lambda *call: calls.append(call)
+    )
+    answer = looks.distance(statistics(photographed(faces[24:], found.how, keyed_generator(6))))
+    best = looks.distance(statistics(photographed(faces[24:], true, keyed_generator(6))))
+    start = looks.distance(statistics(faces[24:]))
+    assert best < answer < best + 0.4 * (start - best)
+    assert calls[-1] == (180, 180) and np.random.rand() == before  # noqa: NPY002
+
+
+def test_a_search_can_be_stopped(faces):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        closest_damage(faces[:4], faces[4:8], 100, callback=stop)
