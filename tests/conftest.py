@@ -125,6 +125,13 @@ def verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bfr_core.adaptation.tuning.judged_on_faces", judged)
 
 
+@pytest.fixture
+def few_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search for a folder's damage is short."""
+    monkeypatch.setattr("bfr_core.adaptation.folder_damage.TRIALS", 24)
+    monkeypatch.setattr("bfr_core.adaptation.folder_damage.SEARCHED_FACES", 4)
+
+
 @pytest.fixture(scope="session")
 def screenshots() -> Path:
     """Folder for pictures of pages, to be looked at after the run: $BFR_SCREENSHOTS, or build/screenshots."""

@@ -68,15 +68,22 @@ def estimated(lq: Tensor, restored: Tensor, size: int, callback: StageCallback |
     `damage.estimate`, and the most like it in a family, see `damage.search`. restored: what the base makes of them."""
     sharp = SharpFaces(size)
     damage = estimate_damage(lq, restored, sharp.stacked(SHARP_COMPARED))
-    some = max(LEAST_SEARCHED, round(SEARCHED_FACES * (DESIGN_SIZE / size) ** 2))
+    searched = searched_faces(size)
 
     def step(done: int, total: int) -> None:
         if callback:
             callback("examine", done, total, None)
 
-    found = closest_damage(lq[:: max(1, len(lq) // (2 * some))], sharp.stacked(some), TRIALS, callback=step)
+    some = lq[:: max(1, len(lq) // (2 * len(searched)))]
+    found = closest_damage(some, searched, TRIALS, callback=step)
     log.info("nearest damage of a camera: %s, distance %.2f", found.how, found.distance)
     return replace(damage, photographed=found.how)
+
+
+def searched_faces(size: int) -> Tensor:
+    """The sharp faces (M, 3, S, S), S = size, on which the damages of the search are tried."""
+    share = min(1.0, (DESIGN_SIZE / size) ** 2)  # of larger faces fewer do: they show as many places
+    return SharpFaces(size).stacked(max(LEAST_SEARCHED, round(SEARCHED_FACES * share)))
 
 
 def likest(damage: FolderDamage, known: KnownDamage, lq: Tensor, restored: Tensor) -> KnownDamage | Photographed:
@@ -91,10 +98,7 @@ def likest(damage: FolderDamage, known: KnownDamage, lq: Tensor, restored: Tenso
     models: dict[str, KnownDamage | Photographed] = {"filter and rest": known, "camera": damage.photographed}
     distances: dict[str, float] = {}
     for name, model in models.items():
-        places = [i % len(lq) for i in range(len(sharp))]
-        made = [
-            model.put_on(face, lq[at], restored[at], i) for i, (face, at) in enumerate(zip(sharp, places, strict=True))
-        ]
+        made = [model.put_on(face, lq[i % len(lq)], restored[i % len(lq)], i) for i, face in enumerate(sharp)]
         distances[name] = looks.distance(statistics(torch.stack(made)))
     log.info("sharp faces with the folder's damage are so unlike its faces: %s", distances)
     return models[min(distances, key=lambda name: distances[name])]

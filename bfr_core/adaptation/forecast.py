@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..damage.search import closest_damage
 from ..diffusion.prior import Prior
 from ..faces.landmarks import load_landmark_net
 from ..restorers import Restorer
@@ -31,7 +32,7 @@ from ..training.objectives import objective_of
 from .adapt import Before
 from .config import AdaptConfig
 from .faces import FaceSet, StageCallback
-from .folder_damage import ESTIMATED_FACES
+from .folder_damage import ESTIMATED_FACES, TRIALS, searched_faces
 from .run import Run
 from .target_checks import measurements_of
 from .target_stage import EXAMINED_FACES
@@ -52,7 +53,8 @@ class Pace:
     """What a step of each stage takes on this machine; 0 where it was not measured.
 
     In seconds: prior_call, one call of the prior for one face; restore, the restorer for one face; gate, the checks of
-    one face; step, one step of the tuning; judge, comparing checkpoints on one face.
+    one face; step, one step of the tuning; judge, comparing checkpoints on one face; trial, one of the search for the
+    folder's damage.
     memory: the most bytes that the process held meanwhile, with all else that it holds; None if the system does not
     say. room: bytes of memory that there are. where: which memory that is.
     """
@@ -62,6 +64,7 @@ class Pace:
     gate: float = 0.0
     step: float = 0.0
     judge: float = 0.0
+    trial: float = 0.0
     memory: int | None = None
     room: int | None = None
     where: str = "memory"
@@ -73,7 +76,7 @@ class Pace:
         return replace(self, **times, memory=max(held) if held else None, room=other.room, where=other.where)
 
 
-TIMES = ("prior_call", "restore", "gate", "step", "judge")
+TIMES = ("prior_call", "restore", "gate", "step", "judge", "trial")
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,7 @@ def forecast(pace: Pace, faces: int, config: AdaptConfig, guessed: bool = False,
     calls = {"examine": 0 if drawn else examining_calls(targets, faces) + estimating_calls(config, faces)}
     calls["targets"] = 0 if drawn else faces * targets.network_calls
     seconds = {stage: count * pace.prior_call for stage, count in calls.items()}
+    seconds["examine"] += 0 if drawn or not tuning.sharp else TRIALS * pace.trial
     seconds["targets"] += 0 if drawn else faces * pace.restore
     seconds["gate"] = faces * pace.gate
     held = len(split(faces, tuning)[1])
@@ -207,8 +211,18 @@ def measure(
     tell(1)
     perceptual = None if base.tuned_by_codes else perceptual_term(config.finetune, prior, base.device)
     both = first.also(measure_tuning(lq, base, config.finetune, perceptual))
+    if config.finetune.sharp:
+        both = both.also(measure_search(lq))
     tell(2)
     return both
+
+
+def measure_search(lq: Tensor) -> Pace:
+    """The pace of the search for the folder's damage, from two trials."""
+    made = partial(closest_damage, lq, searched_faces(lq.shape[-1]), 2)
+    made()
+    _, seconds = _timed(time.perf_counter, made)
+    return Pace(trial=seconds / 2)
 
 
 def measure_targets(lq: Tensor, base: Restorer, prior: Prior, config: TargetConfig) -> Pace:

@@ -22,11 +22,7 @@ from bfr_core.pixels import gaussian_blur
 from bfr_core.randomness import keyed_generator
 from bfr_core.restorers import load_restorer
 
-
-@pytest.fixture(autouse=True)
-def few_trials(monkeypatch):
-    monkeypatch.setattr(stage, "TRIALS", 24)
-    monkeypatch.setattr(stage, "SEARCHED_FACES", 4)
+pytestmark = pytest.mark.usefixtures("few_trials")
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,8 @@ from bfr_core.restorers import load_restorer
 from bfr_core.settings import changed
 from bfr_core.training.objectives import Pixels
 
+pytestmark = pytest.mark.usefixtures("few_trials")
+
 
 @pytest.fixture
 def config(tiny_restorer, tiny_prior):
@@ -103,6 +105,9 @@ def test_times_are_those_of_the_settings():
     assert forecast(pace, 24, changed(config, {"finetune.minutes": 1.0})).seconds["finetune"] == 60
     assert forecast(pace, 24, config, drawn=True).seconds["targets"] == 0
     assert forecast(pace, 48, config).seconds["targets"] == 2 * told.seconds["targets"]
+    sharp, pace = changed(config, {"finetune.sharp": 0.5}), replace(pace, prior_call=0, trial=0.01)
+    assert forecast(pace, 24, sharp).seconds["examine"] == pytest.approx(0.01 * module.TRIALS)
+    assert forecast(pace, 24, sharp, drawn=True).seconds["examine"] == 0
 
 
 def test_what_is_said():
@@ -128,7 +133,7 @@ def test_a_step_of_each_stage_is_timed_and_nothing_is_changed(photos, config, ca
     before = {name: value.clone() for name, value in base.module.state_dict().items()}
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     generator = torch.get_rng_state()
-    many = changed(config, {"finetune.adversarial": 0.1, "finetune.discriminator_features": 8})
+    many = changed(config, {"finetune.adversarial": 0.1, "finetune.discriminator_features": 8, "finetune.sharp": 0.5})
     pace = measure(lq, base, prior, many)
     assert all(getattr(pace, name) > 0 for name in module.TIMES)
     assert (calls["steps"], calls["prior"]) == (3, 3 * 4), "three steps; the cleaning call and two more, of a batch"

@@ -59,6 +59,7 @@ def test_the_oracle_alone_sees_the_clean_faces(lab, monkeypatch):
     assert sum(torch.equal(targets, cell_faces.adapt_hq) for targets in given) == 1 and len(given) == 5
 
 
+@pytest.mark.usefixtures("few_trials")
 def test_the_adapted_restorer_alone_learns_from_sharp_faces_under_the_folders_damage(lab, monkeypatch):
     restorer, prior, config, cell_faces = lab
     config = changed(config, {"finetune.sharp": 0.5})
