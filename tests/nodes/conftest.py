@@ -148,7 +148,7 @@ def modules() -> dict[str, ModuleType]:
     def listed(name: str) -> list[str]:
         return [p.relative_to(f).as_posix() for f in HOST.model_folders[name] for p in sorted(Path(f).rglob("*.*"))]
 
-    kinds = ("Image", "Mask", "Int", "Float", "String", "Boolean", "Combo", "UpscaleModel")
+    kinds = ("Image", "Mask", "Int", "Float", "String", "Boolean", "Combo", "UpscaleModel", "Model", "Vae")
     io = module(
         "comfy_api.latest.io",
         Schema=Schema,
