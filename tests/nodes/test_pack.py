@@ -82,8 +82,8 @@ def test_the_package_for_the_registry_loads_and_runs_no_pip(tmp_path: Path) -> N
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / file, tmp_path / file)
     assert {p.name for p in tmp_path.iterdir()} == {
-        "__init__.py", "bfr_core", "nodes", "workflows", "web", "locales", "requirements.txt", "pyproject.toml",
-        "README.md", "CHANGELOG.md", "LICENSE",
+        "__init__.py", "bfr_core", "nodes", "subgraphs", "workflows", "web", "locales", "requirements.txt",
+        "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE",
     }  # fmt: skip
     assert (tmp_path / "web/docs/BFR_Compare.md").is_file()
     assert load(pack=tmp_path).splitlines()[-1] == "14 nodes, None True"
