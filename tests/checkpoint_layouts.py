@@ -58,7 +58,7 @@ def layout_of(family: Family) -> Layout:
     found = {f"model.diffusion_model.{name}": shape for name, shape in _unet(family)}
     found |= {f"first_stage_model.{name}": shape for name, shape in _vae(family.vae)}
     for prefix, width, layers, is_open in family.texts:
-        tensors = _open_clip if is_open else _clip
+        tensors = open_clip if is_open else clip
         found |= {prefix + name: shape for name, shape in tensors(width, layers, family.vocabulary)}
     return found
 
@@ -208,7 +208,7 @@ def _vae(base: int) -> Iterator[tuple[str, Shape]]:
     yield from _pair("post_quant_conv", 4, 4, 1, 1)
 
 
-def _clip(width: int, layers: int, vocabulary: int) -> Iterator[tuple[str, Shape]]:
+def clip(width: int, layers: int, vocabulary: int) -> Iterator[tuple[str, Shape]]:
     """transformers' CLIPTextModel."""
     yield "text_model.embeddings.position_ids", (1, 77)
     yield "text_model.embeddings.token_embedding.weight", (vocabulary, width)
@@ -224,7 +224,7 @@ def _clip(width: int, layers: int, vocabulary: int) -> Iterator[tuple[str, Shape
     yield from _pair("text_model.final_layer_norm", width)
 
 
-def _open_clip(width: int, layers: int, vocabulary: int) -> Iterator[tuple[str, Shape]]:
+def open_clip(width: int, layers: int, vocabulary: int) -> Iterator[tuple[str, Shape]]:
     """OpenCLIP's text tower."""
     yield "positional_embedding", (77, width)
     yield "text_projection", (width, width)

@@ -79,7 +79,7 @@ def free_memory() -> float:
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_a_whole_checkpoint_is_sampled_with_the_hold_and_unchanged_without(comfy: Any, family: str) -> None:
-    """A file with exactly the published one's tensors, of random weights in half precision. SDXL's takes 7 GB of disk."""
+    """A file with exactly the published tensors and random weights in half precision; SDXL's takes 7 GB of disk."""
     if free_memory() < NEEDED[family]:
         pytest.skip(f"{family} takes {NEEDED[family] / 2**30:.0f} GB of memory, more than is free")
     path = comfy.base / f"models/checkpoints/{family}_random.safetensors"
