@@ -196,13 +196,14 @@ def load_latent_prior(path: Path) -> LatentPrior:
 # ---------------------------------------------------------------- a single file
 
 
-def from_single_file(path: Path, families: tuple[Family, ...] = FAMILIES) -> LatentPrior:
-    """The prior in a single-file checkpoint of one of the `families`; raises as `load_latent_prior`."""
+def from_single_file(path: Path, families: tuple[Family, ...] | None = None) -> LatentPrior:
+    """The prior in a single-file checkpoint of one of the families, `FAMILIES` if none are given; raises as
+    `load_latent_prior`."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 
     state, metadata = load_tensors(path)
-    family = _family_of(path, state, families)
+    family = _family_of(path, state, families or FAMILIES)
     unet_part = {name: value for name, value in state.items() if name.startswith(UNET)}
     vae_part = {name: value for name, value in state.items() if name.startswith(VAE)}
     unet = _built(path, UNet2DConditionModel, {"sample_size": family.size // 8, **family.unet},
