@@ -15,12 +15,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-ROOT = Path(sys.argv.pop(1))
-sys.argv.append("--cpu")  # read by comfy.cli_args
-sys.path.insert(0, str(Path.cwd()))
+if __name__ == "__main__":
+    ROOT = Path(sys.argv.pop(1))
+    sys.argv.append("--cpu")  # read by comfy.cli_args
+    sys.path.insert(0, str(Path.cwd()))
 
-import comfy.options  # noqa: E402
-import utils.install_util  # noqa: E402, F401  (first, as in ComfyUI's main.py: another package has a module of this name)
+import comfy.options
+import utils.install_util  # noqa: F401  (first, as in ComfyUI's main.py: another package has a module of this name)
 
 comfy.options.enable_args_parsing()
 
@@ -115,12 +116,12 @@ def sampled(model: Any, vae: Vae, sampler: str, scheduler: str) -> torch.Tensor:
     return model.model.process_latent_in(made)
 
 
-def load_pack() -> Any:
-    """The module of the two nodes, imported as ComfyUI imports the pack."""
+def load_pack(root: Path) -> Any:
+    """The module of the two nodes, imported as ComfyUI imports the pack, which is in `root`."""
     from server import PromptServer
 
     PromptServer.instance = SimpleNamespace()
-    spec = spec_from_file_location("pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    spec = spec_from_file_location("pack", root / "__init__.py", submodule_search_locations=[str(root)])
     assert spec and spec.loader
     sys.modules["pack"] = pack = module_from_spec(spec)
     spec.loader.exec_module(pack)
@@ -131,7 +132,7 @@ def main() -> None:
     """Sample everything before the pack is there, then with it, held and not, and print what differs."""
     cases = [(n, s, "simple") for n in KINDS for s in SAMPLERS] + [(n, "euler", s) for n in KINDS for s in SCHEDULERS]
     before = {case: sampled(*model_of(case[0]), *case[1:]) for case in cases}
-    nodes = load_pack()
+    nodes = load_pack(ROOT)
     low_pass = sys.modules["pack.bfr_core.diffusion.low_pass"].low_pass
     found = []
     for case in cases:
