@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 ROOT, FOLDER = Path(sys.argv.pop(1)), Path(sys.argv.pop(1))
@@ -17,7 +18,8 @@ sys.argv += ["--cpu", "--fp16-unet"]  # read by comfy.cli_args
 sys.path[0] = str(Path.cwd())
 
 import comfy.options  # noqa: E402
-import utils.install_util  # noqa: E402, F401  (first, as in ComfyUI's main.py: another package has a module of this name)
+
+import_module("utils.install_util")  # first, as in main.py of ComfyUI: another package has a module of this name
 
 comfy.options.enable_args_parsing()
 
