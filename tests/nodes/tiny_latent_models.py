@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path.cwd()))
 
 import comfy.options
-import utils.install_util  # noqa: F401  (first, as in ComfyUI's main.py: another package has a module of this name)
+
+import_module("utils.install_util")  # first, as in main.py of ComfyUI: another package has a module of this name
 
 comfy.options.enable_args_parsing()
 
