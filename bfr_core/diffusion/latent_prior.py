@@ -1,7 +1,7 @@
 """A Stable Diffusion checkpoint (SD 1.5 or SDXL) as the prior: it predicts noise in the latents of a VAE, for one fixed
 prompt. Nothing is fetched: the networks' settings are here, and the tokens of the prompt in `text_encoder`.
 
-Not yet tried on real checkpoints: the tests use random weights in the published files' exact layouts.
+Not yet tried on real checkpoints: the tests use random weights in the published files' layouts.
 """
 
 from __future__ import annotations
