@@ -10,6 +10,7 @@ from . import host
 from .adapt import FinetuneRestorer, MakePseudoTargets, SaveRestorer
 from .compare import Compare, Degrade, DrawFaces
 from .faces import FacesFromFolder, FacesFromImages, TargetsFromImages
+from .low_band import HoldLowBand, LowBandFix
 from .restore import LoadPrior, LoadRestorer, RestoreFaces
 
 NODES: list[type[host.Node]] = [
@@ -25,6 +26,8 @@ NODES: list[type[host.Node]] = [
     Compare,
     Degrade,
     DrawFaces,
+    HoldLowBand,
+    LowBandFix,
 ]
 
 

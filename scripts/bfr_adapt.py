@@ -54,10 +54,11 @@ def allowed_folders(outputs: Path) -> list[Path]:
 
 
 def set_weight_folders() -> None:
-    """Add the folders of WebUI's own CodeFormer, GFPGAN and RestoreFormer to those that are searched for weights."""
+    """Add WebUI's own folders of CodeFormer, GFPGAN, RestoreFormer and checkpoints to those searched for weights."""
     models = Path(paths.models_path)
-    own = [getattr(OPTIONS, name, None) for name in ("codeformer_models_path", "gfpgan_models_path")]
-    folders = existing([*own, *(models / name for name in ("Codeformer", "GFPGAN", "RestoreFormer"))])
+    own = [getattr(OPTIONS, name, None) for name in ("codeformer_models_path", "gfpgan_models_path", "ckpt_dir")]
+    names = ("Codeformer", "GFPGAN", "RestoreFormer", "Stable-diffusion")
+    folders = existing([*own, *(models / name for name in names)])
     known = [folder for folder in os.environ.get(ALSO, "").split(os.pathsep) if folder]
     os.environ[ALSO] = os.pathsep.join(dict.fromkeys([*known, *map(str, folders)]))
 

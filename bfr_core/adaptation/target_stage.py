@@ -23,7 +23,7 @@ from .folder_damage import folder_damage
 from .old_runs import list_old_redrawn
 from .run import Run
 from .target_checks import Redraw, TargetCheckConfig, accepted_targets, checked_targets
-from .targets import TargetConfig, draw_in_batches, make_pseudo_targets, resolved_settings
+from .targets import TargetConfig, draw_in_batches, make_pseudo_targets, resolved_settings, suited_to
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ def resolved_target_config(
 
     It holds as long as half of the sample is unchanged and the number of faces has not more than doubled.
     """
+    config = suited_to(config, prior)
     if config.is_resolved:
         return config
     fingerprint_value = fingerprint(restorer.sha256, prior.sha256, asdict(config))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -16,7 +17,7 @@ from ..device import PRECISIONS, Precision, autocast, in_batches
 from ..diffusion.noise_level import estimate_noise_level
 from ..diffusion.prior import Prior
 from ..diffusion.sampler import Callback as SamplerCallback
-from ..diffusion.sampler import SamplerConfig, denoise_once, sample_constrained
+from ..diffusion.sampler import LatentNoisePredictor, SamplerConfig, denoise_once, sample_constrained
 from ..files.photos import to_signed, to_unit
 from ..metrics.detail import DETAIL_SIGMA, high_band
 from ..metrics.psnr import psnr
@@ -199,6 +200,7 @@ def resolved_settings(
 
     lq: (B, 3, S, S) RGB in [0, 1]; a dozen faces of a folder are enough. callback: (step, steps) for each of these.
     """
+    config = suited_to(config, prior)
     if config.t_clean == "auto":
         image = resized(to_signed(lq.to(prior.device)), prior.size)
         with autocast(prior.device, config.precision):
@@ -212,6 +214,20 @@ def resolved_settings(
             config, detail=detail_gain(_sample(lq, restorer, prior, replace(config, detail=1.0), callback))
         )
     return config
+
+
+def suited_to(config: TargetConfig, prior: Prior) -> TargetConfig:
+    """`config` with a factor that the latents of `prior` can hold, where it is a latent one; this is logged."""
+    if not isinstance(prior, LatentNoisePredictor):
+        return config
+    factor = prior.shrinks * max(2, math.ceil(config.sampler.factor / prior.shrinks))
+    if factor == config.sampler.factor:
+        return config
+    log.info(
+        "sampler.factor is %d instead of %d: latents hold multiples of %d from %d up",
+        factor, config.sampler.factor, prior.shrinks, 2 * prior.shrinks,
+    )  # fmt: skip
+    return replace(config, sampler=replace(config.sampler, factor=factor))
 
 
 def _sample(

@@ -40,6 +40,33 @@ def low_pass_operator(like: Tensor, factor: int) -> Callable[[Tensor], Tensor]:
     return apply
 
 
+def with_low_band(image: Tensor, reference: Tensor, factor: int) -> Tensor:
+    """`image` with the low band of `reference`: `low_pass` of the two is then the same, but for rounding.
+
+    image: (..., H, W) float in any range, images or latents. reference: the same shape, or one that broadcasts to it.
+    Returns the shape, dtype and device of `image`. One step x - low_pass(x) + low_pass(y) of arXiv:2410.04618 leaves a
+    part of the difference, because low_pass is no projection; this is what the step becomes when it is repeated until
+    nothing changes, in closed form: x - E (S E)^-1 S (x - y), S the shrinking and E the enlargement. Sides need not be
+    multiples of `factor`; the low band then has the nearest whole number of pixels.
+    """
+    (fit_h, enlarge_h), (fit_w, enlarge_w) = (_projection(length, factor) for length in image.shape[-2:])
+    like = torch.empty(0, dtype=torch.float32, device=image.device)
+    with full_precision(image.device):
+        change = reference.to(like) - image.to(like)
+        small = fit_h.to(like) @ change @ fit_w.to(like).T
+        return image + (enlarge_h.to(like) @ small @ enlarge_w.to(like).T).to(image)
+
+
+def _projection(length: int, factor: int) -> tuple[Tensor, Tensor]:
+    """Matrices (n, length) and (length, n), float64, whose product keeps what the bicubic enlargement can make and sees
+    only what the bicubic shrinking sees; n: length / factor, rounded."""
+    if factor < 1:
+        raise ValueError(f"factor is {factor}; it must be at least 1")
+    small = max(1, round(length / factor))
+    shrink, enlarge = _bicubic_matrix(length, small, small / length), _bicubic_matrix(small, length, length / small)
+    return torch.linalg.solve(shrink @ enlarge, shrink), enlarge
+
+
 def _resize_pair(length: int, factor: int) -> tuple[Tensor, Tensor]:
     """Matrices (length / factor, length) and (length, length / factor) of the bicubic shrink and enlargement."""
     small = length // factor

@@ -91,14 +91,18 @@ class Prior(nn.Module):
         """
         out = self.network(F.pixel_unshuffle(x_t, self.patch), t).float()
         out, *variance = out.split(3 * self.patch**2, 1)
-        out = F.pixel_shuffle(out, self.patch)
+        out = self.noise_of(F.pixel_shuffle(out, self.patch), x_t, t)
+        return out, F.pixel_shuffle(variance[0], self.patch) if variance else None
+
+    def noise_of(self, out: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The noise in `x_t` by the network's output `out`, of the same shape, as `prediction` says."""
         alpha_bar = self.alpha_bar.to(x_t.dtype).to(t.device)[t].view(-1, 1, 1, 1)  # no float64 on the device
         signal, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         if self.prediction == "v_prediction":  # arXiv:2202.00512, section 4
-            out = signal * out + sigma * x_t
-        elif self.prediction == "sample":
-            out = (x_t - signal * out) / sigma
-        return out, F.pixel_shuffle(variance[0], self.patch) if variance else None
+            return signal * out + sigma * x_t
+        if self.prediction == "sample":
+            return (x_t - signal * out) / sigma
+        return out
 
     def features(self, image: Tensor, recompute: bool = False) -> list[Tensor]:
         """Encoder features of clean images (B, 3, H, W) in [-1, 1], finest first; differentiable.
@@ -121,10 +125,15 @@ class Prior(nn.Module):
 def load_prior(name_or_path: str | Path = "embedded") -> Prior:
     """The prior in a diffusers folder, or in a guided-diffusion .pth or .safetensors file, on the CPU.
 
+    A Stable Diffusion checkpoint, as a .safetensors file or a diffusers folder, is a `latent_prior.LatentPrior`.
     "embedded" is the 128 x 128 prior that ships with this project; a name of `weights.TABLE` is looked for in
     `weights.search_folders`. Raises FileNotFoundError, or ValueError when the file is damaged or not a face prior.
     """
+    from .latent_prior import holds_latent_prior, load_latent_prior
+
     path = EMBEDDED if str(name_or_path) == "embedded" else resolve(name_or_path)
+    if holds_latent_prior(path):
+        return load_latent_prior(path)
     if path.is_dir() and not (path / CONVERTED).is_file():
         return _load_diffusers(path)
     return _load_guided_diffusion(path / CONVERTED if path.is_dir() else path)
@@ -159,7 +168,7 @@ def _settings_of(path: Path, metadata: Mapping[str, str], digest: str) -> dict[s
             raise ValueError(f"{path.name}: its metadata 'unet' is not a table of settings in JSON") from None
     if digest in KNOWN_SETTINGS:
         return KNOWN_SETTINGS[digest]
-    return _read_json(sidecar) if sidecar.exists() else {}
+    return read_config(sidecar) if sidecar.exists() else {}
 
 
 def _build_unet(path: Path, state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> UNet:
@@ -186,7 +195,7 @@ def _load_guided_diffusion(path: Path) -> Prior:
         network.encode,
         linear_alpha_bar(),
         encoder=network.encoder,
-        size=_size(path, "image_size", settings.get("image_size", 512)),
+        size=prior_size(path, "image_size", settings.get("image_size", 512)),
         name=metadata.get("source", path.name),
         sha256=digest,
         licence=metadata.get("licence") or licence_of(digest),
@@ -208,14 +217,14 @@ def _load_diffusers(folder: Path) -> Prior:
     from diffusers import UNet2DModel
 
     inner = folder / "unet" if (folder / "unet" / "config.json").exists() else folder
-    config = _read_json(inner / "config.json")
+    config = read_config(inner / "config.json")
     if config.get("_class_name") != "UNet2DModel":
         raise ValueError(f"{folder.name}: config.json describes {config.get('_class_name')!r}, not a UNet2DModel")
     scheduler_file = next(
         (f for f in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json") if f.exists()),
         None,
     )
-    scheduler = _read_json(scheduler_file) if scheduler_file else {}
+    scheduler = read_config(scheduler_file) if scheduler_file else {}
     files = sorted(inner.glob("diffusion_pytorch_model.*"))
     weights = next((f for suffix in (".safetensors", ".bin") for f in files if f.suffix == suffix), None)
     if weights is None:
@@ -235,11 +244,11 @@ def _load_diffusers(folder: Path) -> Prior:
     return Prior(
         _Sample(network),
         partial(_encode_diffusers, network),
-        _schedule_of(folder, scheduler),
+        schedule_of(folder, scheduler),
         encoder=[network.time_embedding, network.conv_in, network.down_blocks],
         prediction=scheduler.get("prediction_type", "epsilon"),
         patch=patch,
-        size=patch * _size(folder, "sample_size", config.get("sample_size") or 64),
+        size=patch * prior_size(folder, "sample_size", config.get("sample_size") or 64),
         name=folder.name,
         sha256=sha256_of(weights),
         licence=metadata.get("licence", "unknown"),
@@ -307,7 +316,8 @@ def _alpha_bar_by_name(scheduler: Mapping[str, Any]) -> Tensor:
     raise ValueError(f"beta_schedule is {kind!r}; it must be linear, scaled_linear or squaredcos_cap_v2")
 
 
-def _schedule_of(folder: Path, scheduler: Mapping[str, Any]) -> Tensor:
+def schedule_of(folder: Path, scheduler: Mapping[str, Any]) -> Tensor:
+    """`alpha_bar_of` the scheduler in `folder`. Raises ValueError, naming the folder, for one that cannot be used."""
     try:
         whole_number(scheduler.get("num_train_timesteps", 1000), 2, MAX_STEPS)
         alpha_bar = alpha_bar_of(scheduler)
@@ -318,7 +328,8 @@ def _schedule_of(folder: Path, scheduler: Mapping[str, Any]) -> Tensor:
     return alpha_bar
 
 
-def _size(path: Path, name: str, value: Any) -> int:
+def prior_size(path: Path, name: str, value: Any) -> int:
+    """The side of an image that a file states under `name`. Raises ValueError unless it lies within `SIZES`."""
     try:
         return whole_number(value, *SIZES)
     except ValueError as error:
@@ -336,7 +347,8 @@ def _refuse_absurd(folder: Path, config: Mapping[str, Any]) -> None:
             raise ValueError(f"{folder.name}: its config.json asks for layers of absurd size or number") from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """The table of settings in a JSON file. Raises FileNotFoundError, or ValueError for anything else."""
     try:
         if path.stat().st_size > MAX_JSON:
             raise ValueError(f"{path.name}: it has {path.stat().st_size} bytes, too many for a table of settings")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 import zipfile
@@ -121,6 +122,20 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(
             f"{path.name}: not a readable safetensors file ({reason_of(error)}); it may be cut short"
         ) from None
+
+
+def tensor_names(path: Path) -> set[str]:
+    """Names of the tensors in a .safetensors file, read from its table of contents alone; none if it has no such."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(MAX_HEADER, size - 8):
+            return set()
+        try:
+            table = json.loads(file.read(length))
+        except (ValueError, RecursionError):
+            return set()
+    return set(table) - {"__metadata__"} if isinstance(table, dict) else set()
 
 
 def read_pickle(path: Path) -> Any:

@@ -153,6 +153,8 @@ HOST_FOLDERS = (
     "models/RestoreFormer",
     "models/upscale_models",
     "models/diffusion_models",
+    "models/checkpoints",
+    "models/Stable-diffusion",
 )
 
 

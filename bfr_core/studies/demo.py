@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..adaptation.run import Run
 from ..damage.synthetic import degrade
 from ..device import autocast
 from ..diffusion.prior import Prior, load_prior
-from ..diffusion.sampler import predict_x0
+from ..diffusion.sampler import LatentNoisePredictor, predict_x0
 from ..diffusion.schedule import respace
 from ..faces.align import Face, crop_face
 from ..faces.detect import load_detector
@@ -56,21 +57,26 @@ def draw_faces(
     """
     schedule = respace(prior.alpha_bar, STEPS)
     noise = keyed_noise(seed, "demo", names, prior.device)
-    shape = torch.Size([len(names), 3, prior.size, prior.size])
+    sample = torch.zeros(1, 3, prior.size, prior.size, device=prior.device)
+    bound = 1.0
+    decode: Callable[[Tensor], Tensor] = torch.clone
+    if isinstance(prior, LatentNoisePredictor):
+        sample, bound, decode = prior.encode(sample), math.inf, prior.decode
+    shape = torch.Size([len(names), *sample.shape[1:]])
     x = noise(shape)
     for i in range(STEPS - 1, -1, -1):
         alpha_bar, alpha_bar_prev = float(schedule.alpha_bar[i]), float(schedule.alpha_bar_prev[i])
         with autocast(x.device, "auto"):
             eps, _ = prior(x, schedule.timesteps[i].to(x.device).expand(len(x)))
-        x0_hat = predict_x0(x, eps, alpha_bar).clamp(-1, 1)
+        x0_hat = predict_x0(x, eps, alpha_bar).clamp(-bound, bound)
         eps = (x - alpha_bar**0.5 * x0_hat) / (1 - alpha_bar) ** 0.5
         sigma = ((1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)) ** 0.5
         x = alpha_bar_prev**0.5 * x0_hat + max(0.0, 1 - alpha_bar_prev - sigma**2) ** 0.5 * eps
         if i:
             x = x + sigma * noise(shape)
         if callback:
-            callback(STEPS - i, STEPS, to_unit(x0_hat))
-    return to_unit(x).cpu()
+            callback(STEPS - i, STEPS, to_unit(decode(x0_hat)))
+    return to_unit(decode(x)).cpu()
 
 
 def real_photos() -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,11 +20,15 @@ from ..adaptation.config import recipe
 from ..adaptation.faces import write_or_keep
 from ..adaptation.run import Run
 from ..damage.synthetic import degrade
-from ..diffusion.prior import load_prior
+from ..device import autocast
+from ..diffusion.low_pass import low_pass
+from ..diffusion.prior import Prior, load_prior
+from ..diffusion.sampler import LatentNoisePredictor, SamplerConfig, sample_constrained
 from ..faces.align import crop_face
 from ..faces.arcface import Recogniser, likeness
 from ..faces.detect import load_detector
 from ..faces.parse import FaceParser
+from ..files.photos import to_signed, to_unit
 from ..files.provenance import pathless
 from ..files.stages import open_stage
 from ..files.tensors import reason_of, sha256_of
@@ -31,7 +36,7 @@ from ..files.weights import TABLE, Weights, locate, verify
 from ..metrics.detail import high_band_energy_ratio
 from ..metrics.psnr import psnr
 from ..pixels import gaussian_blur
-from ..randomness import keyed_generator
+from ..randomness import keyed_generator, keyed_noise
 from ..reports.html import Gallery, ReportData, Table, write_report
 from ..restorers import load_restorer
 from .demo import real_photos
@@ -42,6 +47,8 @@ PARSED_SIZE = 512  # side in pixels of the crops that ParseNet and the recognise
 # Limits that a published network fails only if its values are in the wrong range or its layers in the wrong place.
 MIN_PSNR = 12.0  # dB, of restored faces; a black picture has about 6 to 10
 MAX_ERROR = 0.5  # squared error of the noise; a network that has learned nothing has 1
+SHOWN_FACTOR = 16  # of the blur that a given prior is shown, at 512 pixels
+MAX_LOW_BAND = 0.02  # mean absolute difference, of 1, between a drawn face's low band and the photo's
 Callback = Callable[[int, int, object], None]
 
 
@@ -60,8 +67,13 @@ class Finding:
         self.failed |= not holds
 
 
-def verify_real(folder: Path, device: str = "cpu", callback: Callback | None = None) -> tuple[Path, list[Finding]]:
+def verify_real(
+    folder: Path, device: str = "cpu", callback: Callback | None = None, prior: Path | None = None
+) -> tuple[Path, list[Finding]]:
     """Check every file of the table that is on this machine; returns report.html in `folder` and the findings.
+
+    prior: a prior that is not in the table, such as a Stable Diffusion checkpoint. Then it alone is checked, what it
+    draws is shown, and the adaptation of a few steps is done with it.
 
     Each is checked for its SHA-256, whether it loads, what it makes of two real faces under ordinary damage, time and
     peak memory; then an adaptation of a few steps follows. No statistics of the published networks are known to compare
@@ -69,30 +81,36 @@ def verify_real(folder: Path, device: str = "cpu", callback: Callback | None = N
     The report is written after every check, and says so if the last one was not reached.
     """
     Run(folder).claim()
-    here = [(entry, path) for entry in TABLE if (path := locate(entry.name))]
+    if prior is not None:
+        checks = [partial(_check_given_prior, prior, device)]
+        last = partial(_short_adaptation, "embedded", str(prior), folder / "adaptation", device)
+        about = f"The prior {prior.name}, checked on this machine"
+    else:
+        here = [(entry, path) for entry in TABLE if (path := locate(entry.name))]
+        checks = [partial(_check, entry, path, device) for entry, path in here]
+        networks = _first_here([entry.name for entry, _ in here])
+        last = partial(_short_adaptation, *networks, folder / "adaptation", device)
+        about = "Published weights, checked on this machine"
     findings: list[Finding] = []
-    for step, (entry, path) in enumerate(here):
-        findings.append(_check(entry, path, device))
-        _report(folder, findings, len(here), device)
+    for step, check in enumerate([*checks, last]):
+        findings.append(check())
+        page = _report(folder, findings, len(checks), device, about, prior is None)
         if callback:
-            callback(step + 1, len(here) + 1, None)
-    findings.append(_short_adaptation([entry.name for entry, _ in here], folder / "adaptation", device))
-    page = _report(folder, findings, len(here), device)
-    if callback:
-        callback(len(here) + 1, len(here) + 1, None)
+            callback(step + 1, len(checks) + 1, None)
     return page, findings
 
 
-def _report(folder: Path, findings: list[Finding], here: int, device: str) -> Path:
+def _report(folder: Path, findings: list[Finding], here: int, device: str, about: str, of_table: bool) -> Path:
     """Write what was found so far; here: the number of files to check, before the adaptation."""
     pictures = [(found.name, found.pictures) for found in findings if found.pictures]
     failed = sum(found.failed for found in findings)
-    missing = [entry.name for entry in TABLE if not locate(entry.name)]
+    missing = [entry.name for entry in TABLE if not locate(entry.name)] if of_table else []
+    looked_at = f"{here} of {len(TABLE)} files are here" if of_table else f"{here} file was given"
     so_far = "" if len(findings) > here else f" Not finished: {len(findings)} of {here + 1} checks are done."
     data = ReportData(
-        title="Published weights, checked on this machine",
+        title=about,
         verdict="not_judged",
-        verdict_sentence=f"{here} of {len(TABLE)} files are here; {failed} checks failed.{so_far}",
+        verdict_sentence=f"{looked_at}; {failed} checks failed.{so_far}",
         galleries=[Gallery(PICTURES, "", ["damaged", "restored"] * 2, pictures)] if pictures else [],
         tables=[Table(f.name, "", ["", ""], [list(row) for row in f.rows]) for f in findings],
         notes=[
@@ -175,29 +193,74 @@ def _check_restorer(found: Finding, path: Path, device: str, started: float) -> 
     found.judge(f"the restored faces are those faces ({MIN_PSNR} dB or more)", psnr(out, hq).min() >= MIN_PSNR)
 
 
-def _check_prior(found: Finding, path: Path, device: str, started: float) -> None:
+def _check_prior(found: Finding, path: Path, device: str, started: float) -> Prior:
     prior = load_prior(path).to(device)
     found.rows.append(("seconds to load", f"{time.perf_counter() - started:.2f}"))
-    hq = sample_faces(prior.size).to(device)
+    clean = to_signed(sample_faces(prior.size).to(device))
+    clean = prior.encode(clean) if isinstance(prior, LatentNoisePredictor) else clean
     for t in (50, 300):
         alpha_bar = float(prior.alpha_bar[t])
-        noise = torch.randn(hq.shape, generator=torch.Generator().manual_seed(t)).to(device)
-        x_t = alpha_bar**0.5 * (hq * 2 - 1) + (1 - alpha_bar) ** 0.5 * noise
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(t)).to(device)
+        x_t = alpha_bar**0.5 * clean + (1 - alpha_bar) ** 0.5 * noise
         started = time.perf_counter()
-        eps, _ = prior(x_t, torch.full((len(hq),), t, device=device))
-        seconds = (time.perf_counter() - started) / len(hq)
+        with torch.no_grad():
+            eps, _ = prior(x_t, torch.full((len(clean),), t, device=device))
+        seconds = (time.perf_counter() - started) / len(clean)
         error = (eps - noise).square().mean().item()
         found.rows.append((f"squared error of the noise at t = {t}", f"{error:.4f}"))
         found.rows.append((f"seconds for a face at t = {t}", f"{seconds:.2f}"))
         found.judge(f"it tells noise from face at t = {t} (less than {MAX_ERROR})", error < MAX_ERROR)
+    return prior
 
 
-def _short_adaptation(names: list[str], folder: Path, device: str) -> Finding:
-    """A few steps of the whole method, with the first restorer and prior that are here, else the embedded ones."""
+def _check_given_prior(path: Path, device: str) -> Finding:
+    """What a prior that the user named does with two real faces: as any prior's, and targets of blurred ones."""
+    found = Finding(path.name)
+    forget_peak(device)
+    try:
+        started = time.perf_counter()
+        prior = _check_prior(found, path, device, started)
+        found.rows += [("its SHA-256", prior.sha256), ("licence", prior.licence), ("its size", f"{prior.size} pixels")]
+        hq = sample_faces(prior.size).to(device)
+        factor = max(1, SHOWN_FACTOR * prior.size // 512)
+        if isinstance(prior, LatentNoisePredictor):
+            factor = max(factor, 2 * prior.shrinks)
+            kept = psnr(to_unit(prior.decode(prior.encode(to_signed(hq)))), hq)
+            found.rows.append(("PSNR of the faces after its VAE", ", ".join(f"{v:.2f}" for v in kept.tolist())))
+            found.judge(f"its VAE gives the faces back ({MIN_PSNR} dB or more)", kept.min() >= MIN_PSNR)
+        blurred = low_pass(hq, factor).clamp(0, 1)
+        config = SamplerConfig(t_start=125, t_constrain_end=0, factor=factor, calls=10)
+        drawn = []
+        for i, face in enumerate(blurred):
+            started = time.perf_counter()
+            noise = keyed_noise(0, "verify", [str(i)], device)
+            with autocast(prior.device, "auto"):
+                drawn.append(to_unit(sample_constrained(prior, to_signed(face[None]), config, noise))[0].cpu())
+            found.rows.append(("seconds to draw a face", f"{time.perf_counter() - started:.2f}"))
+        found.pictures = [image for pair in zip(blurred.cpu(), drawn, strict=True) for image in pair]
+        made = torch.stack(drawn)
+        off = (low_pass(made, factor) - low_pass(blurred.cpu(), factor)).abs().mean((1, 2, 3))
+        found.rows.append(("drawn faces, off in their low band", ", ".join(f"{v:.4f}" for v in off.tolist())))
+        found.judge(f"the drawn faces have the photo's low band (within {MAX_LOW_BAND})", off.max() < MAX_LOW_BAND)
+        energy = high_band_energy_ratio(made, hq.cpu())
+        found.rows.append(("detail energy of the drawn faces", ", ".join(f"{v:.4f}" for v in energy.tolist())))
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        found.failed = True
+        found.rows.append(("failed", pathless(reason_of(error))))
+    note_memory(found, device)
+    return found
+
+
+def _first_here(names: list[str]) -> tuple[str, str]:
+    """The first restorer and the first prior among these files of the table, else the embedded ones."""
     kinds = {entry.name: entry.what for entry in TABLE}
     restorer = next((n for n in names if "restorer" in kinds[n]), "embedded")
-    prior = next((n for n in names if "prior" in kinds[n]), "embedded")
-    found = Finding(f"{STEPS} steps of adapting {restorer} with {prior}")
+    return restorer, next((n for n in names if "prior" in kinds[n]), "embedded")
+
+
+def _short_adaptation(restorer: str, prior: str, folder: Path, device: str) -> Finding:
+    """A few steps of the whole method with this restorer and this prior."""
+    found = Finding(f"{STEPS} steps of adapting {restorer} with {Path(prior).name}")
     forget_peak(device)
     try:
         base, photos = load_restorer(restorer), folder / "photos"

@@ -41,6 +41,7 @@ class Page(RunViews):
         if photos is None and not uploads:
             raise ValueError("drop some photos first, or name a folder")
         self.restorer_named(choices.restorer)
+        self.settings_of(choices)
         fallback = photos.name if photos else f"run {time.strftime('%Y-%m-%d %H.%M')}"
         run = Run(self._new_folder(title.strip() or fallback))
         problems = []
@@ -62,7 +63,7 @@ class Page(RunViews):
         """Start looking for faces in the run's photos."""
         run = self.run(name)
         self.remember(run, choices)
-        photos, settings = self.photos_of(run), choices.settings()
+        photos, settings = self.photos_of(run), self.settings_of(choices)
         self.jobs.start(run, "faces", find_faces(run, photos, choices.restorer, settings, self.device, choices.recipe))
 
     def adapt(self, name: str | None, choices: Choices) -> Status:
@@ -70,7 +71,7 @@ class Page(RunViews):
         run = self.run(name)
         if (status := self.status(run)).active:
             return status
-        values = choices.settings()
+        values = self.settings_of(choices)
         recipe_with(self.restorer_named(choices.restorer), choices.recipe, values)  # raises for a bad setting, now
         if choices.real.strip():
             self.typed_folder(choices.real)
@@ -91,7 +92,7 @@ class Page(RunViews):
         run = self.run(name)
         if (status := self.status(run)).active:
             return status
-        settings = choices.settings()
+        settings = self.settings_of(choices)
         recipe_with(self.restorer_named(choices.restorer), choices.recipe, settings)  # raises for a bad setting, now
         self.remember(run, choices)
         work = look_first(run, None, choices.restorer, settings, self.device, choices.recipe)

@@ -31,7 +31,8 @@ class Choices:
     """What a person chose for a run. minutes: of tuning at most, 0 = until done. changes: see `ADVANCED`.
 
     mixed: an adaptation for each group of faces that share a damage, see `adapt_mixed`. recipe: one of `RECIPES`.
-    real: a folder of good faces of anybody, which only the discriminator sees; "" for none.
+    real: a folder of good faces of anybody, which only the discriminator sees; "" for none. prior: a name of
+    `runs.priors`.
     """
 
     restorer: str = "embedded"
@@ -43,6 +44,7 @@ class Choices:
     mixed: bool = False
     recipe: str = RECOMMENDED
     real: str = ""
+    prior: str = "embedded"
 
     def settings(self) -> dict[str, Any]:
         """Changes to the recipe, by dotted path."""
@@ -55,7 +57,7 @@ class Choices:
 NUMBER = (int, float)
 CHOSEN: dict[str, Any] = {  # types of what a request.json may hold of `Choices`
     "restorer": str, "minutes": NUMBER, "aligned": bool, "min_face": int, "low_memory": bool, "changes": dict,
-    "mixed": bool, "recipe": str, "real": str,
+    "mixed": bool, "recipe": str, "real": str, "prior": str,
 }  # fmt: skip
 
 
@@ -71,6 +73,7 @@ def _chosen_elsewhere(run: Run) -> dict[str, Any]:
     used = config.get("targets", {}).get("restorer", "embedded")
     given = {
         "restorer": "embedded" if used == EMBEDDED.name else used,
+        "prior": config.get("targets", {}).get("prior"),
         "minutes": tuning.get("minutes"),
         "aligned": faces.get("aligned"),
         "min_face": faces.get("min_face"),

@@ -20,7 +20,7 @@ from .actions import Page
 from .choices import ADVANCED, Choices, changes_of, value_at
 from .host_service import RestoreRequest
 from .pieces import STYLE, block, failed, quiet, said
-from .runs import MAX_UPLOAD_BYTES, restorers
+from .runs import MAX_UPLOAD_BYTES, priors, restorers
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +106,9 @@ def build(page: Page) -> Any:
                 with gr.Row():
                     min_face = gr.Number(default.min_face, precision=0, **words_of(AdaptConfig, "faces.min_face"))
                     low_memory = gr.Checkbox(default.low_memory, label="Low memory", info=LOW_MEMORY_TEXT)
+                prior = gr.Dropdown(
+                    list(priors()), value=default.prior, interactive=True, **words_of(AdaptConfig, "prior")
+                )
                 with gr.Row():
                     how = gr.Dropdown(
                         list(RECIPES), value=default.recipe, interactive=True, **words_of(AdaptConfig, "recipe")
@@ -145,7 +148,7 @@ def build(page: Page) -> Any:
                 sure = gr.Checkbox(False, label="Delete the open run, with its faces and its restorer")
                 delete = gr.Button("Delete", variant="stop")
 
-        chosen = [restorer, minutes, mixed, aligned, min_face, low_memory, how, real, *advanced]
+        chosen = [restorer, minutes, mixed, aligned, min_face, low_memory, how, real, prior, *advanced]
         shown = [
             state,
             progress,
@@ -167,9 +170,11 @@ def build(page: Page) -> Any:
         ]
 
         def as_choices(*values: Any) -> Choices:
-            net, limit, by_group, square, smallest, lean, recipe, good, *rest = values
+            net, limit, by_group, square, smallest, lean, recipe, good, teacher, *rest = values
             changes = changes_of(rest, page.defaults(net, recipe))
-            return Choices(net, limit or 0.0, square, int(smallest or 0), lean, changes, by_group, recipe, good or "")
+            return Choices(
+                net, limit or 0.0, square, int(smallest or 0), lean, changes, by_group, recipe, good or "", teacher
+            )
 
         def look(run: str | None, last: str) -> Shown:
             """What of the run has to be shown anew: everything if anything changed since `last`, else its progress."""
@@ -213,7 +218,7 @@ def build(page: Page) -> Any:
         def opened(run: str | None) -> Shown:
             own = page.choices_of(run if run in page.names() else None)
             values = [own.restorer, own.minutes, own.mixed, own.aligned, own.min_face, own.low_memory]
-            values += [own.recipe, own.real]
+            values += [own.recipe, own.real, own.prior]
             return dict(zip(chosen, [*values, *own.changes.values()], strict=True)) | look(run, ANOTHER)
 
         def begin(files: Any, path: str, called: str, *values: Any) -> Shown:

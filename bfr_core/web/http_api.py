@@ -112,6 +112,7 @@ def new_run(page: Page, body: Mapping[str, Any]) -> str:
         aligned=bool(body.get("aligned", False)),
         recipe=str(body.get("recipe", RECOMMENDED)),
         real=str(body.get("real", "")),
+        prior=str(body.get("prior", "embedded")),
     )
     name, _ = page.new_run(str(body.get("name", "")), [], str(body.get("folder", "")), own)
     return name

@@ -20,11 +20,12 @@ from typing import Any
 from ..adaptation.published import RECIPES, RECOMMENDED, recipe_of
 from ..adaptation.run import Run
 from ..device import choose_device
+from ..diffusion.latent_prior import holds_latent_prior
 from ..files.kinds import why_left_out
 from ..files.ownership import claim, delete, free_name
 from ..files.photos import FORMATS, photo_name, photo_names, printable, read_photo, replace_atomically
 from ..files.records import read_table, write_json
-from ..files.weights import TABLE, locate
+from ..files.weights import TABLE, locate, search_folders
 from ..reports.html import VERDICTS
 from ..restorers import Restorer, load_restorer
 from .choices import ADVANCED, CHOSEN, Choices, chosen_for, value_at
@@ -108,6 +109,8 @@ class RunFolders:
         known = {key: kept[key] for key, kind in CHOSEN.items() if isinstance(kept.get(key), kind)}
         if known.get("restorer", "embedded") not in restorers():
             known["restorer"] = "embedded"
+        if known.get("prior", "embedded") not in priors():
+            known["prior"] = "embedded"
         if known.get("recipe", RECOMMENDED) not in RECIPES:
             known["recipe"] = RECOMMENDED
         choices = Choices(**known)
@@ -202,6 +205,14 @@ class RunFolders:
             raise ValueError(f"{printable(name)}: is not one of {', '.join(restorers())}")
         return self.loaded("embedded" if name == "embedded" else locate(name) or Path(name))
 
+    def settings_of(self, choices: Choices) -> dict[str, Any]:
+        """Changes to the recipe, by dotted path, with the prior that was chosen. Raises ValueError for one that the
+        page does not offer."""
+        found = priors()
+        if choices.prior not in found:
+            raise ValueError(f"{printable(choices.prior)}: is not one of {', '.join(map(printable, found))}")
+        return choices.settings() | ({} if choices.prior == "embedded" else {"prior": str(found[choices.prior])})
+
     def base_of(self, run: Run, tuned: Restorer) -> Restorer:
         """The restorer that `tuned` was tuned from. Raises ValueError if it is not among the restorers here."""
         base = self.restorer_named(chosen_for(run).get("restorer", "embedded"))
@@ -231,6 +242,17 @@ class RunFolders:
 def restorers() -> list[str]:
     """Restorers that are on this machine, by the name the table knows them under."""
     return ["embedded", *(w.name for w in TABLE if ", restorer," in w.what and locate(w.name))]
+
+
+def priors() -> dict[str, Path | str]:
+    """Priors that are on this machine, by the name shown: the embedded one, those of the table, and the host's Stable
+    Diffusion checkpoints, of which only the tables of contents are read."""
+    found: dict[str, Path | str] = {"embedded": "embedded"}
+    found |= {w.name: place for w in TABLE if "prior" in w.what and (place := locate(w.name))}
+    for folder in search_folders():
+        files = sorted(path for depth in ("*", "*/*") for path in folder.glob(f"{depth}.safetensors"))
+        found |= {path.name: path for path in files if path.name not in found and holds_latent_prior(path)}
+    return found
 
 
 def adapted_file(run: Run, advice: str = "adapt first") -> Path:

@@ -10,6 +10,7 @@ from bfr_core.diffusion.low_pass import low_pass
 from bfr_core.diffusion.prior import load_prior
 from bfr_core.diffusion.sampler import SamplerConfig, denoise_once, sample_constrained
 from bfr_core.diffusion.schedule import linear_alpha_bar, respace
+from bfr_core.faces.sharp_faces import SharpFaces
 
 
 class GaussianPrior:
@@ -94,6 +95,18 @@ def test_unconstrained_sampling_forgets_the_reference():
     config = SamplerConfig("paper", 250, 249, 250, 8)
     out = sample_constrained(GaussianPrior(0.2, 0.1), torch.full((2, 3, 32, 32), -0.8), config, draws())
     assert out.mean().item() == pytest.approx(0.2, abs=0.03)
+
+
+def test_a_truncated_start_without_the_hold_adds_detail_to_a_face():
+    """DiffBFR's last stage as a setting of the sampler: unconditional steps of the prior from a noised face."""
+    prior = load_prior()
+    soft = low_pass(SharpFaces(prior.size)[0][None] * 2 - 1, 4)
+    free = SamplerConfig("fast", 250, 12, 250, 4, calls=3)
+    made = sample_constrained(prior, soft, free, draws())
+    other = sample_constrained(prior, soft, replace(free, factor=2), draws())
+    assert torch.equal(made, other), "nothing is held"
+    assert (made - low_pass(made, 4)).std() > 1.2 * (soft - low_pass(soft, 4)).std(), "detail came"
+    assert (low_pass(made, 8) - low_pass(soft, 8)).abs().mean() < 0.05, "and the face stayed"
 
 
 def test_network_calls_and_callbacks_are_as_announced():

@@ -148,7 +148,7 @@ def modules() -> dict[str, ModuleType]:
     def listed(name: str) -> list[str]:
         return [p.relative_to(f).as_posix() for f in HOST.model_folders[name] for p in sorted(Path(f).rglob("*.*"))]
 
-    kinds = ("Image", "Mask", "Int", "Float", "String", "Boolean", "Combo", "UpscaleModel")
+    kinds = ("Image", "Mask", "Int", "Float", "String", "Boolean", "Combo", "UpscaleModel", "Model", "Vae")
     io = module(
         "comfy_api.latest.io",
         Schema=Schema,
@@ -352,16 +352,22 @@ def folders(base: Path) -> None:
         write_image(base / f"input/old_photos/{i}.png", (noisy.flip(-1) if i % 2 else noisy).clamp(0, 1))
 
 
-@contextmanager
-def started(base: Path, blocked: Sequence[str] = ()) -> Iterator[ComfyUI]:
-    """A real ComfyUI: that of $BFR_COMFYUI, or ~/.cache/bfr-hosts/ComfyUI, with the Python of its .venv or that of
-    $BFR_COMFYUI_PYTHON. It works in `base`, and importing the packages `blocked` fails there. Skips without one."""
+def comfyui_at() -> tuple[Path, str]:
+    """The folder of the real ComfyUI and its Python: that of $BFR_COMFYUI, or ~/.cache/bfr-hosts/ComfyUI, with the
+    Python of its .venv or that of $BFR_COMFYUI_PYTHON. Skips without one."""
     home = Path(os.environ.get("BFR_COMFYUI", Path.home() / ".cache/bfr-hosts/ComfyUI"))
     python = os.environ.get("BFR_COMFYUI_PYTHON", str(home / ".venv/bin/python"))
     if not (home / "main.py").is_file():
         pytest.skip(f"no ComfyUI in {home}; set BFR_COMFYUI to one")
     if not Path(python).is_file():
         pytest.skip(f"no Python for ComfyUI at {python}; set BFR_COMFYUI_PYTHON to its Python")
+    return home, python
+
+
+@contextmanager
+def started(base: Path, blocked: Sequence[str] = ()) -> Iterator[ComfyUI]:
+    """The real ComfyUI of `comfyui_at`. It works in `base`, and importing the packages `blocked` fails there."""
+    home, python = comfyui_at()
     folders(base)
     block = f"import sys\nfor name in {list(blocked)!r}: sys.modules[name] = None\n"
     (base / "sitecustomize.py").write_text(block)

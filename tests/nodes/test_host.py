@@ -55,7 +55,7 @@ def graph(run: str, iterations: int = 6, **tuning: Any) -> dict[str, Any]:
 
 def test_every_node_is_there(comfy: Any) -> None:
     found = {name: info for name, info in comfy.get("/object_info").items() if name.startswith("BFR_")}
-    assert len(found) == 12
+    assert len(found) == 14
     for info in found.values():
         sockets = [*info["input"].get("required", {}).values(), *info["input"].get("optional", {}).values()]
         assert all(options["tooltip"] for _, options in sockets)
@@ -138,7 +138,7 @@ def test_a_strangers_workflow_reads_nothing_outside(comfy: Any) -> None:
 def test_where_packages_are_missing_the_rest_works(bare_comfy: Any) -> None:
     said = [line for line in bare_comfy.log.read_text().splitlines() if "BFR Adapt" in line]
     assert len(said) == 1 and all(name in said[0] for name in ("facexlib", "diffusers", "spandrel")), said
-    assert len([name for name in bare_comfy.get("/object_info") if name.startswith("BFR_")]) == 12
+    assert len([name for name in bare_comfy.get("/object_info") if name.startswith("BFR_")]) == 14
     lq = {"images": ["photo", 0], "kind": "sensor", "strength": 1.0, "seed": 0}
     works = {
         "photo": {"class_type": "LoadImage", "inputs": {"image": "portrait.png"}},

@@ -5,6 +5,7 @@ Pictures of the page are kept in build/screenshots, or where $BFR_SCREENSHOTS sa
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import time
@@ -12,15 +13,17 @@ from itertools import combinations
 from pathlib import Path
 from statistics import median
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import quote
 from urllib.request import urlopen
 
 import pytest
-from api_graph import WORKFLOWS, read, twin
+from api_graph import WORKFLOWS, read, to_api, twin
 
 pytestmark = pytest.mark.host
 log = logging.getLogger(__name__)
 FILES = sorted(WORKFLOWS.glob("*.json"))
+BLUEPRINTS = list((WORKFLOWS.parent / "subgraphs").glob("*.json"))
 each = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 PACK = "bfr-adapt"
 FEW_STEPS = {
@@ -28,7 +31,10 @@ FEW_STEPS = {
     "adversarial": 0.0, "anchor": 0.0, "transplant": 0.0,
 }  # fmt: skip
 SHORT = {"BFR_FinetuneRestorer": FEW_STEPS, "BFR_DrawFaces": {"count": 4}}
-CHECKPOINT = ("CheckpointLoaderSimple", "CLIPTextEncode", "EmptyLatentImage", "KSampler", "VAEEncode", "VAEDecode")
+CHECKPOINT = (
+    "CheckpointLoaderSimple", "CLIPTextEncode", "EmptyLatentImage", "KSampler", "VAEEncode", "VAEDecode",
+    "FluxGuidance", "BFR_HoldLowBand",
+)  # fmt: skip
 TAKES_LONG = {"BFR_FinetuneRestorer", "BFR_DrawFaces", "BFR_MakePseudoTargets", "BFR_RestoreFaces"}
 IDLE_SECONDS = 12.0  # ComfyUI collects garbage ten seconds after a run
 MEMORY = 50 * 2**20
@@ -81,6 +87,17 @@ def test_help_and_texts_are_served(comfy: Any) -> None:
             assert text.startswith("# ")
             for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
                 assert fetch(comfy, f"/extensions/{PACK}/docs/{picture}")[0] == "image/jpeg"
+
+
+def test_the_blueprint_is_in_the_node_menu(comfy: Any) -> None:
+    try:
+        listed = comfy.get("/global_subgraphs")
+    except HTTPError:
+        pytest.skip("this ComfyUI knows no blueprints of packs")
+    (path,) = BLUEPRINTS
+    (key,) = (key for key, one in listed.items() if one["source"] == "custom_node")
+    assert listed[key]["name"] == path.stem
+    assert json.loads(comfy.get(f"/global_subgraphs/{key}")["data"]) == read(path)
 
 
 # ---------------------------------------------------------------- run
@@ -149,6 +166,10 @@ OPEN = """
 const [url, name, done] = arguments;
 fetch(url).then((r) => r.json()).then((w) => app.loadGraphData(w, true, true, name))
   .then(() => done(''), (e) => done(String(e)));
+"""
+OPEN_GIVEN = """
+const [graph, done] = arguments;
+app.loadGraphData(graph, true, true, 'blueprint').then(() => done(''), (e) => done(String(e)));
 """
 FIT = """
 const items = [...app.graph._nodes, ...app.graph._groups], canvas = app.canvas;
@@ -221,6 +242,18 @@ def test_a_workflow_opens_whole_and_is_its_twin(comfy: Any, page: Any, screensho
         apart = any(a["box"][i + 2] <= b["box"][i] or b["box"][i + 2] <= a["box"][i] for i in (0, 1))
         assert apart, f"{a['type']} and {b['type']} overlap"
     assert plain(page.execute_async_script(PROMPT)) == plain(read(twin(path)))
+
+
+def test_the_blueprint_opens_whole(comfy: Any, page: Any, screenshots: Path) -> None:
+    if not page.execute_script("return !!app.graph.subgraphs"):
+        pytest.skip("this ComfyUI's page knows no subgraphs")
+    (path,) = BLUEPRINTS
+    assert page.execute_async_script(OPEN_GIVEN, read(path)) == ""
+    time.sleep(2)
+    page.execute_script(FIT)
+    time.sleep(1)
+    page.save_screenshot(str(screenshots / "blueprint.png"))
+    assert plain(page.execute_async_script(PROMPT)) == plain(to_api(read(path)))
 
 
 CHOOSE = """

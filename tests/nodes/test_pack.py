@@ -27,6 +27,8 @@ IDS = {
     "BFR_Compare",
     "BFR_Degrade",
     "BFR_DrawFaces",
+    "BFR_HoldLowBand",
+    "BFR_LowBandFix",
 }
 LOAD = """
 import asyncio, logging, runpy, sys
@@ -58,7 +60,7 @@ def load(*blocked: str, pack: Path = ROOT) -> str:
 def test_pack_loads_without_a_package_and_says_so_in_one_line(blocked: str) -> None:
     first, *_, last = load(blocked, "skimage", "cv2", "matplotlib", "piq").splitlines()
     assert blocked in first and first.startswith("BFR Adapt: not installed: ")
-    assert last == "12 nodes, None True", "ComfyUI's own module 'nodes' and sys.path are left alone"
+    assert last == "14 nodes, None True", "ComfyUI's own module 'nodes' and sys.path are left alone"
 
 
 def packed() -> list[str]:
@@ -80,11 +82,11 @@ def test_the_package_for_the_registry_loads_and_runs_no_pip(tmp_path: Path) -> N
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / file, tmp_path / file)
     assert {p.name for p in tmp_path.iterdir()} == {
-        "__init__.py", "bfr_core", "nodes", "workflows", "web", "locales", "requirements.txt", "pyproject.toml",
-        "README.md", "CHANGELOG.md", "LICENSE",
+        "__init__.py", "bfr_core", "nodes", "subgraphs", "workflows", "web", "locales", "requirements.txt",
+        "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE",
     }  # fmt: skip
     assert (tmp_path / "web/docs/BFR_Compare.md").is_file()
-    assert load(pack=tmp_path).splitlines()[-1] == "12 nodes, None True"
+    assert load(pack=tmp_path).splitlines()[-1] == "14 nodes, None True"
     for code in tmp_path.rglob("*.py"):
         text = code.read_text(encoding="utf-8")
         assert "subprocess" not in text and '"pip"' not in text, f"{code.relative_to(tmp_path)} may run pip"

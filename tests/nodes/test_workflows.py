@@ -11,6 +11,7 @@ from api_graph import WORKFLOWS, read, to_api, twin, widget_values
 from PIL import Image
 
 FILES = sorted(WORKFLOWS.glob("*.json"))
+BLUEPRINT = WORKFLOWS.parent / "subgraphs" / "Teach with a Checkpoint (BFR).json"
 each = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 TITLE = 30  # height of a node's title, above its position
 
@@ -20,12 +21,67 @@ def graphs(workflow: dict[str, Any]) -> list[dict[str, Any]]:
     return [workflow, *workflow.get("definitions", {}).get("subgraphs", [])]
 
 
-def test_the_seven_are_there() -> None:
+def test_the_ten_are_there() -> None:
     assert {path.stem for path in FILES} == {
         "adapt_and_restore", "adapt_step_by_step", "any_graph_as_teacher", "compare_base_and_adapted",
-        "restore_generated_images", "restore_photo", "tour",
+        "restore_generated_images", "restore_photo", "teacher_flux", "teacher_sd15", "teacher_sdxl", "tour",
     }  # fmt: skip
     assert {path.name for path in (WORKFLOWS / "api").iterdir()} == {path.name for path in FILES}
+
+
+TEACHERS = {"teacher_sd15": (512, 16, 1.0, 3.0), "teacher_sdxl": (1024, 32, 1.0, 3.0), "teacher_flux": (1024, 32, 1, 1)}
+
+
+@pytest.mark.parametrize(("name", "side", "factor", "least", "most"), [(k, *v) for k, v in TEACHERS.items()])
+def test_a_teacher_holds_what_it_samples(name: str, side: int, factor: int, least: float, most: float) -> None:
+    """Encoded, held and fixed is one picture at the checkpoint's size, and sampler and hold overlap."""
+    graph = read(twin(WORKFLOWS / f"{name}.json"))
+    of = {node["class_type"]: node["inputs"] for node in graph.values()}
+    ids = {node["class_type"]: key for key, node in graph.items()}
+    picture = [ids["ImageScale"], 0]
+    assert (of["ImageScale"]["width"], of["ImageScale"]["height"]) == (side, side)
+    held, fixed = of["BFR_HoldLowBand"], of["BFR_LowBandFix"]
+    assert of["VAEEncode"]["pixels"] == held["reference"] == fixed["reference"] == picture
+    assert held["factor"] == fixed["factor"] == factor
+    assert of["KSampler"]["model"] == [ids["BFR_HoldLowBand"], 0] and least <= of["KSampler"]["cfg"] <= most
+    assert 1 - of["KSampler"]["denoise"] < held["until"] < 1
+    assert of["BFR_TargetsFromImages"]["images"] == [ids["BFR_LowBandFix"], 0]
+    assert of["BFR_RestoreFaces"]["aligned"]
+    assert of["BFR_FacesFromFolder"]["first"] == of["BFR_TargetsFromImages"]["first"]
+    (note,) = (n["widgets_values"][0] for n in read(WORKFLOWS / f"{name}.json")["nodes"] if n["type"] == "MarkdownNote")
+    assert all(
+        word in note for word in ("**denoise**", "**factor**", "**Prompt**", "Not yet tried on real checkpoints")
+    )
+
+
+def test_the_blueprint_is_the_teacher_in_one_box(nodes: dict[str, Any]) -> None:
+    """What ComfyUI's node menu lists from a pack's folder `subgraphs`, under the file's name."""
+    file = read(BLUEPRINT)
+    (box,), (outside,) = file["definitions"]["subgraphs"], file["nodes"]
+    assert box["name"] == BLUEPRINT.stem and outside["type"] == box["id"]
+    assert [s["name"] for s in outside["inputs"]] == [s["name"] for s in box["inputs"]]
+    assert widget_values(outside) == {
+        "text": "sharp portrait photo, natural skin, fine detail",
+        "width": 512, "factor": 16, "denoise": 0.5, "cfg": 2.0,
+    }  # fmt: skip
+    same = ("BFR_HoldLowBand", "BFR_LowBandFix", "BFR_RestoreFaces", "BFR_TargetsFromImages", "CLIPTextEncode",
+            "ImageScale", "KSampler", "VAEDecode", "VAEEncode")  # fmt: skip
+    inside = list(to_api(file).values())
+    teacher = [n for n in read(twin(WORKFLOWS / "teacher_sd15.json")).values() if n["class_type"] in same]
+
+    def values(graph: list[dict[str, Any]]) -> list[Any]:
+        found = [(n["class_type"], {k: v for k, v in n["inputs"].items() if not isinstance(v, list)}) for n in graph]
+        return sorted(found, key=str)
+
+    assert values(inside) == values(teacher)
+    for node in (n for n in box["nodes"] if n["type"].startswith("BFR_")):
+        schema = nodes[node["type"]].define_schema()
+        assert [s["name"] for s in node["inputs"] if s.get("widget")] == [
+            s.id for s in schema.inputs if "default" in s.options
+        ]
+        assert [s["name"] for s in node["outputs"]] == [s.options["display_name"] for s in schema.outputs]
+    used = {link["origin_slot"] for link in box["links"] if link["origin_id"] == -10}
+    assert used == set(range(len(box["inputs"])))
 
 
 @each

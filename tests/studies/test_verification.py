@@ -9,12 +9,16 @@ import pytest
 import torch
 from published_shapes import prior_shapes
 
+from bfr_core.diffusion import latent_prior
+from bfr_core.diffusion.prior import load_prior
 from bfr_core.files import weights
 from bfr_core.files.tensors import save_tensors, sha256_of
 from bfr_core.files.weights import Weights
 from bfr_core.restorers import load_restorer, save_restorer
 from bfr_core.studies import verification
 from bfr_core.studies.verification import verify_real
+from tests.checkpoint_layouts import write_checkpoint
+from tests.diffusion.test_latent_prior import narrow
 
 
 @pytest.fixture
@@ -93,6 +97,34 @@ def test_a_network_that_loads_and_does_not_do_its_work_is_a_failure(
     assert found.failed and dict(found.rows)["SHA-256"] == "ok" and "failed" not in dict(found.rows)
     assert [said for name, said in found.rows if name.startswith(says)] == ["no"]
     assert "1 checks failed" in page.read_text()
+
+
+def test_a_prior_of_ones_own_is_checked_alone(table, tiny_prior):
+    page, (found, adaptation) = verify_real(table / "out", prior=tiny_prior)
+    rows = dict(found.rows)
+    assert found.failed and "failed" not in rows, "it has learned nothing, and did all that it was asked"
+    assert dict(adaptation.rows).get("failed", "fit to learn from").count("fit to learn from"), "it drew targets"
+    assert len(found.pictures) == 4 and rows["its SHA-256"] == load_prior(tiny_prior).sha256
+    assert [said for what, said in found.rows if what.startswith("the drawn faces have the photo's")] == ["yes"]
+    assert tiny_prior.name in adaptation.name and "embedded" in adaptation.name
+    text = page.read_text()
+    assert "1 file was given; " in text and "not here" not in text and "Not finished" not in text
+
+
+def test_a_checkpoint_that_has_learned_nothing_fails(table, monkeypatch):
+    shapes, family = narrow("sd15")
+    path = write_checkpoint(table / "random.safetensors", shapes)
+    monkeypatch.setattr(latent_prior, "FAMILIES", (family,))
+    monkeypatch.setattr(verification, "_short_adaptation", lambda *_: verification.Finding("short"))
+    page, (found, _) = verify_real(table / "out", prior=path)
+    rows = dict(found.rows)
+    assert found.failed and "failed" not in rows, rows
+    said = [word for what, word in found.rows if what.startswith(("its VAE gives", "it tells noise"))]
+    assert said == ["no", "no", "no"] and len(found.pictures) == 4
+    assert "random.safetensors" in page.read_text() and str(table) not in page.read_text()
+    path.write_bytes(path.read_bytes()[:-100])
+    _, (broken, _) = verify_real(table / "out", prior=path)
+    assert broken.failed and "may be cut short" in dict(broken.rows)["failed"]
 
 
 def test_ended_early_it_leaves_what_was_found(table, monkeypatch):

@@ -31,7 +31,9 @@ from bfr_core.web.actions import Page
 from bfr_core.web.choices import ADVANCED, Choices, changes_of
 from bfr_core.web.host_service import HostService, RestoreRequest
 from bfr_core.web.pieces import failed, said
-from bfr_core.web.runs import restorers
+from bfr_core.web.runs import priors, restorers
+from tests.checkpoint_layouts import write_checkpoint
+from tests.diffusion.test_latent_prior import narrow
 
 FEW = Choices(aligned=True, changes={"finetune.iterations": 4})
 MIXED = replace(FEW, mixed=True)
@@ -296,6 +298,24 @@ def test_folders_outside_the_allowed_ones_are_refused(page, photos, tmp_path, ty
     with pytest.raises(ValueError) as error:
         page.typed_folder(typed.format(photos=photos, link=tmp_path / "link"))
     assert "\n" not in str(error.value)
+
+
+def test_the_hosts_checkpoints_are_offered_as_priors(page, photos, tmp_path, monkeypatch):
+    host = tmp_path / "models"
+    (host / "people").mkdir(parents=True)
+    checkpoint = write_checkpoint(host / "people" / "sd15.safetensors", narrow("sd15")[0])
+    (host / "vae.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
+    monkeypatch.setenv("BFR_WEIGHTS_ALSO", str(host))
+    assert priors() == {"embedded": "embedded", "sd15.safetensors": checkpoint}
+    chosen = replace(FEW, prior="sd15.safetensors")
+    assert page.settings_of(chosen)["prior"] == str(checkpoint) and "prior" not in page.settings_of(FEW)
+    for bad in ("/etc/passwd", str(checkpoint), "../sd15.safetensors"):
+        with pytest.raises(ValueError, match="is not one of embedded, sd15.safetensors"):
+            page.new_run("other", [], str(photos), replace(FEW, prior=bad))
+    page.remember(page.run(page.new_run("taught", [], str(photos), chosen)[0]), chosen)
+    assert page.choices_of("taught").prior == "sd15.safetensors"
+    checkpoint.unlink()
+    assert page.choices_of("taught").prior == "embedded", "one that is gone cannot be chosen"
 
 
 def test_what_a_run_folder_says_is_not_trusted(page, adapted, photos, tmp_path):
