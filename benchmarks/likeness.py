@@ -15,7 +15,7 @@ tables of what is there are printed. Parts:
   faces, of the clean faces, and of these with another person's eyes, nose and mouth. Every sixth portrait, every fourth
   of diverse/.
 - people: which of two photographs of a person, both damaged, are put together by `bfr faces --people`, and who is found
-  by `bfr restore --person`.
+  by `bfr restore --person`. The limits of both were chosen on 38 others, every ninth from the first.
 - groups: how far damaged faces, the base's and an adapted restorer's are from the truth, group by group, and how many
   fail a floor. To each damage one restorer is adapted, on every other held-out portrait and with fewer steps than the
   recipe has. The other portraits, diverse/ and every tenth face of faces_t2i/ are measured. The work folder keeps the
@@ -84,7 +84,7 @@ KNOWN, ASKED = slice(0, None, 2), slice(1, None, 2)  # faces that limits are mad
 EVERYONE = "everyone"
 CLOSE_PAIRS = 0.5  # the README of second_photos leaves out seven of its pairs for a strict test: their distance is more
 FALSE_ACCEPTS = 0.01
-PEOPLE_EVERY = 9  # of so many people with two photographs one is taken
+PEOPLE_EVERY, PEOPLE_FIRST = 9, 4  # of so many people with two photographs one is taken; by others limits were chosen
 ACTED_EVERY = (6, 4)  # of so many faces of each of `RESTORED` one is taken
 PEOPLE_LIMITS = (0.45, 0.5, 0.55, 0.6)
 STEPS = 200  # of an adaptation, a ninth of the recipe's
@@ -346,7 +346,8 @@ def measure_people(shared: Path, net: RecogniserNet) -> dict[str, list[Record]]:
     """Two photographs of each of the people, damaged and restored by the base: who is put together, who is found."""
     folder = shared / "second_photos"
     known = json.loads((folder / "landmarks.json").read_text(encoding="utf-8"))
-    names = sorted(name for name, record in known.items() if record["distance"] < CLOSE_PAIRS)[::PEOPLE_EVERY]
+    names = sorted(name for name, record in known.items() if record["distance"] < CLOSE_PAIRS)
+    names = names[PEOPLE_FIRST::PEOPLE_EVERY]
     first, second = (read_people(place, names, net)[0] for place in (shared / "portraits", folder))
     meter = LikenessMeter()
     records: list[Record] = []
