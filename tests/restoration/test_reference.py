@@ -123,7 +123,12 @@ def test_the_nearest_of_several_references_is_taken(monkeypatch: pytest.MonkeyPa
     one = lender(monkeypatch, strength=0.05)
     other = Reference(torch.zeros(3, 8, 8), Person(torch.tensor([0.0]), "old.jpg"))
     taken: list[Tensor] = []
-    monkeypatch.setattr(module, "with_reference", lambda face, other, strength: taken.append(other) or face)
+
+    def watched(face: Tensor, other: Tensor, strength: float) -> Tensor:
+        taken.append(other)
+        return face
+
+    monkeypatch.setattr(module, "with_reference", watched)
     both = Lender((*one.references, other), one.net, one.strength, one.limit)
     both(grey(0.36), [90])
     assert all(torch.equal(face, other.face) for face in taken) and taken
