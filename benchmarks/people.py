@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,13 @@ def stated_searches(sheets: dict[str, str]) -> dict[str, str]:
     for name, sheet in sheets.items():
         words = re.fullmatch(r".*textual_search_\d+_(.+?)(?: \d)?_top_\d+_matches\.jpg", sheet)
         found[name] = words[1].replace("_", " ").lower() if words else "other"
-    counts = {search: list(found.values()).count(search) for search in set(found.values())}
-    return {name: search if counts[search] >= MIN_FACES else "other searches" for name, search in found.items()}
+    return pooled(found, MIN_FACES)
+
+
+def pooled(searches: dict[str, str], fewest: int) -> dict[str, str]:
+    """`searches`, file name -> search, with those of fewer than `fewest` faces together as "other searches"."""
+    counts = Counter(searches.values())
+    return {name: search if counts[search] >= fewest else "other searches" for name, search in searches.items()}
 
 
 def typology_angle(face: Tensor, points: np.ndarray) -> float:

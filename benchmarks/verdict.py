@@ -35,6 +35,7 @@ from adaptation import held_out_faces
 
 from bfr_core import load_prior, load_restorer
 from bfr_core.adaptation.config import SMALL
+from bfr_core.adaptation.same_person import likeness_vetoes
 from bfr_core.adaptation.targets import resolved_settings
 from bfr_core.adaptation.verdict import (
     Agreement,
@@ -49,8 +50,11 @@ from bfr_core.adaptation.verdict import (
     load_face_statistics,
 )
 from bfr_core.faces.landmarks import load_landmark_net
+from bfr_core.faces.likeness import likeness_distance
+from bfr_core.faces.recognise import embed_faces
 from bfr_core.metrics.intervals import Interval, student_difference, wilson_interval
 from bfr_core.randomness import keyed_generator
+from bfr_core.restoration.same_person import FaceLikeness, LikenessMeter
 from bfr_core.restorers import save_restorer
 from bfr_core.studies.benchmark import damaged, drawn_targets, restored_by, tuned
 from bfr_core.studies.evaluate import face_measures
@@ -93,7 +97,8 @@ class Lab:
         adapt_hq, hq = held_out_faces(portraits)
         self.adapt_hq, self.hq = adapt_hq[:FOLDER], hq[:MEASURED]
         self.restorer, self.prior, self.net = load_restorer(), load_prior(), load_landmark_net()
-        self.statistics = load_face_statistics()
+        self.statistics, self.meter = load_face_statistics(), LikenessMeter()
+        self.people = embed_faces(self.meter.net, self.hq)
 
     def folder(self, run: Run, damage: str = "") -> Tensor:
         return damaged(self.adapt_hq, damage or run.damage, run.seed, f"folder {run.strength}", run.strength)
@@ -207,13 +212,18 @@ def run_one(lab: Lab, run: Run, lq: Tensor, targets: Tensor, work: Path) -> dict
     measured = damaged(lab.hq, run.damage, run.seed, "measure", run.strength)
     evidence: dict[str, Any] = {"targets": numbers(appearance_of(judged[1], judged[0], lab.statistics, lab.net))}
     known_answers = KnownAnswers.of(judged[0], restored_by(adapted, judged[0]), lab.statistics)
+    base, new = (restored_by(restorer, judged[0]) for restorer in (lab.restorer, adapted))
+    said = lab.meter.judge(judged[0], base, new, helped=base)
+    evidence["likeness"] = dict(zip(("base", "tuned"), ([one.record() for one in of] for of in said), strict=True))
     truth = {}
     for who, restorer in (("base", lab.restorer), ("tuned", adapted)):
         restore = partial(restored_by, restorer)
         cues: Cues = gather(restore, *judged, known_answers, lab.statistics, lab.net)
         evidence[who] = numbers(cues)
-        values = face_measures(restore(measured), lab.hq, TRUTH)
+        restored = restore(measured)
+        values = face_measures(restored, lab.hq, TRUTH)
         truth[who] = {name: numbers(values[name]) for name in TRUTH}
+        truth[who]["likeness"] = numbers(likeness_distance(embed_faces(lab.meter.net, restored), lab.people))
     seconds = round(time.monotonic() - started, 1)
     return {"run": run._asdict(), "evidence": evidence, "truth": truth, "seconds": seconds}
 
@@ -221,18 +231,20 @@ def run_one(lab: Lab, run: Run, lq: Tensor, targets: Tensor, work: Path) -> dict
 # ---------------------------------------------------------------- how often the verdict is right
 
 # Less of a difference is a tie.
-MIN_DIFFERENCE = {"psnr": 0.1, "detail_correlation": 0.01, "texture": 0.15, "landmarks": 0.5}
+MIN_DIFFERENCE = {"psnr": 0.1, "detail_correlation": 0.01, "texture": 0.15, "landmarks": 0.5, "likeness": 0.02}
 
 
 def gains_of(record: dict) -> dict[str, float]:
     """What tuning won, by what only clean copies can tell: fidelity (PSNR), detail (its correlation, and how near the
-    strength of the texture is to the truth, in log10), identity (landmarks, as far as it can be measured here; of a
-    face in which none are found they are off by the whole eye distance)."""
+    strength of the texture is to the truth, in log10), identity (landmarks; of a face in which none are found they are
+    off by the whole eye distance; and likeness, the recogniser's distance to the clean face). Older records have no
+    likeness."""
 
     def told(who: str) -> dict[str, float]:
         means = {k: float(np.mean(np.nan_to_num(v, nan=100.0))) for k, v in record["truth"][who].items()}
         better = {k: means[k] for k in ("psnr", "detail_correlation")}
-        return better | {"texture": -abs(math.log10(means["detail_energy"])), "landmarks": -means["landmarks"]}
+        better |= {name: -means[name] for name in ("landmarks", "likeness") if name in means}
+        return better | {"texture": -abs(math.log10(means["detail_energy"]))}
 
     base = told("base")
     return {k: value - base[k] for k, value in told("tuned").items()}
@@ -241,19 +253,23 @@ def gains_of(record: dict) -> dict[str, float]:
 def truth_of(record: dict) -> str:
     """ "harm" if anything got worse, "good" if fidelity or detail got better and nothing worse, else "tie"."""
     gain = gains_of(record)
-    if any(gain[k] < -least for k, least in MIN_DIFFERENCE.items()):
+    if any(gain[k] < -least for k, least in MIN_DIFFERENCE.items() if k in gain):
         return "harm"
     return "good" if any(gain[k] > MIN_DIFFERENCE[k] for k in ("psnr", "detail_correlation")) else "tie"
 
 
 class Judged(NamedTuple):
-    """A run that can be judged. truth: see `truth_of`; the rest is what the verdict is given."""
+    """A run that can be judged. truth: see `truth_of`; the rest is what the verdict is given.
+
+    likeness: what is said of each face, by the base and by the tuned restorer; older records have none.
+    """
 
     run: Run
     truth: str
     base: Cues
     tuned: Cues
     targets: Appearance
+    likeness: tuple[tuple[FaceLikeness, ...], tuple[FaceLikeness, ...]] = ((), ())
 
     @classmethod
     def of(cls, record: dict) -> Judged:
@@ -266,10 +282,15 @@ class Judged(NamedTuple):
 
         seen = record["evidence"]
         targets = Appearance(**tensors(seen["targets"]))
-        return cls(Run(**record["run"]), truth_of(record), cues(seen["base"]), cues(seen["tuned"]), targets)
+        kept = seen.get("likeness", {"base": (), "tuned": ()})
+        said = tuple(FaceLikeness.of(one) for one in kept["base"]), tuple(FaceLikeness.of(one) for one in kept["tuned"])
+        return cls(Run(**record["run"]), truth_of(record), cues(seen["base"]), cues(seen["tuned"]), targets, said)
+
+    def judgement(self, limits: Limits) -> Judgement:
+        return decide(self.base, self.tuned, self.targets, limits, likeness_vetoes(*self.likeness))
 
     def verdict(self, limits: Limits) -> str:
-        return decide(self.base, self.tuned, self.targets, limits).verdict
+        return self.judgement(limits).verdict
 
     def on(self, faces: slice) -> Judged:
         """The same run, judged on some of the faces."""
@@ -277,7 +298,9 @@ class Judged(NamedTuple):
         def some(values: Any) -> Any:
             return values[faces] if isinstance(values, Tensor) else type(values)(*map(some, values))
 
-        return self._replace(base=some(self.base), tuned=some(self.tuned), targets=some(self.targets))
+        likeness = self.likeness[0][faces], self.likeness[1][faces]
+        parts = {"base": some(self.base), "tuned": some(self.tuned), "targets": some(self.targets)}
+        return self._replace(**parts, likeness=likeness)
 
     @property
     def half(self) -> tuple[int, int]:
@@ -302,7 +325,7 @@ def adopted(run: Judged, limits: Limits) -> bool:
 def at_any_gain(run: Judged, limits: Limits) -> tuple[Judgement, Interval]:
     """The judgement, and the gain on the targets of other faces."""
     transfer = student_difference(run.tuned.transfer.fidelity, run.base.transfer.fidelity)
-    return decide(run.base, run.tuned, run.targets, limits), transfer
+    return run.judgement(limits), transfer
 
 
 LOOKS = (20.0, 24.0, 28.0), (0.06, 0.1, 0.2), (0.05, 0.1, 0.3, 1.0), (0.15, 0.3, 0.5)
@@ -325,7 +348,8 @@ def accuracy(records: list[dict]) -> str:
     known = [Judged.of(record) for record in records]
     runs, further = ([r for r in known if (r.run.name in first) == own] for own in (True, False))
     counted: list[tuple[Judged, str]] = []
-    lines = []
+    with_likeness = sum("likeness" in record["truth"]["base"] for record in records)
+    lines = [f"likeness is part of the truth and of the evidence in {with_likeness} of {len(records)} runs"]
     for half in itertools.product((0, 1), (0, 1)):
         others = [r for r in runs if r.half[0] != half[0] and (r.run.way == "right" or r.half[1] != half[1])]
         limits = chosen_on(others)

@@ -22,6 +22,7 @@ from ..files.stages import open_stage, remove
 from ..files.tensors import load_tensors, save_tensors
 from ..reports.html import VERDICTS, Gallery, ReportData, Table, Verdict, write_report
 from ..restoration.grey import given_to_restorer
+from ..restoration.same_person import FaceLikeness
 from ..restorers import Restorer, load_restorer, save_restorer
 from ..restorers.load import metadata_in
 from ..restorers.routed import TENSORS, read_groups, save_groups
@@ -30,8 +31,9 @@ from ..training.checkpoint import TuningProgress
 from .adapt import Adapted, Before, adapt
 from .config import AdaptConfig
 from .faces import FaceSet, StageCallback, collect_faces
-from .report import account_notes
+from .report import account_notes, likeness_tables
 from .run import Run
+from .same_person import NOT_MEASURED, FolderLikeness
 from .tuning import learned_from
 from .verdict import Judgement
 
@@ -46,7 +48,10 @@ VERSION = 2  # of the descriptions; another one makes groups that were kept be f
 
 @dataclass(frozen=True)
 class Group:
-    """Faces that share a damage, and their adaptation. shown: its gallery in the report, of the faces shown_names."""
+    """Faces that share a damage, and their adaptation. shown: its gallery in the report, of the faces shown_names.
+
+    likeness: by the base and by the restorer of this group, whether it is adopted or not.
+    """
 
     run: Run
     names: list[str]
@@ -54,6 +59,7 @@ class Group:
     progress: TuningProgress
     shown: Gallery
     shown_names: list[str] = field(default_factory=list)
+    likeness: FolderLikeness = field(default_factory=FolderLikeness)
 
     @property
     def adopted(self) -> bool:
@@ -73,6 +79,16 @@ class Mixed:
     @property
     def verdict(self) -> Verdict:
         return "adopt" if any(group.adopted for group in self.groups) else "keep_base"
+
+    @property
+    def likeness(self) -> FolderLikeness:
+        """Of the faces in groups: by the base, and by what serves each, the base where its group is not adopted."""
+        base: dict[str, FaceLikeness] = {}
+        served: dict[str, FaceLikeness] = {}
+        for group in self.groups:
+            base |= group.likeness.base
+            served |= group.likeness.adapted if group.adopted else group.likeness.base
+        return FolderLikeness(base, served, sum(len(group.names) for group in self.groups) + len(self.left))
 
     def lines(self) -> list[str]:
         """The verdict on each group, a line each, and how many faces are in none."""
@@ -221,7 +237,8 @@ def adapt_group(
         rows_of(faces, shown, [base, result.restorer]),
         (f"groups/{number}/report.html", "The whole report of this group"),
     )
-    return Group(run, names, judgement, result.progress, gallery, shown)
+    likeness = result.likeness.renamed(called)
+    return Group(run, names, judgement, result.progress, gallery, shown, likeness)
 
 
 def rows_of(faces: FaceSet, names: Sequence[str], restorers: Sequence[Restorer]) -> list[tuple[str, list[Tensor]]]:
@@ -266,8 +283,11 @@ def report_mixed(result: Mixed, faces: FaceSet, base: Restorer, origin: dict[str
         verdict=result.verdict,
         verdict_sentence=sentence,
         galleries=[*(group.shown for group in result.groups), left],
-        tables=[Table("Groups", "", ["group", "faces", "verdict", "why"], lines)],
-        notes=account_notes(faces),
+        tables=[
+            Table("Groups", "", ["group", "faces", "verdict", "why"], lines),
+            *likeness_tables(result.likeness, faces.label),
+        ],
+        notes=[*account_notes(faces), *([] if result.likeness.adapted else [NOT_MEASURED])],
         settings=result.run.config(),
         licences=[
             f"{what}: {origin[key]}, {origin.get(f'{key}_licence', 'unknown')}"
@@ -277,6 +297,7 @@ def report_mixed(result: Mixed, faces: FaceSet, base: Restorer, origin: dict[str
         measurements={
             "groups": [{"faces": group.names, "judgement": group.judgement} for group in result.groups],
             "left_to_base": result.left,
+            "likeness": result.likeness.record() if result.likeness.adapted else "not measured",
         },
     )
     return write_report(result.run.folder, data)

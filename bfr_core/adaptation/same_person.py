@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +63,11 @@ class FolderLikeness:
     def unlike(self) -> list[str]:
         """Names of the faces that the adapted restorer makes another person of."""
         return [name for name, one in self.adapted.items() if one.word == OTHER]
+
+    def renamed(self, names: Mapping[str, str]) -> FolderLikeness:
+        """The same, each face under the name that `names` gives it."""
+        base, adapted = ({names[name]: one for name, one in said.items()} for said in (self.base, self.adapted))
+        return FolderLikeness(base, adapted, self.of)
 
     def record(self) -> dict[str, Any]:
         """Ready for JSON."""

@@ -42,6 +42,7 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         again=args.again,
         strip_gps=args.strip_gps,
         person=args.person,
+        references=args.reference,
         callback=bars.named("restore"),
     )
     counts = {status: result.count(status) for status in RESTORED}
@@ -133,6 +134,8 @@ def add_commands(commands: Commands) -> None:
     sub.add_argument("--strip-gps", action="store_true", help=text)
     text = "A photo of one person: only faces that look like theirs are restored, see --person-limit."
     sub.add_argument("--person", type=Path, metavar="FILE", help=text)
+    text = "a good photo of a person, whose detail is lent to their face in each photo; may be given several times"
+    sub.add_argument("--reference", type=Path, action="append", default=[], metavar="FILE", help=text)
     add_restore_flags(sub)
     sub = commands.add(
         export, "Write a complete restorer under its base's tensor names, for other programs.", group=STAGES

@@ -71,12 +71,15 @@ def _adapt_mixed(args: argparse.Namespace, config: Any, base: Any, bars: Bars) -
         export_pth(group.run.exported(own.architecture), own)
     print(f"restorer: {result.run.groups}\nreport:   {result.run.report}", file=sys.stderr)
     print("\n".join(result.lines()), file=sys.stderr)
+    if result.likeness.said:
+        print(f"likeness: {result.likeness.said}", file=sys.stderr)
     return {
         "restorer": str(result.run.groups),
         "report": str(result.run.report),
         "verdict": result.verdict,
         "groups": [{"faces": len(g.names), "verdict": g.judgement.verdict} for g in result.groups],
         "left_to_base": len(result.left),
+        "likeness": result.likeness.record(),
         "files": print_face_account(faces_of(result.run)),
     }
 

@@ -31,16 +31,24 @@ class Person:
         return (embeddings.float() - self.embedding).norm(dim=1)
 
 
-def person_in(photo: Tensor, find: Callable[[Tensor], list[Face]], net: RecogniserNet, name: str = "photo") -> Person:
-    """The person whose face is the largest of a photo (3, H, W) in [0, 1]. Raises ValueError if it has no face."""
+def largest_face(photo: Tensor, find: Callable[[Tensor], list[Face]], name: str = "photo") -> Face:
+    """The largest face of a photo (3, H, W) in [0, 1]. Raises ValueError if it has no face."""
     found = find(photo)
     if not found:
         raise ValueError(
             f"{printable(name)}: no face found in it; give a photo of the person, sharp and from the front"
         )
-    face = max(found, key=lambda one: one.width)
-    device = net.embedding.weight.device
-    return Person(embed(net, chip_of(photo, face.landmarks, device)[None])[0], name)
+    return max(found, key=lambda one: one.width)
+
+
+def person_of(photo: Tensor, face: Face, net: RecogniserNet, name: str = "photo") -> Person:
+    """The person whose face this is, of a photo (3, H, W) in [0, 1]."""
+    return Person(embed(net, chip_of(photo, face.landmarks, net.embedding.weight.device)[None])[0], name)
+
+
+def person_in(photo: Tensor, find: Callable[[Tensor], list[Face]], net: RecogniserNet, name: str = "photo") -> Person:
+    """The person whose face is the largest of a photo (3, H, W) in [0, 1]. Raises ValueError if it has no face."""
+    return person_of(photo, largest_face(photo, find, name), net, name)
 
 
 def read_person(file: Path, find: Callable[[Tensor], list[Face]], net: RecogniserNet) -> Person:

@@ -89,7 +89,10 @@ def load_recogniser(path: Path = EMBEDDED, device: str | torch.device = "cpu") -
         net.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"{path}: not the embedded face recogniser ({reason_of(error)})") from None
-    return net.eval().requires_grad_(False).to(device)
+    net.eval().requires_grad_(False).to(device)
+    if torch.device(device).type == "cpu":  # where its convolutions are a fifth faster so
+        net.to(memory_format=torch.channels_last)
+    return net
 
 
 # ---------------------------------------------------------------- chips
@@ -101,7 +104,7 @@ def chip_of(photo: Tensor, landmarks: np.ndarray, device: str | torch.device = "
     landmarks: (5, 2) x, y in photo pixels, in the order of `TEMPLATE_150`. Only the part of the photo that is seen is
     read. Raises ValueError if the landmarks coincide.
     """
-    return _chip(photo, similarity(landmarks, TEMPLATE_150), torch.device(device))
+    return _chips(photo[None], similarity(landmarks, TEMPLATE_150), torch.device(device))[0]
 
 
 def chips_of(faces: Tensor, points: Tensor | None = None, device: str | torch.device | None = None) -> Tensor:
@@ -117,29 +120,31 @@ def chips_of(faces: Tensor, points: Tensor | None = None, device: str | torch.de
     if points is not None and tuple(points.shape) != (len(faces), 5, 2):
         raise ValueError(f"points must be ({len(faces)}, 5, 2), not {tuple(points.shape)}")
     where = torch.device(device) if device is not None else faces.device
-    if points is None:
-        landmarks = [template(size)] * len(faces)
-    else:  # a crop's width is `size` pixels, and its first pixel's centre lies half a pixel inside
-        landmarks = list(points.detach().cpu().numpy().astype(np.float64) * size - 0.5)
+    if not len(faces):
+        return faces.new_zeros(0, 3, SIDE, SIDE).to(where)
+    if points is None:  # all are cut alike
+        return _chips(faces, similarity(template(size), TEMPLATE_150), where)
+    # A crop's width is `size` pixels, and its first pixel's centre lies half a pixel inside.
+    landmarks = points.detach().cpu().numpy().astype(np.float64) * size - 0.5
     matrices = [similarity(own, TEMPLATE_150) for own in landmarks]
-    chips = [_chip(face, matrix, where) for face, matrix in zip(faces, matrices, strict=True)]
-    return torch.stack(chips) if chips else faces.new_zeros(0, 3, SIDE, SIDE).to(where)
+    return torch.cat([_chips(face[None], matrix, where) for face, matrix in zip(faces, matrices, strict=True)])
 
 
-def _chip(photo: Tensor, matrix: np.ndarray, device: torch.device) -> Tensor:
-    """(3, H, W) -> (3, 150, 150): shrunk by area where a chip's pixel is more than one of the photo, then bilinear.
+def _chips(photos: Tensor, matrix: np.ndarray, device: torch.device) -> Tensor:
+    """(B, 3, H, W) -> (B, 3, 150, 150), all cut alike.
 
-    The map is worked out in float64 on the CPU; what runs on `device` is float32, because not every device has more.
+    They are shrunk by area where a chip's pixel is more than one of the photo, then bilinear. The map is worked out in
+    float64 on the CPU; what runs on `device` is float32, because not every device has more.
     """
     inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))
     corners = np.array([[-1, -1, 1], [SIDE, -1, 1], [-1, SIDE, 1], [SIDE, SIDE, 1]], np.float64) @ inverse[:2].T
     block = max(1, round(1 / similarity_scale(matrix)))  # photo pixels a chip pixel, along an axis
-    height, width = photo.shape[-2:]
+    height, width = photos.shape[-2:]
     x0, y0 = (int(max(0, np.floor(low) - block)) for low in corners.min(0))
     x1, y1 = (int(min(n, np.ceil(high) + 1 + block)) for high, n in zip(corners.max(0), (width, height), strict=True))
     if x1 <= x0 or y1 <= y0:
-        return torch.zeros(3, SIDE, SIDE, device=device)
-    part = photo[None, :, y0:y1, x0:x1].float().to(device)
+        return torch.zeros(len(photos), 3, SIDE, SIDE, device=device)
+    part = photos[:, :, y0:y1, x0:x1].float().to(device)
     # Photo coordinates of a chip's pixels -> this part's, -1 to 1 from edge to edge, as grid_sample counts them.
     blocks = [-(-(y1 - y0) // block), -(-(x1 - x0) // block)]
     part = F.pad(part, (0, blocks[1] * block - (x1 - x0), 0, blocks[0] * block - (y1 - y0)), mode="replicate")
@@ -151,10 +156,8 @@ def _chip(photo: Tensor, matrix: np.ndarray, device: torch.device) -> Tensor:
     line = np.arange(SIDE, dtype=np.float64)
     xs, ys = np.meshgrid(line, line)
     grid = np.stack([xs, ys], -1) @ to_part.T + shift
-    sampled = F.grid_sample(
-        part, torch.from_numpy(grid.astype(np.float32))[None].to(device), mode="bilinear", align_corners=False
-    )
-    return sampled[0]
+    places = torch.from_numpy(grid.astype(np.float32))[None].to(device).expand(len(photos), -1, -1, -1)
+    return F.grid_sample(part, places, mode="bilinear", align_corners=False)
 
 
 @torch.inference_mode()

@@ -41,6 +41,8 @@ from .even_tone import tone_for_network, with_own_tone
 from .finishing import finished
 from .grey import given_to_restorer, is_nearly_grey, tinted
 from .record import RestorationRecord, Written, key_of
+from .reference import LIMIT as REFERENCE_LIMIT
+from .reference import STRENGTH
 from .same_person import ACTIONS, PERSON_LIMIT, FaceLikeness, LikenessCheck, counted, load_check, warnings_of
 
 log = logging.getLogger(__name__)
@@ -142,6 +144,21 @@ class RestoreConfig:
         "Two photos of one person are about 0.35 apart, those of two people about 0.8.",
         above=0,
         label="Limit of the person",
+    )
+    reference_strength: float = setting(
+        STRENGTH,
+        "How strongly the detail of a reference, a good photo of the person, is mixed into the restored face where the "
+        "two agree fully.",
+        low=0,
+        high=1,
+        label="Strength of the reference",
+    )
+    reference_limit: float = setting(
+        REFERENCE_LIMIT,
+        "The largest distance of a restored face from a reference up to which it may be that person's; to other faces "
+        "nothing is lent.",
+        above=0,
+        label="Limit of the reference",
     )
     precision: Precision = setting(
         "auto",
@@ -282,12 +299,14 @@ def restoration_step(
         settings |= {"aligned": True, "blend": config.blend}
     else:
         settings = asdict(config) | settings | {"detector": getattr(detector, "name", "own")}
-        for name in ("batch_size", "person_limit"):  # which change no face that is restored
-            del settings[name]
+        for name in ("batch_size", "person_limit", "reference_strength", "reference_limit"):
+            del settings[name]  # which change no face that is restored, or are said below
     if served:
         settings["served_by"] = ", ".join(served)
     if likeness:
         settings["looks"] = counted(likeness)
+    if lent := [one.lent for one in likeness if one.lent]:
+        settings["detail_of_reference"] = max(lent)
     origin = ("base", "base_sha256", "base_licence", "prior", "prior_sha256", "prior_licence")
     return Step(
         software=f"BFR Adapt {__version__}",
@@ -583,6 +602,7 @@ def restore_folder(
     again: bool = False,
     strip_gps: bool = False,
     person: Path | None = None,
+    references: Sequence[Path] = (),
     callback: RestoreCallback | None = None,
 ) -> FolderResult:
     """Restore every photo under `folder` into `out`, under the same relative path, name and format.
@@ -596,7 +616,8 @@ def restore_folder(
     anew. callback(step, total, preview): after every file, preview
     being a restored crop (3, S, S) or None; it may raise to stop.
     strip_gps: leave out where the photos were taken. person: a photo of the person whose faces alone are restored, see
-    `RestoreConfig.person_limit`.
+    `RestoreConfig.person_limit`. references: good photos of one person, whose detail is lent to that person's face in
+    each photo, see `restoration.reference`.
     Where a file that is not this program's has a result's name, the result gets a number, and that is said.
     A photo without faces is copied as it is, or with `strip_gps` written anew, because a copy may hold the place in
     ways nobody can list; one that cannot be read or written is reported, and the others go on. Whatever else lies in
@@ -612,7 +633,7 @@ def restore_folder(
         log.warning("%s", restorer.caution)
     detector = None if aligned else load_detector(config.detector, config.threshold, restorer.device)
     parser = None if aligned else load_parser(config, restorer)
-    made_with = _made_with(restorer, config, detector, strip_gps, person)
+    made_with = _made_with(restorer, config, detector, strip_gps, [*([person] if person else []), *references])
     record = RestorationRecord(out)
     results: dict[Path, FileResult] = {}
     network_seconds, step = 0.0, 0
@@ -631,7 +652,8 @@ def restore_folder(
     if results:
         log.info("%d of %d results are there already", len(results), len(jobs))
     todo = [job for job in jobs if job.relative not in results]
-    look = load_check(config.likeness, restorer, detector, person, config.person_limit) if todo else None
+    whose = (person, config.person_limit, references, config.reference_strength, config.reference_limit)
+    look = load_check(config.likeness, restorer, detector, *whose) if todo else None
     one_at_a_time = threading.Lock()  # detectors keep notes while they look
 
     def read(job: _Job) -> _Job:
@@ -748,7 +770,7 @@ def _made_with(
     config: RestoreConfig,
     detector: FindFaces | None,
     strip_gps: bool,
-    person: Path | None = None,
+    whose: Sequence[Path] = (),
 ) -> str:
     """Fingerprint of all that a result depends on besides its photo; "" for a restorer that is of no file."""
     from .. import __version__  # not known yet while the package is loading
@@ -758,8 +780,8 @@ def _made_with(
     own = asdict(config) | {"batch_size": 1}  # which changes nothing
     fidelity = getattr(restorer, "fidelity_weight", None)
     by = None if detector is None else getattr(detector, "name", "own")
-    whose = [sha256_of(person)] if person and person.is_file() else []
-    return fingerprint(__version__, restorer.sha256, restorer.precision, fidelity, own, by, strip_gps, *whose)
+    known = [sha256_of(file) for file in whose if file.is_file()]
+    return fingerprint(__version__, restorer.sha256, restorer.precision, fidelity, own, by, strip_gps, *known)
 
 
 def _left_alone(job: _Job, record: RestorationRecord, made_with: str, skip_existing: bool) -> FileResult | None:

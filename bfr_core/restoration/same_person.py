@@ -44,6 +44,8 @@ from ..pixels import resized
 from ..randomness import keyed_generator
 from ..restorers import Restorer, load_restorer
 from ..restorers.load import EMBEDDED
+from .reference import LIMIT as REFERENCE_LIMIT
+from .reference import STRENGTH, Lender, read_references
 
 LIMITS = Path(__file__).parents[1] / "embedded" / "likeness_limits.json"
 SIDE = 128  # pixels of the faces that are compared; a chip of the recogniser shows hardly more
@@ -69,7 +71,7 @@ class FaceLikeness:
     word: one of `WORDS`. distance: to the photo, like with like. same, other: up to the first it looks like the same
     person, beyond the second no longer. false_warnings, missed: the share of good restorations, and of other people,
     that such a limit judges wrongly. All four are None where nothing can be told. share: of the restored face that was
-    put on the photo, 0 where the photo was kept.
+    put on the photo, 0 where the photo was kept. lent: how strongly detail of a reference was mixed in.
     """
 
     word: str
@@ -79,14 +81,17 @@ class FaceLikeness:
     false_warnings: float | None = None
     missed: float | None = None
     share: float = 1.0
+    lent: float = 0.0
 
     @property
     def said(self) -> str:
         """In words: what it looks like, how sure that is, and what was done."""
+        lent = f"; detail of the reference is lent ({self.lent:.0%})" if self.lent else ""
         if self.other is None or self.distance is None:
-            return f"likeness: {self.word}"
+            return f"likeness: {self.word}{lent}"
         wrong = f"wrong of {self.false_warnings:.0%} of good faces, misses {self.missed:.0%} of other people"
         done = "" if self.share == 1 else "; the photo is kept" if not self.share else f"; blended to {self.share:.0%}"
+        done += lent
         return f"likeness: {self.word} ({self.distance:.2f}, limit {self.other:.2f}: {wrong}){done}"
 
     def record(self) -> dict[str, Any]:
@@ -256,7 +261,7 @@ def at_side(faces: Tensor) -> Tensor:
 class Acted:
     """What became of the faces of a photo. kept: places of those that are pasted. restored: of all, as they are pasted.
 
-    likeness: of those that were judged. reasons: why others are left alone.
+    likeness: of those that were judged. reasons: why others are left alone, or nothing was lent to any.
     """
 
     kept: list[int]
@@ -269,8 +274,9 @@ class Acted:
 class LikenessCheck:
     """Judges restored crops, and acts as set.
 
-    action: one of `ACTIONS`. sha256: of the restorer whose faces are judged. person: whose faces alone are restored,
-    if that was asked for, with the distance up to which a restored face is theirs.
+    action: one of `ACTIONS`; a face that is lent detail is judged in any case. sha256: of the restorer whose faces are
+    judged. person: whose faces alone are restored, if that was asked for, with the distance up to which a restored face
+    is theirs. lender: of references' detail.
     """
 
     meter: LikenessMeter
@@ -278,16 +284,22 @@ class LikenessCheck:
     sha256: str = ""
     person: Person | None = None
     person_limit: float = PERSON_LIMIT
+    lender: Lender | None = None
 
     def __call__(self, crops: Sequence[Tensor], restored: Sequence[Tensor | str], widths: Sequence[float]) -> Acted:
         """crops, restored: as in `restore_crops`. widths: of the faces in the photo, for what is said."""
         kept, pasted, likeness, reasons = [], list(restored), [], []
+        lent, reason = self.lender(restored, widths) if self.lender else ({}, "")
+        reasons += [reason] if reason else []
         for i, (crop, new) in enumerate(zip(crops, restored, strict=True)):
             if isinstance(new, Tensor):
                 if reason := self._somebody_else(new):
                     reasons.append(f"a face {widths[i]:.0f} pixels wide is left alone: {reason}")
                     continue
-                said, pasted[i] = self._acted(crop, new)
+                detailed = self._with_lent(crop, new, *lent[i]) if i in lent else None
+                if i in lent and not detailed:
+                    reasons.append(f"a face {widths[i]:.0f} pixels wide is lent no detail: with it, it {OTHER}")
+                said, pasted[i] = detailed or self._acted(crop, new)
                 likeness += [said] if said else []
                 if said and not said.share:
                     reasons.append(f"a face {widths[i]:.0f} pixels wide is left alone: {said.said}")
@@ -305,12 +317,21 @@ class LikenessCheck:
         name = printable(self.person.name)
         return f"it is not like the person in {name} (distance {distance:.2f}, limit {self.person_limit:.2f})"
 
+    def _with_lent(self, crop: Tensor, own: Tensor, new: Tensor, strength: float) -> tuple[FaceLikeness, Tensor] | None:
+        """What is said of `new`, the restored face `own` with lent detail; None if that makes another person of it."""
+        ((said,),) = self.meter.judge(crop[None].cpu(), new[None].cpu(), helped=self._helped(own))
+        return None if said.word == OTHER else (replace(said, lent=strength), new)
+
+    def _helped(self, own: Tensor) -> Tensor | None:
+        """What the restorer made of a face, (1, 3, S, S), if it is the one by whose help the noise is measured."""
+        return own[None].cpu() if self.sha256 and self.sha256 == self.meter.helper_sha256 else None
+
     def _acted(self, crop: Tensor, new: Tensor) -> tuple[FaceLikeness | None, Tensor]:
         """What is said of a restored face, and what is pasted of it."""
         if self.action == "off":
             return None, new
         lq, face = crop[None].cpu(), new[None].cpu()
-        helped = face if self.sha256 and self.sha256 == self.meter.helper_sha256 else None
+        helped = self._helped(new)
         ((said,),) = self.meter.judge(lq, face, helped=helped)
         if said.word == OTHER and self.action != "warn":
             said = self._milder(lq, face, said, helped)
@@ -332,23 +353,31 @@ def load_check(
     find: FindFaces | None = None,
     person: Path | Tensor | None = None,
     limit: float = PERSON_LIMIT,
+    references: Sequence[Path | Tensor] = (),
+    strength: float = STRENGTH,
+    reference_limit: float = REFERENCE_LIMIT,
 ) -> LikenessCheck | None:
     """The check that the settings ask for; None if nothing is to be looked at.
 
     action: the setting `likeness`. restorer: whose faces are judged. find: finds the face of the person who is looked
     for. person: a photo's file, or its pixels (3, H, W) in [0, 1]. limit: see `LikenessCheck.person_limit`.
-    Raises ValueError if the photo of the person cannot be read or has no face.
+    references: good photos of one person, of either form. strength, reference_limit: see `reference.Lender`.
+    Raises ValueError if a photo of the person cannot be read or has no face.
     """
-    if action == "off" and person is None:
+    if action == "off" and person is None and not references:
         return None
     meter = LikenessMeter(restorer.device)
-    known = None
-    if person is not None:
+    known = lender = None
+    if person is not None or references:
         find = find or load_detector(device=restorer.device)
+    if person is not None and find:
         known = (
             person_in(person, find, meter.net) if isinstance(person, Tensor) else read_person(person, find, meter.net)
         )
-    return LikenessCheck(meter, action, restorer.sha256, known, limit)
+    if references and find:
+        found = read_references(references, find, meter.net, restorer.size)
+        lender = Lender(found, meter.net, strength, reference_limit)
+    return LikenessCheck(meter, action, restorer.sha256, known, limit, lender)
 
 
 # ---------------------------------------------------------------- words

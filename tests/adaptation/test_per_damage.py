@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,11 @@ from bfr_core.adaptation.config import SMALL, FaceConfig
 from bfr_core.adaptation.faces import collect_faces
 from bfr_core.adaptation.per_damage import adapt_mixed, group_faces
 from bfr_core.adaptation.run import Run
+from bfr_core.adaptation.same_person import FolderLikeness
 from bfr_core.cli.commands import main
 from bfr_core.damage import groups
 from bfr_core.damage.groups import MIN_FACES
+from bfr_core.faces.likeness import OTHER
 from bfr_core.files.photos import write_image
 from bfr_core.restoration.grey import is_nearly_grey
 from bfr_core.restoration.restore import restore_crops
@@ -78,10 +81,26 @@ def test_every_group_gets_its_own_adaptation(config, whole):
         assert f'<a href="groups/{number}/report.html">' in (folder / "report.html").read_text()
     report = json.loads((folder / "report.json").read_text())
     assert report["verdict"] == "adopt" and report["measurements"]["groups"][0]["faces"] == first.names
+    assert report["measurements"]["likeness"]["of"] == NOISY + BLURRED
     assert report["measurements"]["groups"][1]["judgement"]["verdict"] == "keep_base"
     assert report["measurements"]["left_to_base"] == result.left
     assert f"{len(first.names)} of {NOISY + BLURRED} faces" in report["verdict_sentence"]
     assert not list(folder.rglob("*.part*"))
+
+
+def test_likeness_is_of_all_groups_by_what_serves_each(whole):
+    """Of the two groups the first is adopted; a face of the other is served by the base."""
+    _, result, _ = whole
+    first, second = result.groups
+    assert set(first.likeness.base) == set(first.names) and set(second.likeness.adapted) == set(second.names)
+    changed = {name: replace(one, word=OTHER, distance=0.9) for name, one in second.likeness.adapted.items()}
+    strange = replace(second, likeness=FolderLikeness(second.likeness.base, changed, len(second.names)))
+    assert not strange.adopted
+    found = replace(result, groups=[first, strange]).likeness
+    assert set(found.base) == {*first.names, *second.names} and found.of == NOISY + BLURRED
+    assert {name: found.adapted[name] for name in first.names} == first.likeness.adapted
+    assert {name: found.adapted[name] for name in second.names} == second.likeness.base
+    assert found.said.startswith("Adapted restorer, ")
 
 
 def test_stopped_among_the_groups_and_in_the_second_and_gone_on_gives_the_same(

@@ -1,0 +1,72 @@
+"""The benchmark of the verdict: likeness is part of its truth and of its evidence, where a record has it."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bfr_core.faces.likeness import OTHER, SAME
+from bfr_core.restoration.same_person import FaceLikeness
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+RUNS = BENCHMARKS / "results" / "verdict" / "runs.jsonl"
+
+
+@pytest.fixture
+def verdict(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    spec = importlib.util.spec_from_file_location("verdict_benchmark", BENCHMARKS / "verdict.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def good(verdict: Any) -> dict[str, Any]:
+    """A recorded run that helped and is adopted."""
+    with RUNS.open(encoding="utf-8") as lines:
+        for record in map(json.loads, lines):
+            known = verdict.Judged.of(record)
+            if known.truth == "good" and known.verdict(verdict.Limits()) == "adopt":
+                return record
+    raise AssertionError("no recorded run helped")
+
+
+def with_likeness(record: dict[str, Any], base: float, tuned: float) -> dict[str, Any]:
+    """The record with these distances of the restored faces to the clean ones."""
+    made = copy.deepcopy(record)
+    for who, distance in (("base", base), ("tuned", tuned)):
+        made["truth"][who]["likeness"] = [distance] * len(made["truth"][who]["psnr"])
+    return made
+
+
+def test_a_run_that_loses_the_person_did_harm(verdict: Any, good: dict[str, Any]) -> None:
+    assert verdict.truth_of(with_likeness(good, 0.4, 0.5)) == "harm"
+    assert verdict.truth_of(with_likeness(good, 0.4, 0.41)) == "good"  # less is a tie
+    assert verdict.gains_of(with_likeness(good, 0.4, 0.5))["likeness"] == pytest.approx(-0.1)
+
+
+def test_records_without_likeness_are_judged_as_before(verdict: Any, good: dict[str, Any]) -> None:
+    assert "likeness" not in verdict.gains_of(good) and verdict.truth_of(good) == "good"
+    assert verdict.Judged.of(good).likeness == ((), ())
+
+
+def test_other_people_are_a_veto(verdict: Any, good: dict[str, Any]) -> None:
+    own = FaceLikeness(SAME, 0.2, 0.4, 0.45, 0.02, 0.05).record()
+    strange = FaceLikeness(OTHER, 0.7, 0.4, 0.45, 0.02, 0.05).record()
+    made = copy.deepcopy(good)
+    made["evidence"]["likeness"] = {"base": [own] * 12, "tuned": [strange] * 4 + [own] * 8}
+    known = verdict.Judged.of(made)
+    assert known.verdict(verdict.Limits()) == "keep_base" and not verdict.adopted(known, verdict.Limits())
+    assert "no longer look like the same person" in known.judgement(verdict.Limits()).sentence
+    assert known.on(slice(4, 12)).likeness[1] == (FaceLikeness.of(own),) * 8
+    made["evidence"]["likeness"]["tuned"] = [own] * 12
+    assert verdict.Judged.of(made).verdict(verdict.Limits()) == "adopt"
