@@ -96,8 +96,8 @@ def _left_alone(face: Face, size: int, before: float, after: float) -> str:
 
 def _unblocked(face: Face, size: int, before: float, after: float) -> str:
     return (
-        f"of a face {face.width:.0f} pixels wide only the blocks of the JPEG are taken out: it is sharper ({before:.2f}) "
-        f"than the restorer of {size} pixels makes it ({after:.2f})"
+        f"of a face {face.width:.0f} pixels wide only the blocks of the JPEG are taken out: it is sharper "
+        f"({before:.2f}) than the restorer of {size} pixels makes it ({after:.2f})"
     )
 
 

@@ -411,8 +411,8 @@ def without_left_alone(
         elif any(face is other for other in pasted.faces):
             stay.append(i)
     if unblocked:
-        parts = [[of_all[i] for i in unblocked] for of_all in (faces, crops, restored)]
-        photo = paste_faces(photo, *parts, [], config).pixels
+        theirs = [faces[i] for i in unblocked], [crops[i] for i in unblocked], [restored[i] for i in unblocked]
+        photo = paste_faces(photo, *theirs, [], config).pixels
     return photo, [faces[i] for i in stay], [crops[i] for i in stay], [restored[i] for i in stay], pasted.skipped
 
 
