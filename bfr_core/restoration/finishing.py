@@ -38,7 +38,9 @@ WIDEST = 1024  # pixels of a face at which sharpness is measured, at most
 def finished(
     photo: Tensor, patches: list[Patch], face: Face, size: int, *, keep_detail: bool, match_grain: bool
 ) -> tuple[list[Patch], str]:
-    """`patches` with what they lack of the photo's detail and grain; none, and the reason, if `face` is left alone.
+    """`patches` with what they lack of the photo's detail and grain; and why, if `face` is not restored.
+
+    It is then left alone, without patches, or only the blocks of its JPEG are taken out.
 
     photo: (3, H, W) RGB in [0, 1], before the patches of `face` are put on it. patches: as `paste.face_patches` gives
     them. size: of the restorer. Outside the patches' masks nothing changes, a grey photo stays grey, and one photo
@@ -58,8 +60,8 @@ def finished(
         patches = list(_finished_strips(old, source, error, patches, noise, levels, keep_detail, match_grain))
     if not keep_detail or noise.deviation(0) > CLEAN:
         return patches, ""
-    if jpeg and jpeg.quality >= COARSEST and _softer(source, patches, face):
-        return [_in_place_of(patch, source, patches[0].top) for patch in patches], ""
+    if jpeg and jpeg.quality >= COARSEST and (softer := _softer(source, patches, face)):
+        return [_in_place_of(patch, source, patches[0].top) for patch in patches], _unblocked(face, size, *softer)
     softer = _softer(old, patches, face) if noise.blocks <= NO_BLOCKS else None
     return ([], _left_alone(face, size, *softer)) if softer else (patches, "")
 
@@ -89,6 +91,13 @@ def _left_alone(face: Face, size: int, before: float, after: float) -> str:
     return (
         f"a face {face.width:.0f} pixels wide is left alone: the photo is clean, and sharper there ({before:.2f}) than "
         f"the restorer of {size} pixels makes it ({after:.2f})"
+    )
+
+
+def _unblocked(face: Face, size: int, before: float, after: float) -> str:
+    return (
+        f"of a face {face.width:.0f} pixels wide only the blocks of the JPEG are taken out: it is sharper "
+        f"({before:.2f}) than the restorer of {size} pixels makes it ({after:.2f})"
     )
 
 

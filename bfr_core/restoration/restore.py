@@ -178,6 +178,7 @@ class RestoredPhoto:
     """A photo with its faces restored.
 
     pixels: (3, H, W) in [0, 1]. faces: those restored, where they are in it. skipped: why others were not.
+    unblocked: those of `faces` of which only the blocks of a JPEG were taken out; why, is in `skipped`.
     mask: (1, H, W) in [0, 1], how new a pixel is. crops: the restored faces, (3, S, S) each. found: faces seen.
     step: for the record of the picture; None if nothing was generated. likeness: whether each restored face is still
     the person, largest first, also of those that were left alone for that; empty if it was not looked at.
@@ -191,6 +192,12 @@ class RestoredPhoto:
     found: int = 0
     step: Step | None = None
     likeness: tuple[FaceLikeness, ...] = ()
+    unblocked: list[Face] = field(default_factory=list)
+
+    @property
+    def generated(self) -> int:
+        """The number of faces that the restorer made."""
+        return len(self.faces) - len(self.unblocked)
 
 
 # ---------------------------------------------------------------- one photo
@@ -230,14 +237,14 @@ def restore_photo(
     look = likeness or load_check(config.likeness, restorer)
     faces, crops, restored, skipped, said = keep_likeness(faces, crops, restored, skipped, look)
     if enlarge:
-        faces, crops, restored, skipped = without_left_alone(photo, faces, crops, restored, skipped, config)
+        photo, faces, crops, restored, skipped = without_left_alone(photo, faces, crops, restored, skipped, config)
         config = replace(config, keep_detail=False, match_grain=False)  # an enlarged photo's detail is not its own
         width = photo.shape[-1]
         photo = enlarged(photo, enlarge)
         faces = [moved(face, photo.shape[-1] / width) for face in faces]
         crops = [crop_face(photo, face, restorer.size) for face in faces]
     result = paste_faces(photo, faces, crops, restored, skipped, config, load_parser(config, restorer))
-    step = restoration_step(restorer, config, detector, len(found), len(result.faces), likeness=said)
+    step = restoration_step(restorer, config, detector, len(found), result.generated, likeness=said)
     return replace(result, found=len(found), step=step, likeness=said)
 
 
@@ -410,11 +417,22 @@ def without_left_alone(
     restored: list[Tensor | str],
     skipped: list[str],
     config: RestoreConfig,
-) -> tuple[list[Face], list[Tensor], list[Tensor | str], list[str]]:
-    """The same without the faces that `paste_faces` would not put on `photo`, and why."""
+) -> tuple[Tensor, list[Face], list[Tensor], list[Tensor | str], list[str]]:
+    """The same without the faces that `paste_faces` would not put on `photo` as they were restored, and why.
+
+    Where it would only take out the blocks of a JPEG, the photo is without them.
+    """
     pasted = paste_faces(photo, faces, crops, restored, skipped, config)
-    stay = [i for i, face in enumerate(faces) if any(face is other for other in pasted.faces)]
-    return [faces[i] for i in stay], [crops[i] for i in stay], [restored[i] for i in stay], pasted.skipped
+    stay, unblocked = [], []
+    for i, face in enumerate(faces):
+        if any(face is other for other in pasted.unblocked):
+            unblocked.append(i)
+        elif any(face is other for other in pasted.faces):
+            stay.append(i)
+    if unblocked:
+        theirs = [faces[i] for i in unblocked], [crops[i] for i in unblocked], [restored[i] for i in unblocked]
+        photo = paste_faces(photo, *theirs, [], config).pixels
+    return photo, [faces[i] for i in stay], [crops[i] for i in stay], [restored[i] for i in stay], pasted.skipped
 
 
 def load_parser(config: RestoreConfig, restorer: Restorer) -> Parser | None:
@@ -506,7 +524,7 @@ def paste_faces(
     parser: finds the part of a restored crop that is pasted; all of it if left out.
     """
     pixels, mask = photo.clone(), photo.new_zeros(1, *photo.shape[-2:])
-    done, new_crops, skipped = [], [], list(skipped)
+    done, unblocked, new_crops, skipped = [], [], [], list(skipped)
     for face, crop, new in zip(faces, crops, restored, strict=True):
         if isinstance(new, str):
             skipped.append(f"a face {face.width:.0f} pixels wide failed: {new}")
@@ -514,16 +532,18 @@ def paste_faces(
         how: dict[str, Any] = {"blend": config.blend, "match_colour": config.match_colour}
         patches = face_patches(pixels, new, face, crop, **how, region=parser(new) if parser else None)
         better = {"keep_detail": config.keep_detail, "match_grain": config.match_grain}
-        patches, left_alone = finished(pixels, patches, face, crop.shape[-1], **better)
-        if left_alone:
-            skipped.append(left_alone)
+        patches, not_restored = finished(pixels, patches, face, crop.shape[-1], **better)
+        if not_restored:
+            skipped.append(not_restored)
+        if not_restored and not patches:
             continue
         for patch in patches:
             pixels[patch.place] = patch.pixels
             mask[patch.place] = torch.maximum(mask[patch.place], patch.mask)
         done.append(face)
-        new_crops.append(new)
-    return RestoredPhoto(pixels, done, skipped, mask, new_crops)
+        unblocked += [face] if not_restored else []
+        new_crops.append(crop_face(pixels, face, crop.shape[-1]) if not_restored else new)
+    return RestoredPhoto(pixels, done, skipped, mask, new_crops, unblocked=unblocked)
 
 
 # ---------------------------------------------------------------- a folder
@@ -904,7 +924,7 @@ def _write(
             restored = [face for face, new in zip(job.faces, job.restored, strict=True) if not isinstance(new, str)]
             pasted = [any(face is other for other in result.faces) for face in restored]
             served = tuple(compress(job.served, pasted))
-            record = photo.record.with_step(step_of(job.found, len(result.faces), served=served))
+            record = photo.record.with_step(step_of(job.found, result.generated, served=served))
             write_photo(job.target, replace(photo, pixels=result.pixels, record=record))
             done = (len(result.faces), served, True, job.notes)
             return FileResult(job.relative, "restored", reason, *done, likeness=job.likeness)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bfr_core.damage.synthetic import stored_as_jpeg
-from bfr_core.pixels import resized
-from bfr_core.restoration.blocks import read_blocks, read_jpeg, unblocked
-from bfr_core.restoration.restore import RestoreConfig, restore_photo
+from bfr_core.files.photos import read_photo, write_image
+from bfr_core.pixels import luma, resized
+from bfr_core.restoration.blocks import Jpeg, read_jpeg, unblocked
+from bfr_core.restoration.restore import RestoreConfig, restore_folder, restore_photo
 from tests.restoration.faces_in_photos import SIDE, a_face, noise, restorer, soft, within
 
 FACE = a_face()
@@ -47,6 +49,16 @@ def test_other_photos_come_from_no_jpeg() -> None:
         assert read_jpeg(photo) is None
 
 
+def steps_at_edges(photo: Tensor, jpeg: Jpeg) -> float:
+    """How much steps across the edges of the blocks are larger than those beside them, in levels of 255."""
+    grey, larger = 255 * luma(photo)[0], []
+    for part, first in ((grey, jpeg.left), (grey.T, jpeg.top)):
+        step = part.diff(dim=1).abs()
+        excess = step[:, 1:-1] - (step[:, :-2] + step[:, 2:]) / 2
+        larger.append(float(excess[:, (first - 2) % 8 :: 8].mean()))
+    return sum(larger) / 2
+
+
 def rms(picture: Tensor, clean: Tensor) -> float:
     return float((picture - clean).square().mean().sqrt())
 
@@ -58,14 +70,17 @@ def test_without_its_blocks_a_photo_is_nearer_to_what_was_stored(quality: int) -
     jpeg = read_jpeg(photo)
     assert jpeg
     made = unblocked(photo, jpeg)
-    assert rms(made, natural()) < 0.99 * rms(photo, natural()) and read_blocks(made) < read_blocks(photo)
+    assert rms(made, natural()) < 0.99 * rms(photo, natural())
+    assert steps_at_edges(made, jpeg) < 0.65 * steps_at_edges(photo, jpeg)
 
 
 def test_a_sharp_face_of_a_jpeg_loses_its_blocks_and_no_detail() -> None:
     clean, place = natural(), within(natural(), FACE)
     photo = stored_as_jpeg(clean, 30)
     result = restore_photo(photo, restorer(1.0), CONFIG, lambda photo: [FACE])
-    assert result.faces == [FACE] and not result.skipped
+    assert result.faces == result.unblocked == [FACE] and result.step is None, "nothing is generated"
+    (said,) = result.skipped
+    assert said.startswith("of a face 200 pixels wide only the blocks of the JPEG are taken out: it is sharper (")
     assert rms(result.pixels[place], clean[place]) < 0.97 * rms(photo[place], clean[place])
     untouched = result.mask[0] == 0
     assert torch.equal(result.pixels[:, untouched], photo[:, untouched])
@@ -88,3 +103,25 @@ def test_a_grey_jpeg_stays_grey() -> None:
     photo = stored_as_jpeg(natural()[:1].expand(3, -1, -1).contiguous(), 30)
     made = restore_photo(photo, restorer(1.0), CONFIG, lambda photo: [FACE]).pixels
     assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2]) and not torch.equal(made, photo)
+
+
+def test_that_only_the_blocks_were_taken_out_is_said_of_a_folder_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_image(tmp_path / "in" / "a.png", stored_as_jpeg(natural(), 30))
+    monkeypatch.setattr("bfr_core.restoration.restore.load_detector", lambda *args: lambda photo: [FACE])
+    (file,) = restore_folder(tmp_path / "in", tmp_path / "out", restorer(1.0), CONFIG).files
+    assert (file.status, file.faces) == ("restored", 1) and "only the blocks of the JPEG are taken out" in file.reason
+    assert not read_photo(tmp_path / "out" / "a.png").record.steps, "nothing is generated"
+
+
+def test_on_an_enlarged_background_such_a_face_has_no_blocks_and_is_not_restored() -> None:
+    def twice(photo: Tensor) -> Tensor:
+        return photo.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+    photo = stored_as_jpeg(natural(), 30)
+    alone, enlarged = (
+        restore_photo(photo, restorer(1.0), CONFIG, lambda photo: [FACE], enlarge=how) for how in (None, twice)
+    )
+    assert torch.equal(enlarged.pixels, twice(alone.pixels)) and not torch.equal(alone.pixels, photo)
+    assert enlarged.skipped == alone.skipped and not enlarged.faces
