@@ -133,10 +133,6 @@ class ProgressBar:
             HOST.previews.append(preview)
 
 
-def tiled_scale(samples: torch.Tensor, function: Callable, **_: Any) -> torch.Tensor:
-    return function(samples)
-
-
 def modules() -> dict[str, ModuleType]:
     """The fakes, by module name."""
 
@@ -170,7 +166,7 @@ def modules() -> dict[str, ModuleType]:
         OOM_EXCEPTION=MemoryError,
     )
     patcher = module("comfy.model_patcher", ModelPatcher=ModelPatcher)
-    utils = module("comfy.utils", ProgressBar=ProgressBar, tiled_scale=tiled_scale)
+    utils = module("comfy.utils", ProgressBar=ProgressBar)
     send = SimpleNamespace(send_progress_text=lambda text, node: HOST.texts.append(text))
     made = [
         module(

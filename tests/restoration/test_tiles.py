@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -74,7 +76,7 @@ def test_starts_cover_all_and_overlap_and_weights_sum_to_one() -> None:
     for length in (1, 64, 65, 100, 777):
         starts = tile_starts(length, 64, 20)
         assert starts[0] == 0 and starts[-1] == max(0, length - 64)
-        assert all(64 - (b - a) >= 20 for a, b in zip(starts, starts[1:], strict=False))
+        assert all(64 - (b - a) >= 20 for a, b in pairwise(starts))
         side = min(64, length)
         total = torch.zeros(length)
         for start, weight in zip(starts, tile_weights(starts, length, side, 20), strict=True):
