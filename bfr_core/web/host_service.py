@@ -31,7 +31,8 @@ class RestoreRequest:
     """How the faces of a picture are to be restored.
 
     restorer: the name of a run. visibility: 0 keeps the picture, 1 takes the restored faces. fidelity: for CodeFormer
-    only, from 0, cleaner, to 1, closer to the picture. background: one of `offered_backgrounds`. All others: as in `RestoreConfig`.
+    only, from 0, cleaner, to 1, closer to the picture. background: one of `offered_backgrounds`. All others: as in
+    `RestoreConfig`.
     """
 
     restorer: str

@@ -60,9 +60,9 @@ class Host:
         self.model_folders = {}
         self.cancel_at = self.looks = 0
         self.asked, self.previews, self.texts = [], [], []
-        for name in ("input", "output", "models/facerestore_models", "models/bfr_priors"):
+        for name in ("input", "output", "models/facerestore_models", "models/bfr_priors", "models/upscale_models"):
             (root / name).mkdir(parents=True)
-        for name in ("facerestore_models", "bfr_priors"):
+        for name in ("facerestore_models", "bfr_priors", "upscale_models"):
             self.model_folders[name] = [str(root / "models" / name)]
 
     def look(self) -> None:
