@@ -115,7 +115,7 @@ class RestoreFaces(host.Node):
         return host.schema(
             "BFR_RestoreFaces",
             "Restore Faces (BFR)",
-            "Restores the faces of pictures and leaves the rest as it is. A grey picture stays grey, "
+            "Restores the faces of pictures, and the rest as 'background' says. A grey picture stays grey, "
             "and transparency stays.",
             [
                 host.RestorerType.Input("restorer", tooltip="The restorer: a tuned one, or any other."),

@@ -48,7 +48,11 @@ class RestoreRequest:
     def config(self) -> RestoreConfig:
         """The settings of the restoration. Raises ValueError for a value that does not exist."""
         switches = {name: getattr(self, name) for name in NO_WORSE}
-        texts = {"faces": self.faces, "numbers": self.numbers or "1", "background": offered_background(self.background)}
+        texts: dict[str, Any] = {
+            "faces": self.faces,
+            "numbers": self.numbers or "1",
+            "background": offered_background(self.background),
+        }
         return RestoreConfig(blend=self.visibility, **texts, **switches)
 
 

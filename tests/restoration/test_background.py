@@ -236,7 +236,6 @@ def test_a_rest_that_fails_fails_its_photo(tmp_path: Path, monkeypatch: pytest.M
     restorer = smoothing()
     restorer.module.register_forward_hook(lambda module, args, out: out * torch.nan)
     result = restore_folder(tmp_path / "photos", tmp_path / "out", restorer, ADAPTED)
-    assert [file.status for file in result.files] == ["failed"] and "the rest of the photo failed" in result.files[
-        0
-    ].reason
+    (file,) = result.files
+    assert file.status == "failed" and "the rest of the photo failed" in file.reason
     assert not (tmp_path / "out" / "a.png").exists()
