@@ -23,11 +23,12 @@ from server import PromptServer
 from torch import Tensor, nn
 
 from ..bfr_core.adaptation.run import Run
-from ..bfr_core.device import halving
 from ..bfr_core.diffusion.prior import Prior
 from ..bfr_core.files.photos import printable
 from ..bfr_core.pixels import resized
 from ..bfr_core.reports.pictures import sheet
+from ..bfr_core.restoration.background import ADAPTED, OFF, Background, load_background
+from ..bfr_core.restoration.tiles import in_tiles
 from ..bfr_core.restorers import Restorer
 from ..bfr_core.settings import setting_at
 from . import convert, paths
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 CATEGORY = "BFR Adapt"
 RUNS = "bfr_runs"  # folder of the runs, below ComfyUI's output
 RESTORERS, PRIORS = "facerestore_models", "bfr_priors"  # folders below ComfyUI's models; other packs use the first, too
+UPSCALERS = "upscale_models"  # ComfyUI's own folder, where denoisers lie, too
 WEIGHT_SUFFIXES = (".safetensors", ".pth")
 FOLDERS_DEEP, MAX_FOLDERS = 3, 500  # of the list of folders in ComfyUI's input
 PREVIEW_SECONDS, PREVIEW_PIXELS = 0.5, 512
@@ -46,7 +48,7 @@ RESULT_PICTURES, RESULT_PIXELS = 9, 1024
 SHOWN_PIXELS = 2048  # of a picture on a node: what is larger is shown smaller
 # Memory asked for, in bytes per pixel of a face: to run a restorer or prior, and to tune one; both are generous.
 RUNNING, TUNING = 1_500, 12_000
-TILE, SMALLEST_TILE = 512, 128  # pixels a side of the pieces that an upscaler is given
+TILE, TILE_OVERLAP = 512, 64  # pixels a side of the pieces that an upscaler is given, and what neighbours share
 TUNED_COPIES = 8  # of the weights: base, tuned, average, best, Adam's two moments, gradients, and room
 NEEDED_FOR = {
     "spandrel": "restorers cannot be loaded",
@@ -354,6 +356,14 @@ def free() -> None:
     model_management.soft_empty_cache()
 
 
+def background(choice: str, restorer: Restorer) -> Background | None:
+    """What restores the rest of photos, see `load_background`; if a file does, there is room for it on the device."""
+    if choice not in (OFF, ADAPTED):
+        needed = Path(choice).stat().st_size + TILE * TILE * 3 * 4 * 384
+        model_management.free_memory(needed, restorer.device)
+    return load_background(choice, restorer)
+
+
 def enlarger(model: Any, check: Callable[[], None]) -> Callable[[Tensor], Tensor]:
     """(3, H, W) -> (3, nH, nW) by an UPSCALE_MODEL, in tiles, smaller ones where memory is short."""
 
@@ -365,15 +375,10 @@ def enlarger(model: Any, check: Callable[[], None]) -> Callable[[Tensor], Tensor
 
         def network(part: Tensor) -> Tensor:
             check()
-            return model(part)
-
-        def in_tiles(side: int) -> Tensor:
-            whole = photo[None].to(device)
-            made = utils.tiled_scale(whole, network, tile_x=side, tile_y=side, overlap=32, upscale_amount=model.scale)
-            return made[0].cpu()
+            return model(part.to(device))
 
         try:
-            return halving(in_tiles, TILE, smallest=SMALLEST_TILE, of="pixels a side of a tile")[0]
+            return in_tiles(photo, network, TILE, TILE_OVERLAP, scale=model.scale)
         finally:
             model.to("cpu")
 

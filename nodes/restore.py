@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..bfr_core.faces.detect import faces_in_boxes, load_detector
 from ..bfr_core.faces.landmarks import load_landmark_net
 from ..bfr_core.faces.likeness import OTHER
 from ..bfr_core.files.photos import printable
+from ..bfr_core.restoration.background import ADAPTED, BACKGROUND_TEXT, OFF
 from ..bfr_core.restoration.restore import NO_WORSE, RestoreConfig, RestoredPhoto, restore_aligned, restore_photo
 from ..bfr_core.restoration.same_person import counted, load_check, warnings_of
 from ..bfr_core.restorers import load_restorer
@@ -24,6 +26,7 @@ from . import convert, host
 from .faces import lines
 
 CONFIG = RestoreConfig()
+BACKGROUNDS = (OFF, ADAPTED)  # and files
 SegsType = io.Custom("SEGS")
 DetectorType = io.Custom("BBOX_DETECTOR")
 
@@ -112,7 +115,7 @@ class RestoreFaces(host.Node):
         return host.schema(
             "BFR_RestoreFaces",
             "Restore Faces (BFR)",
-            "Restores the faces of pictures and leaves the rest as it is. A grey picture stays grey, "
+            "Restores the faces of pictures, and the rest as 'background' says. A grey picture stays grey, "
             "and transparency stays.",
             [
                 host.RestorerType.Input("restorer", tooltip="The restorer: a tuned one, or any other."),
@@ -162,6 +165,13 @@ class RestoreFaces(host.Node):
                 host.widget(CONFIG, "person_limit", optional=True, max=2.0, min=0.05, step=0.05),
                 host.widget(CONFIG, "order", optional=True),
                 *(host.widget(CONFIG, name, optional=True) for name in NO_WORSE),
+                io.Combo.Input(
+                    "background",
+                    options=[*BACKGROUNDS, *host.weight_files(host.UPSCALERS)],
+                    default=CONFIG.background,
+                    optional=True,
+                    tooltip=f"{BACKGROUND_TEXT} Files are those of models/{host.UPSCALERS}.",
+                ),
             ],
             [
                 io.Image.Output(display_name="images", tooltip="The photos with their faces restored."),
@@ -195,6 +205,8 @@ class RestoreFaces(host.Node):
         **settings: Any,
     ) -> io.NodeOutput:
         config = RestoreConfig(**settings)
+        if config.background not in BACKGROUNDS:
+            config = replace(config, background=str(host.weight_path(host.UPSCALERS, config.background)))
         photos = convert.to_photos(images)
         height, width = photos.shape[-2:]
         if aligned and height != width:
@@ -206,13 +218,14 @@ class RestoreFaces(host.Node):
             network = with_fidelity(restorer.network, fidelity)
             detector = None if aligned else detector_for(photos, config, network.device, segs, bbox_detector)
             person = None if only_like is None else convert.to_photos(only_like)[0]
+            rest = None if aligned else host.background(config.background, network.at_precision(config.precision))
             look = load_check(config.likeness, network, None, person=person, limit=config.person_limit)
             for i, photo in enumerate(photos):
                 if detector is None:
                     result = restore_aligned(photo, network, config, check=progress.check, likeness=look)
                 else:
                     how = {"check": progress.check, "enlarge": enlarge, "name": f"photo {i + 1}", "likeness": look}
-                    result = restore_photo(photo, network, config, detector, **how)
+                    result = restore_photo(photo, network, config, detector, **how, background=rest)
                 results.append(result)
                 progress.show(i + 1, len(photos), partial(getattr, result, "pixels"))
         found, restored = (sum(counts) for counts in zip(*((r.found, len(r.faces)) for r in results), strict=True))

@@ -80,7 +80,7 @@ def main() -> None:
     sys.modules.update(stand_ins.modules())
     stand_ins.load_pack()
     nodes = sys.modules[f"{stand_ins.ALIAS}.nodes"].NODES  # type: ignore[attr-defined]
-    stand_ins.HOST.model_folders = {"facerestore_models": [], "bfr_priors": []}
+    stand_ins.HOST.model_folders = {"facerestore_models": [], "bfr_priors": [], "upscale_models": []}
     text = json.dumps(english(nodes), indent=2, ensure_ascii=False)
     (LOCALES / "en" / "nodeDefs.json").write_text(text + "\n", encoding="utf-8")
     for language in TITLES:

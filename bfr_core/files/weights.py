@@ -152,6 +152,8 @@ HOST_FOLDERS = (
     "models/GFPGAN",
     "models/RestoreFormer",
     "models/upscale_models",
+    "models/ESRGAN",
+    "models/RealESRGAN",
     "models/diffusion_models",
     "models/checkpoints",
     "models/Stable-diffusion",

@@ -66,6 +66,34 @@ def finished(
     return ([], _left_alone(face, size, *softer)) if softer else (patches, "")
 
 
+def with_detail(photo: Tensor, new: Tensor, levels: int) -> Tensor:
+    """`new` with the detail of `photo` that it lacks, as far as it is neither noise nor blocks.
+
+    photo, new: (3, H, W) in [0, 1], whole pictures on the CPU; so is the result. levels: how many bands may hold such
+    detail, see `finest_band.levels_for`.
+    """
+    patches = [Patch(0, 0, new, new.new_ones(1, *new.shape[-2:]))]
+    noise = read_noise(photo, levels)
+    strips = _finished_strips(photo, photo, None, patches, noise, levels, keep_detail=True, match_grain=False)
+    return _pasted(list(strips))
+
+
+def finished_on(
+    ground: Tensor, photo: Tensor, patches: list[Patch], face: Face, size: int, *, keep_detail: bool, match_grain: bool
+) -> tuple[list[Patch], str]:
+    """As `finished`, for `patches` that lie on another `ground` than the photo whose detail is kept.
+
+    ground, photo: (3, H, W) in [0, 1] both. Grain is matched to that of `ground`.
+    """
+    kept, not_restored = finished(photo, patches, face, size, keep_detail=keep_detail, match_grain=False)
+    if not kept:
+        return [], not_restored
+    first, mask, plain = patches[0], torch.cat([p.mask for p in patches], 1), _pasted(patches)
+    # By the mask, because outside the patches `finished` gives the photo, and the ground is another picture.
+    whole = Patch(first.top, first.left, torch.lerp(plain, _pasted(kept).to(plain), mask), mask)
+    return finished(ground, [whole], face, size, keep_detail=False, match_grain=match_grain)[0], not_restored
+
+
 def _softer(source: Tensor, patches: list[Patch], face: Face) -> tuple[float, float] | None:
     """The sharpness of `face` in `source` and in `patches` if they make it less sharp; None if they do not.
 

@@ -37,8 +37,9 @@ from ..metrics.detail import sharpness
 from ..pixels import luma, resized
 from ..restorers.base import Restorer
 from ..settings import check_settings, setting
+from .background import BACKGROUND_TEXT, OFF, Background, load_background, restore_background, with_faces_of
 from .even_tone import tone_for_network, with_own_tone
-from .finishing import finished
+from .finishing import finished, finished_on
 from .grey import given_to_restorer, is_nearly_grey, tinted
 from .record import RestorationRecord, Written, key_of
 from .reference import LIMIT as REFERENCE_LIMIT
@@ -166,6 +167,7 @@ class RestoreConfig:
         "timing, so that one photo always gives the same pixels on one machine.",
         choices=PRECISIONS,
     )
+    background: str = setting(OFF, BACKGROUND_TEXT, label="The rest of the photo")
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -213,12 +215,14 @@ def restore_photo(
     enlarge: Callable[[Tensor], Tensor] | None = None,
     name: str = "",
     likeness: LikenessCheck | None = None,
+    background: Background | None = None,
 ) -> RestoredPhoto:
-    """`photo` (3, H, W) RGB in [0, 1] with its faces restored; everything else is exactly as it was.
+    """`photo` (3, H, W) RGB in [0, 1] with its faces restored; without config.background all else is as it was.
 
     check: called after every call of the restorer; what it raises ends the work. enlarge: (3, H, W) -> (3, nH, nW), the
     background that the faces, restored from `photo` itself, are pasted into. name: of the photo, for the log.
-    likeness: the check of config.likeness, where it is loaded already or looks for one person.
+    likeness: the check of config.likeness, where it is loaded already or looks for one person. background: the network
+    of config.background, where it is loaded already; a face that is found and not restored stays as the photo has it.
     A face that fails does not stop the others: the reason is in `skipped`. A grey photo stays grey, and a face that is
     nearly grey keeps its tint and gets no other colours. Whoever writes the result as a file must record in it what it
     is: `replace(photo, pixels=..., record=photo.record.with_step(result.step))`.
@@ -233,19 +237,54 @@ def restore_photo(
     faces, skipped = choose_faces(found, restorer.size, config, name)
     crops = [crop_face(photo, face, restorer.size) for face in faces]
     faces, crops, skipped = leave_sharp(faces, crops, skipped, config)
-    restored = restore_crops(crops, restorer, config.batch_size, check, even_tone=config.even_tone)
+    rest = background or load_background(config.background, restorer)
+    served: list[str] = []
+    restored = restore_crops(crops, restorer, config.batch_size, check, served, config.even_tone)
     look = likeness or load_check(config.likeness, restorer)
     faces, crops, restored, skipped, said = keep_likeness(faces, crops, restored, skipped, look)
+    ground = None
+    if rest:
+        ground = _restored_background(photo, rest, found, served, config, check)
     if enlarge:
         photo, faces, crops, restored, skipped = without_left_alone(photo, faces, crops, restored, skipped, config)
+    if ground is not None:
+        ground = with_faces_of(photo, ground, _others(found, faces))
+    if enlarge:
         config = replace(config, keep_detail=False, match_grain=False)  # an enlarged photo's detail is not its own
         width = photo.shape[-1]
-        photo = enlarged(photo, enlarge)
+        photo, ground = enlarged(photo if ground is None else ground, enlarge), None
         faces = [moved(face, photo.shape[-1] / width) for face in faces]
         crops = [crop_face(photo, face, restorer.size) for face in faces]
-    result = paste_faces(photo, faces, crops, restored, skipped, config, load_parser(config, restorer))
-    step = restoration_step(restorer, config, detector, len(found), result.generated, likeness=said)
+    result = paste_faces(photo, faces, crops, restored, skipped, config, load_parser(config, restorer), ground)
+    counts = (len(found), result.generated)
+    step = restoration_step(restorer, config, detector, *counts, likeness=said, background=rest)
     return replace(result, found=len(found), step=step, likeness=said)
+
+
+def _restored_background(
+    photo: Tensor,
+    background: Background,
+    found: Sequence[Face],
+    served: Sequence[str],
+    config: RestoreConfig,
+    check: Callable[[], None] | None = None,
+) -> Tensor:
+    """`photo` restored all over; `found`, the faces in it, say at which scale."""
+    return restore_background(
+        photo,
+        background,
+        [face.width for face in found if face.width >= config.min_face],
+        served=served,
+        at_once=config.batch_size,
+        even_tone=config.even_tone,
+        keep_detail=config.keep_detail,
+        check=check,
+    )
+
+
+def _others(found: Sequence[Face], faces: Sequence[Face]) -> list[Face]:
+    """Those of `found` that are not among `faces`."""
+    return [face for face in found if not any(face is other for other in faces)]
 
 
 def restore_aligned(
@@ -290,14 +329,16 @@ def restoration_step(
     restored: int,
     served: Sequence[str] = (),
     likeness: Sequence[FaceLikeness] = (),
+    background: Background | None = None,
 ) -> Step | None:
     """What a picture's record says of a restoration; None if nothing in the picture is generated.
 
     detector: None for aligned faces. found, restored: numbers of faces. served, likeness: see `FileResult`.
+    background: what restored the rest of the photo.
     """
     from .. import __version__  # not known yet while the package is loading
 
-    if not restored or not config.blend:
+    if (not restored or not config.blend) and not background:
         return None
     settings: dict[str, Any] = {"size": restorer.size, "precision": restorer.precision}
     if (fidelity_weight := getattr(restorer, "fidelity_weight", None)) is not None:
@@ -308,6 +349,10 @@ def restoration_step(
         settings = asdict(config) | settings | {"detector": getattr(detector, "name", "own")}
         for name in ("batch_size", "person_limit", "reference_strength", "reference_limit"):
             del settings[name]  # which change no face that is restored, or are said below
+        del settings["background"]  # which may be a path
+    if background:
+        settings |= {"background": background.name, "background_sha256": background.sha256}
+        settings |= {"background_licence": background.licence}
     if served:
         settings["served_by"] = ", ".join(served)
     if likeness:
@@ -518,24 +563,36 @@ def paste_faces(
     skipped: list[str],
     config: RestoreConfig,
     parser: Parser | None = None,
+    ground: Tensor | None = None,
 ) -> RestoredPhoto:
     """`photo` with every restored crop in its place. Where faces overlap, the smaller one is pasted last.
 
-    parser: finds the part of a restored crop that is pasted; all of it if left out.
+    parser: finds the part of a restored crop that is pasted; all of it if left out. ground: (3, H, W), the photo with
+    its rest restored, on which the crops are pasted; faces that are not restored stay as `photo` has them.
     """
-    pixels, mask = photo.clone(), photo.new_zeros(1, *photo.shape[-2:])
+    if ground is None:
+        pixels, mask = photo.clone(), photo.new_zeros(1, *photo.shape[-2:])
+    else:
+        pixels, mask = ground.clone(), photo.new_ones(1, *photo.shape[-2:])
     done, unblocked, new_crops, skipped = [], [], [], list(skipped)
     for face, crop, new in zip(faces, crops, restored, strict=True):
         if isinstance(new, str):
             skipped.append(f"a face {face.width:.0f} pixels wide failed: {new}")
+            pixels = pixels if ground is None else with_faces_of(photo, pixels, [face])
             continue
         how: dict[str, Any] = {"blend": config.blend, "match_colour": config.match_colour}
-        patches = face_patches(pixels, new, face, crop, **how, region=parser(new) if parser else None)
+        size, region = crop.shape[-1], parser(new) if parser else None
+        under = crop if ground is None else crop_face(pixels, face, size)
+        patches = face_patches(pixels, new, face, under, **how, region=region)
         better = {"keep_detail": config.keep_detail, "match_grain": config.match_grain}
-        patches, not_restored = finished(pixels, patches, face, crop.shape[-1], **better)
+        if ground is None:
+            patches, not_restored = finished(pixels, patches, face, size, **better)
+        else:
+            patches, not_restored = finished_on(pixels, photo, patches, face, size, **better)
         if not_restored:
             skipped.append(not_restored)
         if not_restored and not patches:
+            pixels = pixels if ground is None else with_faces_of(photo, pixels, [face])
             continue
         for patch in patches:
             pixels[patch.place] = patch.pixels
@@ -603,6 +660,8 @@ class _Job:
     is_left_out: bool = False
     notes: tuple[str, ...] = ()
     likeness: tuple[FaceLikeness, ...] = ()
+    all_faces: list[Face] = field(default_factory=list)  # restored or not
+    ground: Tensor | None = None  # the photo with its rest restored
     key: str = ""  # for the record of the folder of results
 
     @property
@@ -653,7 +712,11 @@ def restore_folder(
         log.warning("%s", restorer.caution)
     detector = None if aligned else load_detector(config.detector, config.threshold, restorer.device)
     parser = None if aligned else load_parser(config, restorer)
-    made_with = _made_with(restorer, config, detector, strip_gps, [*([person] if person else []), *references])
+    if aligned and config.background != OFF:
+        log.warning("background is %s, but aligned faces have none; it changes nothing", printable(config.background))
+    rest = None if aligned else load_background(config.background, restorer)
+    known = [*([person] if person else []), *references]
+    made_with = _made_with(restorer, config, detector, strip_gps, known, rest)
     record = RestorationRecord(out)
     results: dict[Path, FileResult] = {}
     network_seconds, step = 0.0, 0
@@ -716,8 +779,11 @@ def restore_folder(
                 of_job = list(islice(results_and_servers, len(job.crops)))
                 job.restored = [new for new, _ in of_job]
                 job.served = tuple(by for _, by in of_job if by)
+                before = time.monotonic()
+                _restore_rest(job, rest, config)
+                network_seconds += time.monotonic() - before
                 _act(job, look)
-                step_of = partial(restoration_step, restorer, config, detector, likeness=job.likeness)
+                step_of = partial(restoration_step, restorer, config, detector, likeness=job.likeness, background=rest)
                 how = (config, aligned, parser, step_of, strip_gps, record)
                 writing.append((job, writers.submit(_write_and_note, job, *how)))
             collect(2 * group_size)
@@ -773,6 +839,16 @@ def _give_free_names(jobs: list[_Job]) -> None:
             job.target = place
 
 
+def _restore_rest(job: _Job, background: Background | None, config: RestoreConfig) -> None:
+    """Fill in the photo with its rest restored, or the problem."""
+    if background is None or job.photo is None:
+        return
+    try:
+        job.ground = _restored_background(job.photo.pixels, background, job.all_faces, job.served, config)
+    except (ValueError, RuntimeError, MemoryError) as error:
+        job.problem, job.photo, job.crops = f"the rest of the photo failed: {_reason(error, job)}", None, []
+
+
 def _act(job: _Job, check: LikenessCheck | None) -> None:
     """Leave alone what the check of likeness, or of the person who is looked for, says."""
     if check is None or not job.crops:
@@ -791,6 +867,7 @@ def _made_with(
     detector: FindFaces | None,
     strip_gps: bool,
     whose: Sequence[Path] = (),
+    background: Background | None = None,
 ) -> str:
     """Fingerprint of all that a result depends on besides its photo; "" for a restorer that is of no file."""
     from .. import __version__  # not known yet while the package is loading
@@ -798,6 +875,8 @@ def _made_with(
     if not restorer.sha256:
         return ""
     own = asdict(config) | {"batch_size": 1}  # which changes nothing
+    if background and not background.adapted:
+        own["background"] = background.sha256
     fidelity = getattr(restorer, "fidelity_weight", None)
     by = None if detector is None else getattr(detector, "name", "own")
     known = [sha256_of(file) for file in whose if file.is_file()]
@@ -863,7 +942,7 @@ def _read(
             return
         with one_at_a_time:
             found = detector(photo.pixels)
-        job.found = len(found)
+        job.found, job.all_faces = len(found), found
         job.faces, job.skipped = choose_faces(found, size, config, str(job.relative))
         crops = [crop_face(photo.pixels, face, size) for face in job.faces]
         job.faces, job.crops, job.skipped = leave_sharp(job.faces, crops, job.skipped, config)
@@ -905,8 +984,8 @@ def _write(
     strip_gps: bool,
 ) -> FileResult:
     """Paste, write, and say how it went; the photo is let go."""
-    photo, crops = job.photo, job.crops
-    job.photo, job.crops = None, []
+    photo, crops, ground = job.photo, job.crops, job.ground
+    job.photo, job.crops, job.ground = None, [], None
     if photo is None:
         return FileResult(job.relative, "left_out" if job.is_left_out else "failed", job.problem)
     photo = without_place(photo) if strip_gps else photo
@@ -918,9 +997,13 @@ def _write(
             record = photo.record.with_step(step_of(1, 1, served=job.served))
             write_photo(job.target, replace(_aligned_photo(photo, new, crops[0], config), record=record))
             return FileResult(job.relative, "restored", "", 1, job.served, True, job.notes, likeness=job.likeness)
-        result = paste_faces(photo.pixels, job.faces, crops, job.restored, job.skipped, config, parser)
+        if ground is not None:
+            ground = with_faces_of(photo.pixels, ground, _others(job.all_faces, job.faces))
+        result = paste_faces(photo.pixels, job.faces, crops, job.restored, job.skipped, config, parser, ground)
         reason = "; ".join(result.skipped)
-        if result.faces:
+        if ground is not None and not result.faces:
+            reason = f"{reason or 'no face found'}; only the rest of the photo is restored"
+        if result.faces or ground is not None:
             restored = [face for face, new in zip(job.faces, job.restored, strict=True) if not isinstance(new, str)]
             pasted = [any(face is other for other in result.faces) for face in restored]
             served = tuple(compress(job.served, pasted))

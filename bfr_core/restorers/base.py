@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,8 @@ class Restorer:
     tuned_by_codes = False
     #: False for several networks in one.
     can_be_tuned = True
+    #: True for a network that makes a face of whatever it is given; it cannot restore the rest of a photo.
+    makes_faces_only: ClassVar[bool] = False
 
     @property
     def device(self) -> torch.device:
@@ -109,6 +112,10 @@ class Restorer:
     def restore_and_tell(self, lq: Tensor) -> tuple[Tensor, list[str]]:
         """`restore`, and for each face the name of what restored it, where that differs between faces; else ""."""
         return self.restore(lq), [""] * len(lq)
+
+    def for_background(self, served: Sequence[str]) -> Restorer:
+        """The restorer for the rest of a photo whose faces were restored by `served`, see `restore_and_tell`."""
+        return self
 
     def restore_each(self, faces: Tensor) -> Tensor:
         """`restore` with one face a call, so that any number fits wherever one does; the result is on the CPU."""

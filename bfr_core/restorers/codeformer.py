@@ -39,6 +39,7 @@ class CodeFormer(Restorer):
 
     fidelity_weight: float = 0.5
     tuned_by_codes = True
+    makes_faces_only = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.fidelity_weight <= 1:

@@ -16,6 +16,7 @@ class GFPGAN(Restorer):
     """
 
     channels_last = False
+    makes_faces_only = True
 
     def __call__(self, lq: Tensor) -> Tensor:
         image, _ = self.module(lq * 2 - 1, return_rgb=False, randomize_noise=False)

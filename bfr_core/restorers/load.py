@@ -75,29 +75,10 @@ def load_restorer(name_or_path: str | Path = "embedded") -> Restorer:
     state = {k: v.float() for k, v in state.items()}
     names = {id(v): k for k, v in state.items()}
     state = without_prefix(state)
-    is_codeformer = {"position_emb", "idx_pred_layer.1.weight"} <= set(state)
-    try:
-        registry = _with_extras() if is_codeformer else spandrel.MAIN_REGISTRY
-        # The random numbers that fill a network before its file is read must not be taken from the process's own.
-        with torch.random.fork_rng(devices=[]), LimitedBuilding(state):
-            descriptor = spandrel.ModelLoader(registry=registry).load_from_state_dict(state)
-    except spandrel.UnsupportedModelError:
-        if is_codeformer:
-            raise ValueError(
-                f"{path.name}: is a CodeFormer, whose network comes with an optional package that is under a "
-                "non-commercial licence: pip install spandrel_extra_arches"
-            ) from None
-        raise ValueError(f"{path.name}: spandrel does not know this architecture; known here: {_known()}") from None
-    except Exception as error:  # whatever a strange table of tensors makes the reader of an architecture stumble on
-        raise ValueError(f"{path.name}: its network cannot be rebuilt ({misfit_of(error)})") from None
+    descriptor = _described(path, state)
     adapter = ADAPTERS.get(descriptor.architecture.id)
     if adapter is None:
         raise ValueError(f"{path.name}: is a {descriptor.architecture.id}; known restorers are {_known()}")
-    if 1 < getattr(descriptor.model, "start_unshuffle", 1) == getattr(descriptor, "scale", 1):
-        raise ValueError(
-            f"{path.name}: this kind of {descriptor.architecture.id} is read rightly by spandrel "
-            f"{UNSHUFFLING} or newer, and {version('spandrel')} is installed; update spandrel"
-        )
     if not isinstance(descriptor, spandrel.ImageModelDescriptor) or descriptor.scale != 1:
         raise ValueError(f"{path.name}: enlarges its input; a face restorer keeps the size")
     if (descriptor.input_channels, descriptor.output_channels) != (3, 3):
@@ -114,6 +95,64 @@ def load_restorer(name_or_path: str | Path = "embedded") -> Restorer:
         # spandrel renames tensors in the dictionary it is given; the tensors themselves stay the same objects.
         file_keys={k: names[id(v)] for k, v in state.items() if names.get(id(v), k) != k},
     )
+
+
+def load_general(name_or_path: str | Path) -> tuple[Any, Path]:
+    """spandrel's descriptor of a network for pictures of any kind, on the CPU, in eval mode, and its file.
+
+    It takes and gives RGB in [0, 1] and may enlarge. name_or_path: as for `load_restorer`. Raises FileNotFoundError,
+    or ValueError for a file that is damaged, or of another kind, such as a network that makes faces only.
+    """
+    import spandrel
+
+    path = resolve(name_or_path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{printable(path)}: is not a file; name the file of a network for whole pictures")
+    state, metadata = load_tensors(path)
+    if metadata.get("kind") in (KIND, GROUPS):
+        raise ValueError(f"{path.name}: is made of other files; give the file of a network for whole pictures")
+    descriptor = _described(path, without_prefix({k: v.float() for k, v in state.items()}))
+    adapter = ADAPTERS.get(descriptor.architecture.id)
+    if adapter and adapter.makes_faces_only:
+        raise ValueError(
+            f"{path.name}: is a {descriptor.architecture.id}, which makes faces only; "
+            "give the file of a network for whole pictures"
+        )
+    if not isinstance(descriptor, spandrel.ImageModelDescriptor):
+        raise ValueError(f"{path.name}: takes more than a picture; give the file of a network that restores pictures")
+    if (descriptor.input_channels, descriptor.output_channels) != (3, 3):
+        raise ValueError(
+            f"{path.name}: is no network for colour pictures; give the file of one that takes and gives RGB"
+        )
+    descriptor.model.eval().requires_grad_(False)
+    return descriptor, path
+
+
+def _described(path: Path, state: dict[str, torch.Tensor]) -> Any:
+    """spandrel's descriptor of the network that has the tensors `state`. Raises ValueError if it knows none."""
+    import spandrel
+
+    is_codeformer = {"position_emb", "idx_pred_layer.1.weight"} <= set(state)
+    try:
+        registry = _with_extras() if is_codeformer else spandrel.MAIN_REGISTRY
+        # The random numbers that fill a network before its file is read must not be taken from the process's own.
+        with torch.random.fork_rng(devices=[]), LimitedBuilding(state):
+            descriptor = spandrel.ModelLoader(registry=registry).load_from_state_dict(state)
+    except spandrel.UnsupportedModelError:
+        if is_codeformer:
+            raise ValueError(
+                f"{path.name}: is a CodeFormer, whose network comes with an optional package that is under a "
+                "non-commercial licence: pip install spandrel_extra_arches"
+            ) from None
+        raise ValueError(f"{path.name}: spandrel does not know this architecture; known here: {_known()}") from None
+    except Exception as error:  # whatever a strange table of tensors makes the reader of an architecture stumble on
+        raise ValueError(f"{path.name}: its network cannot be rebuilt ({misfit_of(error)})") from None
+    if 1 < getattr(descriptor.model, "start_unshuffle", 1) == getattr(descriptor, "scale", 1):
+        raise ValueError(
+            f"{path.name}: this kind of {descriptor.architecture.id} is read rightly by spandrel "
+            f"{UNSHUFFLING} or newer, and {version('spandrel')} is installed; update spandrel"
+        )
+    return descriptor
 
 
 def save_restorer(path: Path, restorer: Restorer, metadata: Mapping[str, object], half: bool = False) -> None:

@@ -13,6 +13,8 @@ from .base import Restorer
 class RestoreFormer(Restorer):
     """RestoreFormer, whose network takes and gives [-1, 1]."""
 
+    makes_faces_only = True
+
     def __call__(self, lq: Tensor) -> Tensor:
         image, _ = self.module(lq * 2 - 1)
         return (image + 1) / 2

@@ -67,6 +67,15 @@ class Routed(Restorer):
         """A copy in which every CodeFormer among the members has this fidelity_weight."""
         return replace(self, members=tuple(one and one.with_fidelity(fidelity_weight) for one in self.members))
 
+    def for_background(self, served: Sequence[str]) -> Restorer:
+        """The restorer of the group that most of the photo's faces belong to; the base if none says so."""
+        base, *others = self.members
+        assert base is not None
+        names = {f"group {i}": one for i, one in enumerate(others, 1) if one}
+        most = max(names, key=served.count, default="base")
+        chosen = names[most] if served.count(most) > served.count("base") else base
+        return replace(chosen, precision=self.precision)
+
     def __call__(self, lq: Tensor) -> Tensor:
         return self.restore(lq)
 

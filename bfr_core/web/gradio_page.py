@@ -12,6 +12,7 @@ from ..adaptation.config import FIRST_LOOK_TEXT, LOW_MEMORY_TEXT, MIXED_TEXT, SM
 from ..adaptation.published import RECIPES
 from ..damage.groups import MIN_FACES
 from ..files.photos import printable
+from ..restoration.background import OFF, offered_background, offered_backgrounds
 from ..restoration.restore import CHOICES, NO_WORSE, RestoreConfig
 from ..restorers.codeformer import FIDELITY_TEXT
 from ..settings import setting_at
@@ -136,6 +137,7 @@ def build(page: Page) -> Any:
                     strip_gps = gr.Checkbox(False, label="Leave out where the photos were taken")
             with gr.Accordion("Advanced", open=False):
                 switches = list(_switches(gr).values())
+                rest = _background(gr)
             repair = gr.Button("Repair", variant="primary")
             archive = gr.File(label="Repaired photos", interactive=False, visible=False)
         with gr.Tab("All runs"):
@@ -253,10 +255,17 @@ def build(page: Page) -> Any:
             return {saved: gr.update(value=[str(path) for path in page.save(run)], visible=True)} | tell("")
 
         def mend(
-            run: str | None, files: Any, path: str, base: bool, no_gps: bool, square: bool, *on_or_off: bool
+            run: str | None,
+            files: Any,
+            path: str,
+            base: bool,
+            no_gps: bool,
+            square: bool,
+            around: str,
+            *on_or_off: bool,
         ) -> Shown:
             chosen_switches: dict[str, Any] = dict(zip(NO_WORSE, on_or_off, strict=True))
-            config = RestoreConfig(**chosen_switches)
+            config = RestoreConfig(**chosen_switches, background=offered_background(around))
             problems = page.repair(run, _paths(files), path or "", base, no_gps, square, config)
             return look(run, ANOTHER) | {to_repair: None} | tell(said("", problems))
 
@@ -303,7 +312,7 @@ def build(page: Page) -> Any:
         wire(stop.click, halt, [name], [])
         wire(compare.click, show, [name, photo, before], pictures)
         wire(save.click, keep, [name], [saved])
-        repaired_how = [name, to_repair, repair_folder, with_base, strip_gps, crops, *switches]
+        repaired_how = [name, to_repair, repair_folder, with_base, strip_gps, crops, rest, *switches]
         wire(repair.click, mend, repaired_how, [to_repair, *shown])
         wire(compare_runs.click, side_by_side, [name, other], [compared])
         wire(delete.click, remove, [name, sure], [name, sure])
@@ -342,7 +351,12 @@ def extras(runs: Sequence[str]) -> dict[str, Any]:
         faces = gr.Dropdown(list(CHOICES), value=initial.faces, **words_of(RestoreConfig, "faces"))
         numbers = gr.Textbox(initial.numbers, **words_of(RestoreConfig, "numbers"))
     chosen = {"restorer": restorer, "visibility": visibility, "fidelity": fidelity, "faces": faces, "numbers": numbers}
-    return chosen | _switches(gr)
+    return chosen | {"background": _background(gr)} | _switches(gr)
+
+
+def _background(gr: Any) -> Any:
+    """The input for what restores the rest of the photo."""
+    return gr.Dropdown(list(offered_backgrounds()), value=OFF, **words_of(RestoreConfig, "background"))
 
 
 def _switches(gr: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..faces.detect import load_detector
 from ..files.photos import Photo, printable
 from ..pixels import as_bytes
+from ..restoration.background import offered_background
 from ..restoration.restore import NO_WORSE, FindFaces, RestoreConfig, RestoredPhoto, restore_photo
 from ..restoration.same_person import warnings_of
 from ..restorers import Restorer
@@ -30,7 +31,8 @@ class RestoreRequest:
     """How the faces of a picture are to be restored.
 
     restorer: the name of a run. visibility: 0 keeps the picture, 1 takes the restored faces. fidelity: for CodeFormer
-    only, from 0, cleaner, to 1, closer to the picture. All others: as in `RestoreConfig`.
+    only, from 0, cleaner, to 1, closer to the picture. background: one of `offered_backgrounds`. All others: as in
+    `RestoreConfig`.
     """
 
     restorer: str
@@ -41,11 +43,17 @@ class RestoreRequest:
     keep_detail: bool = RestoreConfig.keep_detail
     even_tone: bool = RestoreConfig.even_tone
     match_grain: bool = RestoreConfig.match_grain
+    background: str = RestoreConfig.background
 
     def config(self) -> RestoreConfig:
         """The settings of the restoration. Raises ValueError for a value that does not exist."""
         switches = {name: getattr(self, name) for name in NO_WORSE}
-        return RestoreConfig(blend=self.visibility, faces=self.faces, numbers=self.numbers or "1", **switches)
+        texts: dict[str, Any] = {
+            "faces": self.faces,
+            "numbers": self.numbers or "1",
+            "background": offered_background(self.background),
+        }
+        return RestoreConfig(blend=self.visibility, **texts, **switches)
 
 
 def restore_request_of(given: dict[str, Any]) -> RestoreRequest | None:
@@ -70,7 +78,7 @@ class HostService:
         return sorted(self.page.adapted())
 
     def restore(self, picture: np.ndarray, request: RestoreRequest) -> tuple[np.ndarray, RestoredPhoto]:
-        """`picture` (H, W, 3) uint8 RGB with its faces restored, all else untouched, and what was done.
+        """`picture` (H, W, 3) uint8 RGB with what was asked for restored, and what was done.
 
         Raises ValueError for a restorer or a setting that does not exist, or if every face failed.
         """
@@ -119,7 +127,7 @@ class HostService:
 def summary_of(result: RestoredPhoto) -> str:
     """What was done, for the picture's record: how many faces, and that they were generated."""
     if not result.faces:
-        return "no face restored"
+        return "no face restored, only the rest" if result.step else "no face restored"
     return f"{len(result.faces)} of {result.found} faces restored; their details are generated"
 
 

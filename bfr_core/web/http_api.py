@@ -6,7 +6,7 @@ POST PREFIX/runs/NAME/adapt      {"minutes", "mixed", "changes"} -> the run; the
                                  stopped; mixed: true for one adaptation for each kind of damage
 POST PREFIX/runs/NAME/stop       -> the run
 POST PREFIX/restore              {"image": base64, "restorer": run, "visibility", "fidelity", "faces", "numbers",
-                                 "keep_detail", "even_tone", "match_grain"}
+                                 "keep_detail", "even_tone", "match_grain", "background"}
                                  -> {"image": base64 of a PNG, "info"}
 What cannot be done is answered with 400 and {"detail": one line}.
 """

@@ -425,7 +425,7 @@ def repair_photos(
             callback=lambda step, steps, preview: callback("repair", step, steps, preview),
         )
         try:
-            if not any(file.faces for file in result.files):
+            if not any(file.faces or file.status == "restored" for file in result.files):
                 said = "; ".join(printable(f"{f.path.as_posix()}: {f.reason}") for f in result.files[:3])
                 raise ValueError(f"none of the {len(result.files)} photos was restored: {said}")
             numbered = (out.parent / f"repaired {number}.zip" for number in count(1))

@@ -60,9 +60,9 @@ class Host:
         self.model_folders = {}
         self.cancel_at = self.looks = 0
         self.asked, self.previews, self.texts = [], [], []
-        for name in ("input", "output", "models/facerestore_models", "models/bfr_priors"):
+        for name in ("input", "output", "models/facerestore_models", "models/bfr_priors", "models/upscale_models"):
             (root / name).mkdir(parents=True)
-        for name in ("facerestore_models", "bfr_priors"):
+        for name in ("facerestore_models", "bfr_priors", "upscale_models"):
             self.model_folders[name] = [str(root / "models" / name)]
 
     def look(self) -> None:
@@ -133,10 +133,6 @@ class ProgressBar:
             HOST.previews.append(preview)
 
 
-def tiled_scale(samples: torch.Tensor, function: Callable, **_: Any) -> torch.Tensor:
-    return function(samples)
-
-
 def modules() -> dict[str, ModuleType]:
     """The fakes, by module name."""
 
@@ -170,7 +166,7 @@ def modules() -> dict[str, ModuleType]:
         OOM_EXCEPTION=MemoryError,
     )
     patcher = module("comfy.model_patcher", ModelPatcher=ModelPatcher)
-    utils = module("comfy.utils", ProgressBar=ProgressBar, tiled_scale=tiled_scale)
+    utils = module("comfy.utils", ProgressBar=ProgressBar)
     send = SimpleNamespace(send_progress_text=lambda text, node: HOST.texts.append(text))
     made = [
         module(

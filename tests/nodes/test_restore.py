@@ -110,6 +110,21 @@ def test_background_is_enlarged(run: Run, models: tuple[Any, Any], found: list[F
     assert torch.equal(made[mask == 0], expected[mask == 0]) and mask[0, 48, 48] > 0
 
 
+def test_the_rest_of_the_photo_is_restored_where_it_is_asked_for(
+    run: Run, models: tuple[Any, Any], found: list[Face]
+) -> None:
+    images = photo()
+    off, mask, *_ = run("BFR_RestoreFaces", restorer=models[0], images=images)
+    adapted, everywhere, *_ = run("BFR_RestoreFaces", restorer=models[0], images=images, background="adapted")
+    outside = mask == 0
+    assert torch.equal(off[outside], images[outside]) and not torch.equal(adapted[outside], images[outside])
+    assert (everywhere == 1).all()
+    with pytest.raises(FileNotFoundError, match=r"gone\.pth: is not in ComfyUI's folder upscale_models"):
+        run("BFR_RestoreFaces", restorer=models[0], images=images, background="gone.pth")
+    with pytest.raises(ValueError, match=r"\.\./gone\.pth"):
+        run("BFR_RestoreFaces", restorer=models[0], images=images, background="../gone.pth")
+
+
 # What the Impact Pack passes: SEGS is (height and width, list of these); its detectors have `detect` as below.
 SEG = namedtuple(
     "SEG",
@@ -251,7 +266,8 @@ def test_no_picture_is_written_where_the_preview_is_off(
     }.items():
         node: Any = nodes[name]
         sockets = node.define_schema().inputs
-        later = [s for s in sockets if s.id in ("preview", "likeness", "only_like", "person_limit", "order", *NO_WORSE)]
+        names = ("preview", "likeness", "only_like", "person_limit", "order", *NO_WORSE, "background")
+        later = [s for s in sockets if s.id in names]
         assert sockets[-len(later) :] == later and later[0].id == "preview", "old workflows have no value for them"
         assert all(s.options["optional"] for s in later)
         defaults = {s.id: s.options["default"] for s in sockets if "default" in s.options}

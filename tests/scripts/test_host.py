@@ -351,7 +351,7 @@ def run_extras(webui: WebUI, album: str, folder: Path, out: Path, **settings: An
             index = select.get("id", page.config["dependencies"].index(select))
             last = {"inputs": [], "outputs": [which], "index": index}
     page.call(last, {})
-    names = ("enable", "restorer", "visibility", "fidelity", "faces", "numbers", *NO_WORSE)
+    names = ("enable", "restorer", "visibility", "fidelity", "faces", "numbers", "background", *NO_WORSE)
     ours = inputs[inputs.index(page.part("extras_bfr_adapt-checkbox", key="elem_id")) :][: len(names)]
     wanted = {"enable": True, "restorer": album} | settings
     values = {i: wanted[name] for i, name in zip(ours, names, strict=True) if name in wanted}

@@ -131,7 +131,7 @@ def extras(album: WebUI, image: Image.Image, **settings: object) -> Postprocesse
 
 
 def test_extras_of_other_scripts_and_of_the_api_change_nothing(album: WebUI) -> None:
-    names = ("enable", "restorer", "visibility", "fidelity", "faces", "numbers", *NO_WORSE)
+    names = ("enable", "restorer", "visibility", "fidelity", "faces", "numbers", "background", *NO_WORSE)
     for settings in ({}, dict.fromkeys(names), {"enable": False, "restorer": "album"}, {"something": 1}):
         image = Image.fromarray(picture())
         pp = extras(album, image, **settings)

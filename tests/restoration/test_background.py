@@ -1,0 +1,241 @@
+"""The rest of a photo, restored around its faces."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bfr_core.faces.align import Face, template
+from bfr_core.files.photos import read_image, read_photo, write_image
+from bfr_core.files.tensors import save_tensors
+from bfr_core.restoration import restore as module
+from bfr_core.restoration.background import (
+    LARGEST_SCALE,
+    Background,
+    load_background,
+    offered_background,
+    restore_background,
+)
+from bfr_core.restoration.restore import RestoreConfig, restore_folder, restore_photo
+from bfr_core.restorers import load_restorer
+from bfr_core.restorers.base import Restorer
+from bfr_core.restorers.codeformer import CodeFormer
+
+SIZE = 64
+PLAIN = RestoreConfig(
+    match_colour=False, keep_detail=False, match_grain=False, even_tone=False, likeness="off", precision="float32"
+)
+ADAPTED = replace(PLAIN, background="adapted")
+
+
+class Smoothing(nn.Module):
+    """A mean over 5 x 5 pixels. It notes the sizes that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(()))
+        self.sizes: list[tuple[int, int]] = []
+
+    def forward(self, lq: Tensor) -> Tensor:
+        self.sizes += [(lq.shape[-2], lq.shape[-1])] * len(lq)
+        return F.avg_pool2d(F.pad(lq, (2, 2, 2, 2), mode="replicate"), 5, 1) + self.nothing
+
+
+def smoothing() -> Restorer:
+    return Restorer(Smoothing().eval(), "fake", SIZE, "fake")
+
+
+def found(*faces: Face):
+    return lambda photo: list(faces)
+
+
+def face_at(x: float, y: float, width: float) -> Face:
+    return Face(template(1) * width + [x + width / 2, y + width / 2])
+
+
+def noisy(height: int, width: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    coarse = F.interpolate(torch.rand(1, 3, 6, 6, generator=generator), (height, width), mode="bicubic")[0]
+    return (0.3 + 0.4 * coarse.clamp(0, 1) + 0.1 * torch.randn(3, height, width, generator=generator)).clamp(0, 1)
+
+
+def restored(photo: Tensor, restorer: Restorer, *widths: float, keep_detail: bool = False) -> Tensor:
+    background = load_background("adapted", restorer)
+    assert background is not None
+    return restore_background(photo, background, widths, even_tone=False, keep_detail=keep_detail)
+
+
+# ---------------------------------------------------------------- the scale
+
+
+def test_without_faces_the_photo_is_seen_at_its_own_scale_and_tiles_are_not_seen() -> None:
+    photo, restorer = noisy(150, 210), smoothing()
+    whole = Smoothing()(photo[None])[0]
+    assert (restored(photo, restorer) - whole).abs().max() < 1 / 255
+    assert set(restorer.module.sizes) == {(SIZE, SIZE)}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("width", "scale"), [(128.0, 0.5), (32.0, 2.0), (4.0, LARGEST_SCALE)])
+def test_the_network_sees_the_photo_at_the_scale_of_its_median_face(width: float, scale: float) -> None:
+    photo, restorer = noisy(260, 300), smoothing()
+    made = restored(photo, restorer, 1.0, width, 1e4)
+    whole = F.interpolate(photo[None], scale_factor=scale, mode="bicubic", antialias=True).clamp(0, 1)
+    expected = F.interpolate(Smoothing()(whole), (260, 300), mode="bicubic", antialias=True)[0].clamp(0, 1)
+    inside = (slice(None), slice(16, -16), slice(16, -16))
+    assert made.shape == photo.shape and (made - expected)[inside].abs().max() < 2 / 255
+    assert set(restorer.module.sizes) == {(SIZE, SIZE)}  # type: ignore[arg-type]
+
+
+def test_detail_that_a_shrunk_photo_cannot_have_is_kept_but_not_its_noise() -> None:
+    photo = torch.full((3, 256, 256), 0.8)
+    photo[:, 20:240:30, 20:236] = photo[:, 20:240, 20:240:30] = 0.1  # a grid of thin lines on paper
+    plain, kept = (restored(photo, smoothing(), 4.0 * SIZE, keep_detail=on) for on in (False, True))
+    assert (plain - photo).square().mean() > 5 * (kept - photo).square().mean()
+    generator = torch.Generator().manual_seed(0)
+    noise = 0.5 + 0.1 * torch.randn(3, 256, 256, generator=generator)
+    assert restored(noise, smoothing(), 4.0 * SIZE, keep_detail=True).std() < 0.03
+
+
+# ---------------------------------------------------------------- one photo
+
+
+def test_off_leaves_the_rest_and_adapted_restores_it_without_a_line_around_the_face() -> None:
+    photo, face = noisy(200, 300), face_at(100, 60, SIZE)
+    off = restore_photo(photo, smoothing(), PLAIN, found(face))
+    on = restore_photo(photo, smoothing(), ADAPTED, found(face))
+    outside = off.mask[0] == 0
+    assert torch.equal(off.pixels[:, outside], photo[:, outside])
+    # Face and rest are restored by the same network at the same scale: nobody can tell where one begins.
+    assert (on.pixels - Smoothing()(photo[None])[0]).abs().max() < 6 / 255
+    assert (on.mask == 1).all() and on.faces == [face]
+    assert on.step is not None and on.step.settings["background"] == "fake"
+
+
+def test_a_face_that_is_not_restored_stays_as_the_photo_has_it() -> None:
+    photo = noisy(200, 300)
+    chosen, other = face_at(20, 40, 100), face_at(180, 60, 64)
+    made = restore_photo(photo, smoothing(), replace(ADAPTED, faces="largest"), found(chosen, other))
+    middle = (slice(None), slice(80, 104), slice(200, 224))
+    assert made.faces == [chosen] and (made.pixels - photo)[middle].abs().max() < 1e-5
+    assert (made.pixels - photo)[:, 150:, 100:].abs().max() > 0.1
+
+
+def test_a_photo_without_faces_is_restored_and_that_is_recorded() -> None:
+    made = restore_photo(noisy(100, 90), smoothing(), ADAPTED, found())
+    assert (made.pixels - Smoothing()(noisy(100, 90)[None])[0]).abs().max() < 1 / 255
+    assert made.step is not None and (made.step.faces_found, made.step.faces_restored) == (0, 0)
+
+
+def test_grey_and_tinted_photos_stay_so() -> None:
+    grey = noisy(100, 140)[:1].expand(3, -1, -1).contiguous()
+    restorer = smoothing()
+    colours = torch.tensor([0.2, 0.0, -0.1]).view(1, 3, 1, 1)
+    restorer.module.register_forward_hook(lambda module, args, out: out + colours * torch.rand_like(out))
+    made = restored(grey, restorer)
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+    sepia = grey * torch.tensor([1.0, 0.96, 0.9]).view(3, 1, 1)
+    made = restored(sepia, restorer)
+    assert ((made[0] - made[2]) - (sepia[0] - sepia[2])).abs().mean() < 0.01
+
+
+def test_the_enlarged_background_is_that_of_the_restored_rest() -> None:
+    photo, face = noisy(100, 140), face_at(30, 20, SIZE)
+
+    def twice(picture: Tensor) -> Tensor:
+        return picture.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+    made = restore_photo(photo, smoothing(), ADAPTED, found(face), enlarge=twice)
+    expected = twice(Smoothing()(photo[None])[0])
+    outside = made.mask[0] == 0
+    assert outside.any() and (made.pixels - expected)[:, outside].abs().max() < 2 / 255
+
+
+# ---------------------------------------------------------------- the file of a general network
+
+
+class Twice(nn.Module):
+    def forward(self, tiles: Tensor) -> Tensor:
+        return tiles.repeat_interleave(2, -1).repeat_interleave(2, -2) * 0.5
+
+
+def test_what_a_general_network_enlarges_gets_the_size_of_the_photo() -> None:
+    photo = F.interpolate(noisy(30, 70)[None], (300, 700), mode="bicubic")[0].clamp(0, 1)
+    made = restore_background(photo, Background("x", "", "", general=Twice(), enlarges=2))
+    assert made.shape == photo.shape and (made - photo * 0.5).abs().max() < 0.02
+
+
+def test_a_file_that_spandrel_opens_is_used(tmp_path: Path) -> None:
+    from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
+
+    torch.manual_seed(0)
+    net = SRVGGNetCompact(num_feat=8, num_conv=1, upscale=2)
+    save_tensors(tmp_path / "net.safetensors", net.state_dict(), {})
+    background = load_background(str(tmp_path / "net.safetensors"), smoothing())
+    assert background is not None and background.enlarges == 2 and background.name == "net.safetensors"
+    photo = noisy(300, 280)
+    whole = F.interpolate(net(photo[None]).clamp(0, 1), (300, 280), mode="bicubic", antialias=True)[0].detach()
+    assert (restore_background(photo, background) - whole.clamp(0, 1)).abs().max() < 1 / 255
+
+
+def test_what_cannot_restore_the_rest_is_refused_in_one_line(tmp_path: Path) -> None:
+    faces_only = CodeFormer(nn.Linear(1, 1), "CodeFormer", 512, "codeformer.pth")
+    with pytest.raises(ValueError, match=r"adapted, but codeformer\.pth is a CodeFormer, which makes faces only"):
+        load_background("adapted", faces_only)
+    with pytest.raises(FileNotFoundError, match=r"gone\.pth"):
+        load_background(str(tmp_path / "gone.pth"), smoothing())
+    save_tensors(tmp_path / "odd.safetensors", {"odd": torch.zeros(3)}, {})
+    with pytest.raises(ValueError, match=r"odd\.safetensors: spandrel does not know this architecture"):
+        load_background(str(tmp_path / "odd.safetensors"), smoothing())
+
+
+def test_pages_and_hosts_can_name_no_file_outside_the_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BFR_WEIGHTS", str(tmp_path))
+    (tmp_path / "upscale_models").mkdir()
+    (tmp_path / "upscale_models" / "denoise.pth").write_bytes(b"")
+    (tmp_path / "outside.pth").write_bytes(b"")
+    assert offered_background("denoise.pth") == str(tmp_path / "upscale_models" / "denoise.pth")
+    assert [offered_background(name) for name in ("off", "adapted")] == ["off", "adapted"]
+    for name in ("outside.pth", str(tmp_path / "outside.pth"), "../outside.pth"):
+        with pytest.raises(ValueError, match="it must be off or adapted or denoise.pth"):
+            offered_background(name)
+
+
+# ---------------------------------------------------------------- a folder
+
+
+def test_a_folder_is_restored_with_the_rest_of_its_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos, out, restorer = tmp_path / "photos", tmp_path / "out", load_restorer()
+    photos.mkdir()
+    photo = noisy(140, 160)
+    for name in ("empty", "one"):
+        write_image(photos / f"{name}.png", photo)
+    answers = {"empty.png": [], "one.png": [face_at(30, 10, 100)]}
+    detected = iter([answers["empty.png"], answers["one.png"]] * 3)
+    monkeypatch.setattr(module, "load_detector", lambda *_: lambda photo: next(detected))
+    config = RestoreConfig(background="adapted", likeness="off", precision="float32")
+    result = restore_folder(photos, out, restorer, config)
+    assert [(file.status, file.faces) for file in result.files] == [("restored", 0), ("restored", 1)]
+    assert "only the rest of the photo is restored" in result.files[0].reason
+    for name, faces in (("empty", []), ("one", answers["one.png"])):
+        alone = restore_photo(read_image(photos / f"{name}.png"), restorer, config, found(*faces))
+        assert (read_image(out / f"{name}.png") - alone.pixels).abs().max() < 1 / 255
+    steps = read_photo(out / "empty.png").record.steps
+    assert steps[-1].settings["background"] == restorer.name
+    assert [file.status for file in restore_folder(photos, out, restorer, config).files] == ["kept", "kept"]
+
+
+def test_a_rest_that_fails_fails_its_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photos").mkdir()
+    write_image(tmp_path / "photos" / "a.png", noisy(80, 80))
+    monkeypatch.setattr(module, "load_detector", lambda *_: found())
+    restorer = smoothing()
+    restorer.module.register_forward_hook(lambda module, args, out: out * torch.nan)
+    result = restore_folder(tmp_path / "photos", tmp_path / "out", restorer, ADAPTED)
+    (file,) = result.files
+    assert file.status == "failed" and "the rest of the photo failed" in file.reason
+    assert not (tmp_path / "out" / "a.png").exists()
