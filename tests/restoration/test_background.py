@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bfr_core.damage.groups import FEATURES, DamageGroups
 from bfr_core.faces.align import Face, template
 from bfr_core.files.photos import read_image, read_photo, write_image
 from bfr_core.files.tensors import save_tensors
@@ -25,6 +26,7 @@ from bfr_core.restoration.restore import RestoreConfig, restore_folder, restore_
 from bfr_core.restorers import load_restorer
 from bfr_core.restorers.base import Restorer
 from bfr_core.restorers.codeformer import CodeFormer
+from bfr_core.restorers.routed import Routed
 
 SIZE = 64
 PLAIN = RestoreConfig(
@@ -239,3 +241,11 @@ def test_a_rest_that_fails_fails_its_photo(tmp_path: Path, monkeypatch: pytest.M
     (file,) = result.files
     assert file.status == "failed" and "the rest of the photo failed" in file.reason
     assert not (tmp_path / "out" / "a.png").exists()
+
+
+def test_the_group_of_most_faces_restores_the_rest_and_the_base_where_there_are_none() -> None:
+    groups = DamageGroups(torch.eye(FEATURES), torch.zeros(2, FEATURES), torch.ones(2))
+    base, first = (replace(smoothing(), name=name) for name in ("base", "first"))
+    routed = Routed.of(groups, [base, first, None], name="groups")
+    served = {("group 1", "group 1", "base"): "first", ("group 1", "base"): "base", (): "base"}
+    assert {by: routed.for_background(by).name for by in served} == served
