@@ -88,7 +88,7 @@ PEOPLE_EVERY, PEOPLE_FIRST = 9, 4  # of so many people with two photographs one 
 ACTED_EVERY = (6, 4)  # of so many faces of each of `RESTORED` one is taken
 PEOPLE_LIMITS = (0.45, 0.5, 0.55, 0.6)
 STEPS = 200  # of an adaptation, a ninth of the recipe's
-DRAWN_EVERY, FEWEST = 10, 8  # faces of faces_t2i/ that are in no training; smaller groups of them are put together
+DRAWN_EVERY, MIN_GROUP = 10, 8  # faces of faces_t2i/ that are in no training; smaller groups of them are put together
 INFINITE = 9.0  # a distance that no two faces have
 FLOOR = 0.6  # distance beyond which two faces are no longer taken for one person's
 STATES = ("damaged", "base", "adapted")
@@ -399,7 +399,7 @@ def measured_groups(shared: Path, net: RecogniserNet) -> dict[str, People]:
     records = json.loads((shared / "faces_t2i" / "landmarks.json").read_text(encoding="utf-8"))
     kept, _ = read_people(shared / "faces_t2i", sorted(records)[::DRAWN_EVERY], net)
     searches = stated_searches({name: record["sheet"] for name, record in records.items()})
-    drawn = kept._replace(groups=pooled({name: searches[name] for name in kept.names}, FEWEST))
+    drawn = kept._replace(groups=pooled({name: searches[name] for name in kept.names}, MIN_GROUP))
     return {RESTORED[0]: others, RESTORED[1]: sets[RESTORED[1]], "faces_t2i": drawn}
 
 

@@ -27,7 +27,7 @@ from .targets import TargetConfig
 log = logging.getLogger(__name__)
 
 ESTIMATED_FACES, SHARP_COMPARED = 64, 128  # of the folder, and of those that come with the program
-SEARCHED_FACES, LEAST_SEARCHED = 25, 4  # sharp faces 128 wide that the search compares; fewer where they are larger
+SEARCHED_FACES, MIN_SEARCHED = 25, 4  # sharp faces 128 wide that the search compares, and at least of larger ones
 TRIALS = 1200
 COMPARED = 48  # sharp faces by which the models of the damage are compared
 AT_ONCE = 8
@@ -83,7 +83,7 @@ def estimated(lq: Tensor, restored: Tensor, size: int, callback: StageCallback |
 def searched_faces(size: int) -> Tensor:
     """The sharp faces (M, 3, S, S), S = size, on which the damages of the search are tried."""
     share = min(1.0, (DESIGN_SIZE / size) ** 2)  # of larger faces fewer do: they show as many places
-    return SharpFaces(size).stacked(max(LEAST_SEARCHED, round(SEARCHED_FACES * share)))
+    return SharpFaces(size).stacked(max(MIN_SEARCHED, round(SEARCHED_FACES * share)))
 
 
 def likest(damage: FolderDamage, known: KnownDamage, lq: Tensor, restored: Tensor) -> KnownDamage | Photographed:

@@ -43,8 +43,8 @@ from .spectra import (
 
 PLAIN_RINGS = 2  # the coarsest, where a face is kept whole, which gives H its scale
 LOW = 0.1  # cycles a pixel of a face 128 pixels wide: below, noise is taken from the octave above it
-MOST_NOISE = 0.5  # of the power of the faces at such a frequency
-MOST_EXPLAINED = 1.5  # where a restored face has next to nothing, the ratio is chance
+MAX_NOISE = 0.5  # of the power of the faces at such a frequency
+MAX_EXPLAINED = 1.5  # where a restored face has next to nothing, the ratio is chance
 MAX_GAIN = 4.0  # of the rest, where a donor's rest is weaker than the folder's noise
 TINY = 1e-14
 
@@ -133,7 +133,7 @@ def with_low_noise(noise: Tensor, power: Tensor, size: int) -> Tensor:
     frequency = ring_middles(size) * size / 128
     low = frequency < LOW
     above = noise[:, ~low & (frequency < 2 * LOW)].mean(1, keepdim=True)
-    least = torch.minimum(above, MOST_NOISE * power)
+    least = torch.minimum(above, MAX_NOISE * power)
     return torch.where(low, torch.maximum(noise, least), noise)
 
 
@@ -164,7 +164,7 @@ class KnownDamage:
         the base makes of them, or better their pseudo targets."""
         a, b = to_opponent(lq), to_opponent(restored)
         cross = over_rings((spectra(a) * spectra(b).conj()).real)
-        explained = (cross / over_rings(spectra(b).abs().square()).clamp_min(TINY)).clamp(0, MOST_EXPLAINED)
+        explained = (cross / over_rings(spectra(b).abs().square()).clamp_min(TINY)).clamp(0, MAX_EXPLAINED)
         power = over_rings(spectra(a - with_response(b, explained)).abs().square())
         gain = (damage.noise / power.clamp_min(TINY)).sqrt().clamp(1, MAX_GAIN)
         return cls(damage.transfer, explained, gain)

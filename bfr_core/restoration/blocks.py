@@ -21,11 +21,11 @@ from ..damage.synthetic import stored_as_jpeg
 from ..pixels import luma
 
 BLOCK = 8  # pixels of a JPEG block, along each axis
-MOST_PIXELS = 256  # a side of the part whose coefficients are read
+MAX_PIXELS = 256  # a side of the part whose coefficients are read
 LOW = 4  # cosines along each axis, of the lowest frequencies, that are read
 QUALITIES = range(5, 96)  # as libjpeg counts them
 AWAY_FROM_ZERO = 0.6  # steps: smaller coefficients say nothing
-FEWEST = 64  # coefficients that say something
+MIN_COEFFICIENTS = 64  # coefficients that say something
 FITS = 0.6  # mean cosine of a coefficient's distance to a multiple of its step: 1 is on it, 0 is anywhere
 NEARLY_AS_GOOD = 0.9  # of the best fit: of tables that fit as well, the coarsest is the file's
 SHIFTS = ((4, 4), (0, 4), (4, 0), (2, 6), (6, 2))  # rows and columns that the blocks are moved by
@@ -62,9 +62,9 @@ def read_jpeg(photo: Tensor) -> Jpeg | None:
     grey = 255 * luma(photo)[0]
     top, left = _steps_on_a_grid(grey.T)[1], _steps_on_a_grid(grey)[1]
     first_row, first_column = (
-        corner + max(0, (side - MOST_PIXELS) // 2) // BLOCK * BLOCK for corner, side in ((top, height), (left, width))
+        corner + max(0, (side - MAX_PIXELS) // 2) // BLOCK * BLOCK for corner, side in ((top, height), (left, width))
     )
-    part = grey[first_row:, first_column:][:MOST_PIXELS, :MOST_PIXELS]
+    part = grey[first_row:, first_column:][:MAX_PIXELS, :MAX_PIXELS]
     rows, columns = (side // BLOCK for side in part.shape)
     blocks = part[: rows * BLOCK, : columns * BLOCK].reshape(rows, BLOCK, columns, BLOCK).transpose(1, 2)
     dct = dct_matrix()[:LOW]
@@ -85,7 +85,9 @@ def _quality_of(coefficients: Tensor) -> int:
         says = coefficients.abs() > AWAY_FROM_ZERO * step
         says[:, 0, 0] = False  # the mean, which fits anything if it is cut off at black or white
         count = int(says.sum())
-        fits[quality] = float(torch.cos(2 * math.pi * (coefficients / step)[says]).mean()) if count >= FEWEST else 0.0
+        fits[quality] = (
+            float(torch.cos(2 * math.pi * (coefficients / step)[says]).mean()) if count >= MIN_COEFFICIENTS else 0.0
+        )
     best = max(fits.values())
     return min(quality for quality, fit in fits.items() if fit >= NEARLY_AS_GOOD * best) if best >= FITS else 0
 

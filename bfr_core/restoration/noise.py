@@ -12,17 +12,17 @@ from ..pixels import gaussian_blur, luma
 from .blocks import read_blocks
 from .pyramid import padded, split
 
-MOST_PIXELS = 1024  # a side of the part that is measured
+MAX_PIXELS = 1024  # a side of the part that is measured
 SMOOTHEST = 0.2  # share of the places of one tone that its noise is read off
 MEDIAN_SQUARE = 0.4549  # of a standard normal number: the median of its square
 TONES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of luma: film is noisiest in its mid-tones, a sensor in its lights
 UNLIKE = 3.0  # the noise of one tone over that of the second smoothest: more is structure, such as dark hair
 DARK, LIGHT = 0.04, 0.97  # beyond them noise is cut off at black or white
-FEWEST = 64  # coefficients; from fewer no noise is read
+MIN_COEFFICIENTS = 64  # coefficients; from fewer no noise is read
 NO_BLOCKS, ALL_BLOCKS = 0.5, 1.1  # strength of blocks up to which they do not count, and from which on they are all
 NO_PATTERN, ALL_PATTERN = 0.2, 0.32  # the same of what repeats itself
 FINE = 4.0  # pixels of the blur that leaves the structure which may repeat itself
-FARTHEST = 20  # pixels between its repetitions, at most
+MAX_DISTANCE = 20  # pixels between its repetitions, at most
 TONE_WINDOW = 9  # pixels of a band, over which the tone is a mean: noise must not choose its own
 
 
@@ -56,7 +56,7 @@ def read_noise(photo: Tensor, levels: int) -> Noise:
     the noise itself that chooses its places; there the median of the squares says the variance, which structure hardly
     moves. A tone that the photo has not takes the noise of the nearest one. Of large parts only the middle is read.
     """
-    photo = _middle(photo, MOST_PIXELS)
+    photo = _middle(photo, MAX_PIXELS)
     whole = padded(photo, levels + 1)
     bands, tones = split(whole, levels + 1), tone_maps(whole, levels)
     covariances = []
@@ -90,7 +90,7 @@ def _by_tone(band: Tensor, structure: Tensor, tone: Tensor) -> Tensor:
     for i, middle in enumerate(TONES):
         here = (tone >= max(middle - half, DARK)) & (tone < min(middle + half, LIGHT))
         count = int(SMOOTHEST * int(here.sum()))
-        if count >= FEWEST:
+        if count >= MIN_COEFFICIENTS:
             limit = structure[here].kthvalue(count).values
             found[i] = _covariance(band[:, here & (structure <= limit)])
     if not found:
@@ -118,19 +118,19 @@ def read_pattern(photo: Tensor) -> float:
     The highest autocorrelation of the fine structure beyond the distance at which its mean over all directions has
     died away. Strong edges are cut off, so that they do not decide.
     """
-    grey = luma(_middle(photo, MOST_PIXELS // 2))[None]
-    if min(grey.shape[-2:]) < 3 * FARTHEST:
+    grey = luma(_middle(photo, MAX_PIXELS // 2))[None]
+    if min(grey.shape[-2:]) < 3 * MAX_DISTANCE:
         return 0.0
     fine = (grey - gaussian_blur(grey, FINE))[0, 0]
     limit = float(fine.abs().median()) / MEDIAN_SQUARE**0.5
     fine = fine.clamp(-1.5 * limit, 1.5 * limit)
     correlation = torch.fft.irfft2(torch.fft.rfft2(fine - fine.mean()).abs().square(), s=fine.shape)
     correlation = correlation / correlation[0, 0].clamp_min(1e-12)
-    near = correlation.roll((FARTHEST, FARTHEST), (0, 1))[: 2 * FARTHEST + 1, : 2 * FARTHEST + 1]
-    line = torch.arange(-FARTHEST, FARTHEST + 1.0)
+    near = correlation.roll((MAX_DISTANCE, MAX_DISTANCE), (0, 1))[: 2 * MAX_DISTANCE + 1, : 2 * MAX_DISTANCE + 1]
+    line = torch.arange(-MAX_DISTANCE, MAX_DISTANCE + 1.0)
     distance = (line[:, None].square() + line.square()).sqrt().round()
-    died = next((d for d in range(1, FARTHEST) if near[distance == d].mean() < 0.05), FARTHEST)
-    beyond = near[(distance > died) & (distance <= FARTHEST)]
+    died = next((d for d in range(1, MAX_DISTANCE) if near[distance == d].mean() < 0.05), MAX_DISTANCE)
+    beyond = near[(distance > died) & (distance <= MAX_DISTANCE)]
     return float(beyond.max().clamp(0, 1)) if len(beyond) else 0.0
 
 

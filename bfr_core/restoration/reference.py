@@ -31,7 +31,7 @@ COARSE = 4.0  # what is finer is mixed in
 PARTS = 2.5, 10.0  # between these lies what the two must agree in
 AROUND = 5.0  # a place is as far as this around it
 EVENED = 1.5, 16.0  # noise below the first and shading above the second count for nothing when they are compared
-FARTHEST = 5  # that a reference is shifted, along each axis
+MAX_SHIFT = 5  # that a reference is shifted, along each axis
 SHIFT_COST = 0.002  # of the correlation, for a pixel of shift
 TINY = 1e-4  # power of structure in a place that has none
 
@@ -83,8 +83,8 @@ def shift_between(face: Tensor, other: Tensor) -> tuple[int, int]:
     mask, one, two = inner_part(), evened(face), evened(other)
     own = (mask * one.square()).sum().clamp_min(TINY)
     best, found = -1.0, (0, 0)
-    for down in range(-FARTHEST, FARTHEST + 1):
-        for right in range(-FARTHEST, FARTHEST + 1):
+    for down in range(-MAX_SHIFT, MAX_SHIFT + 1):
+        for right in range(-MAX_SHIFT, MAX_SHIFT + 1):
             moved = torch.roll(two, (down, right), (-2, -1))
             power = (own * (mask * moved.square()).sum().clamp_min(TINY)).sqrt()
             score = float((mask * one * moved).sum() / power) - SHIFT_COST * (down**2 + right**2) ** 0.5
