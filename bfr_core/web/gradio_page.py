@@ -241,11 +241,15 @@ def build(page: Page) -> Any:
             page.stop(run)
             return tell(said("It stops after the present step; what it has made is kept."))
 
-        def toggle(index: int, run: str | None) -> Shown:
+        def toggle(index: int, run: str | None, last: str) -> Shown:
+            before = page.stamp(run)
             page.toggle(run, index)
             stamp = page.stamp(run)  # first, so that what another click changes meanwhile is shown by the next look
             again = compat.clickable_again(page.faces(run))
-            return {faces_said: page.faces_said(run), gallery: again, seen: stamp} | tell("")
+            words = {faces_said: page.faces_said(run), gallery: again} | tell("")
+            # Whatever else is new, such as the end of a job, is not shown here, and is left to the next look.
+            only_this = before == last and page.job_part(before) == page.job_part(stamp)
+            return words | {seen: stamp} if only_this else words
 
         def show(run: str | None, which: str | None, against: str) -> Shown:
             files = page.before_after(run, which, BEFORE[against])
@@ -318,7 +322,7 @@ def build(page: Page) -> Any:
         wire(delete.click, remove, [name, sure], [name, sure])
         for choice in (restorer, how):
             wire(choice.input, recipe_of, [restorer, how], advanced)
-        compat.on_select(gallery, safe(toggle), [name], [message, faces_said, gallery, seen])
+        compat.on_select(gallery, safe(toggle), [name, seen], [message, faces_said, gallery, seen])
         compat.every(demo, LOOK_SECONDS, safe(look), [name, seen], [message, *shown])
         on(demo.load, reopened, [], [name, table, *advanced], quiet=True)
     return demo

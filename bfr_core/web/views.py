@@ -146,6 +146,11 @@ class RunViews(RunFolders):
         times = [touched(path) for path in files]
         return f"{name} {status.kind} {status.state} {status.file} {times}"
 
+    @staticmethod
+    def job_part(stamp: str) -> str:
+        """What of a stamp is of the run's job, and not of its files."""
+        return stamp.rpartition(" [")[0]
+
     def verdict(self, name: str | None) -> str:
         """The run's verdict on itself, as HTML; "" if it has none yet."""
         run = self.run(name)
