@@ -205,6 +205,7 @@ def made_host(tmp_path: Path) -> Host:
     write_wheel(made.index, "filelock", "3.0")
     write_wheel(made.index, "tqdm", "4.0")
     write_wheel(made.index, "jinja2", "3.1")
+    write_wheel(made.index, "cma", "4.0")
     write_wheel(made.index, "platformdirs", "4.0")
     write_wheel(made.index, "scipy", "1.17", ("numpy>=2.0",))
     write_wheel(made.index, "scipy", "1.13", ("numpy>=1.22",))
@@ -232,6 +233,7 @@ def test_host_gains_packages_and_keeps_every_version(made_host: Host) -> None:
         "filelock": "3.0",
         "tqdm": "4.0",
         "jinja2": "3.1",  # a real PyTorch brings it
+        "cma": "4.0",
         "platformdirs": "4.0",
         "scipy": "1.13",  # the newest that lives with the host's numpy
         "spandrel": "0.4.2",
