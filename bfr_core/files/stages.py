@@ -13,14 +13,20 @@ from .records import read_table, write_json
 log = logging.getLogger(__name__)
 
 
+SOMEBODY_ASKS = 0.2  # seconds
+
+
 def is_held(lock: Path) -> bool:
-    """Whether any process, this one included, holds a lock file."""
+    """Whether any process, this one included, holds a lock file.
+
+    Whoever asks holds it for a moment, which others who ask at the same time do not take for an answer.
+    """
     from filelock import FileLock, Timeout
 
     if not lock.exists():
         return False
     try:
-        with FileLock(lock, timeout=0):
+        with FileLock(lock, timeout=SOMEBODY_ASKS, poll_interval=SOMEBODY_ASKS / 20):
             return False
     except Timeout:
         return True
