@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..damage.estimate import FolderDamage, KnownDamage, estimate_damage
-from ..damage.family import DESIGN_SIZE, Photographed
+from ..damage.family import Photographed
 from ..damage.search import closest_damage
 from ..damage.statistics import Looks, statistics
+from ..damage.synthetic import DESIGN_SIZE
 from ..device import autocast
 from ..diffusion.prior import Prior
 from ..diffusion.sampler import denoise_once
@@ -76,7 +77,7 @@ def estimated(lq: Tensor, restored: Tensor, size: int, callback: StageCallback |
 
     some = lq[:: max(1, len(lq) // (2 * len(searched)))]
     found = closest_damage(some, searched, TRIALS, callback=step)
-    log.info("nearest damage of a camera: %s, distance %.2f", found.how, found.distance)
+    log.info("the nearest damage of a camera is at the distance %.2f: %s", found.distance, found.how)
     return replace(damage, photographed=found.how)
 
 
@@ -100,7 +101,7 @@ def likest(damage: FolderDamage, known: KnownDamage, lq: Tensor, restored: Tenso
     for name, model in models.items():
         made = [model.put_on(face, lq[i % len(lq)], restored[i % len(lq)], i) for i, face in enumerate(sharp)]
         distances[name] = looks.distance(statistics(torch.stack(made)))
-    log.info("sharp faces with the folder's damage are so unlike its faces: %s", distances)
+    log.info("distance between the folder's faces and sharp faces with each model of their damage: %s", distances)
     return models[min(distances, key=lambda name: distances[name])]
 
 

@@ -19,9 +19,8 @@ from torch.nn import functional as F
 
 from ..pixels import gaussian_blur, resized
 from ..randomness import keyed_generator
-from .synthetic import stored_as_jpeg
+from .synthetic import DESIGN_SIZE, stored_as_jpeg
 
-DESIGN_SIZE = 128  # lengths are in pixels of faces this wide
 MIN_BLUR, MIN_SMALL, MIN_COLOUR = 0.15, 8, 0.5
 RANGES = {
     "blur": (0.0, 3.5),

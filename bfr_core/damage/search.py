@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..randomness import keyed_generator
@@ -56,6 +55,5 @@ def closest_damage(
         if callback:
             callback(min(search.countevals, trials), trials)
     how = Photographed.at(search.result.xbest)
-    with torch.no_grad():
-        made = photographed(sharp, how, keyed_generator(seed, "noise of the answer"))
+    made = photographed(sharp, how, keyed_generator(seed, "noise of the answer"))
     return Closest(how, looks.distance(statistics(made)))

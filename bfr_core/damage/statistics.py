@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .spectra import OPPONENT
+from .spectra import to_opponent
 
 SMALLEST = 8  # pixels: faces are taken apart down to this size
 CELLS = (8, 8, 4, 3)  # pixels on a side of the places whose strength is compared, by octave, the finest first
@@ -33,7 +33,7 @@ SPREAD_WEIGHT = 0.1
 def statistics(faces: Tensor) -> Tensor:
     """(B, K) of `faces` (B, 3, S, S) in [0, 1], S at least 32; K depends on S alone. float32 on the CPU."""
     faces = faces.cpu().float()
-    channels = torch.einsum("ij,bjhw->bihw", torch.tensor(OPPONENT), faces)
+    channels = to_opponent(faces).float()
     found: list[Tensor] = []
     for octave in range(int(math.log2(faces.shape[-1] / SMALLEST)) + 1):
         smooth = _smooth(channels)
