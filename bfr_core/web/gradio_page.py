@@ -248,8 +248,7 @@ def build(page: Page) -> Any:
             again = compat.clickable_again(page.faces(run))
             words = {faces_said: page.faces_said(run), gallery: again} | tell("")
             # Whatever else is new, such as the end of a job, is not shown here, and is left to the next look.
-            only_this = before == last and page.job_part(before) == page.job_part(stamp)
-            return words | {seen: stamp} if only_this else words
+            return words | {seen: stamp} if page.only_files_changed(last, before, stamp) else words
 
         def show(run: str | None, which: str | None, against: str) -> Shown:
             files = page.before_after(run, which, BEFORE[against])

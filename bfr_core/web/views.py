@@ -147,9 +147,12 @@ class RunViews(RunFolders):
         return f"{name} {status.kind} {status.state} {status.file} {times}"
 
     @staticmethod
-    def job_part(stamp: str) -> str:
-        """What of a stamp is of the run's job, and not of its files."""
-        return stamp.rpartition(" [")[0]
+    def only_files_changed(shown: str, before: str, after: str) -> bool:
+        """Whether a page that shows the run as of the stamp `shown` misses nothing of its job, at the stamp `after`.
+
+        before, after: stamps around a change of files that the page shows by itself.
+        """
+        return before == shown and before.rpartition(" [")[0] == after.rpartition(" [")[0]
 
     def verdict(self, name: str | None) -> str:
         """The run's verdict on itself, as HTML; "" if it has none yet."""

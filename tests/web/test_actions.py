@@ -233,6 +233,18 @@ def test_clicks_that_come_at_once_all_count(page, photos):
     assert len(left_out_of(page.run(name))) == 10
 
 
+def test_a_click_does_not_hide_the_end_of_a_job(page, photos):
+    name, _ = page.new_run("", [], str(photos), FEW)
+    finished(page, name)
+    before = page.stamp(name)
+    running = before.replace(" done ", " running ")
+    page.toggle(name, 2)
+    after = page.stamp(name)
+    assert running != before != after and page.only_files_changed(before, before, after)
+    assert not page.only_files_changed(running, before, after), "the page has not shown the end yet"
+    assert not page.only_files_changed(running, running, after), "the job ended during the click"
+
+
 def test_no_face_is_left_out_while_they_are_looked_for(page, photos, monkeypatch):
     name, _ = page.new_run("", [], str(photos), FEW)
     finished(page, name)
