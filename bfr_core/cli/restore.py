@@ -134,7 +134,7 @@ def add_commands(commands: Commands) -> None:
     sub.add_argument("--strip-gps", action="store_true", help=text)
     text = "A photo of one person: only faces that look like theirs are restored, see --person-limit."
     sub.add_argument("--person", type=Path, metavar="FILE", help=text)
-    text = "a good photo of a person, whose detail is lent to their face in each photo; may be given several times"
+    text = "A good photo of a person, whose detail is lent to their face in each photo; may be given several times."
     sub.add_argument("--reference", type=Path, action="append", default=[], metavar="FILE", help=text)
     add_restore_flags(sub)
     sub = commands.add(
