@@ -3,6 +3,7 @@
     python tools/pack_faces.py --shared DIR
     python tools/train_embedded.py prior --minutes 60
     python tools/train_embedded.py --all --minutes 8
+    python tools/train_embedded.py restorer_sharp --minutes 60    # the last part: begins with the restorer so far
 
 The work folder keeps a checkpoint every ten minutes and a log; the same command given again goes on where it stopped,
 on a CPU or on a GPU, whichever made the checkpoint. `--all` shares the minutes between prior and restorer, two to one.
@@ -40,12 +41,14 @@ from pack_faces import MARGIN, SIZE, held_out, read_pack
 from bfr_core.damage.blind import blind_damage, draw_tones
 from bfr_core.device import autocast
 from bfr_core.restorers.nafnet import LayerNorm2d
-from bfr_core.training.losses import pixel_loss, texture_loss
+from bfr_core.training.discriminator import discriminator_loss, generator_loss
+from bfr_core.training.losses import perceptual_loss, pixel_loss, texture_loss
 
 PATCH = 4
 MIN_DETAIL = 180.0  # softer faces would teach softness
 CHECKPOINT_SECONDS = 600
 LOG_STEPS = 50
+TEXTURE_WEIGHT, PERCEPTUAL_WEIGHT, ADVERSARIAL_WEIGHT = 0.3, 0.1, 0.005  # against the mean absolute difference
 PIECE_BYTES = 15 << 20
 CUDA_BATCH = 8  # times as many faces a step as on a CPU
 EMBEDDED = Path(__file__).resolve().parents[1] / "bfr_core" / "embedded"
@@ -56,14 +59,19 @@ Loss = Callable[[Tensor, torch.Generator], tuple[Tensor, list[tuple[str, float]]
 
 @dataclass(frozen=True)
 class Task:
-    """How one network is trained. batch: faces a step; rate: AdamW's; decay: of the moving average of the weights."""
+    """How one network is trained.
+
+    batch: faces a step. rate: AdamW's. decay: of the moving average of the weights. begin: readies a new network for
+    its first step, given the work folder; nothing is done without it.
+    """
 
     name: str
     build: Callable[[], nn.Module]
-    loss: Callable[[nn.Module], Loss]
+    loss: Callable[[nn.Module, Path], Loss]
     batch: int
     rate: float
     decay: float
+    begin: Callable[[nn.Module, Path], None] | None = None
 
 
 # ---------------------------------------------------------------- faces
@@ -147,12 +155,15 @@ def train(task: Task, faces: Faces, args: argparse.Namespace, minutes: float) ->
     device = faces.tiles.device
     args.work.mkdir(parents=True, exist_ok=True)
     path = args.work / f"{task.name}.pt"
-    net = task.build().to(device).to(memory_format=torch.channels_last)
+    if args.pieces:
+        join_pieces(path, args.pieces)
+    net = task.build()
+    if task.begin and not path.exists():
+        task.begin(net, args.work)
+    net = net.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), task.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     ema = {name: value.detach().clone() for name, value in net.state_dict().items()}
     step, seconds, cpu_seconds, seen = 0, 0.0, 0.0, 0
-    if args.pieces:
-        join_pieces(path, args.pieces)
     if path.exists():
         state = torch.load(path, weights_only=True, map_location=device)
         net.load_state_dict(state["net"])
@@ -163,7 +174,7 @@ def train(task: Task, faces: Faces, args: argparse.Namespace, minutes: float) ->
     if args.cooldown:
         path = args.work / f"{task.name}_cooled.pt"
     run = cast(nn.Module, torch.compile(net)) if device.type == "cuda" else net
-    loss_of = task.loss(run)
+    loss_of = task.loss(run, args.work)
     batch = args.batch or task.batch * (CUDA_BATCH if device.type == "cuda" else 1)
     generator = torch.Generator().manual_seed(step)
     first, start, last, cpu_last = step, time.monotonic(), time.monotonic(), time.process_time()
@@ -237,7 +248,7 @@ def linear_alpha_bar() -> Tensor:
     return torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
 
 
-def prior_loss(net: nn.Module, centre: float = 0.3, spread: float = 1.2) -> Loss:
+def prior_loss(net: nn.Module, work: Path, centre: float = 0.3, spread: float = 1.2) -> Loss:
     """v-prediction (arXiv:2202.00512), noise levels drawn where a face's details are decided.
 
     The logarithm of sigma is normal around `centre`; 15 % of the steps are uniform instead, which keeps the whole
@@ -286,30 +297,109 @@ def new_restorer() -> Any:
     return net
 
 
-def restorer_loss(net: nn.Module, texture_weight: float = 0.3) -> Loss:
+def restorer_loss(net: nn.Module, work: Path) -> Loss:
     """Blind damage, drawn anew for every face; mean absolute difference and texture strength."""
 
     def loss_of(hq: Tensor, generator: torch.Generator) -> tuple[Tensor, list[tuple[str, float]]]:
-        hq = draw_tones(hq, generator)
-        lq = blind_damage(hq, generator).contiguous(memory_format=torch.channels_last)
+        hq, lq = damaged_pair(hq, generator)
         with autocast(hq.device, "auto"):
             restored = net(lq).float()
-        l1, texture = pixel_loss(restored, hq), texture_loss(restored, hq)
-        error = (restored.detach().clamp(0, 1) - hq).square().mean((1, 2, 3))
-        before = (lq - hq).square().mean((1, 2, 3))
-        return l1 + texture_weight * texture, [
-            ("l1", l1.item()),
-            ("texture", texture.item()),
-            ("psnr", (-10 * error.clamp_min(1e-6).log10()).mean().item()),
-            ("gain", (-10 * (error / before.clamp_min(1e-6)).clamp_min(1e-6).log10()).mean().item()),
-        ]
+        return agreement(lq, restored, hq)
 
     return loss_of
+
+
+def damaged_pair(hq: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The faces (B, 3, H, W) as they are to come out, some of them grey, tinted or faded, and with blind damage."""
+    hq = draw_tones(hq, generator)
+    return hq, blind_damage(hq, generator).contiguous(memory_format=torch.channels_last)
+
+
+def agreement(lq: Tensor, restored: Tensor, hq: Tensor) -> tuple[Tensor, list[tuple[str, float]]]:
+    """The part of the loss that asks for the same face, and its entries in the log. Images are (B, 3, H, W)."""
+    l1, texture = pixel_loss(restored, hq), texture_loss(restored, hq)
+    error = (restored.detach().clamp(0, 1) - hq).square().mean((1, 2, 3))
+    before = (lq - hq).square().mean((1, 2, 3))
+    return l1 + TEXTURE_WEIGHT * texture, [
+        ("l1", l1.item()),
+        ("texture", texture.item()),
+        ("psnr", (-10 * error.clamp_min(1e-6).log10()).mean().item()),
+        ("gain", (-10 * (error / before.clamp_min(1e-6)).clamp_min(1e-6).log10()).mean().item()),
+    ]
+
+
+class Opponents(nn.Module):
+    """The restorer, and a discriminator that tells patches of its faces from those of sharp ones.
+
+    The discriminator's three strided convolutions see patches of 38 pixels; its norms are bounded (arXiv:1802.05957).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.restorer = new_restorer()
+
+        def conv(in_ch: int, out_ch: int, stride: int) -> nn.Module:
+            return nn.utils.parametrizations.spectral_norm(nn.Conv2d(in_ch, out_ch, 2 * stride, stride, 1))
+
+        leaky = nn.LeakyReLU(0.2)
+        self.discriminator = nn.Sequential(
+            conv(3, 32, 2), leaky, conv(32, 64, 2), leaky, conv(64, 128, 2), leaky, conv(128, 128, 1), leaky,
+            nn.Conv2d(128, 1, 3, padding=1),
+        )  # fmt: skip
+
+
+def begin_with_restorer(net: nn.Module, work: Path) -> None:
+    """The restorer of `Opponents` takes the averaged weights that the work folder has. Raises FileNotFoundError."""
+    found = latest(work, "restorer")
+    if found is None:
+        raise FileNotFoundError(f"{work}: no restorer.pt to begin with; train the restorer first")
+    cast(Opponents, net).restorer.load_state_dict(found[0])
+
+
+def sharp_loss(net: nn.Module, work: Path) -> Loss:
+    """As `restorer_loss`, with the distance in the new prior's encoder and the discriminator's opinion.
+
+    Both networks learn in one backward pass: the discriminator is frozen where it judges for the restorer, and sees
+    what the restorer made without its gradient.
+    """
+    both = cast(Opponents, net)
+    restorer, discriminator = both.restorer, both.discriminator
+    perceptual = perceptual_loss(prior_encoder(work, next(both.parameters()).device))
+
+    def loss_of(hq: Tensor, generator: torch.Generator) -> tuple[Tensor, list[tuple[str, float]]]:
+        hq, lq = damaged_pair(hq, generator)
+        with autocast(hq.device, "auto"):
+            restored = restorer(lq).float()
+            features = perceptual(restored, hq)
+            discriminator.requires_grad_(False)
+            fooled = generator_loss(discriminator(restored).float())
+            discriminator.requires_grad_(True)
+            told = discriminator_loss(discriminator(hq).float(), discriminator(restored.detach()).float())
+        same, entries = agreement(lq, restored, hq)
+        terms = [("perceptual", features.item()), ("fooled", fooled.item()), ("told", told.item())]
+        return same + PERCEPTUAL_WEIGHT * features + ADVERSARIAL_WEIGHT * fooled + told, entries + terms
+
+    return loss_of
+
+
+def prior_encoder(work: Path, device: torch.device) -> Callable[[Tensor], list[Tensor]]:
+    """The features of the prior in the work folder, see `bfr_core.diffusion.prior.Prior.features`."""
+    from bfr_core.diffusion.prior import load_prior
+
+    found = latest(work, "prior")
+    if found is None:
+        raise FileNotFoundError(f"{work}: no prior.pt, whose encoder compares the faces; train the prior first")
+    folder = work / "encoder"
+    write_prior(folder, *found)
+    return load_prior(folder).encoder_to(device).features
 
 
 TASKS = {
     "prior": Task("prior", new_prior, prior_loss, batch=16, rate=4e-4, decay=0.9998),
     "restorer": Task("restorer", new_restorer, restorer_loss, batch=8, rate=1e-3, decay=0.999),
+    "restorer_sharp": Task(
+        "restorer_sharp", Opponents, sharp_loss, batch=8, rate=3e-4, decay=0.999, begin=begin_with_restorer
+    ),
 }
 
 
@@ -326,32 +416,40 @@ def latest(work: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]] | 
     return state["ema"], record
 
 
+def write_prior(folder: Path, state: dict[str, Tensor], record: dict[str, str]) -> None:
+    """A diffusers folder of the prior with these weights, as fp16. record: goes into the file's metadata."""
+    from bfr_core.files.tensors import save_tensors
+
+    net = new_prior()
+    net.load_state_dict(state)
+    net.save_config(folder)
+    scheduler = {
+        "_class_name": "DDPMScheduler",
+        "num_train_timesteps": 1000,
+        "beta_schedule": "linear",
+        "beta_start": 1e-4,
+        "beta_end": 0.02,
+        "prediction_type": "v_prediction",
+        "clip_sample": True,
+    }
+    (folder / "scheduler_config.json").write_text(json.dumps(scheduler, indent=1) + "\n")
+    half = {k: v.half() for k, v in state.items()}
+    save_tensors(
+        folder / "diffusion_pytorch_model.safetensors", half, {"format": "pt", "licence": "Apache-2.0"} | record
+    )
+
+
 def export(args: argparse.Namespace) -> None:
     """Write the moving averages as fp16, of what was trained: embedded/prior256 and restorer256.safetensors."""
     from bfr_core.files.tensors import save_tensors
 
     if found := latest(args.work, "prior"):
+        write_prior(EMBEDDED / "prior256", *found)
+    if found := latest(args.work, "restorer_sharp") or latest(args.work, "restorer"):
         state, record = found
-        net = new_prior()
-        net.load_state_dict(state)
-        folder = EMBEDDED / "prior256"
-        net.save_config(folder)
-        scheduler = {
-            "_class_name": "DDPMScheduler",
-            "num_train_timesteps": 1000,
-            "beta_schedule": "linear",
-            "beta_start": 1e-4,
-            "beta_end": 0.02,
-            "prediction_type": "v_prediction",
-            "clip_sample": True,
+        state = {
+            name.removeprefix("restorer."): v for name, v in state.items() if not name.startswith("discriminator.")
         }
-        (folder / "scheduler_config.json").write_text(json.dumps(scheduler, indent=1) + "\n")
-        half = {k: v.half() for k, v in state.items()}
-        save_tensors(
-            folder / "diffusion_pytorch_model.safetensors", half, {"format": "pt", "licence": "Apache-2.0"} | record
-        )
-    if found := latest(args.work, "restorer"):
-        state, record = found
         own = {"architecture": "NAFNet", "size": str(SIZE), "licence": "Apache-2.0"}
         save_tensors(EMBEDDED / "restorer256.safetensors", {k: v.half() for k, v in state.items()}, own | record)
 

@@ -72,7 +72,7 @@ class Toy:
         self.seen: list[int] = []
 
     def task(self) -> Task:
-        def loss(net: nn.Module) -> train_embedded.Loss:
+        def loss(net: nn.Module, work: Path) -> train_embedded.Loss:
             def of(faces: Tensor, generator: torch.Generator) -> tuple[Tensor, list[tuple[str, float]]]:
                 self.seen.append(len(faces))
                 return net(faces[:, :, :8, :8]).square().mean(), []
@@ -109,6 +109,46 @@ def test_pieces_come_together_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "new").mkdir()
     join_pieces(tmp_path / "new" / "a.pt", tmp_path / "pieces")
     assert (tmp_path / "new" / "a.pt").read_bytes() == bytes(range(50))
+
+
+def test_the_last_part_begins_with_the_restorer_and_each_side_learns_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(FileNotFoundError, match="train the restorer first"):
+        train_embedded.begin_with_restorer(train_embedded.Opponents(), tmp_path)
+    torch.manual_seed(0)
+    state = {name: torch.randn_like(value) for name, value in train_embedded.new_restorer().state_dict().items()}
+    record = {"step": 1, "faces": 8, "seconds": 1.0, "cpu_seconds": 1.0}
+    torch.save({"ema": state, **record}, tmp_path / "restorer.pt")
+    both = train_embedded.Opponents()
+    train_embedded.begin_with_restorer(both, tmp_path)
+    assert all(torch.equal(value, state[name]) for name, value in both.restorer.state_dict().items())
+
+    def grads_with(**weights: float) -> tuple[dict[str, Tensor], float]:
+        for name in ("TEXTURE_WEIGHT", "PERCEPTUAL_WEIGHT", "ADVERSARIAL_WEIGHT"):
+            monkeypatch.setattr(train_embedded, name, weights.get(name, 0.0))
+        torch.manual_seed(0)
+        both = train_embedded.Opponents()
+        loss, entries = train_embedded.sharp_loss(both, tmp_path)(
+            torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)), torch.Generator().manual_seed(2)
+        )
+        loss.backward()
+        grads = {name: value.grad for name, value in both.named_parameters() if value.grad is not None}
+        return grads, dict(entries)["told"]
+
+    with pytest.raises(FileNotFoundError, match="train the prior first"):
+        grads_with()
+    monkeypatch.setattr(train_embedded, "prior_encoder", lambda *_: lambda image: [image, 2 * image])
+    plain, told = grads_with()
+    judged, same = grads_with(ADVERSARIAL_WEIGHT=1.0)
+    assert told == same > 0
+    assert set(plain) == {name for name, _ in both.named_parameters()}
+    for name, grad in plain.items():
+        if name.startswith("discriminator."):  # the opinion for the restorer teaches the discriminator nothing
+            torch.testing.assert_close(judged[name], grad, rtol=0, atol=0)
+    assert any(not torch.equal(judged[name], grad) for name, grad in plain.items() if name.startswith("restorer."))
+    compared, _ = grads_with(PERCEPTUAL_WEIGHT=1.0)
+    assert any(not torch.equal(compared[name], grad) for name, grad in plain.items() if name.startswith("restorer."))
 
 
 def test_the_restorer_is_opened_by_plain_spandrel_with_the_same_result() -> None:
