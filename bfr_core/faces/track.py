@@ -127,7 +127,9 @@ def followed(
         yield _steady(window, place)
 
 
-def _seen(frames: Iterable[Tensor], find: Callable[[int, Tensor], list[Face]], patience: int) -> Iterator[FollowedFrame]:
+def _seen(
+    frames: Iterable[Tensor], find: Callable[[int, Tensor], list[Face]], patience: int
+) -> Iterator[FollowedFrame]:
     """The frames with their faces as they were found."""
     tracker, scene, before = FaceTracker(patience), 0, None
     for number, pixels in enumerate(frames):

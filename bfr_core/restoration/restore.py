@@ -26,6 +26,7 @@ from ..device import PRECISIONS, Precision, in_batches, is_out_of_memory
 from ..errors import first_line
 from ..faces.align import Face, crop_face, template
 from ..faces.detect import DETECTOR_TEXT, DETECTORS, THRESHOLD_TEXT, load_detector
+from ..faces.parse import FaceParser, has_parser
 from ..faces.paste import face_patches
 from ..files.kinds import LeftOutError, without_name
 from ..files.ownership import Ledger, begin_list, claim_results, free_name, note_result
@@ -130,10 +131,10 @@ class RestoreConfig:
         label="Skip sharp faces",
     )
     mask: str = setting(
-        "square",
+        "auto",
         "The part of a restored crop that is pasted: square is the face and what is around it, with a soft rim; face "
-        "is face and hair only, which needs ParseNet's file.",
-        choices=("square", "face"),
+        "is face and hair only, which needs ParseNet's file; auto is face where that file is, and square elsewhere.",
+        choices=("auto", "square", "face"),
         label="Pasted part",
     )
     likeness: str = setting(
@@ -235,7 +236,7 @@ def restore_photo(
     is: `replace(photo, pixels=..., record=photo.record.with_step(result.step))`.
     Raises ValueError or FileNotFoundError if the photo's shape or the detector is wrong.
     """
-    config = config or RestoreConfig()
+    config = with_known_mask(config or RestoreConfig())
     if photo.ndim != 3 or photo.shape[0] != 3:
         raise ValueError(f"photo has the shape {tuple(photo.shape)}; it must be (3, H, W)")
     restorer = restorer.at_precision(config.precision)
@@ -526,13 +527,14 @@ def without_left_alone(
     return photo, [faces[i] for i in stay], [crops[i] for i in stay], [restored[i] for i in stay], pasted.skipped
 
 
-def load_parser(config: RestoreConfig, restorer: Restorer) -> Parser | None:
-    """ParseNet, if the settings ask for it. Raises FileNotFoundError if its file is not here."""
-    if config.mask != "face":
-        return None
-    from ..faces.parse import FaceParser
+def with_known_mask(config: RestoreConfig) -> RestoreConfig:
+    """The same settings with a mask that is not "auto"."""
+    return replace(config, mask="face" if has_parser() else "square") if config.mask == "auto" else config
 
-    return FaceParser(restorer.device)
+
+def load_parser(config: RestoreConfig, restorer: Restorer) -> Parser | None:
+    """ParseNet, if the settings ask for it; "auto" does where its file is. Raises FileNotFoundError without it."""
+    return FaceParser(restorer.device) if with_known_mask(config).mask == "face" else None
 
 
 def restore_crops(
@@ -752,7 +754,7 @@ def restore_folder(
     the folder is in the result as left out.
     Raises FileNotFoundError or ValueError if there are no photos, or a result would replace one of them.
     """
-    config, folder, out = config or RestoreConfig(), Path(folder), Path(out)
+    config, folder, out = with_known_mask(config or RestoreConfig()), Path(folder), Path(out)
     restorer = restorer.at_precision(config.precision)
     started = time.monotonic()
     jobs, left_out = _plan(folder, out)

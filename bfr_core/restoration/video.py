@@ -46,6 +46,7 @@ from .restore import (
     put_together,
     restoration_step,
     restore_crops,
+    with_known_mask,
 )
 from .same_person import FaceLikeness, LikenessCheck, load_check
 
@@ -156,7 +157,7 @@ class _Held:
     """What holds for a face until it is gone, and its state.
 
     served: what restores it. share: of the restored face that is shown. left: why it is left alone, or "".
-    reference, shown: `ref` and `out` of the module's text; None at first, and after a gap. last: the last frame's number.
+    reference, shown: `ref` and `out` of the module's text; None at first. last: number of the frame they are of.
     """
 
     served: str = ""
@@ -218,7 +219,9 @@ class _Choice:
             if face.width >= self.config.min_face:
                 self.large_enough.add(track)  # and stays so: a face at the limit would come and go
             elif track in new:
-                skipped.append(f"a face {face.width:.0f} pixels wide is narrower than min_face ({self.config.min_face})")
+                skipped.append(
+                    f"a face {face.width:.0f} pixels wide is narrower than min_face ({self.config.min_face})"
+                )
         tracks = [track for track in frame.faces if track in self.large_enough]
         if self.config.faces == "numbered":
             wanted = numbers_in(self.config.numbers)
@@ -271,7 +274,7 @@ def restore_frames(
     was stopped goes on; whoever takes the last frame ends it by `store.done()`. The other arguments, and the errors,
     are those of `restore_photo`.
     """
-    config, video = config or RestoreConfig(), video or VideoConfig()
+    config, video = with_known_mask(config or RestoreConfig()), video or VideoConfig()
     restorer = restorer.at_precision(config.precision)
     if find is None:
         seeing = detector or load_detector(config.detector, config.threshold, restorer.device)

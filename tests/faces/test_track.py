@@ -25,9 +25,7 @@ def test_two_who_pass_each_other_keep_their_numbers() -> None:
         there, back = face_at(10 * step, 0), face_at(200 - 10 * step, 25)
         found = sorted([there, back], key=lambda face: face.landmarks[:, 0].mean())  # as a detector may list them
         ids = dict(zip(tracker(found), found, strict=True))
-        assert ids[0 if step == 0 else first] is (there if step else found[0])
-        first = 0
-    assert sorted(ids) == [0, 1] and ids[0] is there
+        assert sorted(ids) == [0, 1] and ids[0] is there and ids[1] is back, step
 
 
 @pytest.mark.parametrize(("away", "same"), [(3, True), (5, True), (6, False)])

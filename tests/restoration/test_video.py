@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def filmed(count: int, noise: float = 0.02, picture: Tensor | None = None) -> li
 def change(frames: list[Tensor], part: Tensor) -> float:
     """Root mean square of what changes from frame to frame within `part`, a mask (1, H, W)."""
     where = part.expand_as(frames[0])
-    steps = [(b - a)[where].square().mean() for a, b in zip(frames, frames[1:], strict=False)]
+    steps = [(b - a)[where].square().mean() for a, b in pairwise(frames)]
     return float(torch.stack(steps).mean().sqrt())
 
 
@@ -73,9 +74,7 @@ def test_still_parts_change_no_more_than_the_input_does(grain: bool) -> None:
     alone = [restore_photo(frame, restorer, config, lambda _: faces).pixels for frame in frames]
     results = list(restore_frames(iter(frames), restorer, config, lambda _: faces))
     part = results[0].mask > 0.5
-    before, by_itself, held = (
-        change(some, part) for some in (frames, alone, [result.pixels for result in results])
-    )
+    before, by_itself, held = (change(some, part) for some in (frames, alone, [result.pixels for result in results]))
     assert by_itself > 1.2 * before, "the restorer flickers"
     assert held < (1.05 if grain else 0.6) * before, (before, by_itself, held)
     assert all(torch.equal(r.pixels[:, :10], frame[:, :10]) for r, frame in zip(results, frames, strict=True))
@@ -256,7 +255,8 @@ def test_a_damaged_file_of_the_store_is_made_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "numbers"), [("1", [1]), (" 1, 3", [1, 3]), ("2-4", [2, 3, 4]), ("4 -", [4, 5, 6]), ("1,3-", [1, 3, 4, 5, 6])]
+    ("text", "numbers"),
+    [("1", [1]), (" 1, 3", [1, 3]), ("2-4", [2, 3, 4]), ("4 -", [4, 5, 6]), ("1,3-", [1, 3, 4, 5, 6])],
 )
 def test_numbers_may_be_ranges(text: str, numbers: list[int]) -> None:
     RestoreConfig(faces="numbered", numbers=text)
