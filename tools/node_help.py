@@ -73,7 +73,7 @@ def read_texts(language: str) -> Texts:
     return json.loads((LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8"))
 
 
-def nodes_of_the_pack() -> list[type]:
+def nodes_of_the_pack() -> list[Any]:
     """The node classes, loaded among the tests' stand-ins for ComfyUI, whose folders of models are empty."""
     sys.path[:0] = [str(ROOT / "tests" / "nodes"), str(ROOT)]
     stand_ins = importlib.import_module("conftest")
