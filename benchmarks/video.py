@@ -6,7 +6,8 @@ DIR holds portraits/, of which only faces of held_out.txt are taken. A film is o
 frame of which has noise of its own, of this deviation, in whole numbers. The restorer and the detector are the embedded
 ones. Printed is by how much the pasted face changes from frame to frame, root mean square over where the mask is above
 a half, as a multiple of what the input changes by there: 1 is as still as the input. *grain* is as by default;
-*no grain* has match_grain and keep_detail off, so that nothing of the input's own noise is put back.
+*no grain* has match_grain and keep_detail off, so that nothing of the input's own noise is put back. Portraits whose
+face is left alone, because the photo is clean and sharper than the restorer, are not counted.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ def measured(portraits: Sequence[Path], frames: int, noise: float) -> Iterator[t
             alone = [restore_photo(frame, restorer, config, detector).pixels for frame in shot]
             results = list(restore_frames(iter(shot), restorer, config, detector))
             part = results[0].mask > 0.5
+            if not part.any():
+                continue  # the photo is clean and sharper than the restorer: its face is left alone
             before = change(shot, part)
             yield kind, change(alone, part) / before, change([one.pixels for one in results], part) / before
 
@@ -81,7 +84,8 @@ def main() -> None:
         for kind, pairs in found.items():
             alone, video = (sum(values) / len(values) for values in zip(*pairs, strict=True))
             most = max(value for _, value in pairs)
-            print(f"noise {noise:.2f}, {kind}: frame by frame {alone:.2f}, as a video {video:.2f} (at most {most:.2f})")
+            said = f"frame by frame {alone:.2f}, as a video {video:.2f} (at most {most:.2f})"
+            print(f"noise {noise:.2f}, {kind}, {len(pairs)} portraits: {said}", flush=True)
 
 
 if __name__ == "__main__":
