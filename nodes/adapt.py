@@ -474,17 +474,19 @@ class SaveRestorer(host.Node):
                     default="my_restorer",
                     tooltip="Name of the file, without suffix; a taken name gets a number.",
                 ),
-                io.Boolean.Input(
-                    "half",
-                    default=False,
-                    extra_dict=host.ADVANCED,
-                    tooltip="Saves in half precision: the file is half as large, nearly as good.",
+                host.advanced(
+                    io.Boolean.Input(
+                        "half",
+                        default=False,
+                        tooltip="Saves in half precision: the file is half as large, nearly as good.",
+                    )
                 ),
-                io.Boolean.Input(
-                    "also_pth",
-                    default=False,
-                    extra_dict=host.ADVANCED,
-                    tooltip="Write a .pth, too, for packs that read only that (ReActor).",
+                host.advanced(
+                    io.Boolean.Input(
+                        "also_pth",
+                        default=False,
+                        tooltip="Write a .pth, too, for packs that read only that (ReActor).",
+                    )
                 ),
                 io.Boolean.Input(
                     "only_adopted",

@@ -47,7 +47,6 @@ RESTORERS, PRIORS = "facerestore_models", "bfr_priors"  # folders below ComfyUI'
 UPSCALERS = "upscale_models"  # ComfyUI's own folder, where denoisers lie, too
 DETECTORS = "facedetection"  # where packs keep face detectors, and ParseNet
 FRAMES = "bfr_frames"  # folder of videos that are being restored, below ComfyUI's folder of temporary files
-ADVANCED = {"advanced": True}  # of a widget that a newer ComfyUI shows on demand only
 WEIGHT_SUFFIXES = (".safetensors", ".pth")
 FOLDERS_DEEP, MAX_FOLDERS = 3, 500  # of the list of folders in ComfyUI's input
 PREVIEW_SECONDS, PREVIEW_PIXELS = 0.5, 512
@@ -153,17 +152,23 @@ def widget(config: Any, field: str, **options: Any) -> Any:
     narrower range.
     """
     known = setting_at(config, field)
-    if options.pop("advanced", False):
-        options["extra_dict"] = ADVANCED
-    name = options.pop("id", field)
+    for_experts, name = options.pop("advanced", False), options.pop("id", field)
     if known.choices:
-        return io.Combo.Input(
+        made = io.Combo.Input(
             name, default=known.default, tooltip=known.help_text, options=list(known.choices), **options
         )
+        return advanced(made) if for_experts else made
     limits = {"min": known.low, "max": known.high}
     own = {key: known.kind(limit) for key, limit in limits.items() if limit is not None and known.kind in (int, float)}
     kind = {bool: io.Boolean, int: io.Int, float: io.Float, str: io.String}[known.kind]
-    return kind.Input(name, default=known.default, tooltip=known.help_text, **own | options)
+    made = kind.Input(name, default=known.default, tooltip=known.help_text, **own | options)
+    return advanced(made) if for_experts else made
+
+
+def advanced(widget: Any) -> Any:
+    """`widget`, which a newer ComfyUI shows on demand only; older ones take no such argument and ignore the entry."""
+    widget.extra_dict = {**(getattr(widget, "extra_dict", None) or {}), "advanced": True}
+    return widget
 
 
 def seed_widget() -> Any:

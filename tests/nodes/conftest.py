@@ -75,12 +75,22 @@ class Host:
 HOST = Host()
 
 
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+# What the oldest ComfyUI's sockets can be made with; only those that are no widgets take `extra_dict` as well.
+TAKEN = {"display_name", "tooltip", "optional", "default", "min", "max", "step", "round", "options", "lazy"}
+TAKEN |= {"control_after_generate", "multiline", "force_input", "socketless"}
+
+
 class Socket:
     """An input or output of a schema: what it was made with."""
 
     def __init__(self, kind: str, is_input: bool, id: str = "", **options: Any) -> None:
+        unknown = set(options) - TAKEN - (set() if kind in WIDGETS else {"extra_dict"})
+        if unknown:
+            raise TypeError(f"{kind} of the oldest ComfyUI takes no {sorted(unknown)}")
         self.kind, self.is_input, self.id = kind, is_input, id
         self.options = options
+        self.extra_dict: dict[str, Any] = options.get("extra_dict", {})
 
 
 def kind_of(name: str) -> Any:
