@@ -58,14 +58,14 @@ class FaceTracker:
             self.tracks[number].missed += 1
         ids = []
         for place, face in enumerate(found):
-            number = matched.get(place)
-            if number is None:
-                number, self.next = self.next, self.next + 1
-                self.tracks[number] = _Track(face, np.zeros(2))
-            else:
+            if place in matched:
+                number = matched[place]
                 track = self.tracks[number]
                 motion = (_middle(face) - _middle(track.face)) / track.missed
                 self.tracks[number] = _Track(face, (track.motion + motion) / 2)
+            else:
+                number, self.next = self.next, self.next + 1
+                self.tracks[number] = _Track(face, np.zeros(2))
             ids.append(number)
         self.tracks = {number: track for number, track in self.tracks.items() if track.missed <= self.patience}
         return ids

@@ -60,6 +60,7 @@ MOTION_SIDE = 128  # pixels of the copy in which motion is read
 MOTION_BLUR = (1.0, 6.0)  # its blur, at least and at most: noise of single pixels is no motion
 PHOTO_PIXELS = 2.5  # of the frame, that the blur spans in between
 NOISE_MEDIANS = 4.5  # of the change of all pixels: above it one has moved
+NO_CHANGE = 1e-8  # of squares: a thousandth of what whole numbers can show
 LEAST, MOST = 0.006, 0.04  # of luma: what changes less has not moved, what changes more has
 
 
@@ -194,6 +195,32 @@ def motion(crop: Tensor, reference: Tensor, width: float) -> Tensor:
     return resized(moved, crop.shape[-2:], "bilinear")[0].clamp(0, 1)
 
 
+@dataclass(eq=False)
+class _GrainLimit:
+    """Lets the grain of pasted faces change from frame to frame no more than the input does.
+
+    Each frame gets grain of its own, see `finishing`, beside what the restored face itself still changes by. Let x, b
+    and g be the input, the faces without grain, and the grain. The grain is multiplied by
+    k = sqrt((m(dx) - m(db)) / m(dg)), at most 1, where d is the change since the frame before, and m the median of its
+    squares in the faces, so that what moves does not count. before: x, b and g of the frame `last`.
+    """
+
+    before: tuple[Tensor, Tensor, Tensor] | None = None
+    last: int = -1
+
+    def __call__(self, number: int, photo: Tensor, plain: RestoredPhoto, grainy: RestoredPhoto) -> Tensor:
+        """The pixels of `grainy` with less grain; plain: the same without grain."""
+        now = (photo, plain.pixels, grainy.pixels - plain.pixels)
+        where, limited = plain.mask > 0.5, grainy.pixels
+        if self.before and number == self.last + 1 and photo.shape == self.before[0].shape and where.any():
+            changed = [(new - old)[where.expand_as(new)].square() for new, old in zip(now, self.before, strict=True)]
+            still, own, grain = (float(change.median()) for change in changed)
+            share = min(1.0, max(0.0, still - own) / grain) ** 0.5 if grain > NO_CHANGE else 1.0
+            limited = plain.pixels + share * now[2]
+        self.before, self.last = now, number
+        return limited
+
+
 # ---------------------------------------------------------------- which faces
 
 
@@ -319,6 +346,7 @@ class _Job:
     store: FrameStore | None
     detector: FindFaces | None
     held: dict[int, _Held] = field(default_factory=dict)
+    grain: _GrainLimit = field(default_factory=_GrainLimit)
 
     def kept_or(self, find: Callable[[int, Tensor], list[Face]]) -> Callable[[int, Tensor], list[Face]]:
         """`find`, but faces that the store has are taken from there."""
@@ -428,10 +456,19 @@ class _Job:
         found = list(work.frame.faces.values())
         served = [self.held[track].served for track in tracks]
         faces, crops = [work.frame.faces[track] for track in tracks], [work.crops[track] for track in tracks]
-        result = put_together(
-            work.frame.pixels, found, faces, crops, shown, work.skipped, self.restorer, self.config, self.parser,
-            check=self.check, enlarge=self.enlarge, background=self.background, served=served, may_leave_alone=False,
-        )  # fmt: skip
+
+        def pasted(config: RestoreConfig) -> RestoredPhoto:
+            return put_together(
+                work.frame.pixels, found, faces, crops, shown, work.skipped, self.restorer, config, self.parser,
+                check=self.check, enlarge=self.enlarge, background=self.background, served=served,
+                may_leave_alone=False,
+            )  # fmt: skip
+
+        result = pasted(self.config)
+        if self.config.match_grain and faces and not self.enlarge and not self.background:
+            plain = pasted(replace(self.config, match_grain=False))
+            pixels = self.grain(work.frame.number, work.frame.pixels, plain, result)
+            result = replace(result, pixels=pixels)
         counts = (len(found), result.generated)
         told = {"served": [by for by in served if by], "likeness": work.likeness, "background": self.background}
         step = restoration_step(self.restorer, self.config, self.detector or _given, *counts, **told)
