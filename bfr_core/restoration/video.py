@@ -470,8 +470,15 @@ class _Job:
             pixels = self.grain(work.frame.number, work.frame.pixels, plain, result)
             result = replace(result, pixels=pixels)
         counts = (len(found), result.generated)
-        told = {"served": [by for by in served if by], "likeness": work.likeness, "background": self.background}
-        step = restoration_step(self.restorer, self.config, self.detector or _given, *counts, **told)
+        step = restoration_step(
+            self.restorer,
+            self.config,
+            self.detector or _given,
+            *counts,
+            served=[by for by in served if by],
+            likeness=work.likeness,
+            background=self.background,
+        )
         return replace(result, found=len(found), step=step, likeness=tuple(work.likeness))
 
 
