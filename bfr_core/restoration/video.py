@@ -437,8 +437,9 @@ class _Job:
         config = self.config
         restored = restore_crops(crops, restorer, config.batch_size, self.check, told, config.even_tone)
         for (work, track), one, by in zip(todo, restored, told, strict=True):
-            whole = self.store is None or isinstance(one, str)
-            work.restored[track] = one if whole else one.half().float()  # as it will be read again
+            if self.store and isinstance(one, Tensor):
+                one = one.half().float()  # as it will be read again
+            work.restored[track] = one
             if new:
                 self.held[track].served = by
 

@@ -231,8 +231,12 @@ def test_a_cancelled_video_goes_on(
     run: Run, models: tuple[Any, Any], found: list[Face], host: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searched = []
-    module = sys.modules["any-name.nodes.restore"]
-    monkeypatch.setattr(module, "load_detector", lambda *_: lambda picture: searched.append(1) or list(FACES))
+
+    def find(picture: torch.Tensor) -> list[Face]:
+        searched.append(picture.shape)
+        return list(FACES)
+
+    monkeypatch.setattr(sys.modules["any-name.nodes.restore"], "load_detector", lambda *_: find)
     how = {"restorer": models[0], "images": photo(12), "preview": False, "video": True, "batch_size": 2}
     host.looks, host.cancel_at = 0, 40
     with pytest.raises(Exception, match="^$"):
@@ -380,8 +384,8 @@ def test_no_picture_is_written_where_the_preview_is_off(
     }.items():
         node: Any = nodes[name]
         sockets = node.define_schema().inputs
-        names = ("preview", "likeness", "only_like", "person_limit", "order", *NO_WORSE, "background")
-        names += ("video", "smooth", "source")
+        names = {"preview", "likeness", "only_like", "person_limit", "order", *NO_WORSE, "background"}
+        names |= {"video", "smooth", "source"}
         later = [s for s in sockets if s.id in names]
         assert sockets[-len(later) :] == later and later[0].id == "preview", "old workflows have no value for them"
         assert all(s.options["optional"] for s in later)
