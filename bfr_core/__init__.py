@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .diffusion.prior import load_prior
     from .diffusion.sampler import SamplerConfig, sample_constrained
     from .restoration.restore import RestoreConfig, restore_photo
+    from .restoration.video import restore_frames
     from .restorers import load_restorer
     from .training.config import FinetuneConfig
     from .training.finetune import finetune
@@ -33,6 +34,7 @@ __all__ = [
     "load_restorer",
     "low_pass",
     "make_pseudo_targets",
+    "restore_frames",
     "restore_photo",
     "sample_constrained",
 ]
@@ -48,6 +50,7 @@ _PLACES = {
     "load_restorer": "restorers",
     "low_pass": "diffusion.low_pass",
     "make_pseudo_targets": "adaptation.targets",
+    "restore_frames": "restoration.video",
     "restore_photo": "restoration.restore",
     "sample_constrained": "diffusion.sampler",
 }

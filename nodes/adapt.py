@@ -66,7 +66,7 @@ OWN = "as set below"
 RECIPES = [RECOMMENDED, PUBLISHED, OWN]
 SETTINGS = (
     "recommended takes what suits the restorer's size and kind, whatever is set below; published follows "
-    "arXiv:2410.04618 to the letter; as set below takes the values of the widgets below."
+    "arXiv:2410.04618 to the letter; as set below takes the values of the advanced widgets below."
 )
 
 
@@ -87,12 +87,12 @@ class MakePseudoTargets(host.Node):
                 host.seed_widget(),
                 *target_check_widgets(),
                 io.Combo.Input("settings", options=RECIPES, default=RECOMMENDED, tooltip=SETTINGS),
-                host.widget(SAMPLER, "kind", id="sampler"),
-                host.widget(SAMPLER, "calls", max=100),
-                host.widget(SAMPLER, "t_start", id="start", max=SAMPLER.num_steps - 1),
-                host.widget(SAMPLER, "t_constrain_end", id="hold_until", max=SAMPLER.num_steps - 1),
-                host.widget(SAMPLER, "factor", max=64),
-                host.widget(TARGETS, "batch_size", max=64),
+                host.widget(SAMPLER, "kind", id="sampler", advanced=True),
+                host.widget(SAMPLER, "calls", max=100, advanced=True),
+                host.widget(SAMPLER, "t_start", id="start", max=SAMPLER.num_steps - 1, advanced=True),
+                host.widget(SAMPLER, "t_constrain_end", id="hold_until", max=SAMPLER.num_steps - 1, advanced=True),
+                host.widget(SAMPLER, "factor", max=64, advanced=True),
+                host.widget(TARGETS, "batch_size", max=64, advanced=True),
                 io.Boolean.Input(
                     "first_look", optional=True, default=False,
                     tooltip=f"{FIRST_LOOK_TEXT} No node after this one runs.",
@@ -210,14 +210,14 @@ class FinetuneRestorer(host.Node):
                     "low_memory", default=False, tooltip=LOW_MEMORY_TEXT,
                 ),
                 io.Combo.Input("settings", options=RECIPES, default=RECOMMENDED, tooltip=SETTINGS),
-                host.widget(TUNING, "iterations", max=1_000_000),
-                host.widget(TUNING, "batch_size", max=256),
-                host.widget(TUNING, "micro_batch", max=64),
-                host.widget(TUNING, "lr", min=1e-7, max=1e-2, step=1e-7, round=1e-8),
-                host.widget(TUNING, "perceptual", max=10.0, step=0.05),
-                host.widget(TUNING, "adversarial", max=10.0, step=0.05),
-                host.widget(TUNING, "anchor", step=0.05),
-                host.widget(TUNING, "transplant", step=0.05),
+                host.widget(TUNING, "iterations", max=1_000_000, advanced=True),
+                host.widget(TUNING, "batch_size", max=256, advanced=True),
+                host.widget(TUNING, "micro_batch", max=64, advanced=True),
+                host.widget(TUNING, "lr", min=1e-7, max=1e-2, step=1e-7, round=1e-8, advanced=True),
+                host.widget(TUNING, "perceptual", max=10.0, step=0.05, advanced=True),
+                host.widget(TUNING, "adversarial", max=10.0, step=0.05, advanced=True),
+                host.widget(TUNING, "anchor", step=0.05, advanced=True),
+                host.widget(TUNING, "transplant", step=0.05, advanced=True),
                 io.Boolean.Input(
                     "mixed", optional=True, default=False, tooltip=MIXED_TEXT,
                 ),
@@ -474,11 +474,19 @@ class SaveRestorer(host.Node):
                     default="my_restorer",
                     tooltip="Name of the file, without suffix; a taken name gets a number.",
                 ),
-                io.Boolean.Input(
-                    "half", default=False, tooltip="Saves in half precision: the file is half as large, nearly as good."
+                host.advanced(
+                    io.Boolean.Input(
+                        "half",
+                        default=False,
+                        tooltip="Saves in half precision: the file is half as large, nearly as good.",
+                    )
                 ),
-                io.Boolean.Input(
-                    "also_pth", default=False, tooltip="Write a .pth, too, for packs that read only that (ReActor)."
+                host.advanced(
+                    io.Boolean.Input(
+                        "also_pth",
+                        default=False,
+                        tooltip="Write a .pth, too, for packs that read only that (ReActor).",
+                    )
                 ),
                 io.Boolean.Input(
                     "only_adopted",

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..bfr_core.damage.synthetic import DAMAGES, degrade
+from ..bfr_core.faces.sharp_faces import SharpFaces
 from ..bfr_core.files.photos import printable
 from ..bfr_core.pixels import resized
 from ..bfr_core.randomness import keyed_generator
@@ -18,6 +19,9 @@ from ..bfr_core.studies.demo import draw_faces
 from ..bfr_core.studies.evaluate import MEASURES, face_measures, format_interval, summarise
 from . import convert, host
 from .faces import ROWS
+
+DRAWN, SHIPPED = "drawn", "shipped"
+STEP = 35  # between the shipped faces that are taken, which lie ordered by where they come from
 
 
 class Compare(host.Node):
@@ -167,14 +171,30 @@ class DrawFaces(host.Node):
                 io.Int.Input("count", default=8, min=1, max=256, tooltip="How many faces."),
                 host.seed_widget(),
                 host.preview_widget(),
+                io.Combo.Input(
+                    "source",
+                    options=[DRAWN, SHIPPED],
+                    default=DRAWN,
+                    optional=True,
+                    tooltip=f"{DRAWN}: the prior draws the faces, which takes minutes on a CPU. {SHIPPED}: real sharp "
+                    "faces that come with this pack, free for every use, at once; the seed is the number of the first.",
+                ),
             ],
             [io.Image.Output(display_name="images", tooltip="Clean faces at the prior's size, aligned.")],
-            ("synthetic faces", "sample faces", "demo"),
+            ("synthetic faces", "sample faces", "demo", "example faces"),
         )
 
     @classmethod
-    def work(cls, prior: host.Managed, count: int, seed: int, preview: bool = True) -> io.NodeOutput:
-        progress, drawn = host.NodeProgress(), []
+    def work(
+        cls, prior: host.Managed, count: int, seed: int, preview: bool = True, source: str = DRAWN
+    ) -> io.NodeOutput:
+        progress, drawn = host.NodeProgress(cls, "drawing faces ..."), []
+        if source == SHIPPED:
+            sharp = SharpFaces(prior.network.size)
+            if count > len(sharp):
+                raise ValueError(f"count is {count}, but {len(sharp)} faces are shipped; ask for fewer, or draw them")
+            faces = torch.stack([sharp[(seed + i) * STEP % len(sharp)] for i in range(count)])
+            return host.output(cls, convert.to_image(faces), picture=faces if preview else None)
         names = [f"drawn_{i}" for i in range(count)]
         with host.on_device(prior, faces=cls.AT_ONCE):
             for start in range(0, count, cls.AT_ONCE):

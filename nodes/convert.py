@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from PIL import Image
 from torch import Tensor
@@ -61,3 +63,30 @@ def boxes_of(segs: tuple, height: int, width: int) -> Tensor:
     scale = torch.tensor([width / found_width, height / found_height] * 2)
     moved = torch.tensor(boxes).reshape(-1, 4) * scale
     return moved[moved.isfinite().all(1)]
+
+
+def segs_list(segs: Any) -> list[Any]:
+    """SEGS, or a list of them, as a list. Raises ValueError if it is neither."""
+    try:
+        if isinstance(segs, tuple | list):
+            return [segs] if isinstance(segs[0][0], int | float) else list(segs)
+    except (TypeError, IndexError, KeyError):
+        pass
+    raise ValueError("segs is not what the Impact Pack's detectors give; connect a SEGS output")
+
+
+def box_lists(boxes: Any) -> list[Tensor]:
+    """Boxes (N, 4), left, top, right, bottom, of each picture, from ComfyUI's BOUNDING_BOX.
+
+    boxes: one box, a list of boxes, or a list of such lists, one for each picture; a box is a table of x, y, width and
+    height. Raises ValueError if it is not that.
+    """
+    whole = [boxes] if isinstance(boxes, dict) else boxes
+    try:
+        lists = whole if whole and not isinstance(whole[0], dict) else [whole]
+        found = [[[float(box[name]) for name in ("x", "y", "width", "height")] for box in one] for one in lists]
+    except (TypeError, KeyError, ValueError):
+        raise ValueError("bboxes is not what ComfyUI's detectors give; connect a BOUNDING_BOX output") from None
+    tables = [torch.tensor(one, dtype=torch.float32).reshape(-1, 4) for one in found]
+    tables = [torch.cat([table[:, :2], table[:, :2] + table[:, 2:]], 1) for table in tables]
+    return [table[table.isfinite().all(1)] for table in tables]

@@ -101,9 +101,9 @@ def face_widgets() -> list[Any]:
     """Widgets of `FaceConfig`, and of what is shown."""
     return [
         host.widget(FACES, "aligned"),
-        host.widget(FACES, "detector"),
-        host.widget(FACES, "threshold", step=0.05),
-        host.widget(FACES, "min_face", min=8, max=4096),
+        host.widget(FACES, "detector", advanced=True),
+        host.widget(FACES, "threshold", step=0.05, advanced=True),
+        host.widget(FACES, "min_face", min=8, max=4096, advanced=True),
         io.Int.Input(
             "first", default=0, min=0, max=10**6, tooltip="First face of the output 'images', counted from 0."
         ),

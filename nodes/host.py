@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import html
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,19 +18,23 @@ from typing import Any
 
 import folder_paths
 import torch
-from comfy import model_management, model_patcher, utils
 from comfy_api.latest import io, ui
 from comfy_execution.graph import ExecutionBlocker
 from server import PromptServer
 from torch import Tensor, nn
 
+from comfy import model_management, model_patcher, utils
+
 from ..bfr_core.adaptation.run import Run
 from ..bfr_core.diffusion.prior import Prior
+from ..bfr_core.faces.detect import RETINAFACE_FILE
 from ..bfr_core.files.photos import printable
+from ..bfr_core.files.weights import ALSO
 from ..bfr_core.pixels import resized
 from ..bfr_core.reports.pictures import sheet
 from ..bfr_core.restoration.background import ADAPTED, OFF, Background, load_background
 from ..bfr_core.restoration.tiles import in_tiles
+from ..bfr_core.restoration.video import FrameStore
 from ..bfr_core.restorers import Restorer
 from ..bfr_core.settings import setting_at
 from . import convert, paths
@@ -39,6 +45,8 @@ CATEGORY = "BFR Adapt"
 RUNS = "bfr_runs"  # folder of the runs, below ComfyUI's output
 RESTORERS, PRIORS = "facerestore_models", "bfr_priors"  # folders below ComfyUI's models; other packs use the first, too
 UPSCALERS = "upscale_models"  # ComfyUI's own folder, where denoisers lie, too
+DETECTORS = "facedetection"  # where packs keep face detectors, and ParseNet
+FRAMES = "bfr_frames"  # folder of videos that are being restored, below ComfyUI's folder of temporary files
 WEIGHT_SUFFIXES = (".safetensors", ".pth")
 FOLDERS_DEEP, MAX_FOLDERS = 3, 500  # of the list of folders in ComfyUI's input
 PREVIEW_SECONDS, PREVIEW_PIXELS = 0.5, 512
@@ -63,9 +71,15 @@ PairsType = io.Custom("BFR_PAIRS")
 
 
 def register_folders() -> None:
-    """Tell ComfyUI where restorers and priors lie; no folder is made."""
-    for name in (RESTORERS, PRIORS):
+    """Tell ComfyUI where restorers, priors and detectors lie, and the library where ComfyUI has them; none is made.
+
+    The folders that extra_model_paths.yaml names under these keys count, too.
+    """
+    for name in (RESTORERS, PRIORS, DETECTORS):
         folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / name))
+    folders = [folder for name in (DETECTORS, RESTORERS, UPSCALERS) for folder in folder_paths.get_folder_paths(name)]
+    known = [folder for folder in os.environ.get(ALSO, "").split(os.pathsep) if folder]
+    os.environ[ALSO] = os.pathsep.join(dict.fromkeys([*known, *folders]))
 
 
 def missing_packages() -> str:
@@ -111,8 +125,12 @@ class Node(io.ComfyNode):
 def schema(
     node_id: str, name: str, about: str, inputs: list, outputs: list, aliases: tuple[str, ...] = (), **more: Any
 ) -> io.Schema:
-    """A node's schema; what this ComfyUI's schema has no field for is left out."""
-    optional = {"search_aliases": list(aliases)}
+    """A node's schema; what this ComfyUI's schema has no field for is left out.
+
+    A newer ComfyUI sends what a node shows again, after its page was loaded anew or where nothing changed, only for
+    nodes of output and for those that say that they have an intermediate one.
+    """
+    optional = {"search_aliases": list(aliases), "has_intermediate_output": not more.get("is_output_node", False)}
     known = {f.name for f in fields(io.Schema)}
     return io.Schema(
         node_id=node_id,
@@ -130,18 +148,27 @@ def schema(
 def widget(config: Any, field: str, **options: Any) -> Any:
     """A widget for a setting, whose kind, default, tooltip, range and choices are those of the dataclass's field.
 
-    options: id, if it is not the field's name, and what a host's widget needs besides, such as a narrower range.
+    options: id, if it is not the field's name; advanced, for experts; and what a host's widget needs besides, such as a
+    narrower range.
     """
     known = setting_at(config, field)
-    name = options.pop("id", field)
+    for_experts, name = options.pop("advanced", False), options.pop("id", field)
     if known.choices:
-        return io.Combo.Input(
+        made = io.Combo.Input(
             name, default=known.default, tooltip=known.help_text, options=list(known.choices), **options
         )
+        return advanced(made) if for_experts else made
     limits = {"min": known.low, "max": known.high}
     own = {key: known.kind(limit) for key, limit in limits.items() if limit is not None and known.kind in (int, float)}
     kind = {bool: io.Boolean, int: io.Int, float: io.Float, str: io.String}[known.kind]
-    return kind.Input(name, default=known.default, tooltip=known.help_text, **own | options)
+    made = kind.Input(name, default=known.default, tooltip=known.help_text, **own | options)
+    return advanced(made) if for_experts else made
+
+
+def advanced(widget: Any) -> Any:
+    """`widget`, which a newer ComfyUI shows on demand only; older ones take no such argument and ignore the entry."""
+    widget.extra_dict = {**(getattr(widget, "extra_dict", None) or {}), "advanced": True}
+    return widget
 
 
 def seed_widget() -> Any:
@@ -256,8 +283,21 @@ def save_folder() -> Path:
 
 
 def detector_folder() -> Path:
-    """Where ComfyUI packs keep face detectors."""
-    return Path(folder_paths.models_dir) / "facedetection"
+    """Where ComfyUI packs keep face detectors: the first such folder with RetinaFace's file, else the first."""
+    folders = [Path(folder) for folder in folder_paths.get_folder_paths(DETECTORS)]
+    return next((folder for folder in folders if (folder / RETINAFACE_FILE).is_file()), folders[0])
+
+
+def frame_store(images: Tensor, made_with: str) -> FrameStore:
+    """Where the work on a video is kept until it is done; ComfyUI empties that folder when it starts.
+
+    images: the frames, IMAGE. made_with: a fingerprint of all else that the results depend on.
+    """
+    digest = hashlib.sha256(made_with.encode())
+    for frame in images:
+        digest.update(frame.detach().to("cpu", torch.float32).contiguous().numpy())
+    name = digest.hexdigest()[:16]
+    return FrameStore(Path(folder_paths.get_temp_directory()) / FRAMES / name, digest.hexdigest())
 
 
 def stamp(path: Path) -> tuple[str, int, int]:
@@ -365,13 +405,21 @@ def background(choice: str, restorer: Restorer) -> Background | None:
 
 
 def enlarger(model: Any, check: Callable[[], None]) -> Callable[[Tensor], Tensor]:
-    """(3, H, W) -> (3, nH, nW) by an UPSCALE_MODEL, in tiles, smaller ones where memory is short."""
+    """(3, H, W) -> (3, nH, nW) by an UPSCALE_MODEL, in tiles, smaller ones where memory is short.
+
+    A newer ComfyUI gives the model with a patcher, by which its own management loads it and takes it away again.
+    """
+    patcher = getattr(model, "patcher", None)
 
     def enlarge(photo: Tensor) -> Tensor:
-        device = model_management.get_torch_device()
-        needed = model_management.module_size(model.model) + TILE * TILE * 3 * 4 * 384 * max(model.scale, 1)
-        model_management.free_memory(needed, device)
-        model.to(device)
+        needed = TILE * TILE * 3 * 4 * 384 * max(model.scale, 1)
+        if patcher is not None:
+            device = patcher.load_device
+            model_management.load_models_gpu([patcher], memory_required=needed, force_full_load=True)
+        else:
+            device = model_management.get_torch_device()
+            model_management.free_memory(needed + model_management.module_size(model.model), device)
+            model.to(device)
 
         def network(part: Tensor) -> Tensor:
             check()
@@ -380,7 +428,8 @@ def enlarger(model: Any, check: Callable[[], None]) -> Callable[[Tensor], Tensor
         try:
             return in_tiles(photo, network, TILE, TILE_OVERLAP, scale=model.scale)
         finally:
-            model.to("cpu")
+            if patcher is None:
+                model.to("cpu")
 
     return enlarge
 

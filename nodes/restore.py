@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,23 +11,28 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..bfr_core import __version__
 from ..bfr_core.diffusion.prior import load_prior
 from ..bfr_core.faces.align import Face
 from ..bfr_core.faces.detect import faces_in_boxes, load_detector
 from ..bfr_core.faces.landmarks import load_landmark_net
 from ..bfr_core.faces.likeness import OTHER
 from ..bfr_core.files.photos import printable
+from ..bfr_core.files.records import fingerprint
 from ..bfr_core.restoration.background import ADAPTED, BACKGROUND_TEXT, OFF
 from ..bfr_core.restoration.restore import NO_WORSE, RestoreConfig, RestoredPhoto, restore_aligned, restore_photo
-from ..bfr_core.restoration.same_person import counted, load_check, warnings_of
-from ..bfr_core.restorers import load_restorer
+from ..bfr_core.restoration.same_person import FaceLikeness, counted, load_check, warnings_of
+from ..bfr_core.restoration.video import VIDEO_TEXT, FrameStore, VideoConfig, restore_frames
+from ..bfr_core.restorers import Restorer, load_restorer
 from ..bfr_core.restorers.codeformer import FIDELITY_TEXT, CodeFormer, with_fidelity
 from . import convert, host
 from .faces import lines
 
 CONFIG = RestoreConfig()
 BACKGROUNDS = (OFF, ADAPTED)  # and files
+VIDEO = VideoConfig()
 SegsType = io.Custom("SEGS")
+BoxesType = io.Custom("BOUNDING_BOX")
 DetectorType = io.Custom("BBOX_DETECTOR")
 
 
@@ -126,12 +131,12 @@ class RestoreFaces(host.Node):
                     tooltip="The pictures are aligned square faces already and are restored from edge to edge; none "
                     "are looked for, and of the widgets below only fidelity and blend count.",
                 ),
-                host.widget(CONFIG, "detector"),
-                host.widget(CONFIG, "threshold", step=0.05),
+                host.widget(CONFIG, "detector", advanced=True),
+                host.widget(CONFIG, "threshold", step=0.05, advanced=True),
                 host.widget(CONFIG, "faces"),
                 host.widget(CONFIG, "numbers"),
-                host.widget(CONFIG, "min_face", min=8, max=4096),
-                host.widget(CONFIG, "skip_sharp", max=2.0, step=0.05),
+                host.widget(CONFIG, "min_face", min=8, max=4096, advanced=True),
+                host.widget(CONFIG, "skip_sharp", max=2.0, step=0.05, advanced=True),
                 io.Float.Input(
                     "fidelity",
                     default=CodeFormer.fidelity_weight,
@@ -142,17 +147,25 @@ class RestoreFaces(host.Node):
                 ),
                 host.widget(CONFIG, "blend", step=0.05),
                 host.widget(CONFIG, "mask"),
-                host.widget(CONFIG, "batch_size", max=64),
+                host.widget(CONFIG, "batch_size", max=64, advanced=True),
                 io.UpscaleModel.Input(
                     "upscale_model", optional=True, tooltip="Enlarges the rest of the picture; the faces are put on it."
                 ),
                 SegsType.Input(
                     "segs",
                     optional=True,
-                    tooltip="Face boxes of the Impact Pack, for one picture; no other faces are looked for.",
+                    tooltip="Face boxes of the Impact Pack, of one picture for all, or of each; no other faces are "
+                    "looked for.",
                 ),
                 DetectorType.Input(
                     "bbox_detector", optional=True, tooltip="A face detector of the Impact Pack; used in place of ours."
+                ),
+                BoxesType.Input(
+                    "bboxes",
+                    optional=True,
+                    extra_dict={"forceInput": True},
+                    tooltip="Face boxes of ComfyUI's own detectors (such as MediaPipe), of one picture for all, or of "
+                    "each; no other faces are looked for.",
                 ),
                 host.preview_widget(),
                 host.widget(CONFIG, "likeness", optional=True),
@@ -162,9 +175,9 @@ class RestoreFaces(host.Node):
                     tooltip="A photo of one person, sharp and from the front: only faces that look like theirs are "
                     "restored.",
                 ),
-                host.widget(CONFIG, "person_limit", optional=True, max=2.0, min=0.05, step=0.05),
+                host.widget(CONFIG, "person_limit", optional=True, max=2.0, min=0.05, step=0.05, advanced=True),
                 host.widget(CONFIG, "order", optional=True),
-                *(host.widget(CONFIG, name, optional=True) for name in NO_WORSE),
+                *(host.widget(CONFIG, name, optional=True, advanced=True) for name in NO_WORSE),
                 io.Combo.Input(
                     "background",
                     options=[*BACKGROUNDS, *host.weight_files(host.UPSCALERS)],
@@ -172,6 +185,8 @@ class RestoreFaces(host.Node):
                     optional=True,
                     tooltip=f"{BACKGROUND_TEXT} Files are those of models/{host.UPSCALERS}.",
                 ),
+                io.Boolean.Input("video", optional=True, default=False, tooltip=VIDEO_TEXT),
+                host.widget(VIDEO, "smooth", optional=True, step=0.05, advanced=True),
             ],
             [
                 io.Image.Output(display_name="images", tooltip="The photos with their faces restored."),
@@ -202,71 +217,156 @@ class RestoreFaces(host.Node):
         bbox_detector: Any = None,
         preview: bool = True,
         only_like: Tensor | None = None,
+        bboxes: Any = None,
+        video: bool = False,
+        smooth: float = VIDEO.smooth,
         **settings: Any,
     ) -> io.NodeOutput:
         config = RestoreConfig(**settings)
         if config.background not in BACKGROUNDS:
             config = replace(config, background=str(host.weight_path(host.UPSCALERS, config.background)))
-        photos = convert.to_photos(images)
-        height, width = photos.shape[-2:]
+        height, width = convert.to_photos(images[:1]).shape[-2:]
         if aligned and height != width:
             raise ValueError(f"images are {width} x {height} pixels; an aligned face is square: switch 'aligned' off")
         progress = host.NodeProgress(cls, "restoring ...")
         enlarge = host.enlarger(upscale_model, progress.check) if upscale_model is not None else None
-        results: list[RestoredPhoto] = []
+        made = Made(images)
         with host.on_device(restorer, faces=config.batch_size):
             network = with_fidelity(restorer.network, fidelity)
-            detector = None if aligned else detector_for(photos, config, network.device, segs, bbox_detector)
             person = None if only_like is None else convert.to_photos(only_like)[0]
-            rest = None if aligned else host.background(config.background, network.at_precision(config.precision))
             look = load_check(config.likeness, network, None, person=person, limit=config.person_limit)
-            for i, photo in enumerate(photos):
-                if detector is None:
-                    result = restore_aligned(photo, network, config, check=progress.check, likeness=look)
-                else:
-                    how = {"check": progress.check, "enlarge": enlarge, "name": f"photo {i + 1}", "likeness": look}
-                    result = restore_photo(photo, network, config, detector, **how, background=rest)
-                results.append(result)
-                progress.show(i + 1, len(photos), partial(getattr, result, "pixels"))
-        found, restored = (sum(counts) for counts in zip(*((r.found, len(r.faces)) for r in results), strict=True))
-        alike = [one for result in results for one in result.likeness]
+            how: dict[str, Any] = {"check": progress.check, "likeness": look}
+            if not aligned:
+                find = finder_for(len(images), config, network.device, segs, bboxes, bbox_detector)
+                how["background"] = host.background(config.background, network.at_precision(config.precision))
+                how["enlarge"] = enlarge
+            if aligned:
+                results = (restore_aligned(photo, network, config, **how) for photo in made.photos())
+            elif video:
+                steady = VideoConfig(smooth=smooth)
+                boxes = None if bbox_detector is not None else repr((segs, bboxes))
+                store = frame_store(images, network, fidelity, config, steady, boxes)
+                results = restore_frames(made.photos(), network, config, None, steady, find=find, store=store, **how)
+            else:
+                results = (
+                    restore_photo(photo, network, config, partial(find, i), name=f"photo {i + 1}", **how)
+                    for i, photo in enumerate(made.photos())
+                )
+            for i, result in enumerate(results, 1):
+                made.add(result)
+                progress.show(i, len(images), partial(getattr, result, "pixels"))
+            if video and not aligned and store:
+                store.done()
+        which = "frame" if video and not aligned else "photo"
+        counts = (made.found, made.restored, made.found - made.restored)
+        faces_found = f"{made.found} face{'' if made.found == 1 else 's'} found"
         text = lines(
             [
                 *([network.caution] if network.caution else []),
-                f"{found} face{'' if found == 1 else 's'} found, {restored} restored, {found - restored} skipped",
-                *(f"photo {i}: {one}" for i, result in enumerate(results, 1) for one in warnings_of(result.likeness)),
-                *(f"photo {i}: {reason}" for i, result in enumerate(results, 1) for reason in result.skipped),
+                f"{faces_found}, {made.restored} restored, {counts[-1]} skipped",
+                *(f"{which} {i}: {warning}" for i, one in made.likeness for warning in warnings_of([one])),
+                *(f"{which} {i}: {reason}" for i, reason in made.skipped),
             ]
         )
-        made = torch.stack([result.pixels for result in results])
-        masks = torch.stack([result.mask for result in results])
-        crops = [crop for result in results for crop in result.crops]
-        faces = convert.to_image(torch.stack(crops)) if crops else host.nothing()
-        progress.end(made)
-        whole = convert.with_alpha(convert.to_image(made), images)
-        each = [f"photo {i}: {one.said}" for i, result in enumerate(results, 1) for one in result.likeness]
-        said = lines(each) if each else "likeness was not looked at"
+        whole = made.images
+        pictures = whole[:: -(-len(whole) // host.RESULT_PICTURES) if video else 1, ..., :3].movedim(-1, 1)
+        progress.end(pictures)
+        crops = torch.stack(made.crops) if made.crops else None
+        made.crops.clear()
+        faces = host.nothing() if crops is None else convert.to_image(crops)
+        said = lines([f"{which} {i}: {one.said}" for i, one in made.likeness]) or "likeness was not looked at"
+        alike = [one for _, one in made.likeness]
         shown = lines([text, *([counted(alike)] if alike else [])])
         others = sum(one.word == OTHER for one in alike)
-        values = (whole, convert.to_mask(masks), faces, text, found, restored, found - restored, said, others)
-        return host.output(cls, *values, text=shown, picture=made if preview else None)
+        values = (whole, made.mask, faces, text, *counts, said, others)
+        return host.output(cls, *values, text=shown, picture=pictures if preview else None)
 
 
-def detector_for(
-    photos: Tensor, config: RestoreConfig, device: torch.device, segs: Any, bbox_detector: Any
-) -> Callable[[Tensor], list[Face]]:
-    """The function that finds the faces: by the boxes given, the Impact Pack's detector, or ours, in this order.
+class Made:
+    """The outputs of a batch, filled in picture by picture, so that no picture is held twice.
 
-    Raises ValueError for boxes with several photos, FileNotFoundError if the chosen detector is not here.
+    images, mask: IMAGE and MASK. crops: restored faces, (3, S, S) each. found, restored: faces so far. skipped,
+    likeness: what was said, with the number of its picture, from 1.
     """
-    if segs is None and bbox_detector is None:
-        return load_detector(config.detector, config.threshold, device, host.detector_folder())
-    if segs is not None and len(photos) > 1:
-        raise ValueError(f"segs are the boxes of one picture, but {len(photos)} came; connect bbox_detector instead")
-    net = load_landmark_net(device=device)
 
-    def find(photo: Tensor) -> list[Face]:
-        boxes = segs if segs is not None else bbox_detector.detect(convert.to_image(photo), config.threshold, 0, 1.0, 1)
-        return faces_in_boxes(net, photo, convert.boxes_of(boxes, *photo.shape[-2:]))
+    def __init__(self, source: Tensor) -> None:
+        self.source, self.count = source, 0
+        self.images, self.mask = torch.empty(0), torch.empty(0)
+        self.crops: list[Tensor] = []
+        self.found = self.restored = 0
+        self.skipped: list[tuple[int, str]] = []
+        self.likeness: list[tuple[int, FaceLikeness]] = []
+
+    def photos(self) -> Iterator[Tensor]:
+        """The pictures that the node was given, (3, H, W) each."""
+        return (convert.to_photos(self.source[i : i + 1])[0] for i in range(len(self.source)))
+
+    def add(self, result: RestoredPhoto) -> None:
+        """Enter the next picture's result."""
+        image = convert.with_alpha(convert.to_image(result.pixels), self.source[self.count : self.count + 1])[0]
+        if not self.count:
+            self.images = image.new_empty(len(self.source), *image.shape)
+            self.mask = image.new_empty(len(self.source), *image.shape[:2])
+        self.images[self.count], self.mask[self.count] = image, convert.to_mask(result.mask[None])[0]
+        self.count += 1
+        self.crops += result.crops
+        self.found, self.restored = self.found + result.found, self.restored + len(result.faces)
+        self.skipped += [(self.count, reason) for reason in result.skipped]
+        self.likeness += [(self.count, one) for one in result.likeness]
+
+
+def frame_store(
+    images: Tensor, network: Restorer, fidelity: float, config: RestoreConfig, video: VideoConfig, boxes: str | None
+) -> FrameStore | None:
+    """Where the work on a video is kept until it is done; None where nothing says what the faces were found by.
+
+    boxes: a text of the boxes that came, None for a detector of another pack.
+    """
+    if boxes is None or not network.sha256:
+        return None
+    precision = network.at_precision(config.precision).precision
+    found_by = (config.detector, config.threshold, boxes, video.patience)
+    made_with = fingerprint(__version__, network.sha256, precision, fidelity, config.even_tone, found_by)
+    return host.frame_store(images, made_with)
+
+
+def finder_for(
+    count: int, config: RestoreConfig, device: torch.device, segs: Any, bboxes: Any, bbox_detector: Any
+) -> Callable[[int, Tensor], list[Face]]:
+    """The function that finds the faces of the picture of this number: by the boxes given, by the Impact Pack's
+    detector, or by ours, in this order.
+
+    count: of the pictures. Raises ValueError for boxes of another number, FileNotFoundError if the chosen detector is
+    not here.
+    """
+    if segs is None and bboxes is None and bbox_detector is None:
+        detector = load_detector(config.detector, config.threshold, device, host.detector_folder())
+        return lambda _, photo: detector(photo)
+    net = load_landmark_net(device=device)
+    if segs is not None:
+        of_each = for_each(convert.segs_list(segs), count, "segs")
+    elif bboxes is not None:
+        of_each = for_each(convert.box_lists(bboxes), count, "bboxes")
+
+    def find(number: int, photo: Tensor) -> list[Face]:
+        height, width = photo.shape[-2:]
+        if segs is not None:
+            boxes = convert.boxes_of(of_each[number], height, width)
+        elif bboxes is not None:
+            boxes = of_each[number]
+        else:
+            found = bbox_detector.detect(convert.to_image(photo), config.threshold, 0, 1.0, 1)
+            boxes = convert.boxes_of(found, height, width)
+        return faces_in_boxes(net, photo, boxes)
 
     return find
+
+
+def for_each(given: list[Any], count: int, name: str) -> list[Any]:
+    """What was given for each of so many pictures; what was given once is for all. Raises ValueError otherwise."""
+    if len(given) not in (1, count):
+        raise ValueError(
+            f"{name} are the boxes of {len(given)} pictures, but {count} came; give those of one picture, which are "
+            "for all, or of each"
+        )
+    return given * count if len(given) == 1 else given

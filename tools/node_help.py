@@ -73,14 +73,20 @@ def read_texts(language: str) -> Texts:
     return json.loads((LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8"))
 
 
-def main() -> None:
-    """Load the pack among the tests' stand-ins for ComfyUI and write everything."""
+def nodes_of_the_pack() -> list[Any]:
+    """The node classes, loaded among the tests' stand-ins for ComfyUI, whose folders of models are empty."""
     sys.path[:0] = [str(ROOT / "tests" / "nodes"), str(ROOT)]
     stand_ins = importlib.import_module("conftest")
     sys.modules.update(stand_ins.modules())
     stand_ins.load_pack()
-    nodes = sys.modules[f"{stand_ins.ALIAS}.nodes"].NODES  # type: ignore[attr-defined]
-    stand_ins.HOST.model_folders = {"facerestore_models": [], "bfr_priors": [], "upscale_models": []}
+    kinds = ("facerestore_models", "bfr_priors", "upscale_models", "facedetection")
+    stand_ins.HOST.model_folders = {kind: [] for kind in kinds}
+    return sys.modules[f"{stand_ins.ALIAS}.nodes"].NODES  # type: ignore[attr-defined]
+
+
+def main() -> None:
+    """Write everything."""
+    nodes = nodes_of_the_pack()
     text = json.dumps(english(nodes), indent=2, ensure_ascii=False)
     (LOCALES / "en" / "nodeDefs.json").write_text(text + "\n", encoding="utf-8")
     for language in TITLES:

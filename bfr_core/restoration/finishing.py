@@ -36,7 +36,14 @@ WIDEST = 1024  # pixels of a face at which sharpness is measured, at most
 
 
 def finished(
-    photo: Tensor, patches: list[Patch], face: Face, size: int, *, keep_detail: bool, match_grain: bool
+    photo: Tensor,
+    patches: list[Patch],
+    face: Face,
+    size: int,
+    *,
+    keep_detail: bool,
+    match_grain: bool,
+    may_leave_alone: bool = True,
 ) -> tuple[list[Patch], str]:
     """`patches` with what they lack of the photo's detail and grain; and why, if `face` is not restored.
 
@@ -44,7 +51,8 @@ def finished(
 
     photo: (3, H, W) RGB in [0, 1], before the patches of `face` are put on it. patches: as `paste.face_patches` gives
     them. size: of the restorer. Outside the patches' masks nothing changes, a grey photo stays grey, and one photo
-    always gets the same grain. Narrower faces than the restorer get grain only.
+    always gets the same grain. Narrower faces than the restorer get grain only. may_leave_alone: if not, the face is
+    restored in any case.
     """
     keep_detail = keep_detail and face.width >= NEAR * size
     if not patches or not (keep_detail or match_grain):
@@ -58,7 +66,7 @@ def finished(
     if keep_detail or match_grain:
         error = old - source if jpeg else None
         patches = list(_finished_strips(old, source, error, patches, noise, levels, keep_detail, match_grain))
-    if not keep_detail or noise.deviation(0) > CLEAN:
+    if not keep_detail or not may_leave_alone or noise.deviation(0) > CLEAN:
         return patches, ""
     if jpeg and jpeg.quality >= COARSEST and (softer := _softer(source, patches, face)):
         return [_in_place_of(patch, source, patches[0].top) for patch in patches], _unblocked(face, size, *softer)
@@ -79,13 +87,22 @@ def with_detail(photo: Tensor, new: Tensor, levels: int) -> Tensor:
 
 
 def finished_on(
-    ground: Tensor, photo: Tensor, patches: list[Patch], face: Face, size: int, *, keep_detail: bool, match_grain: bool
+    ground: Tensor,
+    photo: Tensor,
+    patches: list[Patch],
+    face: Face,
+    size: int,
+    *,
+    keep_detail: bool,
+    match_grain: bool,
+    may_leave_alone: bool = True,
 ) -> tuple[list[Patch], str]:
     """As `finished`, for `patches` that lie on another `ground` than the photo whose detail is kept.
 
     ground, photo: (3, H, W) in [0, 1] both. Grain is matched to that of `ground`.
     """
-    kept, not_restored = finished(photo, patches, face, size, keep_detail=keep_detail, match_grain=False)
+    detail = {"keep_detail": keep_detail, "may_leave_alone": may_leave_alone}
+    kept, not_restored = finished(photo, patches, face, size, match_grain=False, **detail)
     if not kept:
         return [], not_restored
     first, mask, plain = patches[0], torch.cat([p.mask for p in patches], 1), _pasted(patches)

@@ -26,6 +26,7 @@ from ..device import PRECISIONS, Precision, in_batches, is_out_of_memory
 from ..errors import first_line
 from ..faces.align import Face, crop_face, template
 from ..faces.detect import DETECTOR_TEXT, DETECTORS, THRESHOLD_TEXT, load_detector
+from ..faces.parse import FaceParser, has_parser
 from ..faces.paste import face_patches
 from ..files.kinds import LeftOutError, without_name
 from ..files.ownership import Ledger, begin_list, claim_results, free_name, note_result
@@ -67,7 +68,10 @@ ORDERS: dict[str, Callable[[Face], float]] = {  # in which faces are numbered: b
     "bottom-top": ONE_FACE["bottommost"],
     "small-large": lambda face: face.width,
     "large-small": ONE_FACE["largest"],
+    "sure-doubtful": lambda face: -face.score,
+    "doubtful-sure": lambda face: face.score,
 }
+NUMBERS = re.compile(r"\s*[1-9]\d{0,5}\s*(-\s*([1-9]\d{0,5})?\s*)?")  # a face, or a range of them, which may be open
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,9 @@ class RestoreConfig:
     )
     faces: str = setting("all", "Which faces of each photo are restored.", choices=CHOICES, label="Which faces")
     numbers: str = setting(
-        "1", "With faces = numbered: which faces, counted in the order, such as 1, 3.", label="Numbers"
+        "1",
+        "With faces = numbered: which faces, counted in the order, such as 1, 3 or 2-4; 2- is all from the second on.",
+        label="Numbers",
     )
     order: str = setting(
         "left-right", "With faces = numbered: the order in which the faces are counted.", choices=tuple(ORDERS)
@@ -125,10 +131,10 @@ class RestoreConfig:
         label="Skip sharp faces",
     )
     mask: str = setting(
-        "square",
+        "auto",
         "The part of a restored crop that is pasted: square is the face and what is around it, with a soft rim; face "
-        "is face and hair only, which needs ParseNet's file.",
-        choices=("square", "face"),
+        "is face and hair only, which needs ParseNet's file; auto is face where that file is, and square elsewhere.",
+        choices=("auto", "square", "face"),
         label="Pasted part",
     )
     likeness: str = setting(
@@ -171,8 +177,10 @@ class RestoreConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if not re.fullmatch(r"\s*[1-9]\d*(\s*,\s*[1-9]\d*)*\s*", self.numbers):
-            raise ValueError(f'numbers is "{printable(self.numbers)}"; give faces by their numbers, such as "1, 3"')
+        if not all(NUMBERS.fullmatch(part) for part in self.numbers.split(",")):
+            raise ValueError(
+                f'numbers is "{printable(self.numbers)}"; give faces by their numbers, such as "1, 3" or "2-4"'
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +236,7 @@ def restore_photo(
     is: `replace(photo, pixels=..., record=photo.record.with_step(result.step))`.
     Raises ValueError or FileNotFoundError if the photo's shape or the detector is wrong.
     """
-    config = config or RestoreConfig()
+    config = with_known_mask(config or RestoreConfig())
     if photo.ndim != 3 or photo.shape[0] != 3:
         raise ValueError(f"photo has the shape {tuple(photo.shape)}; it must be (3, H, W)")
     restorer = restorer.at_precision(config.precision)
@@ -242,10 +250,42 @@ def restore_photo(
     restored = restore_crops(crops, restorer, config.batch_size, check, served, config.even_tone)
     look = likeness or load_check(config.likeness, restorer)
     faces, crops, restored, skipped, said = keep_likeness(faces, crops, restored, skipped, look)
+    parser = load_parser(config, restorer)
+    result = put_together(
+        photo, found, faces, crops, restored, skipped, restorer, config, parser,
+        check=check, enlarge=enlarge, background=rest, served=served,
+    )  # fmt: skip
+    counts = (len(found), result.generated)
+    step = restoration_step(restorer, config, detector, *counts, likeness=said, background=rest)
+    return replace(result, found=len(found), step=step, likeness=said)
+
+
+def put_together(
+    photo: Tensor,
+    found: Sequence[Face],
+    faces: list[Face],
+    crops: list[Tensor],
+    restored: list[Tensor | str],
+    skipped: list[str],
+    restorer: Restorer,
+    config: RestoreConfig,
+    parser: Parser | None,
+    *,
+    check: Callable[[], None] | None = None,
+    enlarge: Callable[[Tensor], Tensor] | None = None,
+    background: Background | None = None,
+    served: Sequence[str] = (),
+    may_leave_alone: bool = True,
+) -> RestoredPhoto:
+    """`photo` with its restored crops pasted, on an enlarged or restored background where that is asked for.
+
+    found: all faces of the photo. faces, crops, restored, skipped, may_leave_alone: as in `paste_faces`. served: what
+    restored them, see `restore_crops`. check, enlarge, background: as in `restore_photo`.
+    """
     ground = None
-    if rest:
-        ground = _restored_background(photo, rest, found, served, config, check)
-    if enlarge:
+    if background:
+        ground = _restored_background(photo, background, found, served, config, check)
+    if enlarge and may_leave_alone:
         photo, faces, crops, restored, skipped = without_left_alone(photo, faces, crops, restored, skipped, config)
     if ground is not None:
         ground = with_faces_of(photo, ground, _others(found, faces))
@@ -255,10 +295,7 @@ def restore_photo(
         photo, ground = enlarged(photo if ground is None else ground, enlarge), None
         faces = [moved(face, photo.shape[-1] / width) for face in faces]
         crops = [crop_face(photo, face, restorer.size) for face in faces]
-    result = paste_faces(photo, faces, crops, restored, skipped, config, load_parser(config, restorer), ground)
-    counts = (len(found), result.generated)
-    step = restoration_step(restorer, config, detector, *counts, likeness=said, background=rest)
-    return replace(result, found=len(found), step=step, likeness=said)
+    return paste_faces(photo, faces, crops, restored, skipped, config, parser, ground, may_leave_alone)
 
 
 def _restored_background(
@@ -386,15 +423,25 @@ def choose_faces(found: list[Face], size: int, config: RestoreConfig, name: str 
     if config.faces in ONE_FACE:
         faces = sorted(faces, key=ONE_FACE[config.faces])[:1]
     if config.faces == "numbered":
-        wanted = {int(number) for number in config.numbers.split(",")}
+        wanted = numbers_in(config.numbers)
         numbered = enumerate(sorted(faces, key=ORDERS[config.order]), 1)
-        chosen = [face for number, face in numbered if number in wanted]
-        missing = sorted(number for number in wanted if number > len(faces))
+        chosen = [face for number, face in numbered if wanted(number)]
+        asked = {int(number) for number in re.findall(r"\d+", config.numbers)}
+        missing = sorted(number for number in asked if number > len(faces))
         skipped += [f"there is no face {number}: the photo has {len(faces)}" for number in missing]
         faces = sorted(chosen, key=ONE_FACE["largest"])
     if larger := [face.width for face in faces if face.width > LARGER * size]:
         log.warning("%s: %s", printable(name or "the photo"), _too_large(larger, size))
     return faces, skipped
+
+
+def numbers_in(text: str) -> Callable[[int], bool]:
+    """Whether a face of this number, from 1, is among those of a text such as "1, 3-5, 8-"."""
+    ranges = []
+    for part in text.split(","):
+        first, dash, last = (piece.strip() for piece in part.partition("-"))
+        ranges.append((int(first), int(last or 10**9) if dash else int(first)))
+    return lambda number: any(first <= number <= last for first, last in ranges)
 
 
 def _too_large(widths: list[float], size: int) -> str:
@@ -480,13 +527,14 @@ def without_left_alone(
     return photo, [faces[i] for i in stay], [crops[i] for i in stay], [restored[i] for i in stay], pasted.skipped
 
 
-def load_parser(config: RestoreConfig, restorer: Restorer) -> Parser | None:
-    """ParseNet, if the settings ask for it. Raises FileNotFoundError if its file is not here."""
-    if config.mask != "face":
-        return None
-    from ..faces.parse import FaceParser
+def with_known_mask(config: RestoreConfig) -> RestoreConfig:
+    """The same settings with a mask that is not "auto"."""
+    return replace(config, mask="face" if has_parser() else "square") if config.mask == "auto" else config
 
-    return FaceParser(restorer.device)
+
+def load_parser(config: RestoreConfig, restorer: Restorer) -> Parser | None:
+    """ParseNet, if the settings ask for it; "auto" does where its file is. Raises FileNotFoundError without it."""
+    return FaceParser(restorer.device) if with_known_mask(config).mask == "face" else None
 
 
 def restore_crops(
@@ -564,11 +612,13 @@ def paste_faces(
     config: RestoreConfig,
     parser: Parser | None = None,
     ground: Tensor | None = None,
+    may_leave_alone: bool = True,
 ) -> RestoredPhoto:
     """`photo` with every restored crop in its place. Where faces overlap, the smaller one is pasted last.
 
     parser: finds the part of a restored crop that is pasted; all of it if left out. ground: (3, H, W), the photo with
     its rest restored, on which the crops are pasted; faces that are not restored stay as `photo` has them.
+    may_leave_alone: whether a face that would be less sharp than its photo is left alone, see `finishing.finished`.
     """
     if ground is None:
         pixels, mask = photo.clone(), photo.new_zeros(1, *photo.shape[-2:])
@@ -585,6 +635,7 @@ def paste_faces(
         under = crop if ground is None else crop_face(pixels, face, size)
         patches = face_patches(pixels, new, face, under, **how, region=region)
         better = {"keep_detail": config.keep_detail, "match_grain": config.match_grain}
+        better["may_leave_alone"] = may_leave_alone
         if ground is None:
             patches, not_restored = finished(pixels, patches, face, size, **better)
         else:
@@ -703,7 +754,7 @@ def restore_folder(
     the folder is in the result as left out.
     Raises FileNotFoundError or ValueError if there are no photos, or a result would replace one of them.
     """
-    config, folder, out = config or RestoreConfig(), Path(folder), Path(out)
+    config, folder, out = with_known_mask(config or RestoreConfig()), Path(folder), Path(out)
     restorer = restorer.at_precision(config.precision)
     started = time.monotonic()
     jobs, left_out = _plan(folder, out)

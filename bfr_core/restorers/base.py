@@ -113,6 +113,10 @@ class Restorer:
         """`restore`, and for each face the name of what restored it, where that differs between faces; else ""."""
         return self.restore(lq), [""] * len(lq)
 
+    def that_served(self, name: str) -> Restorer:
+        """The restorer that `restore_and_tell` calls by this name."""
+        return self
+
     def for_background(self, served: Sequence[str]) -> Restorer:
         """The restorer for the rest of a photo whose faces were restored by `served`, see `restore_and_tell`."""
         return self

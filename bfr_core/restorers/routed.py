@@ -67,14 +67,18 @@ class Routed(Restorer):
         """A copy in which every CodeFormer among the members has this fidelity_weight."""
         return replace(self, members=tuple(one and one.with_fidelity(fidelity_weight) for one in self.members))
 
-    def for_background(self, served: Sequence[str]) -> Restorer:
-        """The restorer of the group that most of the photo's faces belong to; the base if none says so."""
+    def that_served(self, name: str) -> Restorer:
+        """The restorer of "group 1" and so on; the base for any other name."""
         base, *others = self.members
         assert base is not None
-        names = {f"group {i}": one for i, one in enumerate(others, 1) if one}
-        most = max(names, key=served.count, default="base")
-        chosen = names[most] if served.count(most) > served.count("base") else base
+        chosen = next((one for i, one in enumerate(others, 1) if one and name == f"group {i}"), base)
         return replace(chosen, precision=self.precision)
+
+    def for_background(self, served: Sequence[str]) -> Restorer:
+        """The restorer of the group that most of the photo's faces belong to; the base if none says so."""
+        names = [f"group {i}" for i, one in enumerate(self.members[1:], 1) if one]
+        most = max(names, key=served.count, default="base")
+        return self.that_served(most if served.count(most) > served.count("base") else "base")
 
     def __call__(self, lq: Tensor) -> Tensor:
         return self.restore(lq)

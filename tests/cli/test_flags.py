@@ -126,7 +126,7 @@ def test_set_changes_every_setting_that_a_flag_changes_and_more() -> None:
 
 def test_set_changes_how_photos_are_restored() -> None:
     config = restore_config(read("restore", "photos", "--out", "out", "--blend", "0.5", "--set", "match_colour=no"))
-    assert (config.blend, config.match_colour, config.mask) == (0.5, False, "square")
+    assert (config.blend, config.match_colour, config.mask) == (0.5, False, "auto")
 
 
 @pytest.mark.parametrize(

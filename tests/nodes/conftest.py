@@ -60,9 +60,10 @@ class Host:
         self.model_folders = {}
         self.cancel_at = self.looks = 0
         self.asked, self.previews, self.texts = [], [], []
-        for name in ("input", "output", "models/facerestore_models", "models/bfr_priors", "models/upscale_models"):
+        models = ("facerestore_models", "bfr_priors", "upscale_models", "facedetection")
+        for name in ("input", "output", "temp", *(f"models/{kind}" for kind in models)):
             (root / name).mkdir(parents=True)
-        for name in ("facerestore_models", "bfr_priors", "upscale_models"):
+        for name in models:
             self.model_folders[name] = [str(root / "models" / name)]
 
     def look(self) -> None:
@@ -74,12 +75,22 @@ class Host:
 HOST = Host()
 
 
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+# What the oldest ComfyUI's sockets can be made with; only those that are no widgets take `extra_dict` as well.
+TAKEN = {"display_name", "tooltip", "optional", "default", "min", "max", "step", "round", "options", "lazy"}
+TAKEN |= {"control_after_generate", "multiline", "force_input", "socketless"}
+
+
 class Socket:
     """An input or output of a schema: what it was made with."""
 
     def __init__(self, kind: str, is_input: bool, id: str = "", **options: Any) -> None:
+        unknown = set(options) - TAKEN - (set() if kind in WIDGETS else {"extra_dict"})
+        if unknown:
+            raise TypeError(f"{kind} of the oldest ComfyUI takes no {sorted(unknown)}")
         self.kind, self.is_input, self.id = kind, is_input, id
         self.options = options
+        self.extra_dict: dict[str, Any] = options.get("extra_dict", {})
 
 
 def kind_of(name: str) -> Any:
@@ -174,6 +185,7 @@ def modules() -> dict[str, ModuleType]:
             models_dir="models",
             get_input_directory=lambda: str(HOST.root / "input"),
             get_output_directory=lambda: str(HOST.root / "output"),
+            get_temp_directory=lambda: str(HOST.root / "temp"),
             get_folder_paths=lambda name: HOST.model_folders[name],
             get_filename_list=listed,
             add_model_folder_path=lambda name, path: HOST.model_folders.setdefault(name, []).append(path),
@@ -272,12 +284,12 @@ class ComfyUI:
         self.url, self.base, self.log, self.pid = url, base, log, pid
 
     def get(self, path: str) -> Any:
-        with urlopen(self.url + path, timeout=30) as answer:
+        with urlopen(self.url + path, timeout=START_SECONDS) as answer:
             return json.load(answer)
 
     def post(self, path: str, content: Any) -> Any:
         request = Request(self.url + path, json.dumps(content).encode(), {"Content-Type": "application/json"})
-        with urlopen(request, timeout=30) as answer:
+        with urlopen(request, timeout=START_SECONDS) as answer:
             return json.loads(answer.read() or b"null")
 
     def queue(self, graph: dict[str, Any], client: str = "test") -> str:
@@ -295,6 +307,23 @@ class ComfyUI:
 
     def run(self, graph: dict[str, Any]) -> dict[str, Any]:
         return self.wait(self.queue(graph))
+
+    def cancelled(self, graph: dict[str, Any], run: Path) -> tuple[dict[str, Any], float]:
+        """What became of a graph that was cancelled while it was tuning in the folder `run`, and the seconds it took.
+
+        Where the machine is busy, the first steps of the tuning take longer: it is tried again with more patience.
+        """
+        for patience in (3, 6, 12, 24, 48):
+            prompt, end = self.queue(graph), time.monotonic() + RUN_SECONDS
+            while not (run / "gate.json").exists() and time.monotonic() < end:
+                time.sleep(0.05)
+            time.sleep(patience)
+            started = time.monotonic()
+            self.post("/interrupt", {})
+            result = self.wait(prompt)
+            if (run / "checkpoints/last.pt").is_file():
+                break
+        return result, time.monotonic() - started
 
     def watch(self, graph: dict[str, Any]) -> list[Any]:
         """What the server says over /ws while it runs `graph`, to the end: dicts, and bytes for previews and texts."""

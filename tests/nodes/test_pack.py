@@ -77,6 +77,17 @@ def packed() -> list[str]:
     return sorted(set(listed()) - set(left_out))
 
 
+def test_what_experts_use_is_shown_on_demand_only(nodes: dict[str, Any]) -> None:
+    hidden = {
+        name: {s.id for s in node.define_schema().inputs if s.extra_dict.get("advanced")}
+        for name, node in nodes.items()
+    }
+    assert {"threshold", "min_face", "batch_size", "smooth"} <= hidden["BFR_RestoreFaces"]
+    assert {"faces", "numbers", "order", "blend", "fidelity", "video"}.isdisjoint(hidden["BFR_RestoreFaces"])
+    assert {"calls", "factor"} <= hidden["BFR_MakePseudoTargets"] and "settings" not in hidden["BFR_MakePseudoTargets"]
+    assert {"lr", "iterations"} <= hidden["BFR_FinetuneRestorer"] and "half" in hidden["BFR_SaveRestorer"]
+
+
 def test_the_package_for_the_registry_loads_and_runs_no_pip(tmp_path: Path) -> None:
     for file in packed():
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +107,7 @@ def test_the_registry_reads_its_section() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     section = text.split("[tool.comfy]")[1].split("\n[")[0]
     keys = {line.split(" =")[0] for line in section.splitlines() if " = " in line}
-    assert keys == {"PublisherId", "DisplayName", "Icon", "requires-comfyui"}
+    assert keys == {"PublisherId", "DisplayName", "Icon", "Banner", "requires-comfyui"}
     assert "0.3.48" in section and "0.3.48" in (ROOT / "nodes/__init__.py").read_text(encoding="utf-8")
 
 

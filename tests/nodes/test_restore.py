@@ -156,10 +156,128 @@ def test_boxes_of_the_impact_pack(
     assert boxes == [[[5.0, 10.0, 25.0, 30.0]]], "boxes of a picture of another size are moved"
     detector = SimpleNamespace(detect=detect_nothing)
     assert run("BFR_RestoreFaces", restorer=models[0], images=photo(2), bbox_detector=detector)[5] == 2
-    with pytest.raises(ValueError, match="boxes of one picture, but 2 came"):
-        run("BFR_RestoreFaces", restorer=models[0], images=photo(2), segs=segs)
+    with pytest.raises(ValueError, match="boxes of 2 pictures, but 3 came"):
+        run("BFR_RestoreFaces", restorer=models[0], images=photo(3), segs=[segs, segs])
+    boxes.clear()
+    assert run("BFR_RestoreFaces", restorer=models[0], images=photo(2), segs=segs)[5] == 2
+    assert boxes == [[[5.0, 10.0, 25.0, 30.0]]] * 2, "those of one picture are for all"
+    run("BFR_RestoreFaces", restorer=models[0], images=photo(2), segs=[segs, ((64, 96), [])])
+    assert boxes[2:] == [[[5.0, 10.0, 25.0, 30.0]], []]
     with pytest.raises(ValueError, match="connect a SEGS output"):
         run("BFR_RestoreFaces", restorer=models[0], images=photo(), segs="nonsense")
+
+
+ONE = {"x": 10, "y": 20, "width": 30, "height": 40}
+OTHER = {"x": 1.5, "y": 2, "width": 3, "height": 4, "label": "face", "score": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("given", "each"),
+    [
+        (ONE, [[[10, 20, 40, 60]]] * 2),
+        ([ONE, OTHER], [[[10, 20, 40, 60], [1.5, 2, 4.5, 6]]] * 2),
+        ([[ONE], [OTHER]], [[[10, 20, 40, 60]], [[1.5, 2, 4.5, 6]]]),
+        ([[ONE], []], [[[10, 20, 40, 60]], []]),
+        ([], [[], []]),
+    ],
+)
+def test_boxes_of_comfyuis_own_detectors(
+    run: Run, models: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, given: Any, each: list
+) -> None:
+    boxes = []
+
+    def look(net: Any, picture: torch.Tensor, found: torch.Tensor) -> list[Face]:
+        boxes.append(found.tolist())
+        return FACES[:1]
+
+    monkeypatch.setattr(sys.modules["any-name.nodes.restore"], "faces_in_boxes", look)
+    assert run("BFR_RestoreFaces", restorer=models[0], images=photo(2), bboxes=given)[5] == 2
+    assert boxes == each
+
+
+@pytest.mark.parametrize(
+    "given", ["nonsense", [{"x": 1}], [[ONE, 3]], 7, [ONE, {"x": "a", "y": 1, "width": 1, "height": 1}]]
+)
+def test_what_are_no_boxes_is_said_in_one_line(run: Run, models: tuple[Any, Any], given: Any) -> None:
+    with pytest.raises(ValueError, match="connect a BOUNDING_BOX output"):
+        run("BFR_RestoreFaces", restorer=models[0], images=photo(), bboxes=given)
+    with pytest.raises(ValueError, match="boxes of 3 pictures, but 2 came"):
+        run("BFR_RestoreFaces", restorer=models[0], images=photo(2), bboxes=[[ONE]] * 3)
+
+
+def test_video_frames_are_followed_and_leave_nothing_behind(
+    run: Run, models: tuple[Any, Any], found: list[Face], host: Any
+) -> None:
+    images = photo().repeat(12, 1, 1, 1)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+    frames = (images + 0.02 * noise).clamp(0, 1)
+    how = {"restorer": models[0], "images": frames, "match_grain": False, "preview": False}
+    alone, mask, *_ = run("BFR_RestoreFaces", **how)
+    held, held_mask, crops, report, seen, restored, *_ = run("BFR_RestoreFaces", **how, video=True)
+    assert (seen, restored) == (24, 24) and report == "24 faces found, 24 restored, 0 skipped"
+    assert held.shape == frames.shape and crops.shape == (24, 32, 32, 3)
+
+    def change(some: torch.Tensor) -> float:
+        inside = (mask[:1] > 0.5)[..., None].expand_as(some[1:])
+        return float((some[1:] - some[:-1])[inside].square().mean())
+
+    assert change(held) < 0.3 * change(alone)
+    assert torch.equal(held[held_mask == 0], frames[held_mask == 0])
+    assert list((host.root / "temp/bfr_frames").iterdir()) == [], "what was kept to go on with is gone"
+    assert torch.allclose(run("BFR_RestoreFaces", **how, video=True, smooth=0.0)[0], alone, atol=2e-3)
+
+
+def test_a_cancelled_video_goes_on(
+    run: Run, models: tuple[Any, Any], found: list[Face], host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = []
+
+    def find(picture: torch.Tensor) -> list[Face]:
+        searched.append(picture.shape)
+        return list(FACES)
+
+    monkeypatch.setattr(sys.modules["any-name.nodes.restore"], "load_detector", lambda *_: find)
+    how = {"restorer": models[0], "images": photo(12), "preview": False, "video": True, "batch_size": 2}
+    host.looks, host.cancel_at = 0, 40
+    with pytest.raises(Exception, match="^$"):
+        run("BFR_RestoreFaces", **how)
+    before = len(searched)
+    assert 0 < before < 12
+    host.cancel_at = 0
+    gone_on = run("BFR_RestoreFaces", **how)[0]
+    assert len(searched) == 12, "no frame was searched twice"
+    assert torch.equal(gone_on, run("BFR_RestoreFaces", **how)[0]) and len(searched) == 24
+
+
+class Upscaler:
+    """An UPSCALE_MODEL that doubles."""
+
+    scale, model = 2, None
+
+    def __init__(self) -> None:
+        self.moved: list[Any] = []
+
+    def to(self, device: Any) -> None:
+        self.moved.append(device)
+
+    def __call__(self, part: torch.Tensor) -> torch.Tensor:
+        return part.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+
+@pytest.mark.parametrize("with_patcher", [True, False])
+def test_a_newer_comfyui_loads_the_upscaler_itself(
+    run: Run, models: tuple[Any, Any], found: list[Face], host: Any, with_patcher: bool
+) -> None:
+    upscaler = Upscaler()
+    if with_patcher:
+        upscaler.patcher = SimpleNamespace(load_device=torch.device("cpu"))  # type: ignore[attr-defined]
+    host.asked.clear()
+    made, *_ = run("BFR_RestoreFaces", restorer=models[0], images=photo(), upscale_model=upscaler)
+    assert made.shape == (1, 128, 192, 3)
+    if with_patcher:
+        assert upscaler.moved == [] and host.asked.count("load 1") == 2, "the restorer's load, and the upscaler's"
+    else:
+        assert len(upscaler.moved) == 2 and "free True" in host.asked
 
 
 def test_cancelled_between_photos(run: Run, models: tuple[Any, Any], found: list[Face], host: Any) -> None:
@@ -266,7 +384,8 @@ def test_no_picture_is_written_where_the_preview_is_off(
     }.items():
         node: Any = nodes[name]
         sockets = node.define_schema().inputs
-        names = ("preview", "likeness", "only_like", "person_limit", "order", *NO_WORSE, "background")
+        names = {"preview", "likeness", "only_like", "person_limit", "order", *NO_WORSE, "background"}
+        names |= {"video", "smooth", "source"}
         later = [s for s in sockets if s.id in names]
         assert sockets[-len(later) :] == later and later[0].id == "preview", "old workflows have no value for them"
         assert all(s.options["optional"] for s in later)

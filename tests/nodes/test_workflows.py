@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 
 FILES = sorted(WORKFLOWS.glob("*.json"))
 BLUEPRINT = WORKFLOWS.parent / "subgraphs" / "Teach with a Checkpoint (BFR).json"
+BLUEPRINTS = sorted(BLUEPRINT.parent.glob("*.json"))
 each = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 TITLE = 30  # height of a node's title, above its position
 
@@ -149,6 +151,75 @@ def test_adapt_and_restore_has_three_widgets() -> None:
     (box,) = workflow["definitions"]["subgraphs"]
     (node,) = [n for n in workflow["nodes"] if n["type"] == box["id"]]
     assert list(widget_values(node)) == ["folder", "restorer", "prior"]
+
+
+@pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
+def test_a_blueprint_is_one_box_whose_widgets_have_the_nodes_defaults(path: Path, nodes: dict[str, Any]) -> None:
+    """What ComfyUI's node menu lists from a pack's folder `subgraphs`, under the file's name."""
+    file = read(path)
+    (box,), (outside,) = file["definitions"]["subgraphs"], file["nodes"]
+    assert box["name"] == path.stem and outside["type"] == box["id"]
+    assert [s["name"] for s in outside["inputs"]] == [s["name"] for s in box["inputs"]]
+    assert [s["name"] for s in outside["outputs"]] == [s["name"] for s in box["outputs"]]
+    used = {link["origin_slot"] for link in box["links"] if link["origin_id"] == -10}
+    assert used == set(range(len(box["inputs"])))
+    for node in (n for n in box["nodes"] if n["type"] in nodes):
+        schema = nodes[node["type"]].define_schema()
+        assert [s["name"] for s in node["inputs"] if s.get("widget")] == [
+            s.id for s in schema.inputs if "default" in s.options
+        ]
+        assert [s["name"] for s in node["outputs"]] == [s.options["display_name"] for s in schema.outputs]
+        for place, socket in enumerate(node["inputs"]):
+            links = [x for x in box["links"] if x["id"] == socket["link"]]
+            assert all((x["target_id"], x["target_slot"]) == (node["id"], place) for x in links), socket["name"]
+    to_api(file)
+
+
+def test_adapt_and_restore_is_the_templates_box_and_restore_faces_keeps_the_nodes_defaults(
+    nodes: dict[str, Any],
+) -> None:
+    by_name = {path.stem: read(path) for path in BLUEPRINTS}
+    assert sorted(by_name) == ["Adapt and Restore (BFR)", "Restore Faces of a Photo (BFR)", BLUEPRINT.stem]
+    (template,) = read(WORKFLOWS / "adapt_and_restore.json")["definitions"]["subgraphs"]
+    (box,) = by_name["Adapt and Restore (BFR)"]["definitions"]["subgraphs"]
+    assert {k: v for k, v in box.items() if k not in ("id", "name")} == {
+        k: v for k, v in template.items() if k not in ("id", "name")
+    }
+    for node in to_api(by_name["Restore Faces of a Photo (BFR)"]).values():
+        for socket in nodes[node["class_type"]].define_schema().inputs:
+            if "default" in socket.options:
+                assert node["inputs"][socket.id] == socket.options["default"], socket.id
+
+
+@pytest.mark.parametrize("path", [*FILES, *BLUEPRINTS], ids=lambda path: path.stem)
+def test_every_node_says_in_which_pack_it_is_found(path: Path) -> None:
+    """By `cnr_id`, the pack's name in ComfyUI's registry, so that what is missing can be installed."""
+    name = re.search(r'^name = "(.*)"', (WORKFLOWS.parent / "pyproject.toml").read_text(encoding="utf-8"), re.M)[1]
+    boxes = {box["id"] for box in read(path).get("definitions", {}).get("subgraphs", [])}
+    for graph in graphs(read(path)):
+        for node in (n for n in graph["nodes"] if n["type"] not in boxes):
+            ours = node["type"].startswith("BFR_")
+            assert node["properties"]["cnr_id"] == (name if ours else "comfy-core"), node["type"]
+
+
+@each
+def test_a_template_opens_where_it_begins_at_a_readable_scale(path: Path) -> None:
+    workflow = read(path)
+    scale, offset = workflow["extra"]["ds"]["scale"], workflow["extra"]["ds"]["offset"]
+    assert 0.7 <= scale <= 1
+    note = next(n for n in workflow["nodes"] if n["type"] == "MarkdownNote")
+    left, top = ((note["pos"][axis] + offset[axis]) * scale for axis in (0, 1))
+    assert 50 < left < 400 and 80 < top < 400, "what explains the template is seen first"
+
+
+@pytest.mark.parametrize("name", ["restore_photo", "adapt_and_restore"])
+def test_app_mode_shows_widgets_and_results_that_are_there(name: str) -> None:
+    workflow = read(WORKFLOWS / f"{name}.json")
+    shown, nodes = workflow["extra"]["linearData"], {node["id"]: node for node in workflow["nodes"]}
+    assert shown["inputs"] and shown["outputs"]
+    for number, widget in shown["inputs"]:
+        assert widget in [s["name"] for s in nodes[number]["inputs"] if s.get("widget")]
+    assert {nodes[number]["type"] for number in shown["outputs"]} <= {"SaveImage", "PreviewAny"}
 
 
 def test_no_two_nodes_have_one_number_boxes_or_not() -> None:

@@ -639,3 +639,24 @@ def test_an_aligned_face_that_fails_or_is_none_is_said() -> None:
     assert not result.faces and not result.mask.any() and result.skipped[0].startswith("the face failed:")
     with pytest.raises(ValueError, match="is 64 x 32 pixels; an aligned face is square"):
         restore_aligned(smooth(32, 64), fake_restorer())
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_auto_pastes_the_face_alone_where_parsenets_file_is(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class OnlyTheLeft:
+        def __init__(self, device: object) -> None:
+            asked.append(device)
+
+        def __call__(self, crop: Tensor) -> Tensor:
+            return (torch.arange(crop.shape[-1]) < 32).float().expand(1, *crop.shape[-2:])
+
+    monkeypatch.setattr(module, "has_parser", lambda: there)
+    monkeypatch.setattr(module, "FaceParser", OnlyTheLeft)
+    result = restore_photo(smooth(100, 100), fake_restorer(), PLAIN, found(face_at(18, 18, 64)))
+    assert len(asked) == there
+    assert result.mask[0, 50, 30] > 0.9 and bool(result.mask[0, 50, 70] > 0.9) is not there
+    assert result.step is not None and result.step.settings["mask"] == ("face" if there else "square")
+    square = replace(PLAIN, mask="square")
+    assert restore_photo(smooth(100, 100), fake_restorer(), square, found(face_at(18, 18, 64))).mask[0, 50, 70] > 0.9

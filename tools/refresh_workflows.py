@@ -1,0 +1,113 @@
+"""Bring the workflow files up to the nodes as they are now; titles, places, links and values stay.
+
+    python tools/refresh_workflows.py     rewrites workflows/*.json, their twins, and subgraphs/*.json
+
+New inputs get their default. Every node says in which pack it is found (`cnr_id`), so that ComfyUI can offer to
+install what is missing. A template opens at a scale at which titles can be read, at its left upper corner.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import api_graph
+from node_help import ROOT, nodes_of_the_pack
+
+PACK, CORE = "bfr-adapt", "comfy-core"  # the names of the packs in ComfyUI's registry
+SCALE, MARGIN = 0.75, (110, 130)  # of the view; pixels of the page beside and above the first node
+OPTIONAL = 7  # the shape that the editor draws an optional input in
+# What ComfyUI's app mode shows of a template: widgets by node and name, and nodes whose results are shown.
+APPS = {
+    "restore_photo": {"inputs": [("LoadImage", "image"), ("BFR_LoadRestorer", "restorer")], "outputs": ["SaveImage"]},
+    "adapt_and_restore": {"inputs": [("LoadImage", "image")], "outputs": ["SaveImage", "PreviewAny"]},
+}
+Graph = dict[str, Any]
+
+
+def refreshed(node: Graph, schema: Any, links: list[Any]) -> None:
+    """Give `node` the inputs of its schema in their order, sockets first, and values for its widgets.
+
+    links: of the node's graph, whose slots move along.
+    """
+    values = api_graph.widget_values(node)
+    before = {socket["name"]: (place, socket) for place, socket in enumerate(node["inputs"])}
+    ordered = sorted(schema.inputs, key=lambda socket: "default" in socket.options)
+    node["inputs"] = [before[s.id][1] if s.id in before else entry(s) for s in ordered]
+    moved = {before[s.id][0]: place for place, s in enumerate(ordered) if s.id in before}
+    for link in links:
+        if isinstance(link, dict) and link["target_id"] == node["id"]:
+            link["target_slot"] = moved[link["target_slot"]]
+        elif isinstance(link, list) and link[3] == node["id"]:
+            link[4] = moved[link[4]]
+    node["widgets_values"] = []
+    for socket in (s for s in schema.inputs if "default" in s.options):
+        node["widgets_values"].append(values.get(socket.id, socket.options["default"]))
+        node["widgets_values"] += ["fixed"] if socket.id == "seed" else []
+
+
+def entry(socket: Any) -> Graph:
+    """An input as the editor writes it."""
+    made = {"name": socket.id, "type": socket.kind, "link": None}
+    made |= {"shape": OPTIONAL} if socket.options.get("optional") else {}
+    return made | ({"widget": {"name": socket.id}} if "default" in socket.options else {})
+
+
+def refresh(workflow: Graph, schemas: dict[str, Any], version: str) -> None:
+    """Refresh every node of `workflow`, those in its boxes too."""
+    boxes = workflow.get("definitions", {}).get("subgraphs", [])
+    inside = {box["id"] for box in boxes}
+    for graph in (workflow, *boxes):
+        for node in graph["nodes"]:
+            if node["type"] in schemas:
+                refreshed(node, schemas[node["type"]], graph["links"])
+                node["properties"] |= {"cnr_id": PACK, "ver": version}
+            elif node["type"] not in inside:
+                node["properties"]["cnr_id"] = CORE
+
+
+def view(nodes: list[Graph]) -> Graph:
+    """The place and scale at which a graph is opened."""
+    corner = [min(node["pos"][axis] for node in nodes) for axis in (0, 1)]
+    offset = [round(pixels / SCALE - least, 1) for pixels, least in zip(MARGIN, corner, strict=True)]
+    return {"scale": SCALE, "offset": offset}
+
+
+def app(workflow: Graph, shown: Graph) -> Graph:
+    """What app mode shows, by the numbers of the nodes; the widgets of a box are shown as well."""
+    numbers: dict[str, list[int]] = {}
+    for node in workflow["nodes"]:
+        numbers.setdefault(node["type"], []).append(node["id"])
+    inputs = [[numbers[kind][0], name] for kind, name in shown["inputs"]]
+    for box in workflow.get("definitions", {}).get("subgraphs", []):
+        inputs += [
+            [number, one["name"]] for number in numbers[box["id"]] for one in box["inputs"] if one["type"] in WIDGETS
+        ]
+    return {"inputs": inputs, "outputs": [number for kind in shown["outputs"] for number in numbers[kind]]}
+
+
+WIDGETS = ("STRING", "COMBO", "INT", "FLOAT", "BOOLEAN")
+
+
+def main() -> None:
+    """Rewrite every file."""
+    nodes = nodes_of_the_pack()
+    from bfr_core import __version__
+
+    schemas = {schema.node_id: schema for schema in (node.define_schema() for node in nodes)}  # type: ignore[attr-defined]
+    for path in sorted([*api_graph.WORKFLOWS.glob("*.json"), *(ROOT / "subgraphs").glob("*.json")]):
+        workflow = api_graph.read(path)
+        refresh(workflow, schemas, __version__)
+        if path.parent == api_graph.WORKFLOWS:
+            workflow["extra"]["ds"] = view(workflow["nodes"])
+            if path.stem in APPS:
+                workflow["extra"]["linearData"] = app(workflow, APPS[path.stem])
+        path.write_text(json.dumps(workflow, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    api_graph.main()
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    main()
