@@ -30,6 +30,7 @@ import torch
 from torch.nn import functional as F
 
 from bfr_core.files.photos import write_image
+from tests.free_port import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 ALIAS = "any-name"
@@ -272,12 +273,12 @@ class ComfyUI:
         self.url, self.base, self.log, self.pid = url, base, log, pid
 
     def get(self, path: str) -> Any:
-        with urlopen(self.url + path, timeout=30) as answer:
+        with urlopen(self.url + path, timeout=RUN_SECONDS) as answer:
             return json.load(answer)
 
     def post(self, path: str, content: Any) -> Any:
         request = Request(self.url + path, json.dumps(content).encode(), {"Content-Type": "application/json"})
-        with urlopen(request, timeout=30) as answer:
+        with urlopen(request, timeout=RUN_SECONDS) as answer:
             return json.loads(answer.read() or b"null")
 
     def queue(self, graph: dict[str, Any], client: str = "test") -> str:
@@ -367,9 +368,7 @@ def started(base: Path, blocked: Sequence[str] = ()) -> Iterator[ComfyUI]:
     folders(base)
     block = f"import sys\nfor name in {list(blocked)!r}: sys.modules[name] = None\n"
     (base / "sitecustomize.py").write_text(block)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [python, "main.py", "--cpu", "--port", str(port), "--base-directory", str(base), "--disable-auto-launch"]
     log, environment = base / "log", os.environ | {"PYTHONPATH": str(base)}
     with log.open("wb") as stream:
@@ -388,7 +387,7 @@ def started(base: Path, blocked: Sequence[str] = ()) -> Iterator[ComfyUI]:
         yield server
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(START_SECONDS)
 
 
 @pytest.fixture(scope="session")
