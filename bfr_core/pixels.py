@@ -40,9 +40,8 @@ def gaussian_blur(
     kernel = kernel / kernel.sum()
     if edges != "none":
         image = F.pad(image, (radius,) * 4, mode=edges)
-    planes = image.flatten(0, 1)[:, None]
-    planes = F.conv2d(F.conv2d(planes, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
-    return planes.view(*image.shape[:2], *planes.shape[-2:])
+    groups, across = image.shape[1], kernel.expand(image.shape[1], 1, 1, -1)
+    return F.conv2d(F.conv2d(image, across, groups=groups), across.mT, groups=groups)
 
 
 def resized(

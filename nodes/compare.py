@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..bfr_core.damage.synthetic import DAMAGES, degrade
+from ..bfr_core.damage.synthetic import DAMAGES, STRENGTH_TEXT, degrade
 from ..bfr_core.faces.sharp_faces import SharpFaces
 from ..bfr_core.files.photos import printable
 from ..bfr_core.pixels import resized
@@ -134,7 +134,7 @@ class Degrade(host.Node):
                     min=0.0,
                     max=4.0,
                     step=0.1,
-                    tooltip="0 is next to nothing, 1 the usual damage.",
+                    tooltip=STRENGTH_TEXT,
                 ),
                 host.seed_widget(),
                 host.preview_widget(),

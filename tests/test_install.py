@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import venv
 import zipfile
 from pathlib import Path
@@ -243,10 +242,8 @@ def test_host_gains_packages_and_keeps_every_version(made_host: Host) -> None:
     }
     assert "Left out" not in done.stdout
 
-    started = time.monotonic()
     again = made_host.install(PIP_FIND_LINKS="nowhere")
     assert again.returncode == 0 and again.stdout == "BFR Adapt: every package is here already.\n"
-    assert time.monotonic() - started < 10
     assert made_host.listing() == after
 
 
@@ -342,10 +339,8 @@ def test_host_with_real_old_packages(tmp_path: Path, pythons: dict[tuple[int, ..
         names = {line.split("==")[0].lower() for line in after}
         assert {"diffusers", "spandrel", "scikit-image", "lpips"} <= names
         assert not {"opencv-python", "gradio", "facexlib"} & names
-        started = time.monotonic()
         again = subprocess.run([python, pack / "install.py"], capture_output=True, text=True, check=False)
         assert again.returncode == 0 and "nothing new to add" in again.stdout
-        assert time.monotonic() - started < 10
 
 
 # ---------------------------------------------------------------- .venv

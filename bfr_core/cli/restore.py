@@ -117,6 +117,7 @@ def inspect(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 def add_commands(commands: Commands) -> None:
     """Add the commands of this family."""
+    from ..damage.tone import STRENGTH_TEXT
     from ..restorers.codeformer import FIDELITY_TEXT, CodeFormer
 
     sub = on_device(commands.add(restore, "Restore the faces of a folder of photos.", group=MAIN, goes_on=True))
@@ -155,4 +156,4 @@ def add_commands(commands: Commands) -> None:
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="Folder of photos, or one photo.")
     text = "Folder of results, and of tone.json, which says what was done."
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help=text)
-    sub.add_argument("--strength", type=float, default=1.0, help="How much is undone: 0 nothing to 1 all of it (1).")
+    sub.add_argument("--strength", type=float, default=1.0, help=f"{STRENGTH_TEXT} Without it, 1 is taken.")

@@ -170,7 +170,7 @@ def tally(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 def add_commands(commands: Commands) -> None:
     """Add the commands of this family."""
     from ..damage.camera import READINGS, published_kind
-    from ..damage.synthetic import DAMAGES
+    from ..damage.synthetic import DAMAGES, STRENGTH_TEXT
     from ..studies.paper_table import SETS, SPLITS
 
     sub = commands.add(
@@ -184,7 +184,7 @@ def add_commands(commands: Commands) -> None:
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="Folder of photos, or one photo.")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="Folder of results, and of degrade.json.")
     sub.add_argument("--kind", required=True, help=f"One of {', '.join(DAMAGES)}.")
-    sub.add_argument("--strength", type=float, default=1.0, help="0 is next to nothing, 1 the usual damage (1).")
+    sub.add_argument("--strength", type=float, default=1.0, help=f"{STRENGTH_TEXT} Without it, 1 is taken.")
     sub.add_argument("--seed", type=int, default=0, help="The seed of every random draw (0).")
     text = "Try every combination of low-pass factor, start and constraint end, measured against clean copies."
     sub = on_device(

@@ -19,11 +19,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..pixels import as_bytes, luma
+from ..pixels import as_bytes, gaussian_blur, luma
 from .camera import READINGS, SENSOR_NOISE, published_camera, published_kind
+from .transplant import convolved
 
 DESIGN_SIZE = 128
 Parameters = dict[str, float]
+STRENGTH_TEXT = "How strong the damage is: 0 is next to nothing, 1 the usual damage, 2 doubles its amounts."
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +40,7 @@ def degrade(hq: Tensor, kind: str, generator: torch.Generator, strength: float =
     """`hq` with damage `kind`, one of DAMAGES, whose parameters are drawn anew for each image.
 
     hq: (B, 3, H, W) RGB in [0, 1], any size; 8 pixels or more make sense. generator: on the CPU; the same seed gives
-    the same pixels. strength: 0 does next to nothing, 1 is the usual damage, 2 doubles its amounts.
+    the same pixels. strength: see `STRENGTH_TEXT`.
     Images are damaged in order from the one generator, so an image's damage depends on those before it. When a face
     must be damaged alike whatever batch it comes in, call with a batch of one and a generator seeded for that face.
     Returns lq with the dtype and device of `hq`. Raises ValueError for an unknown kind, shape or strength.
@@ -72,7 +74,7 @@ def blind(image: Tensor, generator: torch.Generator, strength: float) -> tuple[T
     noise = _uniform(generator, 0, 0.06) * strength
     quality = _quality(_uniform(generator, 35, 95), strength)
 
-    lq = _convolve(image, _gaussian_kernel(sigma, sigma * stretch, angle))
+    lq = convolved(image, _gaussian_kernel(sigma, sigma * stretch, angle))
     small = (max(4, round(height / factor)), max(4, round(width / factor)))
     lq = F.interpolate(lq[None], small, mode="bicubic", antialias=True)[0]
     lq = lq + noise * torch.randn(lq.shape, generator=generator)
@@ -176,7 +178,7 @@ def motion_jpeg(image: Tensor, generator: torch.Generator, strength: float) -> t
     angle = _uniform(generator, 0, math.pi)
     bend = _uniform(generator, -0.6, 0.6)
     quality = _quality(_uniform(generator, 8, 20), strength)
-    lq = stored_as_jpeg(_convolve(image, _motion_kernel(length, angle, bend)), quality)
+    lq = stored_as_jpeg(convolved(image, _motion_kernel(length, angle, bend)), quality)
     return lq, {"length": length, "angle": angle, "bend": bend, "quality": quality}
 
 
@@ -198,7 +200,7 @@ def halftone(image: Tensor, generator: torch.Generator, strength: float) -> tupl
         phase = (_uniform(generator, 0, 1), _uniform(generator, 0, 1))
         covered = _dots(ink, x, y, pitch, screen_angle + turn, phase, softness=0.5 / (fine * pitch))
         printed *= 1 - covered * (1 - torch.tensor(colour))[:, None, None]
-    scanned = _convolve(F.avg_pool2d(printed[None], fine)[0], _gaussian_kernel(scan_blur, scan_blur, 0))
+    scanned = _round_blur(F.avg_pool2d(printed[None], fine)[0], scan_blur)
     lq = scanned * (1 - paper * torch.tensor([0.3, 0.6, 1.0]))[:, None, None]  # yellowed
     lq = image + min(1.0, strength) * (lq - image)
     return lq, {"pitch": pitch, "turn": turn, "scan_blur": scan_blur, "paper": paper}
@@ -212,9 +214,9 @@ def film_grain(image: Tensor, generator: torch.Generator, strength: float) -> tu
     amount = _uniform(generator, 0.06, 0.11) * strength
     colour = _uniform(generator, 0.1, 0.4)
 
-    soft = _convolve(image, _gaussian_kernel(softness, softness, 0))
+    soft = _round_blur(image, softness)
     kernel = _gaussian_kernel(grain_size, grain_size, 0)
-    grain = _convolve(torch.randn(4, *image.shape[-2:], generator=generator), kernel) / kernel.square().sum().sqrt()
+    grain = convolved(torch.randn(4, *image.shape[-2:], generator=generator), kernel) / kernel.square().sum().sqrt()
     grain = math.sqrt(1 - colour**2) * grain[:1] + colour * grain[1:]
     light = luma(soft).clamp(0, 1)
     lq = soft + amount * (0.35 + 1.3 * (light * (1 - light)).sqrt()) * grain
@@ -276,12 +278,17 @@ def _gaussian_kernel(sigma_x: float, sigma_y: float, angle: float) -> Tensor:
     return kernel / kernel.sum()
 
 
+def _round_blur(image: Tensor, sigma: float) -> Tensor:
+    """`image` (C, H, W) blurred alike in all directions, by `sigma` pixels; the edge pixels are repeated outwards."""
+    return gaussian_blur(image[None], max(sigma, 0.05), max(1, math.ceil(2.5 * sigma)), "replicate")[0]
+
+
 def _motion_kernel(length: float, angle: float, bend: float) -> Tensor:
     """(K, K) path of a moving camera: an arc `length` pixels long that turns by `bend` radians, drawn smoothly."""
     steps = max(2, math.ceil(length * 4))
     heading = angle + bend * torch.linspace(-0.5, 0.5, steps)
     path = torch.stack([heading.cos(), heading.sin()]).cumsum(1) * (length / steps)
-    path = path - path.mean(1, keepdim=True)
+    path = path.mean(1, keepdim=True) - path  # what is seen moves against the camera
     radius = max(1, math.ceil(length / 2))
     line = torch.arange(-radius, radius + 1.0)
     # Each point of the path covers the pixels around it in proportion to their distance (a tent of width one).
@@ -289,13 +296,6 @@ def _motion_kernel(length: float, angle: float, bend: float) -> Tensor:
     y = (1 - (line[:, None] - path[1]).abs()).clamp_min(0)
     kernel = y @ x.T
     return kernel / kernel.sum()
-
-
-def _convolve(image: Tensor, kernel: Tensor) -> Tensor:
-    """Each channel of `image` (C, H, W) blurred by `kernel` (K, K); the edge pixels are repeated outwards."""
-    radius = kernel.shape[-1] // 2
-    padded = F.pad(image[:, None], (radius,) * 4, mode="replicate")
-    return F.conv2d(padded, kernel[None, None])[:, 0]
 
 
 # ---------------------------------------------------------------- files, light and dots

@@ -14,6 +14,9 @@ from torch import Tensor
 TAIL = 0.005  # share of the pixels that may end as pure black, and as many as pure white
 BLACK, WHITE = 0.02, 0.98  # where the ends of a healthy picture's range lie
 MAX_GAIN = 4.0
+STRENGTH_TEXT = (
+    "How much of the fading is undone: 0 is nothing, 1 all of it; less suits colours that are partly intended."
+)
 SAMPLE = 1 << 20  # about how many pixels the range is measured on, at least, if the photo has as many
 
 
@@ -27,8 +30,7 @@ class Tone(NamedTuple):
 def read_tone(photo: Tensor, strength: float = 1.0) -> Tone:
     """The map that undoes the fading of `photo`, (3, H, W) RGB in [0, 1]; the identity if no fading is found.
 
-    strength: from 0 (no correction) to 1 (all of it); less than 1 suits colours that are partly intended. A grey photo
-    stays grey.
+    strength: see `STRENGTH_TEXT`. A grey photo stays grey.
     Raises ValueError unless strength is 0 to 1.
     """
     if not 0 <= strength <= 1:

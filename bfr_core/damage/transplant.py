@@ -68,11 +68,16 @@ def without_sharpening(kernel: Tensor) -> Tensor:
 
 def filtered(image: Tensor, kernel: Tensor) -> Tensor:
     """Convolution of each channel of `image` (C, H, W) with `kernel` (K, K), K odd; edges are repeated outwards."""
-    radius = kernel.shape[-1] // 2
-    padded = F.pad(image[:, None], (radius,) * 4, mode="replicate")
-    if kernel.shape[-1] > DIRECT:
-        return _by_spectrum(padded[:, 0], kernel)
-    return F.conv2d(padded, kernel.flip(0, 1)[None, None])[:, 0]
+    return _by_spectrum(_padded(image, kernel), kernel) if kernel.shape[-1] > DIRECT else convolved(image, kernel)
+
+
+def convolved(image: Tensor, kernel: Tensor) -> Tensor:
+    """The same as `filtered`, but always directly: slower where `kernel` is wide, and without a spectrum's rounding."""
+    return F.conv2d(_padded(image, kernel)[:, None], kernel.flip(0, 1)[None, None])[:, 0]
+
+
+def _padded(image: Tensor, kernel: Tensor) -> Tensor:
+    return F.pad(image[:, None], (kernel.shape[-1] // 2,) * 4, mode="replicate")[:, 0]
 
 
 def _by_spectrum(padded: Tensor, kernel: Tensor) -> Tensor:

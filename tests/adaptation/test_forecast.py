@@ -1,6 +1,7 @@
 """The forecast of an adaptation, compared with the calls that it then makes, never with a clock."""
 
 from dataclasses import replace
+from itertools import chain, repeat
 
 import pytest
 import torch
@@ -145,7 +146,7 @@ def test_a_step_of_each_stage_is_timed_and_nothing_is_changed(photos, config, ca
 
 @pytest.mark.skipif(module.held_now(torch.device("cpu")) is None, reason="this system does not say what is held")
 def test_memory_that_is_held_for_a_moment_only_is_seen(monkeypatch):
-    held = iter([100, 900, 200, *[50] * 10_000])
+    held = chain([100, 900, 200], repeat(50))  # as many as are asked for
     monkeypatch.setattr(module, "held_now", lambda device: next(held))
     monkeypatch.setattr(module, "SAMPLE_SECONDS", 0.0)
     with module.PeakMemory(torch.device("cpu")) as watched:

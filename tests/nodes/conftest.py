@@ -30,6 +30,7 @@ import torch
 from torch.nn import functional as F
 
 from bfr_core.files.photos import write_image
+from tests.free_port import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 ALIAS = "any-name"
@@ -396,9 +397,7 @@ def started(base: Path, blocked: Sequence[str] = ()) -> Iterator[ComfyUI]:
     folders(base)
     block = f"import sys\nfor name in {list(blocked)!r}: sys.modules[name] = None\n"
     (base / "sitecustomize.py").write_text(block)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [python, "main.py", "--cpu", "--port", str(port), "--base-directory", str(base), "--disable-auto-launch"]
     log, environment = base / "log", os.environ | {"PYTHONPATH": str(base)}
     with log.open("wb") as stream:
@@ -417,7 +416,7 @@ def started(base: Path, blocked: Sequence[str] = ()) -> Iterator[ComfyUI]:
         yield server
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(START_SECONDS)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -29,6 +28,7 @@ from torch.nn import functional as F
 
 from bfr_core.files.photos import write_image
 from bfr_core.restoration.restore import NO_WORSE
+from tests.free_port import free_port
 from tests.gradio_page import Gradio, multipart, strings
 from tests.tab import Tab, until
 
@@ -143,9 +143,7 @@ def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     for i in range(10):
         coarse = torch.rand(1, 3, 8, 8, generator=generator)
         write_image(photos / f"{i}.png", F.interpolate(coarse, (128, 128), mode="bicubic")[0].clamp(0, 1))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     flags = f"--ui-debug-mode --skip-prepare-environment --skip-torch-cuda-test --no-gradio-queue --api --port {port}"
     login = ":".join(LOGIN)
     command = [str(python_of(home)), "launch.py", *flags.split(), *HOSTS[request.param].split()]
@@ -163,7 +161,7 @@ def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     finally:
         process.terminate()
         try:
-            process.wait(30)
+            process.wait(RUN_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
 

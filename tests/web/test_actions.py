@@ -460,7 +460,7 @@ def test_a_run_by_groups_is_stopped_and_goes_on_by_groups_after_a_restart(page, 
     name, _ = page.new_run("two", [], str(mixed_photos), FEW)
     finished(page, name)
     page.adapt(name, replace(MIXED, changes={"finetune.iterations": 3000}))
-    end = time.monotonic() + 60
+    end = time.monotonic() + 600
     while "Group 1 of 2: Tuning the restorer" not in page.state(name):
         assert time.monotonic() < end, page.state(name)
     assert "Telling kinds of damage apart" in page.progress(name) and page.progress(name).count("<img") == 12

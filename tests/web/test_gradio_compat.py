@@ -11,7 +11,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -25,6 +24,7 @@ from urllib.parse import quote
 import pytest
 
 from bfr_core.files.records import fingerprint
+from tests.free_port import free_port
 from tests.gradio_page import Gradio, multipart, strings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,9 +110,7 @@ def server(
     request: pytest.FixtureRequest, tmp_path: Path, photos: Path, tiny_restorer: Path, tiny_prior: Path
 ) -> Iterator[Standalone]:
     python = python_with(request.param)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     log = tmp_path / "log"
     words = [str(path) for path in (tmp_path / "runs", photos, tiny_restorer, tiny_prior)]
     with log.open("wb") as errors:
@@ -129,7 +127,7 @@ def server(
     finally:
         process.stdin.close()
         process.terminate()
-        process.wait(30)
+        process.wait(SECONDS)
 
 
 def followed(page: Gradio, run: str) -> str:

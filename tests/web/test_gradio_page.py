@@ -29,6 +29,7 @@ from bfr_core.web.actions import Page
 from bfr_core.web.choices import Choices
 from bfr_core.web.gradio_compat import at_home
 from bfr_core.web.gradio_page import build, read_logins, serve, words_of
+from tests.free_port import free_port
 from tests.tab import Tab, until
 
 FEW = Choices(aligned=True, changes={"finetune.iterations": 4})
@@ -62,9 +63,7 @@ def test_a_hint_names_the_unit_unless_the_label_does(path, end):
 @contextlib.contextmanager
 def served(runs, allowed=(), listen=False, auth=None):
     """(page, port) of a server that is up."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     page, server, _ = serve(runs, allowed, port, listen, auth)
     try:
         yield page, port
