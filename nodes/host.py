@@ -18,12 +18,11 @@ from typing import Any
 
 import folder_paths
 import torch
+from comfy import model_management, model_patcher, utils
 from comfy_api.latest import io, ui
 from comfy_execution.graph import ExecutionBlocker
 from server import PromptServer
 from torch import Tensor, nn
-
-from comfy import model_management, model_patcher, utils
 
 from ..bfr_core.adaptation.run import Run
 from ..bfr_core.diffusion.prior import Prior
