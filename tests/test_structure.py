@@ -295,7 +295,7 @@ WRITES_ITSELF = {
     ("bfr_core/web/http_api.py", "restored"): "a scratch file",
     ("bfr_core/adaptation/adapt.py", "collect_faces"): "adds lines to a file that `growing` answers for",
     ("bfr_core/restoration/record.py", "add"): "adds lines to a file whose name no other program gives",
-    ("bfr_core/adaptation/faces.py", "collect_faces"): "adds lines to a file that `growing` answers for",
+    ("bfr_core/adaptation/faces.py", "_examine"): "adds lines to a file that `growing` answers for",
 }
 
 

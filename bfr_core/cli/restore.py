@@ -14,7 +14,7 @@ from ..device import choose_device
 from ..files.ownership import free_place, note_result
 from ..files.photos import printable
 from .account import DONE, RESTORED, each_photo, prepare_results, print_account, problems_of
-from .flags import MAIN, STAGES, Commands, add_restore_flags, on_device, restore_config
+from .flags import MAIN, STAGES, Commands, add_restore_flags, in_shards, on_device, restore_config
 from .progress import Bars
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         strip_gps=args.strip_gps,
         person=args.person,
         references=args.reference,
+        shard=args.shard,
         callback=bars.named("restore"),
     )
     counts = {status: result.count(status) for status in RESTORED}
@@ -119,7 +120,8 @@ def add_commands(commands: Commands) -> None:
     """Add the commands of this family."""
     from ..restorers.codeformer import FIDELITY_TEXT, CodeFormer
 
-    sub = on_device(commands.add(restore, "Restore the faces of a folder of photos.", group=MAIN, goes_on=True))
+    sub = commands.add(restore, "Restore the faces of a folder of photos.", group=MAIN, goes_on=True)
+    in_shards(on_device(sub))
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="Folder of photos, or one photo.")
     sub.add_argument("--restorer", default="embedded", metavar="FILE", help="An adapted restorer, or any other.")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="Folder of results, named like the photos.")

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..files.photos import printable
 from ..settings import Setting, settings_of
-from .account import print_face_account
+from .account import FACES, print_account, print_face_account
 from .flags import (
     ALBUM_FLAGS,
     FACE_FLAGS,
@@ -24,12 +24,15 @@ from .flags import (
     all_settings,
     base_restorer,
     by_recipe,
+    in_shards,
     on_device,
     settings_from,
     tunes,
     with_run,
 )
 from .progress import Bars
+
+GATHER = "once all shards are done, the same command without --shard puts them together"
 
 
 def adapt(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
@@ -109,7 +112,7 @@ def _tuned(result: Any, pth: bool) -> dict[str, Any]:
 
 
 def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
-    from ..adaptation.faces import collect_faces
+    from ..adaptation.faces import collect_faces, collect_shard
     from ..adaptation.people import find_people, people_lines
     from ..adaptation.run import Run
 
@@ -117,6 +120,14 @@ def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     config = settings_from(args, base)
     run = Run(args.run)
     size = args.size or base.size
+    if not args.shard.is_whole:
+        if config.people.find:
+            raise ValueError("--people: needs the faces of all shards; give it when all are done, without --shard")
+        with run.locked_shard(args.shard):
+            count, files = collect_shard(args.photos, run, size, config.faces, args.shard, bars, base.device)
+        print_account(files, FACES, f"{count} faces of shard {args.shard} in {printable(run.faces)}")
+        print(GATHER, file=sys.stderr)
+        return {"faces": count, "files": files, "problems": [f for f in files if f["status"] != "used"]}
     with run.locked():
         found = collect_faces(args.photos, run, size, config.faces, bars, base.device)
         people = find_people(run, found, config.people, bars) if config.people.find else {}
@@ -130,12 +141,18 @@ def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from ..adaptation.faces import faces_of
     from ..adaptation.run import Run
-    from ..adaptation.target_stage import make_targets
+    from ..adaptation.target_stage import draw_shard, make_targets
     from ..diffusion.prior import load_prior
 
     restorer = base_restorer(args)
     config = settings_from(args, restorer)
     run = Run(args.run)
+    if not args.shard.is_whole:
+        with run.locked_shard(args.shard):
+            prior = load_prior(config.prior).to(restorer.device)
+            drawn = draw_shard(run, faces_of(run), restorer, prior, config.targets, args.shard, bars)
+        print(f"{drawn} pseudo targets of shard {args.shard} in {run.targets}; {GATHER}", file=sys.stderr)
+        return {"targets": drawn}
     with run.locked():
         found = faces_of(run)
         prior = load_prior(config.prior).to(restorer.device)
@@ -229,12 +246,12 @@ def add_commands(commands: Commands) -> None:
         group=STAGES,
         goes_on=True,
     )
-    with_run(sub)
+    in_shards(with_run(sub))
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="Folder of photos.")
     sub.add_argument("--size", type=int, help="Side of the crops in pixels (the restorer's).")
     text = "Draw pseudo targets for the faces of a run, and refuse those that are not fit to learn from."
     flags = (*SOURCES, *TARGET_FLAGS, *GATE_FLAGS, "--precision")
-    on_device(with_run(by_recipe(commands.add(targets, text, *flags, group=STAGES, goes_on=True))))
+    in_shards(on_device(with_run(by_recipe(commands.add(targets, text, *flags, group=STAGES, goes_on=True)))))
     flags = (*FACE_FLAGS, *SOURCES, *GATE_FLAGS, "--real", *TUNE_FLAGS)
     sub = commands.add(finetune, "Tune the restorer on a run's faces.", *flags, group=STAGES, goes_on=True)
     tunes(with_run(by_recipe(sub)))

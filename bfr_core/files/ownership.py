@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 LIST = ".bfr-files"
 Kind = Literal["run", "results"]
 LOCKS = frozenset({".lock", ".job.lock"})  # of a run; always empty
+SHARD_LOCK = re.compile(r"\.bfr-shard-(\d+-of-\d+)\.lock")  # see `files.shards`; always empty
 SCRATCH = re.compile(r"\.bfr-[0-9a-f]{12}\.part(\.\w+)?|.+\.bfr-part")  # names that no other program gives
 ALWAYS_THERE = frozenset({"thumbs.db", "desktop.ini"})  # what Windows adds to any folder
 # Version 0.1 kept no lists: by these files a folder is known as one of its stages, or as a run.
@@ -79,7 +80,7 @@ class Ledger:
             return False
         if SCRATCH.fullmatch(path.name):
             return True
-        if path.name in LOCKS:
+        if path.name in LOCKS or SHARD_LOCK.fullmatch(path.name):
             return self.there and not path.stat().st_size
         known = self._known.get(json.dumps(path.name))
         try:
