@@ -50,6 +50,9 @@ HEAVY = {
     "cma",
     "markupsafe",
     "platformdirs",
+    "ray",
+    "accelerate",
+    "pyarrow",
 }
 # Host and page packages -> the only places that may import them.
 KEPT_TO = {
@@ -62,6 +65,9 @@ KEPT_TO = {
     "gradio": ("bfr_core/web/gradio_page.py", "bfr_core/web/gradio_compat.py"),
     "fastapi": ("bfr_core/web/http_api.py",),
     "starlette": ("bfr_core/web/gradio_compat.py",),
+    "ray": ("bfr_core/cluster",),
+    "accelerate": ("bfr_core/cluster",),
+    "pyarrow": ("bfr_core/cluster",),
 }
 PACKAGE_OF = {"PIL": "pillow", "markupsafe": "jinja2", "skimage": "scikit-image", "cv2": "opencv-python-headless"}
 OWN = {"bfr_core", "nodes", "installation", "install", "tools", "tests"}

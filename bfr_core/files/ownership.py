@@ -336,7 +336,11 @@ def _mark(kind: str) -> str:
 
 
 def _add(folder: Path, line: str) -> None:
-    """Add a line to the folder's list, by one write: threads and processes may do so at once."""
+    """Add a line to the folder's list, by one write: threads and processes may do so at once.
+
+    A line that was cut short, by a full disk or a crash, is ended first: what follows it must not be lost with it.
+    """
     begin_list(folder)
-    with (folder / LIST).open("ab") as file:
-        file.write(f"{line}\n".encode())
+    with (folder / LIST).open("ab+") as file:
+        cut_short = file.seek(0, os.SEEK_END) > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
+        file.write(b"\n" * cut_short + f"{line}\n".encode())

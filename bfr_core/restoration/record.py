@@ -79,6 +79,13 @@ class RestorationRecord:
         for written in known:
             self._known.setdefault(written.name, []).append(written)
 
+    def forget(self) -> None:
+        """Forget what was written, to need no more memory; what is in the files stays there."""
+        with self._guard:
+            self._known.clear()
+            if self._whole and self._file.is_file():
+                self._own.clear()
+
     def about(self, name: str) -> list[Written]:
         """What is known of the result of this name, and of those with numbers in case the name is taken."""
         numbers = (numbered(Path(name), number).as_posix() for number in count(2))

@@ -29,7 +29,7 @@ from ..faces.detect import DETECTOR_TEXT, DETECTORS, THRESHOLD_TEXT, load_detect
 from ..faces.paste import face_patches
 from ..files.kinds import LeftOutError, without_name
 from ..files.names import numbered
-from ..files.ownership import Ledger, begin_list, claim_results, free_name, note_result
+from ..files.ownership import Ledger, begin_list, claim_results, free_name, note_result, tidy
 from ..files.photos import Photo, look_through, printable, read_photo, replace_atomically, without_place, write_photo
 from ..files.provenance import Step
 from ..files.records import fingerprint
@@ -713,6 +713,8 @@ def restore_folder(
     started = time.monotonic()
     jobs, left_out = plan_folder(folder, out)
     alone = claim_results(out)
+    if alone:
+        tidy(out)
     with locked_shard(out, shard):
         if restorer.caution:
             log.warning("%s", restorer.caution)
