@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import textwrap
 from pathlib import Path
@@ -163,28 +164,64 @@ def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from ..adaptation.adapt import learn
-    from ..adaptation.faces import collect_faces, faces_of
     from ..adaptation.good_faces import Examples, with_real_faces
     from ..adaptation.run import Run
-    from ..adaptation.target_stage import check_given, made_targets, match_targets
+    from ..cluster.processes import Launched, team_of_processes
     from ..diffusion.prior import load_prior
 
+    team = team_of_processes(args.device == "cpu")
+    if isinstance(team, Launched):
+        args.device = str(team.device) if args.device == "auto" else args.device
     base = base_restorer(args)
     config = settings_from(args, base)
     run = Run(args.run)
     prior = load_prior(config.prior) if config.finetune.perceptual else None
+    if team.count > 1 and config.album.real:
+        raise ValueError("--real: is not for several processes yet; tune in one process, or leave it out")
+    if not team.is_first:
+        return _help_to_tune(args, run, base, config, prior, team, bars)
     with run.locked():
-        if args.photos:
-            found = collect_faces(args.photos, run, base.size, config.faces, bars, base.device)
-        else:
-            found = faces_of(run)
-        if args.targets:
-            files, made_from = check_given(run, found, match_targets(found, args.targets), config.gate, bars)
-        else:
-            files, made_from = made_targets(run, found)
+        with team.first_goes_first():
+            found, files, made_from = _material(args, run, base, config, bars)
         good = with_real_faces(run, Examples(), base.size, config, bars)
-        result = learn(run, found, files, made_from, base, config.finetune, prior, bars, good=good)
+        result = learn(run, found, files, made_from, base, config.finetune, prior, bars, good=good, team=team)
     return _tuned(result, args.export_pth)
+
+
+def _material(args: argparse.Namespace, run: Any, base: Any, config: Any, bars: Bars) -> tuple[Any, Any, str]:
+    """The faces of a run, its targets by face name, and their fingerprint; what is missing is made."""
+    from ..adaptation.faces import collect_faces, faces_of
+    from ..adaptation.target_stage import check_given, made_targets, match_targets
+
+    found = (
+        collect_faces(args.photos, run, base.size, config.faces, bars, base.device) if args.photos else faces_of(run)
+    )
+    if args.targets:
+        return found, *check_given(run, found, match_targets(found, args.targets), config.gate, bars)
+    return found, *made_targets(run, found)
+
+
+def _help_to_tune(
+    args: argparse.Namespace, run: Any, base: Any, config: Any, prior: Any, team: Any, bars: Bars
+) -> dict[str, Any]:
+    """What a process does that is not the first of its team: it tunes with the others, and writes and says nothing."""
+    from ..adaptation.faces import faces_of
+    from ..adaptation.target_checks import accepted_targets
+    from ..adaptation.target_stage import made_targets, match_targets, targets_fingerprint
+    from ..adaptation.tuning import tune
+
+    logging.getLogger("bfr_core").setLevel(logging.ERROR)
+    args.json = False
+    with team.first_goes_first():
+        found = faces_of(run)
+    if args.targets:
+        given = match_targets(found, args.targets)
+        made_from = targets_fingerprint(found, given)
+        files = accepted_targets(run, given, made_from)
+    else:
+        files, made_from = made_targets(run, found)
+    tune(run, found, files, made_from, base, config.finetune, prior, lambda *_: bars.cancel.check(), team=team)
+    return {}
 
 
 def settings(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
