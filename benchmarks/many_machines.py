@@ -111,9 +111,7 @@ def main() -> None:
     parser.add_argument("--storage", type=float, default=default.storage, help="Megabytes a second, of all together.")
     parser.add_argument("--driver", type=float, default=default.driver, help="Seconds of the driver for a photo.")
     parser.add_argument("--task", type=int, default=default.task, help="Photos of a task.")
-    parser.add_argument(
-        "--spread", type=float, default=default.spread, help="Deviation over mean of a photo's seconds."
-    )
+    parser.add_argument("--spread", type=float, default=default.spread, help="Deviation over mean of the seconds.")
     print(as_table(plan(Inputs(**vars(parser.parse_args())))))
 
 

@@ -77,8 +77,7 @@ def held(folder: Path) -> dict[str, bytes]:
 
 def actors() -> list[int]:
     """Processes of the workers, the newest first."""
-    import psutil
-
+    psutil: Any = pytest.importorskip("psutil")
     found = [
         p for p in psutil.process_iter(["name", "cmdline", "create_time"]) if "MapWorker" in str(p.info["cmdline"])
     ]

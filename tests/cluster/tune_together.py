@@ -1,9 +1,10 @@
-"""Tune a tiny network for the tests, as a process of `accelerate launch` or alone: OUT, dtype, step to stop at or 0."""
+"""Tune a tiny network for the tests, as one of several processes or alone: OUT, dtype, step to stop at or 0."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from spandrel.architectures.NAFNet import NAFNet
@@ -27,10 +28,23 @@ def main(out: Path, dtype: torch.dtype, stop: int) -> None:
     net = NAFNet(img_channel=3, width=4, middle_blk_num=1, enc_blk_nums=[1], dec_blk_nums=[1]).to(dtype).eval()
     faces = torch.nn.functional.interpolate(torch.rand(12, 3, 8, 8), (32, 32), mode="bicubic").clamp(0, 1).to(dtype)
     pairs = list(zip((faces * 0.8 + 0.1), faces, strict=True))
-    more = {} if dtype == torch.float64 else {"adversarial": 0.1, "anchor": 0.5, "transplant": 0.5}
-    given = {"adversarial": 0.0, "perceptual": 0.0, "discriminator_features": 8, "precision": "float32"} | more
+    more: dict[str, Any] = {} if dtype == torch.float64 else {"adversarial": 0.1, "anchor": 0.5, "transplant": 0.5}
+    given: dict[str, Any] = {
+        "adversarial": 0.0,
+        "perceptual": 0.0,
+        "discriminator_features": 8,
+        "precision": "float32",
+    } | more
     config = FinetuneConfig(
-        iterations=STEPS, batch_size=6, micro_batch=2, lr=1e-3, lr_end=1e-4, texture=0.1, judge_every=20, **given
+        iterations=STEPS,
+        batch_size=6,
+        micro_batch=2,
+        lr=1e-3,
+        lr_end=1e-4,
+        texture=0.1,
+        judge_every=20,
+        held_out=0.0,
+        **given,
     )
     team = team_of_processes(cpu=True)
 
@@ -44,6 +58,7 @@ def main(out: Path, dtype: torch.dtype, stop: int) -> None:
         )
     except StopError:
         return
+    torch.save(net.state_dict(), out / "before.pt")
     torch.save(tuned.module.state_dict(), out / f"tuned {team.number} of {team.count}.pt")
 
 
