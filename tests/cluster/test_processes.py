@@ -22,6 +22,8 @@ LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 def call(processes: int, *words: str) -> None:
     pytest.importorskip("accelerate")
     start = [*LAUNCH, str(processes)] if processes > 1 else []
+    if start and words[0] == "-m":
+        words = ("-m", "--", *words[1:])  # so that the launcher does not take --run for an option of its own
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, *start, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
