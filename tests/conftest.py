@@ -21,13 +21,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all", action="store_true", help="also run the tests marked slow or host")
+    parser.addoption("--all", action="store_true", help="also run the tests marked slow, host or cluster")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--all") or config.getoption("markexpr"):
         return
-    left_out = [item for item in items if item.get_closest_marker("slow") or item.get_closest_marker("host")]
+    left_out = [item for item in items if any(map(item.get_closest_marker, ("slow", "host", "cluster")))]
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)
 

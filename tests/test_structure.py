@@ -50,6 +50,9 @@ HEAVY = {
     "cma",
     "markupsafe",
     "platformdirs",
+    "ray",
+    "accelerate",
+    "pyarrow",
 }
 # Host and page packages -> the only places that may import them.
 KEPT_TO = {
@@ -62,6 +65,9 @@ KEPT_TO = {
     "gradio": ("bfr_core/web/gradio_page.py", "bfr_core/web/gradio_compat.py"),
     "fastapi": ("bfr_core/web/http_api.py",),
     "starlette": ("bfr_core/web/gradio_compat.py",),
+    "ray": ("bfr_core/cluster",),
+    "accelerate": ("bfr_core/cluster",),
+    "pyarrow": ("bfr_core/cluster",),
 }
 PACKAGE_OF = {"PIL": "pillow", "markupsafe": "jinja2", "skimage": "scikit-image", "cv2": "opencv-python-headless"}
 OWN = {"bfr_core", "nodes", "installation", "install", "tools", "tests"}
@@ -295,7 +301,7 @@ WRITES_ITSELF = {
     ("bfr_core/web/http_api.py", "restored"): "a scratch file",
     ("bfr_core/adaptation/adapt.py", "collect_faces"): "adds lines to a file that `growing` answers for",
     ("bfr_core/restoration/record.py", "add"): "adds lines to a file whose name no other program gives",
-    ("bfr_core/adaptation/faces.py", "collect_faces"): "adds lines to a file that `growing` answers for",
+    ("bfr_core/adaptation/faces.py", "_examine"): "adds lines to a file that `growing` answers for",
 }
 
 

@@ -18,6 +18,7 @@ from ..restorers import Restorer, load_restorer
 from ..training.checkpoint import TuningProgress
 from ..training.config import FinetuneConfig
 from ..training.finetune import Watch
+from ..training.team import ALONE, Team
 from .config import AdaptConfig
 from .faces import FaceSet, StageCallback, collect_faces
 from .good_faces import Examples, take_good_faces
@@ -107,13 +108,17 @@ def learn(
     pause_after: float = 0.0,
     good: Examples | None = None,
     labels: Mapping[str, str] | None = None,
+    team: Team = ALONE,
 ) -> Adapted:
     """Tune on the targets, judge the result, save the restorer in `run`, and write the report.
 
-    Arguments as in `tune`. labels: what the report calls a photo, by its path below the folder of the photos.
+    Arguments as in `tune`; of a team, the first process calls this, and the others call `tune`. labels: what the report
+    calls a photo, by its path below the folder of the photos.
     """
     good = good or Examples()
-    tuned, progress = tune(run, faces, targets, made_from, base, config, prior, callback, watch, pause_after, good)
+    tuned, progress = tune(
+        run, faces, targets, made_from, base, config, prior, callback, watch, pause_after, good, team
+    )
     judgement = judge_tuning(base, tuned, faces, targets, config)
     save_tuned(run, base, tuned, prior, config, progress, judgement, len(learned_from(faces, targets)))
     likeness = measure_likeness(faces, base, tuned)

@@ -20,6 +20,7 @@ from ..files.kinds import LeftOutError, without_name
 from ..files.ownership import is_own, note, sha256_of
 from ..files.photos import look_through, photo_names, printable, read_image, read_photo, replace_atomically, write_image
 from ..files.records import fingerprint, read_table, write_json
+from ..files.shards import WHOLE, Shard
 from ..files.stages import growing, open_stage, remove
 from ..restoration.restore import square
 from .run import Run
@@ -120,19 +121,93 @@ def collect_faces(
     are deleted. A crop that was changed by hand is kept and used.
     Raises FileNotFoundError or ValueError if there are no photos, or no face in any of them.
     """
+    records, before, others = _examine(photos, run, size, config, callback, device, files)
+    found_with = fingerprint(asdict(config))
+    faces = [
+        face | {"photo": r["photo"], "found": fingerprint(found_with, r["sha256"]), "sha256": content_hash(crop)}
+        for r in records
+        for face in r["faces"]
+        if (crop := run.faces / f"{face['name']}.png")
+    ]
+    problems = [
+        {"photo": r["photo"], "problem": r["problem"], "status": r.get("status", "failed")}
+        for r in records
+        if r["problem"]
+    ]
+    problems += [
+        {"photo": path.as_posix(), "problem": f"{printable(path)}: {reason}", "status": "left_out"}
+        for path, reason in others.items()
+    ]
+    now = {face["name"] for face in faces}
+    remove(run.faces / f"{n}.png" for r in before.values() for n in _names_of(r) if n not in now)
+    if not faces:
+        raise ValueError(f"{printable(photos)}: no face could be taken from its {len(records)} images")
+    made = {"size": size, "fingerprint": fingerprint(size, [(face["name"], face["sha256"]) for face in faces])}
+    of_photos = {r["photo"]: "; ".join(r["notes"]) for r in records if r.get("notes")}
+    write_json(run.faces / "faces.json", made | {"faces": faces, "problems": problems, "notes": of_photos})
+    run.record("faces", {"photos": str(photos.name), "size": size} | asdict(config))
+    remove(path for path in _journals(run) if path.name.startswith("photos-"))  # of shards; photos.jsonl has it all
+    return faces_of(run)
+
+
+def collect_shard(
+    photos: Path,
+    run: Run,
+    size: int,
+    config: FaceConfig,
+    shard: Shard,
+    callback: StageCallback | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[int, list[dict[str, str]]]:
+    """The part of `collect_faces` that other processes need not wait for: the crops of a part of the photos.
+
+    Once all parts are there, `collect_faces` finds nothing left to examine and makes the run's list of faces. Returns
+    the number of faces, and photo, status and reason of each file, as `FaceSet.account` does; the files that are no
+    photos are in that of the first part.
+    """
+    records, _, others = _examine(photos, run, size, config, callback, device, shard=shard)
+    files = [
+        {
+            "photo": one["photo"],
+            "status": one["status"],
+            "reason": without_name(one["problem"], printable(one["photo"])) or "; ".join(one.get("notes", ())),
+        }
+        for one in records
+    ]
+    if shard.number == 1:
+        files += [{"photo": p.as_posix(), "status": "left_out", "reason": reason} for p, reason in others.items()]
+    return sum(len(one["faces"]) for one in records), sorted(files, key=lambda file: Path(file["photo"]).parts)
+
+
+def _examine(
+    photos: Path,
+    run: Run,
+    size: int,
+    config: FaceConfig,
+    callback: StageCallback | None,
+    device: torch.device | str,
+    files: Sequence[Path] | None = None,
+    shard: Shard = WHOLE,
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]], dict[Path, str]]:
+    """Write the crops of the photos of a part; arguments as in `collect_faces`.
+
+    Returns a record of each photo, those of all photos that were known before, and why other files are left out.
+    """
     if not 16 <= size <= 2048:
         raise ValueError(f"size is {size}; the side of a crop must be 16 to 2048 pixels")
     found, others = look_through(photos)
     files = found if files is None else list(files)
     relatives = [f.relative_to(photos) for f in files]
     open_stage(run.faces, old_crops(run))
-    journal = growing(run.faces / "photos.jsonl", JOURNAL_HEAD)
-    before = _read_journal(journal)
+    journal = growing(run.faces / f"photos{shard.suffix}.jsonl", JOURNAL_HEAD)
+    own = _read_journal(journal)
+    before = {photo: one for path in _journals(run) for photo, one in _records_of(_lines_of(path)).items()}
     made_with = fingerprint(size, asdict(config))
     detector = None
     records: list[dict[str, Any]] = []
     with journal.open("a", encoding="utf-8") as stream:
-        for step, (file, relative, name) in enumerate(zip(files, relatives, photo_names(relatives), strict=True)):
+        named = shard.of(list(zip(files, relatives, photo_names(relatives), strict=True)))
+        for step, (file, relative, name) in enumerate(named):
             photo = relative.as_posix()
             key: dict[str, Any] = {"photo": photo, "name": name, "made_with": made_with, "stamp": _stamp(file)}
             record = _still_true(before.get(photo, {}), key, file, run.faces)
@@ -157,37 +232,13 @@ def collect_faces(
                     record |= {"problem": f"{printable(relative)}: {reason}", "status": status}
                 if record["problem"] and record["status"] != "left_out":
                     log.warning("%s", record["problem"])
-            if record != before.get(photo):
+            if record != own.get(photo):
                 stream.write(json.dumps(record) + "\n")
                 stream.flush()
             records.append(record)
             if callback:
-                callback("faces", step + 1, len(files), None)
-    found_with = fingerprint(asdict(config))
-    faces = [
-        face | {"photo": r["photo"], "found": fingerprint(found_with, r["sha256"]), "sha256": content_hash(crop)}
-        for r in records
-        for face in r["faces"]
-        if (crop := run.faces / f"{face['name']}.png")
-    ]
-    problems = [
-        {"photo": r["photo"], "problem": r["problem"], "status": r.get("status", "failed")}
-        for r in records
-        if r["problem"]
-    ]
-    problems += [
-        {"photo": path.as_posix(), "problem": f"{printable(path)}: {reason}", "status": "left_out"}
-        for path, reason in others.items()
-    ]
-    now = {face["name"] for face in faces}
-    remove(run.faces / f"{n}.png" for r in before.values() for n in _names_of(r) if n not in now)
-    if not faces:
-        raise ValueError(f"{printable(photos)}: no face could be taken from its {len(files)} images")
-    made = {"size": size, "fingerprint": fingerprint(size, [(face["name"], face["sha256"]) for face in faces])}
-    of_photos = {r["photo"]: "; ".join(r["notes"]) for r in records if r.get("notes")}
-    write_json(run.faces / "faces.json", made | {"faces": faces, "problems": problems, "notes": of_photos})
-    run.record("faces", {"photos": str(photos.name), "size": size} | asdict(config))
-    return faces_of(run)
+                callback("faces", step + 1, len(named), None)
+    return records, before, others
 
 
 def _still_true(record: dict[str, Any], key: dict[str, Any], file: Path, folder: Path) -> dict[str, Any] | None:
@@ -315,7 +366,18 @@ def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
         text = "".join(json.dumps(line) + "\n" for line in lines)
         replace_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
         note(path, grows=True)
+    return _records_of(lines)
+
+
+def _records_of(lines: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The last record of every photo."""
     return {record["photo"]: record for record in lines if "photo" in record}
+
+
+def _journals(run: Run) -> list[Path]:
+    """The journals of the run's photos, that of the run itself and those of shards, the last one written at the end."""
+    found = [path for path in run.faces.glob("photos*.jsonl") if is_own(path)]
+    return sorted(found, key=lambda path: path.stat().st_mtime_ns)
 
 
 def _lines_of(journal: Path) -> list[dict[str, Any]]:

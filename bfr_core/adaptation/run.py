@@ -12,10 +12,12 @@ from typing import Any
 from ..files.ownership import claim, made_without_list, refuse_foreign, tidy
 from ..files.photos import printable
 from ..files.records import read_table, write_json
+from ..files.shards import Shard, locked_shard, shards_at_work
 from ..files.stages import growing, is_held, old_files
 
 log = logging.getLogger(__name__)
 
+SHARDS_BEGIN = 10.0  # seconds that the parts of a stage that are started at once wait for one another
 LOG_HEAD = "# What BFR Adapt did in this folder\n"
 # What version 0.1, which kept no lists, wrote into a run besides its stages; also demonstrations and benchmarks.
 OLD_FILES = (
@@ -170,13 +172,32 @@ class Run:
 
         Raises ValueError if another process holds it, OSError in one line if the folder cannot be written.
         """
+        with self._lock(timeout=1):  # whoever asks whether it is held, holds it for a moment
+            if at_work := shards_at_work(self.folder):
+                said = f"run {printable(self.folder)} is in use by shard {at_work[0].replace('-of-', '/')}"
+                raise ValueError(f"{said}; wait for it or stop it")
+            for name in WRITTEN_LAST:
+                refuse_foreign(self.folder / name)
+            tidy(self.folder)
+            with self._logging():
+                yield
+
+    @contextlib.contextmanager
+    def locked_shard(self, shard: Shard) -> Iterator[None]:
+        """Hold a part of a stage for this process; other processes may hold the other parts. Raises as `locked`."""
+        with contextlib.ExitStack() as held:
+            with self._lock(timeout=SHARDS_BEGIN):
+                held.enter_context(locked_shard(self.folder, shard))
+            yield
+
+    @contextlib.contextmanager
+    def _lock(self, timeout: float) -> Iterator[None]:
+        """Make the folder and hold its lock; see `locked` for what is raised."""
         from filelock import FileLock, Timeout
 
         try:
             self.claim()
-            for name in WRITTEN_LAST:
-                refuse_foreign(self.folder / name)
-            lock = FileLock(self.folder / ".lock", timeout=1)  # whoever asks whether it is held, holds it for a moment
+            lock = FileLock(self.folder / ".lock", timeout=timeout)
             lock.acquire()
         except Timeout:
             raise ValueError(
@@ -187,7 +208,14 @@ class Run:
             raise OSError(
                 f"run {printable(self.folder)}: cannot be written ({reason}); choose another folder"
             ) from None
-        tidy(self.folder)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextlib.contextmanager
+    def _logging(self) -> Iterator[None]:
+        """Write the log to log.txt, too."""
         handler = logging.FileHandler(growing(self.folder / "log.txt", LOG_HEAD), encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         package = logging.getLogger(__package__.partition(".adaptation")[0])
@@ -197,7 +225,6 @@ class Run:
         finally:
             package.removeHandler(handler)
             handler.close()
-            lock.release()
 
     def busy(self) -> bool:
         """Whether a process, this one included, holds the run."""

@@ -14,6 +14,7 @@ from ..diffusion.prior import Prior
 from ..files.ownership import made_by_hand, sha256_of
 from ..files.photos import list_images, printable, read_image
 from ..files.records import fingerprint, read_table, write_json
+from ..files.shards import WHOLE, Shard
 from ..files.stages import open_stage, remove, stage_folder
 from ..pixels import as_bytes
 from ..restorers import Restorer
@@ -103,25 +104,63 @@ def draw_targets(
     kept, used and named. A batch counts as drawn once all of it is on disk, so that a stage that was interrupted draws
     the same batches and the same targets. Returns the fingerprint of all targets.
     """
+    computed = {"computed_in": restorer.at_precision(config.precision).precision}
+    run.record("targets", asdict(config) | computed | {"restorer": restorer.name, "prior": prior.name})
+    drawn = _draw(run, faces, restorer, prior, config, callback)
+    fingerprint_value = targets_fingerprint(faces, {name: run.targets / f"{name}.png" for name in faces.names})
+    write_json(run.targets / "stage.json", {"fingerprint": fingerprint_value, "made": drawn})
+    remove(path for path in _markers(run) if path.name != "stage.json")  # of shards, whose lines stage.json has now
+    return fingerprint_value
+
+
+def draw_shard(
+    run: Run,
+    faces: FaceSet,
+    restorer: Restorer,
+    prior: Prior,
+    config: TargetConfig,
+    shard: Shard,
+    callback: StageCallback | None = None,
+) -> int:
+    """The part of `make_targets` that other processes need not wait for: the targets of a part of the faces.
+
+    The parts are cut at whole batches, so that together they draw what one process would draw. Once all parts are
+    there, `make_targets` finds nothing left to draw, and checks them. Returns the number of this part's targets.
+    """
+    clear = resolved_target_config(run, faces, restorer, prior, config, callback)
+    return len(_draw(run, faces, restorer, prior, clear, callback, shard))
+
+
+def _draw(
+    run: Run,
+    faces: FaceSet,
+    restorer: Restorer,
+    prior: Prior,
+    config: TargetConfig,
+    callback: StageCallback | None,
+    shard: Shard = WHOLE,
+) -> dict[str, str]:
+    """Draw the missing targets of a part; returns the key of each that is there, by face name, see `target_key`."""
     for folder in (run.restored, run.targets):
         open_stage(folder, old_crops(run))
     list_old_redrawn(run)
-    marker = run.targets / "stage.json"
-    made: dict[str, str] = read_table(marker, made=dict).get("made", {})
-    keys = {n: target_key(faces.crop(n), n, restorer, prior, config) for n in faces.names}
-    files = {n: run.targets / f"{n}.png" for n in faces.names}
+    marker = run.targets / f"stage{shard.suffix}.json"
+    made: dict[str, str] = {}
+    for path in _markers(run):
+        made |= read_table(path, made=dict).get("made", {})
+    own = shard.of(faces.names, config.batch_size)
+    keys = {n: target_key(faces.crop(n), n, restorer, prior, config) for n in own}
+    files = {n: run.targets / f"{n}.png" for n in own}
     by_hand = made_by_hand({n: path for n, path in files.items() if path.exists()})
     for name in by_hand:
         log.warning("targets/%s.png: was changed by hand; it is kept and used", printable(name))
-    missing = [n for n in faces.names if n not in by_hand and not (made.get(n) == keys[n] and files[n].exists())]
+    missing = [n for n in own if n not in by_hand and not (made.get(n) == keys[n] and files[n].exists())]
     if changed_ := sum(n in made and files[n].exists() for n in missing):
         log.info("targets/: %d are drawn anew, because faces, networks or settings changed", changed_)
-    made = _without_strays(run, made, faces)
+    made = _without_strays(run, made, faces) if shard.is_whole else {n: made[n] for n in own if n in made}
     write_json(marker, {"made": made})
-    computed = {"computed_in": restorer.at_precision(config.precision).precision}
-    run.record("targets", asdict(config) | computed | {"restorer": restorer.name, "prior": prior.name})
     calls = config.sampler.network_calls
-    total, there = len(faces) * calls, len(faces) - len(missing)
+    total, there = len(own) * calls, len(own) - len(missing)
 
     def step(call: int, calls: int, preview: Tensor) -> None:
         if callback:
@@ -139,9 +178,13 @@ def draw_targets(
             callback("targets", done * calls, total, None)
     if callback and not missing:
         callback("targets", total, total, None)
-    fingerprint_value = targets_fingerprint(faces, files)
-    write_json(marker, {"fingerprint": fingerprint_value, "made": made})
-    return fingerprint_value
+    return made
+
+
+def _markers(run: Run) -> list[Path]:
+    """The files that say from what each target was drawn, of the run and of shards, the one written last at the end."""
+    found = [path for pattern in ("stage.json", "stage-*-of-*.json") for path in run.targets.glob(pattern)]
+    return sorted(found, key=lambda path: path.stat().st_mtime_ns)
 
 
 def _without_strays(run: Run, made: dict[str, str], faces: FaceSet) -> dict[str, str]:

@@ -26,6 +26,7 @@ from ..training.batches import Pairs, SharpFaces
 from ..training.config import FinetuneConfig
 from ..training.finetune import TuningProgress, Watch, finetune, split
 from ..training.losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
+from ..training.team import ALONE, Team
 from .faces import FaceSet, StageCallback, resize_square
 from .folder_damage import ESTIMATED_FACES, folder_damage, likest
 from .good_faces import MAX_EXAMPLES, Examples
@@ -91,17 +92,19 @@ def tune(
     watch: Watch | None = None,
     pause_after: float = 0.0,
     good: Examples | None = None,
+    team: Team = ALONE,
 ) -> tuple[Restorer, TuningProgress]:
     """A copy of `restorer` that has learned from the run's faces and targets, and how the tuning went.
 
     targets: file by face name; faces without one are left out. made_from: fingerprint of the targets. prior: its
     encoder gives the perceptual term where LPIPS is not at hand. watch, pause_after: see `finetune`; a paused tuning
-    returns the best so far. good: see `take_good_faces`.
+    returns the best so far. good: see `take_good_faces`. team: see `finetune`; only its first process writes.
     """
     names, pairs = learned_from(faces, targets), pairs_of(faces, targets, restorer.size)
     computed = default_precision(restorer.device) if config.precision == "auto" else config.precision
     made_with = {"restorer": restorer.name, "prior": prior.name if prior else None, "computed_in": computed}
-    run.record("finetune", asdict(config) | made_with)
+    if team.is_first:
+        run.record("finetune", asdict(config) | made_with)
 
     def step(done: int, total: int, progress: TuningProgress) -> None:
         if callback:
@@ -114,7 +117,8 @@ def tune(
     shown += [good.real_fingerprint] if good.real else []
     sharp = None
     if config.sharp:
-        damage = folder_damage(run, faces, restorer)
+        with team.first_goes_first():
+            damage = folder_damage(run, faces, restorer)
         sharp = sharp_faces(damage, pairs, len(held))
         shown += [fingerprint(damage.as_json(), EmbeddedFaces(restorer.size).fingerprint)]
     return finetune(
@@ -130,6 +134,7 @@ def tune(
         callback=step,
         watch=watch,
         pause_after=pause_after,
+        team=team,
     )
 
 

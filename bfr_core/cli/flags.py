@@ -124,6 +124,24 @@ def on_device(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return sub
 
 
+def in_shards(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add --shard."""
+    from ..files.shards import WHOLE, Shard
+
+    def read(text: str) -> Shard:
+        try:
+            return Shard.read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    text = (
+        "Do only part I of N, counted from 1, while other processes or machines do the others; together they make what "
+        "one would have made."
+    )
+    sub.add_argument("--shard", type=read, default=WHOLE, metavar="I/N", help=text)
+    return sub
+
+
 def tunes(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the options of every command that tunes."""
     from ..adaptation.config import LOW_MEMORY_TEXT

@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..device import choose_device
 from ..files.ownership import free_place, note_result
 from ..files.photos import printable
 from .account import DONE, RESTORED, each_photo, prepare_results, print_account, problems_of
-from .flags import MAIN, STAGES, Commands, add_restore_flags, on_device, restore_config
+from .flags import MAIN, STAGES, Commands, add_restore_flags, in_shards, on_device, restore_config
 from .progress import Bars
 
 log = logging.getLogger(__name__)
@@ -27,24 +27,29 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from ..restorers.codeformer import with_fidelity
 
     config = restore_config(args)
-    restorer = load_restorer(args.restorer).to(choose_device(args.device))
+    restorer = load_restorer(args.restorer)
     if args.fidelity is not None:
         restorer = with_fidelity(restorer, args.fidelity)
         if getattr(restorer, "fidelity_weight", None) is None:
             log.warning("--fidelity %s: %s has none, and is used as it is", args.fidelity, printable(restorer.name))
-    result = restore_folder(
-        args.photos,
-        args.out,
-        restorer,
-        config,
-        aligned=args.aligned,
-        skip_existing=args.skip_existing,
-        again=args.again,
-        strip_gps=args.strip_gps,
-        person=args.person,
-        references=args.reference,
-        callback=bars.named("restore"),
-    )
+    how = {
+        "aligned": args.aligned,
+        "skip_existing": args.skip_existing,
+        "again": args.again,
+        "strip_gps": args.strip_gps,
+        "person": args.person,
+        "references": tuple(args.reference),
+    }
+    callback = bars.named("restore")
+    if args.workers:
+        result = _on_workers(args, config, how, restorer.caution, callback)
+    else:
+        restorer = restorer.to(choose_device(args.device))
+        result = restore_folder(args.photos, args.out, restorer, config, **how, callback=callback, shard=args.shard)
+    if args.parquet:
+        from ..cluster.table import write_parquet
+
+        write_parquet(free_place(args.parquet), result)
     counts = {status: result.count(status) for status in RESTORED}
     files: list[dict[str, Any]] = [
         {"photo": f.path.as_posix(), "status": f.status, "reason": "; ".join(filter(None, (f.reason, *f.notes)))}
@@ -63,6 +68,23 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     times = {"seconds": round(result.seconds, 2), "network_seconds": round(result.network_seconds, 2)}
     words = {"likeness": counts_of(likeness)} if likeness else {}
     return counts | times | {"files": files, "problems": problems} | ({"served_by": served} if served else {}) | words
+
+
+def _on_workers(
+    args: argparse.Namespace, config: Any, how: dict[str, Any], caution: str, callback: Callable[[int, int, Any], None]
+) -> Any:
+    """`restore_folder` on the engine that --workers names."""
+    from ..cluster.restore import Order, restore_on_ray
+
+    engine, _, address = args.workers.partition(":")
+    if engine != "ray":
+        raise ValueError(f"--workers {printable(args.workers)}: must be ray, or ray:ADDRESS for a cluster that runs")
+    if not args.shard.is_whole:
+        raise ValueError("--shard: is for work without an engine; with --workers, Ray cuts the work")
+    if caution:
+        log.warning("%s", caution)
+    order = Order(args.photos, args.out, args.restorer, config, args.device, args.fidelity, **how)
+    return restore_on_ray(order, address, args.cpus_per_worker, args.gpus_per_worker, callback)
 
 
 def tone(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
@@ -120,7 +142,18 @@ def add_commands(commands: Commands) -> None:
     from ..damage.tone import STRENGTH_TEXT
     from ..restorers.codeformer import FIDELITY_TEXT, CodeFormer
 
-    sub = on_device(commands.add(restore, "Restore the faces of a folder of photos.", group=MAIN, goes_on=True))
+    sub = commands.add(restore, "Restore the faces of a folder of photos.", group=MAIN, goes_on=True)
+    in_shards(on_device(sub))
+    text = (
+        "Restore on many machines: ray, or ray:ADDRESS of a cluster that runs; needs the packages of the extra cluster."
+    )
+    sub.add_argument("--workers", default="", metavar="ENGINE", help=text)
+    text = "With --workers: cores of each worker, which has as many threads (1)."
+    sub.add_argument("--cpus-per-worker", type=float, default=1, metavar="N", help=text)
+    text = "With --workers: graphics cards of each worker, such as 0.5 for two workers on a card (0)."
+    sub.add_argument("--gpus-per-worker", type=float, default=0, metavar="N", help=text)
+    text = "Also write the summary as a Parquet file, a row for each file; needs pyarrow."
+    sub.add_argument("--parquet", type=Path, metavar="FILE", help=text)
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="Folder of photos, or one photo.")
     sub.add_argument("--restorer", default="embedded", metavar="FILE", help="An adapted restorer, or any other.")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="Folder of results, named like the photos.")

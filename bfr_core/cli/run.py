@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import textwrap
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from ..files.photos import printable
 from ..settings import Setting, settings_of
-from .account import print_face_account
+from .account import FACES, print_account, print_face_account
 from .flags import (
     ALBUM_FLAGS,
     FACE_FLAGS,
@@ -24,12 +25,15 @@ from .flags import (
     all_settings,
     base_restorer,
     by_recipe,
+    in_shards,
     on_device,
     settings_from,
     tunes,
     with_run,
 )
 from .progress import Bars
+
+GATHER = "once all shards are done, the same command without --shard puts them together"
 
 
 def adapt(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
@@ -109,7 +113,7 @@ def _tuned(result: Any, pth: bool) -> dict[str, Any]:
 
 
 def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
-    from ..adaptation.faces import collect_faces
+    from ..adaptation.faces import collect_faces, collect_shard
     from ..adaptation.people import find_people, people_lines
     from ..adaptation.run import Run
 
@@ -117,6 +121,14 @@ def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     config = settings_from(args, base)
     run = Run(args.run)
     size = args.size or base.size
+    if not args.shard.is_whole:
+        if config.people.find:
+            raise ValueError("--people: needs the faces of all shards; give it when all are done, without --shard")
+        with run.locked_shard(args.shard):
+            count, files = collect_shard(args.photos, run, size, config.faces, args.shard, bars, base.device)
+        print_account(files, FACES, f"{count} faces of shard {args.shard} in {printable(run.faces)}")
+        print(GATHER, file=sys.stderr)
+        return {"faces": count, "files": files, "problems": [f for f in files if f["status"] != "used"]}
     with run.locked():
         found = collect_faces(args.photos, run, size, config.faces, bars, base.device)
         people = find_people(run, found, config.people, bars) if config.people.find else {}
@@ -130,12 +142,18 @@ def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from ..adaptation.faces import faces_of
     from ..adaptation.run import Run
-    from ..adaptation.target_stage import make_targets
+    from ..adaptation.target_stage import draw_shard, make_targets
     from ..diffusion.prior import load_prior
 
     restorer = base_restorer(args)
     config = settings_from(args, restorer)
     run = Run(args.run)
+    if not args.shard.is_whole:
+        with run.locked_shard(args.shard):
+            prior = load_prior(config.prior).to(restorer.device)
+            drawn = draw_shard(run, faces_of(run), restorer, prior, config.targets, args.shard, bars)
+        print(f"{drawn} pseudo targets of shard {args.shard} in {run.targets}; {GATHER}", file=sys.stderr)
+        return {"targets": drawn}
     with run.locked():
         found = faces_of(run)
         prior = load_prior(config.prior).to(restorer.device)
@@ -146,28 +164,64 @@ def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from ..adaptation.adapt import learn
-    from ..adaptation.faces import collect_faces, faces_of
     from ..adaptation.good_faces import Examples, with_real_faces
     from ..adaptation.run import Run
-    from ..adaptation.target_stage import check_given, made_targets, match_targets
+    from ..cluster.processes import Launched, team_of_processes
     from ..diffusion.prior import load_prior
 
+    team = team_of_processes(args.device == "cpu")
+    if isinstance(team, Launched):
+        args.device = str(team.device) if args.device == "auto" else args.device
     base = base_restorer(args)
     config = settings_from(args, base)
     run = Run(args.run)
     prior = load_prior(config.prior) if config.finetune.perceptual else None
+    if team.count > 1 and config.album.real:
+        raise ValueError("--real: is not for several processes yet; tune in one process, or leave it out")
+    if not team.is_first:
+        return _help_to_tune(args, run, base, config, prior, team, bars)
     with run.locked():
-        if args.photos:
-            found = collect_faces(args.photos, run, base.size, config.faces, bars, base.device)
-        else:
-            found = faces_of(run)
-        if args.targets:
-            files, made_from = check_given(run, found, match_targets(found, args.targets), config.gate, bars)
-        else:
-            files, made_from = made_targets(run, found)
+        with team.first_goes_first():
+            found, files, made_from = _material(args, run, base, config, bars)
         good = with_real_faces(run, Examples(), base.size, config, bars)
-        result = learn(run, found, files, made_from, base, config.finetune, prior, bars, good=good)
+        result = learn(run, found, files, made_from, base, config.finetune, prior, bars, good=good, team=team)
     return _tuned(result, args.export_pth)
+
+
+def _material(args: argparse.Namespace, run: Any, base: Any, config: Any, bars: Bars) -> tuple[Any, Any, str]:
+    """The faces of a run, its targets by face name, and their fingerprint; what is missing is made."""
+    from ..adaptation.faces import collect_faces, faces_of
+    from ..adaptation.target_stage import check_given, made_targets, match_targets
+
+    found = (
+        collect_faces(args.photos, run, base.size, config.faces, bars, base.device) if args.photos else faces_of(run)
+    )
+    if args.targets:
+        return found, *check_given(run, found, match_targets(found, args.targets), config.gate, bars)
+    return found, *made_targets(run, found)
+
+
+def _help_to_tune(
+    args: argparse.Namespace, run: Any, base: Any, config: Any, prior: Any, team: Any, bars: Bars
+) -> dict[str, Any]:
+    """What a process does that is not the first of its team: it tunes with the others, and writes and says nothing."""
+    from ..adaptation.faces import faces_of
+    from ..adaptation.target_checks import accepted_targets
+    from ..adaptation.target_stage import made_targets, match_targets, targets_fingerprint
+    from ..adaptation.tuning import tune
+
+    logging.getLogger("bfr_core").setLevel(logging.ERROR)
+    args.json = False
+    with team.first_goes_first():
+        found = faces_of(run)
+    if args.targets:
+        given = match_targets(found, args.targets)
+        made_from = targets_fingerprint(found, given)
+        files = accepted_targets(run, given, made_from)
+    else:
+        files, made_from = made_targets(run, found)
+    tune(run, found, files, made_from, base, config.finetune, prior, lambda *_: bars.cancel.check(), team=team)
+    return {}
 
 
 def settings(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
@@ -229,12 +283,12 @@ def add_commands(commands: Commands) -> None:
         group=STAGES,
         goes_on=True,
     )
-    with_run(sub)
+    in_shards(with_run(sub))
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="Folder of photos.")
     sub.add_argument("--size", type=int, help="Side of the crops in pixels (the restorer's).")
     text = "Draw pseudo targets for the faces of a run, and refuse those that are not fit to learn from."
     flags = (*SOURCES, *TARGET_FLAGS, *GATE_FLAGS, "--precision")
-    on_device(with_run(by_recipe(commands.add(targets, text, *flags, group=STAGES, goes_on=True))))
+    in_shards(on_device(with_run(by_recipe(commands.add(targets, text, *flags, group=STAGES, goes_on=True)))))
     flags = (*FACE_FLAGS, *SOURCES, *GATE_FLAGS, "--real", *TUNE_FLAGS)
     sub = commands.add(finetune, "Tune the restorer on a run's faces.", *flags, group=STAGES, goes_on=True)
     tunes(with_run(by_recipe(sub)))

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 LIST = ".bfr-files"
 Kind = Literal["run", "results"]
 LOCKS = frozenset({".lock", ".job.lock"})  # of a run; always empty
+SHARD_LOCK = re.compile(r"\.bfr-shard-(\d+-of-\d+)\.lock")  # see `files.shards`; always empty
 SCRATCH = re.compile(r"\.bfr-[0-9a-f]{12}\.part(\.\w+)?|.+\.bfr-part")  # names that no other program gives
 ALWAYS_THERE = frozenset({"thumbs.db", "desktop.ini"})  # what Windows adds to any folder
 # Version 0.1 kept no lists: by these files a folder is known as one of its stages, or as a run.
@@ -79,7 +80,7 @@ class Ledger:
             return False
         if SCRATCH.fullmatch(path.name):
             return True
-        if path.name in LOCKS:
+        if path.name in LOCKS or SHARD_LOCK.fullmatch(path.name):
             return self.there and not path.stat().st_size
         known = self._known.get(json.dumps(path.name))
         try:
@@ -335,7 +336,11 @@ def _mark(kind: str) -> str:
 
 
 def _add(folder: Path, line: str) -> None:
-    """Add a line to the folder's list, by one write: threads and processes may do so at once."""
+    """Add a line to the folder's list, by one write: threads and processes may do so at once.
+
+    A line that was cut short, by a full disk or a crash, is ended first: what follows it must not be lost with it.
+    """
     begin_list(folder)
-    with (folder / LIST).open("ab") as file:
-        file.write(f"{line}\n".encode())
+    with (folder / LIST).open("ab+") as file:
+        cut_short = file.seek(0, os.SEEK_END) > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
+        file.write(b"\n" * cut_short + f"{line}\n".encode())

@@ -10,10 +10,10 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import compress, islice
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,12 @@ from ..faces.detect import DETECTOR_TEXT, DETECTORS, THRESHOLD_TEXT, load_detect
 from ..faces.parse import FaceParser, has_parser
 from ..faces.paste import face_patches
 from ..files.kinds import LeftOutError, without_name
-from ..files.ownership import Ledger, begin_list, claim_results, free_name, note_result
+from ..files.names import numbered
+from ..files.ownership import Ledger, begin_list, claim_results, free_name, note_result, tidy
 from ..files.photos import Photo, look_through, printable, read_photo, replace_atomically, without_place, write_photo
 from ..files.provenance import Step
 from ..files.records import fingerprint
+from ..files.shards import WHOLE, Shard, locked_shard
 from ..files.tensors import sha256_of
 from ..metrics.detail import sharpness
 from ..pixels import luma, resized
@@ -694,7 +696,7 @@ class FolderResult:
 
 
 @dataclass(eq=False)
-class _Job:
+class Job:
     """A file on its way through `restore_folder`."""
 
     source: Path
@@ -734,6 +736,7 @@ def restore_folder(
     person: Path | None = None,
     references: Sequence[Path] = (),
     callback: RestoreCallback | None = None,
+    shard: Shard = WHOLE,
 ) -> FolderResult:
     """Restore every photo under `folder` into `out`, under the same relative path, name and format.
 
@@ -747,107 +750,204 @@ def restore_folder(
     being a restored crop (3, S, S) or None; it may raise to stop.
     strip_gps: leave out where the photos were taken. person: a photo of the person whose faces alone are restored, see
     `RestoreConfig.person_limit`. references: good photos of one person, whose detail is lent to that person's face in
-    each photo, see `restoration.reference`.
+    each photo, see `restoration.reference`. shard: restore only this part of the photos; other processes may restore
+    the other parts into the same `out` meanwhile, and all of them make what one would have made. The files that are no
+    photos are in the result of the first part.
     Where a file that is not this program's has a result's name, the result gets a number, and that is said.
     A photo without faces is copied as it is, or with `strip_gps` written anew, because a copy may hold the place in
     ways nobody can list; one that cannot be read or written is reported, and the others go on. Whatever else lies in
     the folder is in the result as left out.
-    Raises FileNotFoundError or ValueError if there are no photos, or a result would replace one of them.
+    Raises FileNotFoundError or ValueError if there are no photos, or a result would replace one of them, or another
+    process restores this part.
     """
-    config, folder, out = with_known_mask(config or RestoreConfig()), Path(folder), Path(out)
-    restorer = restorer.at_precision(config.precision)
+    config, folder, out = config or RestoreConfig(), Path(folder), Path(out)
     started = time.monotonic()
-    jobs, left_out = _plan(folder, out)
+    jobs, left_out = plan_folder(folder, out)
     alone = claim_results(out)
-    if restorer.caution:
-        log.warning("%s", restorer.caution)
-    detector = None if aligned else load_detector(config.detector, config.threshold, restorer.device)
-    parser = None if aligned else load_parser(config, restorer)
-    if aligned and config.background != OFF:
-        log.warning("background is %s, but aligned faces have none; it changes nothing", printable(config.background))
-    rest = None if aligned else load_background(config.background, restorer)
-    known = [*([person] if person else []), *references]
-    made_with = _made_with(restorer, config, detector, strip_gps, known, rest)
-    record = RestorationRecord(out)
-    results: dict[Path, FileResult] = {}
-    network_seconds, step = 0.0, 0
-    results |= {job.relative: left for job in jobs if (left := _left_alone(job, record, made_with, skip_existing))}
-    others = [job for job in jobs if job.relative not in results]
-    _give_free_names(others)
-    for job in others:
-        kept = None if again else record.made_before(job.name, job.source, made_with)
-        if kept:
-            said = (kept.reason, kept.faces, kept.served, True, kept.notes)
-            likeness = tuple(FaceLikeness.of(one) for one in kept.likeness)
-            results[job.relative] = FileResult(job.relative, "kept", *said, place=job.target, likeness=likeness)
-    for step in range(1, 1 + len(results)):
-        if callback:
-            callback(step, len(jobs), None)
-    if results:
-        log.info("%d of %d results are there already", len(results), len(jobs))
-    todo = [job for job in jobs if job.relative not in results]
-    whose = (person, config.person_limit, references, config.reference_strength, config.reference_limit)
-    look = load_check(config.likeness, restorer, detector, *whose) if todo else None
-    one_at_a_time = threading.Lock()  # detectors keep notes while they look
-
-    def read(job: _Job) -> _Job:
-        job.key = key_of(job.source, made_with)  # of what is read next: a photo that changes then has another key
-        _read(job, restorer.size, config, detector, one_at_a_time)
-        return job
-
-    readers = ThreadPoolExecutor(2, "bfr-read")
-    writers = ThreadPoolExecutor(2, "bfr-write")
-    # Photos may be large: few are held at once. Aligned faces are small, and fill a batch together.
-    group_size = config.batch_size if aligned else 1
-    writing: deque[tuple[_Job, Future[FileResult]]] = deque()
-
-    def collect(at_most: int) -> None:
-        nonlocal step
-        while len(writing) > at_most:
-            job, written = writing.popleft()
-            result = written.result()
-            result = results[job.relative] = replace(result, place=job.target if result.written else None)
-            if not alone and job.target.is_file():
-                note_result(job.target)
-            if result.reason and result.status != "left_out":
-                log.warning("%s: %s", printable(job.relative), printable(result.reason))
-            for line in warnings_of(result.likeness) if result.status == "restored" else ():
-                log.warning("%s: %s", printable(job.relative), line)
-            step += 1
+    if alone:
+        tidy(out)
+    with locked_shard(out, shard):
+        if restorer.caution:
+            log.warning("%s", restorer.caution)
+        work = FolderRestorer(
+            out, restorer, config, RestorationRecord(out, shard.suffix[1:]), aligned=aligned,
+            skip_existing=skip_existing, again=again, strip_gps=strip_gps, person=person, references=references,
+            alone=alone,
+        )  # fmt: skip
+        jobs = shard.of(jobs, work.together)
+        results = {job.relative: there for job in jobs if (there := work.there_already(job))}
+        for step in range(1, 1 + len(results)):
             if callback:
-                callback(step, len(jobs), next((crop for crop in job.restored if isinstance(crop, Tensor)), None))
-            job.restored = []
-
-    try:
-        for group in _groups(_ahead(readers, read, todo, 2 * group_size + 1), group_size):
-            crops = [crop for job in group for crop in job.crops]
-            before = time.monotonic()
-            told: list[str] = []
-            how_restored = (restorer, config.batch_size, None, told, config.even_tone and not aligned)
-            results_and_servers = zip(restore_crops(crops, *how_restored), told, strict=True)
-            network_seconds += time.monotonic() - before
-            for job in group:
-                of_job = list(islice(results_and_servers, len(job.crops)))
-                job.restored = [new for new, _ in of_job]
-                job.served = tuple(by for _, by in of_job if by)
-                before = time.monotonic()
-                _restore_rest(job, rest, config)
-                network_seconds += time.monotonic() - before
-                _act(job, look)
-                step_of = partial(restoration_step, restorer, config, detector, likeness=job.likeness, background=rest)
-                how = (config, aligned, parser, step_of, strip_gps, record)
-                writing.append((job, writers.submit(_write_and_note, job, *how)))
-            collect(2 * group_size)
-        collect(0)
-    finally:
-        for pool in (readers, writers):
-            pool.shutdown(wait=True, cancel_futures=True)
-    results |= {path: FileResult(path, "left_out", reason) for path, reason in left_out.items()}
+                callback(step, len(jobs), None)
+        if results:
+            log.info("%d of %d results are there already", len(results), len(jobs))
+        with contextlib.closing(work.restored(job for job in jobs if job.relative not in results)) as restored:
+            for job, result in restored:
+                results[job.relative] = result
+                warn_of(result)
+                if callback:
+                    preview = next((crop for crop in job.restored if isinstance(crop, Tensor)), None)
+                    callback(len(results), len(jobs), preview)
+    if shard.number == 1:
+        results |= {path: FileResult(path, "left_out", reason) for path, reason in left_out.items()}
     files = sorted(results.values(), key=lambda file: file.path.parts)
-    return FolderResult(files, time.monotonic() - started, network_seconds)
+    return FolderResult(files, time.monotonic() - started, work.network_seconds)
 
 
-def _plan(folder: Path, out: Path) -> tuple[list[_Job], dict[Path, str]]:
+def warn_of(result: FileResult) -> None:
+    """Log what a user should know of a photo that was just restored, or was not."""
+    if result.reason and result.status != "left_out":
+        log.warning("%s: %s", printable(result.path), printable(result.reason))
+    for line in warnings_of(result.likeness) if result.status == "restored" else ():
+        log.warning("%s: %s", printable(result.path), line)
+
+
+class FolderRestorer:
+    """What restores photos of a folder, one after the other: the networks, the settings and the folder of results.
+
+    Arguments as in `restore_folder`; record: where results are noted. alone: see `claim_results`. A photo's result
+    depends on the photo alone, and an aligned one's, by rounding, on those that are in the network with it.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        restorer: Restorer,
+        config: RestoreConfig,
+        record: RestorationRecord,
+        *,
+        aligned: bool = False,
+        skip_existing: bool = False,
+        again: bool = False,
+        strip_gps: bool = False,
+        person: Path | None = None,
+        references: Sequence[Path] = (),
+        alone: bool = True,
+    ) -> None:
+        config, restorer = with_known_mask(config), restorer.at_precision(config.precision)
+        self.out, self.restorer, self.config, self.record = out, restorer, config, record
+        self.aligned, self.skip_existing, self.again, self.alone = aligned, skip_existing, again, alone
+        self.strip_gps, self.person, self.references = strip_gps, person, references
+        self.network_seconds = 0.0
+        self.detector = None if aligned else load_detector(config.detector, config.threshold, restorer.device)
+        self.parser = None if aligned else load_parser(config, restorer)
+        if aligned and config.background != OFF:
+            set_to = printable(config.background)
+            log.warning("background is %s, but aligned faces have none; it changes nothing", set_to)
+        self.rest = None if aligned else load_background(config.background, restorer)
+        known = [*([person] if person else []), *references]
+        self.made_with = _made_with(restorer, config, self.detector, strip_gps, known, self.rest)
+        self._ledgers: dict[Path, Ledger] = {}
+
+    @property
+    def together(self) -> int:
+        """How many photos are in the network at once.
+
+        Photos may be large: few are held at once. Aligned faces are small, and fill a batch together.
+        """
+        return self.config.batch_size if self.aligned else 1
+
+    @cached_property
+    def look(self) -> LikenessCheck | None:
+        """The check of likeness; loaded once there is something to look at."""
+        config = self.config
+        limits = (config.person_limit, self.references, config.reference_strength, config.reference_limit)
+        return load_check(config.likeness, self.restorer, self.detector, self.person, *limits)
+
+    def there_already(self, job: Job) -> FileResult | None:
+        """What is to be said of a photo whose result is there and stays; None for one that is to be restored.
+
+        The job then has a place that no file of others has, nor one that was changed since it was restored.
+        """
+        left = _left_alone(job, self.record, self.made_with, self.skip_existing)
+        if left:
+            return left
+        place = self._free_place(job)
+        if place != job.target:
+            log.warning("%s: the name is taken; the result is %s", printable(job.relative), printable(place.name))
+            job.target = place
+        kept = None if self.again else self.record.made_before(job.name, job.source, self.made_with)
+        if not kept:
+            return None
+        said = (kept.reason, kept.faces, kept.served, True, kept.notes)
+        likeness = tuple(FaceLikeness.of(one) for one in kept.likeness)
+        return FileResult(job.relative, "kept", *said, place=job.target, likeness=likeness)
+
+    def _free_place(self, job: Job) -> Path:
+        """The job's place, with a number if it is not free; that of another photo's result is not free either."""
+        if not os.path.lexists(job.target):
+            return job.target
+        folder = job.target.parent
+        for known in (self._ledgers.get(folder), None):  # read again: others may write there meanwhile
+            self._ledgers[folder] = known or Ledger(folder)
+            if self._ledgers[folder].owns(job.target):
+                return job.target
+        numbers = (numbered(job.source, number) for number in range(2, 100))
+        others = {job.target.with_name(photo.name) for photo in numbers if os.path.lexists(photo)}
+        return free_name(job.target, others, ledger=self._ledgers[folder])
+
+    def restored(self, jobs: Iterable[Job]) -> Generator[tuple[Job, FileResult], None, None]:
+        """Restore photos and write their results; each job, in their order, once its result is written.
+
+        A photo that cannot be read, restored or written is reported as failed, and the others go on.
+        """
+        one_at_a_time = threading.Lock()  # detectors keep notes while they look
+        group_size = self.together
+
+        def read(job: Job) -> Job:
+            job.key = key_of(job.source, self.made_with)  # of what is read next: if it changes then, its key is another
+            _read(job, self.restorer.size, self.config, self.detector, one_at_a_time)
+            return job
+
+        readers = ThreadPoolExecutor(2, "bfr-read")
+        writers = ThreadPoolExecutor(2, "bfr-write")
+        writing: deque[tuple[Job, Future[FileResult]]] = deque()
+
+        def written(at_most: int) -> Iterator[tuple[Job, FileResult]]:
+            while len(writing) > at_most:
+                job, result = writing.popleft()
+                yield job, self._noted(job, result.result())
+                job.restored = []
+
+        try:
+            for group in _groups(_ahead(readers, read, jobs, 2 * group_size + 1), group_size):
+                self._restore(group)
+                writing += [(job, writers.submit(self._write, job)) for job in group]
+                yield from written(2 * group_size)
+            yield from written(0)
+        finally:
+            for pool in (readers, writers):
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _restore(self, group: list[Job]) -> None:
+        """Fill in what the networks make of each job that was read."""
+        started = time.monotonic()
+        crops = [crop for job in group for crop in job.crops]
+        told: list[str] = []
+        how = (self.restorer, self.config.batch_size, None, told, self.config.even_tone and not self.aligned)
+        results_and_servers = zip(restore_crops(crops, *how), told, strict=True)
+        for job in group:
+            of_job = list(islice(results_and_servers, len(job.crops)))
+            job.restored = [new for new, _ in of_job]
+            job.served = tuple(by for _, by in of_job if by)
+            _restore_rest(job, self.rest, self.config)
+        self.network_seconds += time.monotonic() - started
+        for job in group:
+            _act(job, self.look)
+
+    def _write(self, job: Job) -> FileResult:
+        made_by = (self.restorer, self.config, self.detector)
+        step_of = partial(restoration_step, *made_by, likeness=job.likeness, background=self.rest)
+        how = (self.config, self.aligned, self.parser, step_of, self.strip_gps, self.record)
+        return _write_and_note(job, *how)
+
+    def _noted(self, job: Job, result: FileResult) -> FileResult:
+        if not self.alone and job.target.is_file():
+            note_result(job.target)
+        return replace(result, place=job.target if result.written else None)
+
+
+def plan_folder(folder: Path, out: Path) -> tuple[list[Job], dict[Path, str]]:
     """A job for every photo under `folder`, and why the other files are left out; results in `out` are neither."""
     real_folder, results = _real(folder), _real(out)
     if real_folder == results:
@@ -860,11 +960,14 @@ def _plan(folder: Path, out: Path) -> tuple[list[_Job], dict[Path, str]]:
         left_out = {path: left_out[path] for path in outside}
     if not sources:
         raise ValueError(f"{printable(folder)}: holds no photos besides the results in {printable(out)}")
-    jobs = [_Job(path, path.relative_to(folder), out / path.relative_to(folder)) for path in sources]
+    jobs = [Job(path, path.relative_to(folder), out / path.relative_to(folder)) for path in sources]
     originals = {_real(path) for path in sources}
     for job in jobs:
         if _real(job.target) in originals:
             raise ValueError(f"{printable(job.target)}: is one of the photos; choose another folder for the results")
+    for place in {job.target.parent for job in jobs}:
+        if place.is_dir():
+            begin_list(place)
     return jobs, left_out
 
 
@@ -873,24 +976,7 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _give_free_names(jobs: list[_Job]) -> None:
-    """Let no result replace a file that is not this program's, or that was changed since it was restored."""
-    folders = {job.target.parent for job in jobs}
-    for folder in folders:
-        if folder.is_dir():
-            begin_list(folder)
-    ledgers = {folder: Ledger(folder) for folder in folders}
-    taken = {job.target for job in jobs}
-    for job in jobs:
-        taken.discard(job.target)  # its own name is free to it, those of the others are not
-        place = free_name(job.target, taken, ledger=ledgers[job.target.parent])
-        taken |= {place, job.target}
-        if place != job.target:
-            log.warning("%s: the name is taken; the result is %s", printable(job.relative), printable(place.name))
-            job.target = place
-
-
-def _restore_rest(job: _Job, background: Background | None, config: RestoreConfig) -> None:
+def _restore_rest(job: Job, background: Background | None, config: RestoreConfig) -> None:
     """Fill in the photo with its rest restored, or the problem."""
     if background is None or job.photo is None:
         return
@@ -900,7 +986,7 @@ def _restore_rest(job: _Job, background: Background | None, config: RestoreConfi
         job.problem, job.photo, job.crops = f"the rest of the photo failed: {_reason(error, job)}", None, []
 
 
-def _act(job: _Job, check: LikenessCheck | None) -> None:
+def _act(job: Job, check: LikenessCheck | None) -> None:
     """Leave alone what the check of likeness, or of the person who is looked for, says."""
     if check is None or not job.crops:
         return
@@ -934,7 +1020,7 @@ def _made_with(
     return fingerprint(__version__, restorer.sha256, restorer.precision, fidelity, own, by, strip_gps, *known)
 
 
-def _left_alone(job: _Job, record: RestorationRecord, made_with: str, skip_existing: bool) -> FileResult | None:
+def _left_alone(job: Job, record: RestorationRecord, made_with: str, skip_existing: bool) -> FileResult | None:
     """What is to be said of a photo whose result stays as somebody left it; None if it is to be restored.
 
     A result that was changed since it was made stays, unless other settings are asked for: then the new result gets a
@@ -950,9 +1036,9 @@ def _left_alone(job: _Job, record: RestorationRecord, made_with: str, skip_exist
     return None
 
 
-def _ahead(pool: ThreadPoolExecutor, work: Callable[[_Job], _Job], jobs: Iterable[_Job], count: int) -> Iterator[_Job]:
+def _ahead(pool: ThreadPoolExecutor, work: Callable[[Job], Job], jobs: Iterable[Job], count: int) -> Iterator[Job]:
     """`map(work, jobs)` in order, with up to `count` of them in the pool before they are asked for."""
-    waiting: deque[Future[_Job]] = deque()
+    waiting: deque[Future[Job]] = deque()
     for job in jobs:
         waiting.append(pool.submit(work, job))
         if len(waiting) > count:
@@ -961,8 +1047,8 @@ def _ahead(pool: ThreadPoolExecutor, work: Callable[[_Job], _Job], jobs: Iterabl
         yield waiting.popleft().result()
 
 
-def _groups(jobs: Iterable[_Job], size: int) -> Iterator[list[_Job]]:
-    group: list[_Job] = []
+def _groups(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
+    group: list[Job] = []
     for job in jobs:
         group.append(job)
         if len(group) == size:
@@ -973,7 +1059,7 @@ def _groups(jobs: Iterable[_Job], size: int) -> Iterator[list[_Job]]:
 
 
 def _read(
-    job: _Job, size: int, config: RestoreConfig, detector: FindFaces | None, one_at_a_time: threading.Lock
+    job: Job, size: int, config: RestoreConfig, detector: FindFaces | None, one_at_a_time: threading.Lock
 ) -> None:
     """Fill in the photo and its crops, or the problem."""
     try:
@@ -1003,7 +1089,7 @@ def _read(
 
 
 def _write_and_note(
-    job: _Job,
+    job: Job,
     config: RestoreConfig,
     aligned: bool,
     parser: Parser | None,
@@ -1027,7 +1113,7 @@ def _write_and_note(
 
 
 def _write(
-    job: _Job,
+    job: Job,
     config: RestoreConfig,
     aligned: bool,
     parser: Parser | None,
@@ -1075,7 +1161,7 @@ def _write(
         return FileResult(job.relative, "failed", _reason(error, job))
 
 
-def _reason(error: Exception, job: _Job) -> str:
+def _reason(error: Exception, job: Job) -> str:
     """What `error` says, without the photo's name, which is said before it."""
     return without_name(first_line(error), printable(job.source.name))
 

@@ -18,6 +18,7 @@ from ..damage.transplant import damage_filter, transplanted
 from ..randomness import keyed_generator
 from .config import FinetuneConfig
 from .objectives import Batch
+from .team import ALONE
 
 MAX_EXAMPLES_SHARE, EXAMPLES_FOR_ALL = 0.5, 8  # examples are at most half of the clean faces, which four of them reach
 
@@ -103,9 +104,11 @@ def micro_batches(
     filters: dict[int, Tensor] | None = None,
     examples: Tensor | None = None,
     sharp: SharpFaces | None = None,
+    passes: Sequence[slice] | None = None,
 ) -> Iterator[Batch]:
     """The faces of one step, mirrored at random, some with another face's damage; fixed by the seed and the step.
 
+    passes: places in the step's batch of the faces of each batch that is made; by default micro-batches of all faces.
     filters: see `batch_of`. examples: see `finetune`; example i has the key -1 - i. sharp: whose face i has the
     key len(pairs) + i, and always a donor.
     """
@@ -133,8 +136,9 @@ def micro_batches(
             if chance < config.sharp:
                 chosen[-1] = (len(pairs) + int(which * sharp.trained_on), mirrored)
                 donors[-1] = train[int(donor * len(train))]
-    for i in range(0, config.batch_size, config.micro_batch):
-        some = slice(i, i + config.micro_batch)
+    if passes is None:
+        passes = ALONE.passes(config.batch_size, config.micro_batch, config.micro_batch)
+    for some in passes:
         yield batch_of(pairs, chosen[some], donors[some], filters, examples, sharp)
 
 

@@ -55,6 +55,12 @@ class Tuning:
     progress: TuningProgress = field(default_factory=TuningProgress)
 
     @property
+    def moved(self) -> list[nn.Parameter]:
+        """The parameters that the optimizers move, always in the same order."""
+        optimizers = filter(None, (self.optimizer, self.critic_optimizer))
+        return [one for optimizer in optimizers for group in optimizer.param_groups for one in group["params"]]
+
+    @property
     def parts(self) -> dict[str, Any]:
         """The parts that have a `state_dict`, by their names in a checkpoint."""
         names = ("net", "ema", "optimizer", "critic", "critic_optimizer")

@@ -29,6 +29,7 @@ from .discriminator import discriminator_loss, generator_loss, seeded_discrimina
 from .losses import ImageLoss
 from .objectives import Objective, objective_of, weighted
 from .stochastic_depth import drawing, switch_on
+from .team import ALONE, Team
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ def finetune(
     callback: TuneCallback | None = None,
     watch: Watch | None = None,
     pause_after: float = 0.0,
+    team: Team = ALONE,
 ) -> tuple[Restorer, TuningProgress]:
     """A copy of `restorer` tuned on `pairs`, and how it went; the weights are the best of the moving average.
 
@@ -66,6 +68,8 @@ def finetune(
     callback: (step, steps, progress) after every step and between the faces that checkpoints are compared on; what it
     raises ends the tuning, after a checkpoint. watch: (moving average, progress) after every step, for looking only.
     pause_after: minutes after which this session ends with the best so far, to be continued later; 0 = never.
+    team: the processes that tune together, each called with the same arguments; all end with the same weights, those
+    of one process but for the order of sums, and only the first one writes the checkpoint.
     Raises ValueError if there are no pairs or the loss becomes NaN.
     """
     if not len(pairs):
@@ -77,7 +81,8 @@ def finetune(
     tuning = begin(restorer, config)
     student, average = replace(restorer, module=tuning.net), replace(restorer, module=tuning.ema)
     if checkpoint:
-        load(tuning, checkpoint, fingerprint, config)
+        with team.first_goes_first():
+            load(tuning, checkpoint, fingerprint, config)
     progress = tuning.progress
 
     def tell() -> None:
@@ -92,18 +97,20 @@ def finetune(
     between_steps = True
     try:
         while (done := fraction_done(progress, config)) < 1:
-            if pause_after and time.monotonic() - started > 60 * pause_after:
+            if pause_after and team.as_first(time.monotonic() - started) > 60 * pause_after:
                 log.info("paused at step %d; started again, the tuning goes on", progress.step)
                 break
 
             # Forward and backward, one pass after the other; where the memory is too small they get smaller for good.
-            passes = partial(gradients, tuning, student, objective, faces, config)
+            passes = partial(gradients, tuning, student, objective, faces, config, team=team)
             try:
                 losses, micro_batch = halving(passes, micro_batch)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 raise ValueError("too little memory to tune on one face at a time; try --low-memory") from None
+            losses = team.sum_losses(losses)
+            team.sum_gradients(tuning.moved)
             if not all(map(math.isfinite, losses.values())):
                 raise ValueError(f"the loss became NaN at step {progress.step}; try a lower lr or precision float32")
             if config.clip:
@@ -116,7 +123,7 @@ def finetune(
             average_into(tuning.ema, tuning.net, average_decay(config, progress.step))
             for name, value in losses.items():
                 progress.losses.setdefault(name, []).append((progress.step, value))
-            progress.seconds = earlier + time.monotonic() - started
+            progress.seconds = earlier + team.as_first(time.monotonic() - started)
             between_steps = True
 
             # Judge.
@@ -127,11 +134,11 @@ def finetune(
                 watch(average, progress)
 
             # Save.
-            if checkpoint and time.monotonic() - saved > config.checkpoint_seconds:
+            if checkpoint and team.is_first and time.monotonic() - saved > config.checkpoint_seconds:
                 save(tuning, checkpoint, fingerprint, config)
                 saved = time.monotonic()
     finally:
-        if checkpoint and between_steps:
+        if checkpoint and team.is_first and between_steps:
             save(tuning, checkpoint, fingerprint, config)
         # The networks are no longer needed, but they refer to themselves in circles: recomputed blocks and PyTorch's
         # parametrizations would hold their memory until Python next looks for such circles.
@@ -161,19 +168,26 @@ def begin(restorer: Restorer, config: FinetuneConfig) -> Tuning:
 
 
 def gradients(
-    tuning: Tuning, student: Restorer, objective: Objective, faces: Material, config: FinetuneConfig, size: int
+    tuning: Tuning,
+    student: Restorer,
+    objective: Objective,
+    faces: Material,
+    config: FinetuneConfig,
+    size: int,
+    team: Team = ALONE,
 ) -> dict[str, float]:
-    """The loss terms of one step, whose gradients are then in the networks; a pass takes `size` faces.
+    """The loss terms of this process's part of a step, whose gradients are then in the networks.
 
-    student: the restorer with `tuning.net`. Every call starts from zero gradients.
+    student: the restorer with `tuning.net`. size: of a pass, in faces. Every call starts from zero gradients.
     """
     device, step, critic = student.device, tuning.progress.step, tuning.critic
     losses: dict[str, float] = {}
     for optimizer in filter(None, (tuning.optimizer, tuning.critic_optimizer)):
         optimizer.zero_grad()
-    smaller = replace(config, micro_batch=size)
-    first = 0  # of this pass in the step's batch
-    for batch in micro_batches(faces.pairs, faces.train, step, smaller, faces.filters, faces.examples, faces.sharp):
+    passes = team.passes(config.batch_size, config.micro_batch, size)
+    material = (faces.filters, faces.examples, faces.sharp)
+    batches = micro_batches(faces.pairs, faces.train, step, config, *material, passes=passes)
+    for first, batch in zip((places.start for places in passes), batches, strict=True):
         batch = batch.placed(student)
         share = len(batch.lq) / config.batch_size
 
@@ -195,19 +209,27 @@ def gradients(
 
         for name, value in terms.items():
             losses[name] = losses.get(name, 0.0) + float(value.detach()) * share
-        first += len(batch.lq)
     if config.anchor:
-        losses["anchor"] = anchor_gradients(student, objective, faces, step, smaller)
+        losses["anchor"] = anchor_gradients(student, objective, faces, step, config, size, team)
     return losses
 
 
 def anchor_gradients(
-    student: Restorer, objective: Objective, faces: Material, step: int, config: FinetuneConfig
+    student: Restorer,
+    objective: Objective,
+    faces: Material,
+    step: int,
+    config: FinetuneConfig,
+    size: int,
+    team: Team = ALONE,
 ) -> float:
-    """The loss on the anchor's faces of one step, whose gradients are added to those in the student's network."""
+    """The loss on this process's anchor faces of a step, whose gradients are added to those in the student's network.
+
+    size: of a pass, in faces.
+    """
     total = 0.0
     damaged = anchor_faces(faces.pairs, faces.train, step, config, faces.examples)
-    for lq in damaged.split(config.micro_batch):
+    for lq in (damaged[places] for places in team.passes(len(damaged), config.micro_batch, size)):
         with autocast(student.device, config.precision):
             loss = weighted(objective.anchor(student, student.placed(lq)), config.weights)
         (loss * len(lq) / config.batch_size).backward()

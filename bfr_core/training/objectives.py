@@ -52,15 +52,15 @@ class Pixels:
 
     def terms(self, student: Restorer, batch: Batch) -> Terms:
         restored = student(batch.lq)
-        losses = self._compare(restored.float(), batch.target)
+        losses = self._compare(at_least_float32(restored), batch.target)
         if self.weights["perceptual"] and self.perceptual is not None:
-            losses["perceptual"] = self.perceptual(restored.float(), batch.target)
+            losses["perceptual"] = self.perceptual(at_least_float32(restored), batch.target)
         return Terms(losses, restored)
 
     def anchor(self, student: Restorer, lq: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
-            wanted = self.base(lq).float().clamp(0, 1)
-        return self._compare(student(lq).float(), wanted)
+            wanted = at_least_float32(self.base(lq)).clamp(0, 1)
+        return self._compare(at_least_float32(student(lq)), wanted)
 
     def _compare(self, restored: Tensor, target: Tensor) -> dict[str, Tensor]:
         losses = {"l1": pixel_loss(restored, target)}
@@ -93,6 +93,11 @@ class Codes:
 def objective_of(base: Restorer, weights: Mapping[str, float], perceptual: ImageLoss | None) -> Objective:
     """The objective that fits the restorer. weights: of the terms, by name."""
     return Codes(base) if isinstance(base, CodeFormer) else Pixels(base, weights, perceptual)
+
+
+def at_least_float32(image: Tensor) -> Tensor:
+    """`image` in float32, or in float64 if it is."""
+    return image.to(torch.promote_types(image.dtype, torch.float32))
 
 
 def weighted(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from bfr_core.adaptation.config import FaceConfig
-from bfr_core.adaptation.faces import collect_faces
+from bfr_core.adaptation.faces import collect_faces, collect_shard
 from bfr_core.adaptation.run import Run
-from bfr_core.adaptation.target_stage import draw_targets, match_in_order, match_targets
+from bfr_core.adaptation.target_stage import draw_shard, draw_targets, make_targets, match_in_order, match_targets
 from bfr_core.diffusion.prior import load_prior
 from bfr_core.files.photos import read_image, write_image
+from bfr_core.files.shards import Shard
 from bfr_core.restorers import load_restorer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +30,65 @@ def test_a_faces_target_does_not_depend_on_its_batch(photos, config, tiny_restor
         draw_targets(run, faces, restorer, prior, replace(config.targets, batch_size=batch_size, precision="float32"))
         made.append(read_image(run.targets / f"{faces.names[5]}.png"))
     assert (made[0] - made[1]).abs().max() <= 1.01 / 255
+
+
+def held_by(run: Run) -> dict[str, bytes]:
+    """What the crops, restored faces and targets of a run hold, by relative path."""
+    files = (path for folder in (run.faces, run.restored, run.targets) for path in folder.glob("*.png"))
+    return {path.relative_to(run.folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_shards_collect_and_draw_what_one_process_would(photos, config, tiny_restorer, tiny_prior, tmp_path):
+    restorer, prior = load_restorer(tiny_restorer), load_prior(tiny_prior)
+    whole, run = Run(tmp_path / "whole"), Run(tmp_path / "run")
+    some = replace(config, targets=replace(config.targets, t_clean="auto", batch_size=2))
+    expected = collect_faces(photos, whole, 32, ALIGNED)
+    _, made_from = make_targets(whole, expected, restorer, prior, some)
+
+    counts = [collect_shard(photos, run, 32, ALIGNED, Shard(number, 3))[0] for number in (2, 3, 1)]
+    assert counts == [3, 3, 4] and not (run.faces / "faces.json").exists()
+    looked_at: list[str] = []
+    faces = collect_faces(photos, run, 32, ALIGNED, lambda *said: looked_at.append(said[0]))
+    assert faces.names == expected.names and faces.fingerprint == expected.fingerprint
+    assert not list(run.faces.glob("photos-*")), "their journals are in the run's"
+
+    drawn = [draw_shard(run, faces, restorer, prior, some.targets, Shard(number, 2)) for number in (2, 1)]
+    assert drawn == [4, 6]
+    before = {path: path.stat().st_mtime_ns for path in run.targets.glob("*.png")}
+    _, gathered = make_targets(run, faces, restorer, prior, some)
+    assert before == {path: path.stat().st_mtime_ns for path in run.targets.glob("*.png")}, "nothing was left to draw"
+    assert held_by(run) == held_by(whole) and gathered == made_from
+    assert not list(run.targets.glob("stage-*"))
+    draw_targets(run, faces, restorer, prior, replace(config.targets, seed=1))
+    assert before != {path: path.stat().st_mtime_ns for path in run.targets.glob("*.png")}
+
+
+def test_a_shard_does_not_draw_twice_and_draws_anew_with_other_settings(
+    photos, config, tiny_restorer, tiny_prior, tmp_path, monkeypatch
+):
+    import bfr_core.adaptation.target_stage as module
+
+    restorer, prior, run = load_restorer(tiny_restorer), load_prior(tiny_prior), Run(tmp_path)
+    faces = collect_faces(photos, run, 32, ALIGNED)
+    drawn: list[str] = []
+    real = module.draw_in_batches
+
+    def counted(batches, *rest):
+        for names, made in real(batches, *rest):
+            drawn.extend(names)
+            yield names, made
+
+    monkeypatch.setattr(module, "draw_in_batches", counted)
+    part = Shard(1, 2)
+    for config_, expected in (
+        (config.targets, 6), (config.targets, 0), (replace(config.targets, seed=1), 6), (config.targets, 6),
+    ):  # fmt: skip
+        drawn.clear()
+        draw_shard(run, faces, restorer, prior, config_, part)
+        assert len(drawn) == expected
+    drawn.clear()
+    draw_targets(run, faces, restorer, prior, config.targets)
+    assert sorted(drawn) == sorted(Shard(2, 2).of(faces.names, config.targets.batch_size))
 
 
 def test_targets_never_hold_more_than_a_batch(photos, config, tiny_restorer, tiny_prior, tmp_path, monkeypatch):

@@ -28,6 +28,8 @@ from bfr_core.files.photos import read_image, write_image
 from bfr_core.files.tensors import sha256_of
 from bfr_core.restorers import load_restorer, save_restorer
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @pytest.fixture(scope="module")
 def quick(photos, tiny_restorer, tiny_prior):
@@ -520,3 +522,39 @@ def test_inspect_answers_strange_pictures_in_a_line(tmp_path, capsys, content, s
     out, error = capsys.readouterr()
     lines = (out + error).splitlines()
     assert len(lines) == 1 and says in lines[0] and lines[0].isprintable() and "Traceback" not in error
+
+
+def test_shards_in_processes_of_their_own_make_what_one_makes(photos, tiny_restorer, tiny_prior, tmp_path, capsys):
+    """The commands that a queue would start, all at once; then the ones that put their work together."""
+    networks = ["--restorer", str(tiny_restorer)]
+    on_run = [*networks, "--prior", str(tiny_prior), "--calls", "2", "--set", "targets.batch_size=2", "--run"]
+    one, many = str(tmp_path / "one"), str(tmp_path / "many")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def together(*words):
+        commands = [[sys.executable, "-m", "bfr_core", *words, "--shard", f"{i}/3"] for i in (1, 2, 3)]
+        started = [subprocess.Popen(c, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) for c in commands]
+        for process in started:
+            said = process.communicate()[1]
+            assert process.returncode == 0, said
+
+    for run in (one, many):
+        for words in (("faces", str(photos), "--aligned", *networks, "--run", run), ("targets", *on_run, run)):
+            if run == many:
+                together(*words)
+            assert subprocess.run([sys.executable, "-m", "bfr_core", *words], cwd=ROOT, env=environment).returncode == 0
+    restore = ["restore", str(photos), "--aligned", *networks, "--batch-size", "2", "--out"]
+    together(*restore, f"{many}_photos")
+    alone = [sys.executable, "-m", "bfr_core", *restore, f"{one}_photos"]
+    assert subprocess.run(alone, cwd=ROOT, env=environment).returncode == 0
+
+    def pictures(folder):
+        return {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*.png")}
+
+    assert pictures(one) == pictures(many) and len(pictures(one)) == 30
+    assert pictures(f"{one}_photos") == pictures(f"{many}_photos") and len(pictures(f"{one}_photos")) == 10
+    with pytest.raises(SystemExit):
+        main([*restore, many, "--shard", "4/3"])
+    assert "must be I/N" in capsys.readouterr().err
+    assert main(["faces", str(photos), "--people", *networks, "--run", many, "--shard", "1/3"]) == 2
+    assert "without --shard" in capsys.readouterr().err

@@ -205,3 +205,10 @@ def test_empty_keeps_the_folder_and_its_list(tmp_path):
     claim(tmp_path / "a", "run")
     write(tmp_path / "a/b/c.txt")
     assert empty(tmp_path / "a") == [] and [p.name for p in (tmp_path / "a").iterdir()] == [LIST]
+
+
+def test_a_line_cut_short_by_a_full_disk_takes_no_other_with_it(tmp_path):
+    claim(tmp_path, "results")
+    with (tmp_path / LIST).open("ab") as file:
+        file.write(b"0123456789abc")
+    assert is_own(write(tmp_path / "a.txt"))

@@ -8,6 +8,7 @@ import threading
 import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from bfr_core.faces.align import Face, template
 from bfr_core.files.ownership import LIST
 from bfr_core.files.photos import Photo, read_image, read_photo, write_image, write_photo
 from bfr_core.files.provenance import Record
+from bfr_core.files.shards import Shard
 from bfr_core.restoration import restore as module
 from bfr_core.restoration.record import NAME
 from bfr_core.restoration.restore import (
@@ -389,6 +391,67 @@ def test_a_damaged_record_only_costs_time(photos: Path, tmp_path: Path, monkeypa
     assert result.count("kept") == 1 and "a.jpg" not in written and len(written) == 5
     again = (out / NAME).read_text().splitlines()
     assert sorted(json.loads(line)["name"] for line in again) == sorted(json.loads(line)["name"] for line in lines)
+
+
+def bytes_in(folder: Path) -> dict[str, bytes]:
+    """What every picture below a folder holds, by relative path."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".bfr"))
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_shards_together_make_what_one_process_makes(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aligned: bool
+) -> None:
+    for i in range(9):
+        write_image(photos / f"square {i}.png", smooth(64, 64, i))
+    config = replace(PLAIN, batch_size=2)
+    sizes: list[int] = []
+    real = module.restore_crops
+
+    def noted(crops: list[Tensor], *how: Any) -> list[Tensor | str]:
+        sizes.append(len(crops))
+        return real(crops, *how)
+
+    monkeypatch.setattr(module, "restore_crops", noted)
+    whole = restore_folder(photos, tmp_path / "whole", from_file(), config, aligned=aligned)
+    in_one, parts = sorted(sizes), []
+    sizes.clear()
+    for number in (3, 1, 2):
+        (out := tmp_path / "out").mkdir(exist_ok=True)
+        parts.append(restore_folder(photos, out, from_file(), config, aligned=aligned, shard=Shard(number, 3)))
+    assert bytes_in(tmp_path / "out") == bytes_in(tmp_path / "whole") and len(bytes_in(out)) >= 9
+    assert sorted(sizes) == in_one, "they are cut at whole batches"
+    told = [(file.path, file.status, file.reason) for part in parts for file in part.files]
+    assert sorted(told) == sorted((file.path, file.status, file.reason) for file in whole.files)
+
+    written = counted(monkeypatch)
+    again = restore_folder(photos, out, from_file(), config, aligned=aligned)
+    assert set(written) <= {file.path.as_posix() for file in again.files if file.status == "failed"}
+    assert again.count("kept") == sum(part.count("restored") + part.count("no_face") for part in parts)
+
+
+def test_a_shard_that_is_restored_already_is_refused_and_the_next_one_is_not(photos: Path, tmp_path: Path) -> None:
+    def in_another(step: int, total: int, preview: Tensor | None) -> None:
+        with pytest.raises(ValueError, match="shard 1/2 is in use"):
+            restore_folder(photos, tmp_path / "out", from_file(), PLAIN, shard=Shard(1, 2))
+        restore_folder(photos, tmp_path / "out", from_file(), PLAIN, shard=Shard(2, 2))
+
+    restore_folder(photos, tmp_path / "out", from_file(), PLAIN, callback=in_another, shard=Shard(1, 2))
+    assert len(bytes_in(tmp_path / "out")) == 5
+
+
+def test_a_photo_gets_a_number_in_its_shard_as_it_would_in_the_whole(photos: Path, tmp_path: Path) -> None:
+    write_image(photos / "a_2.png", smooth(100, 120, 5))
+    for out in (tmp_path / "whole", tmp_path / "out"):
+        out.mkdir()
+        for name in ("a.png", "a_2.png"):
+            (out / name).write_bytes(b"somebody else's")
+    restore_folder(photos, tmp_path / "whole", from_file(), PLAIN)
+    for number in (2, 3, 1):
+        restore_folder(photos, tmp_path / "out", from_file(), PLAIN, shard=Shard(number, 3))
+    assert bytes_in(tmp_path / "out") == bytes_in(tmp_path / "whole")
+    assert {"a_3.png", "a_2_2.png"} <= bytes_in(tmp_path / "out").keys()
 
 
 def test_the_photos_themselves_are_never_written(photos: Path, tmp_path: Path) -> None:

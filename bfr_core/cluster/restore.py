@@ -1,0 +1,271 @@
+"""Restore a folder on a Ray cluster: Ray Data hands out paths, and each worker restores as one machine does.
+
+The folders, the restorer and all other files that are named must be there under the same paths on every machine. What
+is done is what lies in the folder of results, so that the same command given again goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from ..errors import first_line
+from ..files.ownership import claim_results, tidy
+from ..files.photos import printable
+from ..restoration.record import RestorationRecord, line_of, read_line
+from ..restoration.restore import (
+    FileResult,
+    FolderRestorer,
+    FolderResult,
+    Job,
+    RestoreCallback,
+    RestoreConfig,
+    plan_folder,
+    warn_of,
+    with_known_mask,
+)
+from ..restoration.same_person import FaceLikeness
+
+log = logging.getLogger(__name__)
+
+PHOTOS_A_TASK = 16  # so many at least, that reading, the network and writing overlap
+TASKS_A_WORKER = 4  # so many at least, that no worker waits long for another one at the end
+MAX_BLOCKS = 10_000  # of Ray Data; each has several tasks if there are more
+ATTEMPTS = 3  # for photos whose worker died; the last time each is a task of its own
+RETRIES = 3  # of one task by Ray, as long as its actor is started again
+ALONE = "its worker died, or was lost, each time it was tried; restore it on one machine to see why"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What every worker is told. folder, out, aligned and all that follows: see `restore_folder`.
+
+    restorer: name or file. fidelity: CodeFormer's weight, None for its own. device: see `choose_device`. threads: of a
+    worker; with as many as on one machine, the results are the same to the bit.
+    """
+
+    folder: Path
+    out: Path
+    restorer: str
+    config: RestoreConfig
+    device: str = "auto"
+    fidelity: float | None = None
+    threads: int = 1
+    aligned: bool = False
+    skip_existing: bool = False
+    again: bool = False
+    strip_gps: bool = False
+    person: Path | None = None
+    references: tuple[Path, ...] = ()
+    alone: bool = True
+
+    @property
+    def together(self) -> int:
+        """How many photos of a task are in the network at once; tasks are cut at whole batches."""
+        return self.config.batch_size if self.aligned else 1
+
+    def absolute(self) -> Order:
+        """This order for processes that have another working folder."""
+        folders = {name: getattr(self, name).absolute() for name in ("folder", "out")}
+        person = self.person.absolute() if self.person else None
+        restorer = str(Path(self.restorer).absolute()) if Path(self.restorer).exists() else self.restorer
+        references = tuple(path.absolute() for path in self.references)
+        return replace(self, **folders, person=person, restorer=restorer, references=references)
+
+
+class Worker:
+    """An actor: one network, which restores the photos of one task after the other."""
+
+    def __init__(self, order: Order) -> None:
+        import torch
+
+        from ..device import choose_device
+        from ..restorers import load_restorer
+        from ..restorers.codeformer import with_fidelity
+
+        torch.set_num_threads(order.threads)
+        restorer = load_restorer(order.restorer).to(choose_device(order.device))
+        restorer = restorer if order.fidelity is None else with_fidelity(restorer, order.fidelity)
+        self.order = order
+        self.record = RestorationRecord(order.out, f"worker-{uuid.uuid4().hex[:12]}", known=())
+        self.work = FolderRestorer(
+            order.out, restorer, order.config, self.record, aligned=order.aligned, skip_existing=order.skip_existing,
+            again=order.again, strip_gps=order.strip_gps, person=order.person, references=order.references,
+            alone=order.alone,
+        )  # fmt: skip
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        """A row for each photo of the tasks in the batch; what is wrong with a photo is in its row."""
+        return {"row": [row for task in batch["task"] for row in self._rows(json.loads(str(task)))]}
+
+    def _rows(self, task: list[dict[str, Any]]) -> list[str]:
+        jobs = [job_of(self.order.folder, self.order.out, Path(one["photo"])) for one in task]
+        self.record.learn(written for one in task for line in one["known"] if (written := read_line(line)))
+        before = self.work.network_seconds
+        there = {job.relative: result for job in jobs if (result := self.work.there_already(job))}
+        made = [result for _, result in self.work.restored(job for job in jobs if job.relative not in there)]
+        seconds = (self.work.network_seconds - before) / len(jobs)
+        self.record.forget()
+        return [row_of(result, seconds) for result in (*there.values(), *made)]
+
+
+def restore_on_ray(
+    order: Order,
+    address: str = "",
+    cpus: float = 1,
+    gpus: float = 0,
+    callback: RestoreCallback | None = None,
+) -> FolderResult:
+    """`restore_folder` by as many workers as the cluster at `address` has room for.
+
+    address: of a cluster that runs already; "" starts one on this machine, or takes that of RAY_ADDRESS. cpus, gpus: of
+    each worker. Photos whose worker or machine died are given to others; one that ends every worker that tries it is
+    reported as failed. callback: called with no preview. Raises what `restore_folder` raises; ValueError if Ray is not
+    installed, or no machine has room for a worker, or the workers cannot be started.
+    """
+    started = monotonic()
+    config = with_known_mask(order.config)  # by the files of this machine: every worker is to do the same
+    order = replace(order.absolute(), config=config, threads=max(1, int(cpus)))
+    jobs, left_out = plan_folder(order.folder, order.out)
+    order = replace(order, alone=claim_results(order.out))
+    if order.alone:
+        tidy(order.out)
+    record = RestorationRecord(order.out)
+    results: dict[Path, FileResult] = {}
+    seconds = 0.0
+    with connected(address):
+        for attempt in range(1, 1 + ATTEMPTS):
+            missing = [job for job in jobs if job.relative not in results]
+            if not missing:
+                break
+            if attempt > 1:
+                log.warning("%d photos are tried again, because their worker or its machine died", len(missing))
+            workers = room_for(cpus, gpus)
+            tasks = cut(missing, record, order, workers if attempt < ATTEMPTS else len(missing))
+            for row in rows_of(tasks, order, workers, cpus, gpus):
+                result, of_network = result_of(row, order.out)
+                seconds += of_network
+                if result.path not in results:  # a row may come twice, where a task was done and its answer lost
+                    results[result.path] = result
+                    warn_of(result)
+                    if callback:
+                        callback(len(results), len(jobs), None)
+    for job in jobs:
+        if job.relative not in results:
+            results[job.relative] = FileResult(job.relative, "failed", ALONE)
+            warn_of(results[job.relative])
+    results |= {path: FileResult(path, "left_out", reason) for path, reason in left_out.items()}
+    files = sorted(results.values(), key=lambda file: file.path.parts)
+    return FolderResult(files, monotonic() - started, seconds)
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """A connection to Ray, ended at the end if it was made here. Raises ValueError if there can be none."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is told to anybody
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise ValueError("--workers ray: Ray is not installed; install the packages of the extra 'cluster'") from None
+    context = ray.data.DataContext.get_current()
+    before = context.enable_progress_bars, context.max_errored_blocks, context.print_on_execution_start
+    context.enable_progress_bars, context.max_errored_blocks, context.print_on_execution_start = False, -1, False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it says of tasks is said of their photos
+    mine = not ray.is_initialized()
+    try:
+        if mine:
+            ray.init(address=address or None, logging_level="ERROR", include_dashboard=False if not address else None)
+        yield
+    except ConnectionError as error:
+        raise ValueError(f"--workers ray:{printable(address)}: {first_line(error)}; start a cluster there") from None
+    except ray.exceptions.RayError as error:
+        raise ValueError(f"--workers ray: the workers failed ({last_line(error)})") from error
+    finally:
+        context.enable_progress_bars, context.max_errored_blocks, context.print_on_execution_start = before
+        if mine:
+            ray.shutdown()
+
+
+def last_line(error: BaseException) -> str:
+    """What an error that Ray passes on ends in: the error of the worker itself."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return printable(lines[-1]) if lines else type(error).__name__
+
+
+def room_for(cpus: float, gpus: float) -> int:
+    """How many workers the machines of the cluster have room for. Raises ValueError if for none."""
+    import ray
+
+    count = 0
+    for node in ray.nodes():
+        has = node["Resources"] if node["Alive"] else {}
+        by_kind = [has.get(kind, 0) // wanted for kind, wanted in (("CPU", cpus), ("GPU", gpus)) if wanted]
+        count += int(min(by_kind, default=1))
+    if not count:
+        wanted = f"--cpus-per-worker {cpus:g} and --gpus-per-worker {gpus:g}"
+        raise ValueError(f"{wanted}: no machine of the cluster has so many; ask for fewer")
+    return count
+
+
+def cut(jobs: Sequence[Job], record: RestorationRecord, order: Order, workers: int) -> list[str]:
+    """Tasks for the workers, as JSON: the photos of each, and what is known of results made earlier."""
+    least = -(-len(jobs) // (TASKS_A_WORKER * workers))
+    size = order.together * max(1, min(PHOTOS_A_TASK, least) // order.together)
+    lines = [
+        {"photo": str(job.relative), "known": [line_of(written) for written in record.about(job.relative.as_posix())]}
+        for job in jobs
+    ]
+    return [json.dumps(lines[start : start + size]) for start in range(0, len(lines), size)]
+
+
+def rows_of(tasks: list[str], order: Order, workers: int, cpus: float, gpus: float) -> Iterator[str]:
+    """The rows of all tasks as they are done by `workers` actors; none of tasks whose actors died."""
+    import ray
+
+    if not tasks:
+        return
+    workers = min(workers, len(tasks))
+    pool = ray.data.ActorPoolStrategy(
+        min_size=1, max_size=workers, initial_size=workers, max_tasks_in_flight_per_actor=2
+    )
+    dataset = ray.data.from_items(
+        [{"task": task} for task in tasks], override_num_blocks=min(len(tasks), MAX_BLOCKS)
+    ).map_batches(
+        Worker, batch_size=1, fn_constructor_args=(order,), compute=pool, num_cpus=cpus, num_gpus=gpus,
+        max_restarts=-1, max_task_retries=RETRIES,
+    )  # fmt: skip
+    for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
+        yield from map(str, batch["row"])
+
+
+def job_of(folder: Path, out: Path, relative: Path) -> Job:
+    """The job of a photo, as `plan_folder` makes it."""
+    return Job(folder / relative, relative, out / relative)
+
+
+def row_of(result: FileResult, network_seconds: float) -> str:
+    """A result as JSON, and the seconds that the networks took for it."""
+    of_file = {name: getattr(result, name) for name in ("status", "reason", "faces", "served", "written", "notes")}
+    place = result.place.name if result.place else None
+    likeness = [one.record() for one in result.likeness]
+    return json.dumps(
+        {"path": str(result.path), "place": place, "likeness": likeness, "seconds": network_seconds} | of_file
+    )
+
+
+def result_of(row: str, out: Path) -> tuple[FileResult, float]:
+    """The result that a row tells of, and the seconds that the networks took for it."""
+    told = json.loads(row)
+    path, place, seconds = Path(told.pop("path")), told.pop("place"), told.pop("seconds")
+    told["likeness"] = tuple(FaceLikeness.of(one) for one in told["likeness"])
+    told |= {name: tuple(told[name]) for name in ("served", "notes")}
+    return FileResult(path, **told, place=out / path.with_name(place) if place else None), seconds
