@@ -437,9 +437,7 @@ def leave_sharp(
     return [faces[i] for i in blurred], [crops[i] for i in blurred], skipped
 
 
-def _acted(
-    faces: list[Face], crops: list[Tensor], restored: list[Tensor | str], check: LikenessCheck | None
-) -> Acted:
+def _acted(faces: list[Face], crops: list[Tensor], restored: list[Tensor | str], check: LikenessCheck | None) -> Acted:
     """What the check makes of the faces, see `RestoreConfig.likeness`; all are kept if there is no check."""
     if check is None or not crops:
         return Acted([*range(len(faces))], restored, (), [], [])
@@ -618,7 +616,8 @@ class FileResult:
 
     status: "restored", "no_face" (copied as it is), "failed", "skipped" (left alone as it was found), "kept" (its
     result was made before from the same photo, with the same restorer and settings) or "left_out" (nothing is wrong
-    with it, but it is no photo). reason: why it is not restored, or not all of its faces are. notes: see `Photo`.
+    with it, but it is no photo). reason: why it is not restored, or not all of its faces are. notes: what of the
+    photo is not in the result.
 
     faces: restored in it, now or before. written: whether there is a result, of this time or kept.
     served: for each restored face, largest first, the group of damages whose restorer served it, or "base"; empty if
@@ -1003,8 +1002,9 @@ def _write(
             if isinstance(new, str):
                 return FileResult(job.relative, "failed", new)
             record = photo.record.with_step(step_of(1, 1, served=job.served, likeness=job.likeness))
-            write_photo(job.target, replace(_aligned_photo(photo, new, crops[0], config), record=record))
-            return FileResult(job.relative, "restored", "", 1, job.served, True, job.notes, likeness=job.likeness)
+            lost = write_photo(job.target, replace(_aligned_photo(photo, new, crops[0], config), record=record))
+            notes = _each_once(job.notes, lost)
+            return FileResult(job.relative, "restored", "", 1, job.served, True, notes, likeness=job.likeness)
         if ground is not None:
             ground = with_faces_of(photo.pixels, ground, _others(job.all_faces, job.faces))
         result = paste_faces(photo.pixels, job.faces, crops, job.restored, job.skipped, config, parser, ground)
@@ -1018,20 +1018,25 @@ def _write(
             served = tuple(compress(job.served, pasted))
             counts = (job.found, len(result.generated))
             record = photo.record.with_step(step_of(*counts, served=served, likeness=likeness))
-            write_photo(job.target, replace(photo, pixels=result.pixels, record=record))
-            done = (len(result.faces), served, True, job.notes)
+            lost = write_photo(job.target, replace(photo, pixels=result.pixels, record=record))
+            done = (len(result.faces), served, True, _each_once(job.notes, lost))
             return FileResult(job.relative, "restored", reason, *done, likeness=likeness)
         if strip_gps:
-            write_photo(job.target, photo)
+            notes = _each_once(job.notes, write_photo(job.target, photo))
         else:
             replace_atomically(job.target, lambda temporary: shutil.copyfile(job.source, temporary))
+            notes = ()  # a copy has all of the file
         status = "failed" if any(isinstance(new, str) for new in job.restored) else "no_face"
         how = "written anew, without its place" if strip_gps else "copied as it is"
-        notes = job.notes if strip_gps else ()  # a copy has all of the file
         reason = f"{reason or 'no face found'}; {how}"
         return FileResult(job.relative, status, reason, written=True, notes=notes, likeness=likeness)
     except (ValueError, RuntimeError, OSError) as error:
         return FileResult(job.relative, "failed", _reason(error, job))
+
+
+def _each_once(*notes: Sequence[str]) -> tuple[str, ...]:
+    """What was not read of a photo, and what was not written, each sentence once."""
+    return tuple(dict.fromkeys(note for some in notes for note in some))
 
 
 def _reason(error: Exception, job: _Job) -> str:

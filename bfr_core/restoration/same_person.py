@@ -70,10 +70,11 @@ class FaceLikeness:
     """What is said of one restored face.
 
     word: one of `WORDS`; `LEFT_ALONE` of a face that was judged, but of which nothing was put on the photo because that
-    is no worse, and which therefore has no distance. distance: to the photo, like with like. same, other: up to the first it looks like the same
-    person, beyond the second no longer. false_warnings, missed: the share of good restorations, and of other people,
-    that such a limit judges wrongly. All four are None where nothing can be told. share: of the restored face that was
-    put on the photo, 0 where the photo was kept. lent: how strongly detail of a reference was mixed in.
+    is no worse, and which therefore has no distance. distance: to the photo, like with like. same, other: up to the
+    first it looks like the same person, beyond the second no longer. false_warnings, missed: the share of good
+    restorations, and of other people, that such a limit judges wrongly. All four are None where nothing can be told.
+    share: of the restored face that was put on the photo, 0 where the photo was kept. lent: how strongly detail of a
+    reference was mixed in.
     """
 
     word: str
@@ -263,7 +264,8 @@ def at_side(faces: Tensor) -> Tensor:
 class Acted:
     """What became of the faces of a photo. kept: places of those that are pasted. restored: of all, as they are pasted.
 
-    likeness: of those that were judged, at these places. reasons: why others are left alone, or nothing was lent to any.
+    likeness: of those that were judged. judged: their places. reasons: why others are left alone, or nothing was lent
+    to any.
     """
 
     kept: list[int]

@@ -217,7 +217,8 @@ def test_a_folder_is_restored_with_the_rest_of_its_photos(tmp_path: Path, monkey
     widths = {"empty": 160, "one": 150}
     for name, width in widths.items():
         write_image(photos / f"{name}.png", noisy(140, width))
-    by_width = {widths[name]: faces for name, faces in answers.items()}  # photos are read side by side, in no fixed order
+    # By width, because photos are read side by side, in no fixed order.
+    by_width = {widths[name]: faces for name, faces in answers.items()}
     monkeypatch.setattr(module, "load_detector", lambda *_: lambda photo: by_width[photo.shape[-1]])
     config = RestoreConfig(background="adapted", likeness="off", precision="float32")
     result = restore_folder(photos, out, restorer, config)
