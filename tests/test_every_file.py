@@ -42,7 +42,7 @@ class Mirror(torch.nn.Module):
 def plain(monkeypatch: pytest.MonkeyPatch) -> Restorer:
     """What every command takes for the restorer: it mirrors half of a face."""
     made = Restorer(Mirror().eval(), "fake", 64, "plain.pth")
-    monkeypatch.setattr(restorers, "load_restorer", lambda name: made)
+    monkeypatch.setattr(restorers, "load_restorer", lambda name="embedded": made)
     return made
 
 
@@ -99,6 +99,7 @@ def test_every_case_is_accounted_for_and_kept(cases: Path, tmp_path: Path, plain
     reasons = {file["photo"]: file["reason"] for file in summary["files"]}
     assert "animation of 4 frames" in reasons["anim.webp"] and "GIF" in reasons["anim.gif"]
     assert reasons["stereo.mpo"] == "of its 2 pictures only the first is used"
+    assert "has no place to say that details are generated" in reasons["j2k.jp2"]
     assert has_heif or "pillow-heif" in reasons["IMG_1.HEIC"]
     text = "\n".join(lines)
     assert all(name in text for name in ("anim.gif", "anim.webp", "README.md", "IMG_1.HEIC", "stereo.mpo"))

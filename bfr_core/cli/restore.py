@@ -98,10 +98,10 @@ def tone(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         photo = read_photo(file)
         found = read_tone(photo.pixels, args.strength)
         place = free_place(args.out / relative)
-        write_photo(place, with_changes(photo, pixels=with_tone(photo.pixels, found)))
+        lost = write_photo(place, with_changes(photo, pixels=with_tone(photo.pixels, found)))
         if not alone:
             note_result(place)
-        return found._asdict(), photo.notes
+        return found._asdict(), tuple(dict.fromkeys((*photo.notes, *lost)))
 
     alone = prepare_results(args.photos, args.out)
     lines, files = each_photo(args.photos, one, bars.named("tone"))

@@ -386,7 +386,7 @@ def _photo(image: Image.Image, file: _WholeFile, name: str) -> Photo:
 
     text = getattr(image, "text", {}) if file_format == "PNG" else {}
     dpi = image.info.get("dpi")
-    orientation, exif = _exif(image, name)
+    orientation, exif = _exif(image, notes)
     record = _record(image)
     if file_format == "TIFF":
         orientation = 1  # Pillow turns TIFF pictures itself as it decodes them
@@ -403,7 +403,7 @@ def _photo(image: Image.Image, file: _WholeFile, name: str) -> Photo:
         values = sixteen_bits.joined(image, deep, ";16" in raw and raw.startswith("LA"))
         mode = "L" if values.shape[-1] == 2 else "RGB"
         pixels, alpha = _deep_planes(values, transparent)
-        icc = _kept_profile(icc, b"GRAY" if mode == "L" else b"RGB ", name)
+        icc = _kept_profile(icc, b"GRAY" if mode == "L" else b"RGB ", notes)
     elif image.mode.startswith(("I", "F")):
         mode, depth = "L", 16
         if not image.mode.startswith("I;16") and file_format != "PNG":
@@ -411,14 +411,14 @@ def _photo(image: Image.Image, file: _WholeFile, name: str) -> Photo:
         pixels = _deep_grey(image, file_format).expand(3, -1, -1).contiguous()
         if isinstance(transparent, int):
             alpha = (pixels[:1] * 65535 - transparent).abs().gt(0.5).float()
-        icc = _kept_profile(icc, b"GRAY", name)
+        icc = _kept_profile(icc, b"GRAY", notes)
     else:
         if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
             image = image.convert("RGBA" if image.mode not in ("LA", "La") else "LA")
             alpha = _plane(image.getchannel("A"))[None]
         if image.mode in ("1", "L", "LA"):
             mode, image = "L", image.convert("L")
-        image, icc = _in_rgb(image, icc, name)
+        image, icc = _in_rgb(image, icc, notes)
         if icc:  # an RGB profile can only describe a file in RGB
             mode = "RGB"
         pixels = torch.empty(3, image.height, image.width)
@@ -468,15 +468,15 @@ def _deep_planes(values: np.ndarray, transparent: object) -> tuple[Tensor, Tenso
     return planes, None
 
 
-def _kept_profile(icc: bytes | None, space: bytes, name: str) -> bytes | None:
-    """`icc` if it describes pixels of this colour space, else None; a profile that does not fit is warned of."""
+def _kept_profile(icc: bytes | None, space: bytes, notes: list[str]) -> bytes | None:
+    """`icc` if it describes pixels of this colour space, else None; of a profile that does not fit there is a note."""
     if icc and icc[16:20] != space:
-        log.warning("%s: its colour profile does not fit its pixels and is dropped", name)
+        notes.append("its colour profile does not fit its pixels and is dropped")
         return None
     return icc
 
 
-def _in_rgb(image: Image.Image, icc: bytes | None, name: str) -> tuple[Image.Image, bytes | None]:
+def _in_rgb(image: Image.Image, icc: bytes | None, notes: list[str]) -> tuple[Image.Image, bytes | None]:
     """`image` (any 8-bit mode) in RGB, and the profile those pixels are then in (None: sRGB)."""
     space = icc[16:20] if icc else b""
     if space == b"RGB " and image.mode not in ("CMYK", "LAB"):
@@ -488,9 +488,9 @@ def _in_rgb(image: Image.Image, icc: bytes | None, name: str) -> tuple[Image.Ima
         try:
             return _to_srgb(image, icc), None
         except (ImportError, OSError) as error:
-            log.warning("%s: its colour profile cannot be used (%s) and is dropped", name, printable(str(error)))
+            notes.append(f"its colour profile cannot be used ({printable(str(error))}) and is dropped")
     elif icc:
-        log.warning("%s: its colour profile does not fit its pixels and is dropped", name)
+        notes.append("its colour profile does not fit its pixels and is dropped")
     return image.convert("RGB"), None
 
 
@@ -525,7 +525,7 @@ def _plane(channel: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(channel)).float().div_(255)
 
 
-def _exif(image: Image.Image, name: str) -> tuple[int, bytes | None]:
+def _exif(image: Image.Image, notes: list[str]) -> tuple[int, bytes | None]:
     """Orientation 1...8, and the EXIF that stays true of the upright photo (no orientation, no thumbnail)."""
     orientation = 1
     try:
@@ -538,7 +538,7 @@ def _exif(image: Image.Image, name: str) -> tuple[int, bytes | None]:
             kept[_ORIENTATION] = 1
         return orientation, kept.tobytes() if len(kept) else None
     except Exception as error:
-        log.warning("%s: its EXIF is damaged and is left out (%s)", name, printable(str(error)))
+        notes.append(f"its EXIF is damaged and is left out ({printable(str(error))})")
         return orientation, None
 
 
@@ -572,26 +572,27 @@ def _reason(error: Exception) -> str:
 # ---------------------------------------------------------------- writing
 
 
-def write_photo(path: Path, photo: Photo) -> None:
+def write_photo(path: Path, photo: Photo) -> tuple[str, ...]:
     """Write `photo` in the format of the suffix of `path`, keeping profile, EXIF, alpha, texts and record where it can.
 
     As many bits a channel as the photo has, where the format is PNG or TIFF; else 8. JPEG, AVIF and HEIF at quality 95
     without chroma subsampling; JPEG 2000, and WebP where the photo was, without loss. Grey only if the source file was
-    grey and the pixels still are. Raises ValueError for a picture that the format cannot hold, OSError as
+    grey and the pixels still are. What of the photo is not in the file is logged and returned, a sentence each.
+    Raises ValueError for a picture that the format cannot hold, OSError as
     `replace_atomically`.
     """
     path = Path(path)
-    name = printable(path.name)
+    name, notes = printable(path.name), list[str]()
     file_format = FORMATS.get(path.suffix.lower())
     if file_format is None:
         raise ValueError(f"{name}: unknown image format; use one of {', '.join(sorted(FORMATS))}")
     deep = photo.depth > 8 and file_format in ("PNG", "TIFF")
     if photo.depth > 8 and not deep:
-        log.warning("%s: %s is written with 8 bits a channel; the photo has %d", name, file_format, photo.depth)
+        notes.append(f"{file_format} is written with 8 bits a channel; the photo has {photo.depth}")
     planes = _planes(photo, name, 65535 if deep else 255)
     mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[len(planes)]
     if file_format in ("JPEG", "BMP") and mode in ("LA", "RGBA"):
-        log.warning("%s: %s has no transparency; it is left out", name, file_format)
+        notes.append(f"{file_format} has no transparency; it is left out")
         planes, mode = planes[:-1], mode[:-1]
     by_format: dict[str, dict[str, object]] = {
         "JPEG": {"quality": 95, "subsampling": 0},
@@ -606,26 +607,29 @@ def write_photo(path: Path, photo: Photo) -> None:
     if photo.icc and not bare and photo.icc[16:20] == (b"GRAY" if mode in ("L", "LA") else b"RGB "):
         options["icc_profile"] = photo.icc
     if photo.exif and file_format == "JPEG" and len(photo.exif) > _JPEG_EXIF_BYTES:
-        log.warning("%s: its EXIF is larger than a JPEG can hold; it is left out", name)
+        notes.append("its EXIF is larger than a JPEG can hold; it is left out")
     elif photo.exif and not bare:
         options["exif"] = photo.exif
     if file_format == "JPEG2000" and (photo.exif or photo.icc):
-        log.warning("%s: JPEG 2000 is written without EXIF and colour profile; they are left out", name)
+        notes.append("JPEG 2000 is written without EXIF and colour profile; they are left out")
     if photo.dpi and file_format in ("JPEG", "PNG", "TIFF", "BMP"):
         options["dpi"] = photo.dpi
     if photo.record.problem:
-        log.warning("%s: %s; what it said is left out", name, photo.record.problem)
+        notes.append(f"{photo.record.problem}; what it said is left out")
     packet = to_packet(photo.record)
     if file_format == "PNG" and (photo.text or packet):
         options["pnginfo"] = _png_text(photo.text, photo.record.words(), packet)
     elif packet:
-        options |= _with_packet(file_format, packet, photo.exif, name)
+        options |= _with_packet(file_format, packet, photo.exif, notes)
     try:  # in memory, so that the disk's errors come from one plain write, with their reason
         encoded = BytesIO(_encoded(planes, mode, file_format, options, deep))
     except (OSError, ValueError, OverflowError, RuntimeError) as error:
         size = f"{planes[0].shape[1]} x {planes[0].shape[0]} pixels"
         raise ValueError(f"{name}: cannot be written as {file_format} with {size} ({printable(str(error))})") from error
     replace_atomically(path, lambda temporary: _write_bytes(temporary, encoded))
+    for line in notes:
+        log.warning("%s: %s", name, line)
+    return tuple(notes)
 
 
 def without_place(photo: Photo) -> Photo:
@@ -721,8 +725,8 @@ def _encoded(planes: list[np.ndarray], mode: str, file_format: str, options: dic
     return encoded.getvalue()
 
 
-def _with_packet(file_format: str, packet: bytes, exif: bytes | None, name: str) -> dict[str, object]:
-    """Options of Pillow, whatever its version, that write an XMP packet beside `exif`."""
+def _with_packet(file_format: str, packet: bytes, exif: bytes | None, notes: list[str]) -> dict[str, object]:
+    """Options of Pillow, whatever its version, that write an XMP packet beside `exif`; a note if there is no place."""
     if file_format in ("WEBP", "AVIF", "HEIF"):
         return {"xmp": packet}
     if file_format == "JPEG":
@@ -737,7 +741,7 @@ def _with_packet(file_format: str, packet: bytes, exif: bytes | None, name: str)
         tags = TiffImagePlugin.ImageFileDirectory_v2()
         tags[_XMP_TAG] = packet
         return {"tiffinfo": tags}
-    log.warning("%s: %s has no place to say that details are generated; use another format", name, file_format)
+    notes.append(f"{file_format} has no place to say that details are generated; use another format")
     return {}
 
 

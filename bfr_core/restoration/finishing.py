@@ -20,7 +20,7 @@ from ..metrics.detail import sharpness
 from ..pixels import as_bytes
 from .blocks import read_jpeg, unblocked
 from .finest_band import levels_for, weights
-from .grain import grain_bands, grain_strength, white_rows
+from .grain import ALL_COARSE_GRAIN, grain_bands, grain_strength, white_rows
 from .noise import NO_BLOCKS, Noise, read_noise, tone_maps
 from .pyramid import joined, padded, split
 
@@ -58,7 +58,7 @@ def finished(
     if not patches or not (keep_detail or match_grain):
         return patches, ""
     levels = max(GRAIN_LEVELS, levels_for(face.width, size))
-    noise = read_noise(_around(photo, patches), levels)
+    noise = read_noise(_around(photo, patches), levels, face.width)
     match_grain = match_grain and grain_strength(noise) > 0
     old = where_all_works(_covered(photo, patches))
     jpeg = read_jpeg(old.cpu()) if keep_detail and noise.blocks > NO_BLOCKS else None
@@ -66,7 +66,7 @@ def finished(
     if keep_detail or match_grain:
         error = old - source if jpeg else None
         patches = list(_finished_strips(old, source, error, patches, noise, levels, keep_detail, match_grain))
-    if not keep_detail or not may_leave_alone or noise.deviation(0) > CLEAN:
+    if not keep_detail or not may_leave_alone or not _is_clean(noise):
         return patches, ""
     if jpeg and jpeg.quality >= COARSEST and (softer := _softer(source, patches, face)):
         return [_in_place_of(patch, source, patches[0].top) for patch in patches], _unblocked(face, size, *softer)
@@ -109,6 +109,11 @@ def finished_on(
     # By the mask, because outside the patches `finished` gives the photo, and the ground is another picture.
     whole = Patch(first.top, first.left, torch.lerp(plain, _pasted(kept).to(plain), mask), mask)
     return finished(ground, [whole], face, size, keep_detail=False, match_grain=match_grain)[0], not_restored
+
+
+def _is_clean(noise: Noise) -> bool:
+    """Whether the photo is nearly free of noise; coarse grain is not seen in the finest band."""
+    return noise.deviation(0) <= CLEAN and noise.coarse < ALL_COARSE_GRAIN
 
 
 def _softer(source: Tensor, patches: list[Patch], face: Face) -> tuple[float, float] | None:

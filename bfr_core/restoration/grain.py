@@ -20,13 +20,17 @@ from torch import Tensor
 from ..randomness import keyed_generator
 from .finest_band import mean_square
 from .noise import Noise, share_without_blocks, share_without_pattern, tone_shares
-from .pyramid import split
+from .pyramid import joined, split
 
 # Of the two finest bands: the deviation up to which there is no grain, and from which on all of it is put back.
 # Skin, cloth and hair of clean photos stay below the first.
 NO_GRAIN, ALL_GRAIN = (3 / 255, 6 / 255), (4.5 / 255, 9 / 255)
+# The same of `Noise.coarse`. In clean portraits, also blurred or stored as JPEG, it stays below half of the first.
+NO_COARSE_GRAIN, ALL_COARSE_GRAIN = 1 / 255, 2 / 255
 UNCHANGED = 0.1  # of s_k: a restorer that changes a band less has left its noise as it is
 ROWS = 64  # of grain that are drawn together
+TRIALS = 12  # after which the factors of the bands hardly change
+MOST_FACTOR = 3.0  # of what a band needs alone: a mixture that no picture can have is not pursued
 
 
 def grain_strength(noise: Noise) -> float:
@@ -35,6 +39,7 @@ def grain_strength(noise: Noise) -> float:
         (noise.deviation(band) - none) / (full - none)
         for band, (none, full) in enumerate(zip(NO_GRAIN, ALL_GRAIN, strict=True))
     ]
+    above.append((noise.coarse - NO_COARSE_GRAIN) / (ALL_COARSE_GRAIN - NO_COARSE_GRAIN))
     random = share_without_blocks(noise.blocks) * share_without_pattern(noise.pattern)
     return min(1.0, max(0.0, *above)) * random
 
@@ -47,13 +52,14 @@ def grain_bands(
     lost: bands of the photo less those of the face that is pasted, (C, h, w). newness: m (1 - w_k), (1, h, w) in
     [0, 1]. white: bands of `white_rows`, (3, h, w). tones: see `noise.tone_maps`.
     """
-    strength, norms, bands = grain_strength(noise), _norms(len(lost)), []
+    strength, bands = grain_strength(noise), []
+    factors = _factors([noise.deviation(k) for k in range(len(lost))])
     for k, (gone, new, drawn, tone) in enumerate(zip(lost, newness, white, tones, strict=True)):
         shares = tone_shares(tone)
         variance = (shares * noise.variances(k).to(gone).view(-1, 1, 1)).sum(0, keepdim=True)
         missing = torch.minimum(new, (mean_square(gone) / variance.clamp_min(1e-9)).sqrt()).clamp(0, 1)
         missing = ((missing - UNCHANGED) / (1 - UNCHANGED)).clamp_min(0)
-        amplitude = strength * (1 - (1 - missing).square()).sqrt() / norms[k]
+        amplitude = strength * (1 - (1 - missing).square()).sqrt() * factors[k]
         roots = torch.stack([_root(covariance) for covariance in noise.covariances[k]]).to(gone)
         coloured = sum(
             share * torch.einsum("ij,jhw->ihw", root, drawn) for share, root in zip(shares, roots, strict=True)
@@ -75,12 +81,29 @@ def white_rows(top: int, bottom: int, width: int, *key: int | str) -> Tensor:
     return torch.cat(blocks, 1)[:, top - first * ROWS : bottom - first * ROWS]
 
 
+def _factors(deviations: list[float]) -> list[float]:
+    """What the bands of white noise of variance 1 are multiplied by, beside these deviations of the photo's noise.
+
+    The bands overlap: where each is brought to its deviation alone, they make a picture whose bands are weaker, unless
+    its noise is white. So the factors are found by trial, for the bands of the picture that they make together.
+    """
+    white = _white_bands(len(deviations))
+    alone = [1 / float(band.std()) for band in white]
+    factors = list(alone)
+    for _ in range(TRIALS):
+        mixed = joined([d * f * band for d, f, band in zip(deviations, factors, white, strict=True)])
+        made = [float(band.std()) for band in split(mixed, len(white))]
+        factors = [
+            min(MOST_FACTOR * a, f * d / m) if m > 0 and d > 0 else f
+            for a, f, d, m in zip(alone, factors, deviations, made, strict=True)
+        ]
+    return factors
+
+
 @cache
-def _norms(levels: int) -> list[float]:
-    """Standard deviation of each band of white noise of variance 1."""
-    side = 2 ** (levels + 3)
-    white = torch.randn(1, side, side, generator=keyed_generator("grain", "norms"))
-    return [float(band.std()) for band in split(white, levels)]
+def _white_bands(levels: int) -> list[Tensor]:
+    side = 2 ** (levels + 4)
+    return split(torch.randn(1, side, side, generator=keyed_generator("grain", "norms")), levels)
 
 
 def _root(covariance: Tensor) -> Tensor:

@@ -23,6 +23,11 @@ NO_BLOCKS, ALL_BLOCKS = 0.5, 1.1  # strength of blocks up to which they do not c
 NO_PATTERN, ALL_PATTERN = 0.2, 0.32  # the same of what repeats itself
 FINE = 4.0  # pixels of the blur that leaves the structure which may repeat itself
 MAX_DISTANCE = 20  # pixels between its repetitions, at most
+SECOND_FROM, THIRD_FROM = 100.0, 200.0  # pixels of a face's width: narrower, its own structure is as fine as that band
+TILE = 6  # coefficients of a band: a side of the places whose energies are compared
+MIN_TILES = 64
+SMOOTH_TILES = (0.05, 0.1)  # shares of the tiles that are the smoothest
+STRUCTURE = 0.9  # of the next coarser band's energy: what the structure of smooth places has at most
 TONE_WINDOW = 9  # pixels of a band, over which the tone is a mean: noise must not choose its own
 
 
@@ -33,12 +38,13 @@ class Noise(NamedTuple):
     of `TONES`. blocks: how much stronger steps are across the block edges of a JPEG than elsewhere, in mean steps
     between neighbours: up to about 0.2 where no blocks are seen, 0.5 at quality 75, 1 and more from quality 30 on.
     pattern: how much the fine structure repeats itself at a distance, 0 to 1: up to 0.2 in photographs and in grain,
-    0.3 and more in halftones.
+    0.3 and more in halftones. coarse: see `read_coarse_grain`; 0 where it was not read.
     """
 
     covariances: Tensor
     blocks: float
     pattern: float
+    coarse: float = 0.0
 
     def deviation(self, band: int) -> float:
         """Standard deviation in one band, 0 to 1 as pixels are: the median over the tones."""
@@ -49,8 +55,10 @@ class Noise(NamedTuple):
         return self.covariances[band].diagonal(dim1=-2, dim2=-1).mean(-1)
 
 
-def read_noise(photo: Tensor, levels: int) -> Noise:
+def read_noise(photo: Tensor, levels: int, width: float = 0.0) -> Noise:
     """The noise of `photo`, (3, H, W) RGB in [0, 1] on the CPU: the part of it around a face, in its own pixels.
+
+    width: of the face, in pixels; without it coarse grain is not looked for.
 
     In each band and at each tone, the coefficients are taken where the next coarser band is weakest, so that it is not
     the noise itself that chooses its places; there the median of the squares says the variance, which structure hardly
@@ -64,7 +72,39 @@ def read_noise(photo: Tensor, levels: int) -> Noise:
         structure = F.avg_pool2d(coarser.square().sum(0, keepdim=True)[None], 5, 1, 2)
         structure = F.interpolate(structure, band.shape[-2:], mode="nearest")[0, 0]
         covariances.append(_by_tone(band, structure, tone[0]))
-    return Noise(torch.stack(covariances), read_blocks(photo), read_pattern(photo))
+    return Noise(torch.stack(covariances), read_blocks(photo), read_pattern(photo), read_coarse_grain(photo, width))
+
+
+def read_coarse_grain(photo: Tensor, width: float) -> float:
+    """By how much the smoothest places have more energy than structure has: a deviation, 0 to 1 as pixels are.
+
+    photo: (3, H, W) around a face `width` pixels wide. The structure of photographs is the weaker the finer it is, in
+    smooth places above all; grain is so only where it is finer than itself. What the smoothest tiles of the second or
+    the third band have beyond nearly all of the energy of the next coarser band's smoothest tiles is therefore grain,
+    if it is found among few of them and among more. Coarser grain cannot be told from skin and cloth in this way.
+    """
+    bands = [k for k, least in ((1, SECOND_FROM), (2, THIRD_FROM)) if width >= least]
+    if not bands:
+        return 0.0
+    photo = _middle(photo, MAX_PIXELS)
+    levels = bands[-1] + 2
+    whole = padded(photo, levels)
+    energies = [band.square().mean(0, keepdim=True)[None] for band in split(whole, levels)]
+    tones = tone_maps(whole, levels)
+    return max(_excess(energies[k], energies[k + 1], tones[k]) for k in bands)
+
+
+def _excess(energy: Tensor, coarser: Tensor, tone: Tensor) -> float:
+    """A deviation, see `read_coarse_grain`. energy: (1, 1, h, w); coarser: half as large; tone: (1, h, w)."""
+    lit = ((tone > DARK) & (tone < LIGHT)).to(energy)[None]
+    maps = (energy, F.interpolate(coarser, energy.shape[-2:], mode="nearest"), lit)
+    own, next_one, whole = (F.avg_pool2d(one, TILE, TILE // 2).flatten() for one in maps)
+    usable = whole > 0.99
+    if int(usable.sum()) < MIN_TILES:
+        return 0.0
+    smooth = own.new_tensor(SMOOTH_TILES)
+    beyond = torch.quantile(own[usable], smooth) - STRUCTURE * torch.quantile(next_one[usable], smooth)
+    return float(beyond.min().clamp_min(0).sqrt())
 
 
 def tone_maps(photo: Tensor, levels: int) -> list[Tensor]:

@@ -47,7 +47,17 @@ from .grey import given_to_restorer, is_nearly_grey, tinted
 from .record import RestorationRecord, Written, key_of
 from .reference import LIMIT as REFERENCE_LIMIT
 from .reference import STRENGTH
-from .same_person import ACTIONS, PERSON_LIMIT, FaceLikeness, LikenessCheck, counted, load_check, warnings_of
+from .same_person import (
+    ACTIONS,
+    PERSON_LIMIT,
+    Acted,
+    FaceLikeness,
+    LikenessCheck,
+    counted,
+    load_check,
+    warnings_of,
+    with_left_alone,
+)
 
 log = logging.getLogger(__name__)
 RestoreCallback = Callable[[int, int, "Tensor | None"], None]
@@ -193,7 +203,7 @@ class RestoredPhoto:
     unblocked: those of `faces` of which only the blocks of a JPEG were taken out; why, is in `skipped`.
     mask: (1, H, W) in [0, 1], how new a pixel is. crops: the restored faces, (3, S, S) each. found: faces seen.
     step: for the record of the picture; None if nothing was generated. likeness: whether each restored face is still
-    the person, largest first, also of those that were left alone for that; empty if it was not looked at.
+    the person, largest first, also of those that were left alone; empty if it was not looked at.
     """
 
     pixels: Tensor
@@ -207,9 +217,9 @@ class RestoredPhoto:
     unblocked: list[Face] = field(default_factory=list)
 
     @property
-    def generated(self) -> int:
-        """The number of faces that the restorer made."""
-        return len(self.faces) - len(self.unblocked)
+    def generated(self) -> list[Face]:
+        """The faces that the restorer made."""
+        return _others(self.faces, self.unblocked)
 
 
 # ---------------------------------------------------------------- one photo
@@ -251,15 +261,17 @@ def restore_photo(
     served: list[str] = []
     restored = restore_crops(crops, restorer, config.batch_size, check, served, config.even_tone)
     look = likeness or load_check(config.likeness, restorer)
-    faces, crops, restored, skipped, said = keep_likeness(faces, crops, restored, skipped, look)
+    acted = _acted(faces, crops, restored, look)
+    judged = [faces[i] for i in acted.judged]
+    faces, crops, restored = ([of[i] for i in acted.kept] for of in (faces, crops, acted.restored))
     parser = load_parser(config, restorer)
     result = put_together(
-        photo, found, faces, crops, restored, skipped, restorer, config, parser,
-        check=check, enlarge=enlarge, background=rest, served=served,
+        photo, found, faces, crops, restored, skipped + acted.reasons, restorer, config, parser,
+        check=check, enlarge=enlarge, background=rest, served=served, likeness=acted.likeness, judged=judged,
     )  # fmt: skip
-    counts = (len(found), result.generated)
-    step = restoration_step(restorer, config, detector, *counts, likeness=said, background=rest)
-    return replace(result, found=len(found), step=step, likeness=said)
+    counts = (len(found), len(result.generated))
+    step = restoration_step(restorer, config, detector, *counts, likeness=result.likeness, background=rest)
+    return replace(result, found=len(found), step=step)
 
 
 def put_together(
@@ -278,17 +290,21 @@ def put_together(
     background: Background | None = None,
     served: Sequence[str] = (),
     may_leave_alone: bool = True,
+    likeness: Sequence[FaceLikeness] = (),
+    judged: Sequence[Face] = (),
 ) -> RestoredPhoto:
     """`photo` with its restored crops pasted, on an enlarged or restored background where that is asked for.
 
     found: all faces of the photo. faces, crops, restored, skipped, may_leave_alone: as in `paste_faces`. served: what
-    restored them, see `restore_crops`. check, enlarge, background: as in `restore_photo`.
+    restored them, see `restore_crops`. check, enlarge, background: as in `restore_photo`. likeness: of the faces
+    `judged`.
     """
     ground = None
     if background:
         ground = _restored_background(photo, background, found, served, config, check)
     if enlarge and may_leave_alone:
         photo, faces, crops, restored, skipped = without_left_alone(photo, faces, crops, restored, skipped, config)
+    made = faces
     if ground is not None:
         ground = with_faces_of(photo, ground, _others(found, faces))
     if enlarge:
@@ -297,7 +313,9 @@ def put_together(
         photo, ground = enlarged(photo if ground is None else ground, enlarge), None
         faces = [moved(face, photo.shape[-1] / width) for face in faces]
         crops = [crop_face(photo, face, restorer.size) for face in faces]
-    return paste_faces(photo, faces, crops, restored, skipped, config, parser, ground, may_leave_alone)
+    result = paste_faces(photo, faces, crops, restored, skipped, config, parser, ground, may_leave_alone)
+    said = with_left_alone(likeness, judged, made if enlarge else result.generated)
+    return replace(result, likeness=said)
 
 
 def _restored_background(
@@ -348,10 +366,11 @@ def restore_aligned(
     if isinstance(restored, str):
         return RestoredPhoto(large, [], [f"the face failed: {restored}"], large.new_zeros(1, size, size), [], 1)
     look = likeness or load_check(config.likeness, restorer)
-    left, _, pasted, skipped, said = keep_likeness([Face(template(size))], [crop], [restored], [], look)
-    if not left:
-        return RestoredPhoto(large, [], skipped, large.new_zeros(1, size, size), [], 1, likeness=said)
-    restored = pasted[0]
+    acted = _acted([Face(template(size))], [crop], [restored], look)
+    said = acted.likeness
+    if not acted.kept:
+        return RestoredPhoto(large, [], acted.reasons, large.new_zeros(1, size, size), [], 1, likeness=said)
+    restored = acted.restored[0]
     assert isinstance(restored, Tensor)
     grey = torch.equal(photo[0], photo[1]) and torch.equal(photo[1], photo[2])
     pixels = _whole(restored, crop, size, grey, config)
@@ -471,22 +490,11 @@ def leave_sharp(
     return [faces[i] for i in blurred], [crops[i] for i in blurred], skipped
 
 
-def keep_likeness(
-    faces: list[Face],
-    crops: list[Tensor],
-    restored: list[Tensor | str],
-    skipped: list[str],
-    check: LikenessCheck | None,
-) -> tuple[list[Face], list[Tensor], list[Tensor | str], list[str], tuple[FaceLikeness, ...]]:
-    """`faces`, their `crops`, restored ones and `skipped` without the faces that the check leaves alone, and its words.
-
-    See `RestoreConfig.likeness`; all as it was if there is no check.
-    """
+def _acted(faces: list[Face], crops: list[Tensor], restored: list[Tensor | str], check: LikenessCheck | None) -> Acted:
+    """What the check makes of the faces, see `RestoreConfig.likeness`; all are kept if there is no check."""
     if check is None or not crops:
-        return faces, crops, restored, skipped, ()
-    acted = check(crops, restored, [face.width for face in faces])
-    left = [faces[i] for i in acted.kept], [crops[i] for i in acted.kept], [acted.restored[i] for i in acted.kept]
-    return *left, skipped + acted.reasons, acted.likeness
+        return Acted([*range(len(faces))], restored, (), [], [])
+    return check(crops, restored, [face.width for face in faces])
 
 
 def enlarged(photo: Tensor, enlarge: Callable[[Tensor], Tensor]) -> Tensor:
@@ -665,7 +673,8 @@ class FileResult:
 
     status: "restored", "no_face" (copied as it is), "failed", "skipped" (left alone as it was found), "kept" (its
     result was made before from the same photo, with the same restorer and settings) or "left_out" (nothing is wrong
-    with it, but it is no photo). reason: why it is not restored, or not all of its faces are. notes: see `Photo`.
+    with it, but it is no photo). reason: why it is not restored, or not all of its faces are. notes: what of the
+    photo is not in the result.
 
     faces: restored in it, now or before. written: whether there is a result, of this time or kept.
     served: for each restored face, largest first, the group of damages whose restorer served it, or "base"; empty if
@@ -713,6 +722,7 @@ class Job:
     is_left_out: bool = False
     notes: tuple[str, ...] = ()
     likeness: tuple[FaceLikeness, ...] = ()
+    judged: list[Face] = field(default_factory=list)  # whose likeness it is
     all_faces: list[Face] = field(default_factory=list)  # restored or not
     ground: Tensor | None = None  # the photo with its rest restored
     key: str = ""  # for the record of the folder of results
@@ -937,7 +947,7 @@ class FolderRestorer:
 
     def _write(self, job: Job) -> FileResult:
         made_by = (self.restorer, self.config, self.detector)
-        step_of = partial(restoration_step, *made_by, likeness=job.likeness, background=self.rest)
+        step_of = partial(restoration_step, *made_by, background=self.rest)
         how = (self.config, self.aligned, self.parser, step_of, self.strip_gps, self.record)
         return _write_and_note(job, *how)
 
@@ -992,6 +1002,7 @@ def _act(job: Job, check: LikenessCheck | None) -> None:
         return
     acted = check(job.crops, job.restored, [face.width for face in job.faces] or [job.crops[0].shape[-1]])
     job.likeness, job.skipped = acted.likeness, job.skipped + acted.reasons
+    job.judged = [job.faces[i] for i in acted.judged] if job.faces else []
     served = job.served or ("",) * len(job.crops)
     job.crops, job.restored = [job.crops[i] for i in acted.kept], [acted.restored[i] for i in acted.kept]
     job.served = tuple(served[i] for i in acted.kept if served[i])
@@ -1131,12 +1142,14 @@ def _write(
             new = job.restored[0]
             if isinstance(new, str):
                 return FileResult(job.relative, "failed", new)
-            record = photo.record.with_step(step_of(1, 1, served=job.served))
-            write_photo(job.target, replace(_aligned_photo(photo, new, crops[0], config), record=record))
-            return FileResult(job.relative, "restored", "", 1, job.served, True, job.notes, likeness=job.likeness)
+            record = photo.record.with_step(step_of(1, 1, served=job.served, likeness=job.likeness))
+            lost = write_photo(job.target, replace(_aligned_photo(photo, new, crops[0], config), record=record))
+            notes = _each_once(job.notes, lost)
+            return FileResult(job.relative, "restored", "", 1, job.served, True, notes, likeness=job.likeness)
         if ground is not None:
             ground = with_faces_of(photo.pixels, ground, _others(job.all_faces, job.faces))
         result = paste_faces(photo.pixels, job.faces, crops, job.restored, job.skipped, config, parser, ground)
+        likeness = job.likeness if aligned else with_left_alone(job.likeness, job.judged, result.generated)
         reason = "; ".join(result.skipped)
         if ground is not None and not result.faces:
             reason = f"{reason or 'no face found'}; only the rest of the photo is restored"
@@ -1144,21 +1157,27 @@ def _write(
             restored = [face for face, new in zip(job.faces, job.restored, strict=True) if not isinstance(new, str)]
             pasted = [any(face is other for other in result.faces) for face in restored]
             served = tuple(compress(job.served, pasted))
-            record = photo.record.with_step(step_of(job.found, result.generated, served=served))
-            write_photo(job.target, replace(photo, pixels=result.pixels, record=record))
-            done = (len(result.faces), served, True, job.notes)
-            return FileResult(job.relative, "restored", reason, *done, likeness=job.likeness)
+            counts = (job.found, len(result.generated))
+            record = photo.record.with_step(step_of(*counts, served=served, likeness=likeness))
+            lost = write_photo(job.target, replace(photo, pixels=result.pixels, record=record))
+            done = (len(result.faces), served, True, _each_once(job.notes, lost))
+            return FileResult(job.relative, "restored", reason, *done, likeness=likeness)
         if strip_gps:
-            write_photo(job.target, photo)
+            notes = _each_once(job.notes, write_photo(job.target, photo))
         else:
             replace_atomically(job.target, lambda temporary: shutil.copyfile(job.source, temporary))
+            notes = ()  # a copy has all of the file
         status = "failed" if any(isinstance(new, str) for new in job.restored) else "no_face"
         how = "written anew, without its place" if strip_gps else "copied as it is"
-        notes = job.notes if strip_gps else ()  # a copy has all of the file
         reason = f"{reason or 'no face found'}; {how}"
-        return FileResult(job.relative, status, reason, written=True, notes=notes, likeness=job.likeness)
+        return FileResult(job.relative, status, reason, written=True, notes=notes, likeness=likeness)
     except (ValueError, RuntimeError, OSError) as error:
         return FileResult(job.relative, "failed", _reason(error, job))
+
+
+def _each_once(*notes: Sequence[str]) -> tuple[str, ...]:
+    """What was not read of a photo, and what was not written, each sentence once."""
+    return tuple(dict.fromkeys(note for some in notes for note in some))
 
 
 def _reason(error: Exception, job: Job) -> str:

@@ -50,7 +50,8 @@ from .reference import STRENGTH, Lender, read_references
 LIMITS = Path(__file__).parents[1] / "embedded" / "likeness_limits.json"
 SIDE = 128  # pixels of the faces that are compared; a chip of the recogniser shows hardly more
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5)  # of the restored face that "blend" tries, the largest first
-WORDS = (SAME, MAY_BE, OTHER, CANNOT_TELL)
+LEFT_ALONE = "left alone"
+WORDS = (SAME, MAY_BE, OTHER, CANNOT_TELL, LEFT_ALONE)
 ACTIONS = ("off", "warn", "keep", "blend")
 READABLE = 0.5  # score of a damaged face from which it is plainly a face
 PERSON_LIMIT = 0.55  # distance up to which a restored face may be that of a sharp photo
@@ -68,10 +69,12 @@ class Measured(NamedTuple):
 class FaceLikeness:
     """What is said of one restored face.
 
-    word: one of `WORDS`. distance: to the photo, like with like. same, other: up to the first it looks like the same
-    person, beyond the second no longer. false_warnings, missed: the share of good restorations, and of other people,
-    that such a limit judges wrongly. All four are None where nothing can be told. share: of the restored face that was
-    put on the photo, 0 where the photo was kept. lent: how strongly detail of a reference was mixed in.
+    word: one of `WORDS`; `LEFT_ALONE` of a face that was judged, but of which nothing was put on the photo because that
+    is no worse, and which therefore has no distance. distance: to the photo, like with like. same, other: up to the
+    first it looks like the same person, beyond the second no longer. false_warnings, missed: the share of good
+    restorations, and of other people, that such a limit judges wrongly. All four are None where nothing can be told.
+    share: of the restored face that was put on the photo, 0 where the photo was kept. lent: how strongly detail of a
+    reference was mixed in.
     """
 
     word: str
@@ -261,12 +264,14 @@ def at_side(faces: Tensor) -> Tensor:
 class Acted:
     """What became of the faces of a photo. kept: places of those that are pasted. restored: of all, as they are pasted.
 
-    likeness: of those that were judged. reasons: why others are left alone, or nothing was lent to any.
+    likeness: of those that were judged. judged: their places. reasons: why others are left alone, or nothing was lent
+    to any.
     """
 
     kept: list[int]
     restored: list[Tensor | str]
     likeness: tuple[FaceLikeness, ...]
+    judged: list[int]
     reasons: list[str]
 
 
@@ -288,7 +293,7 @@ class LikenessCheck:
 
     def __call__(self, crops: Sequence[Tensor], restored: Sequence[Tensor | str], widths: Sequence[float]) -> Acted:
         """crops, restored: as in `restore_crops`. widths: of the faces in the photo, for what is said."""
-        kept, pasted, likeness, reasons = [], list(restored), [], []
+        kept, pasted, likeness, judged, reasons = [], list(restored), [], [], []
         lent, reason = self.lender(restored, widths) if self.lender else ({}, "")
         reasons += [reason] if reason else []
         for i, (crop, new) in enumerate(zip(crops, restored, strict=True)):
@@ -300,12 +305,14 @@ class LikenessCheck:
                 if i in lent and not detailed:
                     reasons.append(f"a face {widths[i]:.0f} pixels wide is lent no detail: with it, it {OTHER}")
                 said, pasted[i] = detailed or self._acted(crop, new)
-                likeness += [said] if said else []
+                if said:
+                    likeness.append(said)
+                    judged.append(i)
                 if said and not said.share:
                     reasons.append(f"a face {widths[i]:.0f} pixels wide is left alone: {said.said}")
                     continue
             kept.append(i)
-        return Acted(kept, pasted, tuple(likeness), reasons)
+        return Acted(kept, pasted, tuple(likeness), judged, reasons)
 
     def _somebody_else(self, new: Tensor) -> str:
         """Why a restored face is not that of the person who is looked for; "" if it may be."""
@@ -389,6 +396,19 @@ def counts_of(likeness: Sequence[FaceLikeness]) -> dict[str, int]:
     return {word: counts[word] for word in WORDS if counts[word]}
 
 
+def with_left_alone(
+    likeness: Sequence[FaceLikeness], judged: Sequence[object], made: Sequence[object]
+) -> tuple[FaceLikeness, ...]:
+    """`likeness` of the faces `judged`, where of those that are not among `made` it is said that they are left alone.
+
+    Those that were left alone for the sake of likeness keep their word.
+    """
+    return tuple(
+        one if not one.share or any(face is other for other in made) else FaceLikeness(LEFT_ALONE, share=0.0)
+        for one, face in zip(likeness, judged, strict=True)
+    )
+
+
 def counted(likeness: Sequence[FaceLikeness]) -> str:
     """ "3 faces: looks like the same person; 1 face: cannot tell"; "" without faces."""
     named = counts_of(likeness).items()
@@ -397,4 +417,4 @@ def counted(likeness: Sequence[FaceLikeness]) -> str:
 
 def warnings_of(likeness: Sequence[FaceLikeness]) -> list[str]:
     """A line for each face that no longer looks like the same person, or did not before something was done."""
-    return [one.said for one in likeness if one.word == OTHER or one.share < 1]
+    return [one.said for one in likeness if one.word == OTHER or (one.share < 1 and one.word != LEFT_ALONE)]

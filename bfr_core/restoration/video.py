@@ -470,7 +470,7 @@ class _Job:
             plain = pasted(replace(self.config, match_grain=False))
             pixels = self.grain(work.frame.number, work.frame.pixels, plain, result)
             result = replace(result, pixels=pixels)
-        counts = (len(found), result.generated)
+        counts = (len(found), len(result.generated))
         step = restoration_step(
             self.restorer,
             self.config,

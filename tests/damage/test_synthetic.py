@@ -11,12 +11,12 @@ from bfr_core.damage.synthetic import (
     CAMERA_TO_SRGB,
     DAMAGES,
     _bayer,
-    _convolve,
     _demosaic,
     _gaussian_kernel,
     _motion_kernel,
     _to_display,
     _to_linear,
+    convolved,
     degrade,
 )
 
@@ -233,7 +233,7 @@ def test_gaussian_kernel_has_its_sigmas():
     assert (kernel.sum(0) * line**2).sum().sqrt().item() == pytest.approx(2, abs=0.1)
     assert (kernel.sum(1) * line**2).sum().sqrt().item() == pytest.approx(1, abs=0.05)
     flat = torch.full((3, 5, 6), 0.3)
-    torch.testing.assert_close(_convolve(flat, kernel), flat)
+    torch.testing.assert_close(convolved(flat, kernel), flat)
 
 
 @pytest.mark.parametrize("level", [0.1, 0.3, 0.5, 0.7, 0.9])

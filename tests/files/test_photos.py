@@ -436,14 +436,16 @@ def test_a_grey_profile_of_sixteen_bits_stays_and_one_that_does_not_fit_is_named
         chunk = b"iCCPa\0\0" + zlib.compress(icc)
         (tmp_path / "a.png").write_bytes(png16(sixteen(1), chunk))
         photo = read_photo(tmp_path / "a.png")
-        write_photo(tmp_path / "b.png", photo)
+        assert kept or photo.notes == ("its colour profile does not fit its pixels and is dropped",)
+        assert write_photo(tmp_path / "b.png", photo) == ()
         assert (Image.open(tmp_path / "b.png").info.get("icc_profile") == icc) is kept
     assert caplog.messages == ["a.png: its colour profile does not fit its pixels and is dropped"]
 
 
 def test_a_format_of_eight_bits_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    write_photo(tmp_path / "a.jpg", Photo(read_pil(smooth()), depth=16))
-    assert caplog.messages == ["a.jpg: JPEG is written with 8 bits a channel; the photo has 16"]
+    notes = write_photo(tmp_path / "a.jpg", Photo(read_pil(smooth()), depth=16))
+    assert notes == ("JPEG is written with 8 bits a channel; the photo has 16",)
+    assert caplog.messages == [f"a.jpg: {notes[0]}"]
     Image.fromarray(np.array([[0.0, 0.25], [0.5, 1.0]], np.float32)).save(tmp_path / "b.tif")
     photo = read_photo(tmp_path / "b.tif")
     assert caplog.messages[1:] == ["b.tif: of its 32 bits a channel 16 are kept"] and photo.depth == 16

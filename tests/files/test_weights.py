@@ -79,8 +79,8 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch):
     monkeypatch.setattr(weights, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(weights, "TIMEOUT", 300.0)
-    monkeypatch.setattr(weights, "urlopen", lambda request, timeout: urlopen(request, timeout=server.patience(timeout)))
     server = Server()
+    monkeypatch.setattr(weights, "urlopen", lambda request, timeout: urlopen(request, timeout=server.patience(timeout)))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server

@@ -431,7 +431,8 @@ def test_likeness_and_one_person_alone(
         def check(crops: list[Any], restored: list[Any], widths: list[float]) -> Any:
             said = (words.FaceLikeness(words.OTHER, 0.7, 0.4, 0.45, 0.02, 0.05), words.FaceLikeness(words.SAME))
             kept = [0, 1] if person is None else [1]
-            return words.Acted(kept, list(restored), said, [] if person is None else ["a face is not like the person"])
+            reasons = [] if person is None else ["a face is not like the person"]
+            return words.Acted(kept, list(restored), said, [0, 1], reasons)
 
         return check
 

@@ -15,9 +15,13 @@ from bfr_core.metrics.detail import high_band, sharpness
 from bfr_core.pixels import gaussian_blur
 from bfr_core.restoration import finishing
 from bfr_core.restoration.finest_band import levels_for
+from bfr_core.restoration.grain import NO_COARSE_GRAIN, NO_GRAIN
+from bfr_core.restoration.noise import read_noise
+from bfr_core.restoration.pyramid import split
 from bfr_core.restoration.restore import RestoreConfig, restore_aligned, restore_folder, restore_photo
 from bfr_core.restorers import load_restorer
 from tests.restoration.faces_in_photos import SIDE, a_face, noise, restorer, sharp, soft, within
+from tests.restoration.test_blocks import natural
 
 FACE, CLEAN = a_face(), sharp(contrast=0.15)
 KEEP = RestoreConfig(precision="float32", match_grain=False)
@@ -146,6 +150,54 @@ def test_a_pasted_face_has_the_grain_of_its_surroundings(correlated: bool) -> No
     assert ((ratio > 0.7) & (ratio < 1.4)).all(), ratio
     added = (grainy - smooth)[inside].flatten(1)
     assert (torch.corrcoef(added)[0, 1] > 0.8) == correlated
+
+
+def coarse_grain(like: Tensor, radius: float, sigma: float, seed: int = 0) -> Tensor:
+    """Grey grain of this standard deviation, whose correlation falls to 1/e at `radius` pixels."""
+    rough = gaussian_blur(noise(like[:1], 1.0, seed)[None], radius / 2)[0]
+    return (sigma * rough / rough.std()).expand(3, -1, -1)
+
+
+@pytest.mark.parametrize("radius", [4.0, 5.0])
+def test_a_pasted_face_has_coarse_grain_too(radius: float) -> None:
+    """Grain of 12 of 255, of which the finest band has 2.5 and less."""
+    photo, face = (soft() + coarse_grain(soft(), radius, 12 / 255)).clamp(0, 1), a_face(200)
+    assert read_noise(photo, 3, 200).deviation(0) < NO_GRAIN[0]
+    smooth, grainy = (
+        restore_photo(photo, restorer(6.0, 128), config, lambda photo: [face]).pixels for config in (NEITHER, GRAIN)
+    )
+    _, y, x = within(photo, face)
+    for k in (1, 2):
+        there, before, after = (
+            split(picture, 3)[k][:, y.start >> k : y.stop >> k, x.start >> k : x.stop >> k].std()
+            for picture in (photo, smooth, grainy)
+        )
+        assert before < 0.6 * there and 0.75 * there < after < 1.3 * there, (k, before / there, after / there)
+
+
+def test_coarse_grain_is_not_read_off_texture() -> None:
+    """Detail of every size, the finer the weaker, over nine tenths of the photo."""
+    ramp = (torch.linspace(0, 1, SIDE) / 0.9).clamp(0.05, 1)
+    texture = soft() + ramp * (natural() - soft())
+    sharpened = (texture + 0.7 * (texture - gaussian_blur(texture[None], 4.0)[0])).clamp(0, 1)
+    for photo in (texture, sharpened, gaussian_blur(texture[None], 1.5)[0]):
+        assert read_noise(photo, 3, 200).coarse < NO_COARSE_GRAIN / 2
+    grainy = texture + coarse_grain(soft(), 4.0, 12 / 255)
+    assert read_noise(grainy, 3, 200).coarse > NO_COARSE_GRAIN
+    assert read_noise(grainy, 3, 90).coarse == 0, "a narrow face has structure as fine as that"
+
+
+def test_clean_portraits_have_no_coarse_grain(shared: Path) -> None:
+    """Some of those that the limits were not chosen on."""
+    for path in sorted((shared / "portraits_recent").glob("*.jpg"))[:12]:
+        assert read_noise(read_image(path), 3, 200).coarse < NO_COARSE_GRAIN, path.name
+
+
+def test_a_photo_with_coarse_grain_is_not_taken_for_a_clean_one() -> None:
+    """Its grain is no sharpness that a restored face must not lose."""
+    photo = (soft() + coarse_grain(soft(), 4.0, 16 / 255)).clamp(0, 1)
+    result = restore_photo(photo, restorer(3.0, 128), BOTH, lambda photo: [FACE])
+    assert len(result.faces) == 1 and not result.skipped
 
 
 def test_a_clean_photo_gets_no_grain_and_grain_is_always_the_same() -> None:

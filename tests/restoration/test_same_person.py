@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bfr_core.damage.synthetic import stored_as_jpeg
 from bfr_core.faces.align import Face
 from bfr_core.faces.likeness import CANNOT_TELL, MAY_BE, OTHER, SAME
 from bfr_core.faces.people import Person
@@ -17,6 +18,7 @@ from bfr_core.files.photos import read_image, write_image
 from bfr_core.restoration import same_person as module
 from bfr_core.restoration.restore import RestoreConfig, restore_aligned, restore_folder, restore_photo
 from bfr_core.restoration.same_person import (
+    LEFT_ALONE,
     FaceLikeness,
     LikenessCheck,
     LikenessMeter,
@@ -25,6 +27,8 @@ from bfr_core.restoration.same_person import (
     load_limits,
     warnings_of,
 )
+from tests.restoration.faces_in_photos import a_face, restorer, sharp
+from tests.restoration.test_blocks import natural
 from tests.restoration.test_restore import face_at, fake_restorer, found, smooth
 
 OWN = FaceLikeness(SAME, 0.2, 0.4, 0.45, 0.02, 0.05)
@@ -101,6 +105,32 @@ def test_an_aligned_face_is_kept_or_blended(fake_meter: None) -> None:
     blended = restore_aligned(face, fake_restorer(), RestoreConfig(likeness="blend"))
     assert float((blended.pixels - face).mean()) == pytest.approx(0.06, abs=0.002)
     assert blended.step and "1 face: looks like the same person" in blended.step.settings["looks"]
+
+
+def test_a_face_that_is_left_alone_because_it_is_sharp_is_said_to_look_like_nobody(
+    fake_meter: None, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, face, left = RestoreConfig(), a_face(), (FaceLikeness(LEFT_ALONE, share=0.0),)
+    photo = sharp(contrast=0.15)
+    for enlarge in (None, lambda photo: photo.repeat_interleave(2, 1).repeat_interleave(2, 2)):
+        how: dict[str, Any] = {"likeness": check_of("warn"), "enlarge": enlarge}
+        result = restore_photo(photo, restorer(1.0), config, lambda photo: [face], **how)
+        assert not result.faces and result.likeness == left
+    assert counted([*result.likeness, OWN]) == "1 face: looks like the same person; 1 face: left alone"
+    monkeypatch.setattr("bfr_core.restoration.restore.load_detector", lambda *_: lambda photo: [face])
+    write_image(tmp_path / "photos" / "a.png", photo)
+    network = restorer(1.0)
+    network.sha256 = "1"
+    for status in ("no_face", "kept"):
+        (file,) = restore_folder(tmp_path / "photos", tmp_path / "out", network, config).files
+        assert file.status == status and file.likeness == left and "sharper there" in file.reason
+    assert "the photo is kept" not in caplog.text and warnings_of(left) == []
+
+
+def test_a_face_of_which_only_the_blocks_were_taken_out_is_left_alone() -> None:
+    photo, config = stored_as_jpeg(natural(), 30), RestoreConfig(match_grain=False)
+    result = restore_photo(photo, restorer(1.0), config, lambda photo: [a_face()], likeness=check_of("warn"))
+    assert len(result.unblocked) == 1 and result.likeness == (FaceLikeness(LEFT_ALONE, share=0.0),)
 
 
 @pytest.mark.parametrize("aligned", [True, False])
