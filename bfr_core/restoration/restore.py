@@ -263,7 +263,8 @@ def restore_photo(
     look = likeness or load_check(config.likeness, restorer)
     acted = _acted(faces, crops, restored, look)
     judged = [faces[i] for i in acted.judged]
-    faces, crops, restored = ([of[i] for i in acted.kept] for of in (faces, crops, acted.restored))
+    faces, crops = [faces[i] for i in acted.kept], [crops[i] for i in acted.kept]
+    restored = [acted.restored[i] for i in acted.kept]
     parser = load_parser(config, restorer)
     result = put_together(
         photo, found, faces, crops, restored, skipped + acted.reasons, restorer, config, parser,
