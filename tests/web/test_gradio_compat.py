@@ -137,7 +137,9 @@ def followed(page: Gradio, run: str) -> str:
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
         shown = page.shown(page.call(tick[0], {page.part("Run"): run}))
-        if "bar" not in shown and any(word in shown for word in ("found. ", "Adapted. ", "Repaired. ", "alert")):
+        # whole attributes: "bar" alone stands by chance in the letters of some pictures
+        said = ("found. ", "Adapted. ", "Repaired. ", r'role=\"alert\"')
+        if r'class=\"bar\"' not in shown and any(word in shown for word in said):
             return shown
         time.sleep(0.5)
         page.session = f"{run} {time.monotonic()}"
