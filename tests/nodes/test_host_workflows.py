@@ -109,11 +109,10 @@ def test_every_workflow_runs_and_says_how_far_it_is(comfy: Any, path: Path) -> N
     said = comfy.watch(graph)
     assert said[-1]["type"] == "execution_success", said[-1]
     events = [message for message in said if isinstance(message, dict)]
+    # Kinds of nodes are compared, because of two equal nodes ComfyUI runs one.
     done = {m["data"]["node"] for m in events if m["type"] == "progress" and m["data"]["value"] == m["data"]["max"]}
     shipped = [node for node in graph.values() if node["inputs"].get("source") == "shipped"]  # there at once
-    kinds = {
-        node["class_type"] for node in graph.values() if node not in shipped
-    }  # of two equal nodes ComfyUI runs one
+    kinds = {node["class_type"] for node in graph.values() if node not in shipped}
     assert TAKES_LONG & kinds <= {graph[name]["class_type"] for name in done}, "not all said that they were done"
     shown = {m["data"]["node"] for m in events if m["type"] == "executed"}
     assert {n for n, node in graph.items() if node["class_type"] in ("SaveImage", "BFR_FinetuneRestorer")} <= shown
