@@ -138,8 +138,8 @@ def followed(page: Gradio, run: str) -> str:
     while time.monotonic() < end:
         shown = page.shown(page.call(tick[0], {page.part("Run"): run}))
         # whole attributes: "bar" alone stands by chance in the letters of some pictures
-        said = ("found. ", "Adapted. ", "Repaired. ", r'role=\"alert\"')
-        if r'class=\"bar\"' not in shown and any(word in shown for word in said):
+        said = ("found. ", "Adapted. ", "Repaired. ", r"role=\"alert\"")
+        if r"class=\"bar\"" not in shown and any(word in shown for word in said):
             return shown
         time.sleep(0.5)
         page.session = f"{run} {time.monotonic()}"
