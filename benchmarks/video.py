@@ -1,4 +1,4 @@
-"""Does a restored video flicker? Portraits filmed with still cameras, restored frame by frame and as a video.
+"""Does a restored video flicker? Films made of still portraits, restored frame by frame and as a video.
 
     python benchmarks/video.py --shared DIR [--faces 6] [--frames 8] [--noise 0.01 0.03 0.08]
 

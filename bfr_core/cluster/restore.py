@@ -179,7 +179,9 @@ def connected(address: str) -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     before = context.enable_progress_bars, context.max_errored_blocks, context.print_on_execution_start
     context.enable_progress_bars, context.max_errored_blocks, context.print_on_execution_start = False, -1, False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it says of tasks is said of their photos
+    rays = logging.getLogger("ray.data")
+    level = rays.level
+    rays.setLevel(logging.CRITICAL)  # what it says of tasks is said of their photos
     mine = not ray.is_initialized()
     try:
         if mine:
@@ -191,6 +193,7 @@ def connected(address: str) -> Iterator[None]:
         raise ValueError(f"--workers ray: the workers failed ({last_line(error)})") from error
     finally:
         context.enable_progress_bars, context.max_errored_blocks, context.print_on_execution_start = before
+        rays.setLevel(level)
         if mine:
             ray.shutdown()
 

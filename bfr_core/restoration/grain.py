@@ -12,7 +12,7 @@ it is, 1 - c_k is no more than what the pasted face really differs by, in units 
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ NO_COARSE_GRAIN, ALL_COARSE_GRAIN = 1 / 255, 2 / 255
 UNCHANGED = 0.1  # of s_k: a restorer that changes a band less has left its noise as it is
 ROWS = 64  # of grain that are drawn together
 TRIALS = 12  # after which the factors of the bands hardly change
-MOST_FACTOR = 3.0  # of what a band needs alone: a mixture that no picture can have is not pursued
+MAX_FACTOR = 3.0  # of what a band needs alone: a mixture that no picture can have is not pursued
 
 
 def grain_strength(noise: Noise) -> float:
@@ -53,7 +53,7 @@ def grain_bands(
     [0, 1]. white: bands of `white_rows`, (3, h, w). tones: see `noise.tone_maps`.
     """
     strength, bands = grain_strength(noise), []
-    factors = _factors([noise.deviation(k) for k in range(len(lost))])
+    factors = _factors(tuple(noise.deviation(k) for k in range(len(lost))))
     for k, (gone, new, drawn, tone) in enumerate(zip(lost, newness, white, tones, strict=True)):
         shares = tone_shares(tone)
         variance = (shares * noise.variances(k).to(gone).view(-1, 1, 1)).sum(0, keepdim=True)
@@ -81,7 +81,8 @@ def white_rows(top: int, bottom: int, width: int, *key: int | str) -> Tensor:
     return torch.cat(blocks, 1)[:, top - first * ROWS : bottom - first * ROWS]
 
 
-def _factors(deviations: list[float]) -> list[float]:
+@lru_cache(maxsize=8)  # a face is finished in strips, all beside the same noise
+def _factors(deviations: tuple[float, ...]) -> tuple[float, ...]:
     """What the bands of white noise of variance 1 are multiplied by, beside these deviations of the photo's noise.
 
     The bands overlap: where each is brought to its deviation alone, they make a picture whose bands are weaker, unless
@@ -94,10 +95,10 @@ def _factors(deviations: list[float]) -> list[float]:
         mixed = joined([d * f * band for d, f, band in zip(deviations, factors, white, strict=True)])
         made = [float(band.std()) for band in split(mixed, len(white))]
         factors = [
-            min(MOST_FACTOR * a, f * d / m) if m > 0 and d > 0 else f
+            min(MAX_FACTOR * a, f * d / m) if m > 0 and d > 0 else f
             for a, f, d, m in zip(alone, factors, deviations, made, strict=True)
         ]
-    return factors
+    return tuple(factors)
 
 
 @cache

@@ -462,7 +462,7 @@ def numbers_in(text: str) -> Callable[[int], bool]:
     ranges = []
     for part in text.split(","):
         first, dash, last = (piece.strip() for piece in part.partition("-"))
-        ranges.append((int(first), int(last or 10**9) if dash else int(first)))
+        ranges.append(sorted((int(first), int(last or 10**9) if dash else int(first))))
     return lambda number: any(first <= number <= last for first, last in ranges)
 
 

@@ -48,7 +48,7 @@ from .restore import (
     restore_crops,
     with_known_mask,
 )
-from .same_person import FaceLikeness, LikenessCheck, load_check
+from .same_person import FaceLikeness, LikenessCheck, load_check, with_left_alone
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ MOTION_BLUR = (1.0, 6.0)  # its blur, at least and at most: noise of single pixe
 PHOTO_PIXELS = 2.5  # of the frame, that the blur spans in between
 NOISE_MEDIANS = 4.5  # of the change of all pixels: above it one has moved
 NO_CHANGE = 1e-8  # of squares: a thousandth of what whole numbers can show
-LEAST, MOST = 0.006, 0.04  # of luma: what changes less has not moved, what changes more has
+MIN_CHANGE, MAX_CHANGE = 0.006, 0.04  # of luma: what changes less has not moved, what changes more has
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def motion(crop: Tensor, reference: Tensor, width: float) -> Tensor:
     change = resized((luma(crop) - luma(reference))[None], side, "area")
     sigma = min(max(PHOTO_PIXELS * side / max(width, 1.0), MOTION_BLUR[0]), MOTION_BLUR[1])
     change = gaussian_blur(change, sigma, edges="replicate").abs()
-    limit = min(max(NOISE_MEDIANS * float(change.median()), LEAST), MOST)
+    limit = min(max(NOISE_MEDIANS * float(change.median()), MIN_CHANGE), MAX_CHANGE)
     moved = (change / limit - 1).clamp(0, 1)
     moved = F.max_pool2d(moved, 5, 1, 2)  # what has moved takes its rim along
     return resized(moved, crop.shape[-2:], "bilinear")[0].clamp(0, 1)
@@ -392,17 +392,20 @@ class _Job:
         face, crop, new = work.frame.faces[track], work.crops[track], work.restored[track]
         if isinstance(new, str):
             return
+        said: tuple[FaceLikeness, ...] = ()
         if self.look:
             acted = self.look([crop], [new], [face.width])
-            work.likeness += acted.likeness
-            held.share = acted.likeness[0].share if acted.likeness else 1.0
+            said = acted.likeness
+            held.share = said[0].share if said else 1.0
             if not acted.kept:
-                held.left = acted.reasons[0]
+                held.left = acted.reasons[-1]  # before it may stand why nothing was lent
             elif isinstance(acted.restored[0], Tensor):
                 new = acted.restored[0]
         if not held.left and self.config.keep_detail and not self.enlarge:
             pasted = paste_faces(work.frame.pixels, [face], [crop], [new], [], self.config, self.parser)
             held.left = pasted.skipped[0] if pasted.skipped else ""
+            said = with_left_alone(said, [face] * len(said), [] if held.left else [face])
+        work.likeness += said
         if held.left:
             work.skipped.append(held.left)
 

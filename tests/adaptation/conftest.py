@@ -20,3 +20,20 @@ def config(tiny_restorer, tiny_prior):
         targets=replace(SMALL.targets, t_clean=9, batch_size=4, sampler=SamplerConfig(t_start=50, factor=4, calls=3)),
         finetune=replace(SMALL.finetune, iterations=6, batch_size=4, micro_batch=4, judge_every=3),
     )
+
+
+@pytest.fixture
+def drawn_names(monkeypatch):
+    """The names of the faces that targets are drawn of, in the order of the calls."""
+    import bfr_core.adaptation.target_stage as module
+
+    drawn: list[str] = []
+    real = module.draw_in_batches
+
+    def counted(batches, *rest):
+        for names, made in real(batches, *rest):
+            drawn.extend(names)
+            yield names, made
+
+    monkeypatch.setattr(module, "draw_in_batches", counted)
+    return drawn

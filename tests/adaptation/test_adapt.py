@@ -161,22 +161,6 @@ def test_faces_left_out_stay_out_when_the_run_goes_on(photos, config, tmp_path):
         assert len(collect_faces(tmp_path / "photos", run, 32, ALIGNED)) == 1  # other faces
 
 
-def counted_drawing(monkeypatch):
-    """The names of the faces that targets are drawn of, in the order of the calls."""
-    import bfr_core.adaptation.target_stage as module
-
-    drawn: list[str] = []
-    real = module.draw_in_batches
-
-    def counted(batches, *rest):
-        for names, made in real(batches, *rest):
-            drawn.extend(names)
-            yield names, made
-
-    monkeypatch.setattr(module, "draw_in_batches", counted)
-    return drawn
-
-
 def counted_looking(monkeypatch):
     """The photos that faces are taken from."""
     import bfr_core.adaptation.faces as module
@@ -198,8 +182,8 @@ def own_photos(photos, tmp_path):
 
 
 @pytest.mark.parametrize("search", [(), ("t_start",)], ids=["settings given", "settings left to the faces"])
-def test_only_what_is_missing_is_made(own_photos, config, tmp_path, monkeypatch, search):
-    looked, drawn = counted_looking(monkeypatch), counted_drawing(monkeypatch)
+def test_only_what_is_missing_is_made(own_photos, config, tmp_path, monkeypatch, drawn_names, search):
+    looked, drawn = counted_looking(monkeypatch), drawn_names
     config = replace(config, targets=replace(config.targets, search=search), gate=TargetCheckConfig(limit=0))
     run = Run(tmp_path / "run")
     adapt(own_photos, run.folder, config)
@@ -240,11 +224,11 @@ def test_a_new_face_gives_the_same_targets_as_a_new_run(own_photos, config, tmp_
     assert all(path.read_bytes() == fresh.targets[name].read_bytes() for name, path in grown.targets.items())
 
 
-def test_a_target_retouched_by_hand_is_kept_used_and_named(photos, config, finished, monkeypatch, caplog):
+def test_a_target_retouched_by_hand_is_kept_used_and_named(photos, config, finished, drawn_names, caplog):
     run = Run(finished)
     retouched = run.targets / "face 4.png"
     Image.new("RGB", (32, 32), (250, 10, 10)).save(retouched)
-    before, drawn = retouched.read_bytes(), counted_drawing(monkeypatch)
+    before, drawn = retouched.read_bytes(), drawn_names
     steps = []
     with caplog.at_level("INFO"):
         result = adapt(photos, run.folder, config, lambda stage, *_: steps.append(stage))

@@ -64,31 +64,20 @@ def test_shards_collect_and_draw_what_one_process_would(photos, config, tiny_res
 
 
 def test_a_shard_does_not_draw_twice_and_draws_anew_with_other_settings(
-    photos, config, tiny_restorer, tiny_prior, tmp_path, monkeypatch
+    photos, config, tiny_restorer, tiny_prior, tmp_path, drawn_names
 ):
-    import bfr_core.adaptation.target_stage as module
-
     restorer, prior, run = load_restorer(tiny_restorer), load_prior(tiny_prior), Run(tmp_path)
     faces = collect_faces(photos, run, 32, ALIGNED)
-    drawn: list[str] = []
-    real = module.draw_in_batches
-
-    def counted(batches, *rest):
-        for names, made in real(batches, *rest):
-            drawn.extend(names)
-            yield names, made
-
-    monkeypatch.setattr(module, "draw_in_batches", counted)
     part = Shard(1, 2)
     for config_, expected in (
         (config.targets, 6), (config.targets, 0), (replace(config.targets, seed=1), 6), (config.targets, 6),
     ):  # fmt: skip
-        drawn.clear()
+        drawn_names.clear()
         draw_shard(run, faces, restorer, prior, config_, part)
-        assert len(drawn) == expected
-    drawn.clear()
+        assert len(drawn_names) == expected
+    drawn_names.clear()
     draw_targets(run, faces, restorer, prior, config.targets)
-    assert sorted(drawn) == sorted(Shard(2, 2).of(faces.names, config.targets.batch_size))
+    assert sorted(drawn_names) == sorted(Shard(2, 2).of(faces.names, config.targets.batch_size))
 
 
 def test_targets_never_hold_more_than_a_batch(photos, config, tiny_restorer, tiny_prior, tmp_path, monkeypatch):

@@ -525,14 +525,14 @@ def test_inspect_answers_strange_pictures_in_a_line(tmp_path, capsys, content, s
 
 
 def test_shards_in_processes_of_their_own_make_what_one_makes(photos, tiny_restorer, tiny_prior, tmp_path, capsys):
-    """The commands that a queue would start, all at once; then the ones that put their work together."""
+    """The commands that a queue would start, both at once; then the ones that put their work together."""
     networks = ["--restorer", str(tiny_restorer)]
     on_run = [*networks, "--prior", str(tiny_prior), "--calls", "2", "--set", "targets.batch_size=2", "--run"]
     one, many = str(tmp_path / "one"), str(tmp_path / "many")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
     def together(*words):
-        commands = [[sys.executable, "-m", "bfr_core", *words, "--shard", f"{i}/3"] for i in (1, 2, 3)]
+        commands = [[sys.executable, "-m", "bfr_core", *words, "--shard", f"{i}/2"] for i in (1, 2)]
         started = [subprocess.Popen(c, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) for c in commands]
         for process in started:
             said = process.communicate()[1]
@@ -556,5 +556,5 @@ def test_shards_in_processes_of_their_own_make_what_one_makes(photos, tiny_resto
     with pytest.raises(SystemExit):
         main([*restore, many, "--shard", "4/3"])
     assert "must be I/N" in capsys.readouterr().err
-    assert main(["faces", str(photos), "--people", *networks, "--run", many, "--shard", "1/3"]) == 2
+    assert main(["faces", str(photos), "--people", *networks, "--run", many, "--shard", "1/2"]) == 2
     assert "without --shard" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bfr_core.faces.align import Face, template
+from bfr_core.faces.likeness import SAME
 from bfr_core.faces.track import REACH
 from bfr_core.pixels import gaussian_blur
-from bfr_core.restoration.restore import RestoreConfig, numbers_in, restore_photo
+from bfr_core.restoration.restore import RestoreConfig, RestoredPhoto, numbers_in, restore_photo
+from bfr_core.restoration.same_person import LEFT_ALONE, Acted, FaceLikeness
 from bfr_core.restoration.video import FrameStore, VideoConfig, motion, restore_frames
 from bfr_core.restorers.base import Restorer
 
@@ -186,6 +188,24 @@ def test_what_is_decided_of_a_face_holds(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "already sharp" in results[0].skipped[0] and not any(result.skipped for result in results[1:])
 
 
+def test_a_face_that_pasting_leaves_alone_is_told_of_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def same(crops: list[Tensor], restored: list[Any], widths: list[float]) -> Acted:
+        return Acted([0], restored, (FaceLikeness(SAME, 0.1, 0.4, 0.5),), [0], ["nothing is lent"])
+
+    def left(photo: Tensor, *_: Any) -> RestoredPhoto:
+        return RestoredPhoto(photo, [], ["it is sharper"], torch.zeros(1, *photo.shape[1:]), [], 1)
+
+    config, faces = replace(PLAIN, keep_detail=True), [face_at(20, 20)]
+
+    def words() -> list[list[str]]:
+        results = restore_frames(filmed(3), sharpener(), config, lambda _: faces, likeness=cast(Any, same))
+        return [[one.word for one in result.likeness] for result in results]
+
+    assert words() == [[SAME], [], []]
+    monkeypatch.setattr("bfr_core.restoration.video.paste_faces", left)
+    assert words() == [[LEFT_ALONE], [], []]
+
+
 def test_three_hundred_frames_take_the_memory_of_a_few() -> None:
     alive: set[int] = set()
     most = 0
@@ -266,7 +286,14 @@ def test_a_damaged_file_of_the_store_is_made_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "numbers"),
-    [("1", [1]), (" 1, 3", [1, 3]), ("2-4", [2, 3, 4]), ("4 -", [4, 5, 6]), ("1,3-", [1, 3, 4, 5, 6])],
+    [
+        ("1", [1]),
+        (" 1, 3", [1, 3]),
+        ("2-4", [2, 3, 4]),
+        ("4-2", [2, 3, 4]),
+        ("4 -", [4, 5, 6]),
+        ("1,3-", [1, 3, 4, 5, 6]),
+    ],
 )
 def test_numbers_may_be_ranges(text: str, numbers: list[int]) -> None:
     RestoreConfig(faces="numbered", numbers=text)
