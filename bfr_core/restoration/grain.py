@@ -13,6 +13,7 @@ it is, 1 - c_k is no more than what the pasted face really differs by, in units 
 from __future__ import annotations
 
 from functools import cache, lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from .pyramid import joined, split
 NO_GRAIN, ALL_GRAIN = (3 / 255, 6 / 255), (4.5 / 255, 9 / 255)
 # The same of `Noise.coarse`. In clean portraits, also blurred or stored as JPEG, it stays below half of the first.
 NO_COARSE_GRAIN, ALL_COARSE_GRAIN = 1 / 255, 2 / 255
+FALL = 0.75  # of grain from the third band on: coarser than that, it cannot be told from skin and hair
 UNCHANGED = 0.1  # of s_k: a restorer that changes a band less has left its noise as it is
 ROWS = 64  # of grain that are drawn together
 TRIALS = 12  # after which the factors of the bands hardly change
@@ -53,19 +55,31 @@ def grain_bands(
     [0, 1]. white: bands of `white_rows`, (3, h, w). tones: see `noise.tone_maps`.
     """
     strength, bands = grain_strength(noise), []
-    factors = _factors(tuple(noise.deviation(k) for k in range(len(lost))))
+    covariances = _without_structure(noise)
+    deviations = covariances.diagonal(dim1=-2, dim2=-1).mean(-1).median(1).values.sqrt()
+    factors = _factors(tuple(deviations[: len(lost)].tolist()))
     for k, (gone, new, drawn, tone) in enumerate(zip(lost, newness, white, tones, strict=True)):
         shares = tone_shares(tone)
-        variance = (shares * noise.variances(k).to(gone).view(-1, 1, 1)).sum(0, keepdim=True)
+        variances = covariances[k].diagonal(dim1=-2, dim2=-1).mean(-1)
+        variance = (shares * variances.to(gone).view(-1, 1, 1)).sum(0, keepdim=True)
         missing = torch.minimum(new, (mean_square(gone) / variance.clamp_min(1e-9)).sqrt()).clamp(0, 1)
         missing = ((missing - UNCHANGED) / (1 - UNCHANGED)).clamp_min(0)
         amplitude = strength * (1 - (1 - missing).square()).sqrt() * factors[k]
-        roots = torch.stack([_root(covariance) for covariance in noise.covariances[k]]).to(gone)
+        roots = torch.stack([_root(covariance) for covariance in covariances[k]]).to(gone)
         coloured = sum(
             share * torch.einsum("ij,jhw->ihw", root, drawn) for share, root in zip(shares, roots, strict=True)
         )
         bands.append(amplitude * coloured[: len(gone)])
     return bands
+
+
+def _without_structure(noise: Noise) -> Tensor:
+    """`noise.covariances`, but no more in the coarse bands than grain has there, see `FALL`."""
+    limited = [covariance.clone() for covariance in noise.covariances]
+    for finer, coarse in pairwise(limited[2:]):
+        own, most = (band.diagonal(dim1=-2, dim2=-1).mean((0, 1)) for band in (coarse, finer))
+        coarse *= (FALL**2 * most / own.clamp_min(1e-12)).clamp(max=1)
+    return torch.stack(limited)
 
 
 def white_rows(top: int, bottom: int, width: int, *key: int | str) -> Tensor:

@@ -175,6 +175,20 @@ def test_a_pasted_face_has_coarse_grain_too(radius: float) -> None:
         assert before < 0.6 * there and 0.75 * there < after < 1.3 * there, (k, before / there, after / there)
 
 
+def test_structure_is_not_put_back_as_grain() -> None:
+    """The photo has fine noise, and spots far coarser than grain, which are not to be drawn on the face."""
+    photo = soft() + noise(soft()[:1], 0.04).expand(3, -1, -1)
+    spotted, face = photo + coarse_grain(soft(), 28.0, 16 / 255), a_face(200)
+    added = []
+    for picture in (photo.clamp(0, 1), spotted.clamp(0, 1)):
+        smooth, grainy = (
+            restore_photo(picture, restorer(12.0, 64), config, lambda photo: [face]).pixels
+            for config in (NEITHER, GRAIN)
+        )
+        added.append(split(grainy - smooth, 5)[3][:, 8:16, 8:16].std())
+    assert added[1] < 1.25 * added[0], added
+
+
 def test_coarse_grain_is_not_read_off_texture() -> None:
     """Detail of every size, the finer the weaker, over nine tenths of the photo."""
     ramp = (torch.linspace(0, 1, SIDE) / 0.9).clamp(0.05, 1)
