@@ -48,7 +48,8 @@ PATCH = 4
 MIN_DETAIL = 180.0  # softer faces would teach softness
 CHECKPOINT_SECONDS = 600
 LOG_STEPS = 50
-TEXTURE_WEIGHT, PERCEPTUAL_WEIGHT, ADVERSARIAL_WEIGHT = 0.3, 0.1, 0.005  # against the mean absolute difference
+TEXTURE_WEIGHT = 0.3  # against the mean absolute difference, as the next two
+PERCEPTUAL_WEIGHT, ADVERSARIAL_WEIGHT = 0.1, 0.02
 PIECE_BYTES = 15 << 20
 CUDA_BATCH = 8  # times as many faces a step as on a CPU
 EMBEDDED = Path(__file__).resolve().parents[1] / "bfr_core" / "embedded"
@@ -304,7 +305,8 @@ def restorer_loss(net: nn.Module, work: Path) -> Loss:
         hq, lq = damaged_pair(hq, generator)
         with autocast(hq.device, "auto"):
             restored = net(lq).float()
-        return agreement(lq, restored, hq)
+        l1, texture, entries = agreement(lq, restored, hq)
+        return l1 + TEXTURE_WEIGHT * texture, entries
 
     return loss_of
 
@@ -315,12 +317,12 @@ def damaged_pair(hq: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor
     return hq, blind_damage(hq, generator).contiguous(memory_format=torch.channels_last)
 
 
-def agreement(lq: Tensor, restored: Tensor, hq: Tensor) -> tuple[Tensor, list[tuple[str, float]]]:
-    """The part of the loss that asks for the same face, and its entries in the log. Images are (B, 3, H, W)."""
+def agreement(lq: Tensor, restored: Tensor, hq: Tensor) -> tuple[Tensor, Tensor, list[tuple[str, float]]]:
+    """The terms that ask for the same pixels and for as strong a texture, and the log's entries. Images (B, 3, H, W)."""
     l1, texture = pixel_loss(restored, hq), texture_loss(restored, hq)
     error = (restored.detach().clamp(0, 1) - hq).square().mean((1, 2, 3))
     before = (lq - hq).square().mean((1, 2, 3))
-    return l1 + TEXTURE_WEIGHT * texture, [
+    return l1, texture, [
         ("l1", l1.item()),
         ("texture", texture.item()),
         ("psnr", (-10 * error.clamp_min(1e-6).log10()).mean().item()),
@@ -357,7 +359,9 @@ def begin_with_restorer(net: nn.Module, work: Path) -> None:
 
 
 def sharp_loss(net: nn.Module, work: Path) -> Loss:
-    """As `restorer_loss`, with the distance in the new prior's encoder and the discriminator's opinion.
+    """The mean absolute difference, the distance in the new prior's encoder and the discriminator's opinion.
+
+    Not the strength of texture: a hatching of the right strength satisfies it, which the discriminator is to undo.
 
     Both networks learn in one backward pass: the discriminator is frozen where it judges for the restorer, and sees
     what the restorer made without its gradient.
@@ -375,9 +379,9 @@ def sharp_loss(net: nn.Module, work: Path) -> Loss:
             fooled = generator_loss(discriminator(restored).float())
             discriminator.requires_grad_(True)
             told = discriminator_loss(discriminator(hq).float(), discriminator(restored.detach()).float())
-        same, entries = agreement(lq, restored, hq)
+        l1, _, entries = agreement(lq, restored, hq)
         terms = [("perceptual", features.item()), ("fooled", fooled.item()), ("told", told.item())]
-        return same + PERCEPTUAL_WEIGHT * features + ADVERSARIAL_WEIGHT * fooled + told, entries + terms
+        return l1 + PERCEPTUAL_WEIGHT * features + ADVERSARIAL_WEIGHT * fooled + told, entries + terms
 
     return loss_of
 
