@@ -27,6 +27,8 @@ from .flags import (
     by_recipe,
     in_shards,
     on_device,
+    on_workers,
+    pool_of,
     settings_from,
     tunes,
     with_run,
@@ -121,7 +123,11 @@ def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     config = settings_from(args, base)
     run = Run(args.run)
     size = args.size or base.size
-    if not args.shard.is_whole:
+    if args.workers:
+        from ..cluster.stages import collect_on_ray
+
+        collect_on_ray(_order_of(args, config, size), _as_a_worker(args), bars)
+    elif not args.shard.is_whole:
         if config.people.find:
             raise ValueError("--people: needs the faces of all shards; give it when all are done, without --shard")
         with run.locked_shard(args.shard):
@@ -148,7 +154,12 @@ def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     restorer = base_restorer(args)
     config = settings_from(args, restorer)
     run = Run(args.run)
-    if not args.shard.is_whole:
+    if args.workers:
+        from ..cluster.stages import draw_on_ray
+
+        pool, prior = _as_a_worker(args), load_prior(config.prior).to(restorer.device)
+        draw_on_ray(_order_of(args, config), restorer, prior, pool, bars)
+    elif not args.shard.is_whole:
         with run.locked_shard(args.shard):
             prior = load_prior(config.prior).to(restorer.device)
             drawn = draw_shard(run, faces_of(run), restorer, prior, config.targets, args.shard, bars)
@@ -160,6 +171,23 @@ def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         files, _ = make_targets(run, found, restorer, prior, config, bars)
     print(f"{len(files)} pseudo targets in {run.targets}, {len(found) - len(files)} refused", file=sys.stderr)
     return {"targets": len(files), "refused": len(found) - len(files)}
+
+
+def _order_of(args: argparse.Namespace, config: Any, size: int = 0) -> Any:
+    """What the workers of a stage are told, a `StageOrder`."""
+    from ..cluster.stages import StageOrder
+
+    device = getattr(args, "device", "cpu")
+    return StageOrder(args.run, config, config.restorer, device, photos=getattr(args, "photos", Path()), size=size)
+
+
+def _as_a_worker(args: argparse.Namespace) -> Any:
+    """The pool of --workers; from now on this process rounds as its workers do, for it does the last part itself."""
+    import torch
+
+    pool = pool_of(args)
+    torch.set_num_threads(pool.threads)
+    return pool
 
 
 def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
@@ -283,12 +311,13 @@ def add_commands(commands: Commands) -> None:
         group=STAGES,
         goes_on=True,
     )
-    in_shards(with_run(sub))
+    on_workers(in_shards(with_run(sub)))
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="Folder of photos.")
     sub.add_argument("--size", type=int, help="Side of the crops in pixels (the restorer's).")
     text = "Draw pseudo targets for the faces of a run, and refuse those that are not fit to learn from."
     flags = (*SOURCES, *TARGET_FLAGS, *GATE_FLAGS, "--precision")
-    in_shards(on_device(with_run(by_recipe(commands.add(targets, text, *flags, group=STAGES, goes_on=True)))))
+    sub = commands.add(targets, text, *flags, group=STAGES, goes_on=True)
+    on_workers(in_shards(on_device(with_run(by_recipe(sub)))))
     flags = (*FACE_FLAGS, *SOURCES, *GATE_FLAGS, "--real", *TUNE_FLAGS)
     sub = commands.add(finetune, "Tune the restorer on a run's faces.", *flags, group=STAGES, goes_on=True)
     tunes(with_run(by_recipe(sub)))
