@@ -32,9 +32,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of this process, as of a worker with one core
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.soak import SMALL_SIDE, make_photos, make_small_restorer, results_in
 from bfr_core.cluster.pool import Pool, connected, rows_of
@@ -43,6 +43,7 @@ from bfr_core.restoration.record import RestorationRecord
 from bfr_core.restoration.restore import RestoreConfig, plan_folder, restore_folder
 from bfr_core.restorers import load_restorer
 
+ROOT = Path(__file__).resolve().parents[1]
 CONFIG = RestoreConfig(likeness="off")
 
 
@@ -131,8 +132,8 @@ def lose(work: Path, photos: int) -> list[str]:
     if results_in(work / "one") != results_in(work / "two"):
         raise SystemExit("the results are not those of one process")
     return [
-        f"{photos} photos, {result.count('restored')} restored: {alone:.0f} s in one process; {result.seconds:.0f} s on "
-        f"two nodes, of which {left} was left after a worker and a node were killed",
+        f"{photos} photos, {result.count('restored')} restored: {alone:.0f} s in one process; {result.seconds:.0f} s "
+        f"on two nodes, of which {left} was left after a worker and a node were killed",
         "each photo was told of once, and all results have the bytes of the one process",
     ]
 
@@ -199,13 +200,11 @@ def by_workers(folder: Path, out: Path, restorer: Path, workers: int) -> Spent:
     spans: dict[int, list[float]] = {}
     others: list[tuple[int, float]] = []  # photos done, processor time of all processes but the workers
     with connected(Pool()):
-        done = 0
-        for text in rows_of(tasks, TimedWorker, order, Pool(), workers):
+        for done, text in enumerate(rows_of(tasks, TimedWorker, order, Pool(), workers), 1):
             told = json.loads(text)
             result_of(told["row"], out)
             span = spans.setdefault(told["by"], told["times"])
             spans[told["by"]] = [*span[:2], *told["times"][2:]] if told["times"][2] > span[2] else span
-            done += 1
             if done in (len(jobs) // 4, len(jobs)):
                 others.append((done, processor_time(set(actors()))))
     clock = sum(end - begin for begin, _, end, _ in spans.values())
@@ -236,6 +235,7 @@ def speed(work: Path, photos: int, turns: int) -> list[str]:
 
 
 def main() -> None:
+    torch.set_num_threads(1)  # as a worker of one core has
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mode", choices=("lose", "speed"))
     parser.add_argument("--work", type=Path, required=True, help="An empty folder to work in.")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -208,12 +210,34 @@ def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         raise ValueError("--real: is not for several processes yet; tune in one process, or leave it out")
     if not team.is_first:
         return _help_to_tune(args, run, base, config, prior, team, bars)
-    with run.locked():
+    with run.locked(), _cancelled_together(bars):
         with team.first_goes_first():
             found, files, made_from = _material(args, run, base, config, bars)
         good = with_real_faces(run, Examples(), base.size, config, bars)
-        result = learn(run, found, files, made_from, base, config.finetune, prior, bars, good=good, team=team)
+        told = _of_team(team, bars)
+        result = learn(run, found, files, made_from, base, config.finetune, prior, told, good=good, team=team)
     return _tuned(result, args.export_pth)
+
+
+def _of_team(team: Any, bars: Bars) -> Any:
+    """The callback of a tuning in several processes: Ctrl-C in any of them stops all of them after the same step."""
+
+    def told(stage: str, step: int, total: int, detail: Any) -> None:
+        if stage == "finetune":
+            bars.cancel.asked = team.any(bars.cancel.asked)
+        bars(stage, step, total, detail)
+
+    return told
+
+
+@contextlib.contextmanager
+def _cancelled_together(bars: Bars) -> Iterator[None]:
+    """Where Ctrl-C was pressed, an error in what the processes do together only says that another one was faster."""
+    try:
+        yield
+    except ValueError:
+        bars.cancel.check()
+        raise
 
 
 def _material(args: argparse.Namespace, run: Any, base: Any, config: Any, bars: Bars) -> tuple[Any, Any, str]:
@@ -232,7 +256,10 @@ def _material(args: argparse.Namespace, run: Any, base: Any, config: Any, bars: 
 def _help_to_tune(
     args: argparse.Namespace, run: Any, base: Any, config: Any, prior: Any, team: Any, bars: Bars
 ) -> dict[str, Any]:
-    """What a process does that is not the first of its team: it tunes with the others, and writes and says nothing."""
+    """What a process does that is not the first of its team: it tunes with the others, and writes and says nothing.
+
+    Cancelled, it ends with the status of a command that was, and the first process says it.
+    """
     from ..adaptation.faces import faces_of
     from ..adaptation.target_checks import accepted_targets
     from ..adaptation.target_stage import made_targets, match_targets, targets_fingerprint
@@ -240,15 +267,20 @@ def _help_to_tune(
 
     logging.getLogger("bfr_core").setLevel(logging.ERROR)
     args.json = False
-    with team.first_goes_first():
-        found = faces_of(run)
-    if args.targets:
-        given = match_targets(found, args.targets)
-        made_from = targets_fingerprint(found, given)
-        files = accepted_targets(run, given, made_from)
-    else:
-        files, made_from = made_targets(run, found)
-    tune(run, found, files, made_from, base, config.finetune, prior, lambda *_: bars.cancel.check(), team=team)
+    told = _of_team(team, Bars(bars.cancel, silent=True))
+    try:
+        with _cancelled_together(bars):
+            with team.first_goes_first():
+                found = faces_of(run)
+            if args.targets:
+                given = match_targets(found, args.targets)
+                made_from = targets_fingerprint(found, given)
+                files = accepted_targets(run, given, made_from)
+            else:
+                files, made_from = made_targets(run, found)
+            tune(run, found, files, made_from, base, config.finetune, prior, told, team=team)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     return {}
 
 

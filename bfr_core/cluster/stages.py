@@ -68,6 +68,7 @@ class ShardWorker:
         import torch
 
         torch.set_num_threads(order.threads)
+        logging.getLogger("bfr_core").setLevel(logging.ERROR)  # the command says what is wrong with a photo
         self.order, self.run = order, Run(order.run)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
