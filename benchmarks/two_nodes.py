@@ -26,7 +26,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -70,11 +70,15 @@ def two_nodes(setup: str = "") -> Iterator[Any]:
 
 
 def actors() -> list[int]:
-    """Processes of this machine's workers, the newest first."""
+    """Processes of the workers of the cluster that this process started, the newest first."""
     import psutil
 
-    found = [p for p in psutil.process_iter(["cmdline", "create_time"]) if "MapWorker" in str(p.info["cmdline"])]
-    return [process.pid for process in sorted(found, key=lambda process: -process.info["create_time"])]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "MapWorker" in str(process.cmdline()):
+                found.append((process.create_time(), process.pid))
+    return [pid for _, pid in sorted(found, reverse=True)]
 
 
 def kill_actor() -> int:
@@ -173,10 +177,8 @@ def processor_time(but: set[int]) -> float:
     total, own = 0.0, psutil.Process()
     for process in (own, *own.children(recursive=True)):
         if process.pid not in but:
-            try:
+            with suppress(psutil.NoSuchProcess):
                 total += sum(process.cpu_times()[:2])
-            except psutil.NoSuchProcess:
-                continue
     return total
 
 
