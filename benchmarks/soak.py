@@ -34,6 +34,7 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: a process that has threads cannot be forked
 
@@ -47,7 +48,7 @@ from bfr_core.pixels import resized
 from bfr_core.randomness import keyed_generator
 
 ENDINGS = ("SIGKILL", "SIGTERM", "disk") if os.name == "posix" else ("SIGTERM",)
-PROCESSES = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+PROCESSES: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 SIDE = 192  # pixels of a photo
 SMALL_SIDE = 32  # pixels of an aligned face with --small
 KILOBYTE = 1024

@@ -51,12 +51,9 @@ CONFIG = RestoreConfig(likeness="off")
 def two_nodes(setup: str = "") -> Iterator[Any]:
     """The cluster, with a connection to it. setup: a function, by its dotted name, that each worker calls first."""
     import ray
-    from ray.cluster_utils import Cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    node = {"num_cpus": 1, "object_store_memory": 100_000_000}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
-    cluster.add_node(**node)
+    cluster = started()
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment: dict[str, Any] = {"env_vars": {"PYTHONPATH": path}}
     if setup:
@@ -69,9 +66,25 @@ def two_nodes(setup: str = "") -> Iterator[Any]:
         cluster.shutdown()
 
 
+def started(attempts: int = 5) -> Any:
+    """Two nodes; Ray gives up on one that does not answer within half a minute, as on a machine that is very busy."""
+    from ray.cluster_utils import Cluster
+
+    for attempt in range(1, 1 + attempts):
+        cluster = Cluster()
+        try:
+            for _ in range(2):
+                cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+            return cluster
+        except Exception as error:  # Ray raises nothing narrower
+            cluster.shutdown()
+            if attempt == attempts or "timed out" not in str(error):
+                raise
+
+
 def actors() -> list[int]:
     """Processes of the workers of the cluster that this process started, the newest first."""
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     found = []
     for process in psutil.Process().children(recursive=True):
@@ -172,7 +185,7 @@ class TimedWorker(Worker):
 
 def processor_time(but: set[int]) -> float:
     """Seconds of processor time of this process and all that it started, but for some processes."""
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     total, own = 0.0, psutil.Process()
     for process in (own, *own.children(recursive=True)):
