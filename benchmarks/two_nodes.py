@@ -84,7 +84,7 @@ def started(attempts: int = 5) -> Any:
 
 def actors() -> list[int]:
     """Processes of the workers of the cluster that this process started, the newest first."""
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     found = []
     for process in psutil.Process().children(recursive=True):
@@ -185,7 +185,7 @@ class TimedWorker(Worker):
 
 def processor_time(but: set[int]) -> float:
     """Seconds of processor time of this process and all that it started, but for some processes."""
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     total, own = 0.0, psutil.Process()
     for process in (own, *own.children(recursive=True)):
