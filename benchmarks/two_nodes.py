@@ -10,8 +10,10 @@ the one process.
 `speed` restores them in turns in one process, by one worker and by two, and prints seconds for a photo, by the clock
 and of processor time, with the efficiency of two workers against one and the overhead of a photo: what it takes by one
 worker less what it takes in one process. Loading libraries and networks is left out: a process counts from the first
-photo that it has done, a worker from its first task on. The processor time of the cluster is that of the workers, the
-driver and all of Ray's own processes. On a machine that does other work only processor time is to be believed.
+photo that it has done, a worker from its first task on. The processor time of the cluster is that of the workers in
+their tasks and between them, of the driver, and of all of Ray's own processes; what these use while nothing is done is
+measured for ten seconds and said beside it. On a machine that does other work only processor time is to be believed,
+and Ray's own processes get a share of it for every second that the others wait.
 
 Photos and network are those of `soak.py --small`: aligned faces of 32 pixels and a network of a few thousand
 parameters, so that nearly all of the time is the program's own.
@@ -167,10 +169,22 @@ def prepared(work: Path, photos: int) -> tuple[Path, Path]:
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds for a photo: by the clock, times the workers, and of processor time, of all processes together."""
+    """Seconds for a photo: by the clock, times the workers, and of processor time.
+
+    tasks, between: of the workers, in their tasks and between them; of one process all is in tasks. driver: of this
+    process. ray: of Ray's own processes.
+    """
 
     clock: float
-    processor: float
+    tasks: float
+    between: float = 0.0
+    driver: float = 0.0
+    ray: float = 0.0
+
+    @property
+    def processor(self) -> float:
+        """Processor time in all."""
+        return self.tasks + self.between + self.driver + self.ray
 
 
 class TimedWorker(Worker):
@@ -183,16 +197,23 @@ class TimedWorker(Worker):
         return {"row": [json.dumps({"row": row, "by": os.getpid(), "times": (*before, *after)}) for row in rows]}
 
 
-def processor_time(but: set[int]) -> float:
-    """Seconds of processor time of this process and all that it started, but for some processes."""
+def of_ray(but: set[int]) -> float:
+    """Seconds of processor time of all processes that this one started, but for some."""
     import psutil
 
-    total, own = 0.0, psutil.Process()
-    for process in (own, *own.children(recursive=True)):
+    total = 0.0
+    for process in psutil.Process().children(recursive=True):
         if process.pid not in but:
             with suppress(psutil.NoSuchProcess):
                 total += sum(process.cpu_times()[:2])
     return total
+
+
+def idle_share(seconds: float = 10.0) -> float:
+    """Seconds of processor time that Ray's own processes use in a second in which nothing is done."""
+    before = of_ray(set(actors()))
+    time.sleep(seconds)
+    return (of_ray(set(actors())) - before) / seconds
 
 
 def in_one_process(folder: Path, out: Path, restorer: Path) -> Spent:
@@ -211,41 +232,53 @@ def by_workers(folder: Path, out: Path, restorer: Path, workers: int) -> Spent:
     """What a photo takes on a pool of so many workers, from the first task of each on."""
     order = Order(folder, out, str(restorer), CONFIG, aligned=True).absolute()
     jobs, _ = plan_folder(folder, out)
-    tasks = cut(jobs, RestorationRecord(out), order, workers)
+    orders = cut(jobs, RestorationRecord(out), order, workers)
     spans: dict[int, list[float]] = {}
-    others: list[tuple[int, float]] = []  # photos done, processor time of all processes but the workers
+    others: list[tuple[int, float, float]] = []  # photos done, processor time of the driver and of Ray's own processes
+    in_tasks: dict[tuple[int, float], float] = {}  # processor time of each task, by its process and beginning
     with connected(Pool()):
-        for done, text in enumerate(rows_of(tasks, TimedWorker, order, Pool(), workers), 1):
+        for done, text in enumerate(rows_of(orders, TimedWorker, order, Pool(), workers), 1):
             told = json.loads(text)
             result_of(told["row"], out)
             span = spans.setdefault(told["by"], told["times"])
             spans[told["by"]] = [*span[:2], *told["times"][2:]] if told["times"][2] > span[2] else span
+            in_tasks[told["by"], told["times"][0]] = told["times"][3] - told["times"][1]
             if done in (len(jobs) // 4, len(jobs)):
-                others.append((done, processor_time(set(actors()))))
-    clock = sum(end - begin for begin, _, end, _ in spans.values())
-    processor = sum(end - begin for _, begin, _, end in spans.values())
-    (first, before), (last, after) = others
-    return Spent(clock / len(jobs), processor / len(jobs) + (after - before) / (last - first))
+                others.append((done, time.process_time(), of_ray(set(actors()))))
+    clock = sum(end - begin for begin, _, end, _ in spans.values()) / len(jobs)
+    of_workers = sum(end - begin for _, begin, _, end in spans.values()) / len(jobs)
+    tasks = sum(in_tasks.values()) / len(jobs)
+    driver, ray = ((others[1][i] - others[0][i]) / (others[1][0] - others[0][0]) for i in (1, 2))
+    return Spent(clock, tasks, of_workers - tasks, driver, ray)
 
 
 def speed(work: Path, photos: int, turns: int) -> list[str]:
     """The lines of a table of what a photo takes, each figure the median of the turns, and what follows from it."""
     folder, restorer = prepared(work, photos)
     spent: dict[str, list[Spent]] = {"one process": [], "one worker": [], "two workers": []}
+    idle = []
     for turn in range(turns):
         spent["one process"].append(in_one_process(folder, work / f"{turn}-0", restorer))
         with two_nodes():
             spent["one worker"].append(by_workers(folder, work / f"{turn}-1", restorer, 1))
             spent["two workers"].append(by_workers(folder, work / f"{turn}-2", restorer, 2))
-    lines = [f"{photos} photos, {turns} turns", "", "| milliseconds a photo | clock | processor |", "|---|---|---|"]
+            idle.append(idle_share())
+    kinds = ("clock", "processor", "tasks", "between", "driver", "ray")
+    lines = [
+        f"{photos} photos, {turns} turns; milliseconds a photo:",
+        "",
+        f"| | {' | '.join(kinds)} |",
+        7 * "|---" + "|",
+    ]
     for name, of_turns in spent.items():
-        clock, processor = (1000 * median(getattr(one, kind) for one in of_turns) for kind in ("clock", "processor"))
-        lines.append(f"| {name} | {clock:.2f} | {processor:.2f} |")
-    for kind in ("clock", "processor"):
+        cells = [f"{1000 * median(getattr(one, kind) for one in of_turns):.2f}" for kind in kinds]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", f"Ray's own processes, while nothing is done: {1000 * median(idle):.0f} ms in a second"]
+    for kind in kinds[:3]:
         alone, one, two = ([getattr(one, kind) for one in of_turns] for of_turns in spent.values())
         share = median(a / b for a, b in zip(one, two, strict=True))
         more = median(1000 * (b - a) for a, b in zip(alone, one, strict=True))
-        lines += ["", f"{kind}: efficiency of two workers against one {share:.2f}; overhead of a photo {more:.2f} ms"]
+        lines.append(f"{kind}: efficiency of two workers against one {share:.2f}; overhead of a photo {more:.2f} ms")
     return lines
 
 
