@@ -11,9 +11,8 @@ the one process.
 and of processor time, with the efficiency of two workers against one and the overhead of a photo: what it takes by one
 worker less what it takes in one process. Loading libraries and networks is left out: a process counts from the first
 photo that it has done, a worker from its first task on. The processor time of the cluster is that of the workers in
-their tasks and between them, of the driver, and of all of Ray's own processes; what these use while nothing is done is
-measured for ten seconds and said beside it. On a machine that does other work only processor time is to be believed,
-and Ray's own processes get a share of it for every second that the others wait.
+their tasks and between them, of the driver, and of all of Ray's own processes. On a machine that does other work only
+processor time is to be believed; the driver and Ray's own processes use some for every second that the workers wait.
 
 Photos and network are those of `soak.py --small`: aligned faces of 32 pixels and a network of a few thousand
 parameters, so that nearly all of the time is the program's own.
@@ -209,13 +208,6 @@ def of_ray(but: set[int]) -> float:
     return total
 
 
-def idle_share(seconds: float = 10.0) -> float:
-    """Seconds of processor time that Ray's own processes use in a second in which nothing is done."""
-    before = of_ray(set(actors()))
-    time.sleep(seconds)
-    return (of_ray(set(actors())) - before) / seconds
-
-
 def in_one_process(folder: Path, out: Path, restorer: Path) -> Spent:
     """What a photo takes in this process, from the first that is done on."""
     times: list[tuple[float, float]] = []
@@ -256,24 +248,18 @@ def speed(work: Path, photos: int, turns: int) -> list[str]:
     """The lines of a table of what a photo takes, each figure the median of the turns, and what follows from it."""
     folder, restorer = prepared(work, photos)
     spent: dict[str, list[Spent]] = {"one process": [], "one worker": [], "two workers": []}
-    idle = []
     for turn in range(turns):
         spent["one process"].append(in_one_process(folder, work / f"{turn}-0", restorer))
         with two_nodes():
             spent["one worker"].append(by_workers(folder, work / f"{turn}-1", restorer, 1))
             spent["two workers"].append(by_workers(folder, work / f"{turn}-2", restorer, 2))
-            idle.append(idle_share())
     kinds = ("clock", "processor", "tasks", "between", "driver", "ray")
-    lines = [
-        f"{photos} photos, {turns} turns; milliseconds a photo:",
-        "",
-        f"| | {' | '.join(kinds)} |",
-        7 * "|---" + "|",
-    ]
+    lines = [f"{photos} photos, {turns} turns; milliseconds a photo:", ""]
+    lines += [f"| | {' | '.join(kinds)} |", "|---" * (1 + len(kinds)) + "|"]
     for name, of_turns in spent.items():
         cells = [f"{1000 * median(getattr(one, kind) for one in of_turns):.2f}" for kind in kinds]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", f"Ray's own processes, while nothing is done: {1000 * median(idle):.0f} ms in a second"]
+    lines.append("")
     for kind in kinds[:3]:
         alone, one, two = ([getattr(one, kind) for one in of_turns] for of_turns in spent.values())
         share = median(a / b for a, b in zip(one, two, strict=True))
