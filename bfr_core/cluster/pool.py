@@ -22,8 +22,8 @@ RETRIES = 3  # of one task by Ray, as long as its actor is started again
 class Pool:
     """Where the workers are, and what each has.
 
-    address: of a cluster that runs already; "" starts one on this machine, or takes that of RAY_ADDRESS. cpus, gpus:
-    cores and graphics cards of each worker.
+    address: of a cluster that runs already; "" takes that of RAY_ADDRESS, or one that runs on this machine already, and
+    otherwise starts one here. cpus, gpus: cores and graphics cards of each worker.
     """
 
     address: str = ""
