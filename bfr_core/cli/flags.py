@@ -142,6 +142,26 @@ def in_shards(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return sub
 
 
+def on_workers(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add --workers, and what each of them has."""
+    text = "Work on many machines: ray, or ray:ADDRESS of a cluster that runs; needs the packages of the extra cluster."
+    sub.add_argument("--workers", default="", metavar="ENGINE", help=text)
+    text = "With --workers: cores of each worker, which has as many threads (1)."
+    sub.add_argument("--cpus-per-worker", type=float, default=1, metavar="N", help=text)
+    text = "With --workers: graphics cards of each worker, such as 0.5 for two workers on a card (0)."
+    sub.add_argument("--gpus-per-worker", type=float, default=0, metavar="N", help=text)
+    return sub
+
+
+def pool_of(args: argparse.Namespace) -> Any:
+    """The `Pool` that --workers names; raises ValueError if it names none, or --shard is given as well."""
+    from ..cluster.pool import Pool
+
+    if not args.shard.is_whole:
+        raise ValueError("--shard: is for work without an engine; with --workers, Ray cuts the work")
+    return Pool.read(args.workers, args.cpus_per_worker, args.gpus_per_worker)
+
+
 def tunes(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the options of every command that tunes."""
     from ..adaptation.config import LOW_MEMORY_TEXT

@@ -45,12 +45,18 @@ class Cancel:
 
 
 class Bars:
-    """A progress bar with the time left for each stage; the callback of every long command."""
+    """A progress bar with the time left for each stage; the callback of every long command.
 
-    def __init__(self, cancel: Cancel) -> None:
-        self.cancel, self.stage, self.bar = cancel, "", tqdm(disable=True)
+    silent: only look whether the command was cancelled.
+    """
+
+    def __init__(self, cancel: Cancel, silent: bool = False) -> None:
+        self.cancel, self.silent, self.stage, self.bar = cancel, silent, "", tqdm(disable=True)
 
     def __call__(self, stage: str, step: int, total: int, detail: Any) -> None:
+        if self.silent:
+            self.cancel.check()
+            return
         if stage != self.stage:
             self.bar.close()
             self.stage = stage

@@ -14,7 +14,7 @@ from ..device import choose_device
 from ..files.ownership import free_place, note_result
 from ..files.photos import printable
 from .account import DONE, RESTORED, each_photo, prepare_results, print_account, problems_of
-from .flags import MAIN, STAGES, Commands, add_restore_flags, in_shards, on_device, restore_config
+from .flags import MAIN, STAGES, Commands, add_restore_flags, in_shards, on_device, on_workers, pool_of, restore_config
 from .progress import Bars
 
 log = logging.getLogger(__name__)
@@ -76,15 +76,11 @@ def _on_workers(
     """`restore_folder` on the engine that --workers names."""
     from ..cluster.restore import Order, restore_on_ray
 
-    engine, _, address = args.workers.partition(":")
-    if engine != "ray":
-        raise ValueError(f"--workers {printable(args.workers)}: must be ray, or ray:ADDRESS for a cluster that runs")
-    if not args.shard.is_whole:
-        raise ValueError("--shard: is for work without an engine; with --workers, Ray cuts the work")
+    pool = pool_of(args)
     if caution:
         log.warning("%s", caution)
     order = Order(args.photos, args.out, args.restorer, config, args.device, args.fidelity, **how)
-    return restore_on_ray(order, address, args.cpus_per_worker, args.gpus_per_worker, callback)
+    return restore_on_ray(order, pool, callback)
 
 
 def tone(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
@@ -143,15 +139,7 @@ def add_commands(commands: Commands) -> None:
     from ..restorers.codeformer import FIDELITY_TEXT, CodeFormer
 
     sub = commands.add(restore, "Restore the faces of a folder of photos.", group=MAIN, goes_on=True)
-    in_shards(on_device(sub))
-    text = (
-        "Restore on many machines: ray, or ray:ADDRESS of a cluster that runs; needs the packages of the extra cluster."
-    )
-    sub.add_argument("--workers", default="", metavar="ENGINE", help=text)
-    text = "With --workers: cores of each worker, which has as many threads (1)."
-    sub.add_argument("--cpus-per-worker", type=float, default=1, metavar="N", help=text)
-    text = "With --workers: graphics cards of each worker, such as 0.5 for two workers on a card (0)."
-    sub.add_argument("--gpus-per-worker", type=float, default=0, metavar="N", help=text)
+    on_workers(in_shards(on_device(sub)))
     text = "Also write the summary as a Parquet file, a row for each file; needs pyarrow."
     sub.add_argument("--parquet", type=Path, metavar="FILE", help=text)
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="Folder of photos, or one photo.")

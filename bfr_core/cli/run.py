@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from .flags import (
     by_recipe,
     in_shards,
     on_device,
+    on_workers,
+    pool_of,
     settings_from,
     tunes,
     with_run,
@@ -121,7 +125,11 @@ def faces(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     config = settings_from(args, base)
     run = Run(args.run)
     size = args.size or base.size
-    if not args.shard.is_whole:
+    if args.workers:
+        from ..cluster.stages import collect_on_ray
+
+        collect_on_ray(_order_of(args, config, size), _as_a_worker(args), bars)
+    elif not args.shard.is_whole:
         if config.people.find:
             raise ValueError("--people: needs the faces of all shards; give it when all are done, without --shard")
         with run.locked_shard(args.shard):
@@ -148,7 +156,12 @@ def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     restorer = base_restorer(args)
     config = settings_from(args, restorer)
     run = Run(args.run)
-    if not args.shard.is_whole:
+    if args.workers:
+        from ..cluster.stages import draw_on_ray
+
+        pool, prior = _as_a_worker(args), load_prior(config.prior).to(restorer.device)
+        draw_on_ray(_order_of(args, config), restorer, prior, pool, bars)
+    elif not args.shard.is_whole:
         with run.locked_shard(args.shard):
             prior = load_prior(config.prior).to(restorer.device)
             drawn = draw_shard(run, faces_of(run), restorer, prior, config.targets, args.shard, bars)
@@ -160,6 +173,23 @@ def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         files, _ = make_targets(run, found, restorer, prior, config, bars)
     print(f"{len(files)} pseudo targets in {run.targets}, {len(found) - len(files)} refused", file=sys.stderr)
     return {"targets": len(files), "refused": len(found) - len(files)}
+
+
+def _order_of(args: argparse.Namespace, config: Any, size: int = 0) -> Any:
+    """What the workers of a stage are told, a `StageOrder`."""
+    from ..cluster.stages import StageOrder
+
+    device = getattr(args, "device", "cpu")
+    return StageOrder(args.run, config, config.restorer, device, photos=getattr(args, "photos", Path()), size=size)
+
+
+def _as_a_worker(args: argparse.Namespace) -> Any:
+    """The pool of --workers; from now on this process rounds as its workers do, for it does the last part itself."""
+    import torch
+
+    pool = pool_of(args)
+    torch.set_num_threads(pool.threads)
+    return pool
 
 
 def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
@@ -180,12 +210,34 @@ def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         raise ValueError("--real: is not for several processes yet; tune in one process, or leave it out")
     if not team.is_first:
         return _help_to_tune(args, run, base, config, prior, team, bars)
-    with run.locked():
+    with run.locked(), _cancelled_together(bars):
         with team.first_goes_first():
             found, files, made_from = _material(args, run, base, config, bars)
         good = with_real_faces(run, Examples(), base.size, config, bars)
-        result = learn(run, found, files, made_from, base, config.finetune, prior, bars, good=good, team=team)
+        told = _of_team(team, bars)
+        result = learn(run, found, files, made_from, base, config.finetune, prior, told, good=good, team=team)
     return _tuned(result, args.export_pth)
+
+
+def _of_team(team: Any, bars: Bars) -> Any:
+    """The callback of a tuning in several processes: Ctrl-C in any of them stops all of them after the same step."""
+
+    def told(stage: str, step: int, total: int, detail: Any) -> None:
+        if stage == "finetune":
+            bars.cancel.asked = team.any(bars.cancel.asked)
+        bars(stage, step, total, detail)
+
+    return told
+
+
+@contextlib.contextmanager
+def _cancelled_together(bars: Bars) -> Iterator[None]:
+    """Where Ctrl-C was pressed, an error in what the processes do together only says that another one was faster."""
+    try:
+        yield
+    except ValueError:
+        bars.cancel.check()
+        raise
 
 
 def _material(args: argparse.Namespace, run: Any, base: Any, config: Any, bars: Bars) -> tuple[Any, Any, str]:
@@ -204,7 +256,10 @@ def _material(args: argparse.Namespace, run: Any, base: Any, config: Any, bars: 
 def _help_to_tune(
     args: argparse.Namespace, run: Any, base: Any, config: Any, prior: Any, team: Any, bars: Bars
 ) -> dict[str, Any]:
-    """What a process does that is not the first of its team: it tunes with the others, and writes and says nothing."""
+    """What a process does that is not the first of its team: it tunes with the others, and writes and says nothing.
+
+    Cancelled, it ends with the status of a command that was, and the first process says it.
+    """
     from ..adaptation.faces import faces_of
     from ..adaptation.target_checks import accepted_targets
     from ..adaptation.target_stage import made_targets, match_targets, targets_fingerprint
@@ -212,15 +267,20 @@ def _help_to_tune(
 
     logging.getLogger("bfr_core").setLevel(logging.ERROR)
     args.json = False
-    with team.first_goes_first():
-        found = faces_of(run)
-    if args.targets:
-        given = match_targets(found, args.targets)
-        made_from = targets_fingerprint(found, given)
-        files = accepted_targets(run, given, made_from)
-    else:
-        files, made_from = made_targets(run, found)
-    tune(run, found, files, made_from, base, config.finetune, prior, lambda *_: bars.cancel.check(), team=team)
+    told = _of_team(team, Bars(bars.cancel, silent=True))
+    try:
+        with _cancelled_together(bars):
+            with team.first_goes_first():
+                found = faces_of(run)
+            if args.targets:
+                given = match_targets(found, args.targets)
+                made_from = targets_fingerprint(found, given)
+                files = accepted_targets(run, given, made_from)
+            else:
+                files, made_from = made_targets(run, found)
+            tune(run, found, files, made_from, base, config.finetune, prior, told, team=team)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     return {}
 
 
@@ -283,12 +343,13 @@ def add_commands(commands: Commands) -> None:
         group=STAGES,
         goes_on=True,
     )
-    in_shards(with_run(sub))
+    on_workers(in_shards(with_run(sub)))
     sub.add_argument("photos", type=Path, metavar="PHOTOS", help="Folder of photos.")
     sub.add_argument("--size", type=int, help="Side of the crops in pixels (the restorer's).")
     text = "Draw pseudo targets for the faces of a run, and refuse those that are not fit to learn from."
     flags = (*SOURCES, *TARGET_FLAGS, *GATE_FLAGS, "--precision")
-    in_shards(on_device(with_run(by_recipe(commands.add(targets, text, *flags, group=STAGES, goes_on=True)))))
+    sub = commands.add(targets, text, *flags, group=STAGES, goes_on=True)
+    on_workers(in_shards(on_device(with_run(by_recipe(sub)))))
     flags = (*FACE_FLAGS, *SOURCES, *GATE_FLAGS, "--real", *TUNE_FLAGS)
     sub = commands.add(finetune, "Tune the restorer on a run's faces.", *flags, group=STAGES, goes_on=True)
     tunes(with_run(by_recipe(sub)))

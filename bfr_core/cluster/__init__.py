@@ -1,1 +1,1 @@
-"""The same work on many machines: restoring on Ray, tuning under accelerate. Only the command line imports it."""
+"""The same work on many machines: restoring and targets on Ray, tuning under accelerate. Only `cli` imports it."""

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from ..errors import first_line
 from ..files.ownership import claim_results, tidy
-from ..files.photos import printable
 from ..restoration.record import RestorationRecord, line_of, read_line
 from ..restoration.restore import (
     FileResult,
@@ -33,14 +29,11 @@ from ..restoration.restore import (
     with_known_mask,
 )
 from ..restoration.same_person import FaceLikeness
+from .pool import ATTEMPTS, TASKS_A_WORKER, Pool, connected, room_for, rows_of
 
 log = logging.getLogger(__name__)
 
 PHOTOS_A_TASK = 16  # so many at least, that reading, the network and writing overlap
-TASKS_A_WORKER = 4  # so many at least, that no worker waits long for another one at the end
-MAX_BLOCKS = 10_000  # of Ray Data; each has several tasks if there are more
-ATTEMPTS = 3  # for photos whose worker died; the last time each is a task of its own
-RETRIES = 3  # of one task by Ray, as long as its actor is started again
 ALONE = "its worker died, or was lost, each time it was tried; restore it on one machine to see why"
 
 
@@ -119,21 +112,19 @@ class Worker:
 
 def restore_on_ray(
     order: Order,
-    address: str = "",
-    cpus: float = 1,
-    gpus: float = 0,
+    pool: Pool | None = None,
     callback: RestoreCallback | None = None,
 ) -> FolderResult:
-    """`restore_folder` by as many workers as the cluster at `address` has room for.
+    """`restore_folder` by as many workers as `pool` has room for.
 
-    address: of a cluster that runs already; "" starts one on this machine, or takes that of RAY_ADDRESS. cpus, gpus: of
-    each worker. Photos whose worker or machine died are given to others; one that ends every worker that tries it is
-    reported as failed. callback: called with no preview. Raises what `restore_folder` raises; ValueError if Ray is not
-    installed, or no machine has room for a worker, or the workers cannot be started.
+    Photos whose worker or machine died are given to others, the last time each as a task of its own; one that ends
+    every worker that tries it is reported as failed. callback: called with no preview. Raises what `restore_folder`
+    raises; ValueError if Ray is not installed, or no machine has room for a worker, or the workers cannot be started.
     """
+    pool = pool or Pool()
     started = monotonic()
     config = with_known_mask(order.config)  # by the files of this machine: every worker is to do the same
-    order = replace(order.absolute(), config=config, threads=max(1, int(cpus)))
+    order = replace(order.absolute(), config=config, threads=pool.threads)
     jobs, left_out = plan_folder(order.folder, order.out)
     order = replace(order, alone=claim_results(order.out))
     if order.alone:
@@ -141,16 +132,16 @@ def restore_on_ray(
     record = RestorationRecord(order.out)
     results: dict[Path, FileResult] = {}
     seconds = 0.0
-    with connected(address):
+    with connected(pool):
         for attempt in range(1, 1 + ATTEMPTS):
             missing = [job for job in jobs if job.relative not in results]
             if not missing:
                 break
             if attempt > 1:
                 log.warning("%d photos are tried again, because their worker or its machine died", len(missing))
-            workers = room_for(cpus, gpus)
+            workers = room_for(pool)
             tasks = cut(missing, record, order, workers if attempt < ATTEMPTS else len(missing))
-            for row in rows_of(tasks, order, workers, cpus, gpus):
+            for row in rows_of(tasks, Worker, order, pool, workers):
                 result, of_network = result_of(row, order.out)
                 seconds += of_network
                 if result.path not in results:  # a row may come twice, where a task was done and its answer lost
@@ -167,58 +158,6 @@ def restore_on_ray(
     return FolderResult(files, monotonic() - started, seconds)
 
 
-@contextmanager
-def connected(address: str) -> Iterator[None]:
-    """A connection to Ray, ended at the end if it was made here. Raises ValueError if there can be none."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is told to anybody
-    try:
-        import ray
-        import ray.data
-    except ImportError:
-        raise ValueError("--workers ray: Ray is not installed; install the packages of the extra 'cluster'") from None
-    context = ray.data.DataContext.get_current()
-    before = context.enable_progress_bars, context.max_errored_blocks, context.print_on_execution_start
-    context.enable_progress_bars, context.max_errored_blocks, context.print_on_execution_start = False, -1, False
-    rays = logging.getLogger("ray.data")
-    level = rays.level
-    rays.setLevel(logging.CRITICAL)  # what it says of tasks is said of their photos
-    mine = not ray.is_initialized()
-    try:
-        if mine:
-            ray.init(address=address or None, logging_level="ERROR", include_dashboard=False if not address else None)
-        yield
-    except ConnectionError as error:
-        raise ValueError(f"--workers ray:{printable(address)}: {first_line(error)}; start a cluster there") from None
-    except ray.exceptions.RayError as error:
-        raise ValueError(f"--workers ray: the workers failed ({last_line(error)})") from error
-    finally:
-        context.enable_progress_bars, context.max_errored_blocks, context.print_on_execution_start = before
-        rays.setLevel(level)
-        if mine:
-            ray.shutdown()
-
-
-def last_line(error: BaseException) -> str:
-    """What an error that Ray passes on ends in: the error of the worker itself."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return printable(lines[-1]) if lines else type(error).__name__
-
-
-def room_for(cpus: float, gpus: float) -> int:
-    """How many workers the machines of the cluster have room for. Raises ValueError if for none."""
-    import ray
-
-    count = 0
-    for node in ray.nodes():
-        has = node["Resources"] if node["Alive"] else {}
-        by_kind = [has.get(kind, 0) // wanted for kind, wanted in (("CPU", cpus), ("GPU", gpus)) if wanted]
-        count += int(min(by_kind, default=1))
-    if not count:
-        wanted = f"--cpus-per-worker {cpus:g} and --gpus-per-worker {gpus:g}"
-        raise ValueError(f"{wanted}: no machine of the cluster has so many; ask for fewer")
-    return count
-
-
 def cut(jobs: Sequence[Job], record: RestorationRecord, order: Order, workers: int) -> list[str]:
     """Tasks for the workers, as JSON: the photos of each, and what is known of results made earlier."""
     least = -(-len(jobs) // (TASKS_A_WORKER * workers))
@@ -228,26 +167,6 @@ def cut(jobs: Sequence[Job], record: RestorationRecord, order: Order, workers: i
         for job in jobs
     ]
     return [json.dumps(lines[start : start + size]) for start in range(0, len(lines), size)]
-
-
-def rows_of(tasks: list[str], order: Order, workers: int, cpus: float, gpus: float) -> Iterator[str]:
-    """The rows of all tasks as they are done by `workers` actors; none of tasks whose actors died."""
-    import ray
-
-    if not tasks:
-        return
-    workers = min(workers, len(tasks))
-    pool = ray.data.ActorPoolStrategy(
-        min_size=1, max_size=workers, initial_size=workers, max_tasks_in_flight_per_actor=2
-    )
-    dataset = ray.data.from_items(
-        [{"task": task} for task in tasks], override_num_blocks=min(len(tasks), MAX_BLOCKS)
-    ).map_batches(
-        Worker, batch_size=1, fn_constructor_args=(order,), compute=pool, num_cpus=cpus, num_gpus=gpus,
-        max_restarts=-1, max_task_retries=RETRIES,
-    )  # fmt: skip
-    for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
-        yield from map(str, batch["row"])
 
 
 def job_of(folder: Path, out: Path, relative: Path) -> Job:

@@ -40,6 +40,10 @@ class Team:
         """The first process's value, in all of them."""
         return value
 
+    def any(self, value: bool) -> bool:
+        """Whether any of the processes says yes."""
+        return value
+
     def passes(self, count: int, micro_batch: int, size: int) -> list[slice]:
         """Places of the faces of each pass of this process, of `count` faces in all.
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from bfr_core.adaptation.run import Run
+from tests.free_port import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = str(Path(__file__).with_name("tune_together.py"))
@@ -99,3 +104,58 @@ def test_the_command_tunes_in_two_processes_and_only_one_writes(
     print(f"command: relative L2 {relative(of_two, of_one):.3g}")
     assert relative(of_two, of_one) < 1e-4
     assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()}
+
+
+def two_that_tune(photos: Path, restorer: Path, prior: Path, run: Path) -> list[subprocess.Popen[str]]:
+    """Two processes that tune for hours, once they have begun; without a launcher, which would hide how they end."""
+    pytest.importorskip("accelerate")
+    networks = ["--restorer", str(restorer), "--prior", str(prior)]
+    call(1, "-m", "bfr_core", "faces", str(photos), "--aligned", "--restorer", str(restorer), "--run", str(run))
+    call(1, "-m", "bfr_core", "targets", *networks, "--calls", "2", "--run", str(run))
+    long = ["--iterations", "1000000", "--set", "finetune.held_out=0", "--set", "finetune.checkpoint_seconds=1"]
+    long += ["--batch-size", "4", "--micro-batch", "2", "--precision", "float32", "--device", "cpu", "--run", str(run)]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    team = []
+    for rank in ("0", "1"):
+        environment = os.environ | place | {"RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": str(ROOT)}
+        words = [sys.executable, "-m", "bfr_core", "finetune", *networks, *long]
+        team.append(subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
+    while not Run(run).checkpoint.exists():
+        assert [process.poll() for process in team] == [None, None]
+        time.sleep(0.2)
+    return team
+
+
+def last_words(process: subprocess.Popen[str]) -> list[str]:
+    """What a process that ends says, without its progress bar."""
+    said = process.communicate(timeout=600)[1]
+    assert "Traceback" not in said, said
+    return [line for line in said.replace("\r", "\n").splitlines() if line.startswith("bfr:")]
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_ctrl_c_in_one_process_stops_both_after_the_same_step_and_one_of_them_says_so(
+    photos: Path, tiny_restorer: Path, tiny_prior: Path, tmp_path: Path
+) -> None:
+    first, second = two_that_tune(photos, tiny_restorer, tiny_prior, tmp_path / "run")
+    before = Run(tmp_path / "run").checkpoint.stat().st_mtime_ns
+    second.send_signal(signal.SIGINT)
+    assert last_words(first) == ["bfr: cancelled; the same command goes on where this one stopped"]
+    assert last_words(second) == []
+    assert (first.returncode, second.returncode) == (130, 130)
+    assert Run(tmp_path / "run").checkpoint.stat().st_mtime_ns > before, "the last step is kept"
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_a_process_whose_partner_was_killed_ends_in_one_line_and_keeps_the_last_step(
+    photos: Path, tiny_restorer: Path, tiny_prior: Path, tmp_path: Path
+) -> None:
+    first, second = two_that_tune(photos, tiny_restorer, tiny_prior, tmp_path / "run")
+    before = Run(tmp_path / "run").checkpoint.stat().st_mtime_ns
+    second.kill()
+    second.communicate()
+    (line,) = last_words(first)
+    assert line.startswith("bfr: another process of this tuning has ended") and "goes on from the last" in line
+    assert first.returncode == 2 and Run(tmp_path / "run").checkpoint.stat().st_mtime_ns > before

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.two_nodes import ROOT, at, kill_actor, kill_node, living_nodes
+from bfr_core.cluster.pool import Pool
 from bfr_core.cluster.restore import Order, restore_on_ray
 from bfr_core.faces.sharp_faces import SharpFaces
 from bfr_core.files.photos import write_image
@@ -23,7 +23,6 @@ from bfr_core.restoration.restore import FolderResult, RestoreConfig, restore_fo
 from bfr_core.restorers import load_restorer
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
-ROOT = Path(__file__).resolve().parents[2]
 PHOTOS = int(os.environ.get("BFR_CLUSTER_PHOTOS", "60"))
 CONFIG = RestoreConfig()
 
@@ -51,47 +50,10 @@ def one_machine(album: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return result, held(out)
 
 
-@pytest.fixture
-def cluster() -> Iterator[Any]:
-    """Two nodes of one core each, and a connection to them."""
-    ray = pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    node = {"num_cpus": 1, "object_store_memory": 100_000_000}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
-    cluster.add_node(**node)
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {"env_vars": {"PYTHONPATH": path}, "worker_process_setup_hook": "tests.cluster.deadly.install"}
-    ray.init(address=cluster.address, runtime_env=environment, logging_level="ERROR")
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
-
-
 def held(folder: Path) -> dict[str, bytes]:
     """What every file below a folder holds, but for the program's own hidden ones."""
     files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".bfr"))
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-
-
-def actors() -> list[int]:
-    """Processes of the workers, the newest first."""
-    psutil: Any = pytest.importorskip("psutil")
-    found = [
-        p for p in psutil.process_iter(["name", "cmdline", "create_time"]) if "MapWorker" in str(p.info["cmdline"])
-    ]
-    return [process.pid for process in sorted(found, key=lambda process: -process.info["create_time"])]
-
-
-def at(moments: dict[int, Callable[[], None]]) -> Callable[[int, int, Any], None]:
-    """A callback that does something once, after so many photos."""
-
-    def callback(step: int, total: int, preview: Any) -> None:
-        if step in moments:
-            moments.pop(step)()
-
-    return callback
 
 
 def test_an_actor_and_then_a_node_die_and_nothing_is_lost_nor_twice(
@@ -100,23 +62,15 @@ def test_an_actor_and_then_a_node_die_and_nothing_is_lost_nor_twice(
     expected, pictures = one_machine
     steps: list[int] = []
     killed: list[int] = []
-
-    def kill_actor() -> None:
-        killed.append(actors()[0])
-        os.kill(killed[0], signal.SIGKILL)
-
-    def kill_node() -> None:
-        cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
-
-    moments = at({PHOTOS // 5: kill_actor, PHOTOS // 2: kill_node})
+    moments = at({PHOTOS // 5: lambda: killed.append(kill_actor()), PHOTOS // 2: lambda: kill_node(cluster)})
 
     def callback(step: int, total: int, preview: Any) -> None:
         steps.append(step)
         assert total == PHOTOS + 1
-        moments(step, total, preview)
+        moments(step)
 
     result = restore_on_ray(Order(album, tmp_path / "out", "embedded", CONFIG), callback=callback)
-    assert killed and len([node for node in cluster.list_all_nodes() if node.all_processes]) <= 1
+    assert killed and living_nodes(cluster) <= 1
     assert [(f.path, f.status, f.reason) for f in result.files] == [
         (f.path, f.status, f.reason) for f in expected.files
     ]
@@ -145,10 +99,27 @@ def test_a_photo_that_ends_its_worker_is_a_row_and_the_others_are_restored(
     assert all(by_name[name] == content for name, content in held(tmp_path / "out").items())
 
 
+def test_photos_of_a_worker_whose_disk_is_full_are_told_of_once_and_the_same_command_restores_them(
+    cluster: Any, album: Path, one_machine: tuple[FolderResult, dict[str, bytes]], tmp_path: Path
+) -> None:
+    (tmp_path / "full disk").write_text("for one")
+    expected, pictures = one_machine
+    result = restore_on_ray(Order(album, tmp_path / "out", "embedded", CONFIG))
+    assert [file.path for file in result.files] == [file.path for file in expected.files]
+    refused = {file.path.as_posix() for file in result.files if "No space left" in file.reason}
+    assert 0 < len(refused) < PHOTOS and result.count("failed") == len(refused) + 1, "one is broken"
+    assert held(tmp_path / "out") == {name: content for name, content in pictures.items() if name not in refused}
+    assert not list((tmp_path / "out").rglob("*.part*")), "nothing is left half written"
+
+    (tmp_path / "full disk").unlink()
+    again = restore_on_ray(Order(album, tmp_path / "out", "embedded", CONFIG))
+    assert again.count("kept") == PHOTOS - len(refused) and held(tmp_path / "out") == pictures
+
+
 def test_a_cluster_without_room_is_said_in_one_line(cluster: Any, album: Path, tmp_path: Path) -> None:
     for cpus, gpus in ((2, 0), (1, 1)):
         with pytest.raises(ValueError, match=f"--cpus-per-worker {cpus} and --gpus-per-worker {gpus}: no machine"):
-            restore_on_ray(Order(album, tmp_path / "out", "embedded", CONFIG), cpus=cpus, gpus=gpus)
+            restore_on_ray(Order(album, tmp_path / "out", "embedded", CONFIG), Pool(cpus=cpus, gpus=gpus))
 
 
 def test_a_command_that_was_killed_goes_on_and_writes_its_summary(
