@@ -2,7 +2,7 @@
 
     python tools/host_pictures.py page http://127.0.0.1:7860 --out docs/page.jpg
     python tools/host_pictures.py webui http://127.0.0.1:7861 --out docs/webui_a1111.jpg
-    python tools/host_pictures.py comfyui http://127.0.0.1:8188 --template tour --out docs/comfyui_tour.jpg
+    python tools/host_pictures.py comfyui http://127.0.0.1:8188 --out docs/comfyui_tour.jpg
 
 `page` and `webui` show the result of the newest run, which must have been adapted. `comfyui` opens a template of the
 pack, sets the widgets that --set names (also inside a box), runs the graph in the page, and shows it after the run.
@@ -30,6 +30,7 @@ log = logging.getLogger("host_pictures")
 MAX_BYTES = 150_000
 PATIENCE = 900.0  # seconds until a wait fails
 PACK = "bfr-adapt"  # the folder's name in custom_nodes
+TOUR = "02 Tour of the method"
 MARGIN = 12  # around a graph, in pixels of the window
 WINDOW = {  # width and height of the browser's window, and pixels of the picture for each of its pixels
     "page": (900, 1400, 1.5),
@@ -185,7 +186,7 @@ def main() -> None:
     parser.add_argument("host", choices=sorted(WINDOW))
     parser.add_argument("url", help="address of the page of the running program")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the JPEG is written")
-    parser.add_argument("--template", default="tour", help="of ComfyUI: which one is opened and run (tour)")
+    parser.add_argument("--template", default=TOUR, help=f"of ComfyUI: which one is opened and run ({TOUR})")
     parser.add_argument("--first", default="", metavar="TITLE", help="of ComfyUI: the first group that is shown (all)")
     parser.add_argument(
         "--set", dest="settings", type=setting, action="append", default=[], metavar="KIND.WIDGET=VALUE",

@@ -3,7 +3,8 @@
     python tools/refresh_workflows.py     rewrites workflows/*.json, their twins, and subgraphs/*.json
 
 New inputs get their default. Every node says in which pack it is found (`cnr_id`), so that ComfyUI can offer to
-install what is missing. A template opens at a scale at which titles can be read, at its left upper corner.
+install what is missing, and a checkpoint says where it is published. A template opens at a scale at which titles can
+be read, at its left upper corner.
 """
 
 from __future__ import annotations
@@ -21,8 +22,17 @@ SCALE, MARGIN = 0.75, (110, 130)  # of the view; pixels of the page beside and a
 OPTIONAL = 7  # the shape that the editor draws an optional input in
 # What ComfyUI's app mode shows of a template: widgets by node and name, and nodes whose results are shown.
 APPS = {
-    "restore_photo": {"inputs": [("LoadImage", "image"), ("BFR_LoadRestorer", "restorer")], "outputs": ["SaveImage"]},
-    "adapt_and_restore": {"inputs": [("LoadImage", "image")], "outputs": ["SaveImage", "PreviewAny"]},
+    "01 Restore a photo": {
+        "inputs": [("LoadImage", "image"), ("BFR_LoadRestorer", "restorer")],
+        "outputs": ["SaveImage"],
+    },
+    "04 Adapt and restore": {"inputs": [("LoadImage", "image")], "outputs": ["SaveImage", "PreviewAny"]},
+}
+# Where the checkpoints that templates begin with are published, as ComfyUI's own templates say it.
+CHECKPOINTS = {
+    "v1-5-pruned-emaonly-fp16.safetensors": "Comfy-Org/stable-diffusion-v1-5-archive",
+    "sd_xl_base_1.0.safetensors": "stabilityai/stable-diffusion-xl-base-1.0",
+    "flux1-dev-fp8.safetensors": "Comfy-Org/flux1-dev",
 }
 Graph = dict[str, Any]
 
@@ -66,6 +76,14 @@ def refresh(workflow: Graph, schemas: dict[str, Any], version: str) -> None:
                 node["properties"] |= {"cnr_id": PACK, "ver": version}
             elif node["type"] not in inside:
                 node["properties"]["cnr_id"] = CORE
+            if named := [value for value in node.get("widgets_values") or [] if value in CHECKPOINTS]:
+                node["properties"]["models"] = [published(name) for name in named]
+
+
+def published(name: str) -> Graph:
+    """What a node says of its checkpoint, so that ComfyUI, where the file is missing, offers it and says its folder."""
+    url = f"https://huggingface.co/{CHECKPOINTS[name]}/resolve/main/{name}"
+    return {"name": name, "url": url, "directory": "checkpoints"}
 
 
 def view(nodes: list[Graph]) -> Graph:

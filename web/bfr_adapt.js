@@ -10,7 +10,7 @@ const OURS = "bfr_text";
 const SHOWN_BY_PAGE = "$$node-text-preview";
 const TYPE = /^BFR_/; // of our nodes
 // A text of Faces from Folder or Compare, which stands in a saved workflow where a newer version has a value.
-const LEFT_OVER = /^\d+ faces(\n|$)|^columns: | is better: | best at 1: /;
+const LEFT_OVER = /^\d+ faces?(\n|$)|^columns: | is better: | best at 1: /;
 const MIN_HEIGHT = 90; // of a node's text, in pixels of the graph
 
 function widgetNamed(node, name) {

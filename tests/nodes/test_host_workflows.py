@@ -122,7 +122,7 @@ def test_every_workflow_runs_and_says_how_far_it_is(comfy: Any, path: Path) -> N
 
 
 def test_a_workflow_cancelled_midway_goes_on(comfy: Any) -> None:
-    graph = short(WORKFLOWS / "adapt_step_by_step.json", iterations=40)
+    graph = short(WORKFLOWS / "05 Adapt step by step.json", iterations=40)
     for node in graph.values():
         node["inputs"] |= {"run": "stopped"} if "run" in node["inputs"] else {}
     folder = comfy.base / "output/bfr_runs/stopped"
@@ -138,7 +138,7 @@ def test_memory_after_ten_runs_is_that_after_one(comfy: Any) -> None:
         pytest.skip("the memory of a process is read from /proc")
     after: list[int] = []
     for i in range(12):
-        graph = short(WORKFLOWS / "adapt_step_by_step.json", seed=i)
+        graph = short(WORKFLOWS / "05 Adapt step by step.json", seed=i)
         for node in graph.values():
             node["inputs"] |= {"run": f"memory_{i}"} if "run" in node["inputs"] else {}
         result = comfy.run(graph)
@@ -293,7 +293,7 @@ def test_the_template_browser_shows_them_with_their_pictures(comfy: Any, page: A
 
 def test_help_is_shown_beside_the_graph(comfy: Any, page: Any, screenshots: Path) -> None:
     page.set_window_size(1600, 1000)
-    url = f"/api/workflow_templates/{quote(PACK)}/restore_photo.json"
+    url = f"/api/workflow_templates/{quote(PACK)}/01 Restore a photo.json"
     assert page.execute_async_script(OPEN, url, "help") == ""
     time.sleep(2)
     page.execute_script(HELP)
@@ -317,7 +317,7 @@ KEPT = "return app.graph.serialize().nodes.map((n) => [n.type, n.widgets_values 
 
 def test_every_node_shows_its_text_once_and_saves_none(comfy: Any, page: Any, screenshots: Path) -> None:
     page.set_window_size(1600, 1400)
-    restore = read(twin(WORKFLOWS / "restore_photo.json"))
+    restore = read(twin(WORKFLOWS / "01 Restore a photo.json"))
     ids = {node["class_type"]: name for name, node in restore.items()}
     restore[ids["LoadImage"]]["inputs"]["image"] = "portrait.png"
     restored, photo = [ids["BFR_RestoreFaces"], 0], [ids["LoadImage"], 0]
