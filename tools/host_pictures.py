@@ -46,6 +46,9 @@ set('Comfy.TutorialCompleted', true);
 set('LiteGraph.Canvas.MinFontSizeForLOD', 0);  // titles and values are drawn at every size
 """
 READY = "return !!(window.app && app.graph && app.canvas && LiteGraph.registered_node_types.BFR_RestoreFaces)"
+CLOSE = """  // a first start shows templates
+document.querySelectorAll(".p-dialog [aria-label=Close], [aria-label='Close dialog']").forEach((b) => b.click());
+"""
 OPEN = """
 const [url, name, done] = arguments;
 fetch(url).then((r) => r.json()).then((w) => app.loadGraphData(w, true, true, name))
@@ -154,8 +157,7 @@ def workflow(
     until(lambda: browser.execute_script(READY), "ComfyUI's page")
     time.sleep(3)  # it opens a graph of its own
     browser.execute_script(QUIET)
-    for button in browser.find_elements("css selector", ".p-dialog [aria-label=Close], [aria-label='Close dialog']"):
-        browser.execute_script("arguments[0].click()", button)  # a first start shows templates
+    browser.execute_script(CLOSE)
     failed = browser.execute_async_script(OPEN, f"/api/workflow_templates/{PACK}/{quote(template)}.json", template)
     if failed:
         raise ValueError(f"the template {template} cannot be opened: {failed}")

@@ -230,6 +230,9 @@ def test_a_workflow_opens_whole_and_is_its_twin(comfy: Any, page: Any, screensho
     page.set_window_size(1600, 1000)
     assert page.execute_script("return app.canvas.ds.scale") >= 0.7, "titles can be read"
     page.save_screenshot(str(screenshots / f"{path.stem}_as_it_opens.png"))
+    offered = [model["name"] for node in read(path)["nodes"] for model in node["properties"].get("models", [])]
+    shown = page.execute_script("return document.body.innerText").lower()
+    assert offered or "missing model" not in shown, "only what begins with a checkpoint has one that is missing"
     page.set_window_size(3400, 1900)
     page.execute_script(FIT)
     time.sleep(1)
