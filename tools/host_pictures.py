@@ -36,7 +36,7 @@ MARGIN = 12  # around a graph, in pixels of the window
 WINDOW = {  # width and height of the browser's window, and pixels of the picture for each of its pixels
     "page": (900, 1400, 1.5),
     "webui": (1064, 1440, 1.25),
-    "comfyui": (1130, 1300, 1.5),
+    "comfyui": (1400, 1300, 1.5),
 }
 QUIET = """
 const {set} = app.extensionManager.setting;
