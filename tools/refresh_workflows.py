@@ -2,9 +2,9 @@
 
     python tools/refresh_workflows.py     rewrites workflows/*.json, their twins, and subgraphs/*.json
 
-New inputs get their default. Nodes have room for what they show after a run. Every node says in which pack it is found (`cnr_id`), so that ComfyUI can offer to
-install what is missing, and a checkpoint says where it is published. A template opens at a scale at which titles can
-be read, at its left upper corner.
+New inputs get their default, and nodes have room for what they show after a run. Every node says in which pack it is
+found (`cnr_id`), so that ComfyUI can offer to install what is missing, and a checkpoint says where it is published. A
+template opens at a scale at which titles can be read, at its left upper corner.
 """
 
 from __future__ import annotations

@@ -259,6 +259,22 @@ def test_a_blueprint_opens_whole(comfy: Any, page: Any, screenshots: Path, path:
     assert plain(page.execute_async_script(PROMPT)) == plain(to_api(read(path)))
 
 
+def test_no_node_covers_another_after_a_run(comfy: Any, page: Any, screenshots: Path) -> None:
+    page.set_window_size(1600, 1400)
+    url = f"/api/workflow_templates/{quote(PACK)}/01 Restore a photo.json"
+    assert page.execute_async_script(OPEN, url, "run") == ""
+    time.sleep(2)
+    page.execute_script("app.queuePrompt(0)")
+    until(lambda: page.execute_script(TEXTS).get("BFR_RestoreFaces"), 600)
+    time.sleep(3)  # pictures are loaded
+    page.execute_script(FIT)
+    time.sleep(1)
+    page.save_screenshot(str(screenshots / "after_a_run.png"))
+    for a, b in combinations(page.execute_script(BOXES), 2):
+        apart = any(a["box"][i + 2] <= b["box"][i] or b["box"][i + 2] <= a["box"][i] for i in (0, 1))
+        assert apart, f"{a['type']} and {b['type']} overlap"
+
+
 CHOOSE = """
 const found = [...document.querySelectorAll('*')].filter(
   (e) => !e.children.length && e.textContent.trim() === 'BFR Adapt' && e.checkVisibility());

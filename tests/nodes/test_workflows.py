@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from api_graph import WORKFLOWS, read, to_api, twin, widget_values
 from PIL import Image
+from refresh_workflows import height_with_results
 
 FILES = sorted(WORKFLOWS.glob("*.json"))
 BLUEPRINT = WORKFLOWS.parent / "subgraphs" / "Teach with a Checkpoint (BFR).json"
@@ -142,6 +143,13 @@ def test_no_box_lies_on_another_and_a_note_explains(path: Path) -> None:
         for (a, ax, ay, aw, ah), (b, bx, by, bw, bh) in combinations(boxes, 2):
             apart = ax + aw <= bx or bx + bw <= ax or ay + ah <= by - TITLE or by + bh <= ay - TITLE
             assert apart, f"{a} and {b} overlap"
+
+
+@each
+def test_every_node_has_room_for_what_it_shows_after_a_run(path: Path) -> None:
+    """Otherwise it grows, and covers the node below it."""
+    for node in read(path)["nodes"]:
+        assert node["size"][1] >= height_with_results(node), node["type"]
 
 
 @each
