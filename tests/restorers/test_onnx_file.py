@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def test_what_is_no_restorer_is_refused_in_one_line(tmp_path):
 
 
 def test_no_path_inside_it_is_followed(tmp_path, monkeypatch):
-    elsewhere = {"save_as_external_data": True, "location": "weights.bin", "size_threshold": 0}
+    elsewhere: dict[str, Any] = {"save_as_external_data": True, "location": "weights.bin", "size_threshold": 0}
     path = write_onnx(tmp_path / "outside.onnx", **elsewhere)
     assert (tmp_path / "weights.bin").is_file(), "the weights are not in the file"
     monkeypatch.chdir(tmp_path)
