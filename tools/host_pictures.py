@@ -28,7 +28,7 @@ from readme_picture import as_jpeg
 log = logging.getLogger("host_pictures")
 
 MAX_BYTES, THUMBNAIL_BYTES = 300_000, 40_000
-PATIENCE = 900.0  # seconds until a wait fails
+PATIENCE = 3600.0  # seconds until a wait fails
 PACK = "bfr-adapt"  # the folder's name in custom_nodes
 TOUR = "02 Tour of the method"
 THUMBNAIL = 448  # pixels a side of a template's picture
