@@ -63,6 +63,7 @@ from .faces import (
 
 SAMPLER, TARGETS, TUNING = SamplerConfig(), TargetConfig(), FinetuneConfig()
 OWN = "as set below"
+CURVE_PIXELS = 512  # width of a curve as it is drawn, which is enlarged to the width of the faces below it
 RECIPES = [RECOMMENDED, PUBLISHED, OWN]
 SETTINGS = (
     "recommended takes what suits the restorer's size and kind, whatever is set below; published follows "
@@ -351,7 +352,10 @@ class FinetuneRestorer(host.Node):
             steps = sum(state.step for state in states.values())
             text = f"Paused at step {steps} of {config.iterations * len(states)}; queue again to go on.\n{text}"
         picture = host.shrunk(folded(rows)[None], host.RESULT_PIXELS)[0]
-        picture = sheet([*curves(states, picture.shape[-1]), [picture]])[None]
+        width = picture.shape[-1]
+        bigger = max(1, width // CURVE_PIXELS)  # so that its words can be read on the node
+        drawn = [[enlarged(one, bigger) for one in row] for row in curves(states, width // bigger)]
+        picture = sheet([*drawn, [picture]])[None]
         pictures = convert.to_image(sheet(curves(states))), convert.to_image(sheet(rows))
         adopt = report["verdict"] == "adopt"
         progress.end(picture)
@@ -373,6 +377,11 @@ def likeness_of(run: Run) -> tuple[str, int]:
 def curves(states: dict[str, TuningProgress], width: int = 512) -> list[list[Tensor]]:
     """The loss of each tuning, a row each."""
     return [[loss_curve(state, width, whose)] for whose, state in states.items()]
+
+
+def enlarged(picture: Tensor, times: int) -> Tensor:
+    """(3, H, W) -> (3, times H, times W), each pixel a square."""
+    return picture.repeat_interleave(times, -2).repeat_interleave(times, -1)
 
 
 def loss_curve(state: TuningProgress, width: int = 512, whose: str = "") -> Tensor:

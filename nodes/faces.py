@@ -10,7 +10,7 @@ import itertools
 import re
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
@@ -292,11 +292,14 @@ def collected(
         faces = collect_faces(photos, run, restorer.network.size, config, progress, host.device(), images)
         whose = people_lines(find_people(run, faces, PeopleConfig(find=True), progress), faces) if people else []
     shown = faces.batch(min(first, len(faces) - 1), first + count)
-    problems = [one["problem"] for one in faces.problems if not one["problem"].endswith(f": {LINKED_FOLDER}")]
-    said = [f"{len(problems)} files gave none:", *problems] if problems else []
-    said += [f"{len(left_out)} links were not followed:", *left_out] if left_out else []
-    text = lines([f"{len(faces)} faces", *said, *map(printable, whose)])
-    handle = Faces(run.folder, faces.fingerprint)
+    own = photos == run.photos  # pictures from other nodes; what lies beside them is the run's own record
+    told = [one for one in faces.problems if not (own and one["status"] == "left_out")]
+    problems = [one["problem"] for one in told if not one["problem"].endswith(f": {LINKED_FOLDER}")]
+    said = [f"{'1 file' if len(problems) == 1 else f'{len(problems)} files'} gave none:", *problems] if problems else []
+    links = "1 link was" if len(left_out) == 1 else f"{len(left_out)} links were"
+    said += [f"{links} not followed:", *left_out] if left_out else []
+    text = lines([f"{len(faces)} face{'' if len(faces) == 1 else 's'}", *said, *map(printable, whose)])
+    handle = Faces(with_the_same(run, faces).folder, faces.fingerprint)
     picture = folded([[face] for face in shown[:ROWS]], ROWS // 2)[None]
     values = (handle, convert.to_image(shown), len(faces), text, "\n".join(map(printable, whose)))
     return host.output(cls, *values, text=text, picture=picture)
@@ -414,8 +417,7 @@ def open_run(name: str, made_of: list[Any], size: int) -> Run:
     wanted = [*made_of, size]
     if name != DEFAULT_RUN:
         return host.open_run(name)
-    for number in itertools.count(1):
-        run = host.open_run(name if number == 1 else f"{name}_{number}")
+    for run in default_runs():
         mark = begun(run)
         unused = "of" not in mark and not (run.faces / "faces.json").exists()
         if unused:
@@ -425,18 +427,37 @@ def open_run(name: str, made_of: list[Any], size: int) -> Run:
     raise AssertionError("there is always a number")
 
 
+def with_the_same(run: Run, faces: FaceSet) -> Run:
+    """`run`, or if its name is `DEFAULT_RUN`'s the first such run that holds the same faces, however they were found:
+    what was made of them there is not made again."""
+    if not named_by_default(run):
+        return run
+    others = itertools.takewhile(lambda one: one.folder.exists() and one.folder != run.folder, default_runs())
+    tables = ((one, read_table(one.faces / "faces.json")) for one in others)
+    return next((one for one, table in tables if table.get("fingerprint") == faces.fingerprint), run)
+
+
+def named_by_default(run: Run) -> bool:
+    """Whether the run is called `DEFAULT_RUN`, or so with a number."""
+    root = host.open_run(DEFAULT_RUN).folder.parent
+    return run.folder.parent == root and bool(re.fullmatch(rf"{DEFAULT_RUN}(_\d+)?", run.folder.name))
+
+
+def default_runs() -> Iterator[Run]:
+    """The runs called `DEFAULT_RUN`, which is numbered 1, and so with a number, there or not, without end."""
+    return (host.open_run(DEFAULT_RUN if n == 1 else f"{DEFAULT_RUN}_{n}") for n in itertools.count(1))
+
+
 def with_settings(run: Run, stage: str, settings: str) -> Run:
     """The run in which a stage is, or will be, made with these settings: `run`, unless its name is `DEFAULT_RUN`'s and
     the stage was made otherwise; then another beside it, with a copy of all that the stage begins with.
 
     stage: "targets" or "finetune". settings: a fingerprint of them, kept in the run's mark.
     """
-    root = host.open_run(DEFAULT_RUN).folder
-    if run.folder.parent != root.parent or not re.fullmatch(rf"{DEFAULT_RUN}(_\d+)?", run.folder.name):
+    if not named_by_default(run):
         return run
     before = {key: value for key, value in begun(run).items() if key in ("of", *STAGES[: STAGES.index(stage)])}
-    beside = (host.open_run(DEFAULT_RUN if n == 1 else f"{DEFAULT_RUN}_{n}") for n in itertools.count(1))
-    for candidate in itertools.chain([run], (one for one in beside if one.folder != run.folder)):
+    for candidate in itertools.chain([run], (one for one in default_runs() if one.folder != run.folder)):
         mark = begun(candidate)
         unused = "of" not in mark and not (candidate.faces / "faces.json").exists()
         same = all(mark.get(key) == value for key, value in before.items()) and mark.get(stage) in (None, settings)
@@ -471,7 +492,7 @@ def run_states(name: str) -> list[tuple[str, int]]:
     there yet is begun, because it must be the same one next time."""
     runs = [host.open_run(name)]
     if name == DEFAULT_RUN:
-        beside = (host.open_run(f"{name}_{number}") for number in itertools.count(2))
+        beside = itertools.islice(default_runs(), 1, None)
         runs += itertools.takewhile(lambda run: run.folder.exists(), beside)
     return [(begun(run)["id"], times_paused(run)) for run in runs]
 

@@ -47,9 +47,9 @@ UPSCALERS = "upscale_models"  # ComfyUI's own folder, where denoisers lie, too
 DETECTORS = "facedetection"  # where packs keep face detectors, and ParseNet
 FRAMES = "bfr_frames"  # folder of videos that are being restored, below ComfyUI's folder of temporary files
 WEIGHT_SUFFIXES = (".safetensors", ".pth")
+RESTORER_SUFFIXES = (*WEIGHT_SUFFIXES, ".onnx")
 FOLDERS_DEEP, MAX_FOLDERS = 3, 500  # of the list of folders in ComfyUI's input
 PREVIEW_SECONDS, PREVIEW_PIXELS = 0.5, 512
-MAX_NAMED = 5  # files in a line
 TEXT_KEY = "bfr_text"  # of a node's text among what it shows, as web/bfr_adapt.js looks for it
 RESULT_PICTURES, RESULT_PIXELS = 9, 1024
 SHOWN_PIXELS = 2048  # of a picture on a node: what is larger is shown smaller
@@ -245,15 +245,8 @@ def open_run(name: str) -> Run:
 
 def weight_files(kind: str) -> list[str]:
     """Files of weights in ComfyUI's folders of this kind, by relative path; nothing is opened."""
-    return [name for name in folder_paths.get_filename_list(kind) if name.lower().endswith(WEIGHT_SUFFIXES)]
-
-
-def onnx_note() -> list[str]:
-    """A line that names the ONNX files in ComfyUI's folders of restorers, which `weight_files` leaves out; or none."""
-    names = [name for name in folder_paths.get_filename_list(RESTORERS) if name.lower().endswith(".onnx")]
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    shown = ", ".join(map(printable, names[:MAX_NAMED]))
-    return [f"not listed, because ONNX files cannot be opened or tuned here: {shown}{more}"] if names else []
+    suffixes = RESTORER_SUFFIXES if kind == RESTORERS else WEIGHT_SUFFIXES
+    return [name for name in folder_paths.get_filename_list(kind) if name.lower().endswith(suffixes)]
 
 
 def prior_folders() -> list[str]:

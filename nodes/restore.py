@@ -44,14 +44,14 @@ class LoadRestorer(host.Node):
         return host.schema(
             "BFR_LoadRestorer",
             "Load Restorer (BFR)",
-            "Opens a face restorer: GFPGAN, RestoreFormer, SwinIR, CodeFormer, a tuned one, or the embedded one.",
+            "Opens a face restorer: GFPGAN, RestoreFormer, SwinIR, CodeFormer, GPEN, a tuned one, or the embedded one.",
             [
                 io.Combo.Input(
                     "restorer",
                     options=["embedded", *host.weight_files(host.RESTORERS)],
                     default="embedded",
                     tooltip=f"A file of models/{host.RESTORERS}; 'embedded' is small and comes with this pack. "
-                    "ONNX files (GPEN, ReActor's default) cannot be opened or tuned here and are not listed.",
+                    "ONNX files (GPEN, ReActor's default) restore but cannot be tuned; they need onnxruntime.",
                 )
             ],
             [
@@ -72,7 +72,7 @@ class LoadRestorer(host.Node):
         loaded = load_restorer(host.weight_path(host.RESTORERS, restorer))
         about = f"{loaded.name}: {loaded.architecture}, {loaded.size} x {loaded.size} pixels, licence: {loaded.licence}"
         about = lines([printable(about), *([loaded.caution] if loaded.caution else [])])
-        return host.output(cls, host.managed(loaded), about, text=lines([about, *host.onnx_note()]))
+        return host.output(cls, host.managed(loaded), about, text=about)
 
 
 class LoadPrior(host.Node):

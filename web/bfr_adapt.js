@@ -10,14 +10,22 @@ const OURS = "bfr_text";
 const SHOWN_BY_PAGE = "$$node-text-preview";
 const TYPE = /^BFR_/; // of our nodes
 // A text of Faces from Folder or Compare, which stands in a saved workflow where a newer version has a value.
-const LEFT_OVER = /^\d+ faces(\n|$)|^columns: | is better: | best at 1: /;
-const MIN_HEIGHT = 90; // of a node's text, in pixels of the graph
+const LEFT_OVER = /^\d+ faces?(\n|$)|^columns: | is better: | best at 1: /;
+const MIN_HEIGHT = 90, MAX_HEIGHT = 300; // of a node's text, in pixels of the graph; a longer one is scrolled
+const LINE = 13, LETTER = 6.5, RIM = 40; // of its letters, and what a node needs around them
 
 function widgetNamed(node, name) {
   return node.widgets?.find((widget) => widget.name === name);
 }
 
-function textWidget(node) {
+// The height that a text needs on a node of this width.
+function heightOf(text, width) {
+  const letters = Math.max(20, (width - RIM) / LETTER);
+  const lines = text.split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil(line.length / letters)), 0);
+  return Math.min(MAX_HEIGHT, Math.max(MIN_HEIGHT, lines * LINE + RIM));
+}
+
+function textWidget(node, text) {
   const found = widgetNamed(node, OURS);
   if (found) return found;
   const withoutText = node.computeSize()[1];
@@ -29,7 +37,7 @@ function textWidget(node) {
   const element = widget.inputEl ?? widget.element;
   if (element) element.readOnly = true;
   const least = node.computeSize();
-  const height = Math.max(node.size[1], withoutText + MIN_HEIGHT, least[1]); // room that is there is used
+  const height = Math.max(node.size[1], withoutText + heightOf(text, node.size[0]), least[1]); // room that is there is used
   node.setSize([Math.max(node.size[0], least[0]), height]);
   return widget;
 }
@@ -38,7 +46,8 @@ function show(node, texts) {
   const shown = widgetNamed(node, SHOWN_BY_PAGE);
   if (shown) shown.serialize = false; // older pages would save the text among the values, which go by their order
   if (shown?.value && !widgetNamed(node, OURS)) return;
-  textWidget(node).value = texts.join("\n");
+  const text = texts.join("\n");
+  textWidget(node, text).value = text;
   app.graph?.setDirtyCanvas(true, true);
 }
 

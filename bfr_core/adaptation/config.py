@@ -131,10 +131,10 @@ LOW_MEMORY = {
 def recipe(restorer: Restorer) -> AdaptConfig:
     """Default settings for tuning `restorer`: the paper's, or `SMALL` for small networks.
 
-    Raises ValueError for several restorers in one.
+    Raises ValueError for a restorer that cannot be tuned: several in one, or an ONNX file.
     """
-    if not restorer.can_be_tuned:
-        raise ValueError(f"{restorer.name}: is several restorers in one; give the one to tune, or their base")
+    if restorer.not_tuned_because:
+        raise ValueError(f"{restorer.name}: {restorer.not_tuned_because}")
     if restorer.size <= 256:
         return SMALL
     default = AdaptConfig()

@@ -75,9 +75,7 @@ def _refuse_other_kinds(path: Path) -> None:
     if not head:
         said = "is empty; get the file anew"
     elif path.suffix.lower() == ".onnx":
-        said = (
-            "is an ONNX file; such a network cannot be tuned and is not opened here; give its .pth or .safetensors file"
-        )
+        said = "is an ONNX file; only face restorers are opened of these; give its .pth or .safetensors file"
     elif text.startswith(GIT_LFS):
         said = "is a git-lfs pointer, which stands for the weights and holds none; run 'git lfs pull' or download it"
     elif text.startswith(PAGES):

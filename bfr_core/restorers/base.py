@@ -43,8 +43,8 @@ class Restorer:
     channels_last = True
     #: True if it is tuned on codes of a codebook instead of pixels; see `codeformer.CodeFormer`.
     tuned_by_codes = False
-    #: False for several networks in one.
-    can_be_tuned = True
+    #: Why it can be neither tuned nor saved, and what to give instead; "" if it can be.
+    not_tuned_because: ClassVar[str] = ""
     #: True for a network that makes a face of whatever it is given; it cannot restore the rest of a photo.
     makes_faces_only: ClassVar[bool] = False
 

@@ -31,6 +31,8 @@ from .codeformer import CodeFormer
 from .gfpgan import GFPGAN
 from .low_rank import KIND, apply_change, factor_change
 from .nafnet import NAFNet
+from .onnx_file import SUFFIX as ONNX
+from .onnx_file import load_onnx
 from .restoreformer import RestoreFormer
 from .routed import GROUPS, ONE_GROUP, Routed, members_of, read_groups, save_groups
 
@@ -55,16 +57,18 @@ OF_ITS_KIND = ("kind", "members")  # metadata that only files of changes and of 
 
 
 def load_restorer(name_or_path: str | Path = "embedded") -> Restorer:
-    """The restorer in a .safetensors or .pth file, on the CPU, in eval mode.
+    """The restorer in a .safetensors, .pth or .onnx file, on the CPU, in eval mode.
 
     "embedded" is the 128 x 128 restorer that ships with this project; a name of `weights.TABLE` is looked for in
     `weights.search_folders`; a file of low-rank changes is applied to the base that it names; a file of groups loads
-    the restorers that it names in its own folder. Raises FileNotFoundError, or ValueError when the file is damaged or
-    of a kind that is not known.
+    the restorers that it names in its own folder; an ONNX file can be run and not tuned. Raises FileNotFoundError, or
+    ValueError when the file is damaged or of a kind that is not known.
     """
     path = EMBEDDED if str(name_or_path) == "embedded" else resolve(name_or_path)
     if not path.is_file():
         raise FileNotFoundError(f"restorer {printable(path)}: is not a file ('embedded' is the one that ships)")
+    if path.suffix.lower() == ONNX:
+        return load_onnx(path, SIZES, DEFAULT_SIZE)
     state, metadata = load_tensors(path)
     if metadata.get("kind") == KIND:
         return _with_change(path, state, metadata)
@@ -272,6 +276,8 @@ def _size_of(path: Path, metadata: Mapping[str, str]) -> int:
 def _file_state(restorer: Restorer, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     if isinstance(restorer, Routed):
         raise ValueError(f"{restorer.name}: is several restorers; give the file of one group, such as {ONE_GROUP}")
+    if restorer.not_tuned_because:
+        raise ValueError(f"{restorer.name}: {restorer.not_tuned_because}")
     state = restorer.module.state_dict()
     return {restorer.file_keys.get(k, k): v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
 

@@ -33,7 +33,7 @@ class Routed(Restorer):
     groups: DamageGroups | None = None
     members: Sequence[Restorer | None] = field(default_factory=tuple)
 
-    can_be_tuned = False
+    not_tuned_because = "is several restorers in one; give the one to tune, or their base"
 
     @classmethod
     def of(cls, groups: DamageGroups, members: Sequence[Restorer | None], **record: Any) -> Routed:

@@ -308,8 +308,11 @@ def test_a_run_name_that_leads_to_files_of_others_is_refused(run: Run, models: t
 
 def test_any_graph_can_be_the_teacher(run: Run, models: tuple[Any, Any], photos: Path, host: Any) -> None:
     images = torch.rand(10, 32, 32, 3)
-    faces, shown, number, *_ = run("BFR_FacesFromImages", restorer=models[0], images=images, aligned=True, count=10)
-    assert number == 10 and torch.allclose(shown, images, atol=1 / 255)
+    faces, shown, number, report, _ = run(
+        "BFR_FacesFromImages", restorer=models[0], images=images, aligned=True, count=10
+    )
+    assert number == 10 and report == "10 faces", "the run's own records are not told of"
+    assert torch.allclose(shown, images, atol=1 / 255)
     again = run("BFR_FacesFromImages", restorer=models[0], images=images, aligned=True)[0]
     assert again == faces, "the same pictures are the same faces"
     with pytest.raises(ValueError, match="one picture for each face"):
@@ -412,7 +415,7 @@ def test_mixed_goes_on_after_a_cancel_and_after_a_pause(
 
 def test_mixed_with_one_damage_tunes_as_usual(run: Run, models: tuple[Any, Any], pairs: Any) -> None:
     tuned, verdict, *_ = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], mixed=True, **TUNING)
-    assert tuned.network.can_be_tuned and verdict.endswith(
+    assert not tuned.network.not_tuned_because and verdict.endswith(
         "Only one kind of damage was found: one adaptation serves all faces."
     )
     usual = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)[0]
@@ -567,6 +570,8 @@ def test_a_handle_is_of_the_faces_and_not_of_how_they_were_found(
 
     made = [found_with(threshold, "named") for threshold in (0.5, 0.6)]
     assert made[0] == made[1] and len(made[0].opened()[1]) == 1
-    beside = [found_with(threshold, "my_run") for threshold in (0.5, 0.6)]
-    assert [one.folder.name for one in beside] == ["my_run", "my_run_2"]
+    beside = [found_with(threshold, "my_run") for threshold in (0.5, 0.6, 0.5)]
+    assert {one.folder.name for one in beside} == {"my_run"}, "what was made of the same faces is not made again"
     assert {one.fingerprint for one in [*made, *beside]} == {made[0].fingerprint}
+    write_image(host.root / "input/photos/b.png", torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(1)))
+    assert found_with(0.6, "my_run").folder.name == "my_run_2", "other faces leave those of another run as they are"

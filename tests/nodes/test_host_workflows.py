@@ -122,7 +122,7 @@ def test_every_workflow_runs_and_says_how_far_it_is(comfy: Any, path: Path) -> N
 
 
 def test_a_workflow_cancelled_midway_goes_on(comfy: Any) -> None:
-    graph = short(WORKFLOWS / "adapt_step_by_step.json", iterations=40)
+    graph = short(WORKFLOWS / "05 Adapt step by step.json", iterations=40)
     for node in graph.values():
         node["inputs"] |= {"run": "stopped"} if "run" in node["inputs"] else {}
     folder = comfy.base / "output/bfr_runs/stopped"
@@ -138,7 +138,7 @@ def test_memory_after_ten_runs_is_that_after_one(comfy: Any) -> None:
         pytest.skip("the memory of a process is read from /proc")
     after: list[int] = []
     for i in range(12):
-        graph = short(WORKFLOWS / "adapt_step_by_step.json", seed=i)
+        graph = short(WORKFLOWS / "05 Adapt step by step.json", seed=i)
         for node in graph.values():
             node["inputs"] |= {"run": f"memory_{i}"} if "run" in node["inputs"] else {}
         result = comfy.run(graph)
@@ -230,6 +230,9 @@ def test_a_workflow_opens_whole_and_is_its_twin(comfy: Any, page: Any, screensho
     page.set_window_size(1600, 1000)
     assert page.execute_script("return app.canvas.ds.scale") >= 0.7, "titles can be read"
     page.save_screenshot(str(screenshots / f"{path.stem}_as_it_opens.png"))
+    offered = [model["name"] for node in read(path)["nodes"] for model in node["properties"].get("models", [])]
+    shown = page.execute_script("return document.body.innerText").lower()
+    assert offered or "missing model" not in shown, "only what begins with a checkpoint has one that is missing"
     page.set_window_size(3400, 1900)
     page.execute_script(FIT)
     time.sleep(1)
@@ -254,6 +257,22 @@ def test_a_blueprint_opens_whole(comfy: Any, page: Any, screenshots: Path, path:
     time.sleep(1)
     page.save_screenshot(str(screenshots / f"{path.stem}.png"))
     assert plain(page.execute_async_script(PROMPT)) == plain(to_api(read(path)))
+
+
+def test_no_node_covers_another_after_a_run(comfy: Any, page: Any, screenshots: Path) -> None:
+    page.set_window_size(1600, 1400)
+    url = f"/api/workflow_templates/{quote(PACK)}/01 Restore a photo.json"
+    assert page.execute_async_script(OPEN, url, "run") == ""
+    time.sleep(2)
+    page.execute_script("app.queuePrompt(0)")
+    until(lambda: page.execute_script(TEXTS).get("BFR_RestoreFaces"), 600)
+    time.sleep(3)  # pictures are loaded
+    page.execute_script(FIT)
+    time.sleep(1)
+    page.save_screenshot(str(screenshots / "after_a_run.png"))
+    for a, b in combinations(page.execute_script(BOXES), 2):
+        apart = any(a["box"][i + 2] <= b["box"][i] or b["box"][i + 2] <= a["box"][i] for i in (0, 1))
+        assert apart, f"{a['type']} and {b['type']} overlap"
 
 
 CHOOSE = """
@@ -293,7 +312,7 @@ def test_the_template_browser_shows_them_with_their_pictures(comfy: Any, page: A
 
 def test_help_is_shown_beside_the_graph(comfy: Any, page: Any, screenshots: Path) -> None:
     page.set_window_size(1600, 1000)
-    url = f"/api/workflow_templates/{quote(PACK)}/restore_photo.json"
+    url = f"/api/workflow_templates/{quote(PACK)}/01 Restore a photo.json"
     assert page.execute_async_script(OPEN, url, "help") == ""
     time.sleep(2)
     page.execute_script(HELP)
@@ -317,7 +336,7 @@ KEPT = "return app.graph.serialize().nodes.map((n) => [n.type, n.widgets_values 
 
 def test_every_node_shows_its_text_once_and_saves_none(comfy: Any, page: Any, screenshots: Path) -> None:
     page.set_window_size(1600, 1400)
-    restore = read(twin(WORKFLOWS / "restore_photo.json"))
+    restore = read(twin(WORKFLOWS / "01 Restore a photo.json"))
     ids = {node["class_type"]: name for name, node in restore.items()}
     restore[ids["LoadImage"]]["inputs"]["image"] = "portrait.png"
     restored, photo = [ids["BFR_RestoreFaces"], 0], [ids["LoadImage"], 0]

@@ -15,6 +15,7 @@ import torch
 
 from bfr_core.faces.align import Face, template
 from bfr_core.restoration.restore import NO_WORSE
+from tests.onnx_files import write_onnx
 
 Run = Callable[..., tuple]
 FACES = [Face(template(32) + 8), Face(template(24) + np.array([60, 20]), 0.9)]  # the larger one on the left
@@ -400,21 +401,24 @@ def test_live_pictures_are_rounded(pack: Any) -> None:
     assert np.array_equal(np.array(to_pillow(levels))[0, :, 0], np.arange(256))
 
 
-def test_onnx_files_are_named_where_the_restorer_is_loaded(
-    nodes: dict[str, type], models: tuple[Any, Any], host: Any
+def test_onnx_restorers_are_listed_and_restore_but_cannot_be_tuned(
+    run: Callable[..., tuple], nodes: dict[str, type], models: tuple[Any, Any], host: Any
 ) -> None:
-    folder = host.root / "models/facerestore_models"
-    for i in range(7):
-        (folder / f"GPEN-{i}.onnx").write_bytes(b"\x08\x06")
-    node: Any = nodes["BFR_LoadRestorer"]
-    assert node.define_schema().inputs[0].options["options"] == ["embedded", "tiny.safetensors"]
-    about, line = node.execute(restorer="tiny.safetensors").ui["bfr_text"][0].splitlines()
-    assert line.startswith("not listed, because ONNX files cannot be opened") and line.endswith(
-        "GPEN-4.onnx and 2 more"
-    )
-    assert node.execute(restorer="tiny.safetensors").args[1] == about, "the output is of the restorer alone"
-    with pytest.raises(ValueError, match=r"GPEN-0.onnx: is an ONNX file"):
-        node.execute(restorer="GPEN-0.onnx")
+    pytest.importorskip("onnxruntime")
+    write_onnx(host.root / "models/facerestore_models/GPEN-BFR-64.onnx", side=64)
+    (host.root / "models/upscale_models/other.onnx").write_bytes(b"\x08\x06")
+    options = {s.id: s.options.get("options") for s in nodes["BFR_LoadRestorer"].define_schema().inputs}  # type: ignore[attr-defined]
+    assert options["restorer"] == ["embedded", "GPEN-BFR-64.onnx", "tiny.safetensors"]
+    gpen, about = run("BFR_LoadRestorer", restorer="GPEN-BFR-64.onnx")
+    assert about == "GPEN-BFR-64.onnx: ONNX, 64 x 64 pixels, licence: unknown"
+    grey = torch.full((2, 64, 64, 3), 0.5)
+    restored = run("BFR_RestoreFaces", restorer=gpen, images=grey, aligned=True)
+    assert restored[5] == 2 and torch.allclose(restored[0], grey + 0.125, atol=0.01)
+    faces = run("BFR_FacesFromImages", restorer=gpen, images=torch.rand(3, 64, 64, 3), run="onnx", aligned=True)[0]
+    with pytest.raises(ValueError, match=r"GPEN-BFR-64.onnx: is an ONNX file, which restores and cannot be tuned"):
+        run("BFR_MakePseudoTargets", faces=faces, restorer=gpen, prior=models[1])
+    with pytest.raises(ValueError, match=r"GPEN-BFR-64.onnx: is an ONNX file, which restores and cannot be tuned"):
+        run("BFR_SaveRestorer", restorer=gpen)
 
 
 def test_likeness_and_one_person_alone(

@@ -86,6 +86,11 @@ def test_a_node_with_room_for_its_text_keeps_its_size_and_covers_no_other(texts:
     assert texts("BFR_Compare", [], [{"bfr_text": ["2 faces"]}], height)[1] == [300, grown]
 
 
+@pytest.mark.parametrize(("letters", "grown"), [(10, 140), (280, 181), (280 * 40, 350)])
+def test_a_longer_text_gets_more_room_up_to_a_limit(texts: Any, letters: int, grown: int) -> None:
+    assert texts("BFR_FinetuneRestorer", [], [{"bfr_text": ["x" * letters]}])[1] == [300, grown]
+
+
 def test_nothing_is_shown_twice_and_other_nodes_are_left_alone(texts: Any) -> None:
     said = [{"bfr_text": ["2 faces"]}]
     by_page = {"name": "$$node-text-preview", "value": "2 faces"}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from api_graph import WORKFLOWS, read, to_api, twin, widget_values
 from PIL import Image
+from refresh_workflows import height_with_results
 
 FILES = sorted(WORKFLOWS.glob("*.json"))
 BLUEPRINT = WORKFLOWS.parent / "subgraphs" / "Teach with a Checkpoint (BFR).json"
@@ -23,15 +24,21 @@ def graphs(workflow: dict[str, Any]) -> list[dict[str, Any]]:
     return [workflow, *workflow.get("definitions", {}).get("subgraphs", [])]
 
 
-def test_the_ten_are_there() -> None:
-    assert {path.stem for path in FILES} == {
-        "adapt_and_restore", "adapt_step_by_step", "any_graph_as_teacher", "compare_base_and_adapted",
-        "restore_generated_images", "restore_photo", "teacher_flux", "teacher_sd15", "teacher_sdxl", "tour",
-    }  # fmt: skip
+def test_the_ten_are_there_in_the_order_of_their_names_the_shortest_first() -> None:
+    """The template browser shows file names as titles."""
+    assert [path.stem for path in FILES] == [
+        "01 Restore a photo", "02 Tour of the method", "03 Restore generated images", "04 Adapt and restore",
+        "05 Adapt step by step", "06 Compare base and adapted", "07 Teach with any graph", "08 Teach with SD 1.5",
+        "09 Teach with SDXL", "10 Teach with Flux",
+    ]  # fmt: skip
     assert {path.name for path in (WORKFLOWS / "api").iterdir()} == {path.name for path in FILES}
 
 
-TEACHERS = {"teacher_sd15": (512, 16, 1.0, 3.0), "teacher_sdxl": (1024, 32, 1.0, 3.0), "teacher_flux": (1024, 32, 1, 1)}
+TEACHERS = {
+    "08 Teach with SD 1.5": (512, 16, 1.0, 3.0),
+    "09 Teach with SDXL": (1024, 32, 1.0, 3.0),
+    "10 Teach with Flux": (1024, 32, 1, 1),
+}
 
 
 @pytest.mark.parametrize(("name", "side", "factor", "least", "most"), [(k, *v) for k, v in TEACHERS.items()])
@@ -69,7 +76,7 @@ def test_the_blueprint_is_the_teacher_in_one_box(nodes: dict[str, Any]) -> None:
     same = ("BFR_HoldLowBand", "BFR_LowBandFix", "BFR_RestoreFaces", "BFR_TargetsFromImages", "CLIPTextEncode",
             "ImageScale", "KSampler", "VAEDecode", "VAEEncode")  # fmt: skip
     inside = list(to_api(file).values())
-    teacher = [n for n in read(twin(WORKFLOWS / "teacher_sd15.json")).values() if n["class_type"] in same]
+    teacher = [n for n in read(twin(WORKFLOWS / "08 Teach with SD 1.5.json")).values() if n["class_type"] in same]
 
     def values(graph: list[dict[str, Any]]) -> list[Any]:
         found = [(n["class_type"], {k: v for k, v in n["inputs"].items() if not isinstance(v, list)}) for n in graph]
@@ -139,6 +146,13 @@ def test_no_box_lies_on_another_and_a_note_explains(path: Path) -> None:
 
 
 @each
+def test_every_node_has_room_for_what_it_shows_after_a_run(path: Path) -> None:
+    """Otherwise it grows, and covers the node below it."""
+    for node in read(path)["nodes"]:
+        assert node["size"][1] >= height_with_results(node), node["type"]
+
+
+@each
 def test_every_template_has_a_small_picture(path: Path) -> None:
     picture = path.with_suffix(".jpg")  # the name and format that ComfyUI's template browser asks for
     assert picture.stat().st_size < 40_000
@@ -147,7 +161,7 @@ def test_every_template_has_a_small_picture(path: Path) -> None:
 
 
 def test_adapt_and_restore_has_three_widgets() -> None:
-    workflow = read(WORKFLOWS / "adapt_and_restore.json")
+    workflow = read(WORKFLOWS / "04 Adapt and restore.json")
     (box,) = workflow["definitions"]["subgraphs"]
     (node,) = [n for n in workflow["nodes"] if n["type"] == box["id"]]
     assert list(widget_values(node)) == ["folder", "restorer", "prior"]
@@ -180,7 +194,7 @@ def test_adapt_and_restore_is_the_templates_box_and_restore_faces_keeps_the_node
 ) -> None:
     by_name = {path.stem: read(path) for path in BLUEPRINTS}
     assert sorted(by_name) == ["Adapt and Restore (BFR)", "Restore Faces of a Photo (BFR)", BLUEPRINT.stem]
-    (template,) = read(WORKFLOWS / "adapt_and_restore.json")["definitions"]["subgraphs"]
+    (template,) = read(WORKFLOWS / "04 Adapt and restore.json")["definitions"]["subgraphs"]
     (box,) = by_name["Adapt and Restore (BFR)"]["definitions"]["subgraphs"]
     assert {k: v for k, v in box.items() if k not in ("id", "name")} == {
         k: v for k, v in template.items() if k not in ("id", "name")
@@ -212,7 +226,7 @@ def test_a_template_opens_where_it_begins_at_a_readable_scale(path: Path) -> Non
     assert 50 < left < 400 and 80 < top < 400, "what explains the template is seen first"
 
 
-@pytest.mark.parametrize("name", ["restore_photo", "adapt_and_restore"])
+@pytest.mark.parametrize("name", ["01 Restore a photo", "04 Adapt and restore"])
 def test_app_mode_shows_widgets_and_results_that_are_there(name: str) -> None:
     workflow = read(WORKFLOWS / f"{name}.json")
     shown, nodes = workflow["extra"]["linearData"], {node["id"]: node for node in workflow["nodes"]}
@@ -233,3 +247,19 @@ def test_only_safe_places_are_named() -> None:
         for node in read(twin(path)).values():
             for value in (v for v in node["inputs"].values() if isinstance(v, str)):
                 assert not value.startswith(("/", "\\", "..")) and ":" not in value
+
+
+@pytest.mark.parametrize("path", [*FILES, *BLUEPRINTS], ids=lambda path: path.stem)
+def test_a_checkpoint_says_where_it_is_published(path: Path) -> None:
+    """By `properties.models`, so that ComfyUI offers what is missing; no other node names a file of weights."""
+    for graph in graphs(read(path)):
+        for node in graph["nodes"]:
+            files = [
+                v for v in node.get("widgets_values") or [] if re.search(r"\.(safetensors|ckpt|pth?|gguf)$", str(v))
+            ]
+            published = node["properties"].get("models", [])
+            assert [one["name"] for one in published] == files
+            assert not files or node["type"] == "CheckpointLoaderSimple"
+            for one in published:
+                assert one["directory"] == "checkpoints" and one["url"].endswith(f"/{one['name']}")
+                assert one["url"].startswith("https://huggingface.co/"), "ComfyUI offers downloads from few places"
