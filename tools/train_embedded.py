@@ -318,16 +318,20 @@ def damaged_pair(hq: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor
 
 
 def agreement(lq: Tensor, restored: Tensor, hq: Tensor) -> tuple[Tensor, Tensor, list[tuple[str, float]]]:
-    """The terms that ask for the same pixels and for as strong a texture, and the log's entries. Images (B, 3, H, W)."""
+    """Terms for the same pixels and for as strong a texture, and the log's entries. Images: (B, 3, H, W)."""
     l1, texture = pixel_loss(restored, hq), texture_loss(restored, hq)
     error = (restored.detach().clamp(0, 1) - hq).square().mean((1, 2, 3))
     before = (lq - hq).square().mean((1, 2, 3))
-    return l1, texture, [
-        ("l1", l1.item()),
-        ("texture", texture.item()),
-        ("psnr", (-10 * error.clamp_min(1e-6).log10()).mean().item()),
-        ("gain", (-10 * (error / before.clamp_min(1e-6)).clamp_min(1e-6).log10()).mean().item()),
-    ]
+    return (
+        l1,
+        texture,
+        [
+            ("l1", l1.item()),
+            ("texture", texture.item()),
+            ("psnr", (-10 * error.clamp_min(1e-6).log10()).mean().item()),
+            ("gain", (-10 * (error / before.clamp_min(1e-6)).clamp_min(1e-6).log10()).mean().item()),
+        ],
+    )
 
 
 class Opponents(nn.Module):
