@@ -1,4 +1,4 @@
-"""BFR Adapt in Stable-Diffusion-WebUI (A1111 and Forge): its tab, its face restorers, its part of Extras, its API.
+"""BFR Adapt in Stable-Diffusion-WebUI (A1111, Forge, Forge Neo): its tab, its face restorers, its part of Extras, its API.
 
 WebUI runs this file at every start and at every "Reload UI". What must outlive a reload (running jobs, networks) is
 kept in WebUI's own module `shared`.
@@ -53,10 +53,17 @@ def allowed_folders(outputs: Path) -> list[Path]:
     return existing([outputs, *own, *OPTIONS.gradio_allowed_path, *getattr(OPTIONS, "bfr_allow", [])])
 
 
+def named_folders(option: str) -> list[str]:
+    """The folders that an option of WebUI names: none, one, or a list (checkpoints in Forge Neo)."""
+    given = getattr(OPTIONS, option, None) or []
+    return given if isinstance(given, list) else [given]
+
+
 def set_weight_folders() -> None:
     """Add WebUI's own folders of CodeFormer, GFPGAN, RestoreFormer and checkpoints to those searched for weights."""
     models = Path(paths.models_path)
-    own = [getattr(OPTIONS, name, None) for name in ("codeformer_models_path", "gfpgan_models_path", "ckpt_dir")]
+    options = ("codeformer_models_path", "gfpgan_models_path", "ckpt_dir", "ckpt_dirs")
+    own = [folder for option in options for folder in named_folders(option)]
     names = ("Codeformer", "GFPGAN", "RestoreFormer", "Stable-diffusion")
     folders = existing([*own, *(models / name for name in names)])
     known = [folder for folder in os.environ.get(ALSO, "").split(os.pathsep) if folder]

@@ -1,7 +1,7 @@
 """The extension in real WebUIs: started with a login and without gradio's queue, then driven by HTTP.
 
-WebUIs are looked for in $BFR_A1111 and $BFR_FORGE, or in ~/.cache/bfr-hosts/a1111 and .../forge; their Python in `venv`
-there. All that they read and write lies in a folder of the test's own; no Stable Diffusion model is needed.
+WebUIs are looked for in $BFR_A1111, $BFR_FORGE and $BFR_NEO, or in ~/.cache/bfr-hosts/a1111, .../forge and .../neo (Forge
+Neo); their Python in `venv` there. All that they read and write lies in a folder of the test's own; no Stable Diffusion model is needed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.host
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS, RUN_SECONDS = 400.0, 400.0
 LOGIN = ("ada", "lovelace")
-HOSTS = {"a1111": "--use-cpu all", "forge": "--always-cpu"}  # and what keeps each off graphics cards
+HOSTS = {"a1111": "--use-cpu all", "forge": "--always-cpu", "neo": "--always-cpu"}  # and what keeps each off graphics cards
 API = "/bfr-adapt/v1"
 # What txt2img and img2img call on every picture, with the model that Settings names.
 PROBE = """
@@ -66,6 +66,11 @@ def home_of(name: str) -> Path:
 
 def python_of(home: Path) -> Path:
     return home / ("venv/Scripts/python.exe" if os.name == "nt" else "venv/bin/python")
+
+
+def requirements_of(home: Path) -> str:
+    """The packages that the host pins, one a line."""
+    return next(home.glob("requirements_versions.txt"), home / "requirements.txt").read_text()
 
 
 class WebUI:
@@ -428,7 +433,7 @@ def test_reload_doubles_nothing_and_all_still_works(webui: WebUI, album: str, tm
 def test_installing_changes_no_package_of_the_host(name: str) -> None:
     """In a copy of the host's environment, of hard links, without what was added to it before."""
     home = home_of(name)
-    pinned = (home / "requirements_versions.txt").read_text()
+    pinned = requirements_of(home)
     with tempfile.TemporaryDirectory(dir=home.parent) as folder:
         copy, pack = Path(folder) / "venv", Path(folder) / "pack"
         try:

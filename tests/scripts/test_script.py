@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from bfr_core.faces.align import Face, template
-from bfr_core.files.weights import locate
+from bfr_core.files.weights import locate, search_folders
 from bfr_core.restoration.restore import NO_WORSE, RestoredPhoto
 from bfr_core.web import host_service as host_service_module
 from bfr_core.web.choices import Choices
@@ -214,6 +214,18 @@ def test_webuis_own_weights_are_used_where_they_are(webui: WebUI, tmp_path: Path
     assert locate("detection_Resnet50_Final.pth")
     webui.reload()
     assert locate("codeformer.pth") == codeformer
+
+
+def test_every_folder_of_checkpoints_is_searched_however_webui_names_it(webui: WebUI, tmp_path: Path) -> None:
+    """A1111 and Forge have an option for one folder, Forge Neo one that may be given several times."""
+    folders = [tmp_path / name for name in ("one", "two", "three")]
+    for folder in folders:
+        folder.mkdir()
+    webui.shared.cmd_opts.ckpt_dir = str(folders[0])
+    webui.shared.cmd_opts.ckpt_dirs = [str(folder) for folder in folders[1:]]
+    webui.load()
+    webui.callbacks["before_ui"]()
+    assert set(folders) <= set(search_folders())
 
 
 def test_folders_that_may_be_named(webui: WebUI, photos: Path, tmp_path: Path) -> None:
