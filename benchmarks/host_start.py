@@ -3,10 +3,10 @@
     python benchmarks/host_start.py A1111 --flags "--use-cpu all"
     python benchmarks/host_start.py FORGE --flags=--always-cpu
 
-FORGE is the host's folder, with its Python in `venv`. Each start has a folder of data of its own, with nothing in it but a
-link to this extension, and ends when the host says its "Startup time". The figures are seconds of processor time of the
-host until then, which other work on the machine hardly changes, and the time by the clock. A first start of each kind is
-not counted: it writes the compiled Python files. Linux only.
+FORGE is the host's folder, with its Python in `venv`. Each start has a folder of data of its own, with nothing in it
+but a link to this extension, and ends when the host says its "Startup time". The figures are seconds of processor
+time of the host until then, which other work on the machine hardly changes, and the time by the clock. A first start
+of each kind is not counted: it writes the compiled Python files. Linux only.
 """
 
 from __future__ import annotations

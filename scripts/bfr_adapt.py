@@ -1,4 +1,4 @@
-"""BFR Adapt in Stable-Diffusion-WebUI (A1111, Forge, Forge Neo): its tab, its face restorers, its part of Extras, its API.
+"""BFR Adapt in Stable-Diffusion-WebUI (A1111, Forge, Forge Neo): a tab, face restorers, a part of Extras, an API.
 
 WebUI runs this file at every start and at every "Reload UI". What must outlive a reload (running jobs, networks) is
 kept in WebUI's own module `shared`.
@@ -108,9 +108,19 @@ def register() -> None:
     shared.face_restorers[:] = others + [AdaptedRestorer(run) for run in host_service().names()]
 
 
+def make_list_renewable() -> None:
+    """Give the list in Settings WebUI's own button that reads a list again: a restorer may come at any time."""
+    setting = shared.opts.data_labels["face_restoration_model"]
+    if setting.refresh is None:
+        setting.refresh = register
+
+
 def unregister() -> None:
-    """Take the adapted restorers out of WebUI's face restorers."""
+    """Take the adapted restorers out of WebUI's face restorers, and the button away."""
     shared.face_restorers[:] = [r for r in shared.face_restorers if getattr(r, "own", "") != TAB]
+    setting = shared.opts.data_labels["face_restoration_model"]
+    if setting.refresh is register:
+        setting.refresh = None
 
 
 # ---------------------------------------------------------------- Extras
@@ -171,7 +181,12 @@ def started(demo, app) -> None:
         add_routes(app, host_service(), dict([*names, *(pair for pair in get_gradio_auth_creds() if len(pair) == 2)]))
 
 
-script_callbacks.on_before_ui(register)
+def before_ui() -> None:
+    register()
+    make_list_renewable()
+
+
+script_callbacks.on_before_ui(before_ui)
 script_callbacks.on_ui_tabs(tab)
 script_callbacks.on_app_started(started)
 script_callbacks.on_script_unloaded(unregister)

@@ -1,7 +1,8 @@
 """The extension in real WebUIs: started with a login and without gradio's queue, then driven by HTTP.
 
-WebUIs are looked for in $BFR_A1111, $BFR_FORGE and $BFR_NEO, or in ~/.cache/bfr-hosts/a1111, .../forge and .../neo (Forge
-Neo); their Python in `venv` there. All that they read and write lies in a folder of the test's own; no Stable Diffusion model is needed.
+WebUIs are looked for in $BFR_A1111, $BFR_FORGE and $BFR_NEO, or in ~/.cache/bfr-hosts/a1111, .../forge and .../neo
+(Forge Neo); their Python in `venv` there. All that they read and write lies in a folder of the test's own; no Stable
+Diffusion model is needed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -28,6 +30,7 @@ from torch.nn import functional as F
 
 from bfr_core.files.photos import write_image
 from bfr_core.restoration.restore import NO_WORSE
+from tests.checkpoint_layouts import FAMILIES, layout_of, write_checkpoint
 from tests.free_port import free_port
 from tests.gradio_page import Gradio, multipart, strings
 from tests.tab import Tab, until
@@ -36,7 +39,9 @@ pytestmark = pytest.mark.host
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS, RUN_SECONDS = 400.0, 400.0
 LOGIN = ("ada", "lovelace")
-HOSTS = {"a1111": "--use-cpu all", "forge": "--always-cpu", "neo": "--always-cpu"}  # and what keeps each off graphics cards
+# What keeps each host off graphics cards, and its option for a folder of checkpoints, which comes last.
+HOSTS = {"a1111": "--use-cpu all --ckpt-dir", "forge": "--always-cpu --ckpt-dir", "neo": "--always-cpu --ckpt-dirs"}
+CHECKPOINT = "narrow.safetensors"
 API = "/bfr-adapt/v1"
 # What txt2img and img2img call on every picture, with the model that Settings names.
 PROBE = """
@@ -151,7 +156,10 @@ def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     port = free_port()
     flags = f"--ui-debug-mode --skip-prepare-environment --skip-torch-cuda-test --no-gradio-queue --api --port {port}"
     login = ":".join(LOGIN)
-    command = [str(python_of(home)), "launch.py", *flags.split(), *HOSTS[request.param].split()]
+    checkpoints = tmp_path_factory.mktemp("checkpoints")
+    small = replace(FAMILIES["sd15"], widths=(32, 32, 32, 32), context=32, vae=32, texts=(), vocabulary=64)
+    write_checkpoint(checkpoints / CHECKPOINT, layout_of(small))
+    command = [str(python_of(home)), "launch.py", *flags.split(), *HOSTS[request.param].split(), str(checkpoints)]
     command += ["--data-dir", str(data), "--bfr-allow", str(photos), "--gradio-auth", login, "--api-auth", login]
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "COMMANDLINE_ARGS")}
     environment["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("gradio"))
@@ -296,6 +304,12 @@ def test_the_tab_in_a_browser(webui: WebUI, browser: Any, screenshots: Path) -> 
     tab.press("Show before and after")
     until(lambda: tab.images(f"{tab.inside} img:not(.bfr img)") == [[128, 128]] * 2)
     tab.picture(f"{webui.name}_3_result")
+
+
+def test_a_checkpoint_of_the_host_is_offered_as_a_prior(webui: WebUI) -> None:
+    page = Gradio(webui)
+    offered = strings(page.parts[page.part("Prior")]["props"]["choices"])
+    assert "embedded" in offered and CHECKPOINT in offered
 
 
 def test_pictures_are_dropped_and_no_other_file_comes_in(webui: WebUI) -> None:

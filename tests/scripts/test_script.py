@@ -98,6 +98,28 @@ def test_a_restorer_comes_with_its_run_and_goes_with_it(
     assert not list((webui.root / "models").rglob("*.*")), "nothing lies where WebUI looks for its own"
 
 
+def test_the_list_in_settings_can_be_read_again(album: WebUI) -> None:
+    """WebUI makes its list of face restorers once, with its page; `refresh` of a setting is a button beside it."""
+    setting = album.shared.opts.data_labels["face_restoration_model"]
+    album.load()
+    album.callbacks["before_ui"]()
+    runs = album.root / "outputs" / "bfr_runs"
+    shutil.copytree(runs / "album", runs / "later")
+    assert album.face_restorers() == ["CodeFormer", "album (BFR Adapt)"]
+    setting.refresh()
+    assert album.face_restorers() == ["CodeFormer", "album (BFR Adapt)", "later (BFR Adapt)"]
+    first = setting.refresh
+    album.reload()
+    assert setting.refresh not in (None, first), "it is the new script's"
+    album.callbacks["script_unloaded"]()
+    assert setting.refresh is None
+    setting.refresh = others = lambda: None
+    album.load()
+    album.callbacks["before_ui"]()
+    album.callbacks["script_unloaded"]()
+    assert setting.refresh is others
+
+
 def test_a_face_restorer_repairs_faces_and_nothing_else(album: WebUI) -> None:
     album.load()
     album.callbacks["before_ui"]()
