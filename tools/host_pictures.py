@@ -28,7 +28,7 @@ from readme_picture import as_jpeg
 
 log = logging.getLogger("host_pictures")
 
-MAX_BYTES = 150_000
+MAX_BYTES = 250_000
 PATIENCE = 900.0  # seconds until a wait fails
 PACK = "bfr-adapt"  # the folder's name in custom_nodes
 MARGIN = 12  # around a graph, in pixels of the window

@@ -33,7 +33,9 @@ def test_a_picture_of_noise_still_fits() -> None:
     assert Image.open(BytesIO(content)).size == (600, 300)
 
 
-@pytest.mark.parametrize("name", ["page", "comfyui_tour", "comfyui_adapt_and_restore", "webui_a1111", "webui_forge"])
+@pytest.mark.parametrize(
+    "name", ["page", "comfyui_tour", "comfyui_adapt_and_restore", "webui_a1111", "webui_forge", "webui_neo"]
+)
 def test_the_documents_pictures_are_as_small_and_as_wide_as_promised(name: str) -> None:
     path = DOCS / f"{name}.jpg"
     with Image.open(path) as picture:
