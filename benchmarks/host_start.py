@@ -80,7 +80,7 @@ def main() -> None:
         more = median(b - a for a, b in zip(without, with_it, strict=True))
         print(
             f"{title}: {median(without):.2f} s without, {median(with_it):.2f} s with the extension; "
-            f"median of the {args.starts} differences {more:+.2f} s"
+            f"median difference of {args.starts} pairs of starts {more:+.2f} s"
         )
 
 
