@@ -42,7 +42,7 @@ def start(home: Path, flags: str, extension: bool) -> tuple[float, float]:
             (data / "extensions" / "bfr-adapt").symlink_to(ROOT)
         command = [str(home / "venv/bin/python"), "launch.py", *FLAGS.split(), *flags.split()]
         command += ["--data-dir", folder, "--port", str(free_port())]
-        plain = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "COMMANDLINE_ARGS")}
+        plain = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON") and k != "COMMANDLINE_ARGS"}
         begun = time.monotonic()
         with log.open("wb") as stream:
             process = subprocess.Popen(command, cwd=home, env=plain, stdout=stream, stderr=subprocess.STDOUT)
