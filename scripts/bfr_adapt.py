@@ -1,4 +1,4 @@
-"""BFR Adapt in Stable-Diffusion-WebUI (A1111 and Forge): its tab, its face restorers, its part of Extras, its API.
+"""BFR Adapt in Stable-Diffusion-WebUI (A1111, Forge, Forge Neo): a tab, face restorers, a part of Extras, an API.
 
 WebUI runs this file at every start and at every "Reload UI". What must outlive a reload (running jobs, networks) is
 kept in WebUI's own module `shared`.
@@ -53,10 +53,17 @@ def allowed_folders(outputs: Path) -> list[Path]:
     return existing([outputs, *own, *OPTIONS.gradio_allowed_path, *getattr(OPTIONS, "bfr_allow", [])])
 
 
+def named_folders(option: str) -> list[str]:
+    """The folders that an option of WebUI names: none, one, or a list (checkpoints in Forge Neo)."""
+    given = getattr(OPTIONS, option, None) or []
+    return given if isinstance(given, list) else [given]
+
+
 def set_weight_folders() -> None:
     """Add WebUI's own folders of CodeFormer, GFPGAN, RestoreFormer and checkpoints to those searched for weights."""
     models = Path(paths.models_path)
-    own = [getattr(OPTIONS, name, None) for name in ("codeformer_models_path", "gfpgan_models_path", "ckpt_dir")]
+    options = ("codeformer_models_path", "gfpgan_models_path", "ckpt_dir", "ckpt_dirs")
+    own = [folder for option in options for folder in named_folders(option)]
     names = ("Codeformer", "GFPGAN", "RestoreFormer", "Stable-diffusion")
     folders = existing([*own, *(models / name for name in names)])
     known = [folder for folder in os.environ.get(ALSO, "").split(os.pathsep) if folder]
@@ -101,9 +108,19 @@ def register() -> None:
     shared.face_restorers[:] = others + [AdaptedRestorer(run) for run in host_service().names()]
 
 
+def make_list_renewable() -> None:
+    """Give the list in Settings WebUI's own button that reads a list again: a restorer may come at any time."""
+    setting = shared.opts.data_labels["face_restoration_model"]
+    if setting.refresh is None:
+        setting.refresh = register
+
+
 def unregister() -> None:
-    """Take the adapted restorers out of WebUI's face restorers."""
+    """Take the adapted restorers out of WebUI's face restorers, and the button away."""
     shared.face_restorers[:] = [r for r in shared.face_restorers if getattr(r, "own", "") != TAB]
+    setting = shared.opts.data_labels["face_restoration_model"]
+    if setting.refresh is register:
+        setting.refresh = None
 
 
 # ---------------------------------------------------------------- Extras
@@ -164,7 +181,12 @@ def started(demo, app) -> None:
         add_routes(app, host_service(), dict([*names, *(pair for pair in get_gradio_auth_creds() if len(pair) == 2)]))
 
 
-script_callbacks.on_before_ui(register)
+def before_ui() -> None:
+    register()
+    make_list_renewable()
+
+
+script_callbacks.on_before_ui(before_ui)
 script_callbacks.on_ui_tabs(tab)
 script_callbacks.on_app_started(started)
 script_callbacks.on_script_unloaded(unregister)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 PATIENCE = 600.0  # seconds until a wait fails: no measure of anything, since other work may take the machine
+BUTTONS = "return [...document.querySelectorAll('button')].filter((b) => b.innerText.trim() === arguments[0])"
 LOADED = """
 return [...document.querySelectorAll(arguments[0])].filter((i) => i.checkVisibility() && i.naturalWidth)
   .map((i) => [i.naturalWidth, i.naturalHeight]);
@@ -36,8 +37,8 @@ class Tab:
         """The button of these words, once it can be pressed; tabs are buttons, too."""
 
         def look() -> Any:
-            found = self.browser.find_elements("css selector", "button")
-            return next(b for b in found if b.text.strip() == text and b.is_displayed() and b.is_enabled())
+            found = self.browser.execute_script(BUTTONS, text)  # a host's page has hundreds of others
+            return next(b for b in found if b.is_displayed() and b.is_enabled())
 
         return until(look)
 

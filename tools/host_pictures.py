@@ -2,6 +2,7 @@
 
     python tools/host_pictures.py page http://127.0.0.1:7860 --out docs/page.jpg
     python tools/host_pictures.py webui http://127.0.0.1:7861 --out docs/webui_a1111.jpg
+    python tools/host_pictures.py webui http://127.0.0.1:7862 --out docs/webui_neo.jpg
     python tools/host_pictures.py comfyui http://127.0.0.1:8188 --out docs/comfyui_tour.jpg
 
 `page` and `webui` show the result of the newest run, which must have been adapted. `comfyui` opens a template of the
@@ -45,6 +46,7 @@ for (const name of ['Minimap.Visible', 'Graph.CanvasInfo', 'Graph.CanvasMenu']) 
 set('Comfy.TutorialCompleted', true);
 set('LiteGraph.Canvas.MinFontSizeForLOD', 0);  // titles and values are drawn at every size
 """
+BUTTONS = "return [...document.querySelectorAll('button')].filter((b) => b.innerText.trim() === arguments[0])"
 READY = "return !!(window.app && app.graph && app.canvas && LiteGraph.registered_node_types.BFR_RestoreFaces)"
 CLOSE = """  // a first start shows templates
 document.querySelectorAll(".p-dialog [aria-label=Close], [aria-label='Close dialog']").forEach((b) => b.click());
@@ -125,8 +127,8 @@ def press(browser: Any, text: str) -> None:
     """Press the button, or open the tab, of these words."""
 
     def pressed() -> bool:
-        found = browser.find_elements("css selector", "button")
-        next(b for b in found if b.text.strip() == text and b.is_displayed() and b.is_enabled()).click()
+        found = browser.execute_script(BUTTONS, text)
+        next(b for b in found if b.is_displayed() and b.is_enabled()).click()
         return True
 
     until(pressed, f"the button {text!r}")

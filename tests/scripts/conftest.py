@@ -47,7 +47,10 @@ class WebUI:
             "api_auth": None, "codeformer_models_path": str(root / "models/Codeformer"),
             "gfpgan_models_path": str(root / "models/GFPGAN"),
         }  # fmt: skip
-        settings = SimpleNamespace(data={}, face_restoration_unload=False, code_former_weight=0.5)
+        labels = {"face_restoration_model": SimpleNamespace(refresh=None)}
+        settings = SimpleNamespace(
+            data={}, data_labels=labels, face_restoration_unload=False, code_former_weight=0.5
+        )  # fmt: skip
         self.shared = self._module(
             "shared", cmd_opts=SimpleNamespace(**options), opts=settings, face_restorers=[FaceRestoration()]
         )

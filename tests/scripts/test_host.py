@@ -1,7 +1,8 @@
 """The extension in real WebUIs: started with a login and without gradio's queue, then driven by HTTP.
 
-WebUIs are looked for in $BFR_A1111 and $BFR_FORGE, or in ~/.cache/bfr-hosts/a1111 and .../forge; their Python in `venv`
-there. All that they read and write lies in a folder of the test's own; no Stable Diffusion model is needed.
+WebUIs are looked for in $BFR_A1111, $BFR_FORGE and $BFR_NEO, or in ~/.cache/bfr-hosts/a1111, .../forge and .../neo
+(Forge Neo); their Python in `venv` there. All that they read and write lies in a folder of the test's own; no Stable
+Diffusion model is needed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -28,6 +30,7 @@ from torch.nn import functional as F
 
 from bfr_core.files.photos import write_image
 from bfr_core.restoration.restore import NO_WORSE
+from tests.checkpoint_layouts import FAMILIES, layout_of, write_checkpoint
 from tests.free_port import free_port
 from tests.gradio_page import Gradio, multipart, strings
 from tests.tab import Tab, until
@@ -36,7 +39,9 @@ pytestmark = pytest.mark.host
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS, RUN_SECONDS = 400.0, 400.0
 LOGIN = ("ada", "lovelace")
-HOSTS = {"a1111": "--use-cpu all", "forge": "--always-cpu"}  # and what keeps each off graphics cards
+# What keeps each host off graphics cards, and its option for a folder of checkpoints, which comes last.
+HOSTS = {"a1111": "--use-cpu all --ckpt-dir", "forge": "--always-cpu --ckpt-dir", "neo": "--always-cpu --ckpt-dirs"}
+CHECKPOINT = "narrow.safetensors"
 API = "/bfr-adapt/v1"
 # What txt2img and img2img call on every picture, with the model that Settings names.
 PROBE = """
@@ -66,6 +71,11 @@ def home_of(name: str) -> Path:
 
 def python_of(home: Path) -> Path:
     return home / ("venv/Scripts/python.exe" if os.name == "nt" else "venv/bin/python")
+
+
+def requirements_of(home: Path) -> str:
+    """The packages that the host pins, one a line."""
+    return next(home.glob("requirements_versions.txt"), home / "requirements.txt").read_text()
 
 
 class WebUI:
@@ -146,7 +156,10 @@ def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     port = free_port()
     flags = f"--ui-debug-mode --skip-prepare-environment --skip-torch-cuda-test --no-gradio-queue --api --port {port}"
     login = ":".join(LOGIN)
-    command = [str(python_of(home)), "launch.py", *flags.split(), *HOSTS[request.param].split()]
+    checkpoints = tmp_path_factory.mktemp("checkpoints")
+    small = replace(FAMILIES["sd15"], widths=(32, 32, 32, 32), context=32, vae=32, texts=(), vocabulary=64)
+    write_checkpoint(checkpoints / CHECKPOINT, layout_of(small))
+    command = [str(python_of(home)), "launch.py", *flags.split(), *HOSTS[request.param].split(), str(checkpoints)]
     command += ["--data-dir", str(data), "--bfr-allow", str(photos), "--gradio-auth", login, "--api-auth", login]
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "COMMANDLINE_ARGS")}
     environment["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("gradio"))
@@ -293,6 +306,12 @@ def test_the_tab_in_a_browser(webui: WebUI, browser: Any, screenshots: Path) -> 
     tab.picture(f"{webui.name}_3_result")
 
 
+def test_a_checkpoint_of_the_host_is_offered_as_a_prior(webui: WebUI) -> None:
+    page = Gradio(webui)
+    offered = strings(page.parts[page.part("Prior")]["props"]["choices"])
+    assert "embedded" in offered and CHECKPOINT in offered
+
+
 def test_pictures_are_dropped_and_no_other_file_comes_in(webui: WebUI) -> None:
     page = Gradio(webui)
     drop = page.part("Drop damaged photos here")
@@ -372,10 +391,12 @@ def test_extras_batch_keeps_names_and_changes_faces_alone(webui: WebUI, album: s
         box = differing(made, before)
         assert box and 100 < box[0] < box[2] < 350 and box[3] < 250, "only around the face"
         assert "1 of 1 faces restored; their details are generated" in str(made.info)
-    run_extras(webui, album, tmp_path / "in", tmp_path / "half", visibility=0.5)
+    plain = {"keep_detail": False}  # what detail a face lacks hangs on how much of the photo is left in it
+    run_extras(webui, album, tmp_path / "in", tmp_path / "full", **plain)
+    run_extras(webui, album, tmp_path / "in", tmp_path / "half", visibility=0.5, **plain)
     full, half = (
         np.asarray(Image.open(tmp_path / folder / "b.png").convert("RGB")).astype(int) - np.asarray(before)
-        for folder in ("out", "half")
+        for folder in ("full", "half")
     )
     assert abs(half - full / 2).max() <= 1
     run_extras(webui, album, tmp_path / "in", tmp_path / "numbered", faces="numbered", numbers="2")
@@ -428,7 +449,7 @@ def test_reload_doubles_nothing_and_all_still_works(webui: WebUI, album: str, tm
 def test_installing_changes_no_package_of_the_host(name: str) -> None:
     """In a copy of the host's environment, of hard links, without what was added to it before."""
     home = home_of(name)
-    pinned = (home / "requirements_versions.txt").read_text()
+    pinned = requirements_of(home)
     with tempfile.TemporaryDirectory(dir=home.parent) as folder:
         copy, pack = Path(folder) / "venv", Path(folder) / "pack"
         try:

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from bfr_core.faces.align import Face, template
-from bfr_core.files.weights import locate
+from bfr_core.files.weights import locate, search_folders
 from bfr_core.restoration.restore import NO_WORSE, RestoredPhoto
 from bfr_core.web import host_service as host_service_module
 from bfr_core.web.choices import Choices
@@ -96,6 +96,28 @@ def test_a_restorer_comes_with_its_run_and_goes_with_it(
     page.delete(name)
     assert webui.face_restorers() == ["CodeFormer"]
     assert not list((webui.root / "models").rglob("*.*")), "nothing lies where WebUI looks for its own"
+
+
+def test_the_list_in_settings_can_be_read_again(album: WebUI) -> None:
+    """WebUI makes its list of face restorers once, with its page; `refresh` of a setting is a button beside it."""
+    setting = album.shared.opts.data_labels["face_restoration_model"]
+    album.load()
+    album.callbacks["before_ui"]()
+    runs = album.root / "outputs" / "bfr_runs"
+    shutil.copytree(runs / "album", runs / "later")
+    assert album.face_restorers() == ["CodeFormer", "album (BFR Adapt)"]
+    setting.refresh()
+    assert album.face_restorers() == ["CodeFormer", "album (BFR Adapt)", "later (BFR Adapt)"]
+    first = setting.refresh
+    album.reload()
+    assert setting.refresh not in (None, first), "it is the new script's"
+    album.callbacks["script_unloaded"]()
+    assert setting.refresh is None
+    setting.refresh = others = lambda: None
+    album.load()
+    album.callbacks["before_ui"]()
+    album.callbacks["script_unloaded"]()
+    assert setting.refresh is others
 
 
 def test_a_face_restorer_repairs_faces_and_nothing_else(album: WebUI) -> None:
@@ -214,6 +236,18 @@ def test_webuis_own_weights_are_used_where_they_are(webui: WebUI, tmp_path: Path
     assert locate("detection_Resnet50_Final.pth")
     webui.reload()
     assert locate("codeformer.pth") == codeformer
+
+
+def test_every_folder_of_checkpoints_is_searched_however_webui_names_it(webui: WebUI, tmp_path: Path) -> None:
+    """A1111 and Forge have an option for one folder, Forge Neo one that may be given several times."""
+    folders = [tmp_path / name for name in ("one", "two", "three")]
+    for folder in folders:
+        folder.mkdir()
+    webui.shared.cmd_opts.ckpt_dir = str(folders[0])
+    webui.shared.cmd_opts.ckpt_dirs = [str(folder) for folder in folders[1:]]
+    webui.load()
+    webui.callbacks["before_ui"]()
+    assert set(folders) <= set(search_folders())
 
 
 def test_folders_that_may_be_named(webui: WebUI, photos: Path, tmp_path: Path) -> None:

@@ -27,13 +27,15 @@ def test_a_setting_is_a_kind_of_node_a_widget_and_a_value() -> None:
 
 
 def test_a_picture_of_noise_still_fits() -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (300, 600, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (400, 800, 3), dtype=np.uint8)
     content = as_jpeg(Image.fromarray(noise), MAX_BYTES)
     assert len(content) <= MAX_BYTES < len(as_jpeg(Image.fromarray(noise), 10 * MAX_BYTES))
-    assert Image.open(BytesIO(content)).size == (600, 300)
+    assert Image.open(BytesIO(content)).size == (800, 400)
 
 
-@pytest.mark.parametrize("name", ["page", "comfyui_tour", "comfyui_adapt_and_restore", "webui_a1111", "webui_forge"])
+@pytest.mark.parametrize(
+    "name", ["page", "comfyui_tour", "comfyui_adapt_and_restore", "webui_a1111", "webui_forge", "webui_neo"]
+)
 def test_the_documents_pictures_are_as_small_and_as_wide_as_promised(name: str) -> None:
     path = DOCS / f"{name}.jpg"
     with Image.open(path) as picture:
