@@ -7,11 +7,13 @@ part c_k = 1 - m (1 - w_k) is still there, so that
     grain_k = sqrt(1 - c_k^2) n_k,    n_k drawn with the covariance of the photo's noise in the band and at the tone
 
 makes its variance s_k^2 again, in the face, around it and in the soft rim between. Where the restorer left the noise as
-it is, 1 - c_k is no more than what the pasted face really differs by, in units of s_k. A photo without grain gets none.
+it is, 1 - c_k is no more than what the pasted face really differs by, in units of s_k. A photo without grain gets none,
+and where the noise is so strong that it is the damage itself, it is not put back.
 """
 
 from __future__ import annotations
 
+import math
 from functools import cache, lru_cache
 from itertools import pairwise
 
@@ -28,6 +30,9 @@ from .pyramid import joined, split
 NO_GRAIN, ALL_GRAIN = (3 / 255, 6 / 255), (4.5 / 255, 9 / 255)
 # The same of `Noise.coarse`. In clean portraits, also blurred or stored as JPEG, it stays below half of the first.
 NO_COARSE_GRAIN, ALL_COARSE_GRAIN = 1 / 255, 2 / 255
+# The noise's deviation up to which it is grain, and from which on it is damage, which is not put back.
+GRAIN, DAMAGE = 12 / 255, 24 / 255
+GRAIN_BANDS = 3  # the finest, which hold nearly all of it
 FALL = 0.75  # of grain from the third band on: coarser than that, it cannot be told from skin and hair
 UNCHANGED = 0.1  # of s_k: a restorer that changes a band less has left its noise as it is
 ROWS = 64  # of grain that are drawn together
@@ -36,14 +41,19 @@ MAX_FACTOR = 3.0  # of what a band needs alone: a mixture that no picture can ha
 
 
 def grain_strength(noise: Noise) -> float:
-    """How much of the photo's noise is grain to be put back: 0 for clean or blocky photos and for halftones, to 1."""
+    """How much of the photo's noise is grain to be put back, 0 to 1.
+
+    0 for clean or blocky photos, for halftones, and for noise so strong that restoring is there to take it off.
+    """
     above = [
         (noise.deviation(band) - none) / (full - none)
         for band, (none, full) in enumerate(zip(NO_GRAIN, ALL_GRAIN, strict=True))
     ]
     above.append((noise.coarse - NO_COARSE_GRAIN) / (ALL_COARSE_GRAIN - NO_COARSE_GRAIN))
     random = share_without_blocks(noise.blocks) * share_without_pattern(noise.pattern)
-    return min(1.0, max(0.0, *above)) * random
+    total = math.hypot(*map(noise.deviation, range(min(GRAIN_BANDS, len(noise.covariances)))))
+    faint = min(1.0, max(0.0, (DAMAGE - total) / (DAMAGE - GRAIN)))
+    return min(1.0, max(0.0, *above)) * random * faint
 
 
 def grain_bands(

@@ -222,6 +222,19 @@ def test_a_clean_photo_gets_no_grain_and_grain_is_always_the_same() -> None:
     assert not torch.equal(restored(photo, GRAIN), restored(photo, NEITHER))
 
 
+def test_strong_noise_is_damage_and_no_grain() -> None:
+    """It is what the restorer is there to take off."""
+    clean, face = soft(), a_face(150)
+    added = []
+    for sigma in (10 / 255, 18 / 255, 36 / 255):
+        photo = (clean + noise(clean, sigma)).clamp(0, 1)
+        smooth, grainy = (
+            restore_photo(photo, restorer(3.0, 128), config, lambda photo: [face]).pixels for config in (NEITHER, GRAIN)
+        )
+        added.append(float((grainy - smooth)[within(photo, face)].std()) / sigma)
+    assert added[0] > 0.7 and 0.2 < added[1] < 0.8 and added[2] == 0, added
+
+
 def test_dots_of_print_are_no_grain() -> None:
     photo = degrade(soft()[None], "halftone", torch.Generator().manual_seed(3)).lq[0]
     assert torch.equal(restored(photo, GRAIN), restored(photo, NEITHER))
