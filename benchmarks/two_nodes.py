@@ -2,6 +2,7 @@
 
     python benchmarks/two_nodes.py lose --work DIR --photos 2000
     python benchmarks/two_nodes.py speed --work DIR --photos 2000 --turns 3
+    python benchmarks/two_nodes.py speed --work DIR --photos 120 --turns 3 --embedded
 
 `lose` restores the photos in one process, and then on the cluster, where one worker is killed after a fifth of them and
 one node, with all that runs on it, after half. Each photo must be told of once, and all results must have the bytes of
@@ -11,11 +12,13 @@ the one process.
 and of processor time, with the efficiency of two workers against one and the overhead of a photo: what it takes by one
 worker less what it takes in one process. Loading libraries and networks is left out: a process counts from the first
 photo that it has done, a worker from its first task on. The processor time of the cluster is that of the workers in
-their tasks and between them, of the driver, and of all of Ray's own processes. On a machine that does other work only
-processor time is to be believed; the driver and Ray's own processes use some for every second that the workers wait.
+their tasks and between them, of the driver, and of all of Ray's own processes. The one process, and each worker, have
+one core (on Linux), although their threads for reading and writing could use more. On a machine that does other work,
+only processor time is to be believed; the driver and Ray's own processes use some for every second that workers wait.
 
 Photos and network are those of `soak.py --small`: aligned faces of 32 pixels and a network of a few thousand
-parameters, so that nearly all of the time is the program's own.
+parameters, so that nearly all of the time is the program's own. With --embedded they are photos with one face to find,
+and the embedded restorer: what a user's photos take.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -127,9 +130,9 @@ def at(moments: dict[int, Callable[[], object]]) -> Callable[[int], None]:
 
 def lose(work: Path, photos: int) -> list[str]:
     """The lines that say how it went; SystemExit if a photo is lost, told of twice, or not as from one process."""
-    folder, restorer = prepared(work, photos)
+    folder, restorer, aligned = prepared(work, photos)
     started = time.monotonic()
-    expected = restore_folder(folder, work / "one", load_restorer(restorer), CONFIG, aligned=True)
+    expected = restore_folder(folder, work / "one", load_restorer(restorer), CONFIG, aligned=aligned)
     alone = time.monotonic() - started
     steps: list[int] = []
     with two_nodes() as cluster:
@@ -139,7 +142,7 @@ def lose(work: Path, photos: int) -> list[str]:
             steps.append(step)
             moments(step)
 
-        order = Order(folder, work / "two", str(restorer), CONFIG, aligned=True)
+        order = Order(folder, work / "two", restorer, CONFIG, aligned=aligned)
         result = restore_on_ray(order, callback=callback)
         left = living_nodes(cluster)
     told = [(file.path, file.status, file.reason) for file in result.files]
@@ -156,11 +159,22 @@ def lose(work: Path, photos: int) -> list[str]:
     ]
 
 
-def prepared(work: Path, photos: int) -> tuple[Path, Path]:
-    """A folder of small photos, and a file of a small network."""
+class Task(NamedTuple):
+    """A folder of photos, aligned or not, and the name or file of the restorer for them."""
+
+    folder: Path
+    restorer: str
+    aligned: bool
+
+
+def prepared(work: Path, photos: int, embedded: bool = False) -> Task:
+    """Small photos and a small network; or photos with a face each, and the embedded one."""
+    if embedded:
+        make_photos(work / "photos", photos, aligned=False)
+        return Task(work / "photos", "embedded", aligned=False)
     make_photos(work / "photos", photos, aligned=True, side=SMALL_SIDE)
     make_small_restorer(work / "small.safetensors")
-    return work / "photos", work / "small.safetensors"
+    return Task(work / "photos", str(work / "small.safetensors"), aligned=True)
 
 
 # ---------------------------------------------------------------- speed
@@ -186,8 +200,39 @@ class Spent:
         return self.tasks + self.between + self.driver + self.ray
 
 
+@contextmanager
+def on_one_core(number: int) -> Iterator[None]:
+    """Keep this process, with all its threads, on one of the cores it may use; counted from 0 and around."""
+    allowed = os.sched_getaffinity(0)
+    _move_to({core(number)})
+    try:
+        yield
+    finally:
+        _move_to(allowed)
+
+
+def core(number: int) -> int:
+    """One of the cores that this process may use, counted from 0 and around."""
+    allowed = sorted(os.sched_getaffinity(0))
+    return allowed[number % len(allowed)]
+
+
+def _move_to(cores: set[int]) -> None:
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(ProcessLookupError):  # it has ended since
+            os.sched_setaffinity(int(thread), cores)
+
+
 class TimedWorker(Worker):
-    """A worker whose rows say which process made them, and its clock and processor time before and after the task."""
+    """A worker on the core of its node, whose rows say which process made them, and its clock and processor time before
+    and after the task."""
+
+    def __init__(self, order: Order) -> None:
+        import ray
+
+        nodes = sorted(node["NodeID"] for node in ray.nodes())
+        _move_to({core(nodes.index(ray.get_runtime_context().get_node_id()))})
+        super().__init__(order)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         before = (time.monotonic(), time.process_time())
@@ -208,22 +253,23 @@ def of_ray(but: set[int]) -> float:
     return total
 
 
-def in_one_process(folder: Path, out: Path, restorer: Path) -> Spent:
+def in_one_process(task: Task, out: Path) -> Spent:
     """What a photo takes in this process, from the first that is done on."""
     times: list[tuple[float, float]] = []
 
     def callback(step: int, total: int, preview: Any) -> None:
         times.append((time.monotonic(), time.process_time()))
 
-    restore_folder(folder, out, load_restorer(restorer), CONFIG, aligned=True, callback=callback)
+    with on_one_core(0):
+        restore_folder(task.folder, out, load_restorer(task.restorer), CONFIG, aligned=task.aligned, callback=callback)
     clock, processor = (last - first for first, last in zip(times[0], times[-1], strict=True))
     return Spent(clock / (len(times) - 1), processor / (len(times) - 1))
 
 
-def by_workers(folder: Path, out: Path, restorer: Path, workers: int) -> Spent:
+def by_workers(task: Task, out: Path, workers: int) -> Spent:
     """What a photo takes on a pool of so many workers, from the first task of each on."""
-    order = Order(folder, out, str(restorer), CONFIG, aligned=True).absolute()
-    jobs, _ = plan_folder(folder, out)
+    order = Order(task.folder, out, task.restorer, CONFIG, aligned=task.aligned).absolute()
+    jobs, _ = plan_folder(task.folder, out)
     orders = cut(jobs, RestorationRecord(out), order, workers)
     spans: dict[int, list[float]] = {}
     others: list[tuple[int, float, float]] = []  # photos done, processor time of the driver and of Ray's own processes
@@ -244,15 +290,15 @@ def by_workers(folder: Path, out: Path, restorer: Path, workers: int) -> Spent:
     return Spent(clock, tasks, of_workers - tasks, driver, ray)
 
 
-def speed(work: Path, photos: int, turns: int) -> list[str]:
+def speed(work: Path, photos: int, turns: int, embedded: bool) -> list[str]:
     """The lines of a table of what a photo takes, each figure the median of the turns, and what follows from it."""
-    folder, restorer = prepared(work, photos)
+    task = prepared(work, photos, embedded)
     spent: dict[str, list[Spent]] = {"one process": [], "one worker": [], "two workers": []}
     for turn in range(turns):
-        spent["one process"].append(in_one_process(folder, work / f"{turn}-0", restorer))
+        spent["one process"].append(in_one_process(task, work / f"{turn}-0"))
         with two_nodes():
-            spent["one worker"].append(by_workers(folder, work / f"{turn}-1", restorer, 1))
-            spent["two workers"].append(by_workers(folder, work / f"{turn}-2", restorer, 2))
+            spent["one worker"].append(by_workers(task, work / f"{turn}-1", 1))
+            spent["two workers"].append(by_workers(task, work / f"{turn}-2", 2))
     kinds = ("clock", "processor", "tasks", "between", "driver", "ray")
     lines = [f"{photos} photos, {turns} turns; milliseconds a photo:", ""]
     lines += [f"| | {' | '.join(kinds)} |", "|---" * (1 + len(kinds)) + "|"]
@@ -275,9 +321,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="An empty folder to work in.")
     parser.add_argument("--photos", type=int, default=2000)
     parser.add_argument("--turns", type=int, default=3, help="Of speed.")
+    parser.add_argument("--embedded", action="store_true", help="Of speed: photos with a face, the embedded restorer.")
     args = parser.parse_args()
     work = args.work.absolute()
-    print("\n".join(lose(work, args.photos) if args.mode == "lose" else speed(work, args.photos, args.turns)))
+    lines = lose(work, args.photos) if args.mode == "lose" else speed(work, args.photos, args.turns, args.embedded)
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":
