@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,17 @@ def test_normal_and_flat_faces_are_left_to_the_bit() -> None:
         assert tone_for_network(face) is None
     (evened,), (plain,) = (restore_crops([sharp(64)], restorer(1.0), 1, even_tone=even) for even in (True, False))
     assert isinstance(evened, Tensor) and isinstance(plain, Tensor) and torch.equal(evened, plain)
+
+
+def test_the_line_begins_without_a_jump() -> None:
+    """A face of a video that fades in is not toned all of a sudden."""
+    whole = sharp(128).clamp(0, 1)
+    gains = []
+    for contrast in torch.linspace(0.2, 1.0, 81).tolist():
+        tone = tone_for_network(contrast * (whole - 0.5) + 0.5)
+        gains.append(tone.gain[0] if tone else 1.0)
+    steps = [abs(a - b) for a, b in pairwise(gains)]
+    assert max(gains) > 1.5 and gains[-1] == 1.0 and max(steps) < 0.5, max(steps)
 
 
 @pytest.mark.parametrize("how", FADINGS)
