@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -99,4 +100,11 @@ def team_of_processes(cpu: bool = False) -> Team:
     except ImportError:
         raise ValueError("accelerate is not installed; install the packages of the extra 'cluster'") from None
     accelerator = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)])
+    atexit.register(_leave)
     return Launched(accelerator.process_index, accelerator.num_processes, accelerator)
+
+
+def _leave() -> None:
+    """End the connections to the others; threads that still hold them may abort a process that ends."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

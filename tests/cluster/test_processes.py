@@ -154,6 +154,7 @@ def test_a_process_whose_partner_was_killed_ends_in_one_line_and_keeps_the_last_
 ) -> None:
     first, second = two_that_tune(photos, tiny_restorer, tiny_prior, tmp_path / "run")
     before = Run(tmp_path / "run").checkpoint.stat().st_mtime_ns
+    time.sleep(3)  # many steps, none of which is kept yet
     second.kill()
     second.communicate()
     (line,) = last_words(first)
