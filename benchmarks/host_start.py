@@ -43,6 +43,7 @@ def start(home: Path, flags: str, extension: bool) -> tuple[float, float]:
         command = [str(home / "venv/bin/python"), "launch.py", *FLAGS.split(), *flags.split()]
         command += ["--data-dir", folder, "--port", str(free_port())]
         plain = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON") and k != "COMMANDLINE_ARGS"}
+        plain["PYTHONUNBUFFERED"] = "1"  # the line that is waited for must come at once
         begun = time.monotonic()
         with log.open("wb") as stream:
             process = subprocess.Popen(command, cwd=home, env=plain, stdout=stream, stderr=subprocess.STDOUT)
