@@ -322,16 +322,13 @@ def agreement(lq: Tensor, restored: Tensor, hq: Tensor) -> tuple[Tensor, Tensor,
     l1, texture = pixel_loss(restored, hq), texture_loss(restored, hq)
     error = (restored.detach().clamp(0, 1) - hq).square().mean((1, 2, 3))
     before = (lq - hq).square().mean((1, 2, 3))
-    return (
-        l1,
-        texture,
-        [
-            ("l1", l1.item()),
-            ("texture", texture.item()),
-            ("psnr", (-10 * error.clamp_min(1e-6).log10()).mean().item()),
-            ("gain", (-10 * (error / before.clamp_min(1e-6)).clamp_min(1e-6).log10()).mean().item()),
-        ],
-    )
+    entries = [
+        ("l1", l1.item()),
+        ("texture", texture.item()),
+        ("psnr", (-10 * error.clamp_min(1e-6).log10()).mean().item()),
+        ("gain", (-10 * (error / before.clamp_min(1e-6)).clamp_min(1e-6).log10()).mean().item()),
+    ]
+    return l1, texture, entries
 
 
 class Opponents(nn.Module):

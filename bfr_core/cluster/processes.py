@@ -68,8 +68,9 @@ class Launched(Team):
             if parameter.grad is None:  # this process had no faces in this step
                 parameter.grad = torch.zeros_like(parameter)
         grads = [parameter.grad for parameter in own if parameter.grad is not None]
+        own_total = torch.cat([grad.flatten() for grad in grads])
         with with_the_others():
-            total = self.accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), "sum")
+            total = self.accelerator.reduce(own_total, "sum")
         for grad, part in zip(grads, total.split([grad.numel() for grad in grads]), strict=True):
             grad.copy_(part.view_as(grad))
 

@@ -32,8 +32,8 @@ NO_GRAIN, ALL_GRAIN = (3 / 255, 6 / 255), (4.5 / 255, 9 / 255)
 NO_COARSE_GRAIN, ALL_COARSE_GRAIN = 1 / 255, 2 / 255
 # The noise's deviation up to which it is grain, and from which on it is damage, which is not put back.
 GRAIN, DAMAGE = 12 / 255, 24 / 255
-GRAIN_BANDS = 3  # the finest, which hold nearly all of it
-FALL = 0.75  # of grain from the third band on: coarser than that, it cannot be told from skin and hair
+GRAIN_BANDS = 3  # the finest, which hold nearly all of it; in coarser ones it cannot be told from skin and hair
+FALL = 0.75  # of its deviation from band to band, at most, from the last of these on
 UNCHANGED = 0.1  # of s_k: a restorer that changes a band less has left its noise as it is
 ROWS = 64  # of grain that are drawn together
 TRIALS = 12  # after which the factors of the bands hardly change
@@ -64,18 +64,16 @@ def grain_bands(
     lost: bands of the photo less those of the face that is pasted, (C, h, w). newness: m (1 - w_k), (1, h, w) in
     [0, 1]. white: bands of `white_rows`, (3, h, w). tones: see `noise.tone_maps`.
     """
+    noise = _without_structure(noise)
     strength, bands = grain_strength(noise), []
-    covariances = _without_structure(noise)
-    deviations = covariances.diagonal(dim1=-2, dim2=-1).mean(-1).median(1).values.sqrt()
-    factors = _factors(tuple(deviations[: len(lost)].tolist()))
+    factors = _factors(tuple(noise.deviation(k) for k in range(len(lost))))
     for k, (gone, new, drawn, tone) in enumerate(zip(lost, newness, white, tones, strict=True)):
         shares = tone_shares(tone)
-        variances = covariances[k].diagonal(dim1=-2, dim2=-1).mean(-1)
-        variance = (shares * variances.to(gone).view(-1, 1, 1)).sum(0, keepdim=True)
+        variance = (shares * noise.variances(k).to(gone).view(-1, 1, 1)).sum(0, keepdim=True)
         missing = torch.minimum(new, (mean_square(gone) / variance.clamp_min(1e-9)).sqrt()).clamp(0, 1)
         missing = ((missing - UNCHANGED) / (1 - UNCHANGED)).clamp_min(0)
         amplitude = strength * (1 - (1 - missing).square()).sqrt() * factors[k]
-        roots = torch.stack([_root(covariance) for covariance in covariances[k]]).to(gone)
+        roots = torch.stack([_root(covariance) for covariance in noise.covariances[k]]).to(gone)
         coloured = sum(
             share * torch.einsum("ij,jhw->ihw", root, drawn) for share, root in zip(shares, roots, strict=True)
         )
@@ -83,13 +81,13 @@ def grain_bands(
     return bands
 
 
-def _without_structure(noise: Noise) -> Tensor:
-    """`noise.covariances`, but no more in the coarse bands than grain has there, see `FALL`."""
-    limited = [covariance.clone() for covariance in noise.covariances]
-    for finer, coarse in pairwise(limited[2:]):
-        own, most = (band.diagonal(dim1=-2, dim2=-1).mean((0, 1)) for band in (coarse, finer))
-        coarse *= (FALL**2 * most / own.clamp_min(1e-12)).clamp(max=1)
-    return torch.stack(limited)
+def _without_structure(noise: Noise) -> Noise:
+    """`noise` with no more in its coarse bands than grain has there, see `FALL`."""
+    limited = noise._replace(covariances=noise.covariances.clone())
+    for finer, coarse in pairwise(range(GRAIN_BANDS - 1, len(limited.covariances))):
+        own, most = (limited.variances(band).mean() for band in (coarse, finer))
+        limited.covariances[coarse] *= (FALL**2 * most / own.clamp_min(1e-12)).clamp(max=1)
+    return limited
 
 
 def white_rows(top: int, bottom: int, width: int, *key: int | str) -> Tensor:
