@@ -51,6 +51,7 @@ LOG_STEPS = 50
 TEXTURE_WEIGHT = 0.3  # against the mean absolute difference, as the next two
 PERCEPTUAL_WEIGHT, ADVERSARIAL_WEIGHT = 0.1, 0.02
 PIECE_BYTES = 15 << 20
+DISCRIMINATOR_RATE = 3.0  # times the restorer's learning rate
 CUDA_BATCH = 8  # times as many faces a step as on a CPU
 EMBEDDED = Path(__file__).resolve().parents[1] / "bfr_core" / "embedded"
 log = logging.getLogger("train_embedded")
@@ -162,7 +163,13 @@ def train(task: Task, faces: Faces, args: argparse.Namespace, minutes: float) ->
     if task.begin and not path.exists():
         task.begin(net, args.work)
     net = net.to(device).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(net.parameters(), task.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    groups = [{"params": [*net.parameters()], "times": 1.0}]
+    if isinstance(net, Opponents):
+        groups = [
+            {"params": [*net.restorer.parameters()], "times": 1.0},
+            {"params": [*net.discriminator.parameters()], "times": DISCRIMINATOR_RATE},
+        ]
+    optimizer = torch.optim.AdamW(groups, task.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     ema = {name: value.detach().clone() for name, value in net.state_dict().items()}
     step, seconds, cpu_seconds, seen = 0, 0.0, 0.0, 0
     if path.exists():
@@ -193,7 +200,7 @@ def train(task: Task, faces: Faces, args: argparse.Namespace, minutes: float) ->
             if args.cooldown:
                 rate *= 1 - elapsed / (minutes * 60)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("times", 1.0)
             loss, entries = loss_of(faces.draw(batch, generator), generator)
             optimizer.zero_grad()
             loss.backward()
