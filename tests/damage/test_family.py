@@ -18,7 +18,7 @@ NOTHING = Photographed(0, 1, 1, -5, -4, 0, 0, 1, 0, 0, 105, 0)
 
 @pytest.fixture(scope="module")
 def faces():
-    return SharpFaces(64).stacked(48)[torch.randperm(48, generator=keyed_generator(0))]  # they come by source
+    return SharpFaces(64).stacked(48)
 
 
 def made(faces, **how):
@@ -92,3 +92,8 @@ def test_a_search_can_be_stopped(faces):
 
     with pytest.raises(KeyboardInterrupt):
         closest_damage(faces[:4], faces[4:8], 100, callback=stop)
+
+
+def test_a_folder_of_one_face_can_be_searched_for(faces):
+    found = closest_damage(made(faces[:1], blur=2.0), faces[:4], 24)
+    assert 0 < found.distance < 100 and found.how.blur > 0
