@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bfr_core import metrics
 from bfr_core.adaptation.config import SMALL
+from bfr_core.adaptation.tuning import perceptual_term
 from bfr_core.diffusion.prior import load_prior
 from bfr_core.faces.align import Face, crop_face
 from bfr_core.files.photos import read_image, replace_atomically
@@ -52,20 +53,20 @@ def held_out_faces(portraits: Path) -> tuple[Tensor, Tensor]:
 # ---------------------------------------------------------------- the table
 
 
-def cells_in(work: Path, made_from: str) -> dict[str, dict[str, list[dict]]]:
-    """Records of every seed by damage and row, the damages in the order of `DAMAGES`."""
+def cells_in(work: Path) -> dict[str, dict[str, list[dict]]]:
+    """Records of every seed by damage and row, whatever networks made them, the damages in the order of `DAMAGES`."""
     cells: dict[str, dict[str, list[dict]]] = {}
     for kind in DAMAGES:
         for path in sorted(work.glob(f"{kind}-*.json")):
-            for name, record in read_cell(path, made_from).items():
+            for name, record in json.loads(path.read_text())["rows"].items():
                 cells.setdefault(kind, {}).setdefault(name, []).append(record)
     return cells
 
 
-def table(work: Path, made_from: str, brief: bool = False) -> str:
+def table(work: Path, brief: bool = False) -> str:
     """Markdown. brief: intervals of PSNR and detail correlation only."""
     lines = []
-    for kind, rows in cells_in(work, made_from).items():
+    for kind, rows in cells_in(work).items():
         lines.append(f"\n#### {kind} ({max(len(r) for r in rows.values())} seeds)\n")
         lines += heading()
         for name in ROWS:
@@ -76,10 +77,10 @@ def table(work: Path, made_from: str, brief: bool = False) -> str:
     return "\n".join(lines)
 
 
-def summary(work: Path, made_from: str) -> str:
+def summary(work: Path) -> str:
     """The table of docs/results.md: the rows that matter most."""
     lines = heading()
-    for kind, rows in cells_in(work, made_from).items():
+    for kind, rows in cells_in(work).items():
         for name in ("damaged", "base", "denoiser, then base", "adapted", "oracle"):
             if name in rows:
                 lines.append(f"| {kind}: {name} | {' | '.join(shown(rows[name], brief=True))} |")
@@ -187,8 +188,11 @@ def main() -> None:
 
                 config = changed(SMALL, {"targets.seed": seed, "finetune.seed": seed})
                 cell_faces = make_cell_faces(adapt_hq, hq, kind, seed)
-                run_cell(cell_faces, restorer, prior, config, done, keep, adapted_to=save if args.pictures else None)
-    print(summary(args.work, made_from) if args.summary else table(args.work, made_from, args.brief))
+                term = perceptual_term(config.finetune, prior, restorer.device)
+                run_cell(cell_faces, restorer, prior, config, done, keep, term, save if args.pictures else None)
+    if any(not read_cell(path, made_from) for path in args.work.glob("*-*.json")):
+        print("made by other networks or another recipe than the present ones", file=sys.stderr)
+    print(summary(args.work) if args.summary else table(args.work, args.brief))
 
 
 if __name__ == "__main__":

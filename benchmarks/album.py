@@ -28,6 +28,7 @@ from bfr_core import load_prior, load_restorer, metrics
 from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.good_faces import AlbumConfig, clarity, is_good
 from bfr_core.adaptation.targets import resolved_settings
+from bfr_core.adaptation.tuning import perceptual_term
 from bfr_core.damage.synthetic import stored_as_jpeg
 from bfr_core.diffusion.prior import Prior
 from bfr_core.faces.align import Face, crop_face
@@ -101,11 +102,12 @@ def gain(portraits: Path, kind: str, folder: int, good: int, steps: int, restore
     lq, measure_lq = damaged(adapt_hq[good:], kind, 0, "adapt"), damaged(hq, kind, 0, "measure")
     examples = adapt_hq[:good]
     config = replace(SMALL.finetune, iterations=steps)
+    term = perceptual_term(config, prior, restorer.device)
     before = restored_by(restorer, measure_lq)
     for name, faces in (("as it is", torch.cat([examples, lq])), ("album", lq)):
         targets = drawn_targets(faces, restorer, prior, resolved_settings(SMALL.targets, faces, restorer, prior))
         pairs = list(zip(faces, targets, strict=True))
-        tuned, _ = finetune(restorer, pairs, config, examples=examples if name == "album" else None)
+        tuned, _ = finetune(restorer, pairs, config, examples=examples if name == "album" else None, perceptual=term)
         after = restored_by(tuned, measure_lq)
         gains = [
             format_interval(metrics.bootstrap_difference(measure(after, hq), measure(before, hq)), decimals)

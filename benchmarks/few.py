@@ -25,7 +25,8 @@ from adaptation import DAMAGES, held_out_faces
 from bfr_core import load_prior, load_restorer, metrics
 from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.targets import resolved_settings
-from bfr_core.adaptation.tuning import judged_on_faces
+from bfr_core.adaptation.tuning import judged_on_faces, perceptual_term
+from bfr_core.diffusion.prior import Prior
 from bfr_core.restorers import Restorer
 from bfr_core.studies.benchmark import damaged, drawn_targets, restored_by
 from bfr_core.studies.evaluate import format_interval
@@ -33,12 +34,14 @@ from bfr_core.training.batches import split
 from bfr_core.training.finetune import finetune
 
 
-def line(name: str, restorer: Restorer, lq: Tensor, targets: Tensor, steps: int, measured: dict[str, Tensor]) -> str:
+def line(
+    name: str, restorer: Restorer, prior: Prior, lq: Tensor, targets: Tensor, steps: int, measured: dict[str, Tensor]
+) -> str:
     """One row: tune on these pairs, measure on the others."""
     config = replace(SMALL.finetune, iterations=steps)
     pairs = list(zip(lq, targets, strict=True))
     started = time.perf_counter()
-    tuned, _ = finetune(restorer, pairs, config)
+    tuned, _ = finetune(restorer, pairs, config, perceptual=perceptual_term(config, prior, restorer.device))
     minutes = (time.perf_counter() - started) / 60
     judgement = judged_on_faces(restorer, tuned, [pairs[i] for i in split(len(pairs), config)[1]])
     hq = measured["hq"]
@@ -74,7 +77,7 @@ def main() -> None:
             (max(args.counts), steps) for steps in args.iterations if steps != most
         ]
         for count, steps in runs:
-            print(line(kind, restorer, lq[:count], targets[:count], steps, measured), flush=True)
+            print(line(kind, restorer, prior, lq[:count], targets[:count], steps, measured), flush=True)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from bfr_core import load_prior, load_restorer, metrics
 from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.target_checks import check_targets, measurements_of, refusals
 from bfr_core.adaptation.targets import resolved_settings
+from bfr_core.adaptation.tuning import perceptual_term
 from bfr_core.faces.landmarks import load_landmark_net
 from bfr_core.metrics.detail import high_band
 from bfr_core.studies.benchmark import damaged, drawn_targets, restored_by, tuned
@@ -73,8 +74,9 @@ def main() -> None:
         print("|---|---|---|---|---|")
         measures = ((metrics.psnr, 2), (metrics.high_band_correlation, 3))
         results = {}
+        term = perceptual_term(config, prior, restorer.device)
         for name, chosen in (("all", list(range(len(lq)))), ("kept", kept), ("unspoiled", whole)):
-            results[name] = restored_by(tuned(restorer, lq[chosen], targets[chosen], config), measure_lq)
+            results[name] = restored_by(tuned(restorer, lq[chosen], targets[chosen], config, term), measure_lq)
             pairs = ((targets[chosen], adapt_hq[chosen]), (results[name], hq))
             cells = [f"{measure(*pair).mean():.{n}f}" for pair in pairs for measure, n in measures]
             print(f"| {name} | {' | '.join(cells)} |", flush=True)

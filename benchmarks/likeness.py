@@ -48,6 +48,7 @@ from people import pooled, recorded_sex, stated_searches, thirds, typology_angle
 
 from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.targets import resolved_settings
+from bfr_core.adaptation.tuning import perceptual_term
 from bfr_core.diffusion.prior import load_prior
 from bfr_core.faces.align import Face, crop_face, similarity, template
 from bfr_core.faces.likeness import (
@@ -412,7 +413,9 @@ def adapted_to(kind: str, faces: Tensor, work: Path, steps: int) -> Restorer:
         config = resolved_settings(SMALL.targets, lq[:: max(1, len(lq) // EXAMINED)], base, prior)
         targets = drawn_targets(lq, base, prior, config)
         work.mkdir(parents=True, exist_ok=True)
-        save_restorer(file, tuned(base, lq, targets, replace(SMALL.finetune, iterations=steps)), {})
+        finetune = replace(SMALL.finetune, iterations=steps)
+        term = perceptual_term(finetune, prior, base.device)
+        save_restorer(file, tuned(base, lq, targets, finetune, term), {})
     return load_restorer(file)
 
 

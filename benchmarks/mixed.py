@@ -31,7 +31,7 @@ from album import training_faces
 from bfr_core import load_prior, load_restorer, metrics
 from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.targets import resolved_settings
-from bfr_core.adaptation.tuning import judged_on_faces
+from bfr_core.adaptation.tuning import judged_on_faces, perceptual_term
 from bfr_core.damage.groups import KNOWN_FACES, DamageGroups, describe, known_descriptions, one_damage, units_of
 from bfr_core.diffusion.prior import Prior
 from bfr_core.files.records import fingerprint
@@ -100,8 +100,9 @@ def adapted(
             save_tensors(drawn, {"targets": drawn_targets(lq, restorer, prior, clear)}, {})
         pairs = list(zip(lq, load_tensors(drawn)[0]["targets"], strict=True))
         tuned, _ = finetune(
-            restorer, pairs, config.finetune, checkpoint=name.with_suffix(".ckpt"), fingerprint=made_from
-        )
+            restorer, pairs, config.finetune, checkpoint=name.with_suffix(".ckpt"), fingerprint=made_from,
+            perceptual=perceptual_term(config.finetune, prior, restorer.device),
+        )  # fmt: skip
         judgement = judged_on_faces(restorer, tuned, [pairs[i] for i in split(len(pairs), config.finetune)[1]])
         save_restorer(name, tuned, {"verdict": judgement.verdict, "verdict_sentence": judgement.sentence})
     tuned = load_restorer(name)

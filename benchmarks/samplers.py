@@ -25,6 +25,7 @@ from adaptation import DAMAGES, held_out_faces
 from bfr_core import load_prior, load_restorer, metrics
 from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.targets import resolved_settings
+from bfr_core.adaptation.tuning import perceptual_term
 from bfr_core.diffusion.sampler import SamplerConfig
 from bfr_core.studies.benchmark import damaged, drawn_targets, restored_by, tuned
 from bfr_core.studies.evaluate import face_measures, format_interval
@@ -52,7 +53,9 @@ def main() -> None:
                 targets = drawn_targets(adapt_lq, restorer, prior, config)
                 cost[sampler] += time.perf_counter() - started
                 made = {k: v.mean().item() for k, v in face_measures(targets, adapt_hq).items()}
-                restored = restored_by(tuned(restorer, adapt_lq, targets, replace(SMALL.finetune, seed=seed)), lq)
+                recipe = replace(SMALL.finetune, seed=seed)
+                term = perceptual_term(recipe, prior, restorer.device)
+                restored = restored_by(tuned(restorer, adapt_lq, targets, recipe, term), lq)
                 scores[sampler].append(metrics.psnr(restored, hq).numpy())
                 print(
                     f"{kind} seed {seed} {sampler}: {config.network_calls} network calls a face; "

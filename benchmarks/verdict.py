@@ -37,6 +37,7 @@ from bfr_core import load_prior, load_restorer
 from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.same_person import likeness_vetoes
 from bfr_core.adaptation.targets import resolved_settings
+from bfr_core.adaptation.tuning import perceptual_term
 from bfr_core.adaptation.verdict import (
     Agreement,
     Appearance,
@@ -97,7 +98,7 @@ class Lab:
         adapt_hq, hq = held_out_faces(portraits)
         self.adapt_hq, self.hq = adapt_hq[:FOLDER], hq[:MEASURED]
         self.restorer, self.prior, self.net = load_restorer(), load_prior(), load_landmark_net()
-        self.statistics, self.meter = load_face_statistics(), LikenessMeter()
+        self.statistics, self.meter = load_face_statistics(self.restorer.size), LikenessMeter()
         self.people = embed_faces(self.meter.net, self.hq)
 
     def folder(self, run: Run, damage: str = "") -> Tensor:
@@ -207,7 +208,8 @@ def run_one(lab: Lab, run: Run, lq: Tensor, targets: Tensor, work: Path) -> dict
     config = replace(case.config, seed=run.seed)
     file = work / f"{run.name.replace(' ', '_')}.safetensors"
     if not file.exists():
-        save_restorer(file, tuned(lab.restorer, case.lq[JUDGED:], case.targets[JUDGED:], config), {})
+        term = perceptual_term(config, lab.prior, lab.restorer.device)
+        save_restorer(file, tuned(lab.restorer, case.lq[JUDGED:], case.targets[JUDGED:], config, term), {})
     adapted = load_restorer(file)
     measured = damaged(lab.hq, run.damage, run.seed, "measure", run.strength)
     evidence: dict[str, Any] = {"targets": numbers(appearance_of(judged[1], judged[0], lab.statistics, lab.net))}
@@ -296,7 +298,9 @@ class Judged(NamedTuple):
         """The same run, judged on some of the faces."""
 
         def some(values: Any) -> Any:
-            return values[faces] if isinstance(values, Tensor) else type(values)(*map(some, values))
+            if values is None or isinstance(values, Tensor):
+                return values if values is None else values[faces]
+            return type(values)(*map(some, values))
 
         likeness = self.likeness[0][faces], self.likeness[1][faces]
         parts = {"base": some(self.base), "tuned": some(self.tuned), "targets": some(self.targets)}

@@ -10,12 +10,12 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..bfr_core.damage.synthetic import DAMAGES, STRENGTH_TEXT, degrade
+from ..bfr_core.diffusion.draw import draw_faces
 from ..bfr_core.faces.sharp_faces import SharpFaces
 from ..bfr_core.files.photos import printable
 from ..bfr_core.pixels import resized
 from ..bfr_core.randomness import keyed_generator
 from ..bfr_core.reports.pictures import sheet, side_by_side
-from ..bfr_core.studies.demo import draw_faces
 from ..bfr_core.studies.evaluate import MEASURES, face_measures, format_interval, summarise
 from . import convert, host
 from .faces import ROWS

@@ -35,6 +35,7 @@ from ..bfr_core.restoration.background import ADAPTED, OFF, Background, load_bac
 from ..bfr_core.restoration.tiles import in_tiles
 from ..bfr_core.restoration.video import FrameStore
 from ..bfr_core.restorers import Restorer
+from ..bfr_core.restorers.load import SHIPPED
 from ..bfr_core.settings import setting_at
 from . import convert, paths
 
@@ -256,11 +257,11 @@ def prior_folders() -> list[str]:
 
 
 def weight_path(kind: str, name: str) -> str | Path:
-    """Where the chosen file or folder is; "embedded" stays as it is.
+    """Where the chosen file or folder is; the name of one that comes with the pack stays as it is.
 
     Raises ValueError for a name that leads out of ComfyUI's folders, FileNotFoundError if there is none.
     """
-    if name == "embedded":
+    if name in SHIPPED:
         return name
     for root in map(Path, folder_paths.get_folder_paths(kind)):
         path = paths.to_read(root, name.replace("\\", "/"))  # ComfyUI lists folders of Windows with backslashes

@@ -25,6 +25,7 @@ from ..bfr_core.restoration.same_person import FaceLikeness, counted, load_check
 from ..bfr_core.restoration.video import VIDEO_TEXT, FrameStore, VideoConfig, restore_frames
 from ..bfr_core.restorers import Restorer, load_restorer
 from ..bfr_core.restorers.codeformer import FIDELITY_TEXT, CodeFormer, with_fidelity
+from ..bfr_core.restorers.load import SHIPPED
 from . import convert, host
 from .faces import lines
 
@@ -48,10 +49,11 @@ class LoadRestorer(host.Node):
             [
                 io.Combo.Input(
                     "restorer",
-                    options=["embedded", *host.weight_files(host.RESTORERS)],
+                    options=[*SHIPPED, *host.weight_files(host.RESTORERS)],
                     default="embedded",
-                    tooltip=f"A file of models/{host.RESTORERS}; 'embedded' is small and comes with this pack. "
-                    "ONNX files (GPEN, ReActor's default) restore but cannot be tuned; they need onnxruntime.",
+                    tooltip=f"A file of models/{host.RESTORERS}; 'embedded' (256 pixels) and 'embedded128' come with "
+                    "this pack. ONNX files (GPEN, ReActor's default) restore but cannot be tuned; they need "
+                    "onnxruntime.",
                 )
             ],
             [

@@ -132,11 +132,13 @@ def verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bfr_core.adaptation.tuning.judged_on_faces", judged)
 
 
-@pytest.fixture
-def few_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The search for a folder's damage is short."""
-    monkeypatch.setattr("bfr_core.adaptation.folder_damage.TRIALS", 24)
-    monkeypatch.setattr("bfr_core.adaptation.folder_damage.SEARCHED_FACES", 4)
+@pytest.fixture(scope="session", autouse=True)
+def few_trials() -> Iterator[None]:
+    """The search for a folder's damage is short. A process that a test starts searches as long as a user's does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bfr_core.adaptation.folder_damage.TRIALS", 24)
+        patch.setattr("bfr_core.adaptation.folder_damage.SEARCHED_FACES", 4)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,7 @@ from bfr_core.adaptation.verdict import load_face_statistics
 from bfr_core.damage.groups import FEATURES, DamageGroups
 from bfr_core.damage.transplant import damage_filter, filtered, transplanted, without_sharpening
 from bfr_core.device import autocast, choose_device, default_precision, full_precision, has_bfloat16
+from bfr_core.diffusion.draw import draw_faces
 from bfr_core.diffusion.low_pass import low_pass, low_pass_operator
 from bfr_core.diffusion.noise_level import estimate_noise_level
 from bfr_core.diffusion.prior import Prior, load_prior
@@ -56,7 +57,6 @@ from bfr_core.restorers.codeformer import CodeFormer, code_losses
 from bfr_core.restorers.load import UNSHUFFLING
 from bfr_core.restorers.low_rank import factor_change
 from bfr_core.restorers.routed import Routed, save_groups
-from bfr_core.studies.demo import draw_faces
 from bfr_core.studies.evaluate import face_measures
 from bfr_core.training.config import FinetuneConfig
 from bfr_core.training.discriminator import UNetDiscriminator, discriminator_loss, generator_loss
@@ -239,7 +239,7 @@ def test_targets_are_made_on_the_device(device: torch.device, on_device: tuple[R
 
 def test_the_detectors_network_runs_on_the_device(device: torch.device) -> None:
     """And finds the same as on the CPU."""
-    photo = F.interpolate(load_face_statistics().drawn[:1], (180, 180), mode="bicubic", antialias=True).clamp(0, 1)
+    photo = F.interpolate(load_face_statistics().known[:1], (180, 180), mode="bicubic", antialias=True).clamp(0, 1)
     photo = F.pad(photo, (40, 60, 30, 50), mode="replicate")[0]
     there, here = (
         EmbeddedDetector(load_landmark_net(device=d), load_scan_net(device=d), load_second_look(device=d))

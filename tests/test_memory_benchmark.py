@@ -91,7 +91,9 @@ def test_a_tuning_that_did_not_fit_at_once_says_so(memory: Any, tmp_path, monkey
 
     monkeypatch.setattr(Pixels, "terms", small)
     monkeypatch.setattr(memory, "load_prior", lambda path: memory_prior)
-    memory_prior: Any = type("P", (), {"encoder_to": lambda self, device: self, "features": lambda *_, **__: []})()
     images = torch.rand(4, 3, 32, 32)
+    memory_prior: Any = type(
+        "P", (), {"encoder_to": lambda self, device: self, "features": lambda *_, **__: [images]}
+    )()
     seconds, extra = memory.tuning_step(load_restorer(tiny_restorer), tmp_path / "a", False, "float32", images)
     assert seconds > 0 and extra == {"batch": "4 (too little memory for 2 faces at once; going on with 1)"}

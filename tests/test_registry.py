@@ -82,4 +82,4 @@ def test_the_registrys_own_tool_finds_nothing_to_blame_and_packs_what_is_needed(
     tops = {name.split("/")[0] for name in names}
     assert {"__init__.py", "nodes", "bfr_core", "web", "locales", "workflows", "subgraphs", "requirements.txt"} <= tops
     assert not {"install.py", "installation", "tests", "tools", "scripts", "benchmarks", "docs"} & tops
-    assert "bfr_core/embedded/restorer128.safetensors" in names and "workflows/02 Tour of the method.json" in names
+    assert "bfr_core/embedded/restorer256.safetensors" in names and "workflows/02 Tour of the method.json" in names

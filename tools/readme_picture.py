@@ -1,4 +1,4 @@
-"""Make the README's leading picture: damaged, base restorer, adapted restorer and original, enlarged three times.
+"""Make the README's leading picture: damaged, base restorer, adapted restorer and original.
 
     python tools/readme_picture.py --portraits DIR --out docs/before_after.jpg
 
@@ -34,17 +34,16 @@ from bfr_core.files.photos import list_images, read_image, replace_atomically, w
 from bfr_core.pixels import as_bytes
 from bfr_core.randomness import keyed_generator
 from bfr_core.restorers import Restorer, load_restorer
-from bfr_core.studies.demo import damaged_photo, real_photos
+from bfr_core.studies.demo import DAMAGE, damaged_photo, real_photos
 from bfr_core.studies.evaluate import face_measures
 
 log = logging.getLogger("readme_picture")
 
 COLUMNS = ("damaged", "base restorer", "adapted restorer", "original")
-ENLARGED = 3  # pixels of the picture for each pixel of a face
+WIDE = 384  # pixels of the picture for the width of a face, or the next smaller multiple of its own
 GAP, HEAD = 6, 52  # white pixels between faces, and above them for the labels
 HELD_OUT = Path(__file__).resolve().parents[1] / "bfr_core" / "embedded" / "held_out.txt"
 MAX_BYTES = 250_000
-RATE = 1e-3  # of the tuning: fewer and larger steps than the recipe's, as in the demonstration
 
 
 def damaged_copies(portraits: Path, folder: Path, kind: str, seed: int, faces: int, size: int) -> None:
@@ -80,15 +79,16 @@ def rows_of(base: Restorer, adapted: Restorer) -> list[list[Tensor]]:
 
 
 def labelled(rows: Sequence[Sequence[Tensor]]) -> Image.Image:
-    """The rows below one another, every face enlarged, with the columns' names above."""
-    side = rows[0][0].shape[-1] * ENLARGED
+    """The rows below one another, with the columns' names above."""
+    times = max(1, WIDE // rows[0][0].shape[-1])
+    side = rows[0][0].shape[-1] * times
     picture = Image.new("RGB", (len(COLUMNS) * (side + GAP) - GAP, HEAD + len(rows) * (side + GAP) - GAP), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(32)
     for column, title in enumerate(COLUMNS):
         left = column * (side + GAP)
         draw.text((left + side / 2, HEAD / 2), title, "black", font, anchor="mm")
         for number, row in enumerate(rows):
-            enlarged = F.interpolate(row[column][None], scale_factor=ENLARGED, mode="bicubic")[0].clamp(0, 1)
+            enlarged = F.interpolate(row[column][None], scale_factor=times, mode="bicubic")[0].clamp(0, 1)
             pixels = as_bytes(enlarged).permute(1, 2, 0).numpy()
             picture.paste(Image.fromarray(pixels), (left, HEAD + number * (side + GAP)))
     return picture
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("build/readme_picture"), metavar="DIR", help="folder to work in"
     )
-    parser.add_argument("--damage", choices=sorted(DAMAGES), default="sensor")
+    parser.add_argument("--damage", choices=sorted(DAMAGES), default=DAMAGE)
     parser.add_argument("--restorer", default="embedded", metavar="FILE", help="restorer to adapt ('embedded')")
     parser.add_argument("--prior", default="embedded", metavar="FILE", help="diffusion prior ('embedded')")
     parser.add_argument("--faces", type=int, default=60, metavar="N", help="portraits to adapt to (60)")
@@ -130,7 +130,7 @@ def main() -> None:
         prior=args.prior,
         faces=replace(config.faces, aligned=True),
         targets=replace(config.targets, seed=args.seed),
-        finetune=replace(config.finetune, iterations=args.iterations, lr=RATE, seed=args.seed),
+        finetune=replace(config.finetune, iterations=args.iterations, seed=args.seed),
     )
     result = adapt(photos, args.work / f"run-{photos.name}", config)
     log.info("%d faces, %d steps: %s", len(result.faces), args.iterations, result.judgement.said)

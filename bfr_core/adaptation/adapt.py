@@ -119,7 +119,7 @@ def learn(
     tuned, progress = tune(
         run, faces, targets, made_from, base, config, prior, callback, watch, pause_after, good, team
     )
-    judgement = judge_tuning(base, tuned, faces, targets, config)
+    judgement = judge_tuning(run, base, tuned, faces, targets, config)
     save_tuned(run, base, tuned, prior, config, progress, judgement, len(learned_from(faces, targets)))
     likeness = measure_likeness(faces, base, tuned)
     result = Adapted(run, tuned, base, prior, faces, targets, progress, judgement, good, likeness)

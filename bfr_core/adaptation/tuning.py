@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from ..damage.estimate import FolderDamage, KnownDamage
+from ..damage.family import Photographed
 from ..device import default_precision
 from ..diffusion.prior import Prior
 from ..faces.landmarks import load_landmark_net
+from ..faces.sharp_faces import KEPT_APART
 from ..faces.sharp_faces import SharpFaces as EmbeddedFaces
 from ..files.photos import read_image
 from ..files.records import fingerprint
@@ -28,7 +30,7 @@ from ..training.finetune import TuningProgress, Watch, finetune, split
 from ..training.losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
 from ..training.team import ALONE, Team
 from .faces import FaceSet, StageCallback, resize_square
-from .folder_damage import ESTIMATED_FACES, folder_damage, likest
+from .folder_damage import ESTIMATED_FACES, folder_damage, likest, read_damage
 from .good_faces import MAX_EXAMPLES, Examples
 from .run import Run
 from .same_person import likeness_vetoes
@@ -139,24 +141,32 @@ def tune(
 
 
 def sharp_faces(damage: FolderDamage, pairs: Pairs, held: int) -> SharpFaces:
-    """The sharp faces that come with the program, to be given `damage`. held: that checkpoints are compared on."""
+    """The sharp faces that come with the program, to be given `damage`.
+
+    held: on how many of them checkpoints are compared, at most; at least those that the verdict asks about.
+    """
+    faces = EmbeddedFaces(damage.size)
+    return SharpFaces(faces, model_of(damage, pairs), max(KEPT_APART, min(held, len(faces) // 4)))
+
+
+def model_of(damage: FolderDamage, pairs: Pairs) -> KnownDamage | Photographed:
+    """The model of the folder's damage that is nearer to its faces, see `folder_damage.likest`."""
     count = min(len(pairs), ESTIMATED_FACES)
     some = [pairs[i * len(pairs) // count] for i in range(count)]
     lq, targets = (torch.stack([pair[k] for pair in some]) for k in (0, 1))
-    faces = EmbeddedFaces(damage.size)
-    model = likest(damage, KnownDamage.of(damage, lq, targets), lq, targets)
-    return SharpFaces(faces, model, min(held, len(faces) // 4))
+    return likest(damage, KnownDamage.of(damage, lq, targets), lq, targets)
 
 
 def judge_tuning(
-    base: Restorer, tuned: Restorer, faces: FaceSet, targets: dict[str, Path], config: FinetuneConfig
+    run: Run, base: Restorer, tuned: Restorer, faces: FaceSet, targets: dict[str, Path], config: FinetuneConfig
 ) -> Judgement:
     """The verdict on a tuning by `tune`, on the faces that it held out; "not_judged" where it held none out."""
     judgement = NOT_JUDGED
     if config.held_out:
         pairs = pairs_of(faces, targets, base.size)
-        held = split(len(pairs), config)[1]
-        judgement = judged_on_faces(base, tuned, [pairs[i] for i in held[:MAX_JUDGED]])
+        held = [pairs[i] for i in split(len(pairs), config)[1][:MAX_JUDGED]]
+        damage = read_damage(run) if config.sharp and held else None
+        judgement = judged_on_faces(base, tuned, held, model_of(damage, pairs) if damage else None)
     log.info("verdict: %s: %s", judgement.verdict, judgement.sentence)
     return judgement
 
@@ -196,8 +206,13 @@ def pairs_of(faces: FaceSet, targets: dict[str, Path], size: int) -> FolderPairs
     return FolderPairs([faces.crop(name) for name in names], [targets[name] for name in names], size)
 
 
-def judged_on_faces(base: Restorer, tuned: Restorer, pairs: list[tuple[Tensor, Tensor]]) -> Judgement:
-    """The verdict on (lq, pseudo target) pairs that were held out of the tuning."""
+def judged_on_faces(
+    base: Restorer,
+    tuned: Restorer,
+    pairs: list[tuple[Tensor, Tensor]],
+    damage: KnownDamage | Photographed | None = None,
+) -> Judgement:
+    """The verdict on (lq, pseudo target) pairs that were held out of the tuning. damage: see `verdict.judge`."""
     lq, targets = (torch.stack([pair[k] for pair in pairs]) if pairs else torch.empty(0) for k in (0, 1))
     meter = LikenessMeter(base.device)
 
@@ -206,8 +221,8 @@ def judged_on_faces(base: Restorer, tuned: Restorer, pairs: list[tuple[Tensor, T
         return likeness_vetoes(*meter.judge(lq, before, after, helped=helped))
 
     return judge(
-        base.restore_each, tuned.restore_each, lq, targets, load_face_statistics(), load_landmark_net(),
-        likeness=likeness,
+        base.restore_each, tuned.restore_each, lq, targets, load_face_statistics(base.size), load_landmark_net(),
+        likeness=likeness, damage=damage,
     )  # fmt: skip
 
 

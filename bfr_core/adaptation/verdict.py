@@ -2,10 +2,14 @@
 
 Two tests with known answers decide. In the first, the damage of each face, as its pseudo target shows it, is put on the
 pseudo target of another face. A restorer that learned blurred, shifted or foreign targets would pass this test, too. In
-the second, the damage that the tuned restorer sees in each face is put on clean faces that come neither from the folder
-nor from the prior's targets, so a restorer fails that takes something else for damage. Even if both tests are passed,
-the tuned restorer is not adopted where the restored faces or the targets look wrong, or where the restored faces are no
-longer the people in the photos.
+the second, the damage that the tuned restorer sees in each face is put on sharp faces that come neither from the folder
+nor from the prior's targets, so a restorer fails that takes something else for damage, or that blurs. Even if both
+tests are passed, the tuned restorer is not adopted where the restored faces or the targets look wrong, or where the
+restored faces are no longer the people in the photos.
+
+A restorer that also learned from sharp faces under the folder's damage becomes sharper than its pseudo targets, so that
+these are no longer the right answer. The first test then puts the folder's damage, as it was estimated before the
+tuning, on the sharp faces.
 """
 
 from __future__ import annotations
@@ -21,18 +25,18 @@ from torch import Tensor
 from ..damage.transplant import damage_filter, transplanted, without_sharpening
 from ..diffusion.low_pass import low_pass
 from ..faces.landmarks import LandmarkNet, landmark_distance, read_aligned
-from ..files.photos import read_image
+from ..faces.sharp_faces import SharpFaces
 from ..files.tensors import load_tensors
 from ..metrics.detail import high_band, high_band_correlation
 from ..metrics.intervals import Interval, student_difference
 from ..metrics.kid import kid_features
 from ..metrics.psnr import psnr
 from ..pixels import resized
+from ..training.batches import FolderDamage
 from .target_checks import CHECKED_SIZE, at_checked_size
 
 CONSISTENT_AT = 8  # factor of the low band that survives most damage in a 128-pixel face
 STATISTICS_FILE = Path(__file__).parents[1] / "embedded" / "usual.safetensors"
-DRAWN_FILE = STATISTICS_FILE.with_name("drawn_faces.png")
 MIN_JUDGED = 2  # faces; the damage of a single one cannot be put on another
 TRIED = 12  # the fewest clean faces that are given the damage of the judged ones
 Restore = Callable[[Tensor], Tensor]
@@ -42,13 +46,14 @@ class FaceStatistics(NamedTuple):
     """What clean faces of `target_checks.CHECKED_SIZE` look like, in features that took no part in any training.
 
     mean, spread: of `metrics.kid_features`, (D,). energy: of the high band, log10, mean over faces.
-    drawn: clean faces of nobody, (M, 3, S, S) RGB in [0, 1]: answers that owe nothing to the folder or its teacher.
+    known: sharp faces that no tuning learns from, (M, 3, S, S) RGB in [0, 1]: answers that owe nothing to the folder
+    or its teacher.
     """
 
     mean: Tensor
     spread: Tensor
     energy: Tensor
-    drawn: Tensor
+    known: Tensor
 
 
 class Appearance(NamedTuple):
@@ -77,32 +82,39 @@ class Agreement(NamedTuple):
 class Cues(NamedTuple):
     """What is measured of one restorer on the judged faces. teacher: agreement with their pseudo targets. transfer:
     with the targets of other faces that were given these faces' damage, so that the answer is known. known: with clean
-    faces, see `KnownAnswers`.
+    faces, see `KnownAnswers`. folder: with clean faces that were given the folder's estimated damage, if there is one.
     """
 
     looks: Appearance
     teacher: Agreement
     transfer: Agreement
     known: Agreement
+    folder: Agreement | None = None
+
+    def measured(self) -> dict[str, float]:
+        """The mean of everything, by part and name."""
+        parts = {part: values for part, values in self._asdict().items() if values is not None}
+        return {
+            f"{part} {name}": round(float(value.mean()), 5)
+            for part, values in parts.items()
+            for name, value in values._asdict().items()
+        }
 
 
-def face_statistics_of(faces: Tensor, drawn: Tensor) -> FaceStatistics:
-    """The statistics of clean faces (N, 3, S, S), some hundreds at least. drawn: see `FaceStatistics`."""
+def face_statistics_of(faces: Tensor, known: Tensor) -> FaceStatistics:
+    """The statistics of clean faces (N, 3, S, S), some hundreds at least. known: see `FaceStatistics`."""
     parts = [(kid_features(some), _energy(some)) for some in at_checked_size(faces).split(64)]
     features = torch.cat([part[0] for part in parts])
     return FaceStatistics(
-        features.mean(0), features.std(0).clamp_min(1e-6), torch.cat([part[1] for part in parts]).mean(), drawn
+        features.mean(0), features.std(0).clamp_min(1e-6), torch.cat([part[1] for part in parts]).mean(), known
     )
 
 
-def load_face_statistics() -> FaceStatistics:
-    """The statistics of the faces that the embedded models were trained on, and faces drawn by the embedded prior."""
-    from einops import rearrange
-
+def load_face_statistics(size: int = CHECKED_SIZE) -> FaceStatistics:
+    """The statistics of faces that the embedded models were trained on, and sharp faces of `size` pixels."""
     tensors, _ = load_tensors(STATISTICS_FILE)
-    sheet, side = read_image(DRAWN_FILE), CHECKED_SIZE
-    drawn = rearrange(sheet, "c (rows h) (columns w) -> (rows columns) c h w", h=side, w=side)
-    return FaceStatistics(**{name: tensors[name].float() for name in ("mean", "spread", "energy")}, drawn=drawn)
+    known = SharpFaces(size).kept_apart()
+    return FaceStatistics(**{name: tensors[name].float() for name in ("mean", "spread", "energy")}, known=known)
 
 
 class KnownAnswers(NamedTuple):
@@ -114,16 +126,23 @@ class KnownAnswers(NamedTuple):
 
     @classmethod
     def of(cls, lq: Tensor, restored: Tensor, statistics: FaceStatistics) -> KnownAnswers:
-        """Drawn faces with the damage that makes `lq` of `restored`; (B, 3, S, S) in [0, 1] both.
+        """Sharp faces with the damage that makes `lq` of `restored`; (B, 3, S, S) in [0, 1] both.
 
         Frequencies are never amplified; otherwise a restorer that only blurs would score well.
         """
         rounds = -(-TRIED // len(lq))
-        drawn = resized(statistics.drawn, lq.shape[-2:]).clamp(0, 1).to(lq.device)
-        clean = drawn[torch.arange(rounds * len(lq)) % len(drawn)]
+        known = resized(statistics.known, lq.shape[-2:]).clamp(0, 1).to(lq.device)
+        clean = known[torch.arange(rounds * len(lq)) % len(known)]
         damages = [without_sharpening(damage_filter(*faces)) for faces in zip(restored, lq, strict=True)] * rounds
         donors = zip(clean, lq.repeat(rounds, 1, 1, 1), restored.repeat(rounds, 1, 1, 1), damages, strict=True)
         return cls(clean, torch.stack([transplanted(*faces) for faces in donors]))
+
+    @classmethod
+    def under(cls, damage: FolderDamage, lq: Tensor, targets: Tensor, statistics: FaceStatistics) -> KnownAnswers:
+        """Sharp faces with the folder's damage; `lq` and `targets` (B, 3, S, S) are its donors."""
+        known = resized(statistics.known, lq.shape[-2:]).clamp(0, 1)
+        own = [damage.put_on(face, lq[i % len(lq)], targets[i % len(lq)], i) for i, face in enumerate(known.cpu())]
+        return cls(known.to(lq.device), torch.stack(own).to(lq.device))
 
     def agreement(self, restore: Restore, damages: int) -> Agreement:
         """How near `restore` comes to the clean faces: the mean for each of the damages."""
@@ -139,6 +158,7 @@ def gather(
     known_answers: KnownAnswers,
     statistics: FaceStatistics,
     net: LandmarkNet,
+    folder: KnownAnswers | None = None,
 ) -> Cues:
     """Cues for `restore` on damaged faces `lq` with their pseudo targets, (B, 3, S, S) RGB in [0, 1] both, B >= 2."""
     restored = restore(lq)
@@ -149,6 +169,7 @@ def gather(
         agreement(restored, targets),
         agreement(again, others),
         known_answers.agreement(restore, len(lq)),
+        folder.agreement(restore, len(folder.clean)) if folder else None,
     )
 
 
@@ -198,7 +219,7 @@ class Limits:
     consistency: dB, in the low band. landmarks: eye distances from the damaged face's. realism: how much further from
     clean faces than the base's. energy: log10, how far the detail's energy may be from that of clean faces.
     gain: dB on clean faces up to which a gain proves nothing, since the tuned restorer itself says what the damage is.
-    transfer: dB on the targets of other faces up to which a gain proves nothing, since tuning practises that task.
+    transfer: dB by the other known answers up to which a gain proves nothing, since tuning practises that task.
     """
 
     consistency: float = 24.0
@@ -218,15 +239,18 @@ def judge(
     net: LandmarkNet,
     limits: Limits | None = None,
     likeness: Callable[[Tensor, Tensor, Tensor], Sequence[str]] | None = None,
+    damage: FolderDamage | None = None,
 ) -> Judgement:
     """The verdict on damaged faces `lq` with their pseudo targets, (N, 3, S, S), which were not tuned on.
 
+    damage: of the folder, where the tuned restorer learned from sharp faces that were given it.
     likeness: (lq, restored by the base, restored by the tuned one) -> further vetoes, where likeness is measured.
     """
     if len(lq) < MIN_JUDGED:
         return Judgement("keep_base", "too few faces to hold any out, so nothing shows that tuning helped")
     known_answers = KnownAnswers.of(lq, tuned(lq), statistics)
-    before, after = (gather(restore, lq, targets, known_answers, statistics, net) for restore in (base, tuned))
+    folder = KnownAnswers.under(damage, lq, targets, statistics) if damage else None
+    before, after = (gather(restore, lq, targets, known_answers, statistics, net, folder) for restore in (base, tuned))
     further = likeness(lq, base(lq), tuned(lq)) if likeness else ()
     return decide(before, after, appearance_of(targets, lq, statistics, net), limits or Limits(), further)
 
@@ -236,7 +260,12 @@ def decide(
 ) -> Judgement:
     """The verdict on what was gathered of the base, the tuned restorer and the pseudo targets."""
     gain = student_difference(tuned.known.fidelity, base.known.fidelity)
-    transfer = student_difference(tuned.transfer.fidelity, base.transfer.fidelity)
+    if tuned.folder and base.folder:
+        second = student_difference(tuned.folder.fidelity, base.folder.fidelity)
+        answers = "by sharp faces that were given the damage that was estimated over the folder"
+    else:
+        second = student_difference(tuned.transfer.fidelity, base.transfer.fidelity)
+        answers = "by the pseudo targets of other faces that were given it"
     vetoes = [
         f"{who} {said}"
         for who, looks in (("the faces it restores", tuned.looks), ("the pseudo targets", targets))
@@ -244,25 +273,24 @@ def decide(
     ]
     vetoes += further_vetoes
     measures = {
-        f"{who} {part} {name}": round(float(value.mean()), 5)
+        f"{who} {name}": value
         for who, cues in (("base", base), ("adapted", tuned))
-        for part, values in cues._asdict().items()
-        for name, value in values._asdict().items()
+        for name, value in cues.measured().items()
     }
     measures |= {f"targets {name}": round(float(value.mean()), 5) for name, value in targets._asdict().items()}
     count = len(tuned.known.fidelity)
     shown = f"{_shown(gain)} on clean faces that were given the damage of {count} faces that were not trained on"
     if vetoes:
         return Judgement("keep_base", f"{shown}, but {'; '.join(vetoes)}", gain, measures, tuple(vetoes))
-    if gain.low > limits.gain and transfer.low > limits.transfer:
+    if gain.low > limits.gain and second.low > limits.transfer:
         return Judgement("adopt", f"the adapted restorer undoes this damage better: {shown}", gain, measures)
     if gain.high < 0:
         return Judgement("keep_base", f"the adapted restorer undoes this damage worse: {shown}", gain, measures)
-    if transfer.high < 0:
-        other = f"worse, {_shown(transfer)}, by the pseudo targets of other faces that were given it"
+    if second.high < 0:
+        other = f"worse, {_shown(second)}, {answers}"
         return Judgement("keep_base", f"the adapted restorer undoes this damage {other}", gain, measures)
     if gain.low > limits.gain:
-        other = f"too little, {_shown(transfer)}, by the pseudo targets of other faces that were given it"
+        other = f"too little, {_shown(second)}, {answers}"
         return Judgement("cannot_tell", f"{shown}, but {other}", gain, measures)
     return Judgement("cannot_tell", f"too little is gained to tell it from chance: {shown}", gain, measures)
 

@@ -11,9 +11,8 @@ from ..files.provenance import Record
 from ..files.tensors import load_tensors, sha256_of
 from ..files.weights import allows_commercial_use, licence_of, resolve
 from ..restorers import load_restorer
+from ..restorers.load import SHIPPED
 from ..restorers.low_rank import KIND
-
-EMBEDDED = "embedded"
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,10 @@ class Inspection:
 
 def inspect(name_or_path: str | Path) -> Inspection:
     """What is recorded in a restorer, a file of changes, or a prior. Raises as `load_restorer` or `load_prior`."""
-    if str(name_or_path) == EMBEDDED:
-        restorer = load_restorer(EMBEDDED)
+    if (name := str(name_or_path)) in SHIPPED:
+        restorer = load_restorer(name)
         metadata, kind = dict(restorer.metadata), "restorer"
-        name, own, architecture, size = EMBEDDED, restorer.licence, restorer.architecture, str(restorer.size)
+        own, architecture, size = restorer.licence, restorer.architecture, str(restorer.size)
     else:
         path = resolve(name_or_path)
         if path.is_dir():

@@ -28,7 +28,7 @@ from ..files.weights import licence_of, resolve
 from .guided_unet import UNet
 from .schedule import linear_alpha_bar
 
-EMBEDDED = Path(__file__).parents[1] / "embedded" / "prior128"
+EMBEDDED = Path(__file__).parents[1] / "embedded" / "prior256"
 MAX_CHANNELS = 8192
 MAX_LAYERS = 64  # layers of one level, and also levels
 MAX_STEPS = 100_000  # of a schedule
@@ -126,7 +126,7 @@ def load_prior(name_or_path: str | Path = "embedded") -> Prior:
     """The prior in a diffusers folder, or in a guided-diffusion .pth or .safetensors file, on the CPU.
 
     A Stable Diffusion checkpoint, as a .safetensors file or a diffusers folder, is a `latent_prior.LatentPrior`.
-    "embedded" is the 128 x 128 prior that ships with this project; a name of `weights.TABLE` is looked for in
+    "embedded" is the 256 x 256 prior that ships with this project; a name of `weights.TABLE` is looked for in
     `weights.search_folders`. Raises FileNotFoundError, or ValueError when the file is damaged or not a face prior.
     """
     from .latent_prior import holds_latent_prior, load_latent_prior

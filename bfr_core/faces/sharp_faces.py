@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ..files.tensors import reason_of, sha256_of
 from ..pixels import resized
 
 SHARP_FACES = Path(__file__).parents[1] / "embedded" / "sharp_faces.safetensors"
+KEPT_APART = 16  # the last ones
 
 
 class SharpFaces:
@@ -44,6 +46,10 @@ class SharpFaces:
         count = min(count, len(self))
         return torch.stack([self[i * len(self) // count] for i in range(count)])
 
+    def kept_apart(self) -> Tensor:
+        """(K, 3, S, S): those that no tuning learns from, so that they can be known answers afterwards."""
+        return torch.stack([self[i] for i in range(len(self) - KEPT_APART, len(self))])
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the file."""
@@ -63,4 +69,6 @@ def _read(path: Path) -> list[bytes]:
         data, ends = tensors["bytes"].numpy().tobytes(), tensors["ends"].tolist()
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"{path}: holds no sharp faces ({reason_of(error)}); reinstall BFR Adapt") from None
-    return [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    tiles = [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    random.Random(0).shuffle(tiles)  # the file has them by source, and any few of them are to be of all sources
+    return tiles

@@ -43,7 +43,7 @@ from ..metrics.intervals import Interval
 from ..pixels import resized
 from ..randomness import keyed_generator
 from ..restorers import Restorer, load_restorer
-from ..restorers.load import EMBEDDED
+from ..restorers.load import EMBEDDED_SMALL
 from .reference import LIMIT as REFERENCE_LIMIT
 from .reference import STRENGTH, Lender, read_references
 
@@ -182,13 +182,13 @@ class LikenessMeter:
 
     @cached_property
     def helper(self) -> Restorer:
-        """The embedded restorer, by whose help the noise is measured."""
-        return load_restorer().to(self.device)
+        """The small embedded restorer, by whose help the noise is measured, and the limits were."""
+        return load_restorer(EMBEDDED_SMALL).to(self.device)
 
     @cached_property
     def helper_sha256(self) -> str:
-        """SHA-256 of the embedded restorer's file."""
-        return sha256_of(EMBEDDED)
+        """SHA-256 of the helper's file."""
+        return sha256_of(EMBEDDED_SMALL)
 
     @cached_property
     def limits(self) -> Limits:
@@ -203,7 +203,7 @@ class LikenessMeter:
     def noise_of(self, lq: Tensor, helped: Tensor | None = None) -> Tensor:
         """The noise of damaged faces, see `damage.again`: (B, 3, S, S) in [0, 1] -> (B, 3, P, P).
 
-        helped: what the embedded restorer makes of them, where that is there already.
+        helped: what the helper makes of them, where that is there already.
         """
         lq = at_side(lq)
         helped = self.helper.restore_each(lq) if helped is None else at_side(helped)

@@ -38,7 +38,9 @@ from .routed import GROUPS, ONE_GROUP, Routed, members_of, read_groups, save_gro
 
 log = logging.getLogger(__name__)
 
-EMBEDDED = Path(__file__).parents[1] / "embedded" / "restorer128.safetensors"
+EMBEDDED = Path(__file__).parents[1] / "embedded" / "restorer256.safetensors"
+EMBEDDED_SMALL = EMBEDDED.with_name("restorer128.safetensors")  # older changes are changes of it, and likeness needs it
+SHIPPED = {"embedded": EMBEDDED, "embedded128": EMBEDDED_SMALL}
 
 # spandrel's architecture name -> adapter. `Restorer` itself serves networks that map [0, 1] RGB to [0, 1] RGB.
 ADAPTERS: dict[str, type[Restorer]] = {
@@ -59,12 +61,12 @@ OF_ITS_KIND = ("kind", "members")  # metadata that only files of changes and of 
 def load_restorer(name_or_path: str | Path = "embedded") -> Restorer:
     """The restorer in a .safetensors, .pth or .onnx file, on the CPU, in eval mode.
 
-    "embedded" is the 128 x 128 restorer that ships with this project; a name of `weights.TABLE` is looked for in
-    `weights.search_folders`; a file of low-rank changes is applied to the base that it names; a file of groups loads
-    the restorers that it names in its own folder; an ONNX file can be run and not tuned. Raises FileNotFoundError, or
-    ValueError when the file is damaged or of a kind that is not known.
+    "embedded" is the 256 x 256 restorer that ships with this project, and "embedded128" a smaller one that ships, too;
+    a name of `weights.TABLE` is looked for in `weights.search_folders`; a file of low-rank changes is applied to the
+    base that it names; a file of groups loads the restorers that it names in its own folder; an ONNX file can be run
+    and not tuned. Raises FileNotFoundError, or ValueError when the file is damaged or of a kind that is not known.
     """
-    path = EMBEDDED if str(name_or_path) == "embedded" else resolve(name_or_path)
+    path = SHIPPED.get(str(name_or_path)) or resolve(name_or_path)
     if not path.is_file():
         raise FileNotFoundError(f"restorer {printable(path)}: is not a file ('embedded' is the one that ships)")
     if path.suffix.lower() == ONNX:
@@ -235,7 +237,7 @@ def _with_change(path: Path, factors: Mapping[str, torch.Tensor], metadata: Mapp
         raise ValueError(f"{path.name}: is a change of a restorer, but does not say of which one")
     name = Path(name).name  # a file from a stranger: never a path
     published = entry_of(wanted)  # whoever shared the change may have had it under another name
-    places = [EMBEDDED, path.parent / name, *locations(published.name if published else name)]
+    places = [*SHIPPED.values(), path.parent / name, *locations(published.name if published else name)]
     base = next((p for p in places if p.is_file() and sha256_of(p) == wanted), None)
     if base is None:
         raise FileNotFoundError(

@@ -10,7 +10,7 @@ from ..adaptation.config import LOW_MEMORY, AdaptConfig
 from ..adaptation.published import RECOMMENDED
 from ..adaptation.run import Run
 from ..files.records import read_table
-from ..restorers.load import EMBEDDED
+from ..restorers.load import SHIPPED
 
 # Settings behind "Advanced", by dotted path of `AdaptConfig`; label and hint are the setting's, the value the recipe's.
 ADVANCED = (
@@ -72,7 +72,7 @@ def _chosen_elsewhere(run: Run) -> dict[str, Any]:
     faces, tuning = config.get("faces", {}), config.get("finetune", {})
     used = config.get("targets", {}).get("restorer", "embedded")
     given = {
-        "restorer": "embedded" if used == EMBEDDED.name else used,
+        "restorer": next((name for name, file in SHIPPED.items() if file.name == used), used),
         "prior": config.get("targets", {}).get("prior"),
         "minutes": tuning.get("minutes"),
         "aligned": faces.get("aligned"),

@@ -28,6 +28,7 @@ from ..files.records import read_table, write_json
 from ..files.weights import TABLE, locate, search_folders
 from ..reports.html import VERDICTS
 from ..restorers import Restorer, load_restorer
+from ..restorers.load import EMBEDDED_SMALL, SHIPPED
 from .choices import ADVANCED, CHOSEN, Choices, chosen_for, value_at
 from .jobs import Jobs, Status
 
@@ -203,7 +204,7 @@ class RunFolders:
         """A restorer that the page offers."""
         if name not in restorers():
             raise ValueError(f"{printable(name)}: is not one of {', '.join(restorers())}")
-        return self.loaded("embedded" if name == "embedded" else locate(name) or Path(name))
+        return self.loaded(SHIPPED.get(name) or locate(name) or Path(name))
 
     def settings_of(self, choices: Choices) -> dict[str, Any]:
         """Changes to the recipe, by dotted path, with the prior that was chosen. Raises ValueError for one that the
@@ -217,6 +218,8 @@ class RunFolders:
         """The restorer that `tuned` was tuned from. Raises ValueError if it is not among the restorers here."""
         base = self.restorer_named(chosen_for(run).get("restorer", "embedded"))
         wanted = tuned.metadata.get("base_sha256", base.sha256)
+        if base.sha256 != wanted and tuned.metadata.get("base") == EMBEDDED_SMALL.name:
+            base = self.loaded(EMBEDDED_SMALL)  # which was "the embedded one" when the run was made
         if base.sha256 != wanted:
             name = printable(tuned.metadata.get("base", "")[:80]) or "unknown"
             raise ValueError(f"{printable(run.folder.name)}: its base, {name}, is not among the restorers here")
@@ -241,7 +244,7 @@ class RunFolders:
 
 def restorers() -> list[str]:
     """Restorers that are on this machine, by the name the table knows them under."""
-    return ["embedded", *(w.name for w in TABLE if ", restorer," in w.what and locate(w.name))]
+    return [*SHIPPED, *(w.name for w in TABLE if ", restorer," in w.what and locate(w.name))]
 
 
 def priors() -> dict[str, Path | str]:

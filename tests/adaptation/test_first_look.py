@@ -21,7 +21,7 @@ from bfr_core.settings import changed
 @pytest.fixture
 def config(tiny_restorer, tiny_prior):
     targets = replace(SMALL.targets, t_clean=9, batch_size=4, sampler=SamplerConfig(t_start=50, factor=4, calls=3))
-    finetune = replace(SMALL.finetune, iterations=6, batch_size=4, micro_batch=4, lr=1e-2)
+    finetune = replace(SMALL.finetune, iterations=6, batch_size=4, micro_batch=4, lr=1e-2, sharp=0)
     own = replace(SMALL, restorer=str(tiny_restorer), prior=str(tiny_prior), faces=FaceConfig(aligned=True))
     return replace(own, targets=targets, finetune=finetune)
 

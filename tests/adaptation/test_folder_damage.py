@@ -22,12 +22,10 @@ from bfr_core.pixels import gaussian_blur
 from bfr_core.randomness import keyed_generator
 from bfr_core.restorers import load_restorer
 
-pytestmark = pytest.mark.usefixtures("few_trials")
-
 
 @pytest.fixture(scope="module")
 def base():
-    return load_restorer("embedded")
+    return load_restorer("embedded128")
 
 
 @pytest.fixture

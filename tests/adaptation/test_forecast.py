@@ -27,13 +27,11 @@ from bfr_core.restorers import load_restorer
 from bfr_core.settings import changed
 from bfr_core.training.objectives import Pixels
 
-pytestmark = pytest.mark.usefixtures("few_trials")
-
 
 @pytest.fixture
 def config(tiny_restorer, tiny_prior):
     targets = replace(SMALL.targets, t_clean=9, batch_size=4, sampler=SamplerConfig(t_start=50, factor=4, calls=3))
-    finetune = replace(SMALL.finetune, iterations=6, batch_size=4, micro_batch=4, judge_every=3)
+    finetune = replace(SMALL.finetune, iterations=6, batch_size=4, micro_batch=4, judge_every=3, sharp=0)
     own = replace(SMALL, restorer=str(tiny_restorer), prior=str(tiny_prior), faces=FaceConfig(aligned=True))
     return changed(replace(own, targets=targets, finetune=finetune), {"gate.limit": 0.0})
 

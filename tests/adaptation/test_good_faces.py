@@ -38,7 +38,7 @@ def quick(photos, tiny_restorer, tiny_prior):
     changes = {
         "restorer": str(tiny_restorer), "prior": str(tiny_prior), "faces.aligned": True, "targets.sampler.calls": 2,
         "targets.sampler.t_start": 8, "targets.t_clean": 0, "finetune.iterations": 4, "finetune.batch_size": 4,
-        "gate.limit": 0.0,
+        "gate.limit": 0.0, "finetune.sharp": 0,
     }  # fmt: skip
     return photos, changed(SMALL, changes)
 

@@ -19,6 +19,7 @@ from bfr_core.adaptation.config import AdaptConfig
 from bfr_core.adaptation.published import LEFT_TO_USER, PUBLISHED, PUBLISHED_BY_CODES, leaves, recipe_of, recipe_with
 from bfr_core.cli.commands import main
 from bfr_core.restorers import ADAPTERS, Restorer
+from bfr_core.restorers.load import SHIPPED
 from bfr_core.training.batches import micro_batches, split
 from bfr_core.training.config import FinetuneConfig
 from bfr_core.training.discriminator import UNetDiscriminator
@@ -401,7 +402,7 @@ def test_the_page_adapts_by_it(
         seen.append(config)
         raise ValueError("seen")
 
-    monkeypatch.setattr("bfr_core.restorers.load.EMBEDDED", tiny_restorer)
+    monkeypatch.setitem(SHIPPED, "embedded", tiny_restorer)
     monkeypatch.setattr(jobs, "adapt", adapt)
     page = Page(tmp_path / "runs", [photos], "cpu")
     choices = Choices(aligned=True, recipe="published", real=str(photos / "below"))
@@ -429,6 +430,6 @@ def test_the_page_goes_on_with_a_published_run_of_the_command_line(
 ) -> None:
     from bfr_core.web.actions import Page
 
-    monkeypatch.setattr("bfr_core.restorers.load.EMBEDDED", tiny_restorer)
+    monkeypatch.setitem(SHIPPED, "embedded", tiny_restorer)
     assert main([*command, "--run", str(tmp_path / "runs" / "shell")]) == 0
     assert Page(tmp_path / "runs", [], "cpu").choices_of("shell").recipe == "published"

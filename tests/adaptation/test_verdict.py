@@ -47,7 +47,9 @@ def gathered(restore, clean, lq, statistics, net):
 
 def flat(cues: Cues):
     """(part, name) -> (B,)."""
-    return {(part, name): v for part, values in cues._asdict().items() for name, v in values._asdict().items()}
+    return {
+        (part, name): v for part, values in cues._asdict().items() if values for name, v in values._asdict().items()
+    }
 
 
 def cues(scene, restore):
@@ -142,13 +144,16 @@ def test_of_too_few_faces_the_base_is_kept(scene):
         assert found.verdict == "keep_base" and "too few" in found.sentence and found.gain is None
 
 
-def judged(known, transfer, limits=Limits()):  # noqa: B008
+def judged(known, transfer, limits=Limits(), folder=None):  # noqa: B008
     """The verdict on faces of which the base and the tuned restorer look the same; gains in dB."""
     nothing = torch.zeros(len(known))
     looks, same = Appearance(*[nothing] * len(Appearance._fields)), Agreement(nothing, nothing)
-    base = Cues(looks, same, same, same)
-    known, transfer = (Agreement(torch.tensor(gains), nothing) for gains in (known, transfer))
-    return decide(base, base._replace(known=known, transfer=transfer), looks, limits)
+    base = Cues(looks, same, same, same, same if folder else None)
+    known, transfer, by_folder = (
+        Agreement(torch.tensor(gains), nothing) for gains in (known, transfer, folder or [0.0])
+    )
+    tuned = base._replace(known=known, transfer=transfer, folder=by_folder if folder else None)
+    return decide(base, tuned, looks, limits)
 
 
 def test_two_faces_that_agree_by_chance_prove_nothing():
@@ -195,3 +200,29 @@ def test_targets_of_other_faces_are_vetoed(scene):
     assert found.verdict == "keep_base" and any("pseudo targets" in v and "disagree" in v for v in found.vetoes)
     lax = judge(nothing, denoised, lq, clean.roll(1, 0), statistics, net, Limits(0, 100, 100, 100))
     assert not lax.vetoes
+
+
+class Noisy:
+    """A folder's damage: the same noise on every face."""
+
+    def put_on(self, face, donor_lq, donor_restored, key):
+        generator = torch.Generator().manual_seed(key)
+        return (face + 0.1 * torch.randn(face.shape, generator=generator)).clamp(0, 1)
+
+
+def test_the_folders_damage_on_sharp_faces_is_a_known_answer(scene):
+    clean, lq, statistics, net = scene
+    found = judge(nothing, denoised, lq, clean, statistics, net, damage=Noisy())
+    assert found.verdict == "adopt"
+    assert found.measures["adapted folder fidelity"] > found.measures["base folder fidelity"] + 1
+    answers = KnownAnswers.under(Noisy(), lq, clean, statistics)
+    assert torch.equal(answers.clean, statistics.known) and (answers.given - answers.clean).std() > 0.05
+
+
+def test_where_sharp_faces_were_learned_from_soft_targets_count_no_more():
+    """The restored faces are sharper than the pseudo targets, which would count against them."""
+    by_targets = judged([1.9, 2.0], [-1.0, -1.1])
+    assert by_targets.verdict == "keep_base" and "pseudo targets of other faces" in by_targets.sentence
+    assert judged([1.9, 2.0], [-1.0, -1.1], folder=[0.9, 1.0]).verdict == "adopt"
+    worse = judged([1.9, 2.0], [1.0, 1.1], folder=[-0.9, -1.0])
+    assert worse.verdict == "keep_base" and "estimated over the folder" in worse.sentence

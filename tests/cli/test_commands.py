@@ -35,7 +35,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def quick(photos, tiny_restorer, tiny_prior):
     """Arguments of a quick adaptation, without the run folder."""
     return ["adapt", str(photos), "--aligned", "--restorer", str(tiny_restorer), "--prior", str(tiny_prior),
-            "--calls", "2", "--batch-size", "4", "--micro-batch", "4", "--iterations", "8"]  # fmt: skip
+            "--calls", "2", "--batch-size", "4", "--micro-batch", "4", "--iterations", "8",
+            "--set", "finetune.sharp=0"]  # fmt: skip
 
 
 class Made(NamedTuple):
@@ -524,6 +525,7 @@ def test_inspect_answers_strange_pictures_in_a_line(tmp_path, capsys, content, s
     assert len(lines) == 1 and says in lines[0] and lines[0].isprintable() and "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_shards_in_processes_of_their_own_make_what_one_makes(photos, tiny_restorer, tiny_prior, tmp_path, capsys):
     """The commands that a queue would start, both at once; then the ones that put their work together."""
     networks = ["--restorer", str(tiny_restorer)]

@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -214,6 +215,8 @@ def load_pack() -> ModuleType:
     pack = module_from_spec(spec)
     sys.modules[ALIAS] = pack
     spec.loader.exec_module(pack)
+    stage = import_module(f"{ALIAS}.bfr_core.adaptation.folder_damage")
+    stage.TRIALS, stage.SEARCHED_FACES = 24, 4  # type: ignore[attr-defined]  # as in `few_trials`
     return pack
 
 

@@ -160,4 +160,4 @@ def test_the_menu_opens_no_file(nodes: dict[str, Any], host: Any, monkeypatch: p
     (host.root / "models/facerestore_models/broken.pth").write_bytes(b"not a checkpoint")
     monkeypatch.setattr("torch.load", lambda *_, **__: pytest.fail("a checkpoint was opened"))
     options = nodes["BFR_LoadRestorer"].define_schema().inputs[0].options["options"]
-    assert options == ["embedded", "broken.pth"]
+    assert options == ["embedded", "embedded128", "broken.pth"]

@@ -408,7 +408,7 @@ def test_onnx_restorers_are_listed_and_restore_but_cannot_be_tuned(
     write_onnx(host.root / "models/facerestore_models/GPEN-BFR-64.onnx", side=64)
     (host.root / "models/upscale_models/other.onnx").write_bytes(b"\x08\x06")
     options = {s.id: s.options.get("options") for s in nodes["BFR_LoadRestorer"].define_schema().inputs}  # type: ignore[attr-defined]
-    assert options["restorer"] == ["embedded", "GPEN-BFR-64.onnx", "tiny.safetensors"]
+    assert options["restorer"] == ["embedded", "embedded128", "GPEN-BFR-64.onnx", "tiny.safetensors"]
     gpen, about = run("BFR_LoadRestorer", restorer="GPEN-BFR-64.onnx")
     assert about == "GPEN-BFR-64.onnx: ONNX, 64 x 64 pixels, licence: unknown"
     grey = torch.full((2, 64, 64, 3), 0.5)

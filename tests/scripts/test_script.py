@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from bfr_core.faces.align import Face, template
 from bfr_core.files.weights import locate, search_folders
 from bfr_core.restoration.restore import NO_WORSE, RestoredPhoto
+from bfr_core.restorers.load import SHIPPED
 from bfr_core.web import host_service as host_service_module
 from bfr_core.web.choices import Choices
 from bfr_core.web.host_service import RestoreRequest, restore_request_of
@@ -81,7 +82,7 @@ def test_adapted_restorers_stand_among_webuis_own_and_are_never_doubled(album: W
 def test_a_restorer_comes_with_its_run_and_goes_with_it(
     webui: WebUI, photos: Path, tiny_restorer: Path, tiny_prior: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bfr_core.restorers.load.EMBEDDED", tiny_restorer)
+    monkeypatch.setitem(SHIPPED, "embedded", tiny_restorer)
     monkeypatch.setattr("bfr_core.diffusion.prior.EMBEDDED", tiny_prior)
     webui.shared.cmd_opts.bfr_allow = [str(photos)]
     webui.load()

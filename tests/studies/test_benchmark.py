@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def lab(tiny_restorer, tiny_prior):
     """Restorer, prior, quick settings and the faces of a cell."""
-    config = changed(SMALL, {"finetune.iterations": 2, "targets.sampler.t_start": 8, "targets.sampler.calls": 2})
+    quick = {"finetune.iterations": 2, "finetune.sharp": 0, "finetune.perceptual": 0}
+    config = changed(SMALL, quick | {"targets.sampler.t_start": 8, "targets.sampler.calls": 2})
     faces = torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     faces = torch.nn.functional.interpolate(faces, (32, 32), mode="bicubic").clamp(0, 1)
     cell_faces = make_cell_faces(faces[:4], faces[4:], "sensor", 3)
@@ -59,7 +60,6 @@ def test_the_oracle_alone_sees_the_clean_faces(lab, monkeypatch):
     assert sum(torch.equal(targets, cell_faces.adapt_hq) for targets in given) == 1 and len(given) == 5
 
 
-@pytest.mark.usefixtures("few_trials")
 def test_the_adapted_restorer_alone_learns_from_sharp_faces_under_the_folders_damage(lab, monkeypatch):
     restorer, prior, config, cell_faces = lab
     config = changed(config, {"finetune.sharp": 0.5})

@@ -24,6 +24,7 @@ from bfr_core.files.photos import read_image, read_photo, write_image
 from bfr_core.files.records import write_json
 from bfr_core.reports.html import VERDICTS
 from bfr_core.restorers import load_restorer
+from bfr_core.restorers.load import SHIPPED
 from bfr_core.restorers.routed import Routed
 from bfr_core.web import host_service as host_service_module
 from bfr_core.web import jobs, runs, views
@@ -43,7 +44,7 @@ HOSTILE = '<img src=x onerror=alert(1)>"'
 @contextmanager
 def page_of_toys(runs, photos, tiny_restorer, tiny_prior):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bfr_core.restorers.load.EMBEDDED", tiny_restorer)
+        patch.setitem(SHIPPED, "embedded", tiny_restorer)
         patch.setattr("bfr_core.diffusion.prior.EMBEDDED", tiny_prior)
         page = Page(runs, [photos], "cpu")
         yield page
@@ -387,7 +388,7 @@ def test_a_run_is_deleted_but_not_while_it_is_at_work(page, photos):
 
 
 def test_a_run_of_the_command_line_is_shown_and_gone_on_with(page, photos, tiny_restorer, monkeypatch):
-    monkeypatch.setattr("bfr_core.web.choices.EMBEDDED", tiny_restorer)
+    monkeypatch.setitem(SHIPPED, "embedded", tiny_restorer)
 
     def act(*words):
         assert main([*words, "--run", str(page.runs / "shell")]) == 0
@@ -475,7 +476,7 @@ def test_a_run_by_groups_is_stopped_and_goes_on_by_groups_after_a_restart(page, 
 def test_a_run_by_groups_of_the_command_line_goes_on_by_groups(
     page, mixed_photos, verdicts, tiny_restorer, monkeypatch
 ):
-    monkeypatch.setattr("bfr_core.web.choices.EMBEDDED", tiny_restorer)
+    monkeypatch.setitem(SHIPPED, "embedded", tiny_restorer)
     command = ["adapt", str(mixed_photos), "--run", str(page.runs / "shell"), "--aligned", "--iterations", "3"]
     assert main([*command, "--mixed"]) == 0
     choices = page.choices_of("shell")
@@ -526,7 +527,7 @@ def test_restorers_are_those_at_hand(tmp_path, monkeypatch):
     monkeypatch.setenv("BFR_WEIGHTS", str(tmp_path))
     (tmp_path / "GFPGANv1.4.pth").write_text("")
     (tmp_path / "parsing_parsenet.pth").write_text("")
-    assert restorers() == ["embedded", "GFPGANv1.4.pth"]
+    assert restorers() == ["embedded", "embedded128", "GFPGANv1.4.pth"]
 
 
 def test_time_left_in_words():

@@ -44,7 +44,7 @@ from pathlib import Path
 import bfr_core.diffusion.prior, bfr_core.restorers.load
 from bfr_core.web.gradio_page import serve
 runs, photos, restorer, prior, port = sys.argv[1:]
-bfr_core.restorers.load.EMBEDDED, bfr_core.diffusion.prior.EMBEDDED = Path(restorer), Path(prior)
+bfr_core.restorers.load.SHIPPED["embedded"], bfr_core.diffusion.prior.EMBEDDED = Path(restorer), Path(prior)
 serve(Path(runs), [Path(photos)], int(port), False, None)
 print("the page is up", flush=True)
 sys.stdin.read()

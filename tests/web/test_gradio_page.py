@@ -23,6 +23,7 @@ from bfr_core.adaptation.config import AdaptConfig
 from bfr_core.cli.commands import main
 from bfr_core.files.photos import write_image
 from bfr_core.reports.html import VERDICTS
+from bfr_core.restorers.load import SHIPPED
 from bfr_core.studies.demo import real_photos
 from bfr_core.web import gradio_compat as compat
 from bfr_core.web.actions import Page
@@ -43,7 +44,7 @@ def gradio():
 @pytest.fixture
 def small(monkeypatch, tiny_restorer, tiny_prior):
     """ "embedded" are networks of a few thousand parameters, and what `serve` sets in the environment is taken back."""
-    monkeypatch.setattr("bfr_core.restorers.load.EMBEDDED", tiny_restorer)
+    monkeypatch.setitem(SHIPPED, "embedded", tiny_restorer)
     monkeypatch.setattr("bfr_core.diffusion.prior.EMBEDDED", tiny_prior)
     for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_SHARE", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_TEMP_DIR"):
         monkeypatch.setenv(name, os.environ.get(name, ""))

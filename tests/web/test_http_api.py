@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from bfr_core.files.ownership import LIST
+from bfr_core.restorers.load import SHIPPED
 from bfr_core.web.actions import Page
 from bfr_core.web.host_service import HostService
 from bfr_core.web.http_api import PREFIX, add_routes, logged_in
@@ -22,7 +23,7 @@ testclient = pytest.importorskip("fastapi.testclient")
 
 @pytest.fixture
 def service(tmp_path, photos, tiny_restorer, tiny_prior, monkeypatch):
-    monkeypatch.setattr("bfr_core.restorers.load.EMBEDDED", tiny_restorer)
+    monkeypatch.setitem(SHIPPED, "embedded", tiny_restorer)
     monkeypatch.setattr("bfr_core.diffusion.prior.EMBEDDED", tiny_prior)
     service = HostService(Page(tmp_path / "runs", [photos], "cpu"))
     yield service
