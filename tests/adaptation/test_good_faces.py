@@ -78,6 +78,7 @@ def test_without_good_faces_nothing_changes(quick, tmp_path):
 
 def test_good_faces_are_set_aside_used_and_reported(quick, tmp_path, two_good):
     photos, config = quick
+    config = changed(config, {"finetune.held_out": 0.0})  # the last weights are kept
     found = replace(config, album=AlbumConfig(find=True))
     adapt(photos, tmp_path / "plain", config)
     result = adapt(photos, tmp_path / "album", found)
