@@ -35,7 +35,7 @@ from ..studies.evaluate import MEASURES, face_measures, format_interval, summari
 log = logging.getLogger(__name__)
 
 FACES, SEED, DAMAGE = 32, 7, "camera_x4_iso1500"
-ITERATIONS = 300  # of the tuning: fewer than the recipe's, to end in five minutes
+ITERATIONS = 200  # of the tuning: fewer than the recipe's, to end in five minutes
 MEASURED = ("psnr", "ssim", "detail_energy", "detail_correlation")
 UNFINISHED = RestoreConfig(keep_detail=False, match_grain=False, even_tone=False)  # the restorer itself is measured
 SEEN_BEFORE = (
