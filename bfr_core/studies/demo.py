@@ -1,7 +1,8 @@
 """The demonstration: the whole method on damaged faces whose clean originals come with the program.
 
-The folder that is adapted to holds only their damaged copies. What was gained is measured on other faces, of which no
-tuning has seen the originals, and on two real photographs, which no training has seen.
+The folder that is adapted to holds only their damaged copies; their originals are among the sharp faces that every
+tuning learns from, so that they show nothing. What was gained is measured on other faces, of which no tuning has seen
+the originals, and on two real photographs, which no training has seen.
 """
 
 from __future__ import annotations
@@ -128,8 +129,9 @@ def report(folder: Path, result: Adapted, callback: StageCallback | None = None)
         verdict=result.judgement.verdict,
         verdict_sentence=(
             f"{result.judgement.said} "
-            f"The adaptation was given {FACES} damaged faces of others, without their originals. "
-            "Left to right: damaged, base restorer, adapted restorer, and the original, which it never saw."
+            f"The adaptation was given {FACES} damaged faces of others and, as always, the sharp faces that come with "
+            "the program, which here include their originals. "
+            "Left to right: damaged, base restorer, adapted restorer, and the original, which no tuning saw."
         ),
         galleries=[
             Gallery("Real photographs: the face", "", columns_of_pictures, face_pictures),
