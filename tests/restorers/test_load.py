@@ -63,6 +63,18 @@ def test_a_file_of_changes_is_applied_to_its_base(tiny_restorer, tmp_path):
     assert (tmp_path / "change.safetensors").stat().st_size < copy.stat().st_size / 3
 
 
+def test_a_change_of_the_embedded_restorer_of_before_finds_it(tmp_path):
+    """It was saved when "embedded" meant the file of 128 pixels, and lies alone in its folder."""
+    base, tuned = load_restorer("embedded128"), load_restorer("embedded128")
+    assert (base.name, base.size, load_restorer().size) == ("restorer128.safetensors", 128, 256)
+    with torch.no_grad():
+        tuned.module.get_parameter("intro.bias").add_(0.1)
+    save_change(tmp_path / "change.safetensors", base, tuned, 1, {})
+    lq = torch.rand(1, 3, 128, 128)
+    restored = load_restorer(tmp_path / "change.safetensors").restore(lq)
+    assert (restored - tuned.restore(lq)).abs().max() < 2e-3 < (restored - base.restore(lq)).abs().max()
+
+
 def test_a_change_finds_its_base_under_a_hosts_name_for_it(tiny_restorer, tmp_path, monkeypatch):
     """Made in WebUI, where the file is called otherwise, and shared with someone who has it from its publisher."""
     from bfr_core.files import weights

@@ -523,6 +523,16 @@ def test_settings_are_read_in_their_own_types():
     assert changes_of(values, defaults) == {"finetune.iterations": 7}
 
 
+def test_a_run_of_before_has_the_restorer_that_was_embedded_then_as_its_base(page, monkeypatch):
+    monkeypatch.setattr(runs, "chosen_for", lambda run: {"restorer": "embedded"})
+    former = load_restorer("embedded128")
+    tuned = replace(former, metadata={"base": former.name, "base_sha256": former.sha256})
+    assert page.base_of(Run(page.runs / "old"), tuned).sha256 == former.sha256
+    foreign = replace(former, metadata={"base": former.name, "base_sha256": "0" * 64})
+    with pytest.raises(ValueError, match="is not among the restorers here"):
+        page.base_of(Run(page.runs / "old"), foreign)
+
+
 def test_restorers_are_those_at_hand(tmp_path, monkeypatch):
     monkeypatch.setenv("BFR_WEIGHTS", str(tmp_path))
     (tmp_path / "GFPGANv1.4.pth").write_text("")
