@@ -63,8 +63,9 @@ Loss = Callable[[Tensor, torch.Generator], tuple[Tensor, list[tuple[str, float]]
 class Task:
     """How one network is trained.
 
-    batch: faces a step. rate: AdamW's. decay: of the moving average of the weights. begin: readies a new network for
-    its first step, given the work folder; nothing is done without it.
+    batch: faces a step. rate: of the optimizers. decay: of the moving average of the weights. begin: readies a new
+    network for its first step, given the work folder; nothing is done without it. by_muon: whether a parameter of this
+    name is one for `Muon`; the others are AdamW's.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Task:
     rate: float
     decay: float
     begin: Callable[[nn.Module, Path], None] | None = None
+    by_muon: Callable[[str, Tensor], bool] = lambda name, value: False
 
 
 # ---------------------------------------------------------------- faces
@@ -145,11 +147,77 @@ def join_pieces(path: Path, folder: Path) -> None:
         path.write_bytes(b"".join(piece.read_bytes() for piece in pieces))
 
 
+# ---------------------------------------------------------------- optimizers
+
+
+class Muon(torch.optim.Optimizer):
+    """Steps along the orthogonalised momentum of each matrix; a convolution's is (out, in times its kernel).
+
+    Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; the step's size as in
+    arXiv:2502.16982, so that AdamW's learning rate holds.
+    """
+
+    FACTORS = (3.4445, -4.7750, 2.0315)  # of X, (X X^T) X and (X X^T)^2 X, published with the method
+    ROUNDS = 5
+
+    def __init__(self, parameters: list[nn.Parameter], rate: float, momentum: float = 0.95, decay: float = 0.01):
+        super().__init__(parameters, {"lr": rate, "momentum": momentum, "weight_decay": decay})
+
+    @torch.no_grad()
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if not self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+                momentum = self.state[p]["momentum"]
+                momentum.lerp_(p.grad, 1 - group["momentum"])
+                ahead = torch.lerp(p.grad, momentum, group["momentum"])
+                size = 0.2 * max(len(p), p[0].numel()) ** 0.5
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(self.orthogonal(ahead.flatten(1)).view_as(p), alpha=-group["lr"] * size)
+
+    @classmethod
+    def orthogonal(cls, matrix: Tensor) -> Tensor:
+        """About the orthogonal factor of a matrix (M, N): its singular values become .7 to 1.2."""
+        a, b, c = cls.FACTORS
+        x = matrix.bfloat16()
+        x = x.T if len(matrix) > matrix.shape[1] else x
+        x = x / (x.norm() + 1e-7)
+        for _ in range(cls.ROUNDS):
+            square = x @ x.T
+            x = a * x + (b * square + c * square @ square) @ x
+        return (x.T if len(matrix) > matrix.shape[1] else x).to(matrix)
+
+
+def optimizers_of(net: nn.Module, task: Task) -> list[torch.optim.Optimizer]:
+    """AdamW, and before it Muon if the task has parameters for it. Groups hold the "times" of the task's rate."""
+    matrices = [p for name, p in net.named_parameters() if task.by_muon(name, p)]
+    of_muon = {id(p) for p in matrices}
+    groups: list[dict[str, Any]] = [{"params": [p for p in net.parameters() if id(p) not in of_muon], "times": 1.0}]
+    if isinstance(net, Opponents):
+        groups = [
+            {"params": [*net.restorer.parameters()], "times": 1.0},
+            {"params": [*net.discriminator.parameters()], "times": DISCRIMINATOR_RATE},
+        ]
+    adam = torch.optim.AdamW(groups, task.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    return [Muon(matrices, task.rate), adam] if matrices else [adam]
+
+
+def restore_optimizers(optimizers: list[torch.optim.Optimizer], state: Any) -> None:
+    """Take over the state of a checkpoint; that of other optimizers is left, and they begin anew."""
+    states = state if isinstance(state, list) else [state]
+    if len(states) != len(optimizers):
+        log.info("the checkpoint is of other optimizers; these begin anew")
+        return
+    for optimizer, one in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict(one)
+
+
 # ---------------------------------------------------------------- the loop that both trainings share
 
 
 def train(task: Task, faces: Faces, args: argparse.Namespace, minutes: float) -> None:
-    """Train with AdamW, warm-up and a moving average for so many minutes, resuming from the work folder.
+    """Train with warm-up and a moving average for so many minutes, resuming from the work folder.
 
     With `--cooldown` the rate falls to zero over these minutes and the result goes to NAME_cooled.pt, so that the
     checkpoint with its constant rate can still be trained further.
@@ -163,19 +231,13 @@ def train(task: Task, faces: Faces, args: argparse.Namespace, minutes: float) ->
     if task.begin and not path.exists():
         task.begin(net, args.work)
     net = net.to(device).to(memory_format=torch.channels_last)
-    groups = [{"params": [*net.parameters()], "times": 1.0}]
-    if isinstance(net, Opponents):
-        groups = [
-            {"params": [*net.restorer.parameters()], "times": 1.0},
-            {"params": [*net.discriminator.parameters()], "times": DISCRIMINATOR_RATE},
-        ]
-    optimizer = torch.optim.AdamW(groups, task.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    optimizers = optimizers_of(net, task)
     ema = {name: value.detach().clone() for name, value in net.state_dict().items()}
     step, seconds, cpu_seconds, seen = 0, 0.0, 0.0, 0
     if path.exists():
         state = torch.load(path, weights_only=True, map_location=device)
         net.load_state_dict(state["net"])
-        optimizer.load_state_dict(state["optimizer"])
+        restore_optimizers(optimizers, state["optimizer"])
         ema, step, seen = state["ema"], state["step"], state["faces"]
         seconds, cpu_seconds = state["seconds"], state["cpu_seconds"]
         log.info("%s goes on from step %d, after %.0f minutes", task.name, step, seconds / 60)
@@ -190,7 +252,8 @@ def train(task: Task, faces: Faces, args: argparse.Namespace, minutes: float) ->
 
     def checkpoint() -> None:
         record = {"step": step, "seconds": seconds, "cpu_seconds": cpu_seconds, "faces": seen}
-        save(path, {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema, **record})
+        states = [optimizer.state_dict() for optimizer in optimizers]
+        save(path, {"net": net.state_dict(), "optimizer": states, "ema": ema, **record})
         if args.pieces:
             write_pieces(path, args.pieces)
 
@@ -199,13 +262,14 @@ def train(task: Task, faces: Faces, args: argparse.Namespace, minutes: float) ->
             rate = task.rate * min(1.0, (step - first + 1) / 200)
             if args.cooldown:
                 rate *= 1 - elapsed / (minutes * 60)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group.get("times", 1.0)
             loss, entries = loss_of(faces.draw(batch, generator), generator)
-            optimizer.zero_grad()
+            net.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-            optimizer.step()
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * group.get("times", 1.0)
+                optimizer.step()
             step, seen = step + 1, seen + batch
             decay = min(task.decay, (1 + step) / (10 + step))
             with torch.no_grad():
@@ -250,6 +314,11 @@ def new_prior() -> Any:
         up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"),
         attention_head_dim=32,
     )
+
+
+def is_hidden_matrix(name: str, value: Tensor) -> bool:
+    """Whether a parameter of the U-Net is a matrix between hidden layers, which `Muon` is for."""
+    return value.ndim >= 2 and not name.startswith(("conv_in.", "conv_out.", "time_embedding."))
 
 
 def linear_alpha_bar() -> Tensor:
@@ -407,7 +476,7 @@ def prior_encoder(work: Path, device: torch.device) -> Callable[[Tensor], list[T
 
 
 TASKS = {
-    "prior": Task("prior", new_prior, prior_loss, batch=16, rate=4e-4, decay=0.9998),
+    "prior": Task("prior", new_prior, prior_loss, batch=16, rate=4e-4, decay=0.9998, by_muon=is_hidden_matrix),
     "restorer": Task("restorer", new_restorer, restorer_loss, batch=8, rate=1e-3, decay=0.999),
     "restorer_sharp": Task(
         "restorer_sharp", Opponents, sharp_loss, batch=8, rate=3e-4, decay=0.999, begin=begin_with_restorer

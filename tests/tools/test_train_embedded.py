@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,25 @@ def test_training_goes_on_where_it_stopped_also_from_pieces(
     assert torch.load(work / "toy.pt", weights_only=True)["step"] == len(toy.seen) > first
     found = latest(work, "toy")
     assert found is not None and found[1]["faces"] == str(2 * len(toy.seen))
+
+
+def test_momentum_is_made_orthogonal_and_is_kept_in_checkpoints(pack: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    for shape in ((24, 54), (54, 24)):
+        matrix = torch.randn(shape) * torch.logspace(0, 1, shape[1])
+        values = torch.linalg.svdvals(train_embedded.Muon.orthogonal(matrix))
+        assert values.min() > 0.6 and values.max() < 1.3 < torch.linalg.svdvals(matrix).min()
+    faces, args, toy = train_embedded.Faces(pack, torch.device("cpu")), settings(tmp_path), Toy()
+    train(toy.task(), faces, args, 0.005)  # with AdamW alone, as older checkpoints are
+    both = replace(toy.task(), by_muon=lambda name, value: value.ndim >= 2)
+    train(both, faces, args, 0.005)
+    first, _ = torch.load(tmp_path / "toy.pt", weights_only=True)["optimizer"]
+    assert first["state"][0]["momentum"].shape == (1, 3, 1, 1)
+    net = nn.Conv2d(3, 1, 1)
+    muon, adam = train_embedded.optimizers_of(net, both)
+    train_embedded.restore_optimizers([muon, adam], torch.load(tmp_path / "toy.pt", weights_only=True)["optimizer"])
+    assert torch.equal(muon.state[net.weight]["momentum"], first["state"][0]["momentum"])
+    assert [p is net.bias for p in adam.param_groups[0]["params"]] == [True]
 
 
 def test_pieces_come_together_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
