@@ -41,11 +41,11 @@ COLUMNS = ("psnr", "ssim", "gmsd", "vif", "detail_energy", "detail_correlation")
 # ---------------------------------------------------------------- data
 
 
-def held_out_faces(portraits: Path) -> tuple[Tensor, Tensor]:
-    """Aligned held-out portraits, those to adapt on and those to measure on: (75, 3, 128, 128) each, in [0, 1]."""
+def held_out_faces(portraits: Path, size: int) -> tuple[Tensor, Tensor]:
+    """Aligned held-out portraits, those to adapt on and those to measure on: (75, 3, size, size) each, in [0, 1]."""
     names = (Path(__file__).parents[1] / "bfr_core/embedded/held_out.txt").read_text().split()
     landmarks = json.loads((portraits / "landmarks.json").read_text())
-    crops = [crop_face(read_image(portraits / n), Face(np.array(landmarks[n]["landmarks"])), 128) for n in names]
+    crops = [crop_face(read_image(portraits / n), Face(np.array(landmarks[n]["landmarks"])), size) for n in names]
     faces = torch.stack(crops).clamp(0, 1)
     return faces[::2], faces[1::2]
 
@@ -163,7 +163,7 @@ def main() -> None:
     restorer, prior = load_restorer(), load_prior()
     made_from = fingerprint(restorer.sha256, prior.sha256, own_settings(SMALL))
     if args.portraits:
-        adapt_hq, hq = held_out_faces(args.portraits)
+        adapt_hq, hq = held_out_faces(args.portraits, restorer.size)
         clean = metrics.kid_features(hq)
         for seed in range(args.seeds):
             for kind in args.damages:

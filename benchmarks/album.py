@@ -98,7 +98,7 @@ def recognition(faces: Tensor, restorer: Restorer, prior: Prior) -> None:
 
 def gain(portraits: Path, kind: str, folder: int, good: int, steps: int, restorer: Restorer, prior: Prior) -> None:
     """Print what is gained over the base with and without the album."""
-    adapt_hq, hq = (some[:folder] for some in held_out_faces(portraits))
+    adapt_hq, hq = (some[:folder] for some in held_out_faces(portraits, restorer.size))
     lq, measure_lq = damaged(adapt_hq[good:], kind, 0, "adapt"), damaged(hq, kind, 0, "measure")
     examples = adapt_hq[:good]
     config = replace(SMALL.finetune, iterations=steps)
@@ -136,7 +136,7 @@ def main() -> None:
     elif args.training:
         recognition(training_faces(args.portraits, args.faces), restorer, prior)
     else:
-        recognition(held_out_faces(args.portraits)[1][: args.faces], restorer, prior)
+        recognition(held_out_faces(args.portraits, restorer.size)[1][: args.faces], restorer, prior)
 
 
 if __name__ == "__main__":

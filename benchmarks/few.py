@@ -65,7 +65,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     restorer, prior = load_restorer(), load_prior()
-    adapt_hq, hq = held_out_faces(args.portraits)
+    adapt_hq, hq = held_out_faces(args.portraits, restorer.size)
     print("| damage | faces | steps | minutes | PSNR gain (dB) | detail correlation gain | old damage (dB) | verdict |")
     print("|---|---|---|---|---|---|---|---|")
     most = max(args.iterations)

@@ -53,7 +53,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     restorer, prior, net = load_restorer(), load_prior(), load_landmark_net()
-    adapt_hq, hq = held_out_faces(args.portraits)
+    adapt_hq, hq = held_out_faces(args.portraits, restorer.size)
     config = replace(SMALL.finetune, iterations=args.iterations)
     for kind in args.damages:
         lq, measure_lq = damaged(adapt_hq, kind, 0, "adapt"), damaged(hq, kind, 0, "measure")

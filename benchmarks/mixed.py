@@ -113,7 +113,7 @@ def adapted(
 def compare(args: argparse.Namespace, restorer: Restorer, prior: Prior) -> None:
     """Tune what is not there yet, measure, and print the table."""
     config = changed(SMALL, {"targets.seed": args.seed, "finetune.seed": args.seed})
-    adapt_hq, hq = held_out_faces(args.portraits)
+    adapt_hq, hq = held_out_faces(args.portraits, restorer.size)
     mix = make_mix(adapt_hq, DAMAGES, args.seed, restorer)
     units = units_of(known_descriptions(evenly(mix.restored, KNOWN_FACES), lambda lq: restored_by(restorer, lq)))
     groups = DamageGroups.of(describe(mix.lq, mix.restored), units)

@@ -39,8 +39,8 @@ def main() -> None:
     parser.add_argument("--damages", nargs="+", default=["sensor", "film_grain"], choices=DAMAGES)
     parser.add_argument("--seeds", type=int, default=1)
     args = parser.parse_args()
-    adapt_hq, hq = held_out_faces(args.portraits)
     restorer, prior = load_restorer(), load_prior()
+    adapt_hq, hq = held_out_faces(args.portraits, restorer.size)
     scores: dict[str, list[np.ndarray]] = {"paper": [], "fast": []}
     cost: dict[str, float] = {"paper": 0.0, "fast": 0.0}
     for seed in range(args.seeds):

@@ -68,7 +68,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     restorer, prior = load_restorer(), load_prior()
-    hq = held_out_faces(args.portraits)[0][: args.faces]
+    hq = held_out_faces(args.portraits, restorer.size)[0][: args.faces]
     print("| damage | noise level | gain of the recipe, dB | best | chosen | share |\n|---|---|---|---|---|---|")
     for kind in args.damages:
         for strength in args.strengths:

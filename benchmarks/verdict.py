@@ -95,9 +95,9 @@ class Lab:
     """The folder's faces under one damage, the networks, and the pseudo targets that a right adaptation would use."""
 
     def __init__(self, portraits: Path) -> None:
-        adapt_hq, hq = held_out_faces(portraits)
-        self.adapt_hq, self.hq = adapt_hq[:FOLDER], hq[:MEASURED]
         self.restorer, self.prior, self.net = load_restorer(), load_prior(), load_landmark_net()
+        adapt_hq, hq = held_out_faces(portraits, self.restorer.size)
+        self.adapt_hq, self.hq = adapt_hq[:FOLDER], hq[:MEASURED]
         self.statistics, self.meter = load_face_statistics(self.restorer.size), LikenessMeter()
         self.people = embed_faces(self.meter.net, self.hq)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Container
 from dataclasses import MISSING, fields, is_dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ from ..training.losses import ImageLoss
 from .evaluate import face_measures
 
 GENERIC = "tuned on generic damage"  # of the same sharp faces that the adapted restorer learns from
+ALONE = "tuned on pseudo targets alone"  # the paper's pairs, without sharp faces under the folder's damage
 TEACHER = "prior, then base"  # what the targets are drawn from; as a restorer it would need the diffusion network
 ROWS = (
     "damaged",
@@ -47,6 +48,7 @@ ROWS = (
     "tuned on own outputs",
     "tuned on low-pass targets",
     GENERIC,
+    ALONE,
     "adapted",
     "oracle",
 )
@@ -180,12 +182,16 @@ def run_cell(
     def tuned_on(targets: Tensor) -> Restorer:
         return tuned(restorer, adapt_lq, targets, plain, perceptual)
 
-    def adapt(targets: Tensor) -> Restorer:
+    @cache
+    def targets() -> Tensor:
+        return drawn_targets(adapt_lq, restorer, prior, target_config)
+
+    def adapt() -> Restorer:
         if not config.finetune.sharp:
-            return tuned_on(targets)
+            return tuned_on(targets())
         restored = restored_by(restorer, cleaned(adapt_lq, prior, target_config))
         damage = estimated(adapt_lq, restored, restorer.size)
-        pairs = list(zip(adapt_lq, targets, strict=True))
+        pairs = list(zip(adapt_lq, targets(), strict=True))
         sharp = sharp_faces(damage, pairs, len(split(len(pairs), config.finetune)[1]))
         return finetune(restorer, pairs, config.finetune, perceptual=perceptual, sharp=sharp)[0]
 
@@ -205,15 +211,15 @@ def run_cell(
             tuned_on(low_pass(base_adapt, target_config.sampler.factor).clamp(0, 1)), lq
         ),
         GENERIC: lambda: restored_by(tuned_on_generic_damage(), lq),
+        ALONE: lambda: restored_by(tuned_on(targets()), lq),
         "oracle": lambda: restored_by(tuned_on(cell_faces.adapt_hq), lq),
     }
     if "adapted" not in done:
-        targets = drawn_targets(adapt_lq, restorer, prior, target_config)
-        adapted = adapt(targets)
+        adapted = adapt()
         if adapted_to:
             adapted_to(adapted)
         old = [metrics.psnr(restored_by(r, cell_faces.blind), hq).tolist() for r in (restorer, adapted)]
-        teacher = {k: v.tolist() for k, v in face_measures(targets, cell_faces.adapt_hq).items()}
+        teacher = {k: v.tolist() for k, v in face_measures(targets(), cell_faces.adapt_hq).items()}
         extra = {"old damage": old, "targets": teacher, "noise level": target_config.t_clean}
         keep("adapted", restored_by(adapted, lq), extra)
     for name, make in rows.items():
