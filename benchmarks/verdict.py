@@ -35,9 +35,10 @@ from adaptation import held_out_faces
 
 from bfr_core import load_prior, load_restorer
 from bfr_core.adaptation.config import SMALL
+from bfr_core.adaptation.folder_damage import estimated
 from bfr_core.adaptation.same_person import likeness_vetoes
 from bfr_core.adaptation.targets import resolved_settings
-from bfr_core.adaptation.tuning import perceptual_term
+from bfr_core.adaptation.tuning import model_of, perceptual_term, sharp_faces
 from bfr_core.adaptation.verdict import (
     Agreement,
     Appearance,
@@ -49,17 +50,20 @@ from bfr_core.adaptation.verdict import (
     decide,
     gather,
     load_face_statistics,
+    second_gain,
 )
+from bfr_core.damage.estimate import FolderDamage
 from bfr_core.faces.landmarks import load_landmark_net
 from bfr_core.faces.likeness import likeness_distance
 from bfr_core.faces.recognise import embed_faces
-from bfr_core.metrics.intervals import Interval, student_difference, wilson_interval
+from bfr_core.metrics.intervals import Interval, wilson_interval
 from bfr_core.randomness import keyed_generator
 from bfr_core.restoration.same_person import FaceLikeness, LikenessMeter
 from bfr_core.restorers import save_restorer
-from bfr_core.studies.benchmark import damaged, drawn_targets, restored_by, tuned
+from bfr_core.studies.benchmark import cleaned, damaged, drawn_targets, restored_by
 from bfr_core.studies.evaluate import face_measures
 from bfr_core.training.config import FinetuneConfig
+from bfr_core.training.finetune import finetune
 
 DAMAGES = ("sensor", "halftone", "film_grain", "motion_jpeg", "camera_x4", "shared_online", "blind_twice", "video")
 TRUTH = ("psnr", "ssim", "gmsd", "detail_correlation", "detail_energy", "landmarks")
@@ -84,11 +88,15 @@ class Run(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What a way of adapting makes of a folder: pairs, of which the first `JUDGED` are held out, and how it tunes."""
+    """What a way of adapting makes of a folder: pairs, of which the first `JUDGED` are held out, and how it tunes.
+
+    seen: the faces over which the folder's damage is estimated; those of the pairs if it is None.
+    """
 
     lq: Tensor
     targets: Tensor
     config: FinetuneConfig
+    seen: Tensor | None = None
 
 
 class Lab:
@@ -100,6 +108,7 @@ class Lab:
         self.adapt_hq, self.hq = adapt_hq[:FOLDER], hq[:MEASURED]
         self.statistics, self.meter = load_face_statistics(self.restorer.size), LikenessMeter()
         self.people = embed_faces(self.meter.net, self.hq)
+        self.estimated: tuple[Tensor, FolderDamage] | None = None
 
     def folder(self, run: Run, damage: str = "") -> Tensor:
         return damaged(self.adapt_hq, damage or run.damage, run.seed, f"folder {run.strength}", run.strength)
@@ -107,6 +116,14 @@ class Lab:
     def targets(self, lq: Tensor, seed: int) -> Tensor:
         config = resolved_settings(replace(SMALL.targets, seed=seed), lq[:8], self.restorer, self.prior)
         return drawn_targets(lq, self.restorer, self.prior, config)
+
+    def damage(self, lq: Tensor) -> FolderDamage:
+        """The damage of the faces, estimated as a user's folder's is; that of the last faces is remembered."""
+        if not (self.estimated and torch.equal(self.estimated[0], lq)):
+            config = resolved_settings(replace(SMALL.targets, detail=1.0), lq[:8], self.restorer, self.prior)
+            restored = restored_by(self.restorer, cleaned(lq, self.prior, config))
+            self.estimated = lq, estimated(lq, restored, self.restorer.size)
+        return self.estimated[1]
 
 
 # ---------------------------------------------------------------- ways to adapt, right and wrong
@@ -168,6 +185,12 @@ def wrong_prior(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
     return Case(lq, flipped, QUICK)
 
 
+def wrong_damage(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
+    """The folder's damage is taken for another: tuning and verdict put that on their sharp faces."""
+    other = DAMAGES[(DAMAGES.index(run.damage) + 2) % len(DAMAGES)]
+    return Case(lq, targets, QUICK, lab.folder(run, damage=other))
+
+
 WAYS: dict[str, Callable[[Lab, Tensor, Tensor, Run], Case]] = {
     "right": right,
     "few": few,
@@ -180,6 +203,7 @@ WAYS: dict[str, Callable[[Lab, Tensor, Tensor, Run], Case]] = {
     "shifted targets": shifted,
     "other damage": other_damage,
     "wrong prior": wrong_prior,
+    "wrong damage": wrong_damage,
 }
 WRONG = [way for way in WAYS if way != "right"]
 
@@ -195,6 +219,8 @@ def plan() -> Iterator[list[Run]]:
 
 def numbers(values: Any) -> Any:
     """Named tuples of tensors as JSON: per face, rounded."""
+    if values is None:
+        return None
     if isinstance(values, Tensor):
         return [round(v, 5) for v in values.tolist()]
     return {name: numbers(value) for name, value in values._asdict().items()}
@@ -207,20 +233,24 @@ def run_one(lab: Lab, run: Run, lq: Tensor, targets: Tensor, work: Path) -> dict
     judged = lq[:JUDGED], case.targets[:JUDGED]
     config = replace(case.config, seed=run.seed)
     file = work / f"{run.name.replace(' ', '_')}.safetensors"
+    pairs = list(zip(case.lq[JUDGED:], case.targets[JUDGED:], strict=True))
+    damage = lab.damage(case.lq if case.seen is None else case.seen)
     if not file.exists():
         term = perceptual_term(config, lab.prior, lab.restorer.device)
-        save_restorer(file, tuned(lab.restorer, case.lq[JUDGED:], case.targets[JUDGED:], config, term), {})
+        sharp = sharp_faces(damage, pairs, 0)
+        save_restorer(file, finetune(lab.restorer, pairs, config, perceptual=term, sharp=sharp)[0], {})
     adapted = load_restorer(file)
     measured = damaged(lab.hq, run.damage, run.seed, "measure", run.strength)
     evidence: dict[str, Any] = {"targets": numbers(appearance_of(judged[1], judged[0], lab.statistics, lab.net))}
     known_answers = KnownAnswers.of(judged[0], restored_by(adapted, judged[0]), lab.statistics)
+    folder = KnownAnswers.under(model_of(damage, pairs), *judged, lab.statistics)
     base, new = (restored_by(restorer, judged[0]) for restorer in (lab.restorer, adapted))
     said = lab.meter.judge(judged[0], base, new, helped=base)
     evidence["likeness"] = dict(zip(("base", "tuned"), ([one.record() for one in of] for of in said), strict=True))
     truth = {}
     for who, restorer in (("base", lab.restorer), ("tuned", adapted)):
         restore = partial(restored_by, restorer)
-        cues: Cues = gather(restore, *judged, known_answers, lab.statistics, lab.net)
+        cues: Cues = gather(restore, *judged, known_answers, lab.statistics, lab.net, folder)
         evidence[who] = numbers(cues)
         restored = restore(measured)
         values = face_measures(restored, lab.hq, TRUTH)
@@ -280,6 +310,7 @@ class Judged(NamedTuple):
 
         def cues(values: dict) -> Cues:
             parts = {"looks": Appearance, "teacher": Agreement, "transfer": Agreement, "known": Agreement}
+            parts |= {"folder": Agreement} if values.get("folder") else {}
             return Cues(**{name: kind(**tensors(values[name])) for name, kind in parts.items()})
 
         seen = record["evidence"]
@@ -303,7 +334,9 @@ class Judged(NamedTuple):
             return type(values)(*map(some, values))
 
         likeness = self.likeness[0][faces], self.likeness[1][faces]
-        parts = {"base": some(self.base), "tuned": some(self.tuned), "targets": some(self.targets)}
+        of_folder = [(some(cues._replace(folder=None)), cues.folder) for cues in (self.base, self.tuned)]
+        base, tuned = (cues._replace(folder=folder) for cues, folder in of_folder)
+        parts = {"base": base, "tuned": tuned, "targets": some(self.targets)}
         return self._replace(**parts, likeness=likeness)
 
     @property
@@ -327,9 +360,8 @@ def adopted(run: Judged, limits: Limits) -> bool:
 
 @cache
 def at_any_gain(run: Judged, limits: Limits) -> tuple[Judgement, Interval]:
-    """The judgement, and the gain on the targets of other faces."""
-    transfer = student_difference(run.tuned.transfer.fidelity, run.base.transfer.fidelity)
-    return run.judgement(limits), transfer
+    """The judgement, and the gain by the other known answers."""
+    return run.judgement(limits), second_gain(run.base, run.tuned)[0]
 
 
 LOOKS = (20.0, 24.0, 28.0), (0.06, 0.1, 0.2), (0.05, 0.1, 0.3, 1.0), (0.15, 0.3, 0.5)

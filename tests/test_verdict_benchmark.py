@@ -70,3 +70,16 @@ def test_other_people_are_a_veto(verdict: Any, good: dict[str, Any]) -> None:
     assert known.on(slice(4, 12)).likeness[1] == (FaceLikeness.of(own),) * 8
     made["evidence"]["likeness"]["tuned"] = [own] * 12
     assert verdict.Judged.of(made).verdict(verdict.Limits()) == "adopt"
+
+
+def test_the_folders_damage_on_sharp_faces_stands_for_the_targets_of_others(verdict: Any, good: dict[str, Any]) -> None:
+    made = copy.deepcopy(good)
+    made["evidence"]["base"]["folder"] = {"fidelity": [24.0, 25.0, 26.0, 27.0], "detail": [0.5] * 4}
+    made["evidence"]["tuned"]["folder"] = {"fidelity": [23.0, 24.1, 24.9, 26.0], "detail": [0.5] * 4}
+    known = verdict.Judged.of(made)
+    assert known.verdict(verdict.Limits()) == "keep_base" and not verdict.adopted(known, verdict.Limits())
+    assert "worse, -1.00 dB" in known.judgement(verdict.Limits()).sentence
+    some = known.on(slice(0, 2))
+    assert len(some.tuned.known.fidelity) == 2 and len(some.tuned.folder.fidelity) == 4
+    made["evidence"]["tuned"]["folder"]["fidelity"] = [25.0, 26.1, 26.9, 28.0]
+    assert verdict.adopted(verdict.Judged.of(made), verdict.Limits())

@@ -260,12 +260,7 @@ def decide(
 ) -> Judgement:
     """The verdict on what was gathered of the base, the tuned restorer and the pseudo targets."""
     gain = student_difference(tuned.known.fidelity, base.known.fidelity)
-    if tuned.folder and base.folder:
-        second = student_difference(tuned.folder.fidelity, base.folder.fidelity)
-        answers = "by sharp faces that were given the damage that was estimated over the folder"
-    else:
-        second = student_difference(tuned.transfer.fidelity, base.transfer.fidelity)
-        answers = "by the pseudo targets of other faces that were given it"
+    second, answers = second_gain(base, tuned)
     vetoes = [
         f"{who} {said}"
         for who, looks in (("the faces it restores", tuned.looks), ("the pseudo targets", targets))
@@ -293,6 +288,15 @@ def decide(
         other = f"too little, {_shown(second)}, {answers}"
         return Judgement("cannot_tell", f"{shown}, but {other}", gain, measures)
     return Judgement("cannot_tell", f"too little is gained to tell it from chance: {shown}", gain, measures)
+
+
+def second_gain(base: Cues, tuned: Cues) -> tuple[Interval, str]:
+    """PSNR (dB) won by the other known answers, and in words whose these are."""
+    if tuned.folder and base.folder:
+        won = student_difference(tuned.folder.fidelity, base.folder.fidelity)
+        return won, "by sharp faces that were given the damage that was estimated over the folder"
+    won = student_difference(tuned.transfer.fidelity, base.transfer.fidelity)
+    return won, "by the pseudo targets of other faces that were given it"
 
 
 def _shown(gain: Interval) -> str:
