@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ from bfr_core.studies.evaluate import MEASURES, face_measures, format_interval
 DAMAGES = ("motion_jpeg", "halftone", "film_grain", "sensor")  # the one that adapting helps least comes first
 CONTROLS = tuple(row for row in ROWS if row not in (TEACHER, "adapted", "oracle"))
 COLUMNS = ("psnr", "ssim", "gmsd", "vif", "detail_energy", "detail_correlation")
+BY_RECOGNISER = ("feature_distance", "likeness_distance")  # older records have none
 
 
 # ---------------------------------------------------------------- data
@@ -68,10 +70,11 @@ def table(work: Path, brief: bool = False) -> str:
     lines = []
     for kind, rows in cells_in(work).items():
         lines.append(f"\n#### {kind} ({max(len(r) for r in rows.values())} seeds)\n")
-        lines += heading()
+        columns = columns_of(rows)
+        lines += heading(columns)
         for name in ROWS:
             if name in rows:
-                lines.append(f"| {name} | {' | '.join(shown(rows[name], brief))} |")
+                lines.append(f"| {name} | {' | '.join(shown(rows[name], brief, columns))} |")
         if {"adapted", "oracle", "base"} <= set(rows):
             lines += ["", *judgement(rows)]
     return "\n".join(lines)
@@ -79,7 +82,7 @@ def table(work: Path, brief: bool = False) -> str:
 
 def summary(work: Path) -> str:
     """The table of docs/results.md: the rows that matter most."""
-    lines = heading()
+    lines = heading(COLUMNS)
     for kind, rows in cells_in(work).items():
         for name in ("damaged", "base", "denoiser, then base", "adapted", "oracle"):
             if name in rows:
@@ -87,14 +90,20 @@ def summary(work: Path) -> str:
     return "\n".join(lines)
 
 
-def heading() -> list[str]:
-    titles = [MEASURES[c].title for c in COLUMNS] + ["KID"]
+def columns_of(rows: dict[str, list[dict]]) -> tuple[str, ...]:
+    """The measures that every record of the rows has."""
+    records = [record for some in rows.values() for record in some]
+    return COLUMNS + tuple(c for c in BY_RECOGNISER if all(c in record["faces"] for record in records))
+
+
+def heading(columns: Sequence[str]) -> list[str]:
+    titles = [MEASURES[c].title for c in columns] + ["KID"]
     return ["| | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
 
 
-def shown(records: list[dict], brief: bool) -> list[str]:
+def shown(records: list[dict], brief: bool, columns: Sequence[str] = COLUMNS) -> list[str]:
     """The cells of a row. brief: intervals of PSNR and detail correlation only."""
-    intervals = {c: metrics.bootstrap_interval(_mean(records, c)) for c in COLUMNS}
+    intervals = {c: metrics.bootstrap_interval(_mean(records, c)) for c in columns}
     cells = [
         f"{found.mean:.{MEASURES[c].decimals}f}"
         if brief and c not in ("psnr", "detail_correlation")

@@ -25,6 +25,7 @@ MEAN_RGB = (122.782, 117.001, 104.298)  # of the faces that it was trained on, o
 TEMPLATE_150 = np.array([[47.4, 45.6], [101.8, 45.5], [73.6, 78.4], [47.8, 99.6], [101.6, 99.8]])
 STAGES = ((32, 3), (64, 4), (128, 3), (256, 3), (256, 1))  # width, blocks; all but the first begin with a down block
 BATCH = 16
+COMPARED = 4  # layers by which pictures are compared; the coarser ones know who it is, and not how it looks
 
 
 class RecogniserNet(nn.Module):
@@ -46,12 +47,18 @@ class RecogniserNet(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN_RGB).view(3, 1, 1) / 255, persistent=False)
 
     def forward(self, chips: Tensor) -> Tensor:
+        return self.embedding(self.features(chips)[-1].mean((2, 3))).float()
+
+    def features(self, chips: Tensor) -> list[Tensor]:
+        """The output of the first convolution and of each stage, from fine to coarse: (B, C, H, W) each."""
         x = ((chips - self.mean) * (255 / 256)).to(self.embedding.weight.dtype)
-        x = F.max_pool2d(F.relu(self.stem["conv"](x)), 3, stride=2)
+        found = [F.relu(self.stem["conv"](x))]
+        x = F.max_pool2d(found[0], 3, stride=2)
         for number in range(1, len(STAGES) + 1):
             for block in self.get_submodule(f"stage{number}").children():
                 x = block(x)
-        return self.embedding(x.mean((2, 3))).float()
+            found.append(x)
+        return found
 
 
 class Block(nn.Module):
@@ -176,3 +183,24 @@ def embed(net: RecogniserNet, chips: Tensor) -> Tensor:
 def embed_faces(net: RecogniserNet, faces: Tensor, points: Tensor | None = None) -> Tensor:
     """Embeddings of standard crops, (B, 3, S, S) RGB in [0, 1] -> (B, 128) on the CPU; points: see `chips_of`."""
     return embed(net, chips_of(faces, points, net.embedding.weight.device))
+
+
+@torch.inference_mode()
+def feature_distance(net: RecogniserNet, faces: Tensor, others: Tensor) -> Tensor:
+    """How different two faces look to the recogniser, (B, 3, S, S) RGB in [0, 1] twice -> (B,); 0 for one picture.
+
+    As LPIPS (arXiv:1801.03924) without its learned weights: the mean over `COMPARED` layers and their places of the
+    squared difference of unit vectors. Faces are seen as chips of 150 pixels. Raises ValueError for unequal shapes.
+    """
+    if faces.shape != others.shape:
+        raise ValueError(f"faces are {tuple(faces.shape)} and {tuple(others.shape)}; both must have one shape")
+    device = net.embedding.weight.device
+    found = [torch.zeros(0, dtype=torch.float64)]
+    for pair in zip(faces.split(BATCH), others.split(BATCH), strict=True):
+        ours, theirs = (net.features(chips_of(some, device=device))[:COMPARED] for some in pair)
+        layers = [
+            (F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)).square().sum(1).mean((1, 2)).cpu()
+            for a, b in zip(ours, theirs, strict=True)
+        ]
+        found.append(torch.stack(layers).mean(0).double())
+    return torch.cat(found)

@@ -10,6 +10,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from torch import Tensor
 from .. import metrics
 from ..faces.arcface import find_recogniser, likeness
 from ..faces.landmarks import landmark_distance, load_landmark_net, read_aligned
+from ..faces.likeness import likeness_distance
+from ..faces.recognise import RecogniserNet, embed_faces, feature_distance, load_recogniser
 from ..files.photos import list_images, printable, read_image, replace_atomically
 from ..metrics.fid import FeatureStatistics
 from ..metrics.intervals import Interval
@@ -28,6 +31,8 @@ from ..pixels import resized
 from ..training.losses import find_vgg, lpips_loss
 
 log = logging.getLogger(__name__)
+
+PairMeasure = Callable[[Tensor, Tensor], Tensor]  # restored and clean faces, (B, 3, H, W) both -> (B,)
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ MEASURES = {
     "detail_energy": Measure("Detail energy", "best at 1", 3),
     "detail_correlation": Measure("Detail correlation", "higher is better", 3),
     "landmarks": Measure("Landmark distance (% of eye distance)", "lower is better", 2),
+    "feature_distance": Measure("Feature distance, recogniser", "lower is better", 4),
+    "likeness_distance": Measure("Likeness distance", "lower is better", 3),
     "identity": Measure("Identity, ArcFace IR-SE50 (degrees)", "lower is better", 1),
     "lpips": Measure("LPIPS, VGG", "lower is better", 3),
     "niqe": Measure("NIQE, against its authors' natural images", "lower is better", 2),
@@ -258,9 +265,10 @@ def face_measures(restored: Tensor, hq: Tensor, only: Sequence[str] = tuple(MEAS
     """Every per-image measure that this installation and image size allow: key of `MEASURES` -> (B,).
 
     restored, hq: (B, 3, H, W) in [0, 1]. only: those that are wanted. GMSD, VIF and FSIM need piq and are absent
-    without it; SSIM needs 11 x 11 pixels, VIF and FSIM 41 x 41. Raises ValueError if the shapes differ.
+    without it; SSIM needs 11 x 11 pixels, VIF and FSIM 41 x 41, landmarks and what the recogniser sees a square of 64.
+    The recogniser is in no loss, so that nothing was tuned to please it. Raises ValueError if the shapes differ.
     """
-    measures = {
+    measures: dict[str, PairMeasure] = {
         "psnr": metrics.psnr,
         "psnr_affine": metrics.psnr_after_affine_fit,
         "psnr_matched": metrics.psnr_matched,
@@ -276,18 +284,17 @@ def face_measures(restored: Tensor, hq: Tensor, only: Sequence[str] = tuple(MEAS
             measures["vif"], measures["fsim"] = metrics.vif, metrics.fsim
     if hq.shape[-1] == hq.shape[-2] >= 64:
         measures["landmarks"] = _landmark_distance
+        measures["feature_distance"] = lambda a, b: feature_distance(_recogniser(), a, b)
+        measures["likeness_distance"] = _likeness_distance
     return {key: measures[key](restored, hq) for key in MEASURES if key in measures and key in only}
 
 
-NetworkMeasure = Callable[[Tensor, Tensor], Tensor]
-
-
-def network_measures() -> dict[str, NetworkMeasure]:
+def network_measures() -> dict[str, PairMeasure]:
     """The available measures by networks: key of `MEASURES` -> ((restored, hq), both (B, 3, H, W), -> (B,)).
 
     identity: angle between ArcFace's directions; lpips: arXiv:1801.03924; niqe, musiq, maniqa: see `find_quality`.
     """
-    found: dict[str, NetworkMeasure] = {}
+    found: dict[str, PairMeasure] = {}
     if recogniser := find_recogniser():
         found["identity"] = lambda a, b: likeness(recogniser(a), recogniser(b)).arccos().rad2deg()
     if vgg := find_vgg():
@@ -297,14 +304,14 @@ def network_measures() -> dict[str, NetworkMeasure]:
     return found
 
 
-def all_measures(restored: Tensor, hq: Tensor, networks: Mapping[str, NetworkMeasure]) -> dict[str, Tensor]:
+def all_measures(restored: Tensor, hq: Tensor, networks: Mapping[str, PairMeasure]) -> dict[str, Tensor]:
     """`face_measures` and those of `networks`: key of `MEASURES` -> (B,)."""
     return face_measures(restored, hq) | {
         key: measure(restored, hq).cpu().double() for key, measure in networks.items()
     }
 
 
-def notes_on_networks(networks: Mapping[str, NetworkMeasure], faces: int, has_fid: bool) -> list[str]:
+def notes_on_networks(networks: Mapping[str, PairMeasure], faces: int, has_fid: bool) -> list[str]:
     """What is not measured, and why, a line each."""
     notes = []
     if missing := [MEASURES[key].title for key in BY_NETWORKS if key not in networks]:
@@ -316,9 +323,19 @@ def notes_on_networks(networks: Mapping[str, NetworkMeasure], faces: int, has_fi
     return notes
 
 
-def _one_by_one(mean: NetworkMeasure) -> NetworkMeasure:
+def _one_by_one(mean: PairMeasure) -> PairMeasure:
     """A measure that returns a value for every face, from one that returns the mean over its batch."""
     return lambda a, b: torch.stack([mean(*pair) for pair in zip(a.split(1), b.split(1), strict=True)])
+
+
+@lru_cache(maxsize=1)
+def _recogniser() -> RecogniserNet:
+    return load_recogniser()
+
+
+def _likeness_distance(restored: Tensor, hq: Tensor) -> Tensor:
+    """Distance of the recogniser's embeddings; two photos of one person are mostly nearer than 0.6."""
+    return likeness_distance(*(embed_faces(_recogniser(), faces) for faces in (restored, hq))).double()
 
 
 def _landmark_distance(restored: Tensor, hq: Tensor) -> Tensor:

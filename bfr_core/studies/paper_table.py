@@ -75,6 +75,8 @@ SHORT = {
     "niqe": "NIQE",
     "musiq": "MUSIQ",
     "maniqa": "MANIQA",
+    "feature_distance": "FD",
+    "likeness_distance": "LD",
     "identity": "IDA",
     "landmarks": "LMD",
     "kid": "KID",

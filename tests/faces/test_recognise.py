@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from pathlib import Path
 
@@ -23,9 +24,12 @@ from bfr_core.faces.recognise import (
     chips_of,
     embed,
     embed_faces,
+    feature_distance,
     load_recogniser,
 )
+from bfr_core.faces.sharp_faces import SharpFaces
 from bfr_core.files.photos import read_image
+from bfr_core.pixels import gaussian_blur
 
 
 @pytest.fixture(scope="module")
@@ -220,3 +224,17 @@ def test_a_missing_or_foreign_file_is_one_clear_line(tmp_path: Path):
     with pytest.raises(ValueError, match="not the embedded face recogniser") as caught:
         load_recogniser(tmp_path / "other.safetensors")
     assert "\n" not in str(caught.value)
+
+
+def test_pictures_that_look_less_alike_are_further_apart(net):
+    image = SharpFaces(256).stacked(6)
+    blurred = [feature_distance(net, gaussian_blur(image, sigma, edges="replicate"), image) for sigma in (1, 2, 4)]
+    noisy = [feature_distance(net, image + sigma * torch.randn(image.shape), image) for sigma in (0.01, 0.04, 0.1)]
+    others = feature_distance(net, image.roll(1, 0), image)
+    for kind in (blurred, noisy):
+        steps = [torch.zeros(len(image)), *kind, others]
+        assert all((after > before).all() for before, after in itertools.pairwise(steps))
+    torch.testing.assert_close(feature_distance(net, image, image.roll(1, 0)), others)
+    assert feature_distance(net, image, image).max() == 0 and len(feature_distance(net, image[:0], image[:0])) == 0
+    with pytest.raises(ValueError, match="one shape"):
+        feature_distance(net, image, image[:2])
