@@ -35,9 +35,8 @@ from adaptation import held_out_faces
 
 from bfr_core import load_prior, load_restorer
 from bfr_core.adaptation.config import SMALL
-from bfr_core.adaptation.folder_damage import estimated
 from bfr_core.adaptation.same_person import likeness_vetoes
-from bfr_core.adaptation.targets import resolved_settings
+from bfr_core.adaptation.targets import TargetConfig
 from bfr_core.adaptation.tuning import model_of, perceptual_term, sharp_faces
 from bfr_core.adaptation.verdict import (
     Agreement,
@@ -60,7 +59,7 @@ from bfr_core.metrics.intervals import Interval, wilson_interval
 from bfr_core.randomness import keyed_generator
 from bfr_core.restoration.same_person import FaceLikeness, LikenessMeter
 from bfr_core.restorers import save_restorer
-from bfr_core.studies.benchmark import cleaned, damaged, drawn_targets, restored_by
+from bfr_core.studies.benchmark import damaged, drawn_targets, restored_by, settled_for
 from bfr_core.studies.evaluate import face_measures
 from bfr_core.training.config import FinetuneConfig
 from bfr_core.training.finetune import finetune
@@ -108,22 +107,22 @@ class Lab:
         self.adapt_hq, self.hq = adapt_hq[:FOLDER], hq[:MEASURED]
         self.statistics, self.meter = load_face_statistics(self.restorer.size), LikenessMeter()
         self.people = embed_faces(self.meter.net, self.hq)
-        self.estimated: tuple[Tensor, FolderDamage] | None = None
+        self.found: tuple[Tensor, TargetConfig, FolderDamage] | None = None
 
     def folder(self, run: Run, damage: str = "") -> Tensor:
         return damaged(self.adapt_hq, damage or run.damage, run.seed, f"folder {run.strength}", run.strength)
 
     def targets(self, lq: Tensor, seed: int) -> Tensor:
-        config = resolved_settings(replace(SMALL.targets, seed=seed), lq[:8], self.restorer, self.prior)
+        config = replace(self.settled(lq)[0], seed=seed)
         return drawn_targets(lq, self.restorer, self.prior, config)
 
-    def damage(self, lq: Tensor) -> FolderDamage:
-        """The damage of the faces, estimated as a user's folder's is; that of the last faces is remembered."""
-        if not (self.estimated and torch.equal(self.estimated[0], lq)):
-            config = resolved_settings(replace(SMALL.targets, detail=1.0), lq[:8], self.restorer, self.prior)
-            restored = restored_by(self.restorer, cleaned(lq, self.prior, config))
-            self.estimated = lq, estimated(lq, restored, self.restorer.size)
-        return self.estimated[1]
+    def settled(self, lq: Tensor) -> tuple[TargetConfig, FolderDamage]:
+        """Settings and damage of the faces, as of a user's folder; those of the last faces are remembered."""
+        if not (self.found and torch.equal(self.found[0], lq)):
+            config, damage = settled_for(lq, self.restorer, self.prior, SMALL)
+            assert damage, "the recipe needs it"
+            self.found = lq, config, damage
+        return self.found[1:]
 
 
 # ---------------------------------------------------------------- ways to adapt, right and wrong
@@ -234,7 +233,7 @@ def run_one(lab: Lab, run: Run, lq: Tensor, targets: Tensor, work: Path) -> dict
     config = replace(case.config, seed=run.seed)
     file = work / f"{run.name.replace(' ', '_')}.safetensors"
     pairs = list(zip(case.lq[JUDGED:], case.targets[JUDGED:], strict=True))
-    damage = lab.damage(case.lq if case.seen is None else case.seen)
+    damage = lab.settled(case.lq if case.seen is None else case.seen)[1]
     if not file.exists():
         term = perceptual_term(config, lab.prior, lab.restorer.device)
         sharp = sharp_faces(damage, pairs, 0)

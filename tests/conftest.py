@@ -138,6 +138,7 @@ def few_trials() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bfr_core.adaptation.folder_damage.TRIALS", 24)
         patch.setattr("bfr_core.adaptation.folder_damage.SEARCHED_FACES", 4)
+        patch.setattr("bfr_core.adaptation.cleaning.KNOWN", 2)
         yield
 
 

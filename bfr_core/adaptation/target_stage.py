@@ -18,6 +18,7 @@ from ..files.shards import WHOLE, Shard
 from ..files.stages import open_stage, remove, stage_folder
 from ..pixels import as_bytes
 from ..restorers import Restorer
+from .cleaning import level_by_known_answers
 from .config import AdaptConfig
 from .faces import FaceSet, StageCallback, content_hash, old_crops, resize_square, write_or_keep
 from .folder_damage import folder_damage
@@ -72,6 +73,40 @@ def resolved_target_config(
     return replace(config, sampler=sampler, t_clean=found["t_clean"], detail=found["detail"], search=())
 
 
+def settled_target_config(
+    run: Run,
+    faces: FaceSet,
+    restorer: Restorer,
+    prior: Prior,
+    config: AdaptConfig,
+    callback: StageCallback | None = None,
+) -> TargetConfig:
+    """`config.targets` with all that is left to the faces. Where the tuning needs the folder's damage this is estimated
+    first, and a `t_clean` that is left to the faces is chosen by it, see `cleaning`; that is kept in settled.json.
+    """
+    clear = resolved_target_config(run, faces, restorer, prior, config.targets, callback)
+    if not config.finetune.sharp:
+        return clear
+    damage = folder_damage(run, faces, restorer, prior, clear, callback)
+    if config.targets.t_clean != "auto":
+        return clear
+    found = read_table(run.resolved_settings)
+    chosen_with = fingerprint(restorer.sha256, prior.sha256, asdict(clear), damage.as_json())
+    if found.get("chosen_with") != chosen_with:
+
+        def step(done: int, total: int) -> None:
+            if callback:
+                callback("examine", done, total, None)
+
+        some = min(EXAMINED_FACES, len(faces))
+        lq = faces.read([faces.names[i * len(faces) // some] for i in range(some)])
+        level = level_by_known_answers(damage, lq, restorer, prior, clear, step)
+        found |= {"chosen_with": chosen_with, "chosen_t_clean": level}
+        write_json(run.resolved_settings, found)
+        log.info("t_clean by known answers: %d (by the noise: %s)", level, clear.t_clean)
+    return replace(clear, t_clean=found["chosen_t_clean"])
+
+
 def _still_typical(found: dict[str, Any], faces: FaceSet) -> bool:
     """Whether what was resolved from a sample of the faces still holds for all of them."""
     examined, names = found.get("examined", {}), set(faces.names)
@@ -118,7 +153,7 @@ def draw_shard(
     faces: FaceSet,
     restorer: Restorer,
     prior: Prior,
-    config: TargetConfig,
+    config: AdaptConfig,
     shard: Shard,
     callback: StageCallback | None = None,
 ) -> int:
@@ -127,7 +162,7 @@ def draw_shard(
     The parts are cut at whole batches, so that together they draw what one process would draw. Once all parts are
     there, `make_targets` finds nothing left to draw, and checks them. Returns the number of this part's targets.
     """
-    clear = resolved_target_config(run, faces, restorer, prior, config, callback)
+    clear = settled_target_config(run, faces, restorer, prior, config, callback)
     return len(_draw(run, faces, restorer, prior, clear, callback, shard))
 
 
@@ -209,9 +244,7 @@ def make_targets(
 
     Returns the targets that passed, by face name, and the fingerprint of them all.
     """
-    clear = resolved_target_config(run, faces, restorer, prior, config.targets, callback)
-    if config.finetune.sharp:
-        folder_damage(run, faces, restorer, prior, clear, callback)
+    clear = settled_target_config(run, faces, restorer, prior, config, callback)
     made_from = draw_targets(run, faces, restorer, prior, clear, callback)
     redraw = keep_redraws(run, faces, restorer, prior, clear, redraw_with(restorer, prior, clear, callback))
     return checked_targets(run, faces, targets_of(run, faces), made_from, config.gate, redraw, callback), made_from

@@ -164,7 +164,7 @@ def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     elif not args.shard.is_whole:
         with run.locked_shard(args.shard):
             prior = load_prior(config.prior).to(restorer.device)
-            drawn = draw_shard(run, faces_of(run), restorer, prior, config.targets, args.shard, bars)
+            drawn = draw_shard(run, faces_of(run), restorer, prior, config, args.shard, bars)
         print(f"{drawn} pseudo targets of shard {args.shard} in {run.targets}; {GATHER}", file=sys.stderr)
         return {"targets": drawn}
     with run.locked():

@@ -17,7 +17,7 @@ from typing import Any
 from ..adaptation.config import AdaptConfig
 from ..adaptation.faces import StageCallback, collect_shard, faces_of
 from ..adaptation.run import Run
-from ..adaptation.target_stage import draw_shard, resolved_target_config
+from ..adaptation.target_stage import draw_shard, settled_target_config
 from ..diffusion.prior import Prior
 from ..files.photos import look_through, printable
 from ..files.shards import Shard
@@ -112,7 +112,7 @@ class TargetWorker(ShardWorker):
         self.prior = load_prior(order.config.prior).to(device)
 
     def work(self, shard: Shard) -> list[dict[str, str]]:
-        draw_shard(self.run, faces_of(self.run), self.restorer, self.prior, self.order.config.targets, shard)
+        draw_shard(self.run, faces_of(self.run), self.restorer, self.prior, self.order.config, shard)
         return []
 
 
@@ -153,7 +153,7 @@ def draw_on_ray(
     run = Run(order.run)
     with run.locked():
         faces = faces_of(run)
-        resolved_target_config(run, faces, restorer, prior, order.config.targets, callback)
+        settled_target_config(run, faces, restorer, prior, order.config, callback)
     batch = order.config.targets.batch_size
     _all_shards(TargetWorker, order, pool, "targets", len(faces), batch, callback, lambda _: None)
 

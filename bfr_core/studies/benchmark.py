@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from .. import metrics
+from ..adaptation.cleaning import level_by_known_answers
 from ..adaptation.config import AdaptConfig
 from ..adaptation.folder_damage import estimated
 from ..adaptation.targets import TargetConfig, draw_in_batches, resolved_settings
 from ..adaptation.tuning import sharp_faces
+from ..damage.estimate import FolderDamage
 from ..damage.synthetic import degrade
 from ..diffusion.low_pass import low_pass
 from ..diffusion.prior import Prior
@@ -159,6 +161,20 @@ def drawn_targets(lq: Tensor, restorer: Restorer, prior: Prior, config: TargetCo
     return torch.cat([targets.pseudo_target for _, targets in drawn])
 
 
+def settled_for(
+    lq: Tensor, restorer: Restorer, prior: Prior, config: AdaptConfig
+) -> tuple[TargetConfig, FolderDamage | None]:
+    """As `adaptation.target_stage.settled_target_config` does for the faces `lq`, and their damage if it is needed."""
+    some = lq[:: max(1, len(lq) // EXAMINED)]
+    clear = resolved_settings(config.targets, some, restorer, prior)
+    if not config.finetune.sharp:
+        return clear, None
+    damage = estimated(lq, restored_by(restorer, cleaned(lq, prior, clear)), restorer.size)
+    if config.targets.t_clean == "auto":
+        clear = replace(clear, t_clean=level_by_known_answers(damage, some, restorer, prior, clear))
+    return clear, damage
+
+
 def run_cell(
     cell_faces: CellFaces,
     restorer: Restorer,
@@ -174,7 +190,7 @@ def run_cell(
     perceptual: see `finetune`. adapted_to: called with the adapted restorer.
     """
     _, adapt_lq, hq, lq, _ = cell_faces
-    target_config = resolved_settings(config.targets, adapt_lq[:: max(1, len(adapt_lq) // EXAMINED)], restorer, prior)
+    target_config, damage = settled_for(adapt_lq, restorer, prior, config)
     base_adapt = restored_by(restorer, adapt_lq)
 
     plain = replace(config.finetune, sharp=0.0)  # the clean answers of the controls are their targets alone
@@ -187,10 +203,8 @@ def run_cell(
         return drawn_targets(adapt_lq, restorer, prior, target_config)
 
     def adapt() -> Restorer:
-        if not config.finetune.sharp:
+        if damage is None:
             return tuned_on(targets())
-        restored = restored_by(restorer, cleaned(adapt_lq, prior, target_config))
-        damage = estimated(adapt_lq, restored, restorer.size)
         pairs = list(zip(adapt_lq, targets(), strict=True))
         sharp = sharp_faces(damage, pairs, len(split(len(pairs), config.finetune)[1]))
         return finetune(restorer, pairs, config.finetune, perceptual=perceptual, sharp=sharp)[0]

@@ -52,7 +52,7 @@ def test_shards_collect_and_draw_what_one_process_would(photos, config, tiny_res
     assert faces.names == expected.names and faces.fingerprint == expected.fingerprint
     assert not list(run.faces.glob("photos-*")), "their journals are in the run's"
 
-    drawn = [draw_shard(run, faces, restorer, prior, some.targets, Shard(number, 2)) for number in (2, 1)]
+    drawn = [draw_shard(run, faces, restorer, prior, some, Shard(number, 2)) for number in (2, 1)]
     assert drawn == [4, 6]
     before = {path: path.stat().st_mtime_ns for path in run.targets.glob("*.png")}
     _, gathered = make_targets(run, faces, restorer, prior, some)
@@ -70,7 +70,7 @@ def test_a_shard_does_not_draw_twice_and_draws_anew_with_other_settings(
     faces = collect_faces(photos, run, 32, ALIGNED)
     part = Shard(1, 2)
     for config_, expected in (
-        (config.targets, 6), (config.targets, 0), (replace(config.targets, seed=1), 6), (config.targets, 6),
+        (config, 6), (config, 0), (replace(config, targets=replace(config.targets, seed=1)), 6), (config, 6),
     ):  # fmt: skip
         drawn_names.clear()
         draw_shard(run, faces, restorer, prior, config_, part)

@@ -217,6 +217,7 @@ def load_pack() -> ModuleType:
     spec.loader.exec_module(pack)
     stage = import_module(f"{ALIAS}.bfr_core.adaptation.folder_damage")
     stage.TRIALS, stage.SEARCHED_FACES = 24, 4  # type: ignore[attr-defined]  # as in `few_trials`
+    import_module(f"{ALIAS}.bfr_core.adaptation.cleaning").KNOWN = 2  # type: ignore[attr-defined]
     return pack
 
 

@@ -1,0 +1,88 @@
+"""The noise level at which the prior cleans a folder's faces, chosen on faces whose answer is known.
+
+`diffusion.noise_level` reads the level off the noise itself. It finds none where the noise is coarser than single
+pixels, as in a photo that was enlarged. Here sharp faces are given the folder's estimated damage, cleaned at several
+levels, and restored by the base; the level is taken at which they come nearest to the truth.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..damage.estimate import FolderDamage, KnownDamage
+from ..diffusion.prior import Prior
+from ..faces.sharp_faces import SharpFaces
+from ..metrics.psnr import psnr
+from ..restorers import Restorer
+from .folder_damage import likest, restored_for_estimate
+from .targets import TargetConfig
+
+log = logging.getLogger(__name__)
+
+KNOWN = 8  # sharp faces that are tried
+LEVELS = (0, 4, 8, 16, 32)  # of `LEVELS_OF` steps
+LEVELS_OF = 250
+LEAST_GAIN = 0.05  # dB: another level that is better by less is as good as the one that was read off the noise
+
+
+def level_by_known_answers(
+    damage: FolderDamage,
+    lq: Tensor,
+    base: Restorer,
+    prior: Prior,
+    config: TargetConfig,
+    callback: Callable[[int, int], None] | None = None,
+) -> int:
+    """The best `t_clean`, an index below a quarter of `config.sampler.num_steps`.
+
+    damage: of the folder. lq: (B, 3, S, S) RGB in [0, 1], some of its faces, S = base.size. config: `t_clean` is the
+    level that was read off the noise. callback: (level tried, of so many).
+    """
+    sharp = SharpFaces(base.size).stacked(KNOWN)
+    restored = restored_for_estimate(lq, base, prior, config)
+    model = likest(damage, KnownDamage.of(damage, lq, restored), lq, restored)
+    pairs = zip(sharp, (i % len(lq) for i in range(len(sharp))), strict=True)
+    given = torch.stack([model.put_on(face, lq[i], restored[i], seed) for seed, (face, i) in enumerate(pairs)])
+
+    def score(level: int) -> float:
+        found = restored_for_estimate(given, base, prior, replace(config, t_clean=level))
+        return float(psnr(found, sharp).mean())
+
+    assert isinstance(config.t_clean, int)
+    return _best_level(score, config.t_clean, config.sampler.num_steps, callback)
+
+
+def _best_level(
+    score: Callable[[int], float], own: int, num_steps: int, callback: Callable[[int, int], None] | None = None
+) -> int:
+    """The level of the highest score among some, and between the best of them and its neighbours; `own` if that is
+    nearly as good."""
+    coarse = {own, *(round(level * num_steps / LEVELS_OF) for level in LEVELS)}
+    levels = sorted(level for level in coarse if level == own or level < num_steps // 4)
+    scores: dict[int, float] = {}
+
+    def tried(some: list[int], total: int) -> int:
+        for level in some:
+            scores[level] = score(level)
+            if callback:
+                callback(min(len(scores), total), total)
+        return max(scores, key=lambda level: scores[level])
+
+    total = len(levels) + 2
+    best = tried(levels, total)
+    place = levels.index(best)
+    between = {(best + levels[i]) // 2 for i in (place - 1, place + 1) if 0 <= i < len(levels)}
+    best = tried(sorted(between - scores.keys()), total)
+    log.info("PSNR of sharp faces with the folder's damage, cleaned at some levels and restored: %s", _shown(scores))
+    if callback:
+        callback(total, total)
+    return best if scores[best] - scores[own] >= LEAST_GAIN else own
+
+
+def _shown(scores: dict[int, float]) -> str:
+    return ", ".join(f"{level}: {scores[level]:.2f} dB" for level in sorted(scores))
