@@ -481,7 +481,7 @@ def prior_encoder(work: Path, device: torch.device) -> Callable[[Tensor], list[T
 
 
 TASKS = {
-    "prior": Task("prior", new_prior, prior_loss, batch=16, rate=4e-4, decay=0.9998, by_muon=is_hidden_matrix),
+    "prior": Task("prior", new_prior, prior_loss, batch=16, rate=4e-4, decay=0.999, by_muon=is_hidden_matrix),
     "restorer": Task("restorer", new_restorer, restorer_loss, batch=8, rate=1e-3, decay=0.999),
     "restorer_sharp": Task(
         "restorer_sharp", Opponents, sharp_loss, batch=8, rate=3e-4, decay=0.999, begin=begin_with_restorer
