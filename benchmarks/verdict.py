@@ -37,7 +37,7 @@ from bfr_core import load_prior, load_restorer
 from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.same_person import likeness_vetoes
 from bfr_core.adaptation.targets import TargetConfig
-from bfr_core.adaptation.tuning import model_of, perceptual_term, sharp_faces
+from bfr_core.adaptation.tuning import model_for, perceptual_term, sharp_faces
 from bfr_core.adaptation.verdict import (
     Agreement,
     Appearance,
@@ -242,7 +242,7 @@ def run_one(lab: Lab, run: Run, lq: Tensor, targets: Tensor, work: Path) -> dict
     measured = damaged(lab.hq, run.damage, run.seed, "measure", run.strength)
     evidence: dict[str, Any] = {"targets": numbers(appearance_of(judged[1], judged[0], lab.statistics, lab.net))}
     known_answers = KnownAnswers.of(judged[0], restored_by(adapted, judged[0]), lab.statistics)
-    folder = KnownAnswers.under(model_of(damage, pairs), *judged, lab.statistics)
+    folder = KnownAnswers.under(model_for(damage, pairs), *judged, lab.statistics)
     base, new = (restored_by(restorer, judged[0]) for restorer in (lab.restorer, adapted))
     said = lab.meter.judge(judged[0], base, new, helped=base)
     evidence["likeness"] = dict(zip(("base", "tuned"), ([one.record() for one in of] for of in said), strict=True))

@@ -14,12 +14,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..damage.estimate import FolderDamage, KnownDamage
+from ..damage.estimate import FolderDamage
 from ..diffusion.prior import Prior
 from ..faces.sharp_faces import SharpFaces
 from ..metrics.psnr import psnr
 from ..restorers import Restorer
-from .folder_damage import likest, restored_for_estimate
+from .folder_damage import model_of, restored_for_estimate
 from .targets import TargetConfig
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def level_by_known_answers(
     """
     sharp = SharpFaces(base.size).stacked(KNOWN)
     restored = restored_for_estimate(lq, base, prior, config)
-    model = likest(damage, KnownDamage.of(damage, lq, restored), lq, restored)
+    model = model_of(damage, lq, restored)
     pairs = zip(sharp, (i % len(lq) for i in range(len(sharp))), strict=True)
     given = torch.stack([model.put_on(face, lq[i], restored[i], seed) for seed, (face, i) in enumerate(pairs)])
 

@@ -65,8 +65,9 @@ def folder_damage(
 
 
 def estimated(lq: Tensor, restored: Tensor, size: int, callback: StageCallback | None = None) -> FolderDamage:
-    """The damage of the faces `lq` (N, 3, S, S), S = size, by both ways: its filter and noise, see
-    `damage.estimate`, and the most like it in a family, see `damage.search`. restored: what the base makes of them."""
+    """The damage of the faces `lq` (N, 3, S, S), S = size: its filter and noise, see `damage.estimate`, and the most
+    like it in a family, see `damage.search`, if that is the better model, see `likest`. restored: what the base makes
+    of the faces."""
     sharp = SharpFaces(size)
     damage = estimate_damage(lq, restored, sharp.stacked(SHARP_COMPARED))
     searched = searched_faces(size)
@@ -78,7 +79,7 @@ def estimated(lq: Tensor, restored: Tensor, size: int, callback: StageCallback |
     some = lq[:: max(1, len(lq) // (2 * len(searched)))]
     found = closest_damage(some, searched, TRIALS, callback=step)
     log.info("the nearest damage of a camera is at the distance %.2f: %s", found.distance, found.how)
-    return replace(damage, photographed=found.how)
+    return likest(replace(damage, photographed=found.how), lq, restored)
 
 
 def searched_faces(size: int) -> Tensor:
@@ -87,22 +88,29 @@ def searched_faces(size: int) -> Tensor:
     return SharpFaces(size).stacked(max(MIN_SEARCHED, round(SEARCHED_FACES * share)))
 
 
-def likest(damage: FolderDamage, known: KnownDamage, lq: Tensor, restored: Tensor) -> KnownDamage | Photographed:
-    """The model of the folder's damage that makes sharp faces look most like the folder's faces.
+def likest(damage: FolderDamage, lq: Tensor, restored: Tensor) -> FolderDamage:
+    """`damage` with that of its two models which makes sharp faces look most like the folder's faces `lq`.
 
-    known: the filter with the rests of the faces `lq` (N, 3, S, S), of which `restored` are the targets.
+    lq, restored: (N, 3, S, S), damaged faces and what the base makes of them. Where the filter with the rests of the
+    faces is nearer, `photographed` is None in the result.
     """
-    if damage.photographed is None:
-        return known
     sharp = SharpFaces(damage.size).stacked(COMPARED)
     looks = Looks(statistics(lq))
-    models: dict[str, KnownDamage | Photographed] = {"filter and rest": known, "camera": damage.photographed}
+    models = {"filter and rest": KnownDamage.of(damage, lq, restored), "camera": damage.photographed}
     distances: dict[str, float] = {}
     for name, model in models.items():
-        made = [model.put_on(face, lq[i % len(lq)], restored[i % len(lq)], i) for i, face in enumerate(sharp)]
-        distances[name] = looks.distance(statistics(torch.stack(made)))
+        if model is not None:
+            made = [model.put_on(face, lq[i % len(lq)], restored[i % len(lq)], i) for i, face in enumerate(sharp)]
+            distances[name] = looks.distance(statistics(torch.stack(made)))
     log.info("distance between the folder's faces and sharp faces with each model of their damage: %s", distances)
-    return models[min(distances, key=lambda name: distances[name])]
+    nearest = min(distances, key=lambda name: distances[name])
+    return damage if nearest == "camera" else replace(damage, photographed=None)
+
+
+def model_of(damage: FolderDamage, lq: Tensor, restored: Tensor) -> KnownDamage | Photographed:
+    """What puts the folder's damage on a sharp face. lq, restored: (N, 3, S, S), donors of the rest, see
+    `KnownDamage.of`."""
+    return damage.photographed or KnownDamage.of(damage, lq, restored)
 
 
 @torch.no_grad()

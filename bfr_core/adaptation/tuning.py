@@ -30,7 +30,7 @@ from ..training.finetune import TuningProgress, Watch, finetune, split
 from ..training.losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
 from ..training.team import ALONE, Team
 from .faces import FaceSet, StageCallback, resize_square
-from .folder_damage import ESTIMATED_FACES, folder_damage, likest, read_damage
+from .folder_damage import ESTIMATED_FACES, folder_damage, model_of, read_damage
 from .good_faces import MAX_EXAMPLES, Examples
 from .run import Run
 from .same_person import likeness_vetoes
@@ -146,15 +146,14 @@ def sharp_faces(damage: FolderDamage, pairs: Pairs, held: int) -> SharpFaces:
     held: on how many of them checkpoints are compared, at most; at least those that the verdict asks about.
     """
     faces = EmbeddedFaces(damage.size)
-    return SharpFaces(faces, model_of(damage, pairs), max(KEPT_APART, min(held, len(faces) // 4)))
+    return SharpFaces(faces, model_for(damage, pairs), max(KEPT_APART, min(held, len(faces) // 4)))
 
 
-def model_of(damage: FolderDamage, pairs: Pairs) -> KnownDamage | Photographed:
-    """The model of the folder's damage that is nearer to its faces, see `folder_damage.likest`."""
+def model_for(damage: FolderDamage, pairs: Pairs) -> KnownDamage | Photographed:
+    """What puts the folder's damage on a sharp face, with some of the pairs as donors."""
     count = min(len(pairs), ESTIMATED_FACES)
     some = [pairs[i * len(pairs) // count] for i in range(count)]
-    lq, targets = (torch.stack([pair[k] for pair in some]) for k in (0, 1))
-    return likest(damage, KnownDamage.of(damage, lq, targets), lq, targets)
+    return model_of(damage, *(torch.stack([pair[k] for pair in some]) for k in (0, 1)))
 
 
 def judge_tuning(
@@ -166,7 +165,7 @@ def judge_tuning(
         pairs = pairs_of(faces, targets, base.size)
         held = [pairs[i] for i in split(len(pairs), config)[1][:MAX_JUDGED]]
         damage = read_damage(run) if config.sharp and held else None
-        judgement = judged_on_faces(base, tuned, held, model_of(damage, pairs) if damage else None)
+        judgement = judged_on_faces(base, tuned, held, model_for(damage, pairs) if damage else None)
     log.info("verdict: %s: %s", judgement.verdict, judgement.sentence)
     return judgement
 

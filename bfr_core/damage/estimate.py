@@ -56,7 +56,7 @@ class FolderDamage:
     transfer: (3, R) |H| in [0, 1] of lightness and two chromas. noise: (3, R) power of what H leaves unexplained, of
     values in [0, 1]; its mean over all frequencies is a variance. size: side of the faces in pixels, which says where
     the rings are, see `spectra.ring_middles`. photographed: the damage in the family of `family` that is most like the
-    folder's, or None where none was searched for.
+    folder's, or None where none was searched for, or the filter with the faces' rests is more like it.
     """
 
     transfer: Tensor
