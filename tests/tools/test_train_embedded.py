@@ -18,6 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 from train_embedded import Task, join_pieces, latest, train, write_pieces
 
+from bfr_core.pixels import gaussian_blur
+
 ROOT = Path(__file__).resolve().parents[2]
 FACE = [[97.0, 120.0], [160.0, 120.0], [129.0, 157.0], [101.0, 186.0], [155.0, 186.0]]
 
@@ -145,7 +147,7 @@ def test_the_last_part_begins_with_the_restorer_and_each_side_learns_its_own(
     assert all(torch.equal(value, state[name]) for name, value in both.restorer.state_dict().items())
 
     def grads_with(**weights: float) -> tuple[dict[str, Tensor], float]:
-        for name in ("TEXTURE_WEIGHT", "PERCEPTUAL_WEIGHT", "ADVERSARIAL_WEIGHT"):
+        for name in ("TEXTURE_WEIGHT", "PERCEPTUAL_WEIGHT", "ADVERSARIAL_WEIGHT", "HATCHING_WEIGHT"):
             monkeypatch.setattr(train_embedded, name, weights.get(name, 0.0))
         torch.manual_seed(0)
         both = train_embedded.Opponents()
@@ -169,6 +171,16 @@ def test_the_last_part_begins_with_the_restorer_and_each_side_learns_its_own(
     assert any(not torch.equal(judged[name], grad) for name, grad in plain.items() if name.startswith("restorer."))
     compared, _ = grads_with(PERCEPTUAL_WEIGHT=1.0)
     assert any(not torch.equal(compared[name], grad) for name, grad in plain.items() if name.startswith("restorer."))
+
+
+def test_hatching_is_what_a_face_has_more_of_than_the_true_one() -> None:
+    face = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    smooth = gaussian_blur(face, 3.0)
+    board = 0.02 * torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(32, 32)
+    assert train_embedded.hatching(smooth, face) == 0 and train_embedded.hatching(face, face) == 0
+    patterns = [board, board.abs() * torch.tensor([1.0, -1.0]).repeat(32), board.repeat(1, 1).roll(1, 0)]
+    assert all(train_embedded.hatching(smooth + pattern, smooth) > 0.005 for pattern in patterns)
+    assert train_embedded.hatching(smooth + 0.02, smooth) < 1e-6, "another brightness is none"
 
 
 def test_the_restorer_is_opened_by_plain_spandrel_with_the_same_result() -> None:
