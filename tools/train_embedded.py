@@ -24,7 +24,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -51,6 +51,7 @@ CHECKPOINT_SECONDS = 600
 LOG_STEPS = 50
 TEXTURE_WEIGHT = 0.3  # against the mean absolute difference, as the next two
 PERCEPTUAL_WEIGHT, ADVERSARIAL_WEIGHT, HATCHING_WEIGHT = 0.1, 0.02, 5.0
+STRIDES = 8  # pixels that the discriminator's strides take together
 SEEN_SHARPER = 7.0  # times its finest detail is added to what the discriminator sees, which its bounded norms hide
 PIECE_BYTES = 15 << 20
 DISCRIMINATOR_RATE = 3.0  # times the restorer's learning rate
@@ -446,7 +447,7 @@ def sharp_loss(net: nn.Module, work: Path) -> Loss:
     """The mean absolute difference, the distance in the new prior's encoder and the discriminator's opinion.
 
     Not the strength of texture: a hatching of the right strength satisfies it. What hatching there is has a term of its
-    own. The encoder sees patches of four pixels; both faces are moved by up to three, so that none is seen whole.
+    own. Both networks see the faces moved by a few pixels, or patterns in step with their strides would please them.
 
     Both networks learn in one backward pass: the discriminator is frozen where it judges for the restorer, and sees
     what the restorer made without its gradient.
@@ -459,13 +460,12 @@ def sharp_loss(net: nn.Module, work: Path) -> Loss:
         hq, lq = damaged_pair(hq, generator)
         with autocast(hq.device, "auto"):
             restored = restorer(lq).float()
-            y, x = torch.randint(0, PATCH, (2,), generator=generator).tolist()
-            moved = [faces[:, :, y : y - PATCH, x : x - PATCH] for faces in (restored, hq)]
-            features = perceptual(*moved)
+            features = perceptual(*moved((restored, hq), PATCH, generator))
+            theirs, ours = moved((hq, restored), STRIDES, generator)
             discriminator.requires_grad_(False)
-            fooled = generator_loss(discriminator(sharper(restored)).float())
+            fooled = generator_loss(discriminator(sharper(ours)).float())
             discriminator.requires_grad_(True)
-            told = discriminator_loss(*(discriminator(sharper(f)).float() for f in (hq, restored.detach())))
+            told = discriminator_loss(*(discriminator(sharper(some)).float() for some in (theirs, ours.detach())))
         l1, _, entries = agreement(lq, restored, hq)
         hatched = hatching(restored, hq)
         terms = {"perceptual": features, "fooled": fooled, "told": told, "hatching": hatched}
@@ -473,6 +473,12 @@ def sharp_loss(net: nn.Module, work: Path) -> Loss:
         return loss, entries + [(name, term.item()) for name, term in terms.items()]
 
     return loss_of
+
+
+def moved(faces: Sequence[Tensor], step: int, generator: torch.Generator) -> list[Tensor]:
+    """The faces (B, 3, H, W) without `step` rows and columns, some of them at the upper left, drawn anew."""
+    y, x = torch.randint(0, step, (2,), generator=generator).tolist()
+    return [some[:, :, y : y - step, x : x - step] for some in faces]
 
 
 def sharper(faces: Tensor) -> Tensor:
