@@ -157,8 +157,9 @@ class Muon(torch.optim.Optimizer):
     """Steps along the orthogonalised momentum of each matrix; a convolution's is (out, in times its kernel).
 
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; the step's size as in
-    arXiv:2502.16982, so that AdamW's learning rate is a measure of it. After 300 steps of the
-    prior from one checkpoint, 3 times that rate was better on little noise than once, and worse on much.
+    arXiv:2502.16982, so that AdamW's learning rate is a measure of it. After 300 steps of the prior from one
+    checkpoint, 3 times that rate was better on little noise than once, and worse on much. torch's own Muon takes no
+    convolutions.
     """
 
     TIMES = 2.0  # the task's learning rate

@@ -57,13 +57,12 @@ def resolved_target_config(
             if callback:
                 callback("examine", call, calls, None)
 
-        some = min(EXAMINED_FACES, len(faces))
-        chosen = [i * len(faces) // some for i in range(some)]
-        lq = faces.read([faces.names[i] for i in chosen])
+        names = examined(faces)
+        lq = faces.read(names)
         clear = resolved_settings(config, lq, restorer, prior, step)
         found = {"made_with": fingerprint_value, "t_clean": clear.t_clean, "detail": clear.detail, "faces": len(lq)}
         found |= {name: getattr(clear.sampler, name) for name in RESOLVED}
-        found |= {"of": len(faces), "examined": {faces.names[i]: sha256_of(faces.crop(faces.names[i])) for i in chosen}}
+        found |= {"of": len(faces), "examined": {n: sha256_of(faces.crop(n)) for n in names}}
         write_json(run.resolved_settings, found)
         log.info(
             "resolved from the faces: %s",
@@ -98,13 +97,17 @@ def settled_target_config(
             if callback:
                 callback("examine", done, total, None)
 
-        some = min(EXAMINED_FACES, len(faces))
-        lq = faces.read([faces.names[i * len(faces) // some] for i in range(some)])
-        level = level_by_known_answers(damage, lq, restorer, prior, clear, step)
+        level = level_by_known_answers(damage, faces.read(examined(faces)), restorer, prior, clear, step)
         found |= {"chosen_with": chosen_with, "chosen_t_clean": level}
         write_json(run.resolved_settings, found)
         log.info("t_clean by known answers: %d (by the noise: %s)", level, clear.t_clean)
     return replace(clear, t_clean=found["chosen_t_clean"])
+
+
+def examined(faces: FaceSet) -> list[str]:
+    """Names of the faces, evenly over all, from which settings are resolved."""
+    some = min(EXAMINED_FACES, len(faces))
+    return [faces.names[i * len(faces) // some] for i in range(some)]
 
 
 def _still_typical(found: dict[str, Any], faces: FaceSet) -> bool:
