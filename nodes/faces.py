@@ -37,8 +37,8 @@ from . import convert, host, paths
 
 STAGES = ("targets", "finetune")
 # The files and folders of a run that a stage begins with.
-BEGINS_WITH = {"targets": ["faces", "left_out.json"]}
-BEGINS_WITH["finetune"] = [*BEGINS_WITH["targets"], "restored", "targets", "given", "gate.json"]
+BEGINS_WITH = {"targets": ["faces", "left_out.json", "damage.json"]}
+BEGINS_WITH["finetune"] = [*BEGINS_WITH["targets"], "settled.json", "restored", "targets", "given", "gate.json"]
 LISTED = 20  # lines of a report before it says how many more there are
 ROWS = 8  # of a picture that shows examples
 MARK = "comfyui.json"  # file of a run that says what it was made of, and tells it from an earlier one of its name

@@ -15,9 +15,12 @@ from ..restorers.load import SHIPPED
 # Settings behind "Advanced", by dotted path of `AdaptConfig`; label and hint are the setting's, the value the recipe's.
 ADVANCED = (
     "finetune.iterations",
+    "finetune.sharp",
     "finetune.transplant",
     "finetune.anchor",
     "finetune.texture",
+    "finetune.perceptual",
+    "finetune.lr",
     "finetune.batch_size",
     "targets.sampler.t_start",
     "targets.sampler.factor",

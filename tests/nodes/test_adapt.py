@@ -266,6 +266,8 @@ def test_other_settings_of_targets_or_tuning_make_a_new_run_beside_the_default_o
         ]
         more += [run("BFR_FinetuneRestorer", pairs=other, **inputs, **TUNING)[5]]
         assert more == [str(runs / name) for name in ("my_run", "my_run_3", "my_run_2")]
+    estimates = {(runs / name / "damage.json").stat().st_mtime_ns for name in ("my_run", "my_run_2", "my_run_3")}
+    assert len(estimates) == 1, "the damage of the same faces is not estimated again"
     after = load_file(runs / "my_run/restorer.safetensors")
     assert first[5] == str(runs / "my_run") and all(torch.equal(before[name], after[name]) for name in before)
     assert run("BFR_FinetuneRestorer", pairs=pairs, **inputs, **TUNING | {"iterations": 8})[5] == first[5], "goes on"
