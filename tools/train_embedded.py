@@ -40,21 +40,16 @@ from pack_faces import MARGIN, SIZE, held_out, read_pack
 
 from bfr_core.damage.blind import blind_damage, draw_tones
 from bfr_core.device import autocast
-from bfr_core.pixels import gaussian_blur
 from bfr_core.restorers.nafnet import LayerNorm2d
-from bfr_core.training.discriminator import discriminator_loss, generator_loss
-from bfr_core.training.losses import perceptual_loss, pixel_loss, texture_loss
+from bfr_core.training.losses import hatching_loss, perceptual_loss, pixel_loss, texture_loss
 
 PATCH = 4
 MIN_DETAIL = 180.0  # softer faces would teach softness
 CHECKPOINT_SECONDS = 600
 LOG_STEPS = 50
 TEXTURE_WEIGHT = 0.3  # against the mean absolute difference, as the next two
-PERCEPTUAL_WEIGHT, ADVERSARIAL_WEIGHT, HATCHING_WEIGHT = 0.1, 0.02, 5.0
-STRIDES = 8  # pixels that the discriminator's strides take together
-SEEN_SHARPER = 7.0  # times its finest detail is added to what the discriminator sees, which its bounded norms hide
+PERCEPTUAL_WEIGHT, HATCHING_WEIGHT = 0.5, 5.0
 PIECE_BYTES = 15 << 20
-DISCRIMINATOR_RATE = 3.0  # times the restorer's learning rate
 CUDA_BATCH = 8  # times as many faces a step as on a CPU
 EMBEDDED = Path(__file__).resolve().parents[1] / "bfr_core" / "embedded"
 log = logging.getLogger("train_embedded")
@@ -203,11 +198,6 @@ def optimizers_of(net: nn.Module, task: Task) -> list[torch.optim.Optimizer]:
     matrices = [p for name, p in net.named_parameters() if task.by_muon(name, p)]
     of_muon = {id(p) for p in matrices}
     groups: list[dict[str, Any]] = [{"params": [p for p in net.parameters() if id(p) not in of_muon], "times": 1.0}]
-    if isinstance(net, Opponents):
-        groups = [
-            {"params": [*net.restorer.parameters()], "times": 1.0},
-            {"params": [*net.discriminator.parameters()], "times": DISCRIMINATOR_RATE},
-        ]
     adam = torch.optim.AdamW(groups, task.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     return [Muon(matrices, task.rate), adam] if matrices else [adam]
 
@@ -416,62 +406,33 @@ def agreement(lq: Tensor, restored: Tensor, hq: Tensor) -> tuple[Tensor, Tensor,
     return l1, texture, entries
 
 
-class Opponents(nn.Module):
-    """The restorer, and a discriminator that tells patches of its faces from those of sharp ones.
-
-    The discriminator's three strided convolutions see patches of 38 pixels; its norms are bounded (arXiv:1802.05957).
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.restorer = new_restorer()
-
-        def conv(in_ch: int, out_ch: int, stride: int) -> nn.Module:
-            return nn.utils.parametrizations.spectral_norm(nn.Conv2d(in_ch, out_ch, 2 * stride, stride, 1))
-
-        leaky = nn.LeakyReLU(0.2)
-        self.discriminator = nn.Sequential(
-            conv(3, 32, 2), leaky, conv(32, 64, 2), leaky, conv(64, 128, 2), leaky, conv(128, 128, 1), leaky,
-            nn.Conv2d(128, 1, 3, padding=1),
-        )  # fmt: skip
-
-
 def begin_with_restorer(net: nn.Module, work: Path) -> None:
-    """The restorer of `Opponents` takes the averaged weights that the work folder has. Raises FileNotFoundError."""
+    """Take the averaged weights of the restorer that the work folder has. Raises FileNotFoundError."""
     found = latest(work, "restorer")
     if found is None:
         raise FileNotFoundError(f"{work}: no restorer.pt to begin with; train the restorer first")
-    cast(Opponents, net).restorer.load_state_dict(found[0])
+    net.load_state_dict(found[0])
 
 
 def sharp_loss(net: nn.Module, work: Path) -> Loss:
-    """The mean absolute difference, the distance in the new prior's encoder and the discriminator's opinion.
+    """The mean absolute difference, the distance in the new prior's encoder, and what hatching there is.
 
-    Not the strength of texture: a hatching of the right strength satisfies it. What hatching there is has a term of its
-    own. Both networks see the faces moved by a few pixels, or patterns in step with their strides would please them.
-
-    Both networks learn in one backward pass: the discriminator is frozen where it judges for the restorer, and sees
-    what the restorer made without its gradient.
+    Not the strength of texture: a hatching of the right strength satisfies it. The encoder sees the faces moved by a
+    few pixels, or patterns in step with its strides would please it. There is no discriminator: of three that were
+    tried (small patches; with patterns of eight pixels penalised; on the encoder's features) each taught lattices or
+    coloured eyes before it taught skin.
     """
-    both = cast(Opponents, net)
-    restorer, discriminator = both.restorer, both.discriminator
-    perceptual = perceptual_loss(prior_encoder(work, next(both.parameters()).device))
+    perceptual = perceptual_loss(prior_encoder(work, next(net.parameters()).device))
 
     def loss_of(hq: Tensor, generator: torch.Generator) -> tuple[Tensor, list[tuple[str, float]]]:
         hq, lq = damaged_pair(hq, generator)
         with autocast(hq.device, "auto"):
-            restored = restorer(lq).float()
+            restored = net(lq).float()
             features = perceptual(*moved((restored, hq), PATCH, generator))
-            theirs, ours = moved((hq, restored), STRIDES, generator)
-            discriminator.requires_grad_(False)
-            fooled = generator_loss(discriminator(sharper(ours)).float())
-            discriminator.requires_grad_(True)
-            told = discriminator_loss(*(discriminator(sharper(some)).float() for some in (theirs, ours.detach())))
         l1, _, entries = agreement(lq, restored, hq)
-        hatched = hatching(restored, hq)
-        terms = {"perceptual": features, "fooled": fooled, "told": told, "hatching": hatched}
-        loss = l1 + PERCEPTUAL_WEIGHT * features + ADVERSARIAL_WEIGHT * fooled + told + HATCHING_WEIGHT * hatched
-        return loss, entries + [(name, term.item()) for name, term in terms.items()]
+        hatched = hatching_loss(restored, hq)
+        loss = l1 + PERCEPTUAL_WEIGHT * features + HATCHING_WEIGHT * hatched
+        return loss, [*entries, ("perceptual", features.item()), ("hatching", hatched.item())]
 
     return loss_of
 
@@ -480,27 +441,6 @@ def moved(faces: Sequence[Tensor], step: int, generator: torch.Generator) -> lis
     """The faces (B, 3, H, W) without `step` rows and columns, some of them at the upper left, drawn anew."""
     y, x = torch.randint(0, step, (2,), generator=generator).tolist()
     return [some[:, :, y : y - step, x : x - step] for some in faces]
-
-
-def sharper(faces: Tensor) -> Tensor:
-    """The faces (B, 3, H, W) with their finest detail made strong."""
-    return faces + SEEN_SHARPER * (faces - gaussian_blur(faces, 1.0, edges="replicate"))
-
-
-def hatching(restored: Tensor, hq: Tensor) -> Tensor:
-    """By how much more than `hq`, (B, 3, H, W) both, `restored` changes from pixel to pixel and back, as a mean.
-
-    Networks that enlarge by rearranging channels are given to patterns of two pixels where they do not know the detail.
-    Compared is the mean strength in squares of eight pixels: along rows, along columns, and of a chequerboard.
-    """
-    step = torch.tensor([-1.0, 2.0, -1.0]).to(restored)
-    along, board = step[None] / 4, torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).to(restored) / 4
-
-    def strength(faces: Tensor, pattern: Tensor) -> Tensor:
-        return F.avg_pool2d(F.conv2d(faces.mean(1, keepdim=True), pattern[None, None]).abs(), 8)
-
-    patterns = (along, along.T, board)
-    return torch.stack([F.relu(strength(restored, p) - strength(hq, p)).mean() for p in patterns]).sum()
 
 
 def prior_encoder(work: Path, device: torch.device) -> Callable[[Tensor], list[Tensor]]:
@@ -519,7 +459,7 @@ TASKS = {
     "prior": Task("prior", new_prior, prior_loss, batch=16, rate=4e-4, decay=0.999, by_muon=is_hidden_matrix),
     "restorer": Task("restorer", new_restorer, restorer_loss, batch=8, rate=1e-3, decay=0.999),
     "restorer_sharp": Task(
-        "restorer_sharp", Opponents, sharp_loss, batch=8, rate=3e-4, decay=0.999, begin=begin_with_restorer
+        "restorer_sharp", new_restorer, sharp_loss, batch=8, rate=3e-4, decay=0.999, begin=begin_with_restorer
     ),
 }
 
@@ -568,9 +508,6 @@ def export(args: argparse.Namespace) -> None:
         write_prior(EMBEDDED / "prior256", *found)
     if found := latest(args.work, "restorer_sharp") or latest(args.work, "restorer"):
         state, record = found
-        state = {
-            name.removeprefix("restorer."): v for name, v in state.items() if not name.startswith("discriminator.")
-        }
         own = {"architecture": "NAFNet", "size": str(SIZE), "licence": "Apache-2.0"}
         save_tensors(EMBEDDED / "restorer256.safetensors", {k: v.half() for k, v in state.items()}, own | record)
 

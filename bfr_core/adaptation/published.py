@@ -64,6 +64,8 @@ PUBLISHED: dict[str, Any] = {
     "finetune.perceptual_by": "lpips",
     "finetune.adversarial": 0.1,
     "finetune.texture": 0.0,
+    "finetune.hatching": 0.0,
+    "finetune.shift": 0,
     "finetune.feature": 1.0,
     "finetune.code": 0.5,
     "finetune.anchor": 0.0,

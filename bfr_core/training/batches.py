@@ -138,8 +138,18 @@ def micro_batches(
                 donors[-1] = train[int(donor * len(train))]
     if passes is None:
         passes = ALONE.passes(config.batch_size, config.micro_batch, config.micro_batch)
+    seen = seen_by_perceptual(step, config)
     for some in passes:
-        yield batch_of(pairs, chosen[some], donors[some], filters, examples, sharp)
+        yield batch_of(pairs, chosen[some], donors[some], filters, examples, sharp)._replace(seen=seen)
+
+
+def seen_by_perceptual(step: int, config: FinetuneConfig) -> tuple[slice, slice]:
+    """Rows and columns of the faces that the perceptual loss sees in a step: all but `config.shift` of each."""
+    if not config.shift:
+        return slice(None), slice(None)
+    left_out = torch.randint(config.shift, (2,), generator=keyed_generator(config.seed, "shift", step))
+    rows, columns = (slice(before, before - config.shift) for before in left_out.tolist())
+    return rows, columns
 
 
 def batch_of(

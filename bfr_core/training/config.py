@@ -8,7 +8,7 @@ from typing import Any, Literal
 from ..device import PRECISIONS, Precision
 from ..settings import check_settings, setting
 
-TERMS = ("l1", "perceptual", "adversarial", "texture", "feature", "code")
+TERMS = ("l1", "perceptual", "adversarial", "texture", "hatching", "feature", "code")
 
 
 # Settings that may change while a tuning is under way: how far it goes, how often it is judged and saved, and how much
@@ -67,6 +67,13 @@ class FinetuneConfig:
     texture: float = setting(
         0.0, "Weight of the texture loss, which works against plastic skin; 0 leaves it out.", low=0, label="Texture"
     )
+    hatching: float = setting(
+        0.0,
+        "Weight of the hatching loss, which works against regular patterns of two pixels that are stronger than in the "
+        "target; 0 leaves it out.",
+        low=0,
+        label="Hatching",
+    )
     feature: float = setting(
         1.0, "Weight of the code feature loss, which CodeFormer is tuned by in place of the image losses.", low=0
     )
@@ -96,6 +103,13 @@ class FinetuneConfig:
         "The network of the perceptual loss: any takes LPIPS if its file is there, else the prior's encoder; lpips "
         "takes LPIPS only.",
         choices=("any", "lpips"),
+    )
+    shift: int = setting(
+        0,
+        "The perceptual loss sees the faces without this many rows and columns, some of them at the upper left, drawn "
+        "for every step, so that no pattern in step with the strides of its network is rewarded.",
+        unit="pixels",
+        low=0,
     )
     trainable: Literal["full", "lora"] = setting(
         "full",

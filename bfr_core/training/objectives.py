@@ -10,19 +10,23 @@ from torch import Tensor
 
 from ..restorers import Restorer
 from ..restorers.codeformer import CodeFormer, code_losses
-from .losses import ImageLoss, pixel_loss, texture_loss
+from .losses import ImageLoss, hatching_loss, pixel_loss, texture_loss
 
 
 class Batch(NamedTuple):
-    """lq, target: (B, 3, S, S) RGB in [0, 1]. keys: (face, mirrored) of each, by which computed codes are kept."""
+    """lq, target: (B, 3, S, S) RGB in [0, 1]. keys: (face, mirrored) of each, by which computed codes are kept.
+
+    seen: rows and columns of the faces that the perceptual loss sees.
+    """
 
     lq: Tensor
     target: Tensor
     keys: list[tuple[int, bool]]
+    seen: tuple[slice, slice] = (slice(None), slice(None))
 
     def placed(self, restorer: Restorer) -> Batch:
         """This batch on the device and in the memory format of `restorer`."""
-        return Batch(restorer.placed(self.lq), self.target.to(restorer.device), self.keys)
+        return self._replace(lq=restorer.placed(self.lq), target=self.target.to(restorer.device))
 
 
 class Terms(NamedTuple):
@@ -54,7 +58,9 @@ class Pixels:
         restored = student(batch.lq)
         losses = self._compare(at_least_float32(restored), batch.target)
         if self.weights["perceptual"] and self.perceptual is not None:
-            losses["perceptual"] = self.perceptual(at_least_float32(restored), batch.target)
+            rows, columns = batch.seen
+            images = at_least_float32(restored), batch.target
+            losses["perceptual"] = self.perceptual(*(image[:, :, rows, columns] for image in images))
         return Terms(losses, restored)
 
     def anchor(self, student: Restorer, lq: Tensor) -> dict[str, Tensor]:
@@ -66,6 +72,8 @@ class Pixels:
         losses = {"l1": pixel_loss(restored, target)}
         if self.weights["texture"]:
             losses["texture"] = texture_loss(restored, target)
+        if self.weights["hatching"]:
+            losses["hatching"] = hatching_loss(restored, target)
         return losses
 
 

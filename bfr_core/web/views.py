@@ -44,6 +44,7 @@ LOSSLESS_PIXELS = 2_000_000  # a comparison of larger photos is shown as JPEG
 CURVES = {  # names of the report's curves -> what they are to someone who sees them for the first time
     "l1": "distance to the clean faces",
     "texture": "difference in texture",
+    "hatching": "patterns of two pixels beyond the target's",
     "anchor": "old skills lost",
 }
 

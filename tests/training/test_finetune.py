@@ -305,6 +305,26 @@ def test_held_out_faces_may_be_judged_on_damage_whose_answer_is_known(pairs):
         replace(CONFIG, judged_on="all")  # type: ignore[arg-type]
 
 
+def test_the_perceptual_loss_sees_faces_shifted_anew_in_every_step(pairs):
+    seen = []
+
+    def perceptual(restored, target):
+        seen.append((restored.detach().shape, target))
+        return (restored - target).square().mean()
+
+    config = replace(CONFIG, perceptual=0.1, shift=4, held_out=0, mirror=False)
+    finetune(toy(), pairs, config, perceptual=perceptual)
+    faces, places = [target for _, target in pairs], []
+    for shape, targets in seen:
+        assert shape == targets.shape == (2, 3, 28, 28)
+        windows = {(y, x): [face[:, y : y + 28, x : x + 28] for face in faces] for y in range(4) for x in range(4)}
+        places += [place for place, some in windows.items() if any(torch.equal(face, targets[0]) for face in some)]
+    assert places[::2] == places[1::2], "all faces of a step alike, however many are in the network at once"
+    assert len(places) == 24 and len(set(places)) > 6
+    finetune(toy(), pairs, replace(config, shift=0), perceptual=perceptual)
+    assert seen[-1][0] == (2, 3, 32, 32)
+
+
 def test_the_learning_rate_rises_during_the_warmup():
     config = replace(CONFIG, iterations=100, lr=1.0, lr_end=1.0, warmup=0.1)
     assert [round(learning_rate(config, d), 6) for d in (0.0, 0.04, 0.09, 0.5, 1.0)] == [0.1, 0.5, 1.0, 1.0, 1.0]

@@ -4,7 +4,7 @@ from torch import nn
 
 from bfr_core.pixels import gaussian_blur
 from bfr_core.training import losses
-from bfr_core.training.losses import perceptual_loss, pixel_loss, texture_loss
+from bfr_core.training.losses import hatching_loss, perceptual_loss, pixel_loss, texture_loss
 
 
 @pytest.fixture
@@ -23,6 +23,16 @@ def test_texture_loss_sees_smoothing_and_noise_but_not_where_the_texture_lies(im
     assert texture_loss(image, gaussian_blur(image, 1.0)) == smoothed
 
 
+def test_hatching_is_what_a_face_has_more_of_than_the_target(image):
+    smooth = gaussian_blur(image, 3.0)
+    board = 0.02 * torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(16, 16)
+    assert hatching_loss(smooth, image) == 0 and hatching_loss(image, image) == 0
+    stripes = 0.02 * torch.tensor([1.0, -1.0]).repeat(16).expand(32, 32)
+    patterns = [board, stripes, stripes.T]
+    assert all(hatching_loss(smooth + pattern, smooth) > 0.005 for pattern in patterns)
+    assert hatching_loss(smooth + 0.02, smooth) < 1e-6, "another brightness is none"
+
+
 def test_perceptual_loss_is_zero_only_for_equal_images(image):
     torch.manual_seed(0)
     net = nn.Conv2d(3, 8, 3)
@@ -30,7 +40,7 @@ def test_perceptual_loss_is_zero_only_for_equal_images(image):
     assert loss(image, image).item() == 0 and loss(image.flip(-1), image).item() > 0.01
 
 
-@pytest.mark.parametrize("name", ["pixel_loss", "texture_loss"])
+@pytest.mark.parametrize("name", ["pixel_loss", "texture_loss", "hatching_loss"])
 def test_image_losses_have_gradients(name):
     a, b = torch.rand(2, 1, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     a.requires_grad_(True)
