@@ -40,6 +40,7 @@ from pack_faces import MARGIN, SIZE, held_out, read_pack
 
 from bfr_core.damage.blind import blind_damage, draw_tones
 from bfr_core.device import autocast
+from bfr_core.pixels import gaussian_blur
 from bfr_core.restorers.nafnet import LayerNorm2d
 from bfr_core.training.losses import hatching_loss, perceptual_loss, pixel_loss, texture_loss
 
@@ -48,7 +49,8 @@ MIN_DETAIL = 180.0  # softer faces would teach softness
 CHECKPOINT_SECONDS = 600
 LOG_STEPS = 50
 TEXTURE_WEIGHT = 0.3  # against the mean absolute difference, as the next two
-PERCEPTUAL_WEIGHT, HATCHING_WEIGHT = 0.5, 5.0
+PERCEPTUAL_WEIGHT, HATCHING_WEIGHT, LATTICE_WEIGHT = 0.3, 5.0, 10.0
+LATTICE = 8  # pixels after which patterns of the restorer repeat, which enlarges by rearranging channels
 PIECE_BYTES = 15 << 20
 CUDA_BATCH = 8  # times as many faces a step as on a CPU
 EMBEDDED = Path(__file__).resolve().parents[1] / "bfr_core" / "embedded"
@@ -415,11 +417,11 @@ def begin_with_restorer(net: nn.Module, work: Path) -> None:
 
 
 def sharp_loss(net: nn.Module, work: Path) -> Loss:
-    """The mean absolute difference, the distance in the new prior's encoder, and what hatching there is.
+    """The mean absolute difference, the distance in the new prior's encoder, and what hatching and lattice there is.
 
     Not the strength of texture: a hatching of the right strength satisfies it. The encoder sees the faces moved by a
     few pixels, or patterns in step with its strides would please it. There is no discriminator: of three that were
-    tried (small patches; with patterns of eight pixels penalised; on the encoder's features) each taught lattices or
+    tried (small patches; the same with the lattice penalised; on the encoder's features) each taught patterns or
     coloured eyes before it taught skin.
     """
     perceptual = perceptual_loss(prior_encoder(work, next(net.parameters()).device))
@@ -431,10 +433,25 @@ def sharp_loss(net: nn.Module, work: Path) -> Loss:
             features = perceptual(*moved((restored, hq), PATCH, generator))
         l1, _, entries = agreement(lq, restored, hq)
         hatched = hatching_loss(restored, hq)
-        loss = l1 + PERCEPTUAL_WEIGHT * features + HATCHING_WEIGHT * hatched
-        return loss, [*entries, ("perceptual", features.item()), ("hatching", hatched.item())]
+        repeated = lattice_loss(restored, hq)
+        loss = l1 + PERCEPTUAL_WEIGHT * features + HATCHING_WEIGHT * hatched + LATTICE_WEIGHT * repeated
+        terms = {"perceptual": features, "hatching": hatched, "lattice": repeated}
+        return loss, [*entries, *((name, term.item()) for name, term in terms.items())]
 
     return loss_of
+
+
+def lattice_loss(restored: Tensor, hq: Tensor) -> Tensor:
+    """By how much more than `hq`, (B, 3, H, W) both, `restored` has of patterns that repeat every `LATTICE` pixels.
+
+    The fine detail at each place of a square of that side is averaged over 16 squares: what does not repeat cancels.
+    """
+
+    def strength(faces: Tensor) -> Tensor:
+        fine = (faces - gaussian_blur(faces, 2.0, edges="replicate")).mean(1, keepdim=True)
+        return F.avg_pool2d(F.pixel_unshuffle(fine, LATTICE), 4, 2).abs()
+
+    return F.relu(strength(restored) - strength(hq)).mean()
 
 
 def moved(faces: Sequence[Tensor], step: int, generator: torch.Generator) -> list[Tensor]:

@@ -147,7 +147,7 @@ def test_the_last_part_begins_with_the_restorer_and_each_term_counts(
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
 
     def loss_with(**weights: float) -> float:
-        for name in ("PERCEPTUAL_WEIGHT", "HATCHING_WEIGHT"):
+        for name in ("PERCEPTUAL_WEIGHT", "HATCHING_WEIGHT", "LATTICE_WEIGHT"):
             monkeypatch.setattr(train_embedded, name, weights.get(name, 0.0))
         torch.manual_seed(0)
         net = train_embedded.new_restorer()
@@ -166,7 +166,21 @@ def test_the_last_part_begins_with_the_restorer_and_each_term_counts(
     with pytest.raises(FileNotFoundError, match="train the prior first"):
         loss_with()
     monkeypatch.setattr(train_embedded, "prior_encoder", lambda *_: lambda image: [image, 2 * image])
-    assert loss_with() < loss_with(PERCEPTUAL_WEIGHT=1.0) < loss_with(PERCEPTUAL_WEIGHT=1.0, HATCHING_WEIGHT=1.0)
+    alone = loss_with()
+    assert all(alone < loss_with(**{name: 1.0}) for name in ("PERCEPTUAL_WEIGHT", "HATCHING_WEIGHT", "LATTICE_WEIGHT"))
+
+
+def test_a_lattice_is_told_from_detail_that_does_not_repeat() -> None:
+    smooth = gaussian_blur(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)), 4.0)
+    tile = torch.randn(8, 8, generator=torch.Generator().manual_seed(1))
+    lattice = train_embedded.lattice_loss(smooth + 0.02 * tile.repeat(8, 8), smooth)
+    detail = torch.randn(64, 64, generator=torch.Generator().manual_seed(2))
+    assert lattice > 3 * train_embedded.lattice_loss(smooth + 0.02 * detail, smooth) > 0
+    assert (
+        train_embedded.lattice_loss(smooth, smooth)
+        == train_embedded.lattice_loss(smooth, smooth + tile.repeat(8, 8))
+        == 0
+    )
 
 
 def test_the_restorer_is_opened_by_plain_spandrel_with_the_same_result() -> None:
