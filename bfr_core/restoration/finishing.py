@@ -24,13 +24,13 @@ from .grain import ALL_COARSE_GRAIN, grain_bands, grain_strength, white_rows
 from .noise import NO_BLOCKS, Noise, read_noise, tone_maps
 from .pyramid import joined, padded, split
 
-NEAR = 0.9  # of the restorer's size: narrower faces hold nothing that it has not seen
+NEAR = 0.45  # of the restorer's size: enlarged for it from less, a face has no detail that it could smooth
 AROUND = 0.25  # of the pasted square's side: how far around it the photo's noise is read
 GRAIN_LEVELS = 3  # bands that grain is put back in, at least
 REACH = 8  # pixels of the coarsest band that a result may depend on, to each side
 CLEAN = 4.5 / 255  # deviation of the finest band up to which a photo is nearly free of noise
 COARSEST = 20  # quality of a JPEG: below it more is lost than a restorer gets wrong
-AS_SHARP, MUCH_SHARPER = 0.995, 2.0  # of the photo's sharpness: less than the first is worse
+AS_SHARP, MUCH_SHARPER = 0.995, 2.5  # of the photo's sharpness: less than the first is worse
 INSIDE = 0.6  # of a face's width: all of it is pasted in full
 WIDEST = 1024  # pixels of a face at which sharpness is measured, at most
 
@@ -51,8 +51,8 @@ def finished(
 
     photo: (3, H, W) RGB in [0, 1], before the patches of `face` are put on it. patches: as `paste.face_patches` gives
     them. size: of the restorer. Outside the patches' masks nothing changes, a grey photo stays grey, and one photo
-    always gets the same grain. Narrower faces than the restorer get grain only. may_leave_alone: if not, the face is
-    restored in any case.
+    always gets the same grain. Faces narrower than `NEAR` times the restorer's size get grain only. may_leave_alone: if
+    not, the face is restored in any case.
     """
     keep_detail = keep_detail and face.width >= NEAR * size
     if not patches or not (keep_detail or match_grain):

@@ -82,8 +82,13 @@ def test_a_damaged_face_is_restored_as_before(damage) -> None:
     assert (after - before).abs().mean() < 0.1 * (before - photo).abs().mean()
 
 
-def test_faces_narrower_than_the_restorer_are_restored_as_before() -> None:
-    photo, face = sharp(), a_face(55)
+def test_a_clean_face_somewhat_narrower_than_the_restorer_is_left_alone_too() -> None:
+    result = restore_photo(CLEAN, restorer(2.0), KEEP, lambda photo: [a_face(50)])
+    assert torch.equal(result.pixels, CLEAN) and "a face 50 pixels wide is left alone" in result.skipped[0]
+
+
+def test_faces_far_narrower_than_the_restorer_are_restored_as_before() -> None:
+    photo, face = sharp(), a_face(25)
     results = [restore_photo(photo, restorer(1.0), config, lambda photo: [face]) for config in (KEEP, NEITHER)]
     assert torch.equal(results[0].pixels, results[1].pixels) and results[0].faces == [face]
 
