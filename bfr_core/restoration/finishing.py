@@ -24,7 +24,7 @@ from .grain import ALL_COARSE_GRAIN, grain_bands, grain_strength, white_rows
 from .noise import NO_BLOCKS, Noise, read_noise, tone_maps
 from .pyramid import joined, padded, split
 
-NEAR = 0.45  # of the restorer's size: enlarged for it from less, a face has no detail that it could smooth
+NEAR = 0.5  # of the restorer's size: enlarged for it from less, a face has no detail that it could smooth
 AROUND = 0.25  # of the pasted square's side: how far around it the photo's noise is read
 GRAIN_LEVELS = 3  # bands that grain is put back in, at least
 REACH = 8  # pixels of the coarsest band that a result may depend on, to each side
