@@ -1,11 +1,11 @@
 """Does adapting help real people's faces? The table of docs/results.md, against controls and an oracle.
 
-    python benchmarks/adaptation.py --portraits DIR [--seeds 3] [--damages sensor halftone] [--work DIR]
+    python benchmarks/adaptation.py --portraits DIR [--seeds 0 1 2] [--damages sensor halftone] [--work DIR]
 
 150 portraits that no embedded model has seen: half to adapt on (damaged copies only), half to measure on. Every row of
-the table that is tuned is tuned with the same recipe and differs only in its targets. Results are kept per cell in the
-work folder, with a fingerprint of networks and recipe: the command can be stopped and goes on (after a change of the
-code: with another --work). Without --portraits it prints the table of what is there.
+the table that is tuned is tuned with the same recipe and differs only in its targets; --iterations shortens it. Results
+are kept per cell in the work folder, with a fingerprint of networks and recipe: the command can be stopped and goes on
+(after a change of the code: with another --work). Without --portraits it prints the table of what is there.
 """
 
 from __future__ import annotations
@@ -27,16 +27,27 @@ from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.tuning import perceptual_term
 from bfr_core.diffusion.prior import load_prior
 from bfr_core.faces.align import Face, crop_face
-from bfr_core.files.photos import read_image, replace_atomically
+from bfr_core.files.photos import read_image, replace_atomically, write_image
 from bfr_core.files.records import fingerprint
 from bfr_core.restorers import Restorer, load_restorer, save_restorer
 from bfr_core.settings import changed
-from bfr_core.studies.benchmark import ROWS, TEACHER, make_cell_faces, own_settings, read_cell, run_cell
+from bfr_core.studies.benchmark import (
+    ALONE,
+    GENERIC,
+    ROWS,
+    TEACHER,
+    make_cell_faces,
+    own_settings,
+    read_cell,
+    run_cell,
+)
 from bfr_core.studies.evaluate import MEASURES, face_measures, format_interval
+from bfr_core.studies.paper_table import strip
 
-DAMAGES = ("motion_jpeg", "halftone", "film_grain", "sensor")  # the one that adapting helps least comes first
+DAMAGES = ("camera_x4_iso1500", "camera_x8_iso1500", "motion_jpeg", "halftone", "film_grain", "sensor")
 CONTROLS = tuple(row for row in ROWS if row not in (TEACHER, "adapted", "oracle"))
 COLUMNS = ("psnr", "ssim", "gmsd", "vif", "detail_energy", "detail_correlation")
+SUMMARISED = ("damaged", "base", "denoiser, then base", GENERIC, ALONE, "adapted", "oracle")
 BY_RECOGNISER = ("feature_distance", "likeness_distance")  # older records have none
 
 
@@ -82,11 +93,14 @@ def table(work: Path, brief: bool = False) -> str:
 
 def summary(work: Path) -> str:
     """The table of docs/results.md: the rows that matter most."""
-    lines = heading(COLUMNS)
-    for kind, rows in cells_in(work).items():
-        for name in ("damaged", "base", "denoiser, then base", "adapted", "oracle"):
+    cells = cells_in(work)
+    every = [columns_of(rows) for rows in cells.values()]
+    columns = tuple(c for c in (*COLUMNS, *BY_RECOGNISER) if all(c in some for some in every))
+    lines = heading(columns)
+    for kind, rows in cells.items():
+        for name in SUMMARISED:
             if name in rows:
-                lines.append(f"| {kind}: {name} | {' | '.join(shown(rows[name], brief=True))} |")
+                lines.append(f"| {kind}: {name} | {' | '.join(shown(rows[name], True, columns))} |")
     return "\n".join(lines)
 
 
@@ -156,25 +170,27 @@ def _mean(records: list[dict], column: str) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--portraits", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one cell each (0 1 2)")
     parser.add_argument("--damages", nargs="+", default=DAMAGES, choices=DAMAGES)
-    parser.add_argument("--work", type=Path, default=Path(".training/adaptation"))
+    parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS, help="leave out the others (all)")
     parser.add_argument(
-        "--pictures",
-        action="store_true",
-        help="also keep the first eight restored faces of each row, and the adapted restorers",
+        "--iterations", type=int, default=SMALL.finetune.iterations, help="of each tuning (%(default)s)"
     )
+    parser.add_argument("--work", type=Path, default=Path(".training/adaptation"))
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="also keep some restored faces of each row")
+    parser.add_argument("--restorers", type=Path, metavar="DIR", help="also keep the adapted restorers")
     parser.add_argument("--brief", action="store_true", help="print fewer intervals")
     parser.add_argument("--summary", action="store_true", help="print the table of docs/results.md")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     restorer, prior = load_restorer(), load_prior()
-    made_from = fingerprint(restorer.sha256, prior.sha256, own_settings(SMALL))
+    recipe = changed(SMALL, {"finetune.iterations": args.iterations})
+    made_from = fingerprint(restorer.sha256, prior.sha256, own_settings(recipe))
     if args.portraits:
         adapt_hq, hq = held_out_faces(args.portraits, restorer.size)
         clean = metrics.kid_features(hq)
-        for seed in range(args.seeds):
+        for seed in args.seeds:
             for kind in args.damages:
                 path = args.work / f"{kind}-{seed}.json"
                 done = read_cell(path, made_from)
@@ -190,15 +206,18 @@ def main() -> None:
                     shown = {k: round(float(np.mean(v)), 4) for k, v in values.items()}
                     print(path.stem, name, shown, {k: v for k, v in extra.items() if k == "setting"}, flush=True)
                     if args.pictures:
-                        torch.save(faces[:8].clone(), path.with_suffix(f".{name}.pt"))
+                        write_image(args.pictures / f"{path.stem} {name}.png".replace(" ", "_"), strip(faces))
 
                 def save(adapted: Restorer, path: Path = path) -> None:
-                    save_restorer(path.with_suffix(".safetensors"), adapted, {}, half=True)
+                    save_restorer(
+                        args.restorers / f"{path.stem}.safetensors", adapted, {"steps": args.iterations}, half=True
+                    )
 
-                config = changed(SMALL, {"targets.seed": seed, "finetune.seed": seed})
+                config = changed(recipe, {"targets.seed": seed, "finetune.seed": seed})
                 cell_faces = make_cell_faces(adapt_hq, hq, kind, seed)
                 term = perceptual_term(config.finetune, prior, restorer.device)
-                run_cell(cell_faces, restorer, prior, config, done, keep, term, save if args.pictures else None)
+                there = set(done) | (set(ROWS) - set(args.rows))
+                run_cell(cell_faces, restorer, prior, config, there, keep, term, save if args.restorers else None)
     if any(not read_cell(path, made_from) for path in args.work.glob("*-*.json")):
         print("made by other networks or another recipe than the present ones", file=sys.stderr)
     print(summary(args.work) if args.summary else table(args.work, args.brief))

@@ -17,9 +17,8 @@ tables of what is there are printed. Parts:
 - people: which of two photographs of a person, both damaged, are put together by `bfr faces --people`, and who is found
   by `bfr restore --person`. The limits of both were chosen on 38 others, every ninth from the first.
 - groups: how far damaged faces, the base's and an adapted restorer's are from the truth, group by group, and how many
-  fail a floor. To each damage one restorer is adapted, on every other held-out portrait and with fewer steps than the
-  recipe has. The other portraits, diverse/ and every tenth face of faces_t2i/ are measured. The work folder keeps the
-  restorers and what was measured.
+  fail a floor. The adapted ones, to every other held-out portrait, are those that adaptation.py keeps by --restorers.
+  The other portraits, diverse/ and every tenth face of faces_t2i/ are measured.
 - references: the held-out portraits of which there is a second photograph, damaged and restored with and without that
   photograph as reference, and with a stranger's; how far each is from the clean portrait. The settings were chosen on
   40 people who are not held out.
@@ -31,7 +30,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,10 +44,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 from people import pooled, recorded_sex, stated_searches, thirds, typology_angle
 
-from bfr_core.adaptation.config import SMALL
-from bfr_core.adaptation.targets import resolved_settings
-from bfr_core.adaptation.tuning import perceptual_term
-from bfr_core.diffusion.prior import load_prior
 from bfr_core.faces.align import Face, crop_face, similarity, template
 from bfr_core.faces.likeness import (
     CANNOT_TELL,
@@ -71,8 +65,8 @@ from bfr_core.metrics.intervals import bootstrap_difference, wilson_interval
 from bfr_core.metrics.psnr import psnr
 from bfr_core.restoration.reference import LIMIT, Lender, Reference
 from bfr_core.restoration.same_person import LikenessMeter
-from bfr_core.restorers import Restorer, load_restorer, save_restorer
-from bfr_core.studies.benchmark import EXAMINED, damaged, drawn_targets, restored_by, tuned
+from bfr_core.restorers import Restorer, load_restorer
+from bfr_core.studies.benchmark import damaged, restored_by
 
 DAMAGES = ("camera_x4", "camera_x8", "sensor", "film_grain", "halftone", "motion_jpeg")
 SIZE = 128
@@ -88,7 +82,6 @@ FALSE_ACCEPTS = 0.01
 PEOPLE_EVERY, PEOPLE_FIRST = 9, 4  # of so many people with two photographs one is taken; by others limits were chosen
 ACTED_EVERY = (6, 4)  # of so many faces of each of `RESTORED` one is taken
 PEOPLE_LIMITS = (0.45, 0.5, 0.55, 0.6)
-STEPS = 200  # of an adaptation, a ninth of the recipe's
 DRAWN_EVERY, MIN_GROUP = 10, 8  # faces of faces_t2i/ that are in no training; smaller groups of them are put together
 INFINITE = 9.0  # a distance that no two faces have
 FLOOR = 0.6  # distance beyond which two faces are no longer taken for one person's
@@ -96,7 +89,8 @@ STATES = ("damaged", "base", "adapted")
 ALL = "all"
 QUANTILES = (0.05, 0.5, 0.95)
 RESULTS = Path(__file__).parent / "results" / "likeness.json"
-WORK = Path(".training/likeness")
+ADAPTED = Path(".training/adaptation")
+GROUP_DAMAGES = ("camera_x4_iso1500", "camera_x8_iso1500", "sensor", "film_grain", "halftone", "motion_jpeg")
 HELD_OUT = Path(__file__).parents[1] / "bfr_core" / "embedded" / "held_out.txt"
 Record = dict[str, Any]
 
@@ -120,13 +114,15 @@ class People(NamedTuple):
 # ---------------------------------------------------------------- data
 
 
-def read_people(folder: Path, names: list[str], net: RecogniserNet) -> tuple[People, dict[str, Record]]:
-    """The named faces of a folder, in no groups yet, and the folder's landmarks.json."""
+def read_people(
+    folder: Path, names: list[str], net: RecogniserNet, size: int = SIZE
+) -> tuple[People, dict[str, Record]]:
+    """The named faces of a folder, `size` pixels wide and in no groups yet, and the folder's landmarks.json."""
     records = json.loads((folder / "landmarks.json").read_text(encoding="utf-8"))
     faces, clean = [], []
     for name in names or sorted(records):
         photo, points = read_image(folder / name), np.array(records[name]["landmarks"])
-        faces.append(crop_face(photo, Face(points), SIZE).clamp(0, 1))
+        faces.append(crop_face(photo, Face(points), size).clamp(0, 1))
         clean.append(embed(net, chip_of(photo, points)[None]))
     return People(names or sorted(records), torch.stack(faces), torch.cat(clean), {}), records
 
@@ -137,15 +133,15 @@ def skin_tones(people: People, records: dict[str, Record]) -> dict[str, str]:
     for name, face in zip(people.names, people.faces, strict=True):
         if not records[name]["grey"]:
             points = np.array(records[name]["landmarks"])
-            matrix = similarity(points, template(SIZE))
+            matrix = similarity(points, template(face.shape[-1]))
             angles[name] = typology_angle(face, points @ matrix[:, :2].T + matrix[:, 2])
     return thirds(angles)
 
 
-def read_real(shared: Path, net: RecogniserNet) -> dict[str, People]:
+def read_real(shared: Path, net: RecogniserNet, size: int = SIZE) -> dict[str, People]:
     """The two sets of `RESTORED`, in groups."""
-    portraits, _ = read_people(shared / "portraits", HELD_OUT.read_text(encoding="utf-8").split(), net)
-    diverse, records = read_people(shared / "diverse", [], net)
+    portraits, _ = read_people(shared / "portraits", HELD_OUT.read_text(encoding="utf-8").split(), net, size)
+    diverse, records = read_people(shared / "diverse", [], net, size)
     tones = skin_tones(diverse, records)
     return dict(zip(RESTORED, (portraits._replace(groups=recorded_sex()), diverse._replace(groups=tones)), strict=True))
 
@@ -392,43 +388,40 @@ def found_record(wanted: Tensor, faces: Tensor, limit: float) -> Record:
 # ---------------------------------------------------------------- base and adapted, group by group
 
 
-def measured_groups(shared: Path, net: RecogniserNet) -> dict[str, People]:
+def measured_groups(shared: Path, net: RecogniserNet, size: int) -> dict[str, People]:
     """The faces that no restorer has seen and that none is adapted to, in groups."""
-    sets = read_real(shared, net)
+    sets = read_real(shared, net, size)
     portraits = sets[RESTORED[0]]
     others = People(portraits.names[1::2], portraits.faces[1::2], portraits.clean[1::2], portraits.groups)
     records = json.loads((shared / "faces_t2i" / "landmarks.json").read_text(encoding="utf-8"))
-    kept, _ = read_people(shared / "faces_t2i", sorted(records)[::DRAWN_EVERY], net)
+    kept, _ = read_people(shared / "faces_t2i", sorted(records)[::DRAWN_EVERY], net, size)
     searches = stated_searches({name: record["sheet"] for name, record in records.items()})
     drawn = kept._replace(groups=pooled({name: searches[name] for name in kept.names}, MIN_GROUP))
     return {RESTORED[0]: others, RESTORED[1]: sets[RESTORED[1]], "faces_t2i": drawn}
 
 
-def adapted_to(kind: str, faces: Tensor, work: Path, steps: int) -> Restorer:
-    """The embedded restorer adapted to `faces` (N, 3, S, S) under a damage; kept in `work`, and read if it is there."""
-    file = work / f"{kind}-{steps}.safetensors"
+def adapted_to(kind: str, folder: Path) -> tuple[Restorer, int]:
+    """The embedded restorer adapted to every other held-out portrait under a damage, and by how many steps.
+
+    folder: where `benchmarks/adaptation.py --restorers` has kept it.
+    """
+    file = folder / f"{kind}-0.safetensors"
     if not file.is_file():
-        base, prior = load_restorer(), load_prior()
-        lq = damaged(faces, kind, 0, "adapt")
-        config = resolved_settings(SMALL.targets, lq[:: max(1, len(lq) // EXAMINED)], base, prior)
-        targets = drawn_targets(lq, base, prior, config)
-        work.mkdir(parents=True, exist_ok=True)
-        finetune = replace(SMALL.finetune, iterations=steps)
-        term = perceptual_term(finetune, prior, base.device)
-        save_restorer(file, tuned(base, lq, targets, finetune, term), {})
-    return load_restorer(file)
+        raise SystemExit(f"{file}: no such file; make it by adaptation.py --damages {kind} --restorers {folder}")
+    adapted = load_restorer(file)
+    return adapted, int(adapted.metadata["steps"])
 
 
-def measure_groups(
-    shared: Path, net: RecogniserNet, work: Path, steps: int, damages: Sequence[str]
-) -> dict[str, list[Record]]:
+def measure_groups(shared: Path, net: RecogniserNet, folder: Path, damages: Sequence[str]) -> dict[str, list[Record]]:
     """Distances to the truth of damaged faces, the base's and the adapted restorer's, by group; and failures."""
-    sets, base = measured_groups(shared, net), load_restorer()
+    base = load_restorer()
+    sets = measured_groups(shared, net, base.size)
     distances: dict[str, list[Distances]] = {what: [] for what in sets}
+    taken = 0
     for kind in damages:
-        adapted = adapted_to(kind, read_real_half(shared, net), work, steps)
+        adapted, taken = adapted_to(kind, folder)
         for what, people in sets.items():
-            kept = work / f"{kind}-{steps}-{what}.pt"
+            kept = folder / f"{kind}-{adapted.sha256[:12]}-{what}.pt"
             if not kept.is_file():
                 lq = damaged(people.faces, kind, 0, "measure")
                 seen = [embed_faces(net, faces) for faces in (lq, restored_by(base, lq), restored_by(adapted, lq))]
@@ -441,7 +434,7 @@ def measure_groups(
         for kind, one in zip(damages, distances[what], strict=True):
             records += group_records(what, kind, people, [one])
         records += group_records(what, ALL, people, distances[what])
-    return {"groups": [{"steps": steps} | record for record in records]}
+    return {"groups": [{"steps": taken} | record for record in records]}
 
 
 class Distances(NamedTuple):
@@ -455,12 +448,6 @@ class Distances(NamedTuple):
         """clean: (N, 128) embeddings; seen: those of the faces in each of `STATES`."""
         truth = {state: likeness_distance(clean, of) for state, of in seen.items()}
         return cls(truth, {state: likeness_distance(seen["damaged"], seen[state]) for state in STATES[1:]})
-
-
-def read_real_half(shared: Path, net: RecogniserNet) -> Tensor:
-    """The held-out portraits that are adapted to: every other one."""
-    names = HELD_OUT.read_text(encoding="utf-8").split()[::2]
-    return read_people(shared / "portraits", names, net)[0].faces
 
 
 def group_records(what: str, kind: str, people: People, damages: list[Distances]) -> list[Record]:
@@ -553,7 +540,7 @@ PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     "groups": measure_groups,
     "references": measure_references,
 }
-TUNED = ("groups",)  # parts that tune
+TUNED = ("groups",)  # parts that measure tuned restorers
 
 
 # ---------------------------------------------------------------- the tables
@@ -722,14 +709,13 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, help="the folder that holds portraits/, second_photos/ and the others")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="the others stay as they are")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--work", type=Path, default=WORK, help="where adapted restorers are kept")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of each adaptation")
-    parser.add_argument("--damages", nargs="+", choices=DAMAGES, default=DAMAGES, help="of the part groups")
+    parser.add_argument("--restorers", type=Path, default=ADAPTED, metavar="DIR", help="for the part groups")
+    parser.add_argument("--damages", nargs="+", choices=GROUP_DAMAGES, default=GROUP_DAMAGES, help="of the part groups")
     args = parser.parse_args()
     if args.shared:
         result = json.loads(args.results.read_text(encoding="utf-8")) if args.results.is_file() else {}
         for part in args.parts:
-            more = (args.work, args.steps, args.damages) if part in TUNED else ()
+            more = (args.restorers, args.damages) if part in TUNED else ()
             result |= PARTS[part](args.shared, load_recogniser(), *more)
         text = json.dumps(result, indent=1)
         replace_atomically(args.results, lambda part: part.write_text(text + "\n", encoding="utf-8"))

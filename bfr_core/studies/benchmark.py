@@ -190,19 +190,25 @@ def run_cell(
     perceptual: see `finetune`. adapted_to: called with the adapted restorer.
     """
     _, adapt_lq, hq, lq, _ = cell_faces
-    target_config, damage = settled_for(adapt_lq, restorer, prior, config)
-    base_adapt = restored_by(restorer, adapt_lq)
-
     plain = replace(config.finetune, sharp=0.0)  # the clean answers of the controls are their targets alone
 
     def tuned_on(targets: Tensor) -> Restorer:
         return tuned(restorer, adapt_lq, targets, plain, perceptual)
 
     @cache
+    def settled() -> tuple[TargetConfig, FolderDamage | None]:
+        return settled_for(adapt_lq, restorer, prior, config)
+
+    @cache
+    def own_outputs() -> Tensor:
+        return restored_by(restorer, adapt_lq)
+
+    @cache
     def targets() -> Tensor:
-        return drawn_targets(adapt_lq, restorer, prior, target_config)
+        return drawn_targets(adapt_lq, restorer, prior, settled()[0])
 
     def adapt() -> Restorer:
+        damage = settled()[1]
         if damage is None:
             return tuned_on(targets())
         pairs = list(zip(adapt_lq, targets(), strict=True))
@@ -219,10 +225,10 @@ def run_cell(
     rows: dict[str, Callable[[], Tensor]] = {
         "damaged": lambda: lq,
         "base": lambda: restored_by(restorer, lq),
-        TEACHER: lambda: restored_by(restorer, cleaned(lq, prior, target_config)),
-        "tuned on own outputs": lambda: restored_by(tuned_on(base_adapt), lq),
+        TEACHER: lambda: restored_by(restorer, cleaned(lq, prior, settled()[0])),
+        "tuned on own outputs": lambda: restored_by(tuned_on(own_outputs()), lq),
         "tuned on low-pass targets": lambda: restored_by(
-            tuned_on(low_pass(base_adapt, target_config.sampler.factor).clamp(0, 1)), lq
+            tuned_on(low_pass(own_outputs(), settled()[0].sampler.factor).clamp(0, 1)), lq
         ),
         GENERIC: lambda: restored_by(tuned_on_generic_damage(), lq),
         ALONE: lambda: restored_by(tuned_on(targets()), lq),
@@ -234,7 +240,7 @@ def run_cell(
             adapted_to(adapted)
         old = [metrics.psnr(restored_by(r, cell_faces.blind), hq).tolist() for r in (restorer, adapted)]
         teacher = {k: v.tolist() for k, v in face_measures(targets(), cell_faces.adapt_hq).items()}
-        extra = {"old damage": old, "targets": teacher, "noise level": target_config.t_clean}
+        extra = {"old damage": old, "targets": teacher, "noise level": settled()[0].t_clean}
         keep("adapted", restored_by(adapted, lq), extra)
     for name, make in rows.items():
         if name not in done:
