@@ -14,11 +14,11 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..bfr_core.adaptation.adapt import learn
-from ..bfr_core.adaptation.config import FIRST_LOOK_TEXT, LOW_MEMORY, LOW_MEMORY_TEXT, MIXED_TEXT, AdaptConfig
+from ..bfr_core.adaptation.config import FIRST_LOOK_TEXT, LOW_MEMORY, LOW_MEMORY_TEXT, MIXED_TEXT, SMALL, AdaptConfig
 from ..bfr_core.adaptation.faces import FaceSet
 from ..bfr_core.adaptation.first_look import COLUMNS
 from ..bfr_core.adaptation.first_look import first_look as look_first
-from ..bfr_core.adaptation.forecast import MEASURED_FACES, forecast, measure_targets, measure_tuning
+from ..bfr_core.adaptation.forecast import MEASURED_FACES, forecast, measure_search, measure_targets, measure_tuning
 from ..bfr_core.adaptation.good_faces import Examples
 from ..bfr_core.adaptation.per_damage import ONE_DAMAGE, adapt_groups, rows_of
 from ..bfr_core.adaptation.published import PUBLISHED_RECIPE as PUBLISHED
@@ -98,6 +98,14 @@ class MakePseudoTargets(host.Node):
                     "first_look", optional=True, default=False,
                     tooltip=f"{FIRST_LOOK_TEXT} No node after this one runs.",
                 ),
+                host.advanced(
+                    io.Boolean.Input(
+                        "known_answers", optional=True, default=True,
+                        tooltip="Searches for the damage that all faces share, which takes minutes on a CPU, and tries "
+                        "on sharp faces with this damage how much noise to take off. If off, that follows from the "
+                        "noise alone.",
+                    )
+                ),
             ],
             target_outputs(),
             ("diffusion restore", "teacher", "training pairs"),
@@ -114,6 +122,7 @@ class MakePseudoTargets(host.Node):
         gate: float,
         settings: str,
         first_look: bool = False,
+        known_answers: bool = True,
         **own: Any,
     ) -> io.NodeOutput:
         asked = {"targets.seed": seed} | ({} if settings == PUBLISHED else {"gate.limit": gate})
@@ -127,10 +136,12 @@ class MakePseudoTargets(host.Node):
                 factor=own["factor"],
             )
             config = changed(config, {"targets.sampler": sampler, "targets.batch_size": own["batch_size"]})
+            config = config if known_answers else changed(config, {"finetune.sharp": 0.0})
         run, found = faces.opened()
         if first_look:
             return cls.show_first_look(run, restorer, prior, config)
-        made_with = fingerprint(restorer.network.sha256, prior.network.sha256, asdict(config.targets))
+        otherwise = [] if config.finetune.sharp or settings != OWN else ["by the noise"]
+        made_with = fingerprint(restorer.network.sha256, prior.network.sha256, asdict(config.targets), *otherwise)
         run = with_settings(run, "targets", made_with)
         faces = replace(faces, folder=run.folder)
         run, found = faces.opened()
@@ -139,6 +150,7 @@ class MakePseudoTargets(host.Node):
             if not any((run.targets / f"{name}.png").exists() for name in found.names):
                 lq = found.batch(0, MEASURED_FACES)
                 pace = measure_targets(lq, restorer.network, prior.network, config.targets)
+                pace = pace.also(measure_search(lq)) if config.finetune.sharp else pace
                 host.say(cls, lines(["making targets ...", *forecast(pace, len(found), config).lines()]))
             accepted, made_from = make_targets(
                 run, found, restorer.network, prior.network, config, triplets(progress, run, found)
@@ -228,6 +240,7 @@ class FinetuneRestorer(host.Node):
                     tooltip="Good faces of anybody, which only the discriminator takes for real; without them it takes "
                     "the targets.",
                 ),
+                host.widget(SMALL.finetune, "sharp", step=0.05, optional=True, advanced=True),
             ],
             [
                 host.RestorerType.Output(display_name="restorer", tooltip="The tuned restorer: the best found so far."),
@@ -291,8 +304,11 @@ class FinetuneRestorer(host.Node):
         with run.locked(), torch.enable_grad():
             if not run.checkpoint.exists():
                 perceptual = None if base.tuned_by_codes else perceptual_term(config, features, base.device)
-                pace = measure_tuning(faces.batch(0, MEASURED_FACES), base, config, perceptual)
-                whole = forecast(pace, len(targets), replace(AdaptConfig(), finetune=config), drawn=True)
+                lq, searched = faces.batch(0, MEASURED_FACES), not config.sharp or run.damage.exists()
+                pace = measure_tuning(lq, base, config, perceptual)
+                pace = pace if searched else pace.also(measure_search(lq))
+                own_settings = replace(AdaptConfig(), finetune=config)
+                whole = forecast(pace, len(targets), own_settings, drawn=True, searched=searched)
                 host.say(cls, lines(["tuning ...", *whole.lines()]))
             result = learn(
                 run, faces, targets, pairs.made_from, base, config, features,

@@ -136,8 +136,16 @@ def duration(seconds: float) -> str:
 # ---------------------------------------------------------------- what is to come
 
 
-def forecast(pace: Pace, faces: int, config: AdaptConfig, guessed: bool = False, drawn: bool = False) -> Forecast:
-    """What adapting to so many faces will take at this pace. drawn: whether their targets are there already.
+def forecast(
+    pace: Pace,
+    faces: int,
+    config: AdaptConfig,
+    guessed: bool = False,
+    drawn: bool = False,
+    searched: bool | None = None,
+) -> Forecast:
+    """What adapting to so many faces will take at this pace. drawn: whether their targets are there already; searched:
+    whether the folder's damage has been searched for, if that is not so just where they are.
 
     Drawing refused targets again, and searching the photos for faces, are not included.
     """
@@ -145,7 +153,8 @@ def forecast(pace: Pace, faces: int, config: AdaptConfig, guessed: bool = False,
     calls = {"examine": 0 if drawn else examining_calls(targets, faces) + estimating_calls(config, faces)}
     calls["targets"] = 0 if drawn else faces * targets.network_calls
     seconds = {stage: count * pace.prior_call for stage, count in calls.items()}
-    seconds["examine"] += 0 if drawn or not tuning.sharp else TRIALS * pace.trial
+    known = drawn if searched is None else searched
+    seconds["examine"] += 0 if known or not tuning.sharp else TRIALS * pace.trial
     seconds["targets"] += 0 if drawn else faces * pace.restore
     seconds["gate"] = faces * pace.gate
     held = len(split(faces, tuning)[1])

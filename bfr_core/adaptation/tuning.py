@@ -120,7 +120,7 @@ def tune(
     sharp = None
     if config.sharp:
         with team.first_goes_first():
-            damage = folder_damage(run, faces, restorer)
+            damage = folder_damage(run, faces, restorer, callback=callback)
         sharp = sharp_faces(damage, pairs, len(held))
         shown += [fingerprint(damage.as_json(), EmbeddedFaces(restorer.size).fingerprint)]
     return finetune(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -330,6 +331,49 @@ def test_any_graph_can_be_the_teacher(run: Run, models: tuple[Any, Any], photos:
     assert int(then.split()[3]) > int(first.split()[3]) > 0, "the tuning went on"
     changed = run("BFR_TargetsFromImages", faces=faces, images=shown[5:].flip(2), first=5, gate=0.0)[0]
     assert changed != pairs
+
+
+def test_without_known_answers_and_sharp_faces_no_damage_is_searched_for(
+    run: Run, models: tuple[Any, Any], faces: Any, host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def searched(*given: Any, **more: Any) -> None:
+        raise AssertionError("searched")
+
+    monkeypatch.setattr(sys.modules["any-name.bfr_core.adaptation.folder_damage"], "closest_damage", searched)
+    restorer, prior = models
+    targets = {"faces": faces, "restorer": restorer, "prior": prior, "gate": 0.0, "known_answers": False}
+    sampler = {"start": 8, "calls": 2, "hold_until": 0, "factor": 2}
+    pairs = run("BFR_MakePseudoTargets", settings="as set below", **targets, **sampler)[0]
+    run("BFR_FinetuneRestorer", pairs=pairs, restorer=restorer, sharp=0.0, **TUNING)
+    assert not (host.root / "output/bfr_runs/my_run/damage.json").exists()
+    with pytest.raises(AssertionError, match="searched"):
+        run("BFR_FinetuneRestorer", pairs=pairs, restorer=restorer, **TUNING)
+    with pytest.raises(AssertionError, match="searched"):  # these targets have a run of their own
+        run("BFR_MakePseudoTargets", settings="as set below", **targets | {"known_answers": True}, **sampler)
+    with pytest.raises(AssertionError, match="searched"):  # what is set below does not count
+        run("BFR_MakePseudoTargets", settings="recommended", **targets)
+
+
+def test_where_the_tuning_searches_for_the_damage_it_says_so_and_looks_whether_it_is_cancelled(
+    run: Run, models: tuple[Any, Any], faces: Any, host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = run("BFR_TargetsFromImages", faces=faces, images=torch.rand(10, 32, 32, 3), gate=0.0)[0]
+    module, looks = sys.modules["any-name.bfr_core.adaptation.folder_damage"], []
+    search = module.closest_damage
+
+    def watched(*given: Any, **more: Any) -> Any:
+        looks.append(host.looks)
+        found = search(*given, **more)
+        looks.append(host.looks)
+        return found
+
+    monkeypatch.setattr(module, "closest_damage", watched)
+    forecast = sys.modules["any-name.bfr_core.adaptation.forecast"]
+    monkeypatch.setattr(forecast, "closest_damage", lambda *given: time.sleep(1.0))
+    host.texts.clear()
+    run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)
+    assert "less than a minute" not in host.texts[1], "the trials are reckoned with"
+    assert len(looks) == 2 and looks[1] - looks[0] >= 3, "one look for each few trials"
 
 
 def test_a_missing_prior_is_said(run: Run, models: tuple[Any, Any], faces: Any) -> None:

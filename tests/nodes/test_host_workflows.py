@@ -28,9 +28,15 @@ each = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 PACK = "bfr-adapt"
 FEW_STEPS = {
     "settings": "as set below", "iterations": 4, "batch_size": 2, "micro_batch": 2, "perceptual": 0.0,
-    "adversarial": 0.0, "anchor": 0.0, "transplant": 0.0,
+    "adversarial": 0.0, "anchor": 0.0, "transplant": 0.0, "sharp": 0.0,
 }  # fmt: skip
-SHORT = {"BFR_FinetuneRestorer": FEW_STEPS, "BFR_DrawFaces": {"count": 4}}
+AS_RECOMMENDED = {  # but for a search for the damage, which takes minutes
+    "settings": "as set below", "sampler": "fast", "calls": 3, "start": 16, "hold_until": 2, "factor": 2,
+    "known_answers": False,
+}  # fmt: skip
+SHORT = {
+    "BFR_FinetuneRestorer": FEW_STEPS, "BFR_MakePseudoTargets": AS_RECOMMENDED, "BFR_DrawFaces": {"count": 4},
+}  # fmt: skip
 CHECKPOINT = (
     "CheckpointLoaderSimple", "CLIPTextEncode", "EmptyLatentImage", "KSampler", "VAEEncode", "VAEDecode",
     "FluxGuidance", "BFR_HoldLowBand",
