@@ -138,6 +138,14 @@ def test_the_page_is_built_without_loading_a_network(gradio, small, tmp_path, mo
     build(page)
 
 
+def test_the_arrows_of_an_input_go_in_steps_that_suit_its_value(gradio, small, tmp_path):
+    inputs = build(Page(tmp_path / "runs")).blocks.values()
+    steps = {one.label: one.step for one in inputs if type(one).__name__ == "Number"}
+    assert steps["Learning rate"] == pytest.approx(1e-4)
+    assert steps["Learn from sharp faces"] == steps["Hatching"] == 0.1
+    assert steps["Tuning steps"] == steps["Seed"] == 1
+
+
 def test_what_the_server_answers_and_refuses(gradio, small, tmp_path):
     runs = tmp_path / "runs"
     secret = tmp_path / "secret.png"
@@ -252,7 +260,7 @@ def test_photos_with_different_kinds_of_damage(gradio, small, tab, mixed_photos,
         tab.tick("different kinds of damage")
         tab.open("Advanced")
         tab.type("Tuning steps", "60")
-        tab.type("Learn from sharp faces of others", "0")  # so that no damage is searched for
+        tab.type("Learn from sharp faces", "0")  # so that no damage is searched for
         tab.open("Advanced")
         tab.press("Adapt")
         tab.wait_for("Group 2 of 2: Tuning the restorer")
