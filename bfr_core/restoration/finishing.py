@@ -31,6 +31,7 @@ REACH = 8  # pixels of the coarsest band that a result may depend on, to each si
 CLEAN = 4.5 / 255  # deviation of the finest band up to which a photo is nearly free of noise
 COARSEST = 20  # quality of a JPEG: below it more is lost than a restorer gets wrong
 AS_SHARP, MUCH_SHARPER = 0.995, 2.5  # of the photo's sharpness: less than the first is worse
+SHARP = 0.8  # of a clean face, see `sharpness`: in a JPEG, noise that was stored makes a blurred face pass for sharper
 INSIDE = 0.6  # of a face's width: all of it is pasted in full
 WIDEST = 1024  # pixels of a face at which sharpness is measured, at most
 
@@ -68,7 +69,7 @@ def finished(
         patches = list(_finished_strips(old, source, error, patches, noise, levels, keep_detail, match_grain))
     if not keep_detail or not may_leave_alone or not _is_clean(noise):
         return patches, ""
-    if jpeg and jpeg.quality >= COARSEST and (softer := _softer(source, patches, face)):
+    if jpeg and jpeg.quality >= COARSEST and (softer := _softer(source, patches, face, SHARP)):
         return [_in_place_of(patch, source, patches[0].top) for patch in patches], _unblocked(face, size, *softer)
     softer = _softer(old, patches, face) if noise.blocks <= NO_BLOCKS else None
     return ([], _left_alone(face, size, *softer)) if softer else (patches, "")
@@ -116,16 +117,16 @@ def _is_clean(noise: Noise) -> bool:
     return noise.deviation(0) <= CLEAN and noise.coarse < ALL_COARSE_GRAIN
 
 
-def _softer(source: Tensor, patches: list[Patch], face: Face) -> tuple[float, float] | None:
+def _softer(source: Tensor, patches: list[Patch], face: Face, least: float = 0.0) -> tuple[float, float] | None:
     """The sharpness of `face` in `source` and in `patches` if they make it less sharp; None if they do not.
 
     source: (3, h, w), the patches' box as the photo has it. The face and its middle are measured; where the middle
-    becomes much sharper, it may cost sharpness around it.
+    becomes much sharper, it may cost sharpness around it. least: None if it is not even as sharp as this in `source`.
     """
     moved = replace(face, landmarks=face.landmarks - [patches[0].left, patches[0].top])
     whole, inside = zip(*(_sharpness(part, moved) for part in (source, _pasted(patches))), strict=True)
     gained = [after / max(before, 1e-6) for before, after in (whole, inside)]
-    if min(gained) >= AS_SHARP or gained[1] >= MUCH_SHARPER:
+    if whole[0] < least or min(gained) >= AS_SHARP or gained[1] >= MUCH_SHARPER:
         return None
     return whole if gained[0] < AS_SHARP else inside
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from bfr_core.damage.jpeg import through_jpeg
-from bfr_core.damage.synthetic import degrade
+from bfr_core.damage.synthetic import degrade, stored_as_jpeg
 from bfr_core.files.photos import read_image, write_image
 from bfr_core.metrics.detail import high_band, sharpness
+from bfr_core.metrics.psnr import psnr
 from bfr_core.pixels import gaussian_blur
 from bfr_core.restoration import finishing
 from bfr_core.restoration.finest_band import levels_for
@@ -271,3 +272,11 @@ def test_none_of_eight_sharp_faces_gets_worse(shared: Path, caplog: pytest.LogCa
         for left in range(0, 1832, 458):
             before, after = (p[None, :, top : top + 450, left : left + 450] for p in (photo, result.pixels))
             assert float(sharpness(after)) >= 0.995 * float(sharpness(before))
+
+
+def test_a_blurred_face_with_the_noise_of_a_jpeg_does_not_pass_for_sharp(shared: Path) -> None:
+    clean = read_image(shared / "photos" / "eight_synthetic_faces.jpg")[:, :450, 458:908]
+    photo = stored_as_jpeg((gaussian_blur(clean[None], 4)[0] + noise(clean, 0.03)).clamp(0, 1), 50)
+    result = restore_photo(photo, load_restorer("embedded"), replace(KEEP, detector="embedded"))
+    assert len(result.faces) == 1 and not result.unblocked
+    assert float(psnr(result.pixels[None], clean[None])) > float(psnr(photo[None], clean[None])) + 0.3
