@@ -41,7 +41,10 @@ class FinetuneConfig:
         label="Faces at once while tuning",
     )
     lr: float = setting(
-        2e-5, "The learning rate at the start of the tuning, which is its highest.", above=0, label="Learning rate"
+        2e-5,
+        "The highest learning rate, from which it falls to the end of the tuning.",
+        above=0,
+        label="Learning rate",
     )
     lr_end: float = setting(5e-6, "The learning rate at the end of the tuning, reached along a cosine.", low=0)
     warmup: float = setting(
@@ -58,8 +61,8 @@ class FinetuneConfig:
     )
     perceptual: float = setting(
         0.1,
-        "Weight of the perceptual loss, a mean over the faces. The authors sum LPIPS over parts of four faces, which "
-        "makes their weight 0.4.",
+        "Weight of the perceptual loss, which keeps faces from growing soft; a mean over the faces. The authors sum "
+        "LPIPS over parts of four faces, which makes their weight 0.4.",
         low=0,
         label="Perceptual loss",
     )
@@ -140,11 +143,11 @@ class FinetuneConfig:
     )
     sharp: float = setting(
         0.0,
-        "Share of the faces that are sharp faces of other people, given the damage that is estimated over the whole "
-        "folder, so that their true answer is known. 0 takes none, as in the paper.",
+        "Share of the faces that are sharp faces of other people, given the damage of the whole folder, so that their "
+        "true answer is known. To find that damage takes minutes on a CPU; 0 does without both, as the paper does.",
         low=0,
         high=1,
-        label="Learn from sharp faces of others",
+        label="Learn from sharp faces",
     )
     discriminator_features: int = setting(64, "Width of the discriminator.", unit="channels", low=1)
     ema: float = setting(

@@ -13,15 +13,17 @@ from ..files.records import read_table
 from ..restorers.load import SHIPPED
 
 # Settings behind "Advanced", by dotted path of `AdaptConfig`; label and hint are the setting's, the value the recipe's.
+# Three lie in a row: how long is learned and how fast; from what; by which losses; how targets are drawn.
 ADVANCED = (
     "finetune.iterations",
+    "finetune.lr",
+    "finetune.batch_size",
     "finetune.sharp",
     "finetune.transplant",
     "finetune.anchor",
-    "finetune.texture",
     "finetune.perceptual",
-    "finetune.lr",
-    "finetune.batch_size",
+    "finetune.texture",
+    "finetune.hatching",
     "targets.sampler.t_start",
     "targets.sampler.factor",
     "gate.limit",

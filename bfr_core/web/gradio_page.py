@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from math import floor, log10
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +102,12 @@ def build(page: Page) -> Any:
             gr.HTML(block(quiet(FIRST_LOOK_TEXT)))
             with gr.Accordion("Advanced", open=False):
                 advanced = []
-                for paths in _in_threes(list(ADVANCED)):
+                *rows, alone = _in_threes(list(ADVANCED))
+                for paths in rows:
                     with gr.Row():
                         advanced += [_number(gr, path) for path in paths]
                 with gr.Row():
+                    advanced += [_number(gr, path) for path in alone]
                     min_face = gr.Number(default.min_face, precision=0, **words_of(AdaptConfig, "faces.min_face"))
                     low_memory = gr.Checkbox(default.low_memory, label="Low memory", info=LOW_MEMORY_TEXT)
                 prior = gr.Dropdown(
@@ -379,7 +382,9 @@ def _number(gr: Any, path: str) -> Any:
     """The input for a setting, with the value for the embedded restorer, which is chosen at first: an empty input would
     be sent as 0 by gradio 4."""
     value = value_at(SMALL, path)
-    return gr.Number(value, precision=0 if isinstance(value, int) else None, **words_of(AdaptConfig, path))
+    whole = isinstance(value, int)
+    step = 1 if whole else min(0.1, 10.0 ** floor(log10(value))) if value else 0.1  # of the input's arrows
+    return gr.Number(value, precision=0 if whole else None, step=step, **words_of(AdaptConfig, path))
 
 
 def _in_threes(values: list[str]) -> list[list[str]]:
