@@ -57,7 +57,7 @@ class Bars:
         if self.silent:
             self.cancel.check()
             return
-        if stage != self.stage:
+        if stage != self.stage or total != self.bar.total:  # a stage may have parts, each with a bar of its own
             self.bar.close()
             self.stage = stage
             # What was done before the first call was not timed; the speed is that of what comes after it.
