@@ -257,7 +257,7 @@ def test_the_way_through_the_page(webui: WebUI) -> None:
     assert len(set(files)) == 10
     for path in files:
         assert "bfr_runs/_page" in path, "what is shown lies in the page's own cache"
-        assert Image.open(io.BytesIO(webui.file(path))).size == (128, 128)
+        assert Image.open(io.BytesIO(webui.file(path))).size == (256, 256), "the size of the restorer"
     fields = {"Tuning_steps": 2, "Faces_per_step": 2, "Learn_from_sharp_faces": 0}
     fields |= {"The_pictures_are_cut-out,_square_faces_already": True}
     page.press("Adapt", Run="way", **fields)
