@@ -216,7 +216,7 @@ def load_pack() -> ModuleType:
     sys.modules[ALIAS] = pack
     spec.loader.exec_module(pack)
     stage = import_module(f"{ALIAS}.bfr_core.adaptation.folder_damage")
-    stage.TRIALS, stage.SEARCHED_FACES = 24, 4  # type: ignore[attr-defined]  # as in `few_trials`
+    stage.TRIALS, stage.AT_ONCE_SMALL = 24, 4  # type: ignore[attr-defined]  # as in `few_trials`
     import_module(f"{ALIAS}.bfr_core.adaptation.cleaning").KNOWN = 2  # type: ignore[attr-defined]
     return pack
 
@@ -375,10 +375,14 @@ def folders(base: Path) -> None:
     from skimage import data
 
     portrait = torch.from_numpy(data.astronaut()).permute(2, 0, 1).float() / 255
+
+    def with_noise() -> torch.Tensor:  # a clean face is left alone
+        return (portrait + 0.1 * torch.randn(portrait.shape, generator=generator)).clamp(0, 1)
+
     for name in ("portrait", "example"):
-        write_image(base / f"input/{name}.png", portrait)
-    for i in range(6):  # each with noise of its own
-        noisy = portrait + 0.1 * torch.randn(portrait.shape, generator=generator)
+        write_image(base / f"input/{name}.png", with_noise())
+    for i in range(6):
+        noisy = with_noise()
         write_image(base / f"input/old_photos/{i}.png", (noisy.flip(-1) if i % 2 else noisy).clamp(0, 1))
 
 

@@ -304,7 +304,7 @@ def test_the_tab_in_a_browser(webui: WebUI, browser: Any, screenshots: Path) -> 
     assert tab.images(".bfr .faces img") and webui.wait("seen")["adapted"]
     tab.press("3. Result")
     tab.press("Show before and after")
-    until(lambda: tab.images(f"{tab.inside} img:not(.bfr img)") == [[128, 128]] * 2)
+    until(lambda: tab.images(f"{tab.inside} img:not(.bfr img)") == [[256, 256]] * 2)
     tab.picture(f"{webui.name}_3_result")
 
 
