@@ -142,7 +142,7 @@ def bench(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 def verify_real(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from ..studies.verification import verify_real as check
 
-    page, findings = check(args.out, str(choose_device(args.device)), bars.named("verify"), args.prior)
+    page, findings = check(args.out, str(choose_device(args.device)), bars.named("verify"), args.prior, args.faces)
     failed = [f.name for f in findings if f.failed]
     print(f"{len(findings)} checks, {len(failed)} failed; attach to an issue: {page}", file=sys.stderr)
     return {"report": str(page), "failed": failed}
@@ -244,6 +244,8 @@ def add_commands(commands: Commands) -> None:
     sub.add_argument("--out", type=Path, default=Path("verify_real"), metavar="DIR", help="Folder of the report.")
     text = "Check this prior instead, such as a Stable Diffusion checkpoint: a .safetensors file or a diffusers folder."
     sub.add_argument("--prior", type=Path, metavar="FILE", help=text)
+    text = "Compare the restorers that are here, and the embedded one, on the damaged faces of these clean photos, too."
+    sub.add_argument("--faces", type=Path, metavar="DIR", help=text)
     sub = commands.add(
         vote, "Make a page on which people choose blindly between two sets of restored photos.", group=STUDIES
     )

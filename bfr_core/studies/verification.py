@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..adaptation.adapt import adapt
-from ..adaptation.config import recipe
-from ..adaptation.faces import write_or_keep
+from ..adaptation.config import FaceConfig, recipe
+from ..adaptation.faces import collect_faces, write_or_keep
 from ..adaptation.run import Run
 from ..damage.synthetic import degrade
 from ..device import autocast
@@ -38,8 +38,9 @@ from ..metrics.psnr import psnr
 from ..pixels import gaussian_blur
 from ..randomness import keyed_generator, keyed_noise
 from ..reports.html import Gallery, ReportData, Table, write_report
-from ..restorers import load_restorer
+from ..restorers import Restorer, load_restorer
 from .demo import real_photos
+from .peers import SIZE, compare_restorers, table_of
 
 PICTURES = "Two real faces under ordinary damage"
 STEPS = 4  # of the short adaptation
@@ -48,18 +49,24 @@ PARSED_SIZE = 512  # side in pixels of the crops that ParseNet and the recognise
 MIN_PSNR = 12.0  # dB, of restored faces; a black picture has about 6 to 10
 MAX_ERROR = 0.5  # squared error of the noise; a network that has learned nothing has 1
 SHOWN_FACTOR = 16  # of the blur that a given prior is shown, at 512 pixels
+MOST_COMPARED = 100  # faces of clean photos on which restorers are compared
 MAX_LOW_BAND = 0.02  # mean absolute difference, of 1, between a drawn face's low band and the photo's
 Callback = Callable[[int, int, object], None]
 
 
 @dataclass
 class Finding:
-    """What the check of one file found. rows: (what, value). pictures: damaged and restored faces, for a restorer."""
+    """What the check of one file found. rows: (what, value). pictures: damaged and restored faces, for a restorer.
+
+    table, gallery: of the comparison of restorers, in place of rows and pictures.
+    """
 
     name: str
     rows: list[tuple[str, str]] = field(default_factory=list)
     pictures: list[Tensor] = field(default_factory=list)
     failed: bool = False
+    table: Table | None = None
+    gallery: Gallery | None = None
 
     def judge(self, what: str, holds: object) -> None:
         """Note whether `what` holds; the finding fails if it does not."""
@@ -68,9 +75,16 @@ class Finding:
 
 
 def verify_real(
-    folder: Path, device: str = "cpu", callback: Callback | None = None, prior: Path | None = None
+    folder: Path,
+    device: str = "cpu",
+    callback: Callback | None = None,
+    prior: Path | None = None,
+    faces: Path | None = None,
 ) -> tuple[Path, list[Finding]]:
     """Check every file of the table that is on this machine; returns report.html in `folder` and the findings.
+
+    faces: a folder of clean photos. Their faces are damaged in the ordinary way, and the embedded restorer and those of
+    the table that are here are compared on them, see `peers`.
 
     prior: a prior that is not in the table, such as a Stable Diffusion checkpoint. Then it alone is checked, what it
     draws is shown, and the adaptation of a few steps is done with it.
@@ -92,12 +106,44 @@ def verify_real(
         last = partial(_short_adaptation, *networks, folder / "adaptation", device)
         about = "Published weights, checked on this machine"
     findings: list[Finding] = []
-    for step, check in enumerate([*checks, last]):
+
+    def compare() -> Finding:
+        return _compare(Path(faces or ""), folder, device, [found.name for found in findings if found.failed])
+
+    every: list[Callable[[], Finding]] = [*checks, last, *([compare] if faces else [])]
+    for step, check in enumerate(every):
         findings.append(check())
         page = _report(folder, findings, len(checks), device, about, prior is None)
         if callback:
-            callback(step + 1, len(checks) + 1, None)
+            callback(step + 1, len(every), None)
     return page, findings
+
+
+def _compare(faces: Path, folder: Path, device: str, without: Sequence[str]) -> Finding:
+    """The restorers of the table that are here, and the embedded one, on the faces of clean photos.
+
+    without: names of files that failed.
+    """
+    found = Finding("Restorers against one another")
+    restorers = [entry.name for entry in TABLE if "restorer" in entry.what and entry.name not in without]
+    paths = {Path(name).stem: path for name in restorers if (path := locate(name))}
+    try:
+        run = Run(folder)
+        names = collect_faces(faces, run, SIZE, FaceConfig(), device=device)
+        clean = names.read(names.names[:MOST_COMPARED])
+        loaded = {name: partial(_loaded, path, device) for name, path in paths.items()}
+        peers = compare_restorers(clean, {"embedded": partial(_loaded, "embedded", device)} | loaded)
+        found.table = table_of(peers, len(clean))
+        rows = [(f"face {i + 1}", [peer.shown[i] for peer in peers]) for i in range(len(peers[0].shown))]
+        found.gallery = Gallery("The same faces", "", [peer.name for peer in peers], rows)
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        found.failed = True
+        found.rows.append(("failed", pathless(reason_of(error))))
+    return found
+
+
+def _loaded(path: Path | str, device: str) -> Restorer:
+    return load_restorer(path).to(device)
 
 
 def _report(folder: Path, findings: list[Finding], here: int, device: str, about: str, of_table: bool) -> Path:
@@ -111,8 +157,11 @@ def _report(folder: Path, findings: list[Finding], here: int, device: str, about
         title=about,
         verdict="not_judged",
         verdict_sentence=f"{looked_at}; {failed} checks failed.{so_far}",
-        galleries=[Gallery(PICTURES, "", ["damaged", "restored"] * 2, pictures)] if pictures else [],
-        tables=[Table(f.name, "", ["", ""], [list(row) for row in f.rows]) for f in findings],
+        galleries=[
+            *([Gallery(PICTURES, "", ["damaged", "restored"] * 2, pictures)] if pictures else []),
+            *(found.gallery for found in findings if found.gallery),
+        ],
+        tables=[f.table or Table(f.name, "", ["", ""], [list(row) for row in f.rows]) for f in findings],
         notes=[
             "No statistics of the published inference are known to this program; the numbers above were measured here.",
             f"{platform.platform()}, Python {platform.python_version()}, torch {torch.__version__}, device "

@@ -8,10 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 from published_shapes import prior_shapes
+from torch.nn import functional as F
 
 from bfr_core.diffusion import latent_prior
 from bfr_core.diffusion.prior import load_prior
+from bfr_core.faces.sharp_faces import SharpFaces
 from bfr_core.files import weights
+from bfr_core.files.photos import write_image
 from bfr_core.files.tensors import save_tensors, sha256_of
 from bfr_core.files.weights import Weights
 from bfr_core.restorers import load_restorer, save_restorer
@@ -156,3 +159,20 @@ def test_weights_whose_hash_nobody_knows_yet_are_reported_with_theirs(table, mon
     _, (found, _) = verify_real(table / "out")
     rows = dict(found.rows)
     assert rows["SHA-256"].startswith("not checkable") and len(rows["its SHA-256"]) == 64 and not found.failed
+
+
+def test_with_clean_photos_the_restorers_that_are_here_are_compared(table):
+    faces = table / "photos"
+    for i, face in enumerate(SharpFaces(256).stacked(3)):
+        write_image(faces / f"{i}.png", F.pad(face[None], (64,) * 4, "reflect")[0])
+    page, findings = verify_real(table / "out", faces=faces)
+    compared = findings[-1]
+    assert not compared.failed and [row[0] for row in compared.table.rows][:3] == ["damaged", "embedded", "good"]
+    assert "Restorers against one another" in page.read_text() and "The same faces" in page.read_text()
+
+
+def test_photos_without_faces_are_said_and_the_rest_stays(table):
+    write_image(table / "photos" / "grey.png", torch.full((3, 200, 200), 0.5))
+    page, findings = verify_real(table / "out", faces=table / "photos")
+    assert findings[-1].failed and "failed" in dict(findings[-1].rows) and not findings[0].failed
+    assert "Restorers against one another" in page.read_text()
