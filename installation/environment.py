@@ -26,8 +26,8 @@ def demo(root: Path, arguments: Sequence[str]) -> int:
 def test(root: Path, arguments: Sequence[str]) -> int:
     """Linters, type checker, then pytest (slow and host tests only with --all); exit code of the first that fails.
 
-    A worker runs whole files, whose fixtures are made once so. `arguments` are pytest's and come last: `-n 0` runs the
-    tests in one process, as a debugger needs.
+    A worker runs whole files, whose fixtures are made once so, in the order of `tests/conftest.py`. `arguments` are
+    pytest's and come last: `-n 0` runs the tests in one process, as a debugger needs.
     """
     python = prepare(root)
     workers = min(WORKERS, os.cpu_count() or 1)
@@ -35,7 +35,7 @@ def test(root: Path, arguments: Sequence[str]) -> int:
         ("ruff check", ["ruff", "check", "--output-format", "concise", "."]),
         ("ruff format --check", ["ruff", "format", "--check", "."]),
         ("mypy", ["mypy"]),
-        ("pytest", ["pytest", "-n", str(workers), "--dist", "loadfile", *arguments]),
+        ("pytest", ["pytest", "-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder", *arguments]),
     ]
     for title, words in checks:
         say(title)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="also run the tests marked slow, host or cluster")
 
 
+# The files that take longest, which begin first, so that no worker is left with one of them while the other is idle.
+LONGEST = (
+    "restorers/test_published_tuning.py",
+    "web/test_gradio_page.py",
+    "web/test_actions.py",
+    "nodes/test_adapt.py",
+    "restoration/test_finishing.py",
+    "restorers/test_published.py",
+    "adaptation/test_adapt.py",
+    "adaptation/test_forecast.py",
+    "restoration/test_restore.py",
+)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_to_others(config, items)
+    sizes = Counter(item.path for item in items)
+    place = {ROOT / "tests" / file: i for i, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: (place.get(item.path, len(LONGEST)), -sizes[item.path], str(item.path)))
+
+
+def left_to_others(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Take out the tests that run only with --all."""
     if config.getoption("--all") or config.getoption("markexpr"):
         return
     left_out = [item for item in items if any(map(item.get_closest_marker, ("slow", "host", "cluster")))]
