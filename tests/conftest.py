@@ -161,6 +161,7 @@ def few_trials() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bfr_core.adaptation.folder_damage.TRIALS", 24)
         patch.setattr("bfr_core.adaptation.folder_damage.AT_ONCE_SMALL", 4)
+        patch.setattr("bfr_core.adaptation.folder_damage.COMPARED", 12)
         patch.setattr("bfr_core.adaptation.cleaning.KNOWN", 2)
         yield
 

@@ -263,15 +263,14 @@ def test_an_aligned_face_gets_neither() -> None:
 # ---------------------------------------------------------------- real photographs
 
 
-def test_none_of_eight_sharp_faces_gets_worse(shared: Path, caplog: pytest.LogCaptureFixture) -> None:
-    photo = read_image(shared / "photos" / "eight_synthetic_faces.jpg")
+def test_neither_of_two_sharp_faces_gets_worse(shared: Path, caplog: pytest.LogCaptureFixture) -> None:
+    photo = read_image(shared / "photos" / "eight_synthetic_faces.jpg")[:, :488, :916]  # all: `benchmarks/no_worse.py`
     with caplog.at_level(logging.ERROR):
         result = restore_photo(photo, load_restorer("embedded"), RestoreConfig(detector="embedded"))
-    assert result.found == 8 and len(result.faces) + len(result.skipped) == 8
-    for top in (0, 488):
-        for left in range(0, 1832, 458):
-            before, after = (p[None, :, top : top + 450, left : left + 450] for p in (photo, result.pixels))
-            assert float(sharpness(after)) >= 0.995 * float(sharpness(before))
+    assert result.found == 2 and len(result.faces) + len(result.skipped) == 2
+    for left in (0, 458):
+        before, after = (p[None, :, :450, left : left + 450] for p in (photo, result.pixels))
+        assert float(sharpness(after)) >= 0.995 * float(sharpness(before))
 
 
 def test_a_blurred_face_with_the_noise_of_a_jpeg_does_not_pass_for_sharp(shared: Path) -> None:
