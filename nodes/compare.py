@@ -188,13 +188,13 @@ class DrawFaces(host.Node):
     def work(
         cls, prior: host.Managed, count: int, seed: int, preview: bool = True, source: str = DRAWN
     ) -> io.NodeOutput:
-        progress, drawn = host.NodeProgress(cls, "drawing faces ..."), []
         if source == SHIPPED:
             sharp = SharpFaces(prior.network.size)
             if count > len(sharp):
                 raise ValueError(f"count is {count}, but {len(sharp)} faces are shipped; ask for fewer, or draw them")
             faces = torch.stack([sharp[(seed + i) * STEP % len(sharp)] for i in range(count)])
             return host.output(cls, convert.to_image(faces), picture=faces if preview else None)
+        progress, drawn = host.NodeProgress(cls, "drawing faces ..."), []
         names = [f"drawn_{i}" for i in range(count)]
         with host.on_device(prior, faces=cls.AT_ONCE):
             for start in range(0, count, cls.AT_ONCE):
@@ -207,4 +207,5 @@ class DrawFaces(host.Node):
                 drawn.append(draw_faces(prior.network, some, seed, show).cpu())
         faces = torch.cat(drawn)
         progress.end(faces)
-        return host.output(cls, convert.to_image(faces), picture=faces if preview else None)
+        picture = faces if preview else None
+        return host.output(cls, convert.to_image(faces), text=f"{count} faces are drawn", picture=picture)

@@ -339,6 +339,10 @@ def test_aligned_pictures_are_restored_whole_and_no_face_is_sought(
 def test_drawn_faces(run: Run, models: tuple[Any, Any], host: Any) -> None:
     (drawn,) = run("BFR_DrawFaces", prior=models[1], count=5, seed=3)
     assert drawn.shape == (5, 32, 32, 3) and host.previews
+    assert host.texts[-1] == "5 faces are drawn", "the node does not go on saying that it is at work"
+    host.texts.clear()
+    assert run("BFR_DrawFaces", prior=models[1], count=2, source="shipped")[0].shape == (2, 32, 32, 3)
+    assert not host.texts, "they are there at once"
     (fewer,) = run("BFR_DrawFaces", prior=models[1], count=2, seed=3)
     assert (drawn[:2] - fewer).abs().max() < 0.02 < (drawn[0] - drawn[1]).abs().mean()
     assert not torch.equal(fewer, run("BFR_DrawFaces", prior=models[1], count=2, seed=4)[0])
