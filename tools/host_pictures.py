@@ -61,7 +61,8 @@ const [kind, name, value] = arguments;
 const all = (nodes) => nodes.flatMap((n) => [n, ...(n.subgraph ? all(n.subgraph.nodes) : [])]);
 const found = all(app.graph.nodes).filter((n) => n.type === kind)
   .flatMap((n) => n.widgets ?? []).filter((w) => w.name === name);
-found.forEach((w) => { w.value = typeof w.value === 'number' ? Number(value) : value; });
+const as = {number: Number, boolean: (given) => given === 'true'};
+found.forEach((w) => { w.value = (as[typeof w.value] ?? String)(value); });
 return found.length;
 """
 IDLE = """
