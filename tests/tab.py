@@ -43,7 +43,11 @@ class Tab:
         return until(look)
 
     def press(self, text: str) -> None:
-        self.button(text).click()
+        def pressed() -> bool:  # a page that still grows may lay something else under the pointer
+            self.button(text).click()
+            return True
+
+        until(pressed)
 
     def field(self, label: str) -> Any:
         own = f"//label[.//*[normalize-space(text())='{label}']]"
