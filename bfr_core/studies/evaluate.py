@@ -73,6 +73,7 @@ MEASURES = {
 BY_NETWORKS = ("identity", "lpips", "niqe", "musiq", "maniqa")  # measured where package and file are there
 WITHOUT_TRUTH = ("niqe", "musiq", "maniqa")  # those among them that need no clean face
 NO_REFERENCE = "FID against the reference set is left out: its network's package or file is not on this machine"
+AT_ONCE = 16  # faces that are measured together
 FACE_SCORE = 0.2  # score of a standard crop, from which its landmarks mean something
 DAMAGED, RESTORED, CLEAN, DIFFERENCE = "damaged", "restored", "clean", "restored - damaged"
 
@@ -266,8 +267,13 @@ def face_measures(restored: Tensor, hq: Tensor, only: Sequence[str] = tuple(MEAS
 
     restored, hq: (B, 3, H, W) in [0, 1]. only: those that are wanted. GMSD, VIF and FSIM need piq and are absent
     without it; SSIM needs 11 x 11 pixels, VIF and FSIM 41 x 41, landmarks and what the recogniser sees a square of 64.
-    The recogniser is in no loss, so that nothing was tuned to please it. Raises ValueError if the shapes differ.
+    The recogniser is in no loss, so that nothing was tuned to please it. Of many faces some are measured at a time, so
+    that memory does not grow with them. Raises ValueError if the shapes differ.
     """
+    if len(restored) > AT_ONCE and len(restored) == len(hq):
+        pairs = zip(restored.split(AT_ONCE), hq.split(AT_ONCE), strict=True)
+        parts = [face_measures(*pair, only) for pair in pairs]
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
     measures: dict[str, PairMeasure] = {
         "psnr": metrics.psnr,
         "psnr_affine": metrics.psnr_after_affine_fit,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bfr_core import metrics
 from bfr_core.files.photos import list_images, read_image
@@ -89,3 +90,16 @@ def test_kid_refuses_sets_it_cannot_compare():
         metrics.paired_kid(torch.zeros(2, 4), torch.zeros(3, 4))
     with pytest.raises(ValueError, match="are needed"):
         metrics.kid(torch.zeros(2, 4), torch.zeros(3, 5))
+
+
+def test_many_faces_go_through_the_network_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    faces, together = torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(0)), []
+    one_by_one = torch.cat([metrics.kid_features(face[None]) for face in faces])
+    conv2d = F.conv2d
+
+    def watched(x: Tensor, kernel: Tensor) -> Tensor:
+        together.append(len(x))
+        return conv2d(x, kernel)
+
+    monkeypatch.setattr(F, "conv2d", watched)
+    assert torch.allclose(metrics.kid_features(faces), one_by_one, atol=1e-5) and max(together) <= 16

@@ -18,6 +18,7 @@ from bfr_core import metrics
 from bfr_core.cli.commands import main
 from bfr_core.files.photos import read_image, write_image
 from bfr_core.metrics.optional import write_statistics
+from bfr_core.pixels import gaussian_blur
 from bfr_core.studies import evaluate as ev
 
 
@@ -308,3 +309,18 @@ def test_the_command_measures_without_clean_faces(folders, capsys):
     assert main(["evaluate", str(folders["restored"]), "--clean", str(folders["clean"]), "--json"]) == 0
     row = json.loads(capsys.readouterr().out)["rows"]["restored"]
     assert row["psnr_matched"]["mean"] > row["psnr"]["mean"] - 0.5 and "ssim_matched" in row
+
+
+def test_of_many_faces_a_few_are_measured_at_a_time(monkeypatch):
+    faces, together = torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(0)), []
+    blurred = gaussian_blur(faces, 1.0)
+    whole = [ev.face_measures(*pair)["psnr"] for pair in zip(blurred.split(1), faces.split(1), strict=True)]
+    psnr = metrics.psnr
+
+    def watched(restored, hq):
+        together.append(len(hq))
+        return psnr(restored, hq)
+
+    monkeypatch.setattr(metrics, "psnr", watched)
+    found = ev.face_measures(blurred, faces)
+    assert max(together) <= 16 and torch.allclose(found["psnr"], torch.cat(whole)) and len(found["ssim"]) == 40
