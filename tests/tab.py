@@ -59,9 +59,13 @@ class Tab:
         field.send_keys(text)
 
     def tick(self, words: str) -> None:
-        box = until(lambda: self._seen(f"//label[contains(., '{words}')]//input"))
-        if not box.is_selected():
-            box.click()
+        def ticked() -> bool:  # tried again, as in `press`
+            box = self._seen(f"//label[contains(., '{words}')]//input")
+            if not box.is_selected():
+                box.click()
+            return True
+
+        until(ticked)
 
     def open(self, title: str) -> None:
         """Open, or close, what is folded under a title."""
