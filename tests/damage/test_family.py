@@ -28,8 +28,8 @@ def made(faces, **how):
 
 def test_the_mildest_damage_leaves_a_face_as_it_is(faces):
     assert (made(faces) - faces).abs().mean() < 0.002
-    assert Photographed.at([0] * 12) == Photographed(*(low for low, _ in RANGES.values()))
-    assert Photographed.at([2] * 12) == Photographed(*(high for _, high in RANGES.values())), "never beyond"
+    assert Photographed.at([0] * 13) == Photographed(*(low for low, _ in RANGES.values()))
+    assert Photographed.at([2] * 13) == Photographed(*(high for _, high in RANGES.values())), "never beyond"
 
 
 def test_photon_noise_grows_with_light_and_read_out_noise_does_not():
@@ -52,6 +52,15 @@ def test_developing_makes_noise_colourful(faces):
         return (noise - noise.mean(1, keepdim=True)).std() / noise.std()
 
     assert colour(made(faces, read=-1.7, colour=3)) > 1.1 * colour(made(faces, read=-1.7))
+
+
+def test_noise_that_the_colours_have_in_common_is_grey_and_as_strong():
+    grey = torch.full((8, 3, 64, 64), 0.5)
+    own, shared, half = (made(grey, read=-1.6, common=common) - grey for common in (0.0, 1.0, 0.5))
+    assert (shared - shared.mean(1, keepdim=True)).abs().max() < 1e-5
+    assert float(own.std()) == pytest.approx(float(shared.std()), rel=0.03)
+    pairs = torch.corrcoef(half.transpose(0, 1).flatten(1))
+    assert [float(pairs[0, 1]), float(pairs[1, 2])] == pytest.approx([0.5, 0.5], abs=0.03)
 
 
 def test_faces_of_others_are_alike_and_damaged_ones_are_not(faces):
