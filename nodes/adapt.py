@@ -29,6 +29,7 @@ from ..bfr_core.adaptation.target_stage import make_targets
 from ..bfr_core.adaptation.targets import TargetConfig
 from ..bfr_core.adaptation.tuning import perceptual_term
 from ..bfr_core.diffusion.sampler import SamplerConfig
+from ..bfr_core.faces.sharp_faces import SIDE
 from ..bfr_core.files.names import numbered
 from ..bfr_core.files.ownership import begin_list, delete, is_own
 from ..bfr_core.files.photos import printable, read_image, to_unit
@@ -430,7 +431,11 @@ def group_by_group(progress: host.NodeProgress) -> Callable[[str, int, int, Any]
 def tuning_config(
     restorer: Restorer, seed: int, low_memory: bool, own: dict[str, Any], name: str = RECOMMENDED
 ) -> FinetuneConfig:
-    """The recipe of this name for `restorer`, changed by the `own` settings, then for a small card if asked."""
+    """The recipe of this name for `restorer`, changed by the `own` settings, then for a small card if asked.
+
+    The share of sharp faces is the recipe's for restorers larger than the ones that ship, which would teach softness.
+    """
+    own = {name: value for name, value in own.items() if name != "sharp" or restorer.size <= SIDE}
     values = {f"finetune.{setting}": value for setting, value in own.items()} | {"finetune.seed": seed}
     return recipe_with(restorer, name, values | (LOW_MEMORY if low_memory else {})).finetune
 

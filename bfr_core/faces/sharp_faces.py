@@ -15,6 +15,7 @@ from ..pixels import resized
 
 SHARP_FACES = Path(__file__).parents[1] / "embedded" / "sharp_faces.safetensors"
 KEPT_APART = 16  # the last ones
+SIDE = 256  # pixels, as they are kept
 
 
 class SharpFaces:

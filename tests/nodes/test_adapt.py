@@ -354,6 +354,15 @@ def test_without_known_answers_and_sharp_faces_no_damage_is_searched_for(
         run("BFR_MakePseudoTargets", settings="recommended", **targets)
 
 
+def test_a_restorer_larger_than_the_sharp_faces_does_not_learn_from_them_whatever_the_widget_says(pack: Any) -> None:
+    made = sys.modules["any-name.nodes.adapt"].tuning_config
+    small, large = (SimpleNamespace(size=size, not_tuned_because="", tuned_by_codes=False, architecture="RestoreFormer")
+                    for size in (256, 512))  # fmt: skip
+    assert made(small, 0, False, {"sharp": 0.5, "lr": 1e-4}).sharp == 0.5
+    config = made(large, 0, False, {"sharp": 0.9, "lr": 1e-4})
+    assert config.sharp == 0 and config.lr == 1e-4, "the other widgets count"
+
+
 def test_where_the_tuning_searches_for_the_damage_it_says_so_and_looks_whether_it_is_cancelled(
     run: Run, models: tuple[Any, Any], faces: Any, host: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
