@@ -20,12 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..damage.family import Photographed
-from ..damage.search import START, distance_under
-from ..damage.statistics import Looks, statistics
+from ..damage.search import POPULATION, closest_damage
 from ..diffusion.prior import Prior
 from ..faces.landmarks import load_landmark_net
-from ..faces.sharp_faces import SharpFaces
 from ..restorers import Restorer
 from ..training.batches import split
 from ..training.checkpoint import TuningProgress
@@ -35,7 +32,7 @@ from ..training.objectives import objective_of
 from .adapt import Before
 from .config import AdaptConfig
 from .faces import FaceSet, StageCallback
-from .folder_damage import ESTIMATED_FACES, TRIALS, faces_of_a_trial
+from .folder_damage import ESTIMATED_FACES, TRIALS, searched_faces
 from .run import Run
 from .target_checks import measurements_of
 from .target_stage import EXAMINED_FACES
@@ -230,11 +227,10 @@ def measure(
 
 
 def measure_search(lq: Tensor) -> Pace:
-    """The pace of the search for the folder's damage, from one trial."""
-    sharp, looks = SharpFaces(lq.shape[-1]).stacked(faces_of_a_trial(lq.shape[-1])), Looks(statistics(lq))
-    made = partial(distance_under, Photographed.at(START), sharp, looks)
-    made()
-    return Pace(trial=_timed(time.perf_counter, made)[1])
+    """The pace of the search for the folder's damage, from one generation of trials and the answer's own."""
+    made = partial(closest_damage, lq, searched_faces(lq.shape[-1]), POPULATION)
+    _, seconds = _timed(time.perf_counter, made)
+    return Pace(trial=seconds / (POPULATION + 1))
 
 
 def measure_targets(lq: Tensor, base: Restorer, prior: Prior, config: TargetConfig) -> Pace:

@@ -378,7 +378,7 @@ def test_where_the_tuning_searches_for_the_damage_it_says_so_and_looks_whether_i
 
     monkeypatch.setattr(module, "closest_damage", watched)
     forecast = sys.modules["any-name.bfr_core.adaptation.forecast"]
-    monkeypatch.setattr(forecast, "distance_under", lambda *given: time.sleep(0.1))
+    monkeypatch.setattr(forecast, "closest_damage", lambda *given: time.sleep(2.0))
     host.texts.clear()
     run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)
     assert "less than a minute" not in host.texts[1], "the trials are reckoned with"
