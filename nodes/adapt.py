@@ -433,10 +433,10 @@ def tuning_config(
 ) -> FinetuneConfig:
     """The recipe of this name for `restorer`, changed by the `own` settings, then for a small card if asked.
 
-    The share of sharp faces is the recipe's for restorers larger than the ones that ship, which would teach softness.
+    A restorer larger than the sharp faces that ship would learn their softness: its share of them is the recipe's.
     """
-    own = {name: value for name, value in own.items() if name != "sharp" or restorer.size <= SIDE}
-    values = {f"finetune.{setting}": value for setting, value in own.items()} | {"finetune.seed": seed}
+    counted = {setting: value for setting, value in own.items() if setting != "sharp" or restorer.size <= SIDE}
+    values = {f"finetune.{setting}": value for setting, value in counted.items()} | {"finetune.seed": seed}
     return recipe_with(restorer, name, values | (LOW_MEMORY if low_memory else {})).finetune
 
 

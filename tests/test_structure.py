@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from installation.packages import canonical, read_requirements
+from tests.conftest import LONGEST
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "bfr_core"
@@ -374,3 +375,7 @@ def test_files_are_written_by_replace_atomically(path: Path) -> None:
 )  # fmt: skip
 def test_what_counts_as_deleting(code: str, is_one: bool) -> None:
     assert deletes(ast.parse(code, mode="eval").body) == is_one  # type: ignore[arg-type]
+
+
+def test_the_test_files_that_begin_first_are_there() -> None:
+    assert [file for file in LONGEST if not (ROOT / "tests" / file).is_file()] == []

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from .. import metrics
@@ -24,7 +23,6 @@ SIZE = 256  # pixels a side at which faces are damaged and measured
 COMPARED = ("psnr", "gmsd", "detail_correlation", "feature_distance", "likeness_distance", "landmarks")
 SHOWN = 6  # faces of a picture
 DAMAGED = "damaged"
-AT_ONCE = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,17 +53,14 @@ def compare_restorers(
     of_clean = metrics.kid_features(clean)
 
     def measured(name: str, faces: Tensor) -> Peer:
-        parts = [
-            face_measures(*pair, COMPARED) for pair in zip(faces.split(AT_ONCE), clean.split(AT_ONCE), strict=True)
-        ]
-        values = summarise({key: torch.cat([part[key] for part in parts]) for key in parts[0]})
+        values = summarise(face_measures(faces, clean, COMPARED))
         return Peer(name, values, metrics.paired_kid(metrics.kid_features(faces), of_clean)[0], faces[:SHOWN].clone())
 
     found = [measured(DAMAGED, lq)]
     for name, load in restorers.items():
         restorer = load()
-        restored = [restored_by(restorer, resized(some, restorer.size).clamp(0, 1)) for some in lq.split(AT_ONCE)]
-        found.append(measured(name, resized(torch.cat(restored), SIZE).clamp(0, 1)))
+        restored = restored_by(restorer, resized(lq, restorer.size).clamp(0, 1))
+        found.append(measured(name, resized(restored, SIZE).clamp(0, 1)))
     return found
 
 

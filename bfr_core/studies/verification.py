@@ -83,11 +83,10 @@ def verify_real(
 ) -> tuple[Path, list[Finding]]:
     """Check every file of the table that is on this machine; returns report.html in `folder` and the findings.
 
-    faces: a folder of clean photos. Their faces are damaged in the ordinary way, and the embedded restorer and those of
-    the table that are here are compared on them, see `peers`.
-
     prior: a prior that is not in the table, such as a Stable Diffusion checkpoint. Then it alone is checked, what it
-    draws is shown, and the adaptation of a few steps is done with it.
+    draws is shown, and the adaptation of a few steps is done with it. faces: a folder of clean photos. Their faces are
+    damaged in the ordinary way, and the embedded restorer and those of the table that are here are compared on them,
+    see `peers`.
 
     Each is checked for its SHA-256, whether it loads, what it makes of two real faces under ordinary damage, time and
     peak memory; then an adaptation of a few steps follows. No statistics of the published networks are known to compare
@@ -106,26 +105,25 @@ def verify_real(
         last = partial(_short_adaptation, *networks, folder / "adaptation", device)
         about = "Published weights, checked on this machine"
     findings: list[Finding] = []
-
-    def compare() -> Finding:
-        return _compare(Path(faces or ""), folder, device, [found.name for found in findings if found.failed])
-
-    every: list[Callable[[], Finding]] = [*checks, last, *([compare] if faces else [])]
+    every: list[Callable[[], Finding]] = [*checks, last]
+    if faces:
+        every.append(partial(_compare, faces, folder, device, findings))
     for step, check in enumerate(every):
         findings.append(check())
-        page = _report(folder, findings, len(checks), device, about, prior is None)
+        page = _report(folder, findings, len(checks), len(every), device, about, prior is None)
         if callback:
             callback(step + 1, len(every), None)
     return page, findings
 
 
-def _compare(faces: Path, folder: Path, device: str, without: Sequence[str]) -> Finding:
+def _compare(faces: Path, folder: Path, device: str, before: Sequence[Finding]) -> Finding:
     """The restorers of the table that are here, and the embedded one, on the faces of clean photos.
 
-    without: names of files that failed.
+    before: what was found of the files; those that failed are left out.
     """
     found = Finding("Restorers against one another")
-    restorers = [entry.name for entry in TABLE if "restorer" in entry.what and entry.name not in without]
+    failed = {finding.name for finding in before if finding.failed}
+    restorers = [entry.name for entry in TABLE if "restorer" in entry.what and entry.name not in failed]
     paths = {Path(name).stem: path for name in restorers if (path := locate(name))}
     try:
         run = Run(folder)
@@ -146,13 +144,15 @@ def _loaded(path: Path | str, device: str) -> Restorer:
     return load_restorer(path).to(device)
 
 
-def _report(folder: Path, findings: list[Finding], here: int, device: str, about: str, of_table: bool) -> Path:
-    """Write what was found so far; here: the number of files to check, before the adaptation."""
+def _report(
+    folder: Path, findings: list[Finding], here: int, checks: int, device: str, about: str, of_table: bool
+) -> Path:
+    """Write what was found so far; here: the number of files to check; checks: of these and of what follows them."""
     pictures = [(found.name, found.pictures) for found in findings if found.pictures]
     failed = sum(found.failed for found in findings)
     missing = [entry.name for entry in TABLE if not locate(entry.name)] if of_table else []
     looked_at = f"{here} of {len(TABLE)} files are here" if of_table else f"{here} file was given"
-    so_far = "" if len(findings) > here else f" Not finished: {len(findings)} of {here + 1} checks are done."
+    so_far = "" if len(findings) == checks else f" Not finished: {len(findings)} of {checks} checks are done."
     data = ReportData(
         title=about,
         verdict="not_judged",

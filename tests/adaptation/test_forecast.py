@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import chain, repeat
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -176,3 +177,17 @@ def test_too_little_memory_is_said_before_anything_is_drawn(photos, config, tmp_
     with pytest.raises(ValueError, match="too little memory to tune on one face"):
         adapt(photos, tmp_path, config, before=tell_before(lambda *_: None))
     assert not list(Run(tmp_path).targets.glob("*.png"))
+
+
+def test_the_search_is_timed_by_its_second_generation(monkeypatch):
+    """The first one also imports the library and reads the faces; a generation has twelve trials."""
+    clock = SimpleNamespace(now=0.0)
+
+    def searched(lq, sharp, trials, callback):
+        for done, seconds in ((12, 30.0), (24, 6.0)):
+            clock.now += seconds
+            callback(done, trials)
+
+    monkeypatch.setattr(module, "closest_damage", searched)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock.now)
+    assert module.measure_search(torch.rand(1, 3, 32, 32)).trial == pytest.approx(0.5)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -377,8 +376,8 @@ def test_where_the_tuning_searches_for_the_damage_it_says_so_and_looks_whether_i
         return found
 
     monkeypatch.setattr(module, "closest_damage", watched)
-    forecast = sys.modules["any-name.bfr_core.adaptation.forecast"]
-    monkeypatch.setattr(forecast, "closest_damage", lambda *given: time.sleep(2.0))
+    pace = sys.modules["any-name.bfr_core.adaptation.forecast"].Pace(trial=0.1)
+    monkeypatch.setattr(sys.modules["any-name.nodes.adapt"], "measure_search", lambda lq: pace)
     host.texts.clear()
     run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)
     assert "less than a minute" not in host.texts[1], "the trials are reckoned with"
