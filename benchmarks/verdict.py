@@ -363,7 +363,7 @@ def at_any_gain(run: Judged, limits: Limits) -> tuple[Judgement, Interval]:
     return run.judgement(limits), second_gain(run.base, run.tuned)[0]
 
 
-LOOKS = (20.0, 24.0, 28.0), (0.06, 0.1, 0.2), (0.05, 0.1, 0.3, 1.0), (0.15, 0.3, 0.5)
+LOOKS = (20.0, 24.0, 28.0), (0.06, 0.1, 0.2), (0.1, 0.2, 0.4, 1.0), (0.15, 0.3, 0.5)
 GAINS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3), (-9.0, 0.0, 0.1, 0.2)
 
 

@@ -160,7 +160,7 @@ def few_trials() -> Iterator[None]:
     """The search for a folder's damage is short. A process that a test starts searches as long as a user's does."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bfr_core.adaptation.folder_damage.TRIALS", 24)
-        patch.setattr("bfr_core.adaptation.folder_damage.SEARCHED_FACES", 4)
+        patch.setattr("bfr_core.adaptation.folder_damage.AT_ONCE_SMALL", 4)
         patch.setattr("bfr_core.adaptation.folder_damage.COMPARED", 12)
         patch.setattr("bfr_core.adaptation.cleaning.KNOWN", 2)
         yield

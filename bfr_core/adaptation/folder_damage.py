@@ -28,9 +28,9 @@ from .targets import TargetConfig
 log = logging.getLogger(__name__)
 
 ESTIMATED_FACES, SHARP_COMPARED = 64, 128  # of the folder, and of those that come with the program
-SEARCHED_FACES, MIN_SEARCHED = 25, 4  # sharp faces 128 wide that the search compares, and at least of larger ones
+COMPARED = 48  # sharp faces by which damages are compared, and of these in a trial of the search, 128 pixels wide:
+AT_ONCE_SMALL, MIN_AT_ONCE = 25, 4
 TRIALS = 1200
-COMPARED = 48  # sharp faces by which the models of the damage are compared
 AT_ONCE = 8
 
 
@@ -70,22 +70,19 @@ def estimated(lq: Tensor, restored: Tensor, size: int, callback: StageCallback |
     of the faces."""
     sharp = SharpFaces(size)
     damage = estimate_damage(lq, restored, sharp.stacked(SHARP_COMPARED))
-    searched = searched_faces(size)
 
     def step(done: int, total: int) -> None:
         if callback:
             callback("examine", done, total, None)
 
-    some = lq[:: max(1, len(lq) // (2 * len(searched)))]
-    found = closest_damage(some, searched, TRIALS, callback=step)
+    found = closest_damage(lq, sharp.stacked(COMPARED), TRIALS, faces_of_a_trial(size), callback=step)
     log.info("the nearest damage of a camera is at the distance %.2f: %s", found.distance, found.how)
     return likest(replace(damage, photographed=found.how), lq, restored)
 
 
-def searched_faces(size: int) -> Tensor:
-    """The sharp faces (M, 3, S, S), S = size, on which the damages of the search are tried."""
-    share = min(1.0, (DESIGN_SIZE / size) ** 2)  # of larger faces fewer do: they show as many places
-    return SharpFaces(size).stacked(max(MIN_SEARCHED, round(SEARCHED_FACES * share)))
+def faces_of_a_trial(size: int) -> int:
+    """On how many sharp faces, `size` pixels wide, one damage of the search is tried; of larger faces on fewer."""
+    return max(MIN_AT_ONCE, round(AT_ONCE_SMALL * min(1.0, (DESIGN_SIZE / size) ** 2)))
 
 
 def likest(damage: FolderDamage, lq: Tensor, restored: Tensor) -> FolderDamage:

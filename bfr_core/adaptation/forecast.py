@@ -23,6 +23,7 @@ from torch import Tensor
 from ..damage.search import POPULATION, closest_damage
 from ..diffusion.prior import Prior
 from ..faces.landmarks import load_landmark_net
+from ..faces.sharp_faces import SharpFaces
 from ..restorers import Restorer
 from ..training.batches import split
 from ..training.checkpoint import TuningProgress
@@ -32,7 +33,7 @@ from ..training.objectives import objective_of
 from .adapt import Before
 from .config import AdaptConfig
 from .faces import FaceSet, StageCallback
-from .folder_damage import ESTIMATED_FACES, TRIALS, searched_faces
+from .folder_damage import COMPARED, ESTIMATED_FACES, TRIALS, faces_of_a_trial
 from .run import Run
 from .target_checks import measurements_of
 from .target_stage import EXAMINED_FACES
@@ -233,7 +234,8 @@ def measure_search(lq: Tensor) -> Pace:
     def tick(done: int, trials: int) -> None:
         ticks.append(time.perf_counter())
 
-    closest_damage(lq, searched_faces(lq.shape[-1]), 2 * POPULATION, callback=tick)
+    size = lq.shape[-1]
+    closest_damage(lq, SharpFaces(size).stacked(COMPARED), 2 * POPULATION, faces_of_a_trial(size), callback=tick)
     return Pace(trial=(ticks[1] - ticks[0]) / POPULATION)
 
 

@@ -60,9 +60,8 @@ class Appearance(NamedTuple):
     """How faces look next to their damaged copies; each (B,), better when higher except `energy`.
 
     consistency: how well the low band agrees with the damaged face, in dB. landmarks: minus the distance from the
-    damaged face's landmarks, in eye distances. realism: minus the distance from clean faces in random-convolution
-    features. kept: correlation of the detail with the damaged face's. energy: log10 of the detail's energy, over clean
-    faces'.
+    damaged face's landmarks, in eye distances. realism: see `realism`. kept: correlation of the detail with the damaged
+    face's. energy: log10 of the detail's energy, over clean faces'.
     """
 
     consistency: Tensor
@@ -181,10 +180,23 @@ def appearance_of(faces: Tensor, lq: Tensor, statistics: FaceStatistics, net: La
     return Appearance(
         consistency=-10 * error.clamp_min(1e-8).log10(),
         landmarks=-landmark_distance(read_aligned(net, faces).points, read_aligned(net, lq).points),
-        realism=-((kid_features(faces) - statistics.mean) / statistics.spread).square().mean(1).sqrt(),
+        realism=realism(faces, statistics),
         kept=high_band_correlation(faces, lq),
         energy=_energy(faces) - statistics.energy,
     )
+
+
+def realism(faces: Tensor, statistics: FaceStatistics) -> Tensor:
+    """What each face adds to the distance of `faces` from clean ones, (B,): minus a squared distance; clean: about 0.
+
+    The mean over the faces is minus the squared distance, in spreads, of their mean random-convolution features from
+    those of clean faces, without the part that comes of the faces being few: the maximum mean discrepancy with a linear
+    kernel (Gretton et al., JMLR 13, 2012, eq. 3). Each face alone would say little: people differ, and the blandest of
+    all is the nearest. A single face has no others to be compared with: 0.
+    """
+    unlike = (kid_features(at_checked_size(faces)) - statistics.mean) / statistics.spread
+    others = (unlike.sum(0) - unlike) / max(1, len(faces) - 1)
+    return -(unlike * others).mean(1)
 
 
 def agreement(restored: Tensor, wanted: Tensor) -> Agreement:
@@ -217,14 +229,15 @@ class Limits:
     """Limits that restored faces and targets must keep, on average, where they do worse than the base's faces.
 
     consistency: dB, in the low band. landmarks: eye distances from the damaged face's. realism: how much further from
-    clean faces than the base's. energy: log10, how far the detail's energy may be from that of clean faces.
+    clean faces than the base's, as a squared distance, see `realism`. energy: log10, how far the detail's energy may be
+    from that of clean faces.
     gain: dB on clean faces up to which a gain proves nothing, since the tuned restorer itself says what the damage is.
     transfer: dB by the other known answers up to which a gain proves nothing, since tuning practises that task.
     """
 
     consistency: float = 24.0
     landmarks: float = 0.1
-    realism: float = 0.1
+    realism: float = 0.2
     energy: float = 0.3
     gain: float = 0.1
     transfer: float = 0.0

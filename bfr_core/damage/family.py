@@ -35,6 +35,7 @@ RANGES = {
     "colour_blur": (0.0, 3.0),
     "quality": (10.0, 105.0),
     "spread": (0.0, 0.6),
+    "common": (0.0, 1.0),
 }
 
 
@@ -47,6 +48,7 @@ class Photographed:
     10^blue times as strong in the other colours. colour: how much stronger developing made the colours.
     lightness_blur, colour_blur: of developing, sigma in pixels of the small picture. quality: of JPEG; from 100 on it
     was not stored so. spread: how much the noise differs from photo to photo, as the deviation of its logarithm.
+    common: the share of the noise's variance that all colours have in common, as after the mosaic of a sensor.
     """
 
     blur: float
@@ -61,6 +63,7 @@ class Photographed:
     colour_blur: float
     quality: float
     spread: float
+    common: float = 0.0  # as in runs of before
 
     @classmethod
     def at(cls, place: Sequence[float]) -> Photographed:
@@ -95,6 +98,9 @@ def _to_light(seen: Tensor, how: Photographed) -> Tensor:
 
 def _with_noise(light: Tensor, how: Photographed, generator: torch.Generator) -> Tensor:
     noise = torch.randn(light.shape, generator=generator)
+    if how.common:
+        same = torch.randn((len(light), 1, *light.shape[-2:]), generator=generator)
+        noise = math.sqrt(1 - how.common) * noise + math.sqrt(how.common) * same
     strength = torch.exp(how.spread * torch.randn((len(light), 1, 1, 1), generator=generator))
     gain = torch.tensor([10**how.red, 1.0, 10**how.blue]).view(1, 3, 1, 1)
     deviation = (10**how.shot * light * gain + (10**how.read * gain).square()).sqrt()

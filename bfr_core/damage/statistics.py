@@ -5,6 +5,8 @@ The faces are taken apart into octaves of detail, in lightness and two chromas. 
 quiet and in busy places, how that goes with brightness, how its values are distributed, how they hang together from
 pixel to pixel and between the channels, and how far the two halves of the face mirror each other. The last is what
 tells detail from noise, since a face is nearly symmetrical and noise is not (`mirrored` gives its part in a spectrum).
+Besides, how dark and how light the channels become, and what colour shadows and lights have: noise that is cut off at
+black lifts the shadows, and the more in the channels in which it is stronger.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ SMALLEST = 8  # pixels: faces are taken apart down to this size
 CELLS = (8, 8, 4, 3)  # pixels on a side of the places whose strength is compared, by octave, the finest first
 LAST_CELL = 2
 PLACES = (0.1, 0.3, 0.5, 0.7, 0.9)  # quantiles of the strength over places
+LEVELS = (0.01, 0.05, 0.2, 0.8, 0.95, 0.99)  # quantiles of a channel over a face
 TONES = ((0.0, 0.15), (0.15, 0.3), (0.3, 0.5), (0.5, 0.7), (0.7, 1.1))
 TONE_OCTAVES = 3
 MIRROR_WEIGHT = 3
@@ -34,7 +37,7 @@ def statistics(faces: Tensor) -> Tensor:
     """(B, K) of `faces` (B, 3, S, S) in [0, 1], S at least 32; K depends on S alone. float32 on the CPU."""
     faces = faces.cpu().float()
     channels = to_opponent(faces).float()
-    found: list[Tensor] = []
+    found = _of_tones(_inner(_smooth(faces)))
     for octave in range(int(math.log2(faces.shape[-1] / SMALLEST)) + 1):
         smooth = _smooth(channels)
         found += _of_octave(_inner(channels - smooth), _inner(smooth[:, :1]), octave)
@@ -75,6 +78,17 @@ def _of_octave(band: Tensor, brightness: Tensor, octave: int) -> list[Tensor]:
     together = [(band[:, i] * band[:, j]).mean((1, 2)) / (power[:, i] * power[:, j]).sqrt() for i, j in pairs]
     mirror = [mirrored] * MIRROR_WEIGHT
     return [quantiles, with_brightness, kurtosis, *mirror, *neighbours, torch.stack(together, 1)]
+
+
+def _of_tones(smooth: Tensor) -> list[Tensor]:
+    """How dark and light the channels of `smooth` (B, 3, H, W) become, and what colour shadows and lights have."""
+    levels = torch.quantile(smooth.flatten(2), torch.tensor(LEVELS), dim=2).permute(1, 2, 0)
+    brightness = smooth.mean(1, keepdim=True)
+    colours = []
+    for low, high in TONES:
+        here = ((brightness >= low) & (brightness < high)).float()
+        colours.append(((smooth - brightness) * here).sum((2, 3)) / (here.sum((2, 3)) + FEW_PIXELS))
+    return [levels, torch.stack(colours, 1)]
 
 
 def _by_tone(band: Tensor, brightness: Tensor) -> list[Tensor]:

@@ -183,7 +183,7 @@ def test_the_search_is_timed_by_its_second_generation(monkeypatch):
     """The first one also imports the library and reads the faces; a generation has twelve trials."""
     clock = SimpleNamespace(now=0.0)
 
-    def searched(lq, sharp, trials, callback):
+    def searched(lq, sharp, trials, at_once, callback):
         for done, seconds in ((12, 30.0), (24, 6.0)):
             clock.now += seconds
             callback(done, trials)

@@ -19,11 +19,14 @@ from bfr_core.adaptation.verdict import (
     gather,
     judge,
     load_face_statistics,
+    realism,
 )
 from bfr_core.faces.align import Face, crop_face
 from bfr_core.faces.landmarks import load_landmark_net
 from bfr_core.files.photos import read_image
 from bfr_core.metrics.detail import high_band
+from bfr_core.metrics.kid import kid_features
+from bfr_core.pixels import gaussian_blur
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +114,27 @@ def test_what_was_taken_from_the_training_faces(real_faces):
     )
     assert clean.energy.mean().abs() < 0.4 and soft.energy.mean() < -1
     assert clean.realism.mean() > soft.realism.mean() + 0.5
+    assert clean.realism.mean().abs() < 0.3, "portraits of officials only, so not quite 0"
+
+
+def test_realism_is_of_the_set_and_not_of_each_face_alone(real_faces):
+    """A slight blur of all faces shows in what they have in common, and hardly in how far each is from the mean."""
+    statistics = load_face_statistics()
+
+    def each_alone(faces):
+        return -((kid_features(faces) - statistics.mean) / statistics.spread).square().mean(1).sqrt().mean()
+
+    def together(faces):
+        return realism(faces, statistics).mean()
+
+    few = [together(real_faces[start : start + 4]) for start in (0, 4, 8)]
+    assert abs(sum(few) / 3 - together(real_faces)) < 0.3, "fewer faces are not further away"
+    grey = 0.5 * real_faces + 0.25
+    assert together(grey) < together(real_faces) - 0.5
+    soft = gaussian_blur(real_faces, 0.65)
+    assert together(soft) < together(real_faces) - Limits().realism
+    assert each_alone(soft) > each_alone(real_faces) - 0.1, "people differ by 0.3, so a mean over them shows less"
+    assert realism(real_faces[:1], statistics).tolist() == [0]
 
 
 # ---------------------------------------------------------------- the verdict

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from bfr_core.damage import search
 from bfr_core.damage.family import RANGES, Photographed, photographed
 from bfr_core.damage.search import closest_damage
 from bfr_core.damage.statistics import Looks, statistics
@@ -27,8 +28,8 @@ def made(faces, **how):
 
 def test_the_mildest_damage_leaves_a_face_as_it_is(faces):
     assert (made(faces) - faces).abs().mean() < 0.002
-    assert Photographed.at([0] * 12) == Photographed(*(low for low, _ in RANGES.values()))
-    assert Photographed.at([2] * 12) == Photographed(*(high for _, high in RANGES.values())), "never beyond"
+    assert Photographed.at([0] * 13) == Photographed(*(low for low, _ in RANGES.values()))
+    assert Photographed.at([2] * 13) == Photographed(*(high for _, high in RANGES.values())), "never beyond"
 
 
 def test_photon_noise_grows_with_light_and_read_out_noise_does_not():
@@ -51,6 +52,15 @@ def test_developing_makes_noise_colourful(faces):
         return (noise - noise.mean(1, keepdim=True)).std() / noise.std()
 
     assert colour(made(faces, read=-1.7, colour=3)) > 1.1 * colour(made(faces, read=-1.7))
+
+
+def test_noise_that_the_colours_have_in_common_is_grey_and_as_strong():
+    grey = torch.full((8, 3, 64, 64), 0.5)
+    own, shared, half = (made(grey, read=-1.6, common=common) - grey for common in (0.0, 1.0, 0.5))
+    assert (shared - shared.mean(1, keepdim=True)).abs().max() < 1e-5
+    assert float(own.std()) == pytest.approx(float(shared.std()), rel=0.03)
+    pairs = torch.corrcoef(half.transpose(0, 1).flatten(1))
+    assert [float(pairs[0, 1]), float(pairs[1, 2])] == pytest.approx([0.5, 0.5], abs=0.03)
 
 
 def test_faces_of_others_are_alike_and_damaged_ones_are_not(faces):
@@ -77,7 +87,11 @@ def test_the_search_comes_near_a_known_damage(faces):
     np.random.seed(1)  # noqa: NPY002
     calls = []
     found = closest_damage(
-        photographed(faces[:12], true, keyed_generator(5)), faces[24:32], 180, callback=lambda *call: calls.append(call)
+        photographed(faces[:24], true, keyed_generator(5)),
+        faces[24:],
+        180,
+        6,
+        callback=lambda *call: calls.append(call),
     )
     answer = looks.distance(statistics(photographed(faces[24:], found.how, keyed_generator(6))))
     best = looks.distance(statistics(photographed(faces[24:], true, keyed_generator(6))))
@@ -86,14 +100,28 @@ def test_the_search_comes_near_a_known_damage(faces):
     assert calls[-1] == (180, 180) and np.random.rand() == before  # noqa: NPY002
 
 
+def test_trials_of_a_generation_see_the_same_faces_and_those_of_the_next_others(faces, monkeypatch):
+    seen = []
+
+    def watched(how, sharp, looks, seed):
+        seen.append(frozenset(float(face.sum()) for face in sharp))
+        return how.blur
+
+    monkeypatch.setattr(search, "distance_under", watched)
+    closest_damage(faces[:4], faces[4:28], 60, 6)
+    trials = seen[:-1]
+    assert [len(set(trials[i : i + 12])) for i in range(0, 60, 12)] == [1] * 5
+    assert len(frozenset.union(*trials)) > 12 and len(seen[-1]) == 24, "the answer is measured on all"
+
+
 def test_a_search_can_be_stopped(faces):
     def stop(done, total):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        closest_damage(faces[:4], faces[4:8], 100, callback=stop)
+        closest_damage(faces[:4], faces[4:8], 100, 4, callback=stop)
 
 
 def test_a_folder_of_one_face_can_be_searched_for(faces):
-    found = closest_damage(made(faces[:1], blur=2.0), faces[:4], 24)
+    found = closest_damage(made(faces[:1], blur=2.0), faces[:4], 24, 2)
     assert 0 < found.distance < 100 and found.how.blur > 0

@@ -216,7 +216,7 @@ def load_pack() -> ModuleType:
     sys.modules[ALIAS] = pack
     spec.loader.exec_module(pack)
     stage = import_module(f"{ALIAS}.bfr_core.adaptation.folder_damage")
-    stage.TRIALS, stage.SEARCHED_FACES, stage.COMPARED = 24, 4, 12  # type: ignore[attr-defined]  # as in `few_trials`
+    stage.TRIALS, stage.AT_ONCE_SMALL, stage.COMPARED = 24, 4, 12  # type: ignore[attr-defined]  # as in `few_trials`
     import_module(f"{ALIAS}.bfr_core.adaptation.cleaning").KNOWN = 2  # type: ignore[attr-defined]
     return pack
 
