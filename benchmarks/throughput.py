@@ -26,7 +26,8 @@ from bfr_core import SamplerConfig, load_prior, load_restorer, sample_constraine
 from bfr_core.device import autocast
 from bfr_core.faces.align import Face, template
 from bfr_core.files.photos import write_image
-from bfr_core.restoration.restore import NO_WORSE, FindFaces, RestoreConfig, restore_folder, restore_photo
+from bfr_core.restoration.folder import restore_folder
+from bfr_core.restoration.restore import NO_WORSE, FindFaces, RestoreConfig, restore_photo
 from bfr_core.studies.demo import real_photos
 
 CROPS, BATCH, CALLS = 200, 8, 10

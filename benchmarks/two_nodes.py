@@ -43,8 +43,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.soak import SMALL_SIDE, make_photos, make_small_restorer, results_in
 from bfr_core.cluster.pool import Pool, connected, rows_of
 from bfr_core.cluster.restore import Order, Worker, cut, restore_on_ray, result_of
+from bfr_core.restoration.folder import plan_folder, restore_folder
 from bfr_core.restoration.record import RestorationRecord
-from bfr_core.restoration.restore import RestoreConfig, plan_folder, restore_folder
+from bfr_core.restoration.restore import RestoreConfig
 from bfr_core.restorers import load_restorer
 
 ROOT = Path(__file__).resolve().parents[1]

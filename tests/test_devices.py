@@ -51,7 +51,8 @@ from bfr_core.metrics.detail import high_band, sharpness
 from bfr_core.metrics.kid import kid_features
 from bfr_core.metrics.psnr import psnr
 from bfr_core.randomness import keyed_noise
-from bfr_core.restoration.restore import RestoreConfig, restore_aligned, restore_folder, restore_photo
+from bfr_core.restoration.folder import restore_folder
+from bfr_core.restoration.restore import RestoreConfig, restore_aligned, restore_photo
 from bfr_core.restorers import ADAPTERS, Restorer, load_restorer
 from bfr_core.restorers.codeformer import CodeFormer, code_losses
 from bfr_core.restorers.load import UNSHUFFLING

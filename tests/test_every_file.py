@@ -50,7 +50,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Restorer:
 def four_faces(monkeypatch: pytest.MonkeyPatch) -> None:
     """The detector finds four faces in every photo that is not black, one of them 10 pixels wide, two 150."""
     faces = [face_at(10, 10, 150), face_at(170, 10, 150), face_at(330, 10, 60), face_at(400, 10, 10)]
-    for place in ("restoration.restore", "faces.detect"):
+    for place in ("restoration.restore", "restoration.folder", "faces.detect"):
         monkeypatch.setattr(f"bfr_core.{place}.load_detector", lambda *_: lambda photo: faces if photo.max() else [])
 
 

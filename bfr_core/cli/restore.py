@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
-    from ..restoration.restore import restore_folder
+    from ..restoration.folder import restore_folder
     from ..restoration.same_person import counted, counts_of
     from ..restorers import load_restorer
     from ..restorers.codeformer import with_fidelity

@@ -16,18 +16,9 @@ from time import monotonic
 from typing import Any
 
 from ..files.ownership import claim_results, tidy
+from ..restoration.folder import FileResult, FolderRestorer, FolderResult, Job, plan_folder, warn_of
 from ..restoration.record import RestorationRecord, line_of, read_line
-from ..restoration.restore import (
-    FileResult,
-    FolderRestorer,
-    FolderResult,
-    Job,
-    RestoreCallback,
-    RestoreConfig,
-    plan_folder,
-    warn_of,
-    with_known_mask,
-)
+from ..restoration.restore import RestoreCallback, RestoreConfig, with_known_mask
 from ..restoration.same_person import FaceLikeness
 from .pool import ATTEMPTS, TASKS_A_WORKER, Pool, connected, room_for, rows_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..files.photos import printable, replace_atomically
-from ..restoration.restore import FolderResult
+from ..restoration.folder import FolderResult
 
 
 def write_parquet(path: Path, result: FolderResult) -> None:

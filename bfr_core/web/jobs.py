@@ -34,7 +34,8 @@ from ..files.ownership import delete, free_name, is_own, move
 from ..files.photos import printable, replace_atomically, to_unit
 from ..files.records import read_table, write_json
 from ..files.stages import is_held
-from ..restoration.restore import RestoreConfig, restore_folder
+from ..restoration.folder import restore_folder
+from ..restoration.restore import RestoreConfig
 from ..restoration.same_person import counted, warnings_of
 from ..restorers import load_restorer
 from ..training.checkpoint import TuningProgress

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from bfr_core.files import photos
-from bfr_core.restoration import restore
+from bfr_core.restoration import folder
 
 
 def install() -> None:
     """Make the photo deadly and the disk full in this process."""
-    read, write_bytes = restore.read_photo, photos._write_bytes
+    read, write_bytes = folder.read_photo, photos._write_bytes
 
     def deadly_read(path: Path, *how: Any) -> Any:
         if Path(path).name == "deadly.jpg":
@@ -32,7 +32,7 @@ def install() -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write_bytes(path, content)
 
-    restore.read_photo = deadly_read  # type: ignore[assignment]
+    folder.read_photo = deadly_read  # type: ignore[assignment]
     photos._write_bytes = write
 
 

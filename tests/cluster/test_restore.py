@@ -19,7 +19,8 @@ from bfr_core.cluster.restore import Order, restore_on_ray
 from bfr_core.faces.sharp_faces import SharpFaces
 from bfr_core.files.photos import write_image
 from bfr_core.pixels import resized
-from bfr_core.restoration.restore import FolderResult, RestoreConfig, restore_folder
+from bfr_core.restoration.folder import FolderResult, restore_folder
+from bfr_core.restoration.restore import RestoreConfig
 from bfr_core.restorers import load_restorer
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]

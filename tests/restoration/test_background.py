@@ -14,7 +14,7 @@ from bfr_core.damage.groups import FEATURES, DamageGroups
 from bfr_core.faces.align import Face, template
 from bfr_core.files.photos import read_image, read_photo, write_image
 from bfr_core.files.tensors import save_tensors
-from bfr_core.restoration import restore as module
+from bfr_core.restoration import folder as module
 from bfr_core.restoration.background import (
     LARGEST_SCALE,
     Background,
@@ -22,7 +22,8 @@ from bfr_core.restoration.background import (
     offered_background,
     restore_background,
 )
-from bfr_core.restoration.restore import RestoreConfig, restore_folder, restore_photo
+from bfr_core.restoration.folder import restore_folder
+from bfr_core.restoration.restore import RestoreConfig, restore_photo
 from bfr_core.restorers import load_restorer
 from bfr_core.restorers.base import Restorer
 from bfr_core.restorers.codeformer import CodeFormer

@@ -12,7 +12,8 @@ from bfr_core.damage.synthetic import stored_as_jpeg
 from bfr_core.files.photos import read_photo, write_image
 from bfr_core.pixels import luma, resized
 from bfr_core.restoration.blocks import Jpeg, read_jpeg, unblocked
-from bfr_core.restoration.restore import RestoreConfig, restore_folder, restore_photo
+from bfr_core.restoration.folder import restore_folder
+from bfr_core.restoration.restore import RestoreConfig, restore_photo
 from tests.restoration.faces_in_photos import SIDE, a_face, noise, restorer, soft, within
 
 FACE = a_face()
@@ -109,7 +110,7 @@ def test_that_only_the_blocks_were_taken_out_is_said_of_a_folder_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_image(tmp_path / "in" / "a.png", stored_as_jpeg(natural(), 30))
-    monkeypatch.setattr("bfr_core.restoration.restore.load_detector", lambda *args: lambda photo: [FACE])
+    monkeypatch.setattr("bfr_core.restoration.folder.load_detector", lambda *args: lambda photo: [FACE])
     (file,) = restore_folder(tmp_path / "in", tmp_path / "out", restorer(1.0), CONFIG).files
     assert (file.status, file.faces) == ("restored", 1) and "only the blocks of the JPEG are taken out" in file.reason
     assert not read_photo(tmp_path / "out" / "a.png").record.steps, "nothing is generated"

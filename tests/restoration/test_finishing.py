@@ -16,10 +16,11 @@ from bfr_core.metrics.psnr import psnr
 from bfr_core.pixels import gaussian_blur
 from bfr_core.restoration import finishing
 from bfr_core.restoration.finest_band import levels_for
+from bfr_core.restoration.folder import restore_folder
 from bfr_core.restoration.grain import NO_COARSE_GRAIN, NO_GRAIN
 from bfr_core.restoration.noise import read_noise
 from bfr_core.restoration.pyramid import split
-from bfr_core.restoration.restore import RestoreConfig, restore_aligned, restore_folder, restore_photo
+from bfr_core.restoration.restore import RestoreConfig, restore_aligned, restore_photo
 from bfr_core.restorers import load_restorer
 from tests.restoration.faces_in_photos import SIDE, a_face, noise, restorer, sharp, soft, within
 from tests.restoration.test_blocks import natural
@@ -118,7 +119,7 @@ def test_a_photo_whose_faces_are_all_left_alone_is_copied_and_has_not_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_image(tmp_path / "in" / "a.png", CLEAN)
-    monkeypatch.setattr("bfr_core.restoration.restore.load_detector", lambda *args: lambda photo: [FACE])
+    monkeypatch.setattr("bfr_core.restoration.folder.load_detector", lambda *args: lambda photo: [FACE])
     (file,) = restore_folder(tmp_path / "in", tmp_path / "out", restorer(1.0), KEEP).files
     assert (file.status, file.faces, file.written) == ("no_face", 0, True)
     assert "left alone: the photo is clean" in file.reason and "copied as it is" in file.reason

@@ -15,6 +15,7 @@ from bfr_core.metrics.psnr import psnr
 from bfr_core.pixels import gaussian_blur
 from bfr_core.restoration import reference as module
 from bfr_core.restoration import same_person
+from bfr_core.restoration.folder import restore_folder
 from bfr_core.restoration.reference import (
     COPY,
     Lender,
@@ -24,7 +25,7 @@ from bfr_core.restoration.reference import (
     shift_between,
     with_reference,
 )
-from bfr_core.restoration.restore import RestoreConfig, restore_folder, restore_photo
+from bfr_core.restoration.restore import RestoreConfig, restore_photo
 from bfr_core.restoration.same_person import LikenessCheck, load_check
 from tests.restoration.test_restore import face_at, fake_restorer, found, smooth
 from tests.restoration.test_same_person import OWN, STRANGE, Change, check_of
@@ -184,7 +185,7 @@ def test_the_noise_is_measured_without_lent_detail(monkeypatch: pytest.MonkeyPat
 
 def test_references_are_read_and_results_made_anew_with_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     find = found(face_at(0, 0, 64))
-    monkeypatch.setattr("bfr_core.restoration.restore.load_detector", lambda *_: find)
+    monkeypatch.setattr("bfr_core.restoration.folder.load_detector", lambda *_: find)
     monkeypatch.setattr(same_person, "LikenessMeter", lambda device: Change(1))
     monkeypatch.setattr(module, "person_of", lambda *_: Person(torch.tensor([0.9]), "aunt.png"))
     one = lender(monkeypatch, limit=9, strength=0.04)

@@ -21,15 +21,10 @@ from bfr_core.files.ownership import LIST
 from bfr_core.files.photos import Photo, read_image, read_photo, write_image, write_photo
 from bfr_core.files.provenance import Record
 from bfr_core.files.shards import Shard
-from bfr_core.restoration import restore as module
+from bfr_core.restoration import folder as module
+from bfr_core.restoration.folder import restore_folder
 from bfr_core.restoration.record import NAME
-from bfr_core.restoration.restore import (
-    RestoreConfig,
-    restore_aligned,
-    restore_crops,
-    restore_folder,
-    restore_photo,
-)
+from bfr_core.restoration.restore import RestoreConfig, choose_faces, restore_aligned, restore_crops, restore_photo
 from bfr_core.restorers.base import Restorer
 from bfr_core.restorers.codeformer import CodeFormer
 
@@ -159,7 +154,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def detector(photo: Tensor) -> list[Face]:
         return [face_at(20, 10, 70)] if photo.max() > 0 else []
 
-    monkeypatch.setattr("bfr_core.restoration.restore.load_detector", lambda *args: detector)
+    monkeypatch.setattr("bfr_core.restoration.folder.load_detector", lambda *args: detector)
     return folder
 
 
@@ -213,7 +208,7 @@ def test_restoring_again_keeps_the_history(photos: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("aligned", [True, False])
 def test_where_nothing_is_generated_nothing_is_claimed(tmp_path: Path, aligned: bool, monkeypatch) -> None:
-    monkeypatch.setattr("bfr_core.restoration.restore.load_detector", lambda *args: found(face_at(10, 10, 60)))
+    monkeypatch.setattr("bfr_core.restoration.folder.load_detector", lambda *args: found(face_at(10, 10, 60)))
     write_image(tmp_path / "in" / "a.png", smooth(100, 100))
     write_image(tmp_path / "bright" / "a.png", torch.full((3, 100, 100), 0.95))  # the fake fails at it
     for folder, config, claims in (("in", PLAIN, 1), ("in", replace(PLAIN, blend=0.0), 0), ("bright", PLAIN, 0)):
@@ -288,8 +283,6 @@ def test_stopped_it_goes_on_and_ends_as_if_it_had_not_been(
         for path in [*photos.glob("*.*"), *photos.glob("sub/*.*")]:
             if path.name != "broken.jpg":
                 write_image(path, smooth(64, 64, len(path.name)))
-    # Which precision is faster is tried on many photos only, so on fewer after a stop; here it is always the same.
-    monkeypatch.setattr(module, "settle_precision", lambda restorer, crops: restorer, raising=False)
     how: dict = {"config": replace(PLAIN, batch_size=1), "aligned": aligned}
     restore_folder(photos, tmp_path / "whole", from_file(), **how)
 
@@ -622,12 +615,12 @@ def test_one_face_that_does_not_fit_is_said() -> None:
 )
 def test_faces_are_chosen_by_size_place_or_number(choice: str, numbers: str, expected: list[int]) -> None:
     faces = [face_at(100, 200, 90), face_at(250, 10, 60), face_at(10, 100, 40)]
-    chosen, skipped = module.choose_faces(faces, 64, RestoreConfig(faces=choice, numbers=numbers))
+    chosen, skipped = choose_faces(faces, 64, RestoreConfig(faces=choice, numbers=numbers))
     assert chosen == [faces[i] for i in expected] and not skipped
 
 
 def test_a_number_that_is_no_face_is_said() -> None:
-    chosen, skipped = module.choose_faces([face_at(0, 0, 40)], 64, RestoreConfig(faces="numbered", numbers="1,4"))
+    chosen, skipped = choose_faces([face_at(0, 0, 40)], 64, RestoreConfig(faces="numbered", numbers="1,4"))
     assert len(chosen) == 1 and skipped == ["there is no face 4: the photo has 1"]
     with pytest.raises(ValueError, match="numbers is"):
         RestoreConfig(numbers="one")
@@ -715,8 +708,8 @@ def test_auto_pastes_the_face_alone_where_parsenets_file_is(there: bool, monkeyp
         def __call__(self, crop: Tensor) -> Tensor:
             return (torch.arange(crop.shape[-1]) < 32).float().expand(1, *crop.shape[-2:])
 
-    monkeypatch.setattr(module, "has_parser", lambda: there)
-    monkeypatch.setattr(module, "FaceParser", OnlyTheLeft)
+    monkeypatch.setattr("bfr_core.restoration.restore.has_parser", lambda: there)
+    monkeypatch.setattr("bfr_core.restoration.restore.FaceParser", OnlyTheLeft)
     result = restore_photo(smooth(100, 100), fake_restorer(), PLAIN, found(face_at(18, 18, 64)))
     assert len(asked) == there
     assert result.mask[0, 50, 30] > 0.9 and bool(result.mask[0, 50, 70] > 0.9) is not there

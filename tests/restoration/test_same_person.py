@@ -16,7 +16,8 @@ from bfr_core.faces.likeness import CANNOT_TELL, MAY_BE, OTHER, SAME
 from bfr_core.faces.people import Person
 from bfr_core.files.photos import read_image, write_image
 from bfr_core.restoration import same_person as module
-from bfr_core.restoration.restore import RestoreConfig, restore_aligned, restore_folder, restore_photo
+from bfr_core.restoration.folder import restore_folder
+from bfr_core.restoration.restore import RestoreConfig, restore_aligned, restore_photo
 from bfr_core.restoration.same_person import (
     LEFT_ALONE,
     FaceLikeness,
@@ -117,7 +118,7 @@ def test_a_face_that_is_left_alone_because_it_is_sharp_is_said_to_look_like_nobo
         result = restore_photo(photo, restorer(1.0), config, lambda photo: [face], **how)
         assert not result.faces and result.likeness == left
     assert counted([*result.likeness, OWN]) == "1 face: looks like the same person; 1 face: left alone"
-    monkeypatch.setattr("bfr_core.restoration.restore.load_detector", lambda *_: lambda photo: [face])
+    monkeypatch.setattr("bfr_core.restoration.folder.load_detector", lambda *_: lambda photo: [face])
     write_image(tmp_path / "photos" / "a.png", photo)
     network = restorer(1.0)
     network.sha256 = "1"
@@ -137,7 +138,7 @@ def test_a_face_of_which_only_the_blocks_were_taken_out_is_left_alone() -> None:
 def test_a_folder_says_it_of_every_face_and_remembers_it(
     fake_meter: None, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, aligned: bool
 ) -> None:
-    monkeypatch.setattr("bfr_core.restoration.restore.load_detector", lambda *_: found(face_at(0, 0, 64)))
+    monkeypatch.setattr("bfr_core.restoration.folder.load_detector", lambda *_: found(face_at(0, 0, 64)))
     write_image(tmp_path / "photos" / "a.png", smooth(64, 64))
     restorer = fake_restorer()
     restorer.sha256 = "1"

@@ -11,7 +11,8 @@ from bfr_core.adaptation.config import recipe
 from bfr_core.damage.groups import FEATURES, DamageGroups, describe
 from bfr_core.files.photos import read_photo, write_image
 from bfr_core.files.tensors import load_tensors, save_tensors, sha256_of
-from bfr_core.restoration.restore import RestoreConfig, restore_folder
+from bfr_core.restoration.folder import restore_folder
+from bfr_core.restoration.restore import RestoreConfig
 from bfr_core.restorers import Restorer, export_pth, load_restorer, save_restorer
 from bfr_core.restorers.codeformer import CodeFormer, with_fidelity
 from bfr_core.restorers.routed import Routed, save_groups

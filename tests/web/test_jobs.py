@@ -16,7 +16,7 @@ from bfr_core.adaptation.per_damage import ONE_DAMAGE
 from bfr_core.adaptation.run import Run
 from bfr_core.files.photos import read_image, write_image
 from bfr_core.files.records import read_json, write_json
-from bfr_core.restoration import restore
+from bfr_core.restoration import folder as restoration
 from bfr_core.restoration.restore import RestoreConfig
 from bfr_core.training.checkpoint import TuningProgress
 from bfr_core.web.jobs import Jobs, Outcome, Status, adapt_restorer, find_faces, read_status, repair_photos, thinned
@@ -225,14 +225,14 @@ def test_faces_are_only_needed_by_what_works_on_them():
 
 def test_a_stopped_repair_goes_on_where_it_was(photos, tiny_restorer, tmp_path, monkeypatch):
     jobs, run, written, cancelled = Jobs(), Run(tmp_path / "run"), [], threading.Event()
-    real = restore._write
+    real = restoration._write
 
     def write(job, *how):
         written.append(job.name)
         assert len(written) < 5 or cancelled.wait(600)
         return real(job, *how)
 
-    monkeypatch.setattr(restore, "_write", write)
+    monkeypatch.setattr(restoration, "_write", write)
     config = RestoreConfig(batch_size=1)
     work = repair_photos(run, photos, str(tiny_restorer), config, aligned=True, device="cpu")
     jobs.start(run, "repair", work)
