@@ -6,7 +6,11 @@ from __future__ import annotations
 def first_line(error: BaseException, heading: str = "") -> str:
     """The first line of an error's text that is not empty, or the name of its type if it has no text.
 
-    heading: how a line begins that only announces the following one, and is passed over where another follows.
+    A line that ends with a colon only announces another: the first one after it that does not is added. heading: how a
+    line begins that says nothing by itself, and is passed over where another follows.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[1] if heading and lines[0].startswith(heading) and len(lines) > 1 else lines[0]
+    if heading and lines[0].startswith(heading) and len(lines) > 1:
+        return lines[1]
+    announced = next((line for line in lines if not line.endswith(":")), "") if lines[0].endswith(":") else ""
+    return f"{lines[0]} {announced}" if announced else lines[0]

@@ -32,7 +32,7 @@ SECONDS = 240.0
 # What the hosts pin, and the last versions of the rest that go with it.
 BOTH = (
     "httpx==0.24.1", "numpy==1.26.4", "pillow==10.4.0", "pandas==2.3.3", "anyio==3.7.1", "huggingface-hub==0.36.2",
-    "diffusers==0.37.1",
+    "diffusers==0.37.1", "transformers==4.57.1",
 )  # fmt: skip
 PINS = {
     "3.41.2": ("fastapi==0.94.0", "pydantic==1.10.27", "altair==5.5.0", "websockets==11.0.3", *BOTH),
