@@ -157,7 +157,8 @@ def verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def few_trials() -> Iterator[None]:
-    """The search for a folder's damage is short. A process that a test starts searches as long as a user's does."""
+    """The search for a folder's damage is short. A process that a test starts searches as long as a user's does, but
+    for the real hosts, see `tests.short_search`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bfr_core.adaptation.folder_damage.TRIALS", 24)
         patch.setattr("bfr_core.adaptation.folder_damage.AT_ONCE_SMALL", 4)

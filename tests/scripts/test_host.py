@@ -33,6 +33,7 @@ from bfr_core.restoration.restore import NO_WORSE
 from tests.checkpoint_layouts import FAMILIES, layout_of, write_checkpoint
 from tests.free_port import free_port
 from tests.gradio_page import Gradio, multipart, strings
+from tests.short_search import write_sitecustomize
 from tests.tab import Tab, until
 
 pytestmark = pytest.mark.host
@@ -161,8 +162,10 @@ def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     write_checkpoint(checkpoints / CHECKPOINT, layout_of(small))
     command = [str(python_of(home)), "launch.py", *flags.split(), *HOSTS[request.param].split(), str(checkpoints)]
     command += ["--data-dir", str(data), "--bfr-allow", str(photos), "--gradio-auth", login, "--api-auth", login]
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "COMMANDLINE_ARGS")}
+    environment = {k: v for k, v in os.environ.items() if k != "COMMANDLINE_ARGS"}
     environment["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("gradio"))
+    environment["PYTHONPATH"] = str(site := tmp_path_factory.mktemp("site"))
+    write_sitecustomize(site)
     log = data / "log"
     with log.open("wb") as stream:
         process = subprocess.Popen(command, cwd=home, env=environment, stdout=stream, stderr=subprocess.STDOUT)
