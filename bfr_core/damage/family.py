@@ -26,8 +26,8 @@ RANGES = {
     "blur": (0.0, 3.5),
     "shrink": (1.0, 9.0),
     "gamma": (1.0, 2.4),
-    "shot": (-5.0, -1.0),
-    "read": (-4.0, -0.7),
+    "shot": (-4.0, -1.0),
+    "read": (-3.0, -0.7),
     "red": (-0.6, 0.6),
     "blue": (-0.6, 0.6),
     "colour": (0.0, 4.0),
@@ -35,7 +35,6 @@ RANGES = {
     "colour_blur": (0.0, 3.0),
     "quality": (10.0, 105.0),
     "spread": (0.0, 0.6),
-    "common": (0.0, 1.0),
 }
 
 
@@ -46,9 +45,9 @@ class Photographed:
     blur: of the lens, sigma in pixels of a face 128 wide. shrink: times. gamma: light is the picture to this power.
     shot, read: the variance of the noise is 10^shot times the light, plus 10^read squared, for green; 10^red and
     10^blue times as strong in the other colours. colour: how much stronger developing made the colours.
-    lightness_blur, colour_blur: of developing, sigma in pixels of the small picture. quality: of JPEG; from 100 on it
+    lightness_blur, colour_blur: of developing, of green and of how red and blue differ from it, sigma in pixels of the
+    small picture. quality: of JPEG; from 100 on it
     was not stored so. spread: how much the noise differs from photo to photo, as the deviation of its logarithm.
-    common: the share of the noise's variance that all colours have in common, as after the mosaic of a sensor.
     """
 
     blur: float
@@ -63,7 +62,6 @@ class Photographed:
     colour_blur: float
     quality: float
     spread: float
-    common: float = 0.0  # as in runs of before
 
     @classmethod
     def at(cls, place: Sequence[float]) -> Photographed:
@@ -98,9 +96,6 @@ def _to_light(seen: Tensor, how: Photographed) -> Tensor:
 
 def _with_noise(light: Tensor, how: Photographed, generator: torch.Generator) -> Tensor:
     noise = torch.randn(light.shape, generator=generator)
-    if how.common:
-        same = torch.randn((len(light), 1, *light.shape[-2:]), generator=generator)
-        noise = math.sqrt(1 - how.common) * noise + math.sqrt(how.common) * same
     strength = torch.exp(how.spread * torch.randn((len(light), 1, 1, 1), generator=generator))
     gain = torch.tensor([10**how.red, 1.0, 10**how.blue]).view(1, 3, 1, 1)
     deviation = (10**how.shot * light * gain + (10**how.read * gain).square()).sqrt()
@@ -108,11 +103,15 @@ def _with_noise(light: Tensor, how: Photographed, generator: torch.Generator) ->
 
 
 def _developed(light: Tensor, how: Photographed) -> Tensor:
-    """`light` with its noise as it is shown."""
-    light = _blurred(light, how.lightness_blur)
+    """`light` with its noise as it is shown.
+
+    A sensor sees green at every other place and red and blue at every fourth, so red and blue are known by how they
+    differ from the green around them, and that is smooth: green lends its detail and its noise to all colours.
+    """
+    green = light[:, 1:2]
+    light = _blurred(green, how.lightness_blur) + _blurred(light - green, how.colour_blur)
     grey = light.mean(1, keepdim=True)
-    colour = max(MIN_COLOUR, how.colour) * _blurred(light - grey, how.colour_blur)
-    return (grey + colour).clamp(0, 1) ** (1 / how.gamma)
+    return (grey + max(MIN_COLOUR, how.colour) * (light - grey)).clamp(0, 1) ** (1 / how.gamma)
 
 
 def _blurred(image: Tensor, sigma: float) -> Tensor:

@@ -25,24 +25,28 @@ LAST_CELL = 2
 PLACES = (0.1, 0.3, 0.5, 0.7, 0.9)  # quantiles of the strength over places
 LEVELS = (0.01, 0.05, 0.2, 0.8, 0.95, 0.99)  # quantiles of a channel over a face
 TONES = ((0.0, 0.15), (0.15, 0.3), (0.3, 0.5), (0.5, 0.7), (0.7, 1.1))
-TONE_OCTAVES = 3
+SMALLEST_BY_TONE = 16  # pixels: down to this size tones are told apart
 MIRROR_WEIGHT = 3
-EMPTY, FEW_PIXELS = 1e-7, 20.0
+EMPTY, FEW_PIXELS = 1e-5, 20.0  # power that nobody sees (a level of 255 is 1.5e-5); places that count for nothing
 SAME = 0.02  # differences below are not told apart, whatever the spread over faces
 BETA = 0.5  # where the distance stops growing as a square
 SPREAD_WEIGHT = 0.1
 
 
 def statistics(faces: Tensor) -> Tensor:
-    """(B, K) of `faces` (B, 3, S, S) in [0, 1], S at least 32; K depends on S alone. float32 on the CPU."""
-    faces = faces.cpu().float()
+    """(B, K) of `faces` (B, 3, S, S) in [0, 1], S at least 32; K depends on S alone. float32 on the CPU.
+
+    The faces are taken as they are stored, in 8 bits: where a photo was enlarged, its finest octave holds little else
+    than what is lost by rounding, and a damage that was not rounded would seem unlike it.
+    """
+    faces = faces.cpu().float().mul(255).round() / 255
     channels = to_opponent(faces).float()
     found = _of_tones(_inner(_smooth(faces)))
     for octave in range(int(math.log2(faces.shape[-1] / SMALLEST)) + 1):
         smooth = _smooth(channels)
         found += _of_octave(_inner(channels - smooth), _inner(smooth[:, :1]), octave)
         channels = F.avg_pool2d(smooth, 2)
-    for _ in range(TONE_OCTAVES):
+    while faces.shape[-1] >= SMALLEST_BY_TONE:
         smooth = _smooth(faces)
         found += _by_tone(_inner(faces - smooth), _inner(_smooth(smooth).mean(1, keepdim=True)))
         faces = F.avg_pool2d(smooth, 2)
