@@ -469,9 +469,21 @@ def with_settings(run: Run, stage: str, settings: str) -> Run:
                 for done in ("faces", *STAGES[: STAGES.index(stage)]):
                     if done in run.config():
                         candidate.record(done, run.config()[done])
+            if stage == "targets" and (known := estimate_beside(candidate, before.get("of"))):
+                copy_run(known, candidate, ["damage.json"])
             write_json(candidate.folder / MARK, mark | before | {stage: settings})
         return candidate
     raise AssertionError("there is always a number")
+
+
+def estimate_beside(run: Run, made_of: Any) -> Run | None:
+    """The run beside `run`, made of the same, in which a damage was estimated last, if `run` has no estimate; it is
+    taken only if faces and networks are the same, see `folder_damage`."""
+    if run.damage.exists():
+        return None
+    others = itertools.takewhile(lambda one: one.folder.exists(), default_runs())
+    known = [one for one in others if one.damage.exists() and begun(one).get("of") == made_of]
+    return max(known, key=lambda one: one.damage.stat().st_mtime_ns, default=None)
 
 
 def copy_run(run: Run, other: Run, names: list[str]) -> None:
