@@ -6,6 +6,8 @@ Each run adapts the embedded restorer to a folder of held-out portraits under on
 the ways in which it goes wrong, gathers the verdict's evidence from damaged faces alone, and measures the truth on
 other portraits. A line a run and the tuned restorers are kept in the work folder; stopped, the command goes on; parts
 may run side by side. Without its lines (runs.jsonl) evidence is gathered anew, and nothing is tuned again.
+The runs that are kept in results/verdict are of version 0.1: their "realism" is minus the mean distance of each face
+from the mean of clean ones, not the measure of now; it decides none of the verdicts by the limits in use.
 In the end every run of the first 50 folders is judged with limits that were chosen on runs of other damages and other
 ways of going wrong; those of further folders, made when the verdict had been finished, with the limits in use. Without
 --portraits only that is done, with the runs that are there.

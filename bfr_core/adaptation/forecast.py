@@ -228,14 +228,20 @@ def measure(
 
 
 def measure_search(lq: Tensor) -> Pace:
-    """The pace of the search for the folder's damage, from its second generation of trials."""
+    """The pace of the search for the folder's damage, from its second generation of trials, at which it is stopped."""
     ticks: list[float] = []
+
+    class Timed(Exception):
+        pass
 
     def tick(done: int, trials: int) -> None:
         ticks.append(time.perf_counter())
+        if len(ticks) == 2:
+            raise Timed
 
     size = lq.shape[-1]
-    closest_damage(lq, SharpFaces(size).stacked(COMPARED), 2 * POPULATION, faces_of_a_trial(size), callback=tick)
+    with contextlib.suppress(Timed):
+        closest_damage(lq, SharpFaces(size).stacked(COMPARED), TRIALS, faces_of_a_trial(size), callback=tick)
     return Pace(trial=(ticks[1] - ticks[0]) / POPULATION)
 
 

@@ -187,12 +187,13 @@ def appearance_of(faces: Tensor, lq: Tensor, statistics: FaceStatistics, net: La
 
 
 def realism(faces: Tensor, statistics: FaceStatistics) -> Tensor:
-    """What each face adds to the distance of `faces` from clean ones, (B,): minus a squared distance; clean: about 0.
+    """What each of `faces` (B, 3, S, S) in [0, 1] takes from their likeness to clean ones, (B,); of clean ones about 0.
 
     The mean over the faces is minus the squared distance, in spreads, of their mean random-convolution features from
-    those of clean faces, without the part that comes of the faces being few: the maximum mean discrepancy with a linear
-    kernel (Gretton et al., JMLR 13, 2012, eq. 3). Each face alone would say little: people differ, and the blandest of
-    all is the nearest. A single face has no others to be compared with: 0.
+    those of clean faces, without the part that is there only because the faces are few: the unbiased maximum mean
+    discrepancy (Gretton et al., JMLR 13, 2012, eq. 3) with a linear kernel, the mean of clean faces being known. The
+    distance of each face by itself would say less: people differ from one another more than restorers do. A single face
+    has no others to be compared with: 0.
     """
     unlike = (kid_features(at_checked_size(faces)) - statistics.mean) / statistics.spread
     others = (unlike.sum(0) - unlike) / max(1, len(faces) - 1)

@@ -46,8 +46,8 @@ class Photographed:
     shot, read: the variance of the noise is 10^shot times the light, plus 10^read squared, for green; 10^red and
     10^blue times as strong in the other colours. colour: how much stronger developing made the colours.
     lightness_blur, colour_blur: of developing, of green and of how red and blue differ from it, sigma in pixels of the
-    small picture. quality: of JPEG; from 100 on it
-    was not stored so. spread: how much the noise differs from photo to photo, as the deviation of its logarithm.
+    small picture. quality: of JPEG; from 100 on it was not stored so. spread: how much the noise differs from photo to
+    photo, as the deviation of its logarithm.
     """
 
     blur: float

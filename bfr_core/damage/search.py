@@ -18,9 +18,8 @@ from .family import Photographed, photographed
 from .statistics import Looks, statistics
 
 START = (0.2, 0.3, 0.7, 0.4, 0.5, 0.5, 0.5, 0.4, 0.3, 0.3, 0.95, 0.3)  # a mild damage: of a small photo in fair light
-STEP, POPULATION = 0.2, 12
-ROUNDS = (0.55, 1.0)  # shares of the trials after which a round ends
-EDGE = 0.1  # a round begins at least so far within the ranges
+STEP = 0.2
+POPULATION = 24  # twice what the library would take: the few faces of a generation make its distances uncertain
 
 
 class Closest(NamedTuple):
@@ -43,9 +42,8 @@ def closest_damage(
     lq: (N, 3, S, S), damaged faces; sharp: (M, 3, S, S), clean faces of any people, aligned alike, RGB in [0, 1]. Some
     50 of each are enough, and 1,200 trials. at_once: how many of the sharp faces a trial sees. The trials of one
     generation of the search see the same ones, and those of the next generation others: so the search is guided by all
-    of them at the price of a few, and is not led astray by a few people. A second round begins with large steps where
-    the first one ended: a parameter that was driven to where it changes nothing, as no noise at all, comes back.
-    callback(done, trials) may raise to stop. The global random state is left as it is.
+    of them at the price of a few, and is not led astray by a few people. callback(done, trials) may raise to stop.
+    The global random state is left as it is.
     """
     import cma
     import numpy as np
@@ -54,21 +52,16 @@ def closest_damage(
     draws = np.random.default_rng(seed)
     options = {"bounds": [0, 1], "popsize": POPULATION, "verbose": -9}
     own_chance = {"seed": np.nan, "randn": lambda *shape: draws.standard_normal(shape)}  # not NumPy's global state
-    place, done, ends = START, 0, []
-    for share in ROUNDS:
-        search = cma.CMAEvolutionStrategy(list(np.clip(place, EDGE, 1 - EDGE)), STEP, options | own_chance)
-        while done < share * trials and not search.stop():
-            chance = keyed_generator(seed, "faces of a generation", done)
-            some = sharp[torch.randperm(len(sharp), generator=chance)[:at_once]]
-            places = search.ask()
-            search.tell(places, [distance_under(Photographed.at(place), some, looks, seed) for place in places])
-            done += POPULATION
-            if callback:
-                callback(min(done, trials), trials)
-        place = search.result.xfavorite  # the middle of the last generation: the best trial was lucky, too
-        how = Photographed.at(place)
-        ends.append(Closest(how, distance_under(how, sharp, looks, seed)))
-    return min(ends, key=lambda end: end.distance)
+    search = cma.CMAEvolutionStrategy(list(START), STEP, options | own_chance)
+    while search.countevals < trials and not search.stop():
+        chance = keyed_generator(seed, "faces of a generation", search.countiter)
+        some = sharp[torch.randperm(len(sharp), generator=chance)[:at_once]]
+        places = search.ask()
+        search.tell(places, [distance_under(Photographed.at(place), some, looks, seed) for place in places])
+        if callback:
+            callback(min(search.countevals, trials), trials)
+    how = Photographed.at(search.result.xfavorite)  # the middle of the last generation: the best trial was lucky, too
+    return Closest(how, distance_under(how, sharp, looks, seed))
 
 
 def distance_under(how: Photographed, sharp: Tensor, looks: Looks, seed: int = 0) -> float:

@@ -22,6 +22,7 @@ from bfr_core.adaptation.forecast import (
     tell_before,
 )
 from bfr_core.adaptation.run import Run
+from bfr_core.damage.search import POPULATION
 from bfr_core.diffusion.prior import load_prior
 from bfr_core.diffusion.sampler import SamplerConfig
 from bfr_core.restorers import load_restorer
@@ -180,14 +181,15 @@ def test_too_little_memory_is_said_before_anything_is_drawn(photos, config, tmp_
 
 
 def test_the_search_is_timed_by_its_second_generation(monkeypatch):
-    """The first one also imports the library and reads the faces; a generation has twelve trials."""
+    """The first one also imports the library and reads the faces, and after the second one enough is known."""
     clock = SimpleNamespace(now=0.0)
 
     def searched(lq, sharp, trials, at_once, callback):
-        for done, seconds in ((12, 30.0), (24, 6.0)):
+        for generation, seconds in ((1, 30.0), (2, 0.5 * POPULATION), (3, 99.0)):
             clock.now += seconds
-            callback(done, trials)
+            callback(generation * POPULATION, trials)
 
     monkeypatch.setattr(module, "closest_damage", searched)
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock.now)
     assert module.measure_search(torch.rand(1, 3, 32, 32)).trial == pytest.approx(0.5)
+    assert clock.now == 30.0 + 0.5 * POPULATION, "it is stopped there"

@@ -390,12 +390,13 @@ def test_where_the_tuning_searches_for_the_damage_it_says_so_and_looks_whether_i
         return found
 
     monkeypatch.setattr(module, "closest_damage", watched)
+    monkeypatch.setattr(module, "TRIALS", 3 * sys.modules["any-name.bfr_core.damage.search"].POPULATION)
     pace = sys.modules["any-name.bfr_core.adaptation.forecast"].Pace(trial=0.1)
     monkeypatch.setattr(sys.modules["any-name.nodes.adapt"], "measure_search", lambda lq: pace)
     host.texts.clear()
     run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)
     assert "less than a minute" not in host.texts[1], "the trials are reckoned with"
-    assert len(looks) == 2 and looks[1] - looks[0] >= 2, "one look a generation"
+    assert len(looks) == 2 and looks[1] - looks[0] >= 3, "one look a generation"
 
 
 def test_a_missing_prior_is_said(run: Run, models: tuple[Any, Any], faces: Any) -> None:
