@@ -241,7 +241,7 @@ def measure_search(lq: Tensor) -> Pace:
 
     size = lq.shape[-1]
     with contextlib.suppress(Timed):
-        closest_damage(lq, SharpFaces(size).stacked(COMPARED), TRIALS, faces_of_a_trial(size), callback=tick)
+        closest_damage(lq, SharpFaces(size).stacked(COMPARED), 2 * POPULATION, faces_of_a_trial(size), callback=tick)
     return Pace(trial=(ticks[1] - ticks[0]) / POPULATION)
 
 

@@ -193,3 +193,9 @@ def test_the_search_is_timed_by_its_second_generation(monkeypatch):
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock.now)
     assert module.measure_search(torch.rand(1, 3, 32, 32)).trial == pytest.approx(0.5)
     assert clock.now == 30.0 + 0.5 * POPULATION, "it is stopped there"
+
+
+def test_a_search_of_one_generation_is_timed_too(monkeypatch):
+    """The pace is asked for however short the search itself will be."""
+    monkeypatch.setattr(module, "TRIALS", POPULATION)
+    assert module.measure_search(torch.rand(2, 3, 32, 32)).trial > 0
