@@ -1,9 +1,11 @@
 """The figures and the picture of bfr_core/embedded/MODEL_CARD.md, measured on the models as they ship.
 
     python tools/model_card.py --faces .training/faces256.safetensors
+    python tools/model_card.py --kid 500 [--prior FILE]    # of another prior
 
 Prints how well the prior predicts clean faces, trained on and held out, how much its drawn faces resemble training
 faces, and what the restorer makes of the damage of its training; writes docs/prior_samples.png.
+With --kid it measures only the distance (KID) of so many drawn faces from the held-out ones, both 128 pixels wide.
 The faces are those of `tools/pack_faces.py`; the file of held-out ones lies beside them.
 """
 
@@ -23,6 +25,7 @@ from pack_faces import MARGIN, Entry, read_pack
 
 from bfr_core import metrics
 from bfr_core.damage.blind import blind_damage
+from bfr_core.device import choose_device
 from bfr_core.diffusion.draw import draw_faces
 from bfr_core.diffusion.prior import Prior, load_prior
 from bfr_core.diffusion.sampler import predict_x0
@@ -35,18 +38,27 @@ from bfr_core.restorers import load_restorer
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "prior_samples.png"
 LEVELS = (50, 100, 200, 300, 400, 600, 800)
 MEASURED = 64  # faces, of each kind
+KID_SIZE = 128  # pixels
 SHOWN = 8  # drawn faces a row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faces", type=Path, default=Path(".training/faces256.safetensors"))
+    parser.add_argument("--kid", type=int, metavar="N", help="measure only the KID of so many drawn faces")
+    parser.add_argument("--prior", default="embedded", help="for --kid (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="where the networks run (%(default)s)")
     args = parser.parse_args()
+    device = choose_device(args.device)
+    if args.kid:
+        unseen, _ = read_pack(args.faces.with_name(args.faces.stem + "_held_out.safetensors"))
+        print_kid(load_prior(args.prior).to(device), unseen, args.kid)
+        return
     tiles, entries = read_pack(args.faces)
     known = tiles[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
     unseen, others = read_pack(args.faces.with_name(args.faces.stem + "_held_out.safetensors"))
     print(f"trained on: {counted(entries)}\nheld out: {counted(others)}")
-    prior = load_prior()
+    prior = load_prior().to(device)
     draw_picture(prior, known, unseen)
     print("mean squared error of the clean face that the prior predicts, on the scale of [-1, 1]")
     for name, faces in (("training faces", known), ("held-out faces", unseen)):
@@ -54,7 +66,7 @@ def main() -> None:
         print(f"{name}: " + ", ".join(f"t = {t}: {clean_error(prior, some, t):.4f}" for t in LEVELS))
     hq = by_lot(unseen)
     lq = blind_damage(hq, keyed_generator("card"))
-    before, after = (metrics.psnr(faces, hq).median() for faces in (lq, load_restorer().restore(lq)))
+    before, after = (metrics.psnr(faces, hq).median() for faces in (lq, load_restorer().to(device).restore(lq).cpu()))
     print(
         f"restorer, {len(hq)} held-out faces under the damage of its training: median PSNR {before:.2f} dB before, "
         f"{after:.2f} dB after"
@@ -99,6 +111,17 @@ def draw_picture(prior: Prior, known: Tensor, unseen: Tensor) -> None:
     write_image(PICTURE, resized(picture, (picture.shape[-2] // 2, picture.shape[-1] // 2))[0].clamp(0, 1))
 
 
+def print_kid(prior: Prior, unseen: Tensor, count: int) -> None:
+    """The KID of `count` drawn faces and of `unseen`, uint8 (N, 3, S, S), all of them shrunk to `KID_SIZE` pixels."""
+    names = [f"kid_{i}" for i in range(count)]
+    drawn = [draw_faces(prior, names[i : i + 25], 0) for i in range(0, count, 25)]
+    seen = [
+        metrics.kid_features(resized(faces, (KID_SIZE, KID_SIZE)).clamp(0, 1))
+        for faces in (torch.cat(drawn), unseen.float() / 255)
+    ]
+    print(f"KID of {count} drawn faces and {len(unseen)} held-out ones at {KID_SIZE} pixels: {metrics.kid(*seen):.3f}")
+
+
 def described(faces: Tensor) -> Tensor:
     """Faces (B, 3, S, S) as numbers whose mean products are correlations: (B, 3 * 32 * 32)."""
     small = F.adaptive_avg_pool2d(faces, 32).flatten(1)
@@ -111,10 +134,10 @@ def clean_error(prior: Prior, faces: Tensor, t: int) -> float:
     alpha_bar = float(prior.alpha_bar[t])
     x0 = faces * 2 - 1
     noise = torch.randn(x0.shape, generator=keyed_generator("card", t))
-    x_t = q_sample(x0, alpha_bar, noise)
+    x_t, x0 = q_sample(x0, alpha_bar, noise).to(prior.device), x0.to(prior.device)
     errors = []
     for noisy, clean in zip(x_t.split(16), x0.split(16), strict=True):
-        eps, _ = prior(noisy, torch.full((len(noisy),), t))
+        eps, _ = prior(noisy, torch.full((len(noisy),), t, device=prior.device))
         errors.append((predict_x0(noisy, eps, alpha_bar).clamp(-1, 1) - clean).square().mean((1, 2, 3)))
     return float(torch.cat(errors).mean())
 

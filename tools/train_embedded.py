@@ -4,6 +4,7 @@
     python tools/train_embedded.py prior --minutes 60
     python tools/train_embedded.py --all --minutes 8
     python tools/train_embedded.py restorer_sharp --minutes 60    # the last part: begins with the restorer so far
+    python tools/train_embedded.py prior --from-shipped           # goes on from the weights in bfr_core/embedded
 
 The work folder keeps a checkpoint every ten minutes and a log; the same command given again goes on where it stopped,
 on a CPU or on a GPU, whichever made the checkpoint. `--all` shares the minutes between prior and restorer, two to one.
@@ -24,12 +25,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -52,20 +52,24 @@ TEXTURE_WEIGHT = 0.3  # against the mean absolute difference, as the next two
 PERCEPTUAL_WEIGHT, HATCHING_WEIGHT, LATTICE_WEIGHT = 0.3, 5.0, 10.0
 LATTICE = 8  # pixels after which patterns of the restorer repeat, which enlarges by rearranging channels
 PIECE_BYTES = 15 << 20
-CUDA_BATCH = 8  # times as many faces a step as on a CPU
+CUDA_BATCH, CUDA_RATE = 8, 2.0  # times as many faces a step as on a CPU, at so many times the rate
+RECORD = ("step", "faces", "seconds", "cpu_seconds")  # of how long a network was trained
 EMBEDDED = Path(__file__).resolve().parents[1] / "bfr_core" / "embedded"
 log = logging.getLogger("train_embedded")
 
-Loss = Callable[[Tensor, torch.Generator], tuple[Tensor, list[tuple[str, float]]]]
+Batch = tuple[Tensor, ...]  # images (B, 3, H, W) in [0, 1]
+Entries = list[tuple[str, Tensor]]  # of the log, by name
+Loss = Callable[[Batch, torch.Generator], tuple[Tensor, Entries]]
 
 
 @dataclass(frozen=True)
 class Task:
     """How one network is trained.
 
-    batch: faces a step. rate: of the optimizers. decay: of the moving average of the weights. begin: readies a new
-    network for its first step, given the work folder; nothing is done without it. by_muon: whether a parameter of this
-    name is one for `Muon`; the others are AdamW's.
+    batch: faces a step. rate: of the optimizers. decay: of the moving average of the weights. prepare: makes a batch of
+    clean faces, on the CPU. begin: readies a new network for its first step, given the work folder; nothing is done
+    without it. by_muon: whether a parameter of this name is one for `Muon`; the others are AdamW's. shipped: its file
+    in `EMBEDDED`. compiled: whether it is compiled on a graphics card; PyTorch 2.11 makes wrong gradients of a NAFNet.
     """
 
     name: str
@@ -74,8 +78,11 @@ class Task:
     batch: int
     rate: float
     decay: float
+    prepare: Callable[[Tensor, torch.Generator], Batch] = lambda hq, generator: (hq,)
     begin: Callable[[nn.Module, Path], None] | None = None
     by_muon: Callable[[str, Tensor], bool] = lambda name, value: False
+    shipped: str = ""
+    compiled: bool = False
 
 
 # ---------------------------------------------------------------- faces
@@ -84,14 +91,14 @@ class Task:
 class Faces:
     """Training faces, drawn in any order: turned, shifted and enlarged a little, mirrored for half of them."""
 
-    def __init__(self, pack: Path, device: torch.device) -> None:
+    def __init__(self, pack: Path) -> None:
         tiles, entries = read_pack(pack)
-        self.tiles = tiles[[entry.detail >= MIN_DETAIL for entry in entries]].to(device)
+        self.tiles = tiles[[entry.detail >= MIN_DETAIL for entry in entries]]
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """(count, 3, 256, 256) in [0, 1]. Two thirds keep their pixels, because turning softens them a little."""
         pick = torch.randint(len(self.tiles), (count,), generator=generator)
-        tiles = self.tiles[pick.to(self.tiles.device)].float() / 255
+        tiles = self.tiles[pick].float() / 255
         flip = torch.rand(count, generator=generator) < 0.5
         turned = torch.rand(count, generator=generator) < 1 / 3
         normal = torch.randn(count, 4, generator=generator)
@@ -111,9 +118,23 @@ def _turned(tile: Tensor, x: float, y: float, angle: float, zoom: float) -> Tens
     radians, scale = math.radians(2) * angle, math.exp(-0.03 * zoom) * SIZE / tile.shape[-1]
     cos, sin = scale * math.cos(radians), scale * math.sin(radians)
     shift = 6 / tile.shape[-1]
-    matrix = torch.tensor([[[cos, -sin, shift * x], [sin, cos, shift * y]]], device=tile.device)
+    matrix = torch.tensor([[[cos, -sin, shift * x], [sin, cos, shift * y]]])
     grid = F.affine_grid(matrix, [1, 3, SIZE, SIZE], align_corners=False)
     return F.grid_sample(tile[None], grid, "bicubic", "reflection", align_corners=False)[0].clamp(0, 1)
+
+
+class Prepared(torch.utils.data.IterableDataset):
+    """Batches of a task without end. generator: draws them; a worker of a DataLoader has one of its own."""
+
+    def __init__(self, faces: Faces, task: Task, count: int, generator: torch.Generator) -> None:
+        self.faces, self.task, self.count, self.generator = faces, task, count, generator
+
+    def __iter__(self) -> Iterator[Batch]:
+        generator, worker = self.generator, torch.utils.data.get_worker_info()
+        if worker:
+            generator = torch.Generator().manual_seed(worker.seed)
+        while True:
+            yield self.task.prepare(self.faces.draw(self.count, generator), generator)
 
 
 def held_out_names(portraits: Path) -> list[str]:
@@ -172,27 +193,33 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: object = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
+            ahead: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = {}
             for p in group["params"]:
                 if not self.state[p]:
                     self.state[p]["momentum"] = torch.zeros_like(p)
                 momentum = self.state[p]["momentum"]
                 momentum.lerp_(p.grad, 1 - group["momentum"])
-                ahead = torch.lerp(p.grad, momentum, group["momentum"])
-                size = 0.2 * max(len(p), p[0].numel()) ** 0.5
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(self.orthogonal(ahead.flatten(1)).view_as(p), alpha=-group["lr"] * size)
+                ahead.setdefault((len(p), p[0].numel()), []).append(
+                    (p, torch.lerp(p.grad, momentum, group["momentum"]))
+                )
+            for (rows, columns), those in ahead.items():
+                made = self.orthogonal(torch.stack([value.flatten(1) for _, value in those]))
+                for (p, _), one in zip(those, made, strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(one.view_as(p), alpha=-group["lr"] * 0.2 * max(rows, columns) ** 0.5)
 
     @classmethod
     def orthogonal(cls, matrix: Tensor) -> Tensor:
-        """About the orthogonal factor of a matrix (M, N): its singular values become .7 to 1.2."""
+        """About the orthogonal factor of each matrix (..., M, N): its singular values become .7 to 1.2."""
         a, b, c = cls.FACTORS
         x = matrix.bfloat16()
-        x = x.T if len(matrix) > matrix.shape[1] else x
-        x = x / (x.norm() + 1e-7)
+        tall = x.shape[-2] > x.shape[-1]
+        x = x.mT if tall else x
+        x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
         for _ in range(cls.ROUNDS):
-            square = x @ x.T
+            square = x @ x.mT
             x = a * x + (b * square + c * square @ square) @ x
-        return (x.T if len(matrix) > matrix.shape[1] else x).to(matrix)
+        return (x.mT if tall else x).to(matrix)
 
 
 def optimizers_of(net: nn.Module, task: Task) -> list[torch.optim.Optimizer]:
@@ -223,13 +250,15 @@ def train(task: Task, faces: Faces, args: argparse.Namespace, minutes: float) ->
     With `--cooldown` the rate falls to zero over these minutes and the result goes to NAME_cooled.pt, so that the
     checkpoint with its constant rate can still be trained further.
     """
-    device = faces.tiles.device
+    device = torch.device(args.device)
     args.work.mkdir(parents=True, exist_ok=True)
     path = args.work / f"{task.name}.pt"
     if args.pieces:
         join_pieces(path, args.pieces)
     net = task.build()
-    if task.begin and not path.exists():
+    if args.from_shipped and not path.exists():
+        save(path, shipped_state(task))
+    elif task.begin and not path.exists():
         task.begin(net, args.work)
     net = net.to(device).to(memory_format=torch.channels_last)
     optimizers = optimizers_of(net, task)
@@ -239,17 +268,30 @@ def train(task: Task, faces: Faces, args: argparse.Namespace, minutes: float) ->
         state = torch.load(path, weights_only=True, map_location=device)
         net.load_state_dict(state["net"])
         restore_optimizers(optimizers, state["optimizer"])
-        ema, step, seen = state["ema"], state["step"], state["faces"]
+        for name, value in ema.items():
+            value.copy_(state["ema"][name])  # in the memory format of the network
+        step, seen = state["step"], state["faces"]
         seconds, cpu_seconds = state["seconds"], state["cpu_seconds"]
         log.info("%s goes on from step %d, after %.0f minutes", task.name, step, seconds / 60)
     if args.cooldown:
         path = args.work / f"{task.name}_cooled.pt"
-    run = cast(nn.Module, torch.compile(net)) if device.type == "cuda" else net
+    run = cast(nn.Module, torch.compile(net)) if task.compiled and device.type == "cuda" else net
     loss_of = task.loss(run, args.work)
-    batch = args.batch or task.batch * (CUDA_BATCH if device.type == "cuda" else 1)
+    batch, top_rate = args.batch or task.batch, task.rate
+    if device.type == "cuda":
+        batch, top_rate = args.batch or task.batch * CUDA_BATCH, task.rate * CUDA_RATE
+    torch.manual_seed(step)  # for the noise that is drawn on a graphics card, and for workers
     generator = torch.Generator().manual_seed(step)
+    prepared = iter(
+        torch.utils.data.DataLoader(
+            Prepared(faces, task, batch, generator),
+            batch_size=None,
+            num_workers=args.workers,
+            pin_memory=device.type == "cuda",
+        )
+    )
     first, start, last, cpu_last = step, time.monotonic(), time.monotonic(), time.process_time()
-    saved, sums = start, dict[str, list[float]]()
+    saved, sums = start, dict[str, list[Tensor]]()
 
     def checkpoint() -> None:
         record = {"step": step, "seconds": seconds, "cpu_seconds": cpu_seconds, "faces": seen}
@@ -260,10 +302,10 @@ def train(task: Task, faces: Faces, args: argparse.Namespace, minutes: float) ->
 
     try:
         while (elapsed := time.monotonic() - start) < minutes * 60:
-            rate = task.rate * min(1.0, (step - first + 1) / 200)
+            rate = top_rate * min(1.0, (step - first + 1) / 200)
             if args.cooldown:
                 rate *= 1 - elapsed / (minutes * 60)
-            loss, entries = loss_of(faces.draw(batch, generator), generator)
+            loss, entries = loss_of(tuple(x.to(device, non_blocking=True) for x in next(prepared)), generator)
             net.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -280,7 +322,7 @@ def train(task: Task, faces: Faces, args: argparse.Namespace, minutes: float) ->
             now, cpu_now = time.monotonic(), time.process_time()
             seconds, cpu_seconds, last, cpu_last = seconds + now - last, cpu_seconds + cpu_now - cpu_last, now, cpu_now
             if step % LOG_STEPS == 0:
-                means = {key: round(float(np.mean(values)), 5) for key, values in sorted(sums.items())}
+                means = {key: round(float(torch.stack(values).mean()), 5) for key, values in sorted(sums.items())}
                 line = {"step": step, "minutes": round(seconds / 60, 1), "cpu": round(cpu_seconds / 60, 1), **means}
                 with (args.work / f"{task.name}.jsonl").open("a") as stream:
                     stream.write(json.dumps(line) + "\n")
@@ -335,7 +377,8 @@ def prior_loss(net: nn.Module, work: Path, centre: float = 0.3, spread: float = 
     alpha_bar = linear_alpha_bar()
     log_noise = (0.5 * torch.log((1 - alpha_bar) / alpha_bar)).contiguous()
 
-    def loss_of(hq: Tensor, generator: torch.Generator) -> tuple[Tensor, list[tuple[str, float]]]:
+    def loss_of(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Entries]:
+        (hq,) = batch
         count = len(hq)
         x0 = F.pixel_unshuffle(hq * 2 - 1, PATCH).contiguous(memory_format=torch.channels_last)
         level = torch.randn(count, generator=generator, dtype=torch.float64) * spread + centre
@@ -344,13 +387,13 @@ def prior_loss(net: nn.Module, work: Path, centre: float = 0.3, spread: float = 
         t = torch.where(uniform, torch.randint(1000, (count,), generator=generator), t)
         a = alpha_bar[t].float().sqrt().view(-1, 1, 1, 1).to(hq.device)
         s = (1 - alpha_bar[t]).float().sqrt().view(-1, 1, 1, 1).to(hq.device)
-        eps = torch.randn(x0.shape, generator=generator).to(hq.device)
+        eps = torch.randn(x0.shape, generator=generator if x0.device.type == "cpu" else None, device=x0.device)
         with autocast(hq.device, "auto"):
             v = net(a * x0 + s * eps, t.to(hq.device)).sample.float()
         each = (v - (a * eps - s * x0)).square().mean((1, 2, 3))
         # logged as the error of the clean image itself, which is comparable between noise levels
-        x0_error = (each.detach() * s.flatten() ** 2).tolist()
-        return each.mean(), [("loss", each.mean().item())] + [
+        x0_error = each.detach() * s.flatten() ** 2
+        return each.mean(), [("loss", each.detach().mean())] + [
             (f"x0_{100 * (int(i) // 100):03d}", error) for i, error in zip(t, x0_error, strict=True)
         ]
 
@@ -376,10 +419,10 @@ def new_restorer() -> Any:
 
 
 def restorer_loss(net: nn.Module, work: Path) -> Loss:
-    """Blind damage, drawn anew for every face; mean absolute difference and texture strength."""
+    """Mean absolute difference and texture strength, of pairs by `damaged_pair`."""
 
-    def loss_of(hq: Tensor, generator: torch.Generator) -> tuple[Tensor, list[tuple[str, float]]]:
-        hq, lq = damaged_pair(hq, generator)
+    def loss_of(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Entries]:
+        hq, lq = batch[0], batch[1].contiguous(memory_format=torch.channels_last)
         with autocast(hq.device, "auto"):
             restored = net(lq).float()
         l1, texture, entries = agreement(lq, restored, hq)
@@ -391,19 +434,19 @@ def restorer_loss(net: nn.Module, work: Path) -> Loss:
 def damaged_pair(hq: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """The faces (B, 3, H, W) as they are to come out, some of them grey, tinted or faded, and with blind damage."""
     hq = draw_tones(hq, generator)
-    return hq, blind_damage(hq, generator).contiguous(memory_format=torch.channels_last)
+    return hq, blind_damage(hq, generator)
 
 
-def agreement(lq: Tensor, restored: Tensor, hq: Tensor) -> tuple[Tensor, Tensor, list[tuple[str, float]]]:
+def agreement(lq: Tensor, restored: Tensor, hq: Tensor) -> tuple[Tensor, Tensor, Entries]:
     """Terms for the same pixels and for as strong a texture, and the log's entries. Images: (B, 3, H, W)."""
     l1, texture = pixel_loss(restored, hq), texture_loss(restored, hq)
     error = (restored.detach().clamp(0, 1) - hq).square().mean((1, 2, 3))
     before = (lq - hq).square().mean((1, 2, 3))
     entries = [
-        ("l1", l1.item()),
-        ("texture", texture.item()),
-        ("psnr", (-10 * error.clamp_min(1e-6).log10()).mean().item()),
-        ("gain", (-10 * (error / before.clamp_min(1e-6)).clamp_min(1e-6).log10()).mean().item()),
+        ("l1", l1.detach()),
+        ("texture", texture.detach()),
+        ("psnr", (-10 * error.clamp_min(1e-6).log10()).mean()),
+        ("gain", (-10 * (error / before.clamp_min(1e-6)).clamp_min(1e-6).log10()).mean()),
     ]
     return l1, texture, entries
 
@@ -426,8 +469,8 @@ def sharp_loss(net: nn.Module, work: Path) -> Loss:
     """
     perceptual = perceptual_loss(prior_encoder(work, next(net.parameters()).device))
 
-    def loss_of(hq: Tensor, generator: torch.Generator) -> tuple[Tensor, list[tuple[str, float]]]:
-        hq, lq = damaged_pair(hq, generator)
+    def loss_of(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Entries]:
+        hq, lq = batch[0], batch[1].contiguous(memory_format=torch.channels_last)
         with autocast(hq.device, "auto"):
             restored = net(lq).float()
             features = perceptual(*moved((restored, hq), PATCH, generator))
@@ -436,7 +479,7 @@ def sharp_loss(net: nn.Module, work: Path) -> Loss:
         repeated = lattice_loss(restored, hq)
         loss = l1 + PERCEPTUAL_WEIGHT * features + HATCHING_WEIGHT * hatched + LATTICE_WEIGHT * repeated
         terms = {"perceptual": features, "hatching": hatched, "lattice": repeated}
-        return loss, [*entries, *((name, term.item()) for name, term in terms.items())]
+        return loss, [*entries, *((name, term.detach()) for name, term in terms.items())]
 
     return loss_of
 
@@ -473,15 +516,45 @@ def prior_encoder(work: Path, device: torch.device) -> Callable[[Tensor], list[T
 
 
 TASKS = {
-    "prior": Task("prior", new_prior, prior_loss, batch=16, rate=4e-4, decay=0.999, by_muon=is_hidden_matrix),
-    "restorer": Task("restorer", new_restorer, restorer_loss, batch=8, rate=1e-3, decay=0.999),
+    "prior": Task(
+        "prior",
+        *(new_prior, prior_loss),
+        batch=16,
+        rate=4e-4,
+        decay=0.999,
+        by_muon=is_hidden_matrix,
+        shipped="prior256/diffusion_pytorch_model.safetensors",
+        compiled=True,
+    ),
+    "restorer": Task("restorer", new_restorer, restorer_loss, batch=8, rate=1e-3, decay=0.999, prepare=damaged_pair),
     "restorer_sharp": Task(
-        "restorer_sharp", new_restorer, sharp_loss, batch=8, rate=3e-4, decay=0.999, begin=begin_with_restorer
+        "restorer_sharp",
+        *(new_restorer, sharp_loss),
+        batch=8,
+        rate=3e-4,
+        decay=0.999,
+        prepare=damaged_pair,
+        begin=begin_with_restorer,
+        shipped="restorer256.safetensors",
     ),
 }
 
 
 # ---------------------------------------------------------------- from checkpoints to the files that ship
+
+
+def shipped_state(task: Task) -> dict[str, Any]:
+    """What a checkpoint would hold of the weights that ship, without the optimizers' state. Raises ValueError."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    if not task.shipped:
+        raise ValueError(f"{task.name}: no weights of it ship")
+    with safe_open(EMBEDDED / task.shipped, "pt") as file:
+        record = {name: float(value) for name, value in file.metadata().items() if name in RECORD}
+    weights = {name: value.float() for name, value in load_file(EMBEDDED / task.shipped).items()}
+    whole = {name: int(record[name]) for name in ("step", "faces")}
+    return {"net": weights, "optimizer": [], "ema": weights, **record, **whole}
 
 
 def latest(work: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
@@ -490,7 +563,7 @@ def latest(work: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]] | 
     if path is None:
         return None
     state = torch.load(path, weights_only=True, map_location="cpu")
-    record = {name: str(round(state[name])) for name in ("step", "faces", "seconds", "cpu_seconds")}
+    record = {name: str(round(state[name])) for name in RECORD}
     return state["ema"], record
 
 
@@ -539,6 +612,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=0, help="faces a step (default: the task's own)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=0, help="processes that prepare faces (%(default)s: this one)")
+    parser.add_argument("--from-shipped", action="store_true", help="without a checkpoint: begin with what ships")
     parser.add_argument("--pieces", type=Path, help="folder for checkpoints in small files")
     parser.add_argument("--cooldown", action="store_true", help="let the learning rate fall to zero over these minutes")
     args = parser.parse_args()
@@ -555,7 +630,7 @@ def main() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-    faces = Faces(args.faces, torch.device(args.device))
+    faces = Faces(args.faces)
     parts = {"prior": args.minutes * 2 / 3, "restorer": args.minutes / 3} if args.all else {args.what: args.minutes}
     with contextlib.suppress(KeyboardInterrupt):
         for name, minutes in parts.items():

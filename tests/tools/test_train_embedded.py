@@ -65,7 +65,8 @@ def test_no_held_out_face_is_packed_for_training(pack: Path) -> None:
 
 
 def settings(work: Path, **more: object) -> argparse.Namespace:
-    return argparse.Namespace(work=work, cooldown=False, batch=0, pieces=None, **more)
+    plain = {"cooldown": False, "batch": 0, "pieces": None, "workers": 0, "device": "cpu", "from_shipped": False}
+    return argparse.Namespace(work=work, **(plain | more))
 
 
 class Toy:
@@ -76,7 +77,8 @@ class Toy:
 
     def task(self) -> Task:
         def loss(net: nn.Module, work: Path) -> train_embedded.Loss:
-            def of(faces: Tensor, generator: torch.Generator) -> tuple[Tensor, list[tuple[str, float]]]:
+            def of(batch: train_embedded.Batch, generator: torch.Generator) -> tuple[Tensor, train_embedded.Entries]:
+                (faces,) = batch
                 self.seen.append(len(faces))
                 return net(faces[:, :, :8, :8]).square().mean(), []
 
@@ -89,7 +91,7 @@ def test_training_goes_on_where_it_stopped_also_from_pieces(
     pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train_embedded, "PIECE_BYTES", 1000)
-    faces, toy, work = train_embedded.Faces(pack, torch.device("cpu")), Toy(), tmp_path / "work"
+    faces, toy, work = train_embedded.Faces(pack), Toy(), tmp_path / "work"
     args = settings(work)
     args.pieces = tmp_path / "pieces"
     train(toy.task(), faces, args, 0.01)
@@ -104,13 +106,39 @@ def test_training_goes_on_where_it_stopped_also_from_pieces(
     assert found is not None and found[1]["faces"] == str(2 * len(toy.seen))
 
 
+def test_workers_prepare_faces_that_differ(pack: Path) -> None:
+    plain = Task("toy", lambda: nn.Conv2d(3, 1, 1), train_embedded.prior_loss, batch=2, rate=1e-3, decay=0.9)
+    ready = train_embedded.Prepared(train_embedded.Faces(pack), plain, 2, torch.Generator().manual_seed(0))
+    alone = [batch for batch, _ in zip(ready, range(4), strict=False)]
+    drawn = [batch for batch, _ in zip(torch.utils.data.DataLoader(ready, None, num_workers=2), range(4), strict=False)]
+    for batches in (alone, drawn):
+        assert all(batch[0].shape == (2, 3, 256, 256) for batch in batches)
+        assert len({float(batch[0].mean()) for batch in batches}) > 1
+    assert float(drawn[0][0].mean()) != float(drawn[1][0].mean()), "each worker draws its own"
+
+
+def test_training_begins_with_what_ships(pack: Path, tmp_path: Path) -> None:
+    for name in ("prior", "restorer_sharp"):
+        task = train_embedded.TASKS[name]
+        train(task, train_embedded.Faces(pack), settings(tmp_path, from_shipped=True), 0.0)
+        state, before = torch.load(tmp_path / f"{name}.pt", weights_only=True), train_embedded.shipped_state(task)
+        assert state["step"] == before["step"] > 8000 and state["faces"] == before["faces"]
+        assert all(torch.equal(value, before["net"][key]) for key, value in state["net"].items())
+    step = state["step"]
+    train(task, train_embedded.Faces(pack), settings(tmp_path, from_shipped=True, batch=1), 0.02)
+    after = torch.load(tmp_path / "restorer_sharp.pt", weights_only=True)
+    assert after["step"] > step and not torch.equal(after["ema"]["intro.weight"], state["ema"]["intro.weight"])
+    with pytest.raises(ValueError, match="no weights of it ship"):
+        train_embedded.shipped_state(train_embedded.TASKS["restorer"])
+
+
 def test_momentum_is_made_orthogonal_and_is_kept_in_checkpoints(pack: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     for shape in ((24, 54), (54, 24)):
         matrix = torch.randn(shape) * torch.logspace(0, 1, shape[1])
         values = torch.linalg.svdvals(train_embedded.Muon.orthogonal(matrix))
         assert values.min() > 0.6 and values.max() < 1.3 < torch.linalg.svdvals(matrix).min()
-    faces, args, toy = train_embedded.Faces(pack, torch.device("cpu")), settings(tmp_path), Toy()
+    faces, args, toy = train_embedded.Faces(pack), settings(tmp_path), Toy()
     train(toy.task(), faces, args, 0.005)  # with AdamW alone, as older checkpoints are
     both = replace(toy.task(), by_muon=lambda name, value: value.ndim >= 2)
     train(both, faces, args, 0.005)
@@ -155,11 +183,13 @@ def test_the_last_part_begins_with_the_restorer_and_each_term_counts(
             for value in net.parameters():
                 value.add_(0.02 * torch.randn(value.shape))
         faces = gaussian_blur(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)), 3.0)
-        loss, entries = train_embedded.sharp_loss(net, tmp_path)(faces, torch.Generator().manual_seed(2))
+        generator = torch.Generator().manual_seed(2)
+        pair = train_embedded.damaged_pair(faces, generator)
+        loss, entries = train_embedded.sharp_loss(net, tmp_path)(pair, generator)
         loss.backward()
         assert all(value.grad is not None for value in net.parameters())
         terms = dict(entries)
-        expected = terms["l1"] + sum(w * terms[name.split("_")[0].lower()] for name, w in weights.items())
+        expected = float(terms["l1"]) + sum(w * float(terms[name.split("_")[0].lower()]) for name, w in weights.items())
         assert loss.item() == pytest.approx(expected, rel=1e-5)
         return loss.item()
 
