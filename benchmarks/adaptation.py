@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bfr_core import metrics
 from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.tuning import perceptual_term
+from bfr_core.device import choose_device
 from bfr_core.diffusion.prior import load_prior
 from bfr_core.faces.align import Face, crop_face
 from bfr_core.files.photos import read_image, replace_atomically, write_image
@@ -33,6 +34,7 @@ from bfr_core.restorers import Restorer, load_restorer, save_restorer
 from bfr_core.settings import changed
 from bfr_core.studies.benchmark import (
     ALONE,
+    FORMER,
     GENERIC,
     ROWS,
     TEACHER,
@@ -44,10 +46,20 @@ from bfr_core.studies.benchmark import (
 from bfr_core.studies.evaluate import MEASURES, face_measures, format_interval
 from bfr_core.studies.paper_table import strip
 
-DAMAGES = ("camera_x4_iso1500", "camera_x8_iso1500", "motion_jpeg", "halftone", "film_grain", "sensor")
+DAMAGES = (
+    "camera_x4_iso1500",
+    "camera_x8_iso1500",
+    "camera_x4_iso1500_pixels",
+    "camera_x8_iso1500_pixels",
+    "motion_jpeg",
+    "halftone",
+    "film_grain",
+    "sensor",
+    *("smeared", "tape", "screen"),  # made when every setting had been decided
+)
 CONTROLS = tuple(row for row in ROWS if row not in (TEACHER, "adapted", "oracle"))
 COLUMNS = ("psnr", "ssim", "gmsd", "vif", "detail_energy", "detail_correlation")
-SUMMARISED = ("damaged", "base", "denoiser, then base", GENERIC, ALONE, "adapted", "oracle")
+SUMMARISED = ("damaged", "base", "denoiser, then base", GENERIC, FORMER, ALONE, "adapted", "oracle")
 BY_RECOGNISER = ("feature_distance", "likeness_distance")  # older records have none
 
 
@@ -182,9 +194,11 @@ def main() -> None:
     parser.add_argument("--brief", action="store_true", help="print fewer intervals")
     parser.add_argument("--summary", action="store_true", help="print the table of docs/results.md")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu", help="where the networks run (%(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    restorer, prior = load_restorer(), load_prior()
+    device = choose_device(args.device)
+    restorer, prior = load_restorer().to(device), load_prior().to(device)
     recipe = changed(SMALL, {"finetune.iterations": args.iterations})
     made_from = fingerprint(restorer.sha256, prior.sha256, own_settings(recipe))
     if args.portraits:

@@ -54,6 +54,7 @@ from bfr_core.adaptation.verdict import (
     second_gain,
 )
 from bfr_core.damage.estimate import FolderDamage
+from bfr_core.device import choose_device
 from bfr_core.faces.landmarks import load_landmark_net
 from bfr_core.faces.likeness import likeness_distance
 from bfr_core.faces.recognise import embed_faces
@@ -103,8 +104,9 @@ class Case(NamedTuple):
 class Lab:
     """The folder's faces under one damage, the networks, and the pseudo targets that a right adaptation would use."""
 
-    def __init__(self, portraits: Path) -> None:
-        self.restorer, self.prior, self.net = load_restorer(), load_prior(), load_landmark_net()
+    def __init__(self, portraits: Path, device: torch.device) -> None:
+        self.restorer, self.prior = load_restorer().to(device), load_prior().to(device)
+        self.net = load_landmark_net()
         adapt_hq, hq = held_out_faces(portraits, self.restorer.size)
         self.adapt_hq, self.hq = adapt_hq[:FOLDER], hq[:MEASURED]
         self.statistics, self.meter = load_face_statistics(self.restorer.size), LikenessMeter()
@@ -240,7 +242,7 @@ def run_one(lab: Lab, run: Run, lq: Tensor, targets: Tensor, work: Path) -> dict
         term = perceptual_term(config, lab.prior, lab.restorer.device)
         sharp = sharp_faces(damage, pairs, 0)
         save_restorer(file, finetune(lab.restorer, pairs, config, perceptual=term, sharp=sharp)[0], {})
-    adapted = load_restorer(file)
+    adapted = load_restorer(file).to(lab.restorer.device)
     measured = damaged(lab.hq, run.damage, run.seed, "measure", run.strength)
     evidence: dict[str, Any] = {"targets": numbers(appearance_of(judged[1], judged[0], lab.statistics, lab.net))}
     known_answers = KnownAnswers.of(judged[0], restored_by(adapted, judged[0]), lab.statistics)
@@ -443,6 +445,7 @@ def main() -> None:
     parser.add_argument("--part", default="0/1", help="of the folders, for instance 0/2 and 1/2 side by side")
     parser.add_argument("--work", type=Path, default=Path(".training/verdict"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu", help="where the networks run (%(default)s)")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     path = args.work / "runs.jsonl"
@@ -453,7 +456,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     done = {Run(**record["run"]).name for record in known}
     part, parts = map(int, args.part.split("/"))
-    lab = Lab(args.portraits)
+    lab = Lab(args.portraits, choose_device(args.device))
     for runs in itertools.islice(plan(), part, args.folders, parts):
         left = [run for run in runs if run.name not in done]
         if not left:

@@ -238,6 +238,73 @@ def faded(image: Tensor, generator: torch.Generator, strength: float) -> tuple[T
     return lq, drawn
 
 
+def smeared(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
+    """A phone's picture in the dark: fine detail was taken off with the noise, and edges were sharpened afterwards.
+
+    The noise reduction is a guided filter (He et al., "Guided image filtering", 2010), twice, with itself as guide.
+    """
+    noise = _uniform(generator, 0.04, 0.08) * strength
+    reach = _uniform(generator, 1.2, 2.2) * _scale(image)
+    smooth = _uniform(generator, 0.08, 0.14) * strength
+    sharpening = _uniform(generator, 0.4, 1.0) * strength
+    quality = _quality(_uniform(generator, 55, 85), strength)
+    lq = image + noise * torch.randn(image.shape, generator=generator)
+    for _ in range(2):
+        mean = _round_blur(lq, reach)
+        variance = (_round_blur(lq.square(), reach) - mean.square()).clamp_min(0)
+        kept = variance / (variance + smooth**2 + 1e-8)
+        lq = _round_blur(kept, reach) * lq + _round_blur((1 - kept) * mean, reach)
+    lq = lq + sharpening * (lq - _round_blur(lq, 0.8 * _scale(image)))
+    drawn = {"noise": noise, "reach": reach, "smooth": smooth, "sharpening": sharpening, "quality": quality}
+    return stored_as_jpeg(lq.clamp(0, 1), quality), drawn
+
+
+def tape(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
+    """A frame of a home video on magnetic tape: fewer lines, which tremble, soft across, with colour that runs."""
+    height, width = image.shape[-2:]
+    unit = _scale(image) * strength
+    fewer = 1 + _uniform(generator, 0.4, 1.2) * min(1.5, strength)
+    soft, running = _uniform(generator, 0.5, 1.0) * unit, _uniform(generator, 2.0, 4.0) * unit
+    late, tremble = _uniform(generator, 0.5, 2.0) * unit, _uniform(generator, 0.1, 0.3) * unit
+    amount = _uniform(generator, 0.02, 0.05) * strength
+    lines = max(8, round(height / fewer))
+
+    seen = F.interpolate(image[None], (lines, width), mode="bilinear", antialias=True)[0]
+    light = luma(seen)
+    colour = _along_lines(seen - light, running) + 2 * amount * _streaks(seen.shape, generator, 3 * _scale(image))
+    light = _along_lines(light, soft) + amount * _streaks(light.shape, generator, 0.5 * _scale(image))
+    moves = tremble * torch.randn(lines, generator=generator)
+    frame = _lines_moved(light, moves) + _lines_moved(colour, moves + late)
+    lq = F.interpolate(frame[None], (height, width), mode="bilinear")[0]
+    drawn = {"fewer": fewer, "soft": soft, "running": running, "late": late, "tremble": tremble, "amount": amount}
+    return lq, drawn
+
+
+def screen(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
+    """Photographed off a screen: its red, green and blue stripes meet the camera's pixels in coloured waves."""
+    height, width = image.shape[-2:]
+    pitch = _uniform(generator, 1.3, 2.1) * _scale(image)
+    turn = _uniform(generator, -0.12, 0.12)
+    softness = pitch * _uniform(generator, 0.3, 0.45)
+    haze = _uniform(generator, 0.02, 0.06) * strength
+    quality = _quality(_uniform(generator, 60, 90), strength)
+    fine = max(2, math.ceil(6 / pitch))  # two samples a stripe
+
+    y, x = torch.meshgrid(torch.arange(height * fine) / fine, torch.arange(width * fine) / fine, indexing="ij")
+    u, v = ((x * math.cos(turn) + y * math.sin(turn)) / pitch, (y * math.cos(turn) - x * math.sin(turn)) / pitch)
+    middle_u, middle_v = (u.floor() + 0.5) * pitch, (v.floor() + 0.5) * pitch
+    at = (middle_u * math.cos(turn) - middle_v * math.sin(turn), middle_v * math.cos(turn) + middle_u * math.sin(turn))
+    grid = torch.stack([2 * at[0] / width - 1, 2 * at[1] / height - 1], -1)[None]
+    light = _to_linear(_round_blur(image, 0.4 * pitch))  # shown with one value a pixel of the screen
+    light = F.grid_sample(light[None], grid, "nearest", "border", align_corners=False)[0]
+    stripe, gap = (3 * (u - u.floor())).long().clamp(0, 2), (v - v.floor()) < 0.12
+    lit = 3 * F.one_hot(stripe, 3).permute(2, 0, 1) * (~gap).float() / 0.88
+    shot = F.avg_pool2d(_round_blur(light * lit, fine * softness)[None], fine)[0]
+    lq = image + min(1.0, strength) * (_to_display(haze + (1 - haze) * shot) - image)
+    drawn = {"pitch": pitch, "turn": turn, "softness": softness, "haze": haze, "quality": quality}
+    return stored_as_jpeg(lq.clamp(0, 1), quality), drawn
+
+
 DAMAGES: dict[str, Callable[[Tensor, torch.Generator, float], tuple[Tensor, Parameters]]] = {
     "blind": blind,
     "sensor": sensor,
@@ -256,6 +323,9 @@ DAMAGES: dict[str, Callable[[Tensor, torch.Generator, float], tuple[Tensor, Para
     "shared_online": shared_online,
     "video": video,
     "faded": faded,
+    "smeared": smeared,
+    "tape": tape,
+    "screen": screen,
 }
 
 # A typical camera's colour matrix: rows sum to one, so white stays white, and it makes noise more colourful.
@@ -296,6 +366,31 @@ def _motion_kernel(length: float, angle: float, bend: float) -> Tensor:
     y = (1 - (line[:, None] - path[1]).abs()).clamp_min(0)
     kernel = y @ x.T
     return kernel / kernel.sum()
+
+
+# ---------------------------------------------------------------- lines of a tape
+
+
+def _along_lines(image: Tensor, sigma: float) -> Tensor:
+    """`image` (C, H, W) blurred along its rows by a Gaussian of `sigma` pixels."""
+    reach = max(1, math.ceil(3 * sigma))
+    weights = torch.exp(-torch.arange(-reach, reach + 1).float().square() / (2 * max(sigma, 1e-3) ** 2))
+    padded = F.pad(image[:, None], (reach, reach, 0, 0), mode="replicate")
+    return F.conv2d(padded, (weights / weights.sum()).view(1, 1, 1, -1))[:, 0]
+
+
+def _streaks(shape: torch.Size, generator: torch.Generator, length: float) -> Tensor:
+    """Noise of variance 1 that is alike over `length` pixels of a row."""
+    noise = _along_lines(torch.randn(shape, generator=generator), length)
+    return noise / noise.std().clamp_min(1e-6)
+
+
+def _lines_moved(image: Tensor, moves: Tensor) -> Tensor:
+    """`image` (C, H, W) with each row moved to the right by so many pixels, (H,)."""
+    height, width = image.shape[-2:]
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    grid = torch.stack([2 * (x - moves[:, None]) / width - 1, 2 * y / height - 1], -1)[None]
+    return F.grid_sample(image[None], grid, "bilinear", "border", align_corners=False)[0]
 
 
 # ---------------------------------------------------------------- files, light and dots

@@ -40,6 +40,7 @@ from .evaluate import face_measures
 
 GENERIC = "tuned on generic damage"  # of the same sharp faces that the adapted restorer learns from
 ALONE = "tuned on pseudo targets alone"  # the paper's pairs, without sharp faces under the folder's damage
+FORMER = "tuned as in version 0.1"  # on the same targets, with that version's losses and without sharp faces
 TEACHER = "prior, then base"  # what the targets are drawn from; as a restorer it would need the diffusion network
 ROWS = (
     "damaged",
@@ -51,9 +52,18 @@ ROWS = (
     "tuned on low-pass targets",
     GENERIC,
     ALONE,
+    FORMER,
     "adapted",
     "oracle",
 )
+FORMER_LOSSES: dict[str, Any] = {
+    "texture": 0.8,
+    "perceptual": 0.0,
+    "hatching": 0.0,
+    "anchor": 0.5,
+    "sharp": 0.0,
+    "judged_on": "transplanted",
+}
 GENERIC_STRENGTH, GENERIC_PAIRS = 1.5, 300  # of the blind damage of that control: stronger than the base has seen
 EXAMINED = 15  # faces from which the settings that are left to them ("auto") are resolved
 Keep = Callable[[str, Tensor, dict[str, Any]], None]
@@ -222,6 +232,9 @@ def run_cell(
         alone = replace(plain, transplant=0.0, judged_on="own")
         return tuned(restorer, given, known, alone, perceptual)
 
+    def tuned_as_formerly() -> Restorer:
+        return tuned(restorer, adapt_lq, targets(), replace(config.finetune, **FORMER_LOSSES))
+
     rows: dict[str, Callable[[], Tensor]] = {
         "damaged": lambda: lq,
         "base": lambda: restored_by(restorer, lq),
@@ -232,6 +245,7 @@ def run_cell(
         ),
         GENERIC: lambda: restored_by(tuned_on_generic_damage(), lq),
         ALONE: lambda: restored_by(tuned_on(targets()), lq),
+        FORMER: lambda: restored_by(tuned_as_formerly(), lq),
         "oracle": lambda: restored_by(tuned_on(cell_faces.adapt_hq), lq),
     }
     if "adapted" not in done:

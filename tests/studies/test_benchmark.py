@@ -57,7 +57,7 @@ def test_the_oracle_alone_sees_the_clean_faces(lab, monkeypatch):
 
     monkeypatch.setattr(benchmark, "tuned", watched)
     run_cell(cell_faces, restorer, prior, config, (), lambda *_: None)
-    assert sum(torch.equal(targets, cell_faces.adapt_hq) for targets in given) == 1 and len(given) == 6
+    assert sum(torch.equal(targets, cell_faces.adapt_hq) for targets in given) == 1 and len(given) == 7
 
 
 def test_the_adapted_restorer_alone_learns_from_sharp_faces_under_the_folders_damage(lab, monkeypatch):
@@ -74,7 +74,7 @@ def test_the_adapted_restorer_alone_learns_from_sharp_faces_under_the_folders_da
     made: dict[str, torch.Tensor] = {}
     run_cell(cell_faces, restorer, prior, config, (), lambda name, faces, more: made.update({name: faces}))
     with_sharp = [sharp for share, sharp in given if share]
-    assert len(given) == 6 and len(with_sharp) == 1 and with_sharp[0] is not None
+    assert len(given) == 7 and len(with_sharp) == 1 and with_sharp[0] is not None
     assert all(not torch.equal(made["adapted"], made[row]) for row in (benchmark.GENERIC, benchmark.ALONE))
 
 
