@@ -12,6 +12,7 @@ on a CPU or on a GPU, whichever made the checkpoint. `--all` shares the minutes 
 folder has no checkpoint: for machines between which only small files travel.
 
     python tools/train_embedded.py export       # the averaged weights as they ship, into bfr_core/embedded
+    python tools/train_embedded.py export --mean-with-shipped    # of the restorer: half way from what ships to these
 """
 
 from __future__ import annotations
@@ -591,13 +592,20 @@ def write_prior(folder: Path, state: dict[str, Tensor], record: dict[str, str]) 
 
 
 def export(args: argparse.Namespace) -> None:
-    """Write the moving averages as fp16, of what was trained: embedded/prior256 and restorer256.safetensors."""
+    """Write the moving averages as fp16, of what was trained: embedded/prior256 and restorer256.safetensors.
+
+    With `--mean-with-shipped` the restorer's weights become the mean of these and of those that ship, with which the
+    training should have begun: see "Model soups", arXiv:2203.05482.
+    """
     from bfr_core.files.tensors import save_tensors
 
     if found := latest(args.work, "prior"):
         write_prior(EMBEDDED / "prior256", *found)
     if found := latest(args.work, "restorer_sharp") or latest(args.work, "restorer"):
         state, record = found
+        if args.mean_with_shipped:
+            shipped = shipped_state(TASKS["restorer_sharp"])["net"]
+            state = {name: (value + shipped[name]) / 2 for name, value in state.items()}
         own = {"architecture": "NAFNet", "size": str(SIZE), "licence": "Apache-2.0"}
         save_tensors(EMBEDDED / "restorer256.safetensors", {k: v.half() for k, v in state.items()}, own | record)
 
@@ -614,6 +622,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare faces (%(default)s: this one)")
     parser.add_argument("--from-shipped", action="store_true", help="without a checkpoint: begin with what ships")
+    parser.add_argument("--mean-with-shipped", action="store_true", help="for export, see above")
     parser.add_argument("--pieces", type=Path, help="folder for checkpoints in small files")
     parser.add_argument("--cooldown", action="store_true", help="let the learning rate fall to zero over these minutes")
     args = parser.parse_args()

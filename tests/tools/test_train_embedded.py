@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -130,6 +131,19 @@ def test_training_begins_with_what_ships(pack: Path, tmp_path: Path) -> None:
     assert after["step"] > step and not torch.equal(after["ema"]["intro.weight"], state["ema"]["intro.weight"])
     with pytest.raises(ValueError, match="no weights of it ship"):
         train_embedded.shipped_state(train_embedded.TASKS["restorer"])
+
+
+def test_a_restorer_is_exported_half_way_from_what_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = train_embedded.shipped_state(train_embedded.TASKS["restorer_sharp"])
+    moved = {name: value + 2.0 for name, value in before["net"].items()}
+    torch.save(before | {"net": moved, "ema": moved}, tmp_path / "restorer_sharp.pt")
+    ships = tmp_path / "embedded"
+    ships.mkdir()
+    shutil.copy(train_embedded.EMBEDDED / "restorer256.safetensors", ships)
+    monkeypatch.setattr(train_embedded, "EMBEDDED", ships)
+    train_embedded.export(argparse.Namespace(work=tmp_path, mean_with_shipped=True))
+    after = train_embedded.shipped_state(train_embedded.TASKS["restorer_sharp"])["net"]
+    assert all(torch.allclose(after[name], value + 1.0, atol=2e-3) for name, value in before["net"].items())
 
 
 def test_momentum_is_made_orthogonal_and_is_kept_in_checkpoints(pack: Path, tmp_path: Path) -> None:
