@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import torch
 from torch import Tensor, nn
 
 RESTORERS = ("GFPGAN", "RestoreFormer", "CodeFormer", "SwinIR")
+NARROW = (1, 1, 2, 2, 2, 4)  # multiples of the width at each size of the small networks, in place of 1, 2, 2, 4, 4, 8
 PRIOR_SETTINGS = {"image_size": 512, "num_head_channels": 64}
 
 
@@ -45,19 +48,32 @@ def small_network(name: str) -> nn.Module:
     if name == "RestoreFormer":
         from spandrel.architectures.RestoreFormer import RestoreFormer
 
-        return RestoreFormer(ch=32, num_res_blocks=1, resolution=512)
+        return RestoreFormer(ch=32, ch_mult=NARROW, num_res_blocks=1, resolution=512, embed_dim=64, z_channels=64)
     if name == "CodeFormer":
-        from spandrel_extra_arches.architectures.CodeFormer import CodeFormer
-
-        net = CodeFormer(dim_embd=64, n_layers=2, latent_size=4)
-        nn.init.normal_(net.position_emb, std=0.02)
-        return net
+        return small_codeformer()
     from spandrel.architectures.SwinIR import SwinIR
 
     return SwinIR(
         img_size=8, in_chans=3, embed_dim=24, depths=[6] * 4, num_heads=[2] * 4, window_size=8, mlp_ratio=2,
         upscale=8, upsampler="nearest+conv", resi_connection="1conv", start_unshuffle=8,
     )  # fmt: skip
+
+
+def small_codeformer() -> nn.Module:
+    """CodeFormer with an encoder and a generator that are narrower, which its own arguments do not allow for."""
+    from spandrel_extra_arches.architectures.CodeFormer import CodeFormer
+
+    whole = CodeFormer.__mro__[1]  # the autoencoder that it is built on
+
+    made = whole.__init__
+
+    def narrow(net: nn.Module, size: int, width: int, mult: list[int], kind: str, depth: int, *rest: object) -> None:
+        made(net, size, width // 2, NARROW, kind, depth // 2, *rest)
+
+    with patch.object(whole, "__init__", narrow):
+        net = CodeFormer(dim_embd=64, n_layers=2, latent_size=4, connect_list=["256"])
+    nn.init.normal_(net.position_emb, std=0.02)
+    return net
 
 
 def restorer_state(name: str) -> dict[str, Tensor]:
