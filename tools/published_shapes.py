@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 RESTORERS = ("GFPGAN", "RestoreFormer", "CodeFormer", "SwinIR")
+WIDTH = 32  # of the small networks' first layers
 NARROW = (1, 1, 2, 2, 2, 4)  # multiples of the width at each size of the small networks, in place of 1, 2, 2, 4, 4, 8
 PRIOR_SETTINGS = {"image_size": 512, "num_head_channels": 64}
 
@@ -48,7 +51,7 @@ def small_network(name: str) -> nn.Module:
     if name == "RestoreFormer":
         from spandrel.architectures.RestoreFormer import RestoreFormer
 
-        return RestoreFormer(ch=32, ch_mult=NARROW, num_res_blocks=1, resolution=512, embed_dim=64, z_channels=64)
+        return RestoreFormer(ch=WIDTH, ch_mult=NARROW, num_res_blocks=1, resolution=512, embed_dim=64, z_channels=64)
     if name == "CodeFormer":
         return small_codeformer()
     from spandrel.architectures.SwinIR import SwinIR
@@ -63,17 +66,37 @@ def small_codeformer() -> nn.Module:
     """CodeFormer with an encoder and a generator that are narrower, which its own arguments do not allow for."""
     from spandrel_extra_arches.architectures.CodeFormer import CodeFormer
 
-    whole = CodeFormer.__mro__[1]  # the autoencoder that it is built on
-
-    made = whole.__init__
-
-    def narrow(net: nn.Module, size: int, width: int, mult: list[int], kind: str, depth: int, *rest: object) -> None:
-        made(net, size, width // 2, NARROW, kind, depth // 2, *rest)
-
-    with patch.object(whole, "__init__", narrow):
+    with narrow_autoencoder(CodeFormer, depth=1):
         net = CodeFormer(dim_embd=64, n_layers=2, latent_size=4, connect_list=["256"])
     nn.init.normal_(net.position_emb, std=0.02)
     return net
+
+
+def narrow_codeformer() -> nn.Module:
+    """CodeFormer for 512 x 512 faces, whole but narrower: the size is in its forward, which a smaller one cannot do."""
+    from spandrel_extra_arches.architectures.CodeFormer import CodeFormer
+
+    torch.manual_seed(0)
+    with narrow_autoencoder(CodeFormer, depth=2):
+        net = CodeFormer(dim_embd=64, n_layers=2)
+    for size, fusion in net.fuse_convs_dict.items():
+        channels = WIDTH * NARROW[(512 // int(size)).bit_length() - 1]
+        net.fuse_convs_dict[size] = type(fusion)(channels, channels)
+    nn.init.normal_(net.position_emb, std=0.02)
+    return net
+
+
+@contextmanager
+def narrow_autoencoder(codeformer: type, depth: int) -> Iterator[None]:
+    """CodeFormers that are made here have narrow encoders and generators of `depth` blocks at each size."""
+    whole = codeformer.__mro__[1]  # what it is built on
+    made = whole.__init__
+
+    def narrow(net: nn.Module, size: int, width: int, mult: list[int], kind: str, blocks: int, *rest: object) -> None:
+        made(net, size, WIDTH, NARROW, kind, depth, *rest)
+
+    with patch.object(whole, "__init__", narrow):
+        yield
 
 
 def restorer_state(name: str) -> dict[str, Tensor]:
