@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -89,7 +90,7 @@ def narrow_codeformer() -> nn.Module:
 @contextmanager
 def narrow_autoencoder(codeformer: type, depth: int) -> Iterator[None]:
     """CodeFormers that are made here have narrow encoders and generators of `depth` blocks at each size."""
-    whole = codeformer.__mro__[1]  # what it is built on
+    whole: Any = codeformer.__mro__[1]  # what it is built on
     made = whole.__init__
 
     def narrow(net: nn.Module, size: int, width: int, mult: list[int], kind: str, blocks: int, *rest: object) -> None:
