@@ -157,13 +157,12 @@ def verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def few_trials() -> Iterator[None]:
-    """The search for a folder's damage is short. A process that a test starts searches as long as a user's does, but
-    for the real hosts, see `tests.short_search`."""
+    """The search for a folder's damage is short, and a verdict tries few known faces, see `tests.short_search`. A
+    process that a test starts does all that a user's does, unless the test puts that module's file on its path."""
+    from tests.short_search import shorten
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bfr_core.adaptation.folder_damage.TRIALS", 24)
-        patch.setattr("bfr_core.adaptation.folder_damage.AT_ONCE_SMALL", 4)
-        patch.setattr("bfr_core.adaptation.folder_damage.COMPARED", 12)
-        patch.setattr("bfr_core.adaptation.cleaning.KNOWN", 2)
+        shorten(lambda module, name, value: patch.setattr(f"{module}.{name}", value))
         yield
 
 

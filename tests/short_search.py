@@ -1,27 +1,49 @@
-"""A program that a test starts searches for a folder's damage only briefly, if a folder with this is on its path.
+"""Work that is long for a user's sake and short for tests: the search for a folder's damage, and the verdict's trials.
 
-The pack has another name in each host, so it is told by the end of its module's name when that is loaded.
+A program that a test starts is short, too, if a folder with `write_sitecustomize` is on its path. The pack has another
+name in each host, so its modules are told by the end of their names when they are loaded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-SHORT_SEARCH = """
+# By module: what is set in it.
+SHORT = {
+    "bfr_core.damage.search": {"POPULATION": 6},
+    "bfr_core.adaptation.folder_damage": {"TRIALS": 12, "AT_ONCE_SMALL": 4, "COMPARED": 12},
+    "bfr_core.adaptation.forecast": {"TRIALS": 12, "POPULATION": 6, "COMPARED": 12},
+    "bfr_core.adaptation.cleaning": {"KNOWN": 2},
+    "bfr_core.adaptation.verdict": {"TRIED": 4},
+    "bfr_core.faces.sharp_faces": {"KEPT_APART": 4},
+}
+
+SHORTENING = f"""
 import importlib.machinery
 
+short = {SHORT!r}
 loader = importlib.machinery.SourceFileLoader
 in_full = loader.exec_module
 
 def exec_module(self, module):
     in_full(self, module)
-    if module.__name__.endswith("bfr_core.adaptation.folder_damage"):
-        module.TRIALS = 24  # as in `few_trials`
+    for name, values in short.items():
+        if module.__name__.endswith(name):
+            vars(module).update(values)
 
 loader.exec_module = exec_module
 """
 
 
-def write_sitecustomize(folder: Path, more: str = "") -> None:
-    """`folder`, on PYTHONPATH, then shortens the search, and runs `more` when Python starts."""
-    (folder / "sitecustomize.py").write_text(SHORT_SEARCH + more)
+def shorten(put: Callable[[str, str, int], None]) -> None:
+    """Call `put`(module, name, value) for all that is set."""
+    for module, values in SHORT.items():
+        for name, value in values.items():
+            put(module, name, value)
+
+
+def write_sitecustomize(folder: Path, more: str = "") -> Path:
+    """`folder`, on PYTHONPATH, then shortens that work, and runs `more` when Python starts."""
+    (folder / "sitecustomize.py").write_text(SHORTENING + more)
+    return folder

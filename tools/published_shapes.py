@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
 import torch
 from torch import Tensor, nn
 
 RESTORERS = ("GFPGAN", "RestoreFormer", "CodeFormer", "SwinIR")
+WIDTH = 32  # of the small networks' first layers
+NARROW = (1, 1, 2, 2, 2, 4)  # multiples of the width at each size of the small networks, in place of 1, 2, 2, 4, 4, 8
 PRIOR_SETTINGS = {"image_size": 512, "num_head_channels": 64}
 
 
@@ -45,19 +52,52 @@ def small_network(name: str) -> nn.Module:
     if name == "RestoreFormer":
         from spandrel.architectures.RestoreFormer import RestoreFormer
 
-        return RestoreFormer(ch=32, num_res_blocks=1, resolution=512)
+        return RestoreFormer(ch=WIDTH, ch_mult=NARROW, num_res_blocks=1, resolution=512, embed_dim=64, z_channels=64)
     if name == "CodeFormer":
-        from spandrel_extra_arches.architectures.CodeFormer import CodeFormer
-
-        net = CodeFormer(dim_embd=64, n_layers=2, latent_size=4)
-        nn.init.normal_(net.position_emb, std=0.02)
-        return net
+        return small_codeformer()
     from spandrel.architectures.SwinIR import SwinIR
 
     return SwinIR(
         img_size=8, in_chans=3, embed_dim=24, depths=[6] * 4, num_heads=[2] * 4, window_size=8, mlp_ratio=2,
         upscale=8, upsampler="nearest+conv", resi_connection="1conv", start_unshuffle=8,
     )  # fmt: skip
+
+
+def small_codeformer() -> nn.Module:
+    """CodeFormer with an encoder and a generator that are narrower, which its own arguments do not allow for."""
+    from spandrel_extra_arches.architectures.CodeFormer import CodeFormer
+
+    with narrow_autoencoder(CodeFormer, depth=1):
+        net = CodeFormer(dim_embd=64, n_layers=2, latent_size=4, connect_list=["256"])
+    nn.init.normal_(net.position_emb, std=0.02)
+    return net
+
+
+def narrow_codeformer() -> nn.Module:
+    """CodeFormer for 512 x 512 faces, whole but narrower: the size is in its forward, which a smaller one cannot do."""
+    from spandrel_extra_arches.architectures.CodeFormer import CodeFormer
+
+    torch.manual_seed(0)
+    with narrow_autoencoder(CodeFormer, depth=2):
+        net = CodeFormer(dim_embd=64, n_layers=2)
+    for size, fusion in net.fuse_convs_dict.items():
+        channels = WIDTH * NARROW[(512 // int(size)).bit_length() - 1]
+        net.fuse_convs_dict[size] = type(fusion)(channels, channels)
+    nn.init.normal_(net.position_emb, std=0.02)
+    return net
+
+
+@contextmanager
+def narrow_autoencoder(codeformer: type, depth: int) -> Iterator[None]:
+    """CodeFormers that are made here have narrow encoders and generators of `depth` blocks at each size."""
+    whole: Any = codeformer.__mro__[1]  # what it is built on
+    made = whole.__init__
+
+    def narrow(net: nn.Module, size: int, width: int, mult: list[int], kind: str, blocks: int, *rest: object) -> None:
+        made(net, size, WIDTH, NARROW, kind, depth, *rest)
+
+    with patch.object(whole, "__init__", narrow):
+        yield
 
 
 def restorer_state(name: str) -> dict[str, Tensor]:

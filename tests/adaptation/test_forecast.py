@@ -22,7 +22,6 @@ from bfr_core.adaptation.forecast import (
     tell_before,
 )
 from bfr_core.adaptation.run import Run
-from bfr_core.damage.search import POPULATION
 from bfr_core.diffusion.prior import load_prior
 from bfr_core.diffusion.sampler import SamplerConfig
 from bfr_core.restorers import load_restorer
@@ -185,17 +184,17 @@ def test_the_search_is_timed_by_its_second_generation(monkeypatch):
     clock = SimpleNamespace(now=0.0)
 
     def searched(lq, sharp, trials, at_once, callback):
-        for generation, seconds in ((1, 30.0), (2, 0.5 * POPULATION), (3, 99.0)):
+        for generation, seconds in ((1, 30.0), (2, 0.5 * module.POPULATION), (3, 99.0)):
             clock.now += seconds
-            callback(generation * POPULATION, trials)
+            callback(generation * module.POPULATION, trials)
 
     monkeypatch.setattr(module, "closest_damage", searched)
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock.now)
     assert module.measure_search(torch.rand(1, 3, 32, 32)).trial == pytest.approx(0.5)
-    assert clock.now == 30.0 + 0.5 * POPULATION, "it is stopped there"
+    assert clock.now == 30.0 + 0.5 * module.POPULATION, "it is stopped there"
 
 
 def test_a_search_of_one_generation_is_timed_too(monkeypatch):
     """The pace is asked for however short the search itself will be."""
-    monkeypatch.setattr(module, "TRIALS", POPULATION)
+    monkeypatch.setattr(module, "TRIALS", module.POPULATION)
     assert module.measure_search(torch.rand(2, 3, 32, 32)).trial > 0

@@ -131,7 +131,7 @@ def test_stopped_among_the_groups_and_in_the_second_and_gone_on_gives_the_same(
 def arguments(photos, config, run):
     return ["adapt", str(photos), "--run", str(run), "--mixed", "--aligned", "--restorer", config.restorer,
             "--prior", config.prior, "--calls", "2", "--start", "8", "--clean-level", "0", "--gate", "0",
-            "--batch-size", "4", "--json"]  # fmt: skip
+            "--batch-size", "4", "--set", "finetune.sharp=0", "--json"]  # fmt: skip
 
 
 def test_killed_in_the_middle_it_goes_on_and_adapt_and_restore_tell_of_the_groups(

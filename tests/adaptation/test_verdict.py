@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from bfr_core.adaptation import verdict
 from bfr_core.adaptation.verdict import (
     STATISTICS_FILE,
     Agreement,
@@ -21,6 +22,7 @@ from bfr_core.adaptation.verdict import (
     load_face_statistics,
     realism,
 )
+from bfr_core.faces import sharp_faces
 from bfr_core.faces.align import Face, crop_face
 from bfr_core.faces.landmarks import load_landmark_net
 from bfr_core.files.photos import read_image
@@ -28,9 +30,20 @@ from bfr_core.metrics.detail import high_band
 from bfr_core.metrics.kid import kid_features
 from bfr_core.pixels import gaussian_blur
 
+IN_FULL = {"adaptation.verdict.TRIED": verdict.TRIED, "faces.sharp_faces.KEPT_APART": sharp_faces.KEPT_APART}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_full():
+    """As many known faces as a user's verdict tries, in place of those of `few_trials`."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in IN_FULL.items():
+            patch.setattr(f"bfr_core.{name}", value)
+        yield
+
 
 @pytest.fixture(scope="module")
-def scene():
+def scene(in_full):
     """Clean smooth pictures with fine detail, damaged by noise; their targets are the clean ones."""
     generator = torch.Generator().manual_seed(0)
 

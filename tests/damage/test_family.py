@@ -86,7 +86,11 @@ def test_detail_is_told_from_noise_of_the_same_strength(faces):
     assert Looks(statistics(soft + noise)).distance(statistics(soft + mirrored)) > 0.1
 
 
-def test_the_search_comes_near_a_known_damage(faces):
+POPULATION = search.POPULATION  # before `few_trials` makes it smaller
+
+
+def test_the_search_comes_near_a_known_damage(faces, monkeypatch):
+    monkeypatch.setattr(search, "POPULATION", POPULATION)
     true = replace(NOTHING, blur=0.8, shrink=3.0, gamma=2.0, read=-1.6, quality=60)
     looks = Looks(statistics(photographed(faces[:24], true, keyed_generator(5))))
     np.random.seed(1)  # noqa: NPY002

@@ -33,12 +33,12 @@ def plant(folder: Path, names: list[Path]) -> None:
         (folder / name).write_bytes(STRANGE)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def nets(tiny_restorer: Path, tiny_prior: Path) -> list[str]:
     return ["--restorer", str(tiny_restorer), "--prior", str(tiny_prior)]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def quick(photos: Path, nets: list[str]) -> list[str]:
     """Of `adapt`, but for the run."""
     sampler = ["--start", "50", "--calls", "2", "--factor", "4", "--clean-level", "0", "--gate", "0"]
@@ -166,15 +166,24 @@ def test_nothing_of_others_is_lost_when_a_run_is_made_again_and_deleted(quick, t
     assert page.names() == []
 
 
+PLAIN = ["--set", "finetune.sharp=0"]  # no damage is searched for
+
+
+@pytest.fixture(scope="module")
+def made(quick: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an adaptation, for tests to copy."""
+    run = tmp_path_factory.mktemp("made") / "run"
+    assert main(["adapt", *quick, *PLAIN, "--run", str(run)]) == 0
+    return run
+
+
 @pytest.mark.parametrize(
     "name", ["config.json", "faces/faces.json", "gate.json", "restorer.safetensors", "report.html", "report.json"]
 )
-def test_a_file_of_a_run_that_was_changed_is_not_written_over(name, quick, tmp_path, capsys):
-    run = tmp_path / "run"
-    command = ["adapt", *quick, "--run", str(run)]
-    assert main(command) == 0
+def test_a_file_of_a_run_that_was_changed_is_not_written_over(name, quick, made, tmp_path, capsys):
+    run = Path(shutil.copytree(made, tmp_path / "run"))
     strange = b"{}" if name.endswith(".json") else STRANGE
     (run / name).write_bytes(strange)
-    assert main([*command, "--seed", "3", "--min-face", "20"]) == 2
+    assert main(["adapt", *quick, *PLAIN, "--run", str(run), "--seed", "3", "--min-face", "20"]) == 2
     assert f"{Path(name).name}: was not written by this program, or was changed since" in capsys.readouterr().err
     assert (run / name).read_bytes() == strange

@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 from bfr_core.files.photos import write_image
 from tests.free_port import free_port
-from tests.short_search import write_sitecustomize
+from tests.short_search import shorten, write_sitecustomize
 
 ROOT = Path(__file__).resolve().parents[2]
 ALIAS = "any-name"
@@ -227,9 +227,7 @@ def load_pack() -> ModuleType:
     pack = module_from_spec(spec)
     sys.modules[ALIAS] = pack
     spec.loader.exec_module(pack)
-    stage = import_module(f"{ALIAS}.bfr_core.adaptation.folder_damage")
-    stage.TRIALS, stage.AT_ONCE_SMALL, stage.COMPARED = 24, 4, 12  # type: ignore[attr-defined]  # as in `few_trials`
-    import_module(f"{ALIAS}.bfr_core.adaptation.cleaning").KNOWN = 2  # type: ignore[attr-defined]
+    shorten(lambda module, name, value: setattr(import_module(f"{ALIAS}.{module}"), name, value))  # as in `few_trials`
     return pack
 
 

@@ -21,8 +21,9 @@ from tests.two_damages import BLURRED, judged
 
 TUNING = {
     "settings": "as set below", "iterations": 6, "batch_size": 2, "micro_batch": 2, "perceptual": 0.0,
-    "adversarial": 0.0, "lr": 1e-3,
+    "adversarial": 0.0, "lr": 1e-3, "sharp": 0.0,
 }  # fmt: skip
+SEARCHING = TUNING | {"sharp": 0.5}  # for the folder's damage
 Run = Callable[..., tuple]
 
 
@@ -41,7 +42,7 @@ def pairs(run: Run, models: tuple[Any, Any], faces: Any) -> Any:
 def test_everything_lies_below_the_output(run: Run, models: tuple[Any, Any], pairs: Any, host: Any) -> None:
     before = {p for p in host.root.rglob("*") if "output" not in p.parts}
     tuned, verdict, finished, curve, shown, folder, adopt, likeness, others = run(
-        "BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING
+        "BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **SEARCHING
     )
     assert adopt is verdict.startswith("Adopt")
     assert likeness.startswith("Adapted restorer, 10 faces: cannot tell") and others == 0
@@ -129,7 +130,7 @@ def test_cancelled_at_any_look_the_same_graph_finishes(
     run: Run, models: tuple[Any, Any], pairs: Any, host: Any
 ) -> None:
     host.looks = 0
-    unbroken = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)[0]
+    unbroken = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **SEARCHING)[0]
     folder, all_looks = host.root / "output/bfr_runs/my_run", host.looks
     saved = []
     for look in (1, all_looks // 2, all_looks - 20):  # before the first step, between steps, at the verdict
@@ -137,11 +138,11 @@ def test_cancelled_at_any_look_the_same_graph_finishes(
             (folder / file).unlink(missing_ok=True)
         host.looks, host.cancel_at = 0, look
         with pytest.raises(Exception, match="^$") as caught:
-            run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)
+            run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **SEARCHING)
         assert type(caught.value).__name__ == "Cancelled" and host.looks == look, "it ended there"
         saved.append((folder / "checkpoints/last.pt").exists())
         assert not (folder / "report.json").exists()
-        resumed = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)[0]
+        resumed = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **SEARCHING)[0]
         for a, b in zip(*(r.network.module.state_dict().values() for r in (unbroken, resumed)), strict=True):
             assert torch.equal(a, b)
     assert saved == [False, True, True]
@@ -256,21 +257,21 @@ def test_other_settings_of_targets_or_tuning_make_a_new_run_beside_the_default_o
     run: Run, models: tuple[Any, Any], faces: Any, pairs: Any, host: Any
 ) -> None:
     runs, inputs = host.root / "output/bfr_runs", {"restorer": models[0]}
-    first = run("BFR_FinetuneRestorer", pairs=pairs, **inputs, **TUNING)
+    first = run("BFR_FinetuneRestorer", pairs=pairs, **inputs, **SEARCHING)
     before = load_file(runs / "my_run/restorer.safetensors")
     other = run("BFR_MakePseudoTargets", faces=faces, **inputs, prior=models[1], gate=0.0, seed=3)[0]
     assert other.faces.folder == runs / "my_run_2"
     for _ in range(2):  # again each finds its own
         more = [
-            run("BFR_FinetuneRestorer", pairs=pairs, **inputs, **TUNING | change)[5] for change in ({}, {"lr": 2e-3})
+            run("BFR_FinetuneRestorer", pairs=pairs, **inputs, **SEARCHING | change)[5] for change in ({}, {"lr": 2e-3})
         ]
-        more += [run("BFR_FinetuneRestorer", pairs=other, **inputs, **TUNING)[5]]
+        more += [run("BFR_FinetuneRestorer", pairs=other, **inputs, **SEARCHING)[5]]
         assert more == [str(runs / name) for name in ("my_run", "my_run_3", "my_run_2")]
     estimates = {(runs / name / "damage.json").stat().st_mtime_ns for name in ("my_run", "my_run_2", "my_run_3")}
     assert len(estimates) == 1, "the damage of the same faces is not estimated again"
     after = load_file(runs / "my_run/restorer.safetensors")
     assert first[5] == str(runs / "my_run") and all(torch.equal(before[name], after[name]) for name in before)
-    assert run("BFR_FinetuneRestorer", pairs=pairs, **inputs, **TUNING | {"iterations": 8})[5] == first[5], "goes on"
+    assert run("BFR_FinetuneRestorer", pairs=pairs, **inputs, **SEARCHING | {"iterations": 8})[5] == first[5], "goes on"
 
 
 def test_strangers_files_among_the_runs_and_models_stay(
@@ -283,10 +284,10 @@ def test_strangers_files_among_the_runs_and_models_stay(
         where = {"folder": "photos", "run": "named", "aligned": True, "min_face": 20 + seed}
         faces = run("BFR_FacesFromFolder", restorer=restorer, **where)[0]
         made = run("BFR_MakePseudoTargets", faces=faces, restorer=restorer, prior=prior, gate=0.0, seed=seed)[0]
-        tuned = run("BFR_FinetuneRestorer", pairs=made, restorer=restorer, seed=seed, **TUNING)[0]
+        tuned = run("BFR_FinetuneRestorer", pairs=made, restorer=restorer, seed=seed, **SEARCHING)[0]
         run("BFR_SaveRestorer", restorer=tuned, also_pth=True)
         given = run("BFR_TargetsFromImages", faces=faces, images=torch.rand(10, 32, 32, 3), gate=0.0)[0]
-        run("BFR_FinetuneRestorer", pairs=given, restorer=restorer, **TUNING)
+        run("BFR_FinetuneRestorer", pairs=given, restorer=restorer, **SEARCHING)
 
     everything(1)
     folders = {p.parent for place in ("output", "models") for p in (host.root / place).rglob("*") if p.is_file()}
@@ -343,10 +344,10 @@ def test_without_known_answers_and_sharp_faces_no_damage_is_searched_for(
     targets = {"faces": faces, "restorer": restorer, "prior": prior, "gate": 0.0, "known_answers": False}
     sampler = {"start": 8, "calls": 2, "hold_until": 0, "factor": 2}
     pairs = run("BFR_MakePseudoTargets", settings="as set below", **targets, **sampler)[0]
-    run("BFR_FinetuneRestorer", pairs=pairs, restorer=restorer, sharp=0.0, **TUNING)
+    run("BFR_FinetuneRestorer", pairs=pairs, restorer=restorer, **TUNING)
     assert not (host.root / "output/bfr_runs/my_run/damage.json").exists()
     with pytest.raises(AssertionError, match="searched"):
-        run("BFR_FinetuneRestorer", pairs=pairs, restorer=restorer, **TUNING)
+        run("BFR_FinetuneRestorer", pairs=pairs, restorer=restorer, **SEARCHING)
     with pytest.raises(AssertionError, match="searched"):  # these targets have a run of their own
         run("BFR_MakePseudoTargets", settings="as set below", **targets | {"known_answers": True}, **sampler)
     with pytest.raises(AssertionError, match="searched"):  # what is set below does not count
@@ -391,10 +392,10 @@ def test_where_the_tuning_searches_for_the_damage_it_says_so_and_looks_whether_i
 
     monkeypatch.setattr(module, "closest_damage", watched)
     monkeypatch.setattr(module, "TRIALS", 3 * sys.modules["any-name.bfr_core.damage.search"].POPULATION)
-    pace = sys.modules["any-name.bfr_core.adaptation.forecast"].Pace(trial=0.1)
+    pace = sys.modules["any-name.bfr_core.adaptation.forecast"].Pace(trial=10.0)
     monkeypatch.setattr(sys.modules["any-name.nodes.adapt"], "measure_search", lambda lq: pace)
     host.texts.clear()
-    run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **TUNING)
+    run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **SEARCHING)
     assert "less than a minute" not in host.texts[1], "the trials are reckoned with"
     assert len(looks) == 2 and looks[1] - looks[0] >= 3, "one look a generation"
 

@@ -18,6 +18,7 @@ from bfr_core.files.photos import write_image
 from bfr_core.files.tensors import save_tensors, sha256_of
 from bfr_core.files.weights import Weights
 from bfr_core.restorers import load_restorer, save_restorer
+from bfr_core.restorers.load import SHIPPED
 from bfr_core.studies import verification
 from bfr_core.studies.verification import verify_real
 from tests.checkpoint_layouts import write_checkpoint
@@ -44,6 +45,12 @@ def table(tiny_restorer, tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "TABLE", entries)
     monkeypatch.setattr(verification, "TABLE", entries)
     return tmp_path
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """The checks come without the adaptation of a few steps, which is made in the first test and with a prior."""
+    monkeypatch.setattr(verification, "_short_adaptation", lambda *_: verification.Finding("short"))
 
 
 def test_every_file_is_checked_and_a_failure_does_not_stop_the_rest(table):
@@ -73,7 +80,7 @@ def test_every_file_is_checked_and_a_failure_does_not_stop_the_rest(table):
     ids=["restorer", "prior", "parser"],
 )
 def test_a_network_that_loads_and_does_not_do_its_work_is_a_failure(
-    table, tiny_restorer, monkeypatch, what, save, says
+    table, alone, tiny_restorer, monkeypatch, what, save, says
 ):
     """Weights under the right keys whose values are wrong: nothing fails to load, the report says no."""
     name = {"parsenet": "parsing_parsenet.pth", "random unet": "unet.safetensors"}.get(save, "dark.safetensors")
@@ -95,14 +102,14 @@ def test_a_network_that_loads_and_does_not_do_its_work_is_a_failure(
     entry = Weights(name, what, "https://nowhere.invalid", 0, sha256_of(path), "MIT", True)
     for module in (weights, verification):
         monkeypatch.setattr(module, "TABLE", (entry,))
-    monkeypatch.setattr(verification, "_short_adaptation", lambda *_: verification.Finding("short"))
     page, (found, _) = verify_real(table / "out")
     assert found.failed and dict(found.rows)["SHA-256"] == "ok" and "failed" not in dict(found.rows)
     assert [said for name, said in found.rows if name.startswith(says)] == ["no"]
     assert "1 checks failed" in page.read_text()
 
 
-def test_a_prior_of_ones_own_is_checked_alone(table, tiny_prior):
+def test_a_prior_of_ones_own_is_checked_alone(table, tiny_prior, tiny_restorer, monkeypatch):
+    monkeypatch.setitem(SHIPPED, "embedded", tiny_restorer)
     page, (found, adaptation) = verify_real(table / "out", prior=tiny_prior)
     rows = dict(found.rows)
     assert found.failed and "failed" not in rows, "it has learned nothing, and did all that it was asked"
@@ -114,11 +121,10 @@ def test_a_prior_of_ones_own_is_checked_alone(table, tiny_prior):
     assert "1 file was given; " in text and "not here" not in text and "Not finished" not in text
 
 
-def test_a_checkpoint_that_has_learned_nothing_fails(table, monkeypatch):
+def test_a_checkpoint_that_has_learned_nothing_fails(table, alone, monkeypatch):
     shapes, family = narrow("sd15")
     path = write_checkpoint(table / "random.safetensors", shapes)
     monkeypatch.setattr(latent_prior, "FAMILIES", (family,))
-    monkeypatch.setattr(verification, "_short_adaptation", lambda *_: verification.Finding("short"))
     page, (found, _) = verify_real(table / "out", prior=path)
     rows = dict(found.rows)
     assert found.failed and "failed" not in rows, rows
@@ -151,17 +157,16 @@ def test_a_report_to_be_shared_names_no_folder_of_its_writer(table, monkeypatch)
     assert str(table) not in page.read_text() + (table / "out" / "report.json").read_text()
 
 
-def test_weights_whose_hash_nobody_knows_yet_are_reported_with_theirs(table, monkeypatch):
+def test_weights_whose_hash_nobody_knows_yet_are_reported_with_theirs(table, alone, monkeypatch):
     entry = replace(verification.TABLE[0], sha256="")
     for module in (weights, verification):
         monkeypatch.setattr(module, "TABLE", (entry,))
-    monkeypatch.setattr(verification, "_short_adaptation", lambda *_: verification.Finding("short"))
     _, (found, _) = verify_real(table / "out")
     rows = dict(found.rows)
     assert rows["SHA-256"].startswith("not checkable") and len(rows["its SHA-256"]) == 64 and not found.failed
 
 
-def test_with_clean_photos_the_restorers_that_are_here_are_compared(table):
+def test_with_clean_photos_the_restorers_that_are_here_are_compared(table, alone):
     faces = table / "photos"
     for i, face in enumerate(SharpFaces(256).stacked(3)):
         write_image(faces / f"{i}.png", F.pad(face[None], (64,) * 4, "reflect")[0])
@@ -171,7 +176,7 @@ def test_with_clean_photos_the_restorers_that_are_here_are_compared(table):
     assert "Restorers against one another" in page.read_text() and "The same faces" in page.read_text()
 
 
-def test_photos_without_faces_are_said_and_the_rest_stays(table):
+def test_photos_without_faces_are_said_and_the_rest_stays(table, alone):
     write_image(table / "photos" / "grey.png", torch.full((3, 200, 200), 0.5))
     page, findings = verify_real(table / "out", faces=table / "photos")
     assert findings[-1].failed and "failed" in dict(findings[-1].rows) and not findings[0].failed

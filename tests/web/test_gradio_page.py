@@ -292,7 +292,8 @@ def damaged_copies(folder):
 
 
 def test_from_dropped_photos_to_a_repaired_one(gradio, tab, monkeypatch, tmp_path):
-    """All of it with the embedded networks, on real faces that have to be found first."""
+    """All of it with embedded networks, the smaller restorer, on real faces that have to be found first."""
+    monkeypatch.setitem(SHIPPED, "embedded", SHIPPED["embedded128"])
     for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_SHARE", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_TEMP_DIR"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
     photos = damaged_copies(tmp_path / "noisy")
