@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import signal
 import sys
@@ -64,7 +65,7 @@ def two_nodes(setup: str = "") -> Iterator[Any]:
     if setup:
         environment["worker_process_setup_hook"] = setup
     try:
-        ray.init(address=cluster.address, runtime_env=environment, logging_level="ERROR")
+        ray.init(address=cluster.address, runtime_env=environment, logging_level=logging.ERROR)
         yield cluster
     finally:
         ray.shutdown()

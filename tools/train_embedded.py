@@ -27,7 +27,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -70,7 +70,7 @@ class Task:
     batch: faces a step. rate: of the optimizers. decay: of the moving average of the weights. prepare: makes a batch of
     clean faces, on the CPU. begin: readies a new network for its first step, given the work folder; nothing is done
     without it. by_muon: whether a parameter of this name is one for `Muon`; the others are AdamW's. shipped: its file
-    in `EMBEDDED`. compiled: whether it is compiled on a graphics card; PyTorch 2.11 makes wrong gradients of a NAFNet.
+    in `EMBEDDED`. compiled: whether it is compiled on a graphics card; PyTorch 2.11 fails to for a NAFNet.
     """
 
     name: str
@@ -517,24 +517,13 @@ def prior_encoder(work: Path, device: torch.device) -> Callable[[Tensor], list[T
 
 
 TASKS = {
-    "prior": Task(
-        "prior",
-        *(new_prior, prior_loss),
-        batch=16,
-        rate=4e-4,
-        decay=0.999,
-        by_muon=is_hidden_matrix,
+    "prior": replace(
+        Task("prior", new_prior, prior_loss, batch=16, rate=4e-4, decay=0.999, by_muon=is_hidden_matrix, compiled=True),
         shipped="prior256/diffusion_pytorch_model.safetensors",
-        compiled=True,
     ),
     "restorer": Task("restorer", new_restorer, restorer_loss, batch=8, rate=1e-3, decay=0.999, prepare=damaged_pair),
-    "restorer_sharp": Task(
-        "restorer_sharp",
-        *(new_restorer, sharp_loss),
-        batch=8,
-        rate=3e-4,
-        decay=0.999,
-        prepare=damaged_pair,
+    "restorer_sharp": replace(
+        Task("restorer_sharp", new_restorer, sharp_loss, batch=8, rate=3e-4, decay=0.999, prepare=damaged_pair),
         begin=begin_with_restorer,
         shipped="restorer256.safetensors",
     ),
@@ -552,10 +541,9 @@ def shipped_state(task: Task) -> dict[str, Any]:
     if not task.shipped:
         raise ValueError(f"{task.name}: no weights of it ship")
     with safe_open(EMBEDDED / task.shipped, "pt") as file:
-        record = {name: float(value) for name, value in file.metadata().items() if name in RECORD}
+        record = {name: int(file.metadata()[name]) for name in RECORD}
     weights = {name: value.float() for name, value in load_file(EMBEDDED / task.shipped).items()}
-    whole = {name: int(record[name]) for name in ("step", "faces")}
-    return {"net": weights, "optimizer": [], "ema": weights, **record, **whole}
+    return {"net": weights, "optimizer": [], "ema": weights, **record}
 
 
 def latest(work: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:

@@ -63,7 +63,9 @@ def connected(pool: Pool) -> Iterator[None]:
     try:
         if mine:
             ray.init(
-                address=pool.address or None, logging_level="ERROR", include_dashboard=None if pool.address else False
+                address=pool.address or None,
+                logging_level=logging.ERROR,
+                include_dashboard=None if pool.address else False,
             )
         yield
     except ConnectionError as error:

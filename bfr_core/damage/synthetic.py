@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ..pixels import as_bytes, gaussian_blur, luma
 from .camera import READINGS, SENSOR_NOISE, published_camera, published_kind
-from .transplant import convolved
+from .transplant import convolved, filtered
 
 DESIGN_SIZE = 128
 Parameters = dict[str, float]
@@ -241,7 +241,8 @@ def faded(image: Tensor, generator: torch.Generator, strength: float) -> tuple[T
 def smeared(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
     """A phone's picture in the dark: fine detail was taken off with the noise, and edges were sharpened afterwards.
 
-    The noise reduction is a guided filter (He et al., "Guided image filtering", 2010), twice, with itself as guide.
+    The noise reduction is a guided filter (He et al., "Guided image filtering", 2010), twice, with Gaussian
+    windows and itself as guide.
     """
     noise = _uniform(generator, 0.04, 0.08) * strength
     reach = _uniform(generator, 1.2, 2.2) * _scale(image)
@@ -256,7 +257,7 @@ def smeared(image: Tensor, generator: torch.Generator, strength: float) -> tuple
         lq = _round_blur(kept, reach) * lq + _round_blur((1 - kept) * mean, reach)
     lq = lq + sharpening * (lq - _round_blur(lq, 0.8 * _scale(image)))
     drawn = {"noise": noise, "reach": reach, "smooth": smooth, "sharpening": sharpening, "quality": quality}
-    return stored_as_jpeg(lq.clamp(0, 1), quality), drawn
+    return stored_as_jpeg(lq, quality), drawn
 
 
 def tape(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
@@ -302,7 +303,7 @@ def screen(image: Tensor, generator: torch.Generator, strength: float) -> tuple[
     shot = F.avg_pool2d(_round_blur(light * lit, fine * softness)[None], fine)[0]
     lq = image + min(1.0, strength) * (_to_display(haze + (1 - haze) * shot) - image)
     drawn = {"pitch": pitch, "turn": turn, "softness": softness, "haze": haze, "quality": quality}
-    return stored_as_jpeg(lq.clamp(0, 1), quality), drawn
+    return stored_as_jpeg(lq, quality), drawn
 
 
 DAMAGES: dict[str, Callable[[Tensor, torch.Generator, float], tuple[Tensor, Parameters]]] = {
@@ -373,10 +374,7 @@ def _motion_kernel(length: float, angle: float, bend: float) -> Tensor:
 
 def _along_lines(image: Tensor, sigma: float) -> Tensor:
     """`image` (C, H, W) blurred along its rows by a Gaussian of `sigma` pixels."""
-    reach = max(1, math.ceil(3 * sigma))
-    weights = torch.exp(-torch.arange(-reach, reach + 1).float().square() / (2 * max(sigma, 1e-3) ** 2))
-    padded = F.pad(image[:, None], (reach, reach, 0, 0), mode="replicate")
-    return F.conv2d(padded, (weights / weights.sum()).view(1, 1, 1, -1))[:, 0]
+    return filtered(image, _gaussian_kernel(sigma, 0, 0))
 
 
 def _streaks(shape: torch.Size, generator: torch.Generator, length: float) -> Tensor:

@@ -17,8 +17,17 @@ from bfr_core.files.photos import read_image
 from bfr_core.files.records import write_json
 from bfr_core.metrics.intervals import Interval
 from bfr_core.studies import paper_table
-from bfr_core.studies.benchmark import ROWS
-from bfr_core.studies.paper_table import EVERYONE, SETS, as_dict, format_table, halves, parts_of, read_groups, tabulate
+from bfr_core.studies.paper_table import (
+    EVERYONE,
+    METHODS,
+    SETS,
+    as_dict,
+    format_table,
+    halves,
+    parts_of,
+    read_groups,
+    tabulate,
+)
 
 
 @pytest.fixture
@@ -35,7 +44,7 @@ def test_the_table_is_printed_written_and_kept(command, tmp_path, capsys):
     shown = capsys.readouterr()
     found = json.loads(shown.out)
     assert found["adapted_to"] == found["measured"] == 4 and list(found["sets"]) == ["4x ISO 1500", "8x ISO 3000"]
-    assert all(list(rows) == list(ROWS) for rows in found["sets"].values())
+    assert all(list(rows) == list(METHODS) for rows in found["sets"].values())
     out = tmp_path / "out"
     text = (out / "table.txt").read_text()
     assert text.strip() in shown.err and json.loads((out / "table.json").read_text()) == found
@@ -48,7 +57,7 @@ def test_the_table_is_printed_written_and_kept(command, tmp_path, capsys):
     assert [float(r["mean"]) for r in rows] == [pytest.approx(mean, rel=1e-5)] and rows[0]["faces"] == "4"
     assert found["groups"][EVERYONE] == 4 and sum(n for g, n in found["groups"].items() if g != EVERYONE) >= 3
     strips = sorted(p.name for p in (out / "pictures/camera_x8_iso3000").glob("*.png"))
-    assert len(strips) == len(ROWS) and read_image(out / "pictures/clean.png").shape == (3, 32, 4 * 32)
+    assert len(strips) == len(METHODS) and read_image(out / "pictures/clean.png").shape == (3, 32, 4 * 32)
 
     kept = out / "cells" / "camera_x8_iso3000.json"
     cell = json.loads(kept.read_text())
@@ -168,7 +177,7 @@ def test_gains_are_of_the_group_alone_and_undefined_figures_are_left_out():
     def record(psnr: list[float | None]) -> dict:
         return {"faces": {"psnr": psnr}, "kid": [0.1, 0.0, 0.2]}
 
-    rows = {row: record([20.0, 20.0, 20.0, None]) for row in ROWS} | {"adapted": record([21.0, 23.0, 19.0, 25.0])}
+    rows = {row: record([20.0, 20.0, 20.0, None]) for row in METHODS} | {"adapted": record([21.0, 23.0, 19.0, 25.0])}
     table = tabulate({"4x ISO 1500": rows}, ["a"], list("bcde"), {"b": "=x", "c": "=x", "d": "y", "a": "z"}, ["a note"])
     gains = table.gains["4x ISO 1500"]
     assert table.groups == {EVERYONE: 4, "=x": 2, "y": 1}
