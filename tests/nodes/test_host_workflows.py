@@ -295,6 +295,7 @@ const node = app.graph._nodes.find((n) => n.type === 'BFR_RestoreFaces');
 app.canvas.selectNode(node);
 app.canvas.setDirty(true, true);
 """
+HELP_BUTTON = "[data-testid=info-button], .help-button"  # the second until frontend 1.23
 
 
 def test_the_template_browser_shows_them_with_their_pictures(comfy: Any, page: Any, screenshots: Path) -> None:
@@ -318,7 +319,7 @@ def test_help_is_shown_beside_the_graph(comfy: Any, page: Any, screenshots: Path
     assert page.execute_async_script(OPEN, url, "help") == ""
     time.sleep(2)
     page.execute_script(HELP)
-    until(lambda: page.find_elements("css selector", "[data-testid=info-button]"))[0].click()
+    until(lambda: page.find_elements("css selector", HELP_BUTTON))[0].click()
     until(lambda: "must not be used to identify anyone" in page.execute_script("return document.body.innerText"))
     wide = "return [...document.querySelectorAll('img')].some((i) => i.src.endsWith('restore.jpg') && i.naturalWidth)"
     until(lambda: page.execute_script(wide))
