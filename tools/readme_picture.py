@@ -1,38 +1,34 @@
 """Make the README's leading picture: damaged, base restorer, adapted restorer and original.
 
-    python tools/readme_picture.py --portraits DIR --out docs/before_after.jpg
+    python benchmarks/adaptation.py --portraits DIR --iterations 600 --seeds 0 --damages camera_x4_iso1500 sensor \\
+        --rows adapted --restorers build/adapted --work build/adapted
+    python tools/readme_picture.py --restorers build/adapted
 
-DIR holds the public-domain portraits that `tools/get_faces.py` fetches. The held-out ones among them, which no embedded
-model has seen, are damaged, and the restorer is adapted to these damaged copies alone. The picture then shows two other
-public-domain photographs, which come with scikit-image and matplotlib, under the same damage. No face is selected.
-Run it again after the models or the method have changed. Interrupted, it goes on where it stopped.
+The first command adapts the embedded restorer to damaged copies of 75 portraits that no embedded model has seen, once
+for each kind of damage. The picture shows two other public-domain photographs, which come with scikit-image and
+matplotlib, each under one of these kinds. No face is selected. Make it again after models or method have changed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from io import BytesIO
+from itertools import cycle
 from pathlib import Path
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bfr_core.adaptation.adapt import adapt
-from bfr_core.adaptation.config import recipe
-from bfr_core.damage.synthetic import DAMAGES, degrade
-from bfr_core.faces.align import Face, crop_face
-from bfr_core.files.photos import list_images, read_image, replace_atomically, write_image
+from bfr_core.damage.synthetic import DAMAGES
+from bfr_core.faces.align import crop_face
+from bfr_core.files.photos import replace_atomically
 from bfr_core.pixels import as_bytes
-from bfr_core.randomness import keyed_generator
 from bfr_core.restorers import Restorer, load_restorer
 from bfr_core.studies.demo import DAMAGE, damaged_photo, real_photos
 from bfr_core.studies.evaluate import face_measures
@@ -42,38 +38,21 @@ log = logging.getLogger("readme_picture")
 COLUMNS = ("damaged", "base restorer", "adapted restorer", "original")
 WIDE = 384  # pixels of the picture for the width of a face, or the next smaller multiple of its own
 GAP, HEAD = 6, 52  # white pixels between faces, and above them for the labels
-HELD_OUT = Path(__file__).resolve().parents[1] / "bfr_core" / "embedded" / "held_out.txt"
 MAX_BYTES = 250_000
 
 
-def damaged_copies(portraits: Path, folder: Path, kind: str, seed: int, faces: int, size: int) -> None:
-    """Write the damaged crops of the first `faces` held-out portraits into `folder`, as PNG of `size` pixels.
+def rows_of(base: Restorer, adapted: Mapping[str, Restorer]) -> list[list[Tensor]]:
+    """The face of each photograph: damaged, as base and adapted restorer restore it, and original, (3, S, S) each.
 
-    Raises FileNotFoundError if the portraits or their landmarks are not in `portraits`.
+    adapted: by kind of damage; the photographs are given these kinds in turn.
     """
-    landmarks = json.loads((portraits / "landmarks.json").read_text())
-    names = set(HELD_OUT.read_text().split())
-    held_out = [path for path in list_images(portraits) if path.name in names][:faces]
-    if not held_out:
-        raise FileNotFoundError(f"{portraits}: holds no held-out portrait; fetch them with tools/get_faces.py")
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in held_out:
-        target = folder / f"{path.stem}.png"
-        if not target.exists():
-            points = torch.tensor(landmarks[path.name]["landmarks"]).numpy()
-            hq = crop_face(read_image(path), Face(points), size).clamp(0, 1)
-            write_image(target, degrade(hq[None], kind, keyed_generator(seed, kind, path.stem)).lq[0])
-
-
-def rows_of(base: Restorer, adapted: Restorer) -> list[list[Tensor]]:
-    """The face of each photograph: damaged, as base and adapted restorer restore it, and original, (3, S, S) each."""
     rows = []
-    for name, photo in real_photos().items():
-        original, damaged, face = damaged_photo(photo, name, base.size)
+    for (name, photo), kind in zip(real_photos().items(), cycle(adapted)):
+        original, damaged, face = damaged_photo(photo, name, base.size, kind)
         hq, lq = (crop_face(version, face, base.size).clamp(0, 1) for version in (original, damaged))
-        row = [lq, *(restorer.restore(lq[None])[0].cpu() for restorer in (base, adapted)), hq]
+        row = [lq, *(restorer.restore(lq[None])[0].cpu() for restorer in (base, adapted[kind])), hq]
         for column, crop in zip(COLUMNS[:3], row[:3], strict=True):
-            log.info("%s, %s: %.2f dB", name, column, float(face_measures(crop[None], hq[None])["psnr"][0]))
+            log.info("%s, %s, %s: %.2f dB", name, kind, column, float(face_measures(crop[None], hq[None])["psnr"][0]))
         rows.append(row)
     return rows
 
@@ -106,35 +85,18 @@ def as_jpeg(picture: Image.Image, max_bytes: int = MAX_BYTES) -> bytes:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--portraits", type=Path, required=True, metavar="DIR", help="public-domain portraits")
+    parser.add_argument("--restorers", type=Path, required=True, metavar="DIR", help="the adapted restorers")
     parser.add_argument("--out", type=Path, default=Path("docs/before_after.jpg"), metavar="FILE")
     parser.add_argument(
-        "--work", type=Path, default=Path("build/readme_picture"), metavar="DIR", help="folder to work in"
+        "--damages", nargs="+", choices=sorted(DAMAGES), default=[DAMAGE, "sensor"], help="one for each photograph"
     )
-    parser.add_argument("--damage", choices=sorted(DAMAGES), default=DAMAGE)
-    parser.add_argument("--restorer", default="embedded", metavar="FILE", help="restorer to adapt ('embedded')")
-    parser.add_argument("--prior", default="embedded", metavar="FILE", help="diffusion prior ('embedded')")
-    parser.add_argument("--faces", type=int, default=60, metavar="N", help="portraits to adapt to (60)")
-    parser.add_argument("--iterations", type=int, default=300, metavar="N", help="tuning steps (300)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="the seed of every random draw (0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="with which they were adapted (0)")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    base = load_restorer(args.restorer)
-    photos = args.work / f"{args.damage}-{args.seed}-{args.faces}"
-    damaged_copies(args.portraits, photos, args.damage, args.seed, args.faces, base.size)
-    config = recipe(base)
-    config = replace(
-        config,
-        restorer=args.restorer,
-        prior=args.prior,
-        faces=replace(config.faces, aligned=True),
-        targets=replace(config.targets, seed=args.seed),
-        finetune=replace(config.finetune, iterations=args.iterations, seed=args.seed),
-    )
-    result = adapt(photos, args.work / f"run-{photos.name}", config)
-    log.info("%d faces, %d steps: %s", len(result.faces), args.iterations, result.judgement.said)
-    jpeg = as_jpeg(labelled(rows_of(base, result.restorer)))
+    files = {kind: args.restorers / f"{kind}-{args.seed}.safetensors" for kind in args.damages}
+    adapted = {kind: load_restorer(str(file)) for kind, file in files.items()}
+    jpeg = as_jpeg(labelled(rows_of(load_restorer(), adapted)))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     replace_atomically(args.out, lambda path: path.write_bytes(jpeg))
     log.info("%s: %d bytes", args.out, len(jpeg))

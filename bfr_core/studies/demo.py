@@ -67,12 +67,12 @@ def prepare(folder: Path, size: int) -> Path:
     return damaged
 
 
-def damaged_copy(picture: Tensor, name: str) -> Tensor:
+def damaged_copy(picture: Tensor, name: str, kind: str = DAMAGE) -> Tensor:
     """`picture` (3, H, W) with the demonstration's damage, whose random numbers are keyed by the name."""
-    return degrade(picture[None], DAMAGE, keyed_generator(SEED, DAMAGE, name)).lq[0]
+    return degrade(picture[None], kind, keyed_generator(SEED, kind, name)).lq[0]
 
 
-def damaged_photo(photo: Tensor, name: str, size: int) -> tuple[Tensor, Tensor, Face]:
+def damaged_photo(photo: Tensor, name: str, size: int, kind: str = DAMAGE) -> tuple[Tensor, Tensor, Face]:
     """The photo shrunk until its largest face fills a crop of `size`, the same photo damaged, and where the face is."""
     detector = load_detector("embedded")
     faces = detector(photo)
@@ -83,7 +83,7 @@ def damaged_photo(photo: Tensor, name: str, size: int) -> tuple[Tensor, Tensor, 
         height, width = (round(n * shrink) for n in photo.shape[-2:])
         photo = resized(photo[None], (height, width))[0].clamp(0, 1)
         faces = [replace(faces[0], landmarks=(faces[0].landmarks + 0.5) * shrink - 0.5)]
-    return photo, damaged_copy(photo, name), faces[0]
+    return photo, damaged_copy(photo, name, kind), faces[0]
 
 
 def demo(folder: Path, callback: StageCallback | None = None) -> Path:
