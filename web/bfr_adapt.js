@@ -1,7 +1,8 @@
 // Shows what a node says (verdict, counts, cautions) below its widgets.
 //
 // The server also sends these texts while the graph runs. Pages that show those make a widget named SHOWN_BY_PAGE on
-// the node, and then nothing is added; others, ComfyUI's frontend 1.42 among them, show nothing without this.
+// the node, two lines high; it gives way to one with room for the whole text when the node is done. Other pages,
+// ComfyUI's frontend 1.42 among them, show nothing without this.
 import { app } from "../../scripts/app.js";
 import { ComfyWidgets } from "../../scripts/widgets.js";
 
@@ -42,10 +43,16 @@ function textWidget(node, text) {
   return widget;
 }
 
+// As the page takes its own text away.
+function removePagesText(node) {
+  const place = node.widgets?.findIndex((widget) => widget.name === SHOWN_BY_PAGE) ?? -1;
+  if (place < 0) return;
+  node.widgets[place].onRemove?.();
+  node.widgets.splice(place, 1);
+}
+
 function show(node, texts) {
-  const shown = widgetNamed(node, SHOWN_BY_PAGE);
-  if (shown) shown.serialize = false; // older pages would save the text among the values, which go by their order
-  if (shown?.value && !widgetNamed(node, OURS)) return;
+  removePagesText(node);
   const text = texts.join("\n");
   textWidget(node, text).value = text;
   app.graph?.setDirtyCanvas(true, true);

@@ -334,6 +334,10 @@ const names = ['bfr_text', '$$node-text-preview'];
 return Object.fromEntries(app.graph._nodes.filter((n) => n.type.startsWith('BFR_')).map(
   (n) => [n.type, (n.widgets ?? []).filter((w) => names.includes(w.name) && w.value).map((w) => w.value)]));
 """
+WHOLE = """
+const widgets = app.graph._nodes.flatMap((n) => n.widgets ?? []).filter((w) => w.name === 'bfr_text' && w.value);
+return widgets.map((w) => w.inputEl ?? w.element).map((e) => e.scrollHeight <= e.clientHeight + 1);
+"""
 KEPT = "return app.graph.serialize().nodes.map((n) => [n.type, n.widgets_values ?? []])"
 
 
@@ -363,3 +367,4 @@ def test_every_node_shows_its_text_once_and_saves_none(comfy: Any, page: Any, sc
     page.execute_script(FIT)
     time.sleep(2)
     page.save_screenshot(str(screenshots / "texts.png"))
+    assert page.execute_script(WHOLE) == [True] * len(wanted), "a text is cut off"

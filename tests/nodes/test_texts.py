@@ -91,13 +91,15 @@ def test_a_longer_text_gets_more_room_up_to_a_limit(texts: Any, letters: int, gr
     assert texts("BFR_FinetuneRestorer", [], [{"bfr_text": ["x" * letters]}])[1] == [300, grown]
 
 
-def test_nothing_is_shown_twice_and_other_nodes_are_left_alone(texts: Any) -> None:
-    said = [{"bfr_text": ["2 faces"]}]
+def test_the_pages_own_text_gives_way_and_other_nodes_are_left_alone(texts: Any) -> None:
+    """It is two lines high, and would cut a longer text off."""
+    said = [{"bfr_text": ["2 faces\n3 left out\nkeep the base"]}]
     by_page = {"name": "$$node-text-preview", "value": "2 faces"}
-    (widget,) = texts("BFR_Compare", [by_page], said)[0]
-    assert widget[:3] == ["$$node-text-preview", "2 faces", False], "and it is saved nowhere"
-    assert [w[1] for w in texts("BFR_Compare", [by_page | {"value": ""}], said)[0]] == ["", "2 faces"]
-    assert texts("SomeNode", [], said)[:2] == [[], [300, 100]]
+    for own in (by_page, by_page | {"value": ""}):
+        assert [w[:3] for w in texts("BFR_Compare", [own], said)[0]] == [["bfr_text", said[0]["bfr_text"][0], False]]
+    kept = {"name": "rows", "value": 1}
+    assert [w[0] for w in texts("BFR_Compare", [kept, by_page], said * 2)[0]] == ["rows", "bfr_text"]
+    assert [w[0] for w in texts("SomeNode", [by_page], said)[0]] == ["$$node-text-preview"]
 
 
 BACK = """
