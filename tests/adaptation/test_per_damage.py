@@ -134,6 +134,7 @@ def arguments(photos, config, run):
             "--batch-size", "4", "--set", "finetune.sharp=0", "--json"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_and_adapt_and_restore_tell_of_the_groups(
     mixed_photos, config, tmp_path, verdicts, capsys
 ):

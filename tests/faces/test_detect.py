@@ -109,6 +109,7 @@ def test_a_photo_12000_pixels_wide(detector: EmbeddedDetector, portraits: list[t
     assert error(face, alone.landmarks + np.array([10000, 100])) < 0.03
 
 
+@pytest.mark.slow
 def test_faces_of_forty_pixels_on_24_megapixels(detector: EmbeddedDetector, shared: Path) -> None:
     """The group photo of 1927 as it is, in a corner and in the middle, where seams of tiles run through it."""
     photo = read_image(shared / "photos" / "solvay_conference_1927.png")

@@ -67,6 +67,7 @@ def test_other_weights_are_one_clear_line(tmp_path: Path, monkeypatch: pytest.Mo
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_network_is_the_published_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names and numbers agree with facexlib's own network."""
     theirs = pytest.importorskip("facexlib.parsing.parsenet").ParseNet(SIZE, SIZE, parsing_ch=19).eval()

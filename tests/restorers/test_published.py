@@ -116,6 +116,7 @@ def test_a_batch_is_its_faces_one_by_one(name, files):
     assert (restorer.restore(lq) - one_by_one).abs().max() < 2e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESTORERS)
 def test_saved_under_the_files_own_keys_and_read_by_spandrel(name, files, tmp_path, monkeypatch):
     import spandrel

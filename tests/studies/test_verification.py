@@ -75,7 +75,7 @@ def test_every_file_is_checked_and_a_failure_does_not_stop_the_rest(table):
     [
         ("test, restorer, 32", "dark", "the restored faces are those faces"),
         ("test, diffusion prior", "random unet", "it tells noise from face at t = 300"),
-        ("ParseNet, face parsing", "parsenet", "the face is part of the crop"),
+        pytest.param("ParseNet, face parsing", "parsenet", "the face is part of the crop", marks=pytest.mark.slow),
     ],
     ids=["restorer", "prior", "parser"],
 )
