@@ -70,7 +70,7 @@ class Task:
     batch: faces a step. rate: of the optimizers. decay: of the moving average of the weights. prepare: makes a batch of
     clean faces, on the CPU. begin: readies a new network for its first step, given the work folder; nothing is done
     without it. by_muon: whether a parameter of this name is one for `Muon`; the others are AdamW's. shipped: its file
-    in `EMBEDDED`. compiled: whether it is compiled on a graphics card; PyTorch 2.11 fails to for a NAFNet.
+    in `EMBEDDED`. compiled: whether it is compiled on a graphics card; PyTorch 2.11 does not compile a NAFNet rightly.
     """
 
     name: str

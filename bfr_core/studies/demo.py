@@ -68,12 +68,15 @@ def prepare(folder: Path, size: int) -> Path:
 
 
 def damaged_copy(picture: Tensor, name: str, kind: str = DAMAGE) -> Tensor:
-    """`picture` (3, H, W) with the demonstration's damage, whose random numbers are keyed by the name."""
+    """`picture` (3, H, W) with this kind of damage, whose random numbers are keyed by the name."""
     return degrade(picture[None], kind, keyed_generator(SEED, kind, name)).lq[0]
 
 
 def damaged_photo(photo: Tensor, name: str, size: int, kind: str = DAMAGE) -> tuple[Tensor, Tensor, Face]:
-    """The photo shrunk until its largest face fills a crop of `size`, the same photo damaged, and where the face is."""
+    """The photo shrunk until its largest face fills a crop of `size`, the same photo damaged, and where the face is.
+
+    kind: of the damage, one of DAMAGES. Raises ValueError for a photo without a face.
+    """
     detector = load_detector("embedded")
     faces = detector(photo)
     if not faces:

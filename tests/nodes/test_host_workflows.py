@@ -295,7 +295,7 @@ const node = app.graph._nodes.find((n) => n.type === 'BFR_RestoreFaces');
 app.canvas.selectNode(node);
 app.canvas.setDirty(true, true);
 """
-HELP_BUTTON = "[data-testid=info-button], .help-button"  # the second until frontend 1.23
+HELP_BUTTON = "[data-testid=info-button], .help-button"  # the second in frontend 1.23
 
 
 def test_the_template_browser_shows_them_with_their_pictures(comfy: Any, page: Any, screenshots: Path) -> None:
