@@ -45,6 +45,7 @@ SAMPLE_SECONDS = 0.005  # between two samples of the memory that is held
 NEARLY_ALL = 0.9  # share of the memory above which a line warns that it may not be enough
 NAMED = 0.1  # share of the whole time above which a stage is named
 MEASURED_FACES = 4
+KEPT_SECONDS = 300.0  # how long a measurement is taken again for the same networks, settings and size of faces
 STAGES = {"examine": "looking at the damage", "targets": "clean faces", "gate": "checking them",
           "finetune": "tuning", "report": "report"}  # fmt: skip
 
@@ -227,8 +228,34 @@ def measure(
     return both
 
 
+_kept: dict[tuple[object, ...], tuple[float, Pace]] = {}
+
+
+def _measured(key: tuple[object, ...], measurement: Callable[[], Pace]) -> Pace:
+    """`measurement()`, or what it gave for this key within the last KEPT_SECONDS: the page tells how long an adaptation
+    takes when the faces are found and again when it starts, and each kind of damage in a folder has its own. A network
+    that came from no file has no SHA-256 in its key, and is measured each time."""
+    if "" in key:
+        return measurement()
+    now = time.monotonic()
+    for old in [key for key, (then, _) in _kept.items() if now - then > KEPT_SECONDS]:
+        del _kept[old]
+    if key not in _kept:
+        _kept[key] = now, measurement()
+    return _kept[key][1]
+
+
+def _identity(network: Restorer | Prior) -> tuple[object, ...]:
+    """What tells a loaded network from others; "" is in it where that came from no file."""
+    return type(network), network.name, network.sha256, str(network.device)
+
+
 def measure_search(lq: Tensor) -> Pace:
     """The pace of the search for the folder's damage, from its second generation of trials, at which it is stopped."""
+    return _measured(("search", lq.shape, COMPARED, POPULATION), lambda: _measure_search(lq))
+
+
+def _measure_search(lq: Tensor) -> Pace:
     ticks: list[float] = []
 
     class Timed(Exception):
@@ -253,6 +280,11 @@ def measure_targets(lq: Tensor, base: Restorer, prior: Prior, config: TargetConf
         detail=1.0 if config.detail == "auto" else config.detail,
         search=(),
     )
+    key = ("targets", lq.shape, *_identity(base), base.precision, *_identity(prior), repr(resolved))
+    return _measured(key, lambda: _measure_targets(lq, base, prior, resolved))
+
+
+def _measure_targets(lq: Tensor, base: Restorer, prior: Prior, config: TargetConfig) -> Pace:
     faces = lq.repeat(-(-config.batch_size // len(lq)), 1, 1, 1)[: config.batch_size]
     ticks, now = [], partial(_now, base.device)
 
@@ -268,7 +300,7 @@ def measure_targets(lq: Tensor, base: Restorer, prior: Prior, config: TargetConf
         _, restore = _timed(now, lambda: base.restore(lq[:1]))
         started = now()
         with contextlib.suppress(_Enough):
-            make_pseudo_targets(faces, [str(i) for i in range(len(faces))], base, prior, resolved, tick)
+            make_pseudo_targets(faces, [str(i) for i in range(len(faces))], base, prior, config, tick)
         net = load_landmark_net()
         _, gate = _timed(now, lambda: measurements_of(lq[:1], lq[:1], net))
     call = ticks[-1] - (ticks[-2] if len(ticks) > 1 else started)
@@ -277,6 +309,12 @@ def measure_targets(lq: Tensor, base: Restorer, prior: Prior, config: TargetConf
 
 def measure_tuning(lq: Tensor, base: Restorer, config: FinetuneConfig, perceptual: Any = None) -> Pace:
     """The pace of the tuning, from `TIMED_STEPS` steps on pairs of damaged and restored faces."""
+    few = replace(config, held_out=0.0, minutes=0.0, judge_every=2**31, iterations=TIMED_STEPS + 1)
+    key = ("tuning", lq.shape, *_identity(base), base.precision, repr(few), perceptual is not None)
+    return _measured(key, lambda: _measure_tuning(lq, base, few, perceptual))
+
+
+def _measure_tuning(lq: Tensor, base: Restorer, config: FinetuneConfig, perceptual: Any) -> Pace:
     pairs = [(face, target) for face, target in zip(lq, base.restore_each(lq), strict=True)]
     pairs = pairs if len(pairs) > 1 else 2 * pairs  # a face's damage is put on another
     ticks, now = [], partial(_now, base.device)
@@ -286,11 +324,10 @@ def measure_tuning(lq: Tensor, base: Restorer, config: FinetuneConfig, perceptua
         if step >= TIMED_STEPS:
             raise _Enough
 
-    few = replace(config, held_out=0.0, minutes=0.0, judge_every=2**31, iterations=max(config.iterations, 4))
     with PeakMemory(base.device) as held:
         started = now()
         with contextlib.suppress(_Enough):
-            finetune(base, pairs, few, perceptual=perceptual, callback=tick)
+            finetune(base, pairs, config, perceptual=perceptual, callback=tick)
         objective = objective_of(base, config.weights, perceptual)
         judged = partial(held_out_score, base, objective, pairs, [0], config)
         judged()

@@ -37,6 +37,12 @@ def config(tiny_restorer, tiny_prior):
     return changed(replace(own, targets=targets, finetune=finetune), {"gate.limit": 0.0})
 
 
+@pytest.fixture(autouse=True)
+def kept(monkeypatch):
+    """No measurement of another test is taken again."""
+    monkeypatch.setattr(module, "_kept", {})
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """Counts what the stages do: faces in calls of the prior, tuning steps, and faces that are compared on."""
@@ -141,6 +147,25 @@ def test_a_step_of_each_stage_is_timed_and_nothing_is_changed(photos, config, ca
     assert all(torch.equal(before[name], value) for name, value in base.module.state_dict().items())
     assert not base.module.training and not any(p.requires_grad for p in base.module.parameters())
     assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+def test_the_same_is_not_measured_again_for_a_while(config, calls, monkeypatch):
+    base, prior, lq = load_restorer(config.restorer), load_prior(config.prior), torch.rand(3, 3, 32, 32)
+    sharp = changed(config, {"finetune.sharp": 0.5})
+
+    def measured(what=sharp, restorer=base):
+        before = calls["steps"], calls["prior"]
+        return measure(lq, restorer, prior, what), (calls["steps"] - before[0], calls["prior"] - before[1])
+
+    first, done = measured()
+    assert done == (3, 12)
+    assert measured() == (first, (0, 0))
+    assert measured(changed(sharp, {"finetune.iterations": 900})) == (first, (0, 0)), "a step is not longer for that"
+    assert measured(changed(sharp, {"finetune.micro_batch": 2}))[1] == (3, 0)
+    assert measured(changed(sharp, {"targets.batch_size": 2}))[1] == (0, 6)
+    assert measured(restorer=replace(base, sha256=""))[1] == (3, 12), "it cannot be told from another"
+    monkeypatch.setattr(module, "KEPT_SECONDS", -1.0)
+    assert measured()[1] == (3, 12)
 
 
 @pytest.mark.skipif(module.held_now(torch.device("cpu")) is None, reason="this system does not say what is held")
