@@ -6,10 +6,10 @@ For every restorer and the prior: restoring or one sampling step, and the second
 --low-memory, each with its own terms; the perceptual one is the distance in the prior's encoder. Every figure is
 measured in a process of its own, which loads files made before, after one run that prepares; seconds are those of the
 batch by its faces. A line that ran out of memory says so, also where the tuning went on with fewer faces a pass. The
-ratio compares `Restorer.restore` with the bare network in a loop, face by face, in the same process: each three times,
-in turn, the quickest counts. Memory on a CPU is the most that the process held, Python and PyTorch included. On a
-shared machine times mean nothing. With --work every line is kept as it is measured, and the same command goes on from
-there.
+ratio compares `Restorer.restore` with the network as spandrel builds it in a loop, face by face, in the same process:
+each three times, in turn, the quickest counts. Memory on a CPU is the most that the process held, Python and PyTorch
+included. On a shared machine times mean nothing. With --work every line is kept as it is measured, and the same command
+goes on from there.
 """
 
 from __future__ import annotations
@@ -81,11 +81,11 @@ def measure(path: Path, what: str, precision: str, batch: int, device: torch.dev
             seconds = seconds_of(lambda: network(x, t), device)
     elif what == "restore":
         restorer = replace(network, precision=precision)
-        turns = [(seconds_of(lambda: restorer.restore(images), device), bare(restorer, images, device))]
+        seconds_of(lambda: restorer.restore(images), device)  # prepares
         peak = peak_memory(str(device))
-        turns += [
-            (seconds_of(lambda: restorer.restore(images), device), bare(restorer, images, device)) for _ in range(2)
-        ]
+        plain = replace(restorer, module=as_spandrel_builds(path).to(device))
+        bare(plain, images, device)  # prepares
+        turns = [(seconds_of(lambda: restorer.restore(images), device), bare(plain, images, device)) for _ in range(3)]
         seconds, alone = (min(times) for times in zip(*turns, strict=True))
         extra = {"ratio to the bare network": f"{seconds / alone:.2f}", "peak memory": peak}
     else:
@@ -121,9 +121,21 @@ def tuning_step(
     return stamps[1] - stamps[0], {"batch": f"{len(images)} ({said[-1]})"} if said else {}
 
 
+def as_spandrel_builds(path: Path) -> Any:
+    """The network of this restorer's file, with no change of ours."""
+    import spandrel
+
+    registry = spandrel.MAIN_REGISTRY.copy()
+    with contextlib.suppress(ImportError):
+        from spandrel_extra_arches import EXTRA_REGISTRY
+
+        registry.add(*EXTRA_REGISTRY, ignore_duplicates=True)
+    return spandrel.ModelLoader(registry=registry).load_from_file(path).model.eval().requires_grad_(False)
+
+
 def bare(restorer: Restorer, images: torch.Tensor, device: torch.device) -> float:
-    """Seconds of the network alone, face by face."""
-    faces = [restorer.placed(face[None]) for face in images]
+    """Seconds of the network alone, face by face, in the layout of memory in which the faces come."""
+    faces = [face[None].to(device) for face in images]
 
     def loop() -> None:
         with torch.inference_mode(), autocast(device, restorer.precision):

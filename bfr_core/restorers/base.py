@@ -47,6 +47,8 @@ class Restorer:
     not_tuned_because: ClassVar[str] = ""
     #: True for a network that makes a face of whatever it is given; it cannot restore the rest of a photo.
     makes_faces_only: ClassVar[bool] = False
+    #: The function of the network's source that spells x * sigmoid(x) out, see `silu.with_one_kernel`; "" if none does.
+    spelt_out_silu: ClassVar[str] = ""
 
     @property
     def device(self) -> torch.device:

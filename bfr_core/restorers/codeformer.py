@@ -40,6 +40,7 @@ class CodeFormer(Restorer):
     fidelity_weight: float = 0.5
     tuned_by_codes = True
     makes_faces_only = True
+    spelt_out_silu = "swish"
 
     def __post_init__(self) -> None:
         if not 0 <= self.fidelity_weight <= 1:

@@ -35,6 +35,7 @@ from .onnx_file import SUFFIX as ONNX
 from .onnx_file import load_onnx
 from .restoreformer import RestoreFormer
 from .routed import GROUPS, ONE_GROUP, Routed, members_of, read_groups, save_groups
+from .silu import with_one_kernel
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ def load_restorer(name_or_path: str | Path = "embedded") -> Restorer:
     if (descriptor.input_channels, descriptor.output_channels) != (3, 3):
         raise ValueError(f"{path.name}: is no network for colour pictures; a face restorer takes and gives RGB")
     module = descriptor.model.eval().requires_grad_(False)
+    module = with_one_kernel(module, adapter.spelt_out_silu) if adapter.spelt_out_silu else module
     return adapter(
         module=module.to(memory_format=torch.channels_last) if adapter.channels_last else module,
         architecture=descriptor.architecture.id,

@@ -14,6 +14,7 @@ class RestoreFormer(Restorer):
     """RestoreFormer, whose network takes and gives [-1, 1]."""
 
     makes_faces_only = True
+    spelt_out_silu = "nonlinearity"
 
     def __call__(self, lq: Tensor) -> Tensor:
         image, _ = self.module(lq * 2 - 1)
