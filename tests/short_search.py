@@ -1,5 +1,5 @@
-"""Work that is long for a user's sake and short for tests: the search for a folder's damage, the verdict's trials, and
-the size at which faces are checked.
+"""Work that is long for a user's sake and short for tests: the search for a folder's damage, the verdict's trials,
+the size at which faces are checked, and the sharp faces of a benchmark's control.
 
 A program that a test starts is short, too, if a folder with `write_sitecustomize` is on its path. The pack has another
 name in each host, so its modules are told by the end of their names when they are loaded.
@@ -19,6 +19,7 @@ SHORT = {
     "bfr_core.adaptation.target_checks": {"CHECKED_SIZE": 64},  # the faces of most tests have 32 pixels a side
     "bfr_core.adaptation.verdict": {"TRIED": 4},
     "bfr_core.faces.sharp_faces": {"KEPT_APART": 4},
+    "bfr_core.studies.benchmark": {"GENERIC_PAIRS": 8},
 }
 
 SHORTENING = f"""
