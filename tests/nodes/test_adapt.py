@@ -427,13 +427,19 @@ def test_perceptual_loss_takes_the_prior(run: Run, models: tuple[Any, Any], pair
 
 @pytest.fixture
 def mixed_pairs(
-    run: Run, models: tuple[Any, Any], host: Any, mixed_photos: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, models: tuple[Any, Any], host: Any, mixed_photos: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Any:
-    """Of a folder of two damages, in the run "mixed"."""
+    """Of a folder of two damages, in the run "mixed"; drawn once, as `pairs`."""
+    folder, kept = host.root / "output/bfr_runs/mixed", drawn.with_name("mixed")
+    if kept.is_dir():
+        shutil.copytree(kept, folder)
     monkeypatch.setattr(sys.modules["any-name.bfr_core.adaptation.tuning"], "judged_on_faces", judged)
     shutil.copytree(mixed_photos, host.root / "input/two_damages")
     faces = run("BFR_FacesFromFolder", restorer=models[0], folder="two_damages", run="mixed", aligned=True)[0]
-    return run("BFR_MakePseudoTargets", faces=faces, restorer=models[0], prior=models[1], gate=0.0, seed=5)[0]
+    made = run("BFR_MakePseudoTargets", faces=faces, restorer=models[0], prior=models[1], gate=0.0, seed=5)[0]
+    if not kept.is_dir():
+        shutil.copytree(folder, kept)
+    return made
 
 
 def test_mixed_gives_a_restorer_that_sends_each_face_to_its_own(

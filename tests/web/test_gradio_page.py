@@ -47,6 +47,7 @@ def small(monkeypatch, tiny_restorer, tiny_prior):
     """ "embedded" are networks of a few thousand parameters, and what `serve` sets in the environment is taken back."""
     monkeypatch.setitem(SHIPPED, "embedded", tiny_restorer)
     monkeypatch.setattr("bfr_core.diffusion.prior.EMBEDDED", tiny_prior)
+    monkeypatch.setattr("bfr_core.restoration.same_person.EMBEDDED_SMALL", tiny_restorer)  # helps to tell people
     for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_SHARE", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_TEMP_DIR"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
 
@@ -302,6 +303,7 @@ def networks(request):
         patch = request.getfixturevalue("monkeypatch")
         patch.setitem(SHIPPED, "embedded", shipped)
         patch.setattr("bfr_core.diffusion.prior.EMBEDDED", EMBEDDED_PRIOR)
+        patch.setattr("bfr_core.restoration.same_person.EMBEDDED_SMALL", shipped)
 
 
 def test_from_dropped_photos_to_a_repaired_one(gradio, tab, networks, tmp_path):
