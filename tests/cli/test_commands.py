@@ -321,6 +321,10 @@ def test_killed_and_run_again_ends_with_the_same_weights(quick, made, tmp_path):
     assert main(broken) == 0
     whole, again = (load_file(run / "restorer.safetensors") for run in (made.run, tmp_path / "broken"))
     assert all(torch.equal(whole[k], again[k]) for k in whole)
+    whole, again = (
+        torch.load(run / "checkpoints/last.pt", weights_only=True)["net"] for run in (made.run, tmp_path / "broken")
+    )
+    assert all(torch.equal(whole[k], again[k]) for k in whole), "also after the best step"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to another process")
