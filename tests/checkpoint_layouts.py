@@ -63,6 +63,9 @@ def layout_of(family: Family) -> Layout:
     return found
 
 
+POOL = 2_000_003  # random numbers, of which all tensors are made
+
+
 def write_checkpoint(path: Path, shapes: Layout, seed: int = 0) -> Path:
     """A .safetensors file in half precision with random weights of ordinary size, written without holding it whole."""
     header: dict[str, object] = {}
@@ -72,11 +75,13 @@ def write_checkpoint(path: Path, shapes: Layout, seed: int = 0) -> Path:
         begin, end = end, end + math.prod(shape) * width
         header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
-    pool = np.random.default_rng(seed).standard_normal(2_000_003).astype(np.float32)
+    pool = np.random.default_rng(seed).standard_normal(POOL).astype(np.float32)
+    twice = np.concatenate([pool, pool])
     with path.open("wb") as stream:
         stream.write(struct.pack("<Q", len(text)) + text)
         for number, (name, shape) in enumerate(shapes.items()):
-            stream.write(_values(name, shape, np.roll(pool, 7919 * number)).tobytes())
+            first = -7919 * number % POOL  # every tensor begins elsewhere
+            stream.write(_values(name, shape, twice[first : first + POOL]).tobytes())
     return path
 
 
@@ -84,7 +89,7 @@ def _values(name: str, shape: Shape, pool: np.ndarray) -> np.ndarray:
     count = math.prod(shape)
     if name.endswith("position_ids"):
         return np.arange(count, dtype=np.int64)
-    random = np.resize(pool, count)
+    random = pool[:count] if count <= POOL else np.resize(pool, count)
     if len(shape) < 2:  # biases are small, the weights of a norm are about 1
         random = 0.02 * random + (1.0 if name.endswith("weight") else 0.0)
     else:

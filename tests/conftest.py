@@ -27,15 +27,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 # The files that take longest, which begin first, so that no worker is left with one of them while the other is idle.
 LONGEST = (
-    "restorers/test_published_tuning.py",
     "web/test_gradio_page.py",
-    "web/test_actions.py",
+    "test_devices.py",
     "nodes/test_adapt.py",
-    "restoration/test_finishing.py",
-    "restorers/test_published.py",
+    "web/test_actions.py",
+    "cli/test_commands.py",
     "adaptation/test_adapt.py",
-    "adaptation/test_forecast.py",
-    "restoration/test_restore.py",
+    "restorers/test_published_tuning.py",
+    "faces/test_detect.py",
+    "test_every_file.py",
+    "studies/test_verification.py",
 )
 
 

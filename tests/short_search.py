@@ -1,4 +1,6 @@
-"""Work that is long for a user's sake and short for tests: the search for a folder's damage, and the verdict's trials.
+"""Work that is long for a user's sake and short for tests: the search for a folder's damage, the faces of a folder that
+are examined before, the verdict's trials, the size at which faces are checked, and the sharp faces of a benchmark's
+control.
 
 A program that a test starts is short, too, if a folder with `write_sitecustomize` is on its path. The pack has another
 name in each host, so its modules are told by the end of their names when they are loaded.
@@ -12,12 +14,22 @@ from pathlib import Path
 # By module: what is set in it.
 SHORT = {
     "bfr_core.damage.search": {"POPULATION": 6},
-    "bfr_core.adaptation.folder_damage": {"TRIALS": 12, "AT_ONCE_SMALL": 4, "COMPARED": 12},
-    "bfr_core.adaptation.forecast": {"TRIALS": 12, "POPULATION": 6, "COMPARED": 12},
+    "bfr_core.adaptation.folder_damage": {
+        "TRIALS": 12, "AT_ONCE_SMALL": 4, "COMPARED": 12, "ESTIMATED_FACES": 4, "SHARP_COMPARED": 12,
+    },
+    "bfr_core.adaptation.forecast": {
+        "TRIALS": 12, "POPULATION": 6, "COMPARED": 12, "ESTIMATED_FACES": 4, "EXAMINED_FACES": 4,
+        "SEARCH_FACES": 4,
+    },
+    "bfr_core.adaptation.target_stage": {"EXAMINED_FACES": 4},
+    "bfr_core.adaptation.targets": {"SEARCH_FACES": 4},
+    "bfr_core.adaptation.tuning": {"ESTIMATED_FACES": 4},
     "bfr_core.adaptation.cleaning": {"KNOWN": 2},
+    "bfr_core.adaptation.target_checks": {"CHECKED_SIZE": 64},  # the faces of most tests have 32 pixels a side
     "bfr_core.adaptation.verdict": {"TRIED": 4},
     "bfr_core.faces.sharp_faces": {"KEPT_APART": 4},
-}
+    "bfr_core.studies.benchmark": {"GENERIC_PAIRS": 8},
+}  # fmt: skip
 
 SHORTENING = f"""
 import importlib.machinery

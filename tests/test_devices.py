@@ -375,7 +375,7 @@ def test_measures_of_pictures_on_the_device(device: torch.device) -> None:
 def test_tuning_on_the_device(
     device: torch.device, on_device: tuple[Restorer, Prior], tmp_path: Path, name: str, trainable: Any
 ) -> None:
-    """Two steps with every term, then two more from the checkpoint; what changed is factored for its file.
+    """A step with every term, then another from the checkpoint; what changed is factored for its file.
 
     A checkpoint of CodeFormer takes gigabytes, and is no other than that of the small network.
     """
@@ -384,7 +384,7 @@ def test_tuning_on_the_device(
     # What TorchScript, as in CodeFormer, keeps for recomputing is compared with the real device.
     config = replace(TUNE, trainable=trainable, recompute=name == "tiny", held_out=0.25, judged_on="transplanted")
     perceptual = perceptual_term(config, prior, device)
-    for steps in (2, 4) if name == "tiny" else (2,):
+    for steps in (1, 2) if name == "tiny" else (1,):
         tuned, progress = finetune(
             restorer,
             list(zip(lq, target, strict=True)),
@@ -435,11 +435,9 @@ def wanted(tiny_restorer: Path, tiny_prior: Path) -> Any:
         restorer=str(tiny_restorer),
         prior=str(tiny_prior),
         faces=FaceConfig(aligned=True),
-        targets=replace(SMALL.targets, batch_size=4, sampler=SamplerConfig(t_start=50, factor=4, calls=3)),
-        finetune=replace(
-            TUNE, iterations=4, batch_size=4, micro_batch=2, held_out=0.2, judge_every=2, recompute=True,
-        ),
-    )  # fmt: skip
+        targets=replace(SMALL.targets, batch_size=4, sampler=SamplerConfig(t_start=50, factor=4, calls=2)),
+        finetune=replace(TUNE, held_out=0.2, judge_every=2, recompute=True),
+    )
 
 
 STAGES = ("faces", "album", "examine", "targets", "gate", "finetune")
@@ -460,7 +458,7 @@ def test_nothing_of_an_adaptation_stays_on_the_device(
 
     def callback(stage: str, step: int, steps: int, detail: Any) -> None:
         met.append(stage)
-        if stage == end and (stage != "finetune" or step == 3):
+        if stage == end and (stage != "finetune" or step == 1):
             raise error
 
     callers: tuple[dict[str, Any], ...] = ({}, {"restorer": base, "prior": prior})
@@ -512,7 +510,7 @@ def test_a_tuned_network_is_gone_as_soon_as_nobody_needs_it(card: Any, tiny_rest
     device, in_use = card
     restorer = load_restorer(tiny_restorer).to(device)
     pairs = list(zip(faces(4, 32), faces(4, 32, 1), strict=True))
-    config = replace(TUNE, perceptual=0, recompute=True, trainable=trainable)
+    config = replace(TUNE, iterations=1, perceptual=0, recompute=True, trainable=trainable)
     finetune(restorer, pairs, config)  # what PyTorch keeps of a first time
     gc.collect()
     before = in_use()
@@ -633,11 +631,12 @@ def test_the_flag_of_the_command_line_reaches_all_of_it(
     run = tmp_path / "run"
     own = ["--restorer", str(tiny_restorer), "--prior", str(tiny_prior), "--device", "cpu", "--factor", "4"]
     own += ["--start", "50", "--constrain-end", "5", "--calls", "2", "--clean-level", "0", "--precision", asked]
+    own += ["--batch-size", "2", "--set", "finetune.sharp=0"]
     assert main(["adapt", str(photos), "--run", str(run), "--aligned", "--iterations", "1", *own]) == 0
     recorded = Run(run).config()
     for stage in ("targets", "finetune"):
         assert recorded[stage]["precision"] == asked and recorded[stage]["computed_in"] == asked
-    auto = [word for word in own[:-2] if word not in (str(tiny_restorer), "--restorer")]
+    auto = [word for word in own[: own.index("--precision")] if word not in (str(tiny_restorer), "--restorer")]
     shutil.rmtree(run / "targets")
     assert main(["targets", "--run", str(run), "--restorer", str(tiny_restorer), *auto]) == 0
     other = "bfloat16" if asked == "float32" else "float32"

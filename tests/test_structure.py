@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -114,6 +115,7 @@ def runs_later(node: ast.AST) -> bool:
     return only_for_types or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
 
 
+@cache
 def absolute_names(path: Path, everywhere: bool) -> set[str]:
     """Top-level packages that a file imports by absolute name."""
     names = set()
@@ -125,6 +127,7 @@ def absolute_names(path: Path, everywhere: bool) -> set[str]:
     return names
 
 
+@cache
 def core_imports(path: Path) -> set[str]:
     """Modules directly below bfr_core that a file of bfr_core imports, wherever in the file."""
     package = path.relative_to(CORE).parts[:-1]

@@ -108,9 +108,16 @@ def restorer_state(name: str) -> dict[str, Tensor]:
     return {k: v.contiguous() for k, v in state.items()}
 
 
-def prior_shapes() -> dict[str, tuple[int, ...]]:
-    """Tensor shapes of iddpm_ffhq512: guided-diffusion's U-Net, listed block by block in its order."""
-    base, multipliers, counts, attended = 32, (1, 2, 4, 8, 8, 16, 16), (1, 2, 2, 2, 2, 3, 4), (32, 16, 8)
+PRIOR_WIDTHS = (1, 2, 4, 8, 8, 16, 16)  # of the levels of iddpm_ffhq512, in 32 channels
+NARROW_PRIOR = (1, 1, 1, 1, 2, 2, 4)  # those of a prior with the same layers and a hundredth of the numbers
+
+
+def prior_shapes(multipliers: tuple[int, ...] = PRIOR_WIDTHS) -> dict[str, tuple[int, ...]]:
+    """Tensor shapes of iddpm_ffhq512: guided-diffusion's U-Net, listed block by block in its order.
+
+    multipliers: widths of the levels, in 32 channels.
+    """
+    base, counts, attended = 32, (1, 2, 2, 2, 2, 3, 4), (32, 16, 8)
     width = 4 * base
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -168,10 +175,10 @@ def prior_shapes() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def prior_state() -> dict[str, Tensor]:
+def prior_state(multipliers: tuple[int, ...] = PRIOR_WIDTHS) -> dict[str, Tensor]:
     """Tensors of `prior_shapes`, seeded, with the scales of the normalizations around 1."""
     generator = torch.Generator().manual_seed(0)
     return {
         name: torch.randn(shape, generator=generator) * 0.02 + (name.endswith(("norm.weight", "s.0.weight")))
-        for name, shape in prior_shapes().items()
+        for name, shape in prior_shapes(multipliers).items()
     }

@@ -158,9 +158,13 @@ def gather(
     statistics: FaceStatistics,
     net: LandmarkNet,
     folder: KnownAnswers | None = None,
+    restored: Tensor | None = None,
 ) -> Cues:
-    """Cues for `restore` on damaged faces `lq` with their pseudo targets, (B, 3, S, S) RGB in [0, 1] both, B >= 2."""
-    restored = restore(lq)
+    """Cues for `restore` on damaged faces `lq` with their pseudo targets, (B, 3, S, S) RGB in [0, 1] both, B >= 2.
+
+    restored: `restore(lq)`, if it is known already.
+    """
+    restored = restore(lq) if restored is None else restored
     others = targets.roll(1, 0)
     again = restore(torch.stack([transplanted(*faces) for faces in zip(others, lq, targets, strict=True)]))
     return Cues(
@@ -262,10 +266,14 @@ def judge(
     """
     if len(lq) < MIN_JUDGED:
         return Judgement("keep_base", "too few faces to hold any out, so nothing shows that tuning helped")
-    known_answers = KnownAnswers.of(lq, tuned(lq), statistics)
+    by_base, by_tuned = base(lq), tuned(lq)
+    known_answers = KnownAnswers.of(lq, by_tuned, statistics)
     folder = KnownAnswers.under(damage, lq, targets, statistics) if damage else None
-    before, after = (gather(restore, lq, targets, known_answers, statistics, net, folder) for restore in (base, tuned))
-    further = likeness(lq, base(lq), tuned(lq)) if likeness else ()
+    before, after = (
+        gather(restore, lq, targets, known_answers, statistics, net, folder, restored)
+        for restore, restored in ((base, by_base), (tuned, by_tuned))
+    )
+    further = likeness(lq, by_base, by_tuned) if likeness else ()
     return decide(before, after, appearance_of(targets, lq, statistics, net), limits or Limits(), further)
 
 

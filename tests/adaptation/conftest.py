@@ -18,7 +18,7 @@ def config(tiny_restorer, tiny_prior):
         prior=str(tiny_prior),
         faces=ALIGNED,
         targets=replace(SMALL.targets, t_clean=9, batch_size=4, sampler=SamplerConfig(t_start=50, factor=4, calls=3)),
-        finetune=replace(SMALL.finetune, iterations=6, batch_size=4, micro_batch=4, judge_every=3, sharp=0),
+        finetune=replace(SMALL.finetune, iterations=6, batch_size=2, micro_batch=2, judge_every=3, sharp=0),
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from bfr_core.adaptation import target_stage
 from bfr_core.adaptation.adapt import adapt
 from bfr_core.adaptation.config import FaceConfig
 from bfr_core.adaptation.faces import collect_faces, faces_of, leave_out, left_out_of
@@ -97,12 +98,12 @@ def test_what_is_left_to_the_faces_is_read_off_them_once(photos, config, tmp_pat
     stages = []
     for _ in range(2):
         result = adapt(photos, tmp_path, auto, lambda stage, *_: stages.append(stage))
-    assert looked == [10] and stages.count("examine") == 1
+    assert looked == [target_stage.EXAMINED_FACES] and stages.count("examine") == 1
     assert result.run.config()["targets"]["t_clean"] == 7
     assert json.loads(result.run.resolved_settings.read_text())["t_clean"] == 7
     write_image(tmp_path / "photos" / "new.png", torch.rand(3, 32, 32))
     adapt(tmp_path / "photos", tmp_path, auto)
-    assert looked == [10, 1]
+    assert looked == [target_stage.EXAMINED_FACES, 1]
 
 
 def test_a_sampler_left_to_the_faces_is_the_one_that_is_used(photos, config, tmp_path):
@@ -198,30 +199,40 @@ def test_only_what_is_missing_is_made(own_photos, config, tmp_path, monkeypatch,
     assert not looked and not drawn and "finetune" not in steps, "another time is not another photo"
     assert all(torch.equal(tuned[k], v) for k, v in weights(run.folder).items())
 
+    def up_to_the_tuning():
+        with pytest.raises(Stop):
+            adapt(own_photos, run.folder, config, stop_at("finetune", 1))
+        return faces_of(run)
+
     leave_out(run, ["face 4"])
-    result = adapt(own_photos, run.folder, config)
-    assert len(result.faces) == 9 and not looked and not drawn
+    assert len(up_to_the_tuning()) == 9 and not looked and not drawn
     assert (run.targets / "face 4.png").exists(), "it may be taken back"
 
     write_image(own_photos / "new.png", torch.rand(3, 32, 32))
-    result = adapt(own_photos, run.folder, config)
-    assert looked == drawn == ["new"] and left_out_of(run) == ["face 4"] and len(result.faces) == 10
+    assert len(up_to_the_tuning()) == 10
+    assert looked == drawn == ["new"] and left_out_of(run) == ["face 4"]
     looked.clear(), drawn.clear()
 
     (own_photos / "face 0.png").unlink()
     write_image(own_photos / "face 2.png", torch.rand(3, 32, 32))
-    result = adapt(own_photos, run.folder, config)
+    assert len(adapt(own_photos, run.folder, config).faces) == 9
     assert looked == drawn == ["face 2"]
     assert not any((folder / "face 0.png").exists() for folder in (run.faces, run.restored, run.targets))
 
 
 def test_a_new_face_gives_the_same_targets_as_a_new_run(own_photos, config, tmp_path):
     exact = replace(config, targets=replace(config.targets, batch_size=1), gate=TargetCheckConfig(limit=0))
-    adapt(own_photos, tmp_path / "run", exact)
+
+    def drawn(name):
+        with pytest.raises(Stop):
+            adapt(own_photos, tmp_path / name, exact, stop_at("finetune", 1))
+        run = Run(tmp_path / name)
+        return {face: (run.targets / f"{face}.png").read_bytes() for face in faces_of(run).names}
+
+    before = drawn("run")
     write_image(own_photos / "new.png", torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(5)))
-    grown, fresh = (adapt(own_photos, tmp_path / name, exact) for name in ("run", "fresh"))
-    assert grown.faces.names == fresh.faces.names
-    assert all(path.read_bytes() == fresh.targets[name].read_bytes() for name, path in grown.targets.items())
+    grown, fresh = drawn("run"), drawn("fresh")
+    assert len(before) == 10 and len(grown) == 11 and grown == fresh
 
 
 def test_a_target_retouched_by_hand_is_kept_used_and_named(photos, config, finished, drawn_names, caplog):
@@ -259,12 +270,15 @@ def test_a_redrawn_target_is_not_drawn_again_when_another_face_comes(own_photos,
     monkeypatch.setattr(
         "bfr_core.adaptation.target_checks.refusals", lambda checks, *_: ["no", *[""] * (len(checks.low_band) - 1)]
     )
-    run = tmp_path / "run"
-    adapt(own_photos, run, config)
-    first = list(tries)
+
+    def draw():
+        with pytest.raises(Stop):
+            adapt(own_photos, tmp_path / "run", config, stop_at("finetune", 1))
+        return list(tries)
+
+    first = draw()
     write_image(own_photos / "new.png", torch.rand(3, 32, 32))
-    adapt(own_photos, run, config)
-    assert first and tries == first
+    assert first and draw() == first
 
 
 def test_a_run_inside_the_photo_folder_goes_on(own_photos, config, monkeypatch):

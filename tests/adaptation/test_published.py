@@ -293,7 +293,7 @@ def test_stochastic_depth_leaves_parts_out_while_tuning_and_never_else(tmp_path:
     restorer = small("SwinIR")
     config = replace(
         recipe_with(restorer, "published", {"finetune.perceptual": 0.0}).finetune,
-        iterations=4, batch_size=2, micro_batch=1, adversarial=0.0, lr=1e-3, lr_end=1e-3,
+        iterations=3, batch_size=2, micro_batch=1, adversarial=0.0, lr=1e-3, lr_end=1e-3,
     )  # fmt: skip
     net, _ = prepare(restorer, config)
     lq = faces(2, 5, 64)
@@ -335,7 +335,7 @@ def command(photos: Path, tiny_restorer: Path, tiny_prior: Path, tmp_path: Path)
     return ["adapt", str(photos), "--run", str(tmp_path / "run"), "--aligned", "--restorer", str(tiny_restorer),
             "--prior", str(tiny_prior), "--recipe", "published", "--num-steps", "10", "--start", "4",
             "--constrain-end", "1", "--calls", "1", "--factor", "2", "--iterations", "2", "--batch-size", "2",
-            "--perceptual", "0", "--json"]  # fmt: skip
+            "--perceptual", "0", "--set", "finetune.discriminator_features=4", "--json"]  # fmt: skip
 
 
 def test_the_command_adapts_by_it_and_is_not_judged(
@@ -371,7 +371,7 @@ def test_the_stages_take_it_too(command: list[str], photos: Path, tmp_path: Path
     assert main(["faces", str(photos), "--run", command[3], "--aligned", *command[5:7]]) == 0
     assert main(["targets", *run, *command[9:21]]) == 0
     real = ["--recipe", "published", "--real", str(photos / "below"), "--aligned"]
-    assert main(["finetune", *run, *real, "--iterations", "2", "--batch-size", "2", "--perceptual", "0"]) == 0
+    assert main(["finetune", *run, *real, *command[-9:-1]]) == 0
     kept = json.loads((tmp_path / "run" / "config.json").read_text())
     assert kept["finetune"]["critic_lr"] == 2e-5 and kept["targets"]["sampler"]["kind"] == "paper"
     assert len(list((tmp_path / "run" / "real" / "faces").glob("*.png"))) == 5
@@ -390,7 +390,7 @@ def test_without_lpips_the_command_is_refused(
 
 
 def test_the_page_adapts_by_it(
-    photos: Path, tiny_restorer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, tiny_restorer: Path, tiny_prior: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from bfr_core.web import jobs
     from bfr_core.web.actions import Page
@@ -403,6 +403,7 @@ def test_the_page_adapts_by_it(
         raise ValueError("seen")
 
     monkeypatch.setitem(SHIPPED, "embedded", tiny_restorer)
+    monkeypatch.setattr("bfr_core.diffusion.prior.EMBEDDED", tiny_prior)
     monkeypatch.setattr(jobs, "adapt", adapt)
     page = Page(tmp_path / "runs", [photos], "cpu")
     choices = Choices(aligned=True, recipe="published", real=str(photos / "below"))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from bfr_core.adaptation import target_checks
 from bfr_core.adaptation.faces import collect_faces
 from bfr_core.adaptation.run import Run
 from bfr_core.adaptation.target_checks import (
@@ -27,6 +28,7 @@ from bfr_core.files.photos import write_image
 from bfr_core.metrics.detail import high_band
 from bfr_core.restoration.same_person import FaceLikeness, LikenessMeter
 
+CHECKED_SIZE = target_checks.CHECKED_SIZE
 CHECKERED = (torch.arange(64)[:, None] + torch.arange(64)) % 2.0  # nothing of it is left in the low band
 
 FINE_NOISE = high_band(torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(2)), 0.7)[0]
@@ -37,6 +39,14 @@ def pictures(count, seed=0):
     coarse = F.interpolate(torch.rand(count, 3, 8, 8, generator=generator), (64, 64), mode="bicubic")
     fine = F.interpolate(torch.rand(count, 3, 32, 32, generator=generator), (64, 64), mode="bicubic")
     return 0.2 + 0.6 * (0.8 * coarse + 0.2 * fine).clamp(0, 1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_full():
+    """Faces are checked as large as a user's, in place of those of `few_trials`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(target_checks, "CHECKED_SIZE", CHECKED_SIZE)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bfr_core.adaptation import verdict
+from bfr_core.adaptation import target_checks, verdict
 from bfr_core.adaptation.verdict import (
     STATISTICS_FILE,
     Agreement,
@@ -30,12 +30,16 @@ from bfr_core.metrics.detail import high_band
 from bfr_core.metrics.kid import kid_features
 from bfr_core.pixels import gaussian_blur
 
-IN_FULL = {"adaptation.verdict.TRIED": verdict.TRIED, "faces.sharp_faces.KEPT_APART": sharp_faces.KEPT_APART}
+IN_FULL = {
+    "adaptation.verdict.TRIED": verdict.TRIED,
+    "adaptation.target_checks.CHECKED_SIZE": target_checks.CHECKED_SIZE,
+    "faces.sharp_faces.KEPT_APART": sharp_faces.KEPT_APART,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def in_full():
-    """As many known faces as a user's verdict tries, in place of those of `few_trials`."""
+    """As many known faces as a user's verdict tries, and as large, in place of those of `few_trials`."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in IN_FULL.items():
             patch.setattr(f"bfr_core.{name}", value)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from published_shapes import PRIOR_SETTINGS, prior_shapes, prior_state
+from published_shapes import NARROW_PRIOR, PRIOR_SETTINGS, prior_shapes, prior_state
 from torch import nn
 
 from bfr_core.diffusion.prior import Prior, alpha_bar_of, convert_prior, load_prior
@@ -68,7 +68,7 @@ def test_features_reach_the_image(tiny_prior):
 
 
 def test_features_may_be_computed_again_and_only_their_part_is_moved(tiny_prior, tmp_path):
-    unet = {name: 0.05 * torch.randn(shape) for name, shape in prior_shapes().items()}
+    unet = {name: 0.05 * torch.randn(shape) for name, shape in prior_shapes(NARROW_PRIOR).items()}
     from safetensors.torch import save_file
 
     save_file(unet, tmp_path / "unet.safetensors", {"unet": json.dumps(PRIOR_SETTINGS)})
@@ -182,13 +182,24 @@ def test_a_file_without_a_unet(tmp_path):
 # ---------------------------------------------------------------- the published 512 x 512 prior
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    """A file of exactly that shape, with random weights."""
-    path = tmp_path_factory.mktemp("published") / "iddpm_ffhq512_ema500000.pth"
-    torch.save({name: value.half() for name, value in prior_state().items()}, path)
+def written(folder, *widths):
+    """A file as the published one, with random weights, and its settings beside it."""
+    path = folder / "iddpm_ffhq512_ema500000.pth"
+    torch.save({name: value.half() for name, value in prior_state(*widths).items()}, path)
     path.with_suffix(".json").write_text(json.dumps(PRIOR_SETTINGS))
     return path
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A file of exactly that shape."""
+    return written(tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory):
+    """A file of the same layers, narrower."""
+    return written(tmp_path_factory.mktemp("narrow"), NARROW_PRIOR)
 
 
 def test_the_published_prior_has_the_published_number_of_parameters():
@@ -205,22 +216,22 @@ def test_the_published_prior_loads_from_its_shapes(published):
     assert eps.shape == (1, 3, 64, 64) and variance is not None and torch.isfinite(eps).all()
 
 
-def test_a_converted_prior_is_the_same_prior(published, tmp_path):
-    folder = convert_prior(published, tmp_path / "prior512")
-    published.with_suffix(".json").rename(tmp_path / "kept.json")  # the folder needs nothing beside it
+def test_a_converted_prior_is_the_same_prior(narrow, tmp_path):
+    folder = convert_prior(narrow, tmp_path / "prior512")
+    narrow.with_suffix(".json").rename(tmp_path / "kept.json")  # the folder needs nothing beside it
     try:
         converted = load_prior(folder)
     finally:
-        (tmp_path / "kept.json").rename(published.with_suffix(".json"))
-    original = load_prior(published)
+        (tmp_path / "kept.json").rename(narrow.with_suffix(".json"))
+    original = load_prior(narrow)
     x, t = torch.rand(1, 3, 64, 64), torch.tensor([100])
     assert torch.equal(converted(x, t)[0], original(x, t)[0])
     assert (converted.name, converted.sha256) == (original.name, original.sha256)
 
 
-def test_heads_are_not_guessed(published, tmp_path):
+def test_heads_are_not_guessed(narrow, tmp_path):
     """Another number of heads than in training would give pictures, and wrong ones."""
-    (tmp_path / "unknown.pth").symlink_to(published)
+    (tmp_path / "unknown.pth").symlink_to(narrow)
     with pytest.raises(
         ValueError, match=r"^unknown.pth: .*put a .json file of the same name beside it.*num_head_channels"
     ):
@@ -238,16 +249,16 @@ def test_the_published_file_needs_nothing_beside_it(published, tmp_path, monkeyp
     assert heads == {4, 8}
 
 
-def test_a_checkpoint_of_a_wrapped_network_is_the_same_prior(published, tmp_path):
-    state = torch.load(str(published), weights_only=True, mmap=True)
+def test_a_checkpoint_of_a_wrapped_network_is_the_same_prior(narrow, tmp_path):
+    state = torch.load(str(narrow), weights_only=True, mmap=True)
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "step": 3}, tmp_path / "wrapped.pth")
     (tmp_path / "wrapped.json").write_text(json.dumps(PRIOR_SETTINGS))
     x, t = torch.rand(1, 3, 64, 64), torch.tensor([100])
-    assert torch.equal(load_prior(tmp_path / "wrapped.pth")(x, t)[0], load_prior(published)(x, t)[0])
+    assert torch.equal(load_prior(tmp_path / "wrapped.pth")(x, t)[0], load_prior(narrow)(x, t)[0])
 
 
-def test_a_prior_with_a_layer_missing_is_one_clear_line(published, tmp_path):
-    state = torch.load(published, weights_only=True)
+def test_a_prior_with_a_layer_missing_is_one_clear_line(narrow, tmp_path):
+    state = torch.load(narrow, weights_only=True)
     del state["middle_block.1.qkv.weight"]
     torch.save(state, tmp_path / "part.pth")
     with pytest.raises(ValueError, match="part.pth: its U-Net cannot be rebuilt") as error:
@@ -349,9 +360,9 @@ def test_absurd_unets_are_one_clear_line(tmp_path, more, metadata, says):
 
 @pytest.mark.parametrize("settings", [{"num_head_channels": "x"}, {"num_head_channels": [64]}, {"num_heads": 7},
                                       {"image_size": 10**6}, {"image_size": None}], ids=str)  # fmt: skip
-def test_settings_beside_the_published_prior_that_cannot_be(published, tmp_path, settings):
+def test_settings_beside_the_published_prior_that_cannot_be(narrow, tmp_path, settings):
     path = tmp_path / "beside.pth"
-    path.symlink_to(published)
+    path.symlink_to(narrow)
     path.with_suffix(".json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match=r"^beside.pth: ") as error:
         load_prior(path)
@@ -363,8 +374,8 @@ def test_a_restorer_is_no_prior(tiny_restorer):
         load_prior(tiny_restorer)
 
 
-def test_a_converted_prior_is_not_read_twice(published, tmp_path, monkeypatch):
+def test_a_converted_prior_is_not_read_twice(narrow, tmp_path, monkeypatch):
     """Its name and SHA-256 stand in the file; a hash of 640 MB would take as long as all the rest of loading."""
-    folder = convert_prior(published, tmp_path / "prior512")
+    folder = convert_prior(narrow, tmp_path / "prior512")
     monkeypatch.setattr("bfr_core.diffusion.prior.sha256_of", lambda path: pytest.fail("it was hashed"))
-    assert load_prior(folder).name == published.name
+    assert load_prior(folder).name == narrow.name

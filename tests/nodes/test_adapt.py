@@ -33,10 +33,23 @@ def faces(run: Run, models: tuple[Any, Any], host: Any, photos: Path) -> Any:
     return run("BFR_FacesFromFolder", restorer=models[0], folder="photos", aligned=True)[0]
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test that needs `pairs` leaves its run, for the others."""
+    return tmp_path_factory.mktemp("drawn") / "my_run"
+
+
 @pytest.fixture
-def pairs(run: Run, models: tuple[Any, Any], faces: Any) -> Any:
+def pairs(run: Run, models: tuple[Any, Any], faces: Any, host: Any, drawn: Path) -> Any:
+    """Targets of `faces`, which are drawn once for all tests: each has them in a run of its own."""
     restorer, prior = models
-    return run("BFR_MakePseudoTargets", faces=faces, restorer=restorer, prior=prior, gate=0.0)[0]
+    folder = host.root / "output/bfr_runs/my_run"
+    if drawn.is_dir():
+        shutil.copytree(drawn, folder, dirs_exist_ok=True)
+    made = run("BFR_MakePseudoTargets", faces=faces, restorer=restorer, prior=prior, gate=0.0)[0]
+    if not drawn.is_dir():
+        shutil.copytree(folder, drawn)
+    return made
 
 
 def test_everything_lies_below_the_output(run: Run, models: tuple[Any, Any], pairs: Any, host: Any) -> None:
@@ -97,7 +110,7 @@ def test_weights_that_the_host_moved_in_inference_mode_can_be_tuned(
         module.to(torch.float64).to(torch.float32)
     assert all(p.is_inference() for p in module.parameters())
     settings = TUNING | {"settings": "recommended"}
-    run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **settings, minutes_this_run=0.05)
+    run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **settings, minutes_this_run=0.005)
     report = json.loads((host.root / "output/bfr_runs/my_run/report.json").read_text())
     assert report["measurements"]["steps"] > 0 and report["loss_curves"]["l1"]
 
@@ -195,7 +208,7 @@ def test_pause_gives_the_best_so_far_and_queues_again(
     where = {"place": "input", "folder": "photos", "run": "my_run"}
     before = faces_node.fingerprint_inputs(**where)
     assert before == faces_node.fingerprint_inputs(**where), "an unchanged graph runs nothing again"
-    longer = TUNING | {"iterations": 10**6, "minutes_this_run": 0.02}
+    longer = TUNING | {"iterations": 10**6, "minutes_this_run": 0.005}
     _, verdict, finished, *_ = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **longer)
     assert not finished and verdict.startswith("Paused at step ")
     assert (host.root / "output/bfr_runs/my_run/restorer.safetensors").exists()
@@ -323,7 +336,7 @@ def test_any_graph_can_be_the_teacher(run: Run, models: tuple[Any, Any], photos:
     run("BFR_TargetsFromImages", faces=faces, images=shown[:5].repeat(1, 2, 2, 1), gate=0.0)
     pairs, _, accepted, refused, _ = run("BFR_TargetsFromImages", faces=faces, images=shown[5:], first=5, gate=0.0)
     assert (accepted, refused) == (10, 0)
-    longer = TUNING | {"iterations": 10**6, "minutes_this_run": 0.02}
+    longer = TUNING | {"iterations": 10**6, "minutes_this_run": 0.005}
     first = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **longer)[1]
     again = run("BFR_TargetsFromImages", faces=faces, images=shown[5:], first=5, gate=0.0)[0]
     assert again == pairs, "the same pictures are the same targets"
@@ -414,13 +427,19 @@ def test_perceptual_loss_takes_the_prior(run: Run, models: tuple[Any, Any], pair
 
 @pytest.fixture
 def mixed_pairs(
-    run: Run, models: tuple[Any, Any], host: Any, mixed_photos: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, models: tuple[Any, Any], host: Any, mixed_photos: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Any:
-    """Of a folder of two damages, in the run "mixed"."""
+    """Of a folder of two damages, in the run "mixed"; drawn once, as `pairs`."""
+    folder, kept = host.root / "output/bfr_runs/mixed", drawn.with_name("mixed")
+    if kept.is_dir():
+        shutil.copytree(kept, folder)
     monkeypatch.setattr(sys.modules["any-name.bfr_core.adaptation.tuning"], "judged_on_faces", judged)
     shutil.copytree(mixed_photos, host.root / "input/two_damages")
     faces = run("BFR_FacesFromFolder", restorer=models[0], folder="two_damages", run="mixed", aligned=True)[0]
-    return run("BFR_MakePseudoTargets", faces=faces, restorer=models[0], prior=models[1], gate=0.0, seed=5)[0]
+    made = run("BFR_MakePseudoTargets", faces=faces, restorer=models[0], prior=models[1], gate=0.0, seed=5)[0]
+    if not kept.is_dir():
+        shutil.copytree(folder, kept)
+    return made
 
 
 def test_mixed_gives_a_restorer_that_sends_each_face_to_its_own(
@@ -460,7 +479,7 @@ def test_mixed_goes_on_after_a_cancel_and_after_a_pause(
     def tune(**more: Any) -> tuple:
         return run("BFR_FinetuneRestorer", pairs=mixed_pairs, restorer=models[0], mixed=True, **TUNING | more)
 
-    longer = {"iterations": 10**6, "minutes_this_run": 0.02}
+    longer = {"iterations": 10**6, "minutes_this_run": 0.005}
     steps = []
     for _ in range(2):
         _, verdict, finished, *_ = tune(**longer)
@@ -617,7 +636,7 @@ def test_settings_of_the_search_change_nothing_of_faces_that_are_the_same(
 ) -> None:
     images = torch.rand(10, 32, 32, 3)
     pairs = run("BFR_TargetsFromImages", faces=faces, images=images, gate=0.0)[0]
-    longer = TUNING | {"iterations": 10**6, "minutes_this_run": 0.02}
+    longer = TUNING | {"iterations": 10**6, "minutes_this_run": 0.005}
     first = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **longer)[1]
     searched = {"threshold": 0.7, "detector": "embedded", "min_face": 16}
     again = run("BFR_FacesFromFolder", restorer=models[0], folder="photos", aligned=True, **searched)[0]

@@ -84,6 +84,7 @@ def test_a_restorer_comes_with_its_run_and_goes_with_it(
 ) -> None:
     monkeypatch.setitem(SHIPPED, "embedded", tiny_restorer)
     monkeypatch.setattr("bfr_core.diffusion.prior.EMBEDDED", tiny_prior)
+    monkeypatch.setattr("bfr_core.restoration.same_person.EMBEDDED_SMALL", tiny_restorer)  # helps to tell people
     webui.shared.cmd_opts.bfr_allow = [str(photos)]
     webui.load()
     webui.callbacks["before_ui"]()

@@ -36,7 +36,8 @@ from bfr_core.web.runs import priors, restorers
 from tests.checkpoint_layouts import write_checkpoint
 from tests.diffusion.test_latent_prior import narrow
 
-FEW = Choices(aligned=True, changes={"finetune.iterations": 4})
+QUICK = {"finetune.iterations": 4, "finetune.batch_size": 2}
+FEW = Choices(aligned=True, changes=QUICK)
 MIXED = replace(FEW, mixed=True)
 HOSTILE = '<img src=x onerror=alert(1)>"'
 
@@ -46,6 +47,7 @@ def page_of_toys(runs, photos, tiny_restorer, tiny_prior):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SHIPPED, "embedded", tiny_restorer)
         patch.setattr("bfr_core.diffusion.prior.EMBEDDED", tiny_prior)
+        patch.setattr("bfr_core.restoration.same_person.EMBEDDED_SMALL", tiny_restorer)  # helps to tell people
         page = Page(runs, [photos], "cpu")
         yield page
         page.jobs.stop_all()
@@ -126,7 +128,7 @@ def test_files_of_others_stay_whatever_the_page_does(page, adapted, photos):
             page.repair(adapted, files, "" if files else str(photos), with_base=True, aligned=True)
             finished(page, adapted)
         page.toggle(adapted, seed)
-        page.adapt(adapted, replace(FEW, changes={"finetune.iterations": 4, "finetune.seed": seed}))
+        page.adapt(adapted, replace(FEW, changes=QUICK | {"finetune.seed": seed}))
         finished(page, adapted)
         return [*shown, page.repaired(adapted)]
 
@@ -269,7 +271,7 @@ def test_no_face_is_left_out_while_they_are_looked_for(page, photos, monkeypatch
 def test_a_run_goes_on_with_its_own_choices_after_a_restart(page, photos):
     name, _ = page.new_run("x", [], str(photos), FEW)
     finished(page, name)
-    many = replace(FEW, minutes=5, changes={"finetune.iterations": 5000})
+    many = replace(FEW, minutes=5, changes=QUICK | {"finetune.iterations": 5000})
     page.adapt(name, many)
     assert page.adapt(name, FEW).active  # the other tab
     page.jobs.stop_all()
@@ -377,7 +379,7 @@ def test_only_runs_are_opened(page, photos, name):
 def test_a_run_is_deleted_but_not_while_it_is_at_work(page, photos):
     name, _ = page.new_run("x", [], str(photos), FEW)
     finished(page, name)
-    page.adapt(name, replace(FEW, changes={"finetune.iterations": 5000}))
+    page.adapt(name, replace(FEW, changes=QUICK | {"finetune.iterations": 5000}))
     for act in (lambda: page.delete(name), lambda: page.toggle(name, 0), lambda: page.repair(name, [], str(photos))):
         with pytest.raises(ValueError, match="stop"):
             act()
@@ -460,7 +462,7 @@ def test_a_run_by_groups_is_stopped_and_goes_on_by_groups_after_a_restart(page, 
     page.allowed.append(mixed_photos)
     name, _ = page.new_run("two", [], str(mixed_photos), FEW)
     finished(page, name)
-    page.adapt(name, replace(MIXED, changes={"finetune.iterations": 3000}))
+    page.adapt(name, replace(MIXED, changes=QUICK | {"finetune.iterations": 3000}))
     end = time.monotonic() + 600
     while "Group 1 of 2: Tuning the restorer" not in page.state(name):
         assert time.monotonic() < end, page.state(name)

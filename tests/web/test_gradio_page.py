@@ -21,6 +21,7 @@ from PIL import Image
 
 from bfr_core.adaptation.config import AdaptConfig
 from bfr_core.cli.commands import main
+from bfr_core.diffusion.prior import EMBEDDED as EMBEDDED_PRIOR
 from bfr_core.files.photos import write_image
 from bfr_core.reports.html import VERDICTS
 from bfr_core.restorers.load import SHIPPED
@@ -46,6 +47,7 @@ def small(monkeypatch, tiny_restorer, tiny_prior):
     """ "embedded" are networks of a few thousand parameters, and what `serve` sets in the environment is taken back."""
     monkeypatch.setitem(SHIPPED, "embedded", tiny_restorer)
     monkeypatch.setattr("bfr_core.diffusion.prior.EMBEDDED", tiny_prior)
+    monkeypatch.setattr("bfr_core.restoration.same_person.EMBEDDED_SMALL", tiny_restorer)  # helps to tell people
     for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_SHARE", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_TEMP_DIR"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
 
@@ -292,11 +294,20 @@ def damaged_copies(folder):
     return sorted(folder.iterdir())
 
 
-def test_from_dropped_photos_to_a_repaired_one(gradio, tab, monkeypatch, tmp_path):
-    """All of it with embedded networks, the smaller restorer, on real faces that have to be found first."""
-    monkeypatch.setitem(SHIPPED, "embedded", SHIPPED["embedded128"])
-    for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_SHARE", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_TEMP_DIR"):
-        monkeypatch.setenv(name, os.environ.get(name, ""))
+@pytest.fixture(params=["small", pytest.param("embedded", marks=pytest.mark.slow)])
+def networks(request):
+    """The networks of `small`, or the embedded ones, of which the smaller restorer."""
+    shipped = SHIPPED["embedded128"]
+    request.getfixturevalue("small")
+    if request.param == "embedded":
+        patch = request.getfixturevalue("monkeypatch")
+        patch.setitem(SHIPPED, "embedded", shipped)
+        patch.setattr("bfr_core.diffusion.prior.EMBEDDED", EMBEDDED_PRIOR)
+        patch.setattr("bfr_core.restoration.same_person.EMBEDDED_SMALL", shipped)
+
+
+def test_from_dropped_photos_to_a_repaired_one(gradio, tab, networks, tmp_path):
+    """All of it, on real faces that have to be found first."""
     photos = damaged_copies(tmp_path / "noisy")
     downloads = tmp_path / "downloads"
     with served(tmp_path / "runs") as (page, port):

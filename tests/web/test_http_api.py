@@ -25,6 +25,7 @@ testclient = pytest.importorskip("fastapi.testclient")
 def service(tmp_path, photos, tiny_restorer, tiny_prior, monkeypatch):
     monkeypatch.setitem(SHIPPED, "embedded", tiny_restorer)
     monkeypatch.setattr("bfr_core.diffusion.prior.EMBEDDED", tiny_prior)
+    monkeypatch.setattr("bfr_core.restoration.same_person.EMBEDDED_SMALL", tiny_restorer)  # helps to tell people
     service = HostService(Page(tmp_path / "runs", [photos], "cpu"))
     yield service
     service.page.jobs.stop_all()

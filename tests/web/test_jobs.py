@@ -32,6 +32,7 @@ def changes(tiny_prior):
         "targets.batch_size": 4,
         "targets.t_clean": 0,
         "finetune.iterations": 6,
+        "finetune.batch_size": 2,
         "finetune.judge_every": 3,
     }
 
