@@ -44,7 +44,7 @@ SEEN_BEFORE = (
     "No tuning has seen these faces, but the embedded restorer was trained on them, under other damage: read the real "
     "photographs first."
 )
-REST = "Base and adapted restorer worked on the rest of the photo, too, as `bfr restore --background adapted` does."
+REST = "Base and adapted restorer worked on the rest of the photo, too; bfr restore does so with --background adapted."
 
 
 def real_photos() -> dict[str, Tensor]:
