@@ -41,6 +41,7 @@ from bfr_core.diffusion.prior import load_prior
 from bfr_core.files.photos import replace_atomically
 from bfr_core.files.tensors import save_tensors
 from bfr_core.restorers import Restorer, load_restorer
+from bfr_core.restorers.load import known_architectures
 from bfr_core.settings import changed
 from bfr_core.studies.verification import device_name, peak_memory
 from bfr_core.training.finetune import finetune
@@ -81,10 +82,9 @@ def measure(path: Path, what: str, precision: str, batch: int, device: torch.dev
             seconds = seconds_of(lambda: network(x, t), device)
     elif what == "restore":
         restorer = replace(network, precision=precision)
-        seconds_of(lambda: restorer.restore(images), device)  # prepares
+        restorer.restore(images)
         peak = peak_memory(str(device))
         plain = replace(restorer, module=as_spandrel_builds(path).to(device))
-        bare(plain, images, device)  # prepares
         turns = [(seconds_of(lambda: restorer.restore(images), device), bare(plain, images, device)) for _ in range(3)]
         seconds, alone = (min(times) for times in zip(*turns, strict=True))
         extra = {"ratio to the bare network": f"{seconds / alone:.2f}", "peak memory": peak}
@@ -125,12 +125,8 @@ def as_spandrel_builds(path: Path) -> Any:
     """The network of this restorer's file, with no change of ours."""
     import spandrel
 
-    registry = spandrel.MAIN_REGISTRY.copy()
-    with contextlib.suppress(ImportError):
-        from spandrel_extra_arches import EXTRA_REGISTRY
-
-        registry.add(*EXTRA_REGISTRY, ignore_duplicates=True)
-    return spandrel.ModelLoader(registry=registry).load_from_file(path).model.eval().requires_grad_(False)
+    loader = spandrel.ModelLoader(registry=known_architectures())
+    return loader.load_from_file(path).model.eval().requires_grad_(False)
 
 
 def bare(restorer: Restorer, images: torch.Tensor, device: torch.device) -> float:

@@ -22,8 +22,8 @@ TITLES = {
     "sensor": "sensor noise",
     "halftone": "halftone dots",
     "film_grain": "film grain",
-    "camera_x4_iso1500": "camera, shrunk 4 times",
-    "camera_x8_iso1500": "camera, shrunk 8 times",
+    "camera_x4_iso1500": "camera, shrunk 4x",
+    "camera_x8_iso1500": "camera, shrunk 8x",
     "motion_jpeg": "motion blur, JPEG",
 }
 

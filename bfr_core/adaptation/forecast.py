@@ -238,7 +238,7 @@ def _measured(key: tuple[object, ...], measurement: Callable[[], Pace]) -> Pace:
     if "" in key:
         return measurement()
     now = time.monotonic()
-    for old in [key for key, (then, _) in _kept.items() if now - then > KEPT_SECONDS]:
+    for old in [kept for kept, (then, _) in _kept.items() if now - then > KEPT_SECONDS]:
         del _kept[old]
     if key not in _kept:
         _kept[key] = now, measurement()

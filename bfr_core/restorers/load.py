@@ -142,7 +142,7 @@ def _described(path: Path, state: dict[str, torch.Tensor]) -> Any:
 
     is_codeformer = {"position_emb", "idx_pred_layer.1.weight"} <= set(state)
     try:
-        registry = _with_extras() if is_codeformer else spandrel.MAIN_REGISTRY
+        registry = known_architectures() if is_codeformer else spandrel.MAIN_REGISTRY
         # The random numbers that fill a network before its file is read must not be taken from the process's own.
         with torch.random.fork_rng(devices=[]), LimitedBuilding(state):
             descriptor = spandrel.ModelLoader(registry=registry).load_from_state_dict(state)
@@ -286,7 +286,7 @@ def _file_state(restorer: Restorer, dtype: torch.dtype) -> dict[str, torch.Tenso
     return {restorer.file_keys.get(k, k): v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
 
 
-def _with_extras() -> Any:
+def known_architectures() -> Any:
     """spandrel's architectures, and those of spandrel_extra_arches where it is installed."""
     import spandrel
 

@@ -36,7 +36,7 @@ from ..studies.evaluate import MEASURES, face_measures, format_interval, summari
 log = logging.getLogger(__name__)
 
 FACES, SEED, DAMAGE = 32, 7, "camera_x4_iso1500"
-ITERATIONS = 200  # of the tuning: fewer than the recipe's, to end in five minutes
+ITERATIONS = 200  # of the tuning: fewer than the recipe's, to end in some minutes
 MEASURED = ("psnr", "ssim", "detail_energy", "detail_correlation")
 # The restorer itself is measured, so nothing is given back to the face; the rest of the photo goes through it, too.
 UNFINISHED = RestoreConfig(keep_detail=False, match_grain=False, even_tone=False, background="adapted")

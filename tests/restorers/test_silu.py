@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from published_shapes import small_network
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from bfr_core.restorers import ADAPTERS
+from bfr_core.restorers import ADAPTERS, load_restorer
 from bfr_core.restorers.silu import with_one_kernel
 
 SPELT_OUT = [name for name, adapter in ADAPTERS.items() if adapter.spelt_out_silu]
@@ -42,3 +43,9 @@ def test_a_network_that_does_not_spell_it_out_stays_as_it_is():
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3), torch.nn.SiLU())
     kinds = [type(part) for part in net.modules()]
     assert [type(part) for part in with_one_kernel(net, "swish").modules()] == kinds
+
+
+def test_a_loaded_restorer_computes_it_so(tmp_path):
+    save_file(small_network("RestoreFormer").state_dict(), tmp_path / "small.safetensors", {"size": "64"})
+    found = spelling(load_restorer(tmp_path / "small.safetensors").module, "nonlinearity")
+    assert len(found) > 2 and all(function is F.silu for function in found)
