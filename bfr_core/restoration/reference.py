@@ -4,8 +4,9 @@ The reference is shifted to where it agrees best with the restored face, and wha
 mixed in: around eyes, nose and mouth, and only where the two agree in what is coarser. Where they do not, because the
 head is turned or the mouth is open in one of them, the restored face stays as it is.
 
-Nothing is lent to a face that is not like the person of the reference, and never so much that the face comes nearer to
-the reference than two photographs of one person are to each other: that would be a copy.
+Nothing is lent to a face that is not like the person of the reference, nor to one that is so like the reference that
+its photo cannot have lost much; and never so much that the face comes nearer to the reference than two photographs of
+one person are to each other: that would be a copy.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ TINY = 1e-4  # power of structure in a place that has none
 
 STRENGTH = 0.6  # of the reference, where the two agree fully
 LIMIT = 0.65  # distance of a restored face from the reference up to which it may be that person's
+ENOUGH = 0.45  # distance of a restored face from the reference up to which lent detail makes it no more like the person
 COPY = 0.35  # distance of two real photographs of one person
 SHARES = (1.0, 2 / 3, 1 / 3)  # of the strength that are tried, the largest first
 
@@ -155,7 +157,8 @@ class Lender:
         """The face that is lent detail and how strongly, by its place among the faces of one photo; or none, and why.
 
         restored: (3, S, S) each, or why there is none. widths: in the photo, for what is said. It is the face that is
-        nearest to a reference, if it is within the limit and a share of the detail makes no copy of it.
+        nearest to a reference, if it is within the limit, further than `ENOUGH`, and a share of the detail makes no
+        copy of it.
         """
         places = [i for i, face in enumerate(restored) if isinstance(face, Tensor)]
         faces = [face.float().cpu() for face in restored if isinstance(face, Tensor)]
@@ -168,6 +171,8 @@ class Lender:
         name, wide = printable(reference.person.name), f"{widths[places[nearest]]:.0f} pixels wide"
         if distance > self.limit:
             return {}, f"no face is lent detail: none is like {name} (distance {distance:.2f}, limit {self.limit:.2f})"
+        if distance < ENOUGH:
+            return {}, f"a face {wide} is lent no detail: without it, it is as like {name} as detail would make it"
         strengths = [share * self.strength for share in SHARES]
         tried = torch.stack([with_reference(faces[nearest], reference.face, strength) for strength in strengths])
         apart = reference.person.distances(embed_faces(self.net, tried)).tolist()

@@ -102,9 +102,9 @@ def grey(*values: float) -> list[Tensor | str]:
 
 
 def test_only_the_nearest_face_is_lent_detail(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, reason = lender(monkeypatch, strength=0.04)(["failed", *grey(0.5, 0.6)], [80, 90, 100])
+    made, reason = lender(monkeypatch, strength=0.04)(["failed", *grey(0.4, 0.5)], [80, 90, 100])
     ((place, (face, strength)),) = made.items()
-    assert (place, strength, reason) == (2, 0.04, "") and float(face.mean()) == pytest.approx(0.64)
+    assert (place, strength, reason) == (2, 0.04, "") and float(face.mean()) == pytest.approx(0.54)
 
 
 def test_a_face_that_is_not_like_the_person_is_lent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,11 +112,20 @@ def test_a_face_that_is_not_like_the_person_is_lent_nothing(monkeypatch: pytest.
     assert made == {} and "none is like aunt.jpg (distance 0.40, limit 0.30)" in reason
 
 
+def test_a_face_that_is_like_the_person_without_detail_is_lent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured, lent detail makes a face no more like the person where it is nearer to the reference than 0.45."""
+    made, reason = lender(monkeypatch, strength=0.04, limit=9)(grey(0.2, 0.56), [90, 100])
+    assert made == {} and reason.startswith(
+        "a face 100 pixels wide is lent no detail: without it, it is as like aunt.jpg"
+    )
+    assert lender(monkeypatch, strength=0.04)(grey(0.54), [90])[0].keys() == {0}
+
+
 def test_no_face_becomes_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     """From 0.5 away, all of 0.3 would leave 0.2 and two thirds 0.3; a third leaves 0.4, which is no copy."""
     made, _ = lender(monkeypatch, strength=0.3)(grey(0.5), [90])
     assert made[0][1] == pytest.approx(0.1) and 1 - float(made[0][0].mean()) >= COPY
-    made, reason = lender(monkeypatch)(grey(0.64), [90])
+    made, reason = lender(monkeypatch)(grey(0.54), [90])
     assert made == {} and "a face 90 pixels wide is lent no detail: it is as near to aunt.jpg" in reason
 
 
@@ -131,7 +140,7 @@ def test_the_nearest_of_several_references_is_taken(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(module, "with_reference", watched)
     both = Lender((*one.references, other), one.net, one.strength, one.limit)
-    both(grey(0.36), [90])
+    both(grey(0.46), [90])
     assert all(torch.equal(face, other.face) for face in taken) and taken
 
 
@@ -187,7 +196,7 @@ def test_references_are_read_and_results_made_anew_with_them(monkeypatch: pytest
     find = found(face_at(0, 0, 64))
     monkeypatch.setattr("bfr_core.restoration.folder.load_detector", lambda *_: find)
     monkeypatch.setattr(same_person, "LikenessMeter", lambda device: Change(1))
-    monkeypatch.setattr(module, "person_of", lambda *_: Person(torch.tensor([0.9]), "aunt.png"))
+    monkeypatch.setattr(module, "person_of", lambda *_: Person(torch.tensor([1.1]), "aunt.png"))
     one = lender(monkeypatch, limit=9, strength=0.04)
     write_image(tmp_path / "photos" / "a.png", smooth(64, 64))
     write_image(tmp_path / "aunt.png", smooth(64, 64, 1))
