@@ -167,6 +167,15 @@ def few_trials() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def unwaited_disk() -> Iterator[None]:
+    """Nobody waits until the disk has written what tests write: no test takes the machine's power away. That files are
+    asked to be on the disk before they get their names is tested in `tests/files/test_photos.py`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda file: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def screenshots() -> Path:
     """Folder for pictures of pages, to be looked at after the run: $BFR_SCREENSHOTS, or build/screenshots."""

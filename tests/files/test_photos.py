@@ -928,6 +928,20 @@ def test_file_held_open_by_another_program_is_waited_for(tmp_path: Path, monkeyp
     assert (tmp_path / "new" / "a.bin").read_bytes() == b"x" and leftovers(tmp_path / "new") == ["a.bin"]
 
 
+def test_the_content_is_on_the_disk_before_the_file_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Else a machine that loses its power could leave an empty file in place of an older one."""
+    replace, order = os.replace, []
+
+    def named(source: Path, target: Path) -> None:
+        order.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(images.os, "replace", named)
+    monkeypatch.setattr(images.os, "fsync", lambda file: order.append(os.fstat(file).st_size))
+    replace_atomically(tmp_path / "a.bin", lambda temporary: temporary.write_bytes(b"12345"))
+    assert order.index(5) < order.index("a.bin")
+
+
 def test_pictures_a_format_cannot_hold(tmp_path: Path):
     with pytest.raises(ValueError, match="a.jpg: cannot be written as JPEG") as error:
         write_image(tmp_path / "a.jpg", torch.zeros(3, 1, 70_000))

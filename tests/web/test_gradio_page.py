@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import sys
+import threading
 import zipfile
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -27,12 +28,13 @@ from bfr_core.reports.html import VERDICTS
 from bfr_core.restorers.load import SHIPPED
 from bfr_core.studies.demo import real_photos
 from bfr_core.web import gradio_compat as compat
+from bfr_core.web import jobs
 from bfr_core.web.actions import Page
 from bfr_core.web.choices import Choices
 from bfr_core.web.gradio_compat import at_home
 from bfr_core.web.gradio_page import build, read_logins, serve, words_of
 from tests.free_port import free_port
-from tests.tab import Tab, until
+from tests.tab import PATIENCE, Tab, until
 
 FEW = Choices(aligned=True, changes={"finetune.iterations": 4, "finetune.sharp": 0.0})  # no damage is searched for
 
@@ -306,7 +308,26 @@ def networks(request):
         patch.setattr("bfr_core.restoration.same_person.EMBEDDED_SMALL", shipped)
 
 
-def test_from_dropped_photos_to_a_repaired_one(gradio, tab, networks, tmp_path):
+@pytest.fixture
+def seen(monkeypatch):
+    """Until this is set, an adaptation waits at its second step: a page that asks now and then may miss a short one."""
+    seen = threading.Event()
+
+    def adapt(photos, run, config, callback, *more, **options):
+        def told(stage, step, steps, detail):
+            callback(stage, step, steps, detail)
+            if (stage, step) == ("finetune", 2):
+                seen.wait(PATIENCE)
+
+        return real(photos, run, config, told, *more, **options)
+
+    real = jobs.adapt
+    monkeypatch.setattr(jobs, "adapt", adapt)
+    yield seen
+    seen.set()
+
+
+def test_from_dropped_photos_to_a_repaired_one(gradio, tab, networks, seen, tmp_path):
     """All of it, on real faces that have to be found first."""
     photos = damaged_copies(tmp_path / "noisy")
     downloads = tmp_path / "downloads"
@@ -335,6 +356,7 @@ def test_from_dropped_photos_to_a_repaired_one(gradio, tab, networks, tmp_path):
         tab.open("Advanced")
         tab.press("Adapt")
         tab.wait_for("left in this stage")
+        seen.set()
         tab.wait_for("Adapted. The verdict is under Result.")
         tab.picture("page_3_adapted")
         tab.press("3. Result")
