@@ -8,7 +8,6 @@ operations that PyTorch 2.1 lacks there. The marks are weak references to the me
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,6 +27,9 @@ TAKE_NUMBERS = {f"{a}{name}{b}" for name in ("add", "sub", "mul", "div", "truedi
 TAKE_NUMBERS |= {"_foreach_mul_"}  # as gradients are clipped by: PyTorch itself asks where they really lie
 LACKING = ("linalg_", "fft_", "isin", "svd", "qr", "cdist", "stft")
 PRESENT = {"linalg_norm", "linalg_vector_norm"}
+# Asked of a tensor all the time; the answers are no tensors, and the same on every device.
+PLAIN = {"shape", "size", "dim", "ndim", "dtype", "layout", "requires_grad", "is_floating_point", "numel", "stride"}
+LEAVES = {int, float, bool, str, type(None), torch.dtype, torch.device}
 
 
 class Refused(AssertionError):
@@ -61,7 +63,10 @@ class PretendedDevice(TorchFunctionMode):
     def holds(self, tensor: Tensor) -> bool:
         """Whether `tensor` lies on the device."""
         with torch._C.DisableTorchFunction():
-            memory = self._marked.get(tensor.untyped_storage()._cdata)
+            return self._holds(tensor)
+
+    def _holds(self, tensor: Tensor) -> bool:
+        memory = self._marked.get(tensor.untyped_storage()._cdata)
         return memory is not None and not memory.expired()
 
     # ------------------------------------------------------------ what PyTorch calls
@@ -71,7 +76,9 @@ class PretendedDevice(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in ("__get__", "__set__"):  # of a property of tensors
             name = getattr(getattr(func, "__self__", None), "__name__", name)
-        there = [tensor for tensor in tensors((args, kwargs)) if self.holds(tensor)]
+        if name in PLAIN:
+            return func(*args, **kwargs)
+        there = any(map(self._holds, tensors((args, kwargs))))
         if name == "device":
             return DEVICE if there else func(*args)
         if name in ("to", "cpu", "cuda"):
@@ -149,24 +156,32 @@ class Follower(TorchDispatchMode):
     def __init__(self, card: PretendedDevice) -> None:
         super().__init__()
         self.card = card
+        self._copies: dict[Any, bool] = {}  # operation -> whether it copies
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        copies = self.card.moving or "copy_" in str(func)
-        if not copies and any(self.card.holds(tensor) for tensor in tensors((args, kwargs))):
+        if func not in self._copies:
+            self._copies[func] = "copy_" in str(func)
+        if not (self.card.moving or self._copies[func]):
             with torch._C.DisableTorchFunction():
-                for tensor in tensors(made):
-                    self.card.mark(tensor)
+                if any(map(self.card._holds, tensors((args, kwargs)))):
+                    for tensor in tensors(made):
+                        self.card.mark(tensor)
         return made
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
+def tensors(value: Any) -> list[Tensor]:
     """All tensors in nested lists, tuples and tables."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from tensors(part)
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from tensors(part)
+    found: list[Tensor] = []
+    waiting = [value]
+    while waiting:  # a loop, and types before `isinstance`: this is called for every operation
+        part = waiting.pop()
+        if type(part) in LEAVES:
+            continue
+        if isinstance(part, Tensor):
+            found.append(part)
+        elif isinstance(part, list | tuple):
+            waiting += part
+        elif isinstance(part, dict):
+            waiting += part.values()
+    return found
