@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 KEY = "setting"
@@ -174,13 +175,19 @@ def setting_at(config: Any, path: str) -> Setting:
     """The setting at a dotted path. Raises ValueError, naming those that are near, if there is none."""
     import difflib
 
-    known = {found.path: found for found in settings_of(config)}
+    known = _by_path(config) if isinstance(config, type) else {found.path: found for found in settings_of(config)}
     if path in known:
         return known[path]
     by_name = [full for full in known if full.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]]
     near = by_name or difflib.get_close_matches(path, known, 3, 0.5)
     hint = f"; did you mean {' or '.join(near)}?" if near else "; 'bfr settings' lists them"
     raise ValueError(f"there is no setting {path!r}{hint}")
+
+
+@cache
+def _by_path(config: type) -> dict[str, Setting]:
+    """The settings of a dataclass: the flags of the command line ask for them hundreds of times."""
+    return {found.path: found for found in settings_of(config)}
 
 
 def check_settings(config: Any, owner: str = "") -> None:

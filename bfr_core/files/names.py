@@ -7,7 +7,10 @@ from pathlib import Path
 
 def printable(name: str | Path) -> str:
     """`name` on one line: line breaks, control and direction characters and undecodable bytes are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
+    text = str(name)
+    if text.isprintable():  # as nearly all are, and a page's pictures are long texts
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def numbered(path: Path, number: int) -> Path:
