@@ -31,11 +31,12 @@ def test_the_list_of_held_out_portraits_is_the_rule() -> None:
     assert listed == names[::5] and len(listed) == 150
 
 
-@pytest.fixture
-def pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Twenty faces a folder, each of one brightness of its own, packed by the command."""
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty faces a folder, each of one brightness of its own, packed by the command; tests have copies."""
+    shared = tmp_path_factory.mktemp("packed")
     for source in pack_faces.SOURCES:
-        folder = tmp_path / source
+        folder = shared / source
         folder.mkdir(parents=True)
         marks = {}
         below = source.partition("/")[2]
@@ -43,11 +44,19 @@ def pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             name = f"{i:02d}.png"
             Image.fromarray(np.full((256, 256, 3), 10 * i + 20, np.uint8)).save(folder / name)
             marks[f"{below}/{name}" if below else name] = {"landmarks": FACE}
-        (tmp_path / source.partition("/")[0] / "landmarks.json").write_text(json.dumps(marks))
-    out = tmp_path / "packed" / "faces.safetensors"
-    monkeypatch.setattr(sys, "argv", ["pack_faces", "--shared", str(tmp_path), "--out", str(out)])
-    pack_faces.main()
-    return out
+        (shared / source.partition("/")[0] / "landmarks.json").write_text(json.dumps(marks))
+    with pytest.MonkeyPatch.context() as patch:
+        out = str(shared / "packed/faces.safetensors")
+        patch.setattr(sys, "argv", ["pack_faces", "--shared", str(shared), "--out", out])
+        pack_faces.main()
+    return shared
+
+
+@pytest.fixture
+def pack(packed: Path, tmp_path: Path) -> Path:
+    """Those faces, for this test alone."""
+    shutil.copytree(packed, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "packed" / "faces.safetensors"
 
 
 def shades(tiles: Tensor) -> list[int]:
