@@ -12,8 +12,8 @@ tables of what is there are printed. Parts:
 - verdict: limits from every second person, words for the others, also where what was put before it is a stranger, or
   the mean of a person and a stranger.
 - acted: what the program itself says, by the limits that ship and with the damage that it measures: of the base's
-  faces, of the clean faces, and of these with another person's eyes, nose and mouth. Every sixth portrait, every fourth
-  of diverse/.
+  faces, an adapted restorer's and the clean faces, and of the first two with another person's eyes, nose and mouth. The
+  portraits that are not adapted to, and the faces of diverse/ but every fourth: by those the limits were looked at.
 - people: which of two photographs of a person, both damaged, are put together by `bfr faces --people`, and who is found
   by `bfr restore --person`. The limits of both were chosen on 38 others, every ninth from the first.
 - groups: how far damaged faces, the base's and an adapted restorer's are from the truth, group by group, and how many
@@ -64,12 +64,12 @@ from bfr_core.files.photos import read_image, replace_atomically
 from bfr_core.metrics.intervals import bootstrap_difference, wilson_interval
 from bfr_core.metrics.psnr import psnr
 from bfr_core.restoration.reference import LIMIT, Lender, Reference
-from bfr_core.restoration.same_person import LikenessMeter
+from bfr_core.restoration.same_person import LikenessMeter, at_side
 from bfr_core.restorers import Restorer, load_restorer
 from bfr_core.studies.benchmark import damaged, restored_by
 
-DAMAGES = ("camera_x4", "camera_x8", "sensor", "film_grain", "halftone", "motion_jpeg")
-SIZE = 128
+DAMAGES = ("camera_x4_iso1500", "camera_x8_iso1500", "sensor", "film_grain", "halftone", "motion_jpeg")
+SIZE = 256  # pixels of a face, as the embedded restorer takes it
 ORDER = ("second_photos", "portraits, held out", "diverse", "faces_t2i")
 RESTORED = ORDER[1:3]  # the restorer that ships has seen none of these
 PLAIN, LIKE, TRUE = "damaged and restored", "damaged and damaged again", "clean and restored"
@@ -80,7 +80,7 @@ EVERYONE = "everyone"
 CLOSE_PAIRS = 0.5  # the README of second_photos leaves out seven of its pairs for a strict test: their distance is more
 FALSE_ACCEPTS = 0.01
 PEOPLE_EVERY, PEOPLE_FIRST = 9, 4  # of so many people with two photographs one is taken; by others limits were chosen
-ACTED_EVERY = (6, 4)  # of so many faces of each of `RESTORED` one is taken
+LOOKED_AT = 4  # of so many faces of diverse/ the first was there when the limits of likeness were made
 PEOPLE_LIMITS = (0.45, 0.5, 0.55, 0.6)
 DRAWN_EVERY, MIN_GROUP = 10, 8  # faces of faces_t2i/ that are in no training; smaller groups of them are put together
 INFINITE = 9.0  # a distance that no two faces have
@@ -90,7 +90,6 @@ ALL = "all"
 QUANTILES = (0.05, 0.5, 0.95)
 RESULTS = Path(__file__).parent / "results" / "likeness.json"
 ADAPTED = Path(".training/adaptation")
-GROUP_DAMAGES = ("camera_x4_iso1500", "camera_x8_iso1500", "sensor", "film_grain", "halftone", "motion_jpeg")
 HELD_OUT = Path(__file__).parents[1] / "bfr_core" / "embedded" / "held_out.txt"
 Record = dict[str, Any]
 
@@ -316,47 +315,51 @@ def measure_restored(shared: Path, net: RecogniserNet) -> dict[str, list[Record]
 # ---------------------------------------------------------------- what the program says
 
 
-def measure_acted(shared: Path, net: RecogniserNet) -> dict[str, list[Record]]:
-    """Words for good restorations and for other people, set by set and damage by damage."""
+def measure_acted(shared: Path, net: RecogniserNet, folder: Path, damages: Sequence[str]) -> dict[str, list[Record]]:
+    """Words for good restorations and for other people, set by set and damage by damage; folder: see `adapted_to`."""
     from likeness_limits import swapped
 
-    meter = LikenessMeter()
+    meter, base = LikenessMeter(), load_restorer()
     records: list[Record] = []
-    diverse = sorted(json.loads((shared / "diverse" / "landmarks.json").read_text(encoding="utf-8")))
-    held_out = HELD_OUT.read_text(encoding="utf-8").split()
-    names = {"portraits": held_out[:: ACTED_EVERY[0]], "diverse": diverse[:: ACTED_EVERY[1]]}
-    for what, folder in zip(RESTORED, names, strict=True):
-        chosen = read_people(shared / folder, names[folder], net)[0].faces
-        for kind in DAMAGES:
-            lq = damaged(chosen, kind, 0, "measure")
-            restored = restored_by(meter.helper, lq)
-            other = chosen.roll(-1, 0)
-            put = {"the base's": restored, "the clean face": chosen, "another person's": swapped(restored, other)}
-            said = dict(zip(put, meter.judge(lq, *put.values(), helped=restored), strict=True))
+    sets = read_real(shared, net)
+    fresh = {RESTORED[0]: sets[RESTORED[0]].faces[1::2]}
+    fresh[RESTORED[1]] = torch.stack([face for i, face in enumerate(sets[RESTORED[1]].faces) if i % LOOKED_AT])
+    for kind in damages:
+        adapted, steps = adapted_to(kind, folder)
+        for what, clean in fresh.items():
+            lq = damaged(clean, kind, 0, "acted")
+            put = {"the base's": restored_by(base, lq), "the adapted one's": restored_by(adapted, lq)}
+            others = {f"{name}, another person": swapped(faces, clean.roll(-1, 0)) for name, faces in put.items()}
+            put |= {"the clean face": clean} | others
+            said = dict(zip(put, meter.judge(lq, *put.values()), strict=True))
             words = {name: {word: [one.word for one in of].count(word) for word in WORDS} for name, of in said.items()}
-            records.append({"set": what, "damage": kind, "faces": len(chosen), "words": words})
+            records.append({"set": what, "damage": kind, "steps": steps, "faces": len(clean), "words": words})
             print(f"acted {what}, {kind}: {words}", file=sys.stderr, flush=True)
     return {"acted": records}
 
 
 def measure_people(shared: Path, net: RecogniserNet) -> dict[str, list[Record]]:
-    """Two photographs of each of the people, damaged and restored by the base: who is put together, who is found."""
+    """Two photographs of each of the people, damaged and restored: who is put together, and who is found.
+
+    As the program does it, the small restorer serves to put together, and the one that ships to find.
+    """
     folder = shared / "second_photos"
     known = json.loads((folder / "landmarks.json").read_text(encoding="utf-8"))
     names = sorted(name for name, record in known.items() if record["distance"] < CLOSE_PAIRS)
     names = names[PEOPLE_FIRST::PEOPLE_EVERY]
     first, second = (read_people(place, names, net)[0] for place in (shared / "portraits", folder))
-    meter = LikenessMeter()
+    meter, base = LikenessMeter(), load_restorer()
     records: list[Record] = []
     for kind in ("none", *DAMAGES):
-        pair, says_who = [], []
-        for turn, faces in enumerate((first.faces, second.faces)):
-            lq = faces if kind == "none" else damaged(faces, kind, turn, "people")
-            pair.append(embed_faces(net, restored_by(meter.helper, lq)))
-            says_who.append(meter.says_who(lq))
+        photos = [first.faces, second.faces]
+        if kind != "none":
+            photos = [damaged(faces, kind, turn, "people") for turn, faces in enumerate(photos)]
+        pair = torch.stack([embed_faces(net, restored_by(meter.helper, at_side(lq))) for lq in photos], 1)
+        says_who = [meter.says_who(lq) for lq in photos]
+        found = embed_faces(net, restored_by(base, photos[1]))
         for limit in PEOPLE_LIMITS:
-            records.append({"damage": kind, "limit": limit} | grouped_record(torch.stack(pair, 1), limit, says_who))
-            records[-1] |= found_record(first.clean, pair[1], limit)
+            records.append({"damage": kind, "limit": limit} | grouped_record(pair, limit, says_who))
+            records[-1] |= found_record(first.clean, found, limit)
         print(f"people, {kind}: {records[-len(PEOPLE_LIMITS) :]}", file=sys.stderr, flush=True)
     return {"people": records}
 
@@ -540,7 +543,7 @@ PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     "groups": measure_groups,
     "references": measure_references,
 }
-TUNED = ("groups",)  # parts that measure tuned restorers
+TUNED = ("acted", "groups")  # parts that measure tuned restorers
 
 
 # ---------------------------------------------------------------- the tables
@@ -709,8 +712,8 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, help="the folder that holds portraits/, second_photos/ and the others")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="the others stay as they are")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--restorers", type=Path, default=ADAPTED, metavar="DIR", help="for the part groups")
-    parser.add_argument("--damages", nargs="+", choices=GROUP_DAMAGES, default=GROUP_DAMAGES, help="of the part groups")
+    parser.add_argument("--restorers", type=Path, default=ADAPTED, metavar="DIR", help="for the parts acted and groups")
+    parser.add_argument("--damages", nargs="+", choices=DAMAGES, default=DAMAGES, help="of these parts")
     args = parser.parse_args()
     if args.shared:
         result = json.loads(args.results.read_text(encoding="utf-8")) if args.results.is_file() else {}
