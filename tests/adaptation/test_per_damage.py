@@ -51,7 +51,8 @@ def whole(mixed_photos, config, tmp_path_factory):
     """An adaptation that was not stopped: its folder, its result, and (stage, step, steps, busy) at the beginning of
     every group and of every stage of a group: who asks whether a run is busy waits for the answer."""
     folder = tmp_path_factory.mktemp("whole")
-    at_work, begun = [], set()
+    at_work: list[tuple[str, int, int, bool]] = []
+    begun: set[str] = set()
 
     def callback(stage, step, steps, detail):
         if stage == "group":

@@ -930,7 +930,8 @@ def test_file_held_open_by_another_program_is_waited_for(tmp_path: Path, monkeyp
 
 def test_the_content_is_on_the_disk_before_the_file_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Else a machine that loses its power could leave an empty file in place of an older one."""
-    replace, order = os.replace, []
+    replace = os.replace
+    order: list[str | int] = []
 
     def named(source: Path, target: Path) -> None:
         order.append(Path(target).name)
