@@ -33,10 +33,15 @@ LONGEST = (
     "web/test_actions.py",
     "cli/test_commands.py",
     "adaptation/test_adapt.py",
+    "adaptation/test_good_faces.py",
+    "studies/test_verification.py",
+    "adaptation/test_per_damage.py",
+    "restorers/test_published.py",
+    "studies/test_paper_table.py",
     "restorers/test_published_tuning.py",
     "faces/test_detect.py",
+    "test_install.py",
     "test_every_file.py",
-    "studies/test_verification.py",
 )
 
 
