@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import time
-from itertools import combinations
+from itertools import combinations, cycle
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -285,7 +285,7 @@ return found.length;
 """
 SHOWN = """
 const pictures = [...document.querySelectorAll('img')].filter((i) => arguments[0].includes(i.alt));
-let next = pictures.find((i) => !i.naturalWidth) ?? pictures.at(-1);  // newer pages add more at the end
+let next = pictures.find((i) => !i.naturalWidth) ?? pictures.at(arguments[1]);
 while (next && !next.checkVisibility()) next = next.parentElement;  // hidden until it is loaded
 next?.scrollIntoView();  // they are loaded when they come into view
 return pictures.filter((i) => i.naturalWidth).map((i) => i.alt);
@@ -302,11 +302,13 @@ def test_the_template_browser_shows_them_with_their_pictures(comfy: Any, page: A
     page.set_window_size(1600, 1000)
     page.execute_script("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     until(lambda: page.execute_script(CHOOSE))
-    left = {path.stem for path in FILES}
+    names = {path.stem for path in FILES}
+    seen: set[str] = set()
+    ends = cycle([-1] * 9 + [0])  # newer pages add more at the end, and take away what is out of sight, loaded or not
 
     def all_seen() -> bool:
-        left.difference_update(page.execute_script(SHOWN, sorted(left)))  # some go when they are out of sight again
-        return not left
+        seen.update(page.execute_script(SHOWN, sorted(names), next(ends)))
+        return seen == names
 
     until(all_seen)
     time.sleep(1)
