@@ -3,7 +3,8 @@
     python tools/likeness_limits.py --shared DIR
 
 DIR holds portraits/ and faces_t2i/, of which the faces that are kept from all training are left out here, too. Each
-face is damaged in a few ways. Good restorations are the embedded restorer's and the clean face itself; other people are
+face is damaged in a few ways, half of them at 128 pixels and half at 256, because the same dots and grains hide more of
+a small face. Good restorations are the embedded restorer's of that size and the clean face itself; other people are
 both with another person's eyes, nose and mouth in the place of their own, as a restorer that changes the person leaves
 hair and surroundings. They are sorted into classes by how far the damaged face lies from the average one, because
 damage makes all faces alike, and each class gets its limits.
@@ -31,27 +32,30 @@ from bfr_core.faces.likeness import Calibration, calibrate
 from bfr_core.faces.recognise import NUMBERS, embed_faces
 from bfr_core.files.photos import read_image, replace_atomically
 from bfr_core.metrics.intervals import wilson_interval
+from bfr_core.pixels import resized
 from bfr_core.randomness import keyed_generator
-from bfr_core.restoration.same_person import LIMITS, SIDE, LikenessMeter, Limits
+from bfr_core.restoration.same_person import LIMITS, LikenessMeter, Limits
+from bfr_core.restorers import Restorer, load_restorer
 
 SOURCES = {"portraits": 5, "faces_t2i": 10}  # folder -> of so many names, in order, the first is kept from training
 PEOPLE = 60  # of each folder
 KINDS = ("blind", "sensor", "film_grain", "halftone", "motion_jpeg", "camera_x4", "camera_x8")
 DAMAGES = (("blind", 0.0), *((kind, strength) for strength in (0.5, 1.0) for kind in KINDS))
-EACH = 3  # damages a face
+EACH = 6  # damages a face, by turns at each size
+SIZE = 256  # pixels of the larger restorer's faces
 MISSED = 0.05  # of other people, at least, who may be passed over for the sake of good restorations
 EDGES = (0.5, 0.56)  # between the classes: distances of a damaged face from the average one
 INNER_CENTRE, INNER_RADII = (0.5, 0.6), (0.23, 0.28)  # of the part that makes a face somebody's, in crop widths
 
 
 def people_of(shared: Path, folder: str, every: int) -> Tensor:
-    """Clean standard crops of so many people, evenly chosen: (N, 3, S, S)."""
+    """Clean standard crops of so many people, evenly chosen: (N, 3, S, S) of the largest size."""
     records = json.loads((shared / folder / "landmarks.json").read_text(encoding="utf-8"))
     names = [name for i, name in enumerate(sorted(records)) if i % every]
     chosen = [names[i * len(names) // PEOPLE] for i in range(PEOPLE)]
     faces = [Face(np.array(records[name]["landmarks"])) for name in chosen]
     return torch.stack(
-        [crop_face(read_image(shared / folder / name), face, SIDE) for name, face in zip(chosen, faces, strict=True)]
+        [crop_face(read_image(shared / folder / name), face, SIZE) for name, face in zip(chosen, faces, strict=True)]
     ).clamp(0, 1)
 
 
@@ -79,14 +83,20 @@ class Found(NamedTuple):
     others: list[float]
 
 
-def found_of(meter: LikenessMeter, clean: Tensor, other: Tensor, kind: str, strength: float, key: int) -> Found | None:
-    """What is measured of one face (1, 3, S, S) and another person; None if the damaged face is not plainly one."""
+def found_of(
+    meter: LikenessMeter, restorer: Restorer, clean: Tensor, other: Tensor, kind: str, strength: float, key: int
+) -> Found | None:
+    """What is measured of one face (1, 3, S, S) and another person; None if the damaged face is not plainly one.
+
+    The damage is put on faces of the restorer's size.
+    """
+    clean, other = (resized(face, restorer.size).clamp(0, 1) for face in (clean, other))
     lq = degrade(clean, kind, keyed_generator(0, "limits", kind, key), strength).lq
-    restored = meter.helper.restore_each(lq)
-    candidates = torch.cat([restored, clean, swapped(restored, other), swapped(clean, other)])
     if not meter.readable(lq)[0]:
         return None
-    measured = meter.measure(lq.expand(4, -1, -1, -1), candidates, meter.noise_of(lq, restored).expand(4, -1, -1, -1))
+    restored = restorer.restore_each(lq)
+    candidates = torch.cat([restored, clean, swapped(restored, other), swapped(clean, other)])
+    measured = meter.measure(lq.expand(4, -1, -1, -1), candidates, meter.noise_of(lq).expand(4, -1, -1, -1))
     distances = measured.distance.tolist()
     return Found(measured.photos[0], embed_faces(meter.net, restored)[0], distances[:2], distances[2:])
 
@@ -132,12 +142,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=LIMITS)
     args = parser.parse_args()
     meter, found = LikenessMeter(limits=Limits(torch.zeros(NUMBERS), (), ())), []
+    restorers = (meter.helper, load_restorer())
     for folder, every in SOURCES.items():
         clean = people_of(args.shared, folder, every)
         for i in range(len(clean)):
             for turn in range(EACH):
                 kind, strength = DAMAGES[(EACH * i + turn) % len(DAMAGES)]
-                found.append(found_of(meter, clean[i][None], clean[i - 1][None], kind, strength, i))
+                restorer = restorers[turn % len(restorers)]
+                found.append(found_of(meter, restorer, clean[i][None], clean[i - 1][None], kind, strength, i))
             print(f"{folder}: {i + 1} of {len(clean)}", file=sys.stderr, flush=True)
     write_limits(args.out, limits_of([one for one in found if one]))
 
