@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .packages import read_requirements
@@ -38,12 +39,27 @@ def test(root: Path, arguments: Sequence[str]) -> int:
         ("mypy", ["mypy"]),
         ("pytest", ["pytest", "-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder", *arguments]),
     ]
-    for title, words in checks:
-        say(title)
-        code = call([python, "-m", *words], cwd=root)
-        if code:
-            return code
+    with compiling(python, root) as compiled:
+        for title, words in checks:
+            say(title)
+            if title == "pytest":
+                compiled.wait()
+            code = call([python, "-m", *words], cwd=root)
+            if code:
+                return code
     return 0
+
+
+@contextlib.contextmanager
+def compiling(python: str, root: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that compiles the tests and all that they import, beside the linters; else every worker would do so."""
+    words = [python, "-m", "pytest", "--collect-only", "-q"]
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(words, cwd=root, env=python_environment(), stdout=quiet, stderr=quiet) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def call(command: Sequence[str], cwd: Path | None = None) -> int:

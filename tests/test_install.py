@@ -9,7 +9,9 @@ import subprocess
 import sys
 import venv
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -433,14 +435,28 @@ def test_checks_stop_at_the_first_failure(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(environment, "prepare", lambda root: "python")
     monkeypatch.setattr(environment, "call", call)
+    monkeypatch.setattr(
+        environment, "compiling", lambda *_: nullcontext(SimpleNamespace(wait=lambda: calls.append(["waited"])))
+    )
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     assert run(str(ROOT), ["test", "--all", "-x"]) == 5
-    assert [words[0] for words in calls] == ["ruff", "ruff", "mypy", "pytest"]
+    assert [words[0] for words in calls] == ["ruff", "ruff", "mypy", "waited", "pytest"]
     assert calls[-1] == ["pytest", "-n", "3", "--dist", "loadfile", "--no-loadscope-reorder", "--all", "-x"]
     calls.clear()
     codes["mypy"] = 1
     assert run(str(ROOT), ["test"]) == 1
     assert calls[-1] == ["mypy"]
+
+
+def test_tests_are_compiled_once_and_no_process_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    (tmp_path / "test_one.py").write_text("def test_one(): assert 1 + 1 == 2\n")
+    with environment.compiling(sys.executable, tmp_path) as process:
+        process.wait()
+    assert process.returncode == 0 and list(tmp_path.rglob("test_one*.pyc"))
+    with environment.compiling(sys.executable, tmp_path) as process:  # a linter has failed meanwhile
+        pass
+    assert process.returncode is not None and process.returncode != 0
 
 
 def test_demo_passes_its_words_and_exit_code_on(monkeypatch: pytest.MonkeyPatch) -> None:
