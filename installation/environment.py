@@ -16,6 +16,7 @@ from .packages import read_requirements
 from .pip_runs import InstallError, NoNetwork, python_environment, run_quietly, run_shown, say, this_python
 
 WORKERS = 3  # of the tests, at most; each may hold two gigabytes
+WORKERS_OF_ALL = 2  # with --all; each may hold ten
 STAMP = "bfr-adapt-installed"  # in .venv: fingerprint of what was installed, written last
 
 
@@ -27,12 +28,13 @@ def demo(root: Path, arguments: Sequence[str]) -> int:
 def test(root: Path, arguments: Sequence[str]) -> int:
     """Linters, type checker, then pytest (slow and host tests only with --all); exit code of the first that fails.
 
-    A worker runs whole files, whose fixtures are made once so, in the order of `tests/conftest.py`. There is one worker
-    more than there are cores, because tests of pages and processes wait for a good part of their time. `arguments` are
-    pytest's and come last: `-n 0` runs the tests in one process, as a debugger needs.
+    A worker runs whole files, whose fixtures are made once so, in the order of `tests/conftest.py`. Without --all there
+    is one worker more than there are cores, because tests of pages and processes wait for a good part of their time.
+    `arguments` are pytest's and come last: `-n 0` runs the tests in one process, as a debugger needs.
     """
     python = prepare(root)
-    workers = min(WORKERS, (os.cpu_count() or 1) + 1)
+    cores = os.cpu_count() or 1
+    workers = min(WORKERS_OF_ALL, cores) if "--all" in arguments else min(WORKERS, cores + 1)
     checks = [
         ("ruff check", ["ruff", "check", "--output-format", "concise", "."]),
         ("ruff format --check", ["ruff", "format", "--check", "."]),

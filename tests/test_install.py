@@ -441,7 +441,9 @@ def test_checks_stop_at_the_first_failure(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     assert run(str(ROOT), ["test", "--all", "-x"]) == 5
     assert [words[0] for words in calls] == ["ruff", "ruff", "mypy", "waited", "pytest"]
-    assert calls[-1] == ["pytest", "-n", "3", "--dist", "loadfile", "--no-loadscope-reorder", "--all", "-x"]
+    assert calls[-1] == ["pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "--all", "-x"]
+    assert run(str(ROOT), ["test"]) == 5
+    assert calls[-1] == ["pytest", "-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"]
     calls.clear()
     codes["mypy"] = 1
     assert run(str(ROOT), ["test"]) == 1
