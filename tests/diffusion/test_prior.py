@@ -257,6 +257,26 @@ def test_a_checkpoint_of_a_wrapped_network_is_the_same_prior(narrow, tmp_path):
     assert torch.equal(load_prior(tmp_path / "wrapped.pth")(x, t)[0], load_prior(narrow)(x, t)[0])
 
 
+@pytest.mark.parametrize("kind", ["diffusers", "guided-diffusion"])
+def test_on_a_cpu_weights_lie_channels_last_and_say_the_same(tiny_prior, narrow, kind):
+    prior = load_prior(tiny_prior if kind == "diffusers" else narrow)
+
+    def lie(layout: torch.memory_format) -> bool:
+        kernels = [m.weight for m in prior.network.modules() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)]
+        return bool(kernels) and all(kernel.is_contiguous(memory_format=layout) for kernel in kernels)
+
+    image = torch.rand(1, 3, prior.size, prior.size, generator=torch.Generator().manual_seed(0))
+    answer, _ = prior(image, T[:1])
+    assert lie(torch.channels_last)
+    prior.network.to(memory_format=torch.contiguous_format)
+    plain, _ = prior(image, T[:1])
+    assert torch.allclose(answer, plain, rtol=1e-4, atol=1e-5)
+    prior.to("cpu")
+    assert lie(torch.channels_last)
+    prior.to("meta")
+    assert lie(torch.contiguous_format)
+
+
 def test_a_prior_with_a_layer_missing_is_one_clear_line(narrow, tmp_path):
     state = torch.load(narrow, weights_only=True)
     del state["middle_block.1.qkv.weight"]
