@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from typing import Literal, TypeVar, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import first_line
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+Network = TypeVar("Network", bound=nn.Module)
 Precision = Literal["auto", "float32", "bfloat16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
@@ -54,6 +55,17 @@ def check_precision(precision: Precision) -> Precision:
 def default_precision(device: torch.device) -> Precision:
     """What "auto" means on this device, by its hardware alone: bfloat16 where it is native, else float32."""
     return "bfloat16" if has_bfloat16(device) else "float32"
+
+
+def lay_out(network: Network) -> Network:
+    """`network`, all on one device, with its weights channels last on a CPU, and so all that its convolutions compute.
+
+    There bfloat16 takes a third to two thirds of the time for it. On a GPU, PyTorch's group norm would copy every image
+    back and forth.
+    """
+    device = next((weight.device.type for weight in network.parameters()), "cpu")
+    layout = torch.channels_last if device == "cpu" else torch.contiguous_format
+    return network.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
 def choose_device(name: str = "auto") -> torch.device:

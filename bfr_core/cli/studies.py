@@ -228,7 +228,10 @@ def add_commands(commands: Commands) -> None:
     )
     sub.add_argument("--reading", choices=tuple(READINGS), default="ratio", help=text)
     sub.add_argument("--faces", type=int, default=200, metavar="N", help="How many faces are used at most (200).")
-    text = "Also tune by the published recipe: as many steps as ours, without LPIPS where its file is not here."
+    text = (
+        "Also tune by the published recipe: as many steps as ours, in the same precision, without LPIPS where its file "
+        "is not here."
+    )
     sub.add_argument("--published", action="store_true", help=text)
     text = "Halves of the faces, or published: 2,500 to adapt to and 500 to measure on, always the same (halves)."
     sub.add_argument("--split", choices=SPLITS, default="halves", help=text)

@@ -197,15 +197,18 @@ def bench_paper(
 
 
 def published_settings(restorer: Restorer, config: AdaptConfig, reading: str) -> AdaptConfig:
-    """The published recipe as it is compared with `config`: with as many steps, the same random numbers, and without
-    LPIPS where its file is not on this machine.
+    """The published recipe as it is compared with `config`: with as many steps, the same random numbers and precision,
+    and without LPIPS where its file is not on this machine. On a CPU its discriminator of 256 pixels takes a sixth of
+    the time in bfloat16.
 
     With the reading "pixels" N shrinks with the face, as the sets do; with "ratio" it is the published one.
     """
     values: dict[str, Any] = {
         "finetune.iterations": config.finetune.iterations,
         "finetune.seed": config.finetune.seed,
+        "finetune.precision": config.finetune.precision,
         "targets.seed": config.targets.seed,
+        "targets.precision": config.targets.precision,
         "targets.batch_size": config.targets.batch_size,
     }
     own = recipe_of(restorer, PUBLISHED_RECIPE)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpointed
 
-from ..device import autocast, halving, is_out_of_memory
+from ..device import autocast, halving, is_out_of_memory, lay_out
 from ..restorers import Restorer
 from ..restorers.low_rank import add_low_rank, merge_low_rank
 from .batches import Faces, Material, Pairs, SharpFaces, anchor_faces, batch_of, micro_batches, split, taken_for_real
@@ -161,7 +161,8 @@ def begin(restorer: Restorer, config: FinetuneConfig) -> Tuning:
         switch_on(net)
     tuning = Tuning(net, ema, torch.optim.Adam(tuned, config.lr, betas=config.betas), weights_of(ema))
     if config.adversarial and not restorer.tuned_by_codes:
-        tuning.critic = seeded_discriminator(config.discriminator_features, config.seed).to(restorer.device)
+        critic = seeded_discriminator(config.discriminator_features, config.seed).to(restorer.device)
+        tuning.critic = lay_out(critic)
         parameters = tuning.critic.parameters()
         tuning.critic_optimizer = torch.optim.Adam(parameters, config.lr, betas=config.critic_betas)
     return tuning

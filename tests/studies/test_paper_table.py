@@ -113,6 +113,7 @@ def test_the_published_recipe_is_a_row_and_what_is_changed_of_it_is_said(
     assert set(after) - set(before) == {"published recipe"} and all(after[row] == before[row] for row in before)
     (note,) = (note for note in found["notes"] if note.startswith("published recipe: "))
     assert "finetune.iterations 1 (20000)" in note and "finetune.perceptual 0.0 (0.4)" in note
+    assert "finetune.precision auto (float32)" in note and "targets.precision auto (float32)" in note
     assert "targets.sampler.factor 1 (16)" in note  # 16 of 512 pixels are 1 of 32
     text = (tmp_path / "out" / "table.txt").read_text()
     assert any(line.startswith("published recipe  ") for line in text.splitlines()) and note in text
