@@ -26,7 +26,7 @@ MIXED_TEXT = (
     "restored, each face goes to the restorer for its damage, or to the base if it belongs to no group."
 )
 FIRST_LOOK_TEXT = (
-    "A first look adapts to three faces in about two minutes, shows them before and after, says how long all faces "
+    "A first look adapts to three faces in a few minutes, shows them before and after, says how long all faces "
     "will take, and stops there."
 )
 

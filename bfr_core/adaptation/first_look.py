@@ -1,4 +1,4 @@
-"""A first look before an adaptation: three faces, about two minutes, before and after.
+"""A first look before an adaptation: three faces, a few minutes, before and after.
 
 It calls the adaptation's own stages on a run of its own inside the run, in which nothing else changes.
 """

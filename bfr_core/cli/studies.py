@@ -175,7 +175,7 @@ def add_commands(commands: Commands) -> None:
 
     sub = commands.add(
         demo,
-        "See it work with the embedded models, on drawn faces and on two real photographs.",
+        "See it work with the embedded models, on faces that come with the program and on two real photographs.",
         group=STUDIES,
         goes_on=True,
     )
