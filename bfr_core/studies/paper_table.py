@@ -28,6 +28,7 @@ from ..adaptation.run import Run
 from ..adaptation.tuning import perceptual_term
 from ..damage.camera import CAMERA_TO_SRGB, PUBLISHED_SIZE, READINGS, SENSOR_NOISE, published_kind
 from ..diffusion.prior import Prior
+from ..files.ownership import refuse_foreign
 from ..files.photos import printable, read_image, replace_atomically, write_image
 from ..files.records import fingerprint, read_json, write_json
 from ..metrics.intervals import Interval
@@ -162,6 +163,7 @@ def bench_paper(
 
         def cell(kind: str, before: int) -> dict[str, Any]:
             path = run.folder / "cells" / f"{kind}.json"
+            refuse_foreign(path)  # now, and not when the first row is made
             done = read_cell(path, made_from)
 
             def tell() -> None:
@@ -170,8 +172,8 @@ def bench_paper(
 
             def keep(row: str, restored: Tensor, more: dict[str, Any]) -> None:
                 done[row] = judge.record(restored) | more
-                write_image(pictures / kind / f"{row.replace(',', '').replace(' ', '_')}.png", strip(restored))
                 write_json(path, {"made_from": made_from, "rows": done})
+                write_image(pictures / kind / f"{row.replace(',', '').replace(' ', '_')}.png", strip(restored))
                 tell()
 
             tell()

@@ -121,6 +121,20 @@ def test_the_published_recipe_is_a_row_and_what_is_changed_of_it_is_said(
     assert "published recipe" in json.loads(capsys.readouterr().out)["sets"]["4x ISO 1500"]
 
 
+def test_a_cell_that_somebody_else_wrote_is_refused_before_anything_is_made(
+    command, untuned, tmp_path, capsys, monkeypatch
+):
+    asked = [*command[: command.index("--sets")], "--sets", "camera_x4_iso1500", *command[-5:]]
+    assert main(asked) == 0
+    cell = tmp_path / "out" / "cells" / "camera_x4_iso1500.json"
+    cell.write_text("{}")
+    capsys.readouterr()
+    monkeypatch.setattr(paper_table, "run_cell", lambda *_: pytest.fail("rows were made that cannot be kept"))
+    assert main(asked) == 2
+    assert "camera_x4_iso1500.json: was not written by this program" in capsys.readouterr().err
+    assert cell.read_text() == "{}"
+
+
 def test_halves_are_drawn_by_lot_and_share_no_face():
     names = [str(i) for i in range(20)]
     adapt_to, measure_on = halves(names, 12, 0)
