@@ -7,10 +7,9 @@ For every restorer and the prior: restoring or one sampling step, and the second
 measured in a process of its own, which loads files made before, after one run that prepares; seconds are those of the
 batch by its faces. A line that ran out of memory says so, also where the tuning went on with fewer faces a pass. The
 ratio compares `Restorer.restore` with the network as spandrel builds it in a loop, face by face, in the same process:
-each three times, in turn, the quickest counts; of the prior, with the same network whose weights lie as they were
-saved, twice. Memory on a CPU is the most that the process held, Python and PyTorch
-included. On a shared machine times mean nothing. With --work every line is kept as it is measured, and the same command
-goes on from there.
+each three times, in turn, the quickest counts. The prior is compared, twice, with the same network whose weights lie
+as they were saved. Memory on a CPU is the most that the process held, Python and PyTorch included. On a shared machine
+times mean nothing. With --work every line is kept as it is measured, and the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -84,7 +83,9 @@ def measure(path: Path, what: str, precision: str, batch: int, device: torch.dev
             peak = peak_memory(str(device))
             plain = load_prior(path).to(device)
             plain.network.to(memory_format=torch.contiguous_format)
-            turns = [(seconds_of(lambda: network(x, t), device), seconds_of(lambda: plain(x, t), device)) for _ in "ab"]
+            turns = [
+                (seconds_of(lambda: network(x, t), device), seconds_of(lambda: plain(x, t), device)) for _ in range(2)
+            ]
         seconds, alone = (min(times) for times in zip(*turns, strict=True))
         extra = {"ratio to the bare network": f"{seconds / alone:.2f}", "peak memory": peak}
     elif what == "restore":

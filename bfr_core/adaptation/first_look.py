@@ -37,7 +37,7 @@ from .tuning import judge_tuning, save_tuned, tune
 log = logging.getLogger(__name__)
 
 FACES = 3
-SECONDS = 120.0  # that the whole first look takes
+SECONDS = 120.0  # that it is to take; the search for the damage may leave the tuning its least
 MIN_SECONDS = 20.0  # that are spent on the tuning at least
 MAX_PHOTOS = 24  # photos that are searched for faces at most
 PICTURES = ("damaged", "before", "after", "target")  # the folders that its pictures are in

@@ -200,7 +200,7 @@ def bench_paper(
 
 def published_settings(restorer: Restorer, config: AdaptConfig, reading: str) -> AdaptConfig:
     """The published recipe as it is compared with `config`: with as many steps, the same random numbers and precision,
-    and without LPIPS where its file is not on this machine. On a CPU its discriminator of 256 pixels takes a sixth of
+    and without LPIPS where its file is not on this machine. On a CPU its discriminator of 256 pixels takes a fifth of
     the time in bfloat16.
 
     With the reading "pixels" N shrinks with the face, as the sets do; with "ratio" it is the published one.
