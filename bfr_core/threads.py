@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import MutableMapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -19,17 +20,31 @@ BUSY_SHARE = 0.5  # share of the cores: above this load the machine counts as bu
 SMALL_WORK = 1e8  # bytes of weights times pixels of a face; a network below this gets one thread
 DEFAULT_SIDE = 512  # pixels of a face a side, where a file does not say it
 MAX_HEADER = 1 << 24  # bytes of what stands at the beginning of a .safetensors file
+# Looks at what runs now, and seconds between them: a job that waits for its disk is missed by a single one.
+LOOKS, BETWEEN_LOOKS = 3, 0.005
 POLICY, COUNT = "OMP_WAIT_POLICY", "OMP_NUM_THREADS"
 # Options of the command line that name the networks of a command; of the others that is --restorer and --prior.
 NETWORKS_OF = {"restore": ("--restorer",), "export": (), "ui": ()}
 
 
-def load_of_others() -> float:
-    """Mean number of processes that wanted to run in the last minute; 0 where the system does not tell (Windows)."""
+def load_of_others(table: Path = Path("/proc/loadavg")) -> float:
+    """How many other threads want to run: the mean of the last minute, or fewer if so few do now (Linux says so).
+
+    0 where the system does not tell (Windows). A mean alone would take a machine for busy for a minute after a large
+    job has ended. table: where Linux says how many threads run, this one among them.
+    """
     try:
-        return os.getloadavg()[0]
+        mean = os.getloadavg()[0]
     except (AttributeError, OSError):
         return 0.0
+    running = []
+    for _ in range(LOOKS):
+        try:
+            running.append(int(table.read_text(encoding="ascii").split()[3].partition("/")[0]) - 1)
+        except (OSError, ValueError, IndexError):
+            return mean
+        time.sleep(BETWEEN_LOOKS)
+    return min(mean, float(max(running)))
 
 
 def prepare_threads(

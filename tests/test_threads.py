@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from bfr_core.cli import main
-from bfr_core.threads import prepare_threads
+from bfr_core.threads import load_of_others, prepare_threads
 
 
 @pytest.mark.parametrize(("load", "cores", "passive"), [(0.2, 2, False), (1.6, 2, True), (1.6, 8, False)])
@@ -20,6 +21,23 @@ def test_threads_sleep_on_a_busy_machine(load: float, cores: int, passive: bool)
     environ: dict[str, str] = {}
     prepare_threads(["adapt"], environ, load, cores)
     assert environ == ({"OMP_WAIT_POLICY": "PASSIVE"} if passive else {})
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ("1.90 1.20 0.60 1/99 1234", 0.0),  # a large job has just ended
+        ("1.90 1.20 0.60 3/99 1234", 1.9),
+        ("1.90 1.20 0.60 2/99 1234", 1.0),
+        ("1.90 1.20 0.60", 1.9),  # another system's
+        (None, 1.9),
+    ],
+)
+def test_what_has_just_ended_is_no_load(table: str | None, expected: float, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.9, 1.2, 0.6), raising=False)
+    if table is not None:
+        (tmp_path / "loadavg").write_text(table, encoding="ascii")
+    assert load_of_others(tmp_path / "loadavg") == expected
 
 
 def test_a_servers_threads_sleep_whatever_the_load_at_its_start() -> None:

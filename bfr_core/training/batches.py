@@ -191,16 +191,21 @@ def pair_of(face: int, pairs: Pairs, examples: Tensor | None, sharp: SharpFaces 
     return pairs[face]
 
 
-def anchor_faces(
-    pairs: Pairs, train: list[int], step: int, config: FinetuneConfig, examples: Tensor | None = None
-) -> Tensor:
-    """Pseudo targets and examples under ordinary blind damage: (B, 3, S, S), B the anchor's share of the batch."""
+def anchor_faces(faces: Material, step: int, config: FinetuneConfig) -> Tensor:
+    """Sharp faces, where there are any, or else pseudo targets, and examples, under ordinary blind damage.
+
+    (B, 3, S, S), B the anchor's share of the batch. Pseudo targets are softer than faces are: what the base makes of
+    them teaches softness.
+    """
     generator = keyed_generator(config.seed, "anchor", step)
     count = max(1, round(config.anchor * config.batch_size))
-    chosen = torch.randint(len(train), (count,), generator=generator).tolist()
-    clean = torch.stack([pairs[train[i]][1] for i in chosen])
-    if examples is not None:
-        clean = with_examples(clean, examples, examples_share(examples), config.seed, "anchor example", step)
+    sharp = faces.sharp if faces.sharp is not None and config.sharp else None
+    known = sharp.trained_on if sharp else len(faces.train)
+    chosen = torch.randint(known, (count,), generator=generator).tolist()
+    clean = torch.stack([sharp.faces[i] if sharp else faces.pairs[faces.train[i]][1] for i in chosen])
+    if faces.examples is not None:
+        share = examples_share(faces.examples)
+        clean = with_examples(clean, faces.examples, share, config.seed, "anchor example", step)
     return degrade(clean, "blind", generator).lq
 
 

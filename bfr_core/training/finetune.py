@@ -229,7 +229,7 @@ def anchor_gradients(
     size: of a pass, in faces.
     """
     total = 0.0
-    damaged = anchor_faces(faces.pairs, faces.train, step, config, faces.examples)
+    damaged = anchor_faces(faces, step, config)
     for lq in (damaged[places] for places in team.passes(len(damaged), config.micro_batch, size)):
         with autocast(student.device, config.precision):
             loss = weighted(objective.anchor(student, student.placed(lq)), config.weights)

@@ -9,7 +9,7 @@ from bfr_core.damage.estimate import KnownDamage
 from bfr_core.damage.family import Photographed
 from bfr_core.damage.spectra import ring_middles
 from bfr_core.damage.transplant import transplanted
-from bfr_core.training.batches import SharpFaces, micro_batches, split
+from bfr_core.training.batches import Material, SharpFaces, anchor_faces, micro_batches, split
 from bfr_core.training.config import FinetuneConfig
 
 CONFIG = FinetuneConfig(batch_size=4, micro_batch=2)
@@ -93,3 +93,25 @@ def test_a_damage_of_the_family_has_noise_of_its_own_for_each_face_and_donor(pai
         by_face.setdefault(key, []).append(lq.flip(-1) if mirrored else lq)
     several = next(lqs for lqs in by_face.values() if len(lqs) > 1)
     assert not torch.equal(several[0], several[1])
+
+
+def test_old_skills_are_kept_on_sharp_faces_where_there_are_any(pairs, sharp, monkeypatch):
+    """Pseudo targets are softer than faces: what the base makes of them would teach softness."""
+    monkeypatch.setattr("bfr_core.training.batches.degrade", lambda clean, *_: type("Damaged", (), {"lq": clean}))
+    config, train = replace(CONFIG, batch_size=24, anchor=1.0, sharp=0.5), list(range(0, 12, 2))
+
+    def of(faces, known):
+        return [any(torch.equal(face, one) for one in known) for face in faces]
+
+    targets = [pairs[i][1] for i in train]
+    clean = anchor_faces(Material(pairs, train, [], sharp=sharp), 0, config)
+    assert len(clean) == 24 and all(of(clean, sharp.faces[: sharp.trained_on])) and not any(of(clean, targets))
+    for faces, settings in (
+        (Material(pairs, train, []), config),
+        (Material(pairs, train, [], sharp=sharp), replace(config, sharp=0.0)),  # offered, but not asked for
+    ):
+        assert all(of(anchor_faces(faces, 0, settings), targets))
+    examples = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    clean = anchor_faces(Material(pairs, train, [], examples, sharp=sharp), 0, config)
+    good = of(torch.cat([clean, clean.flip(-1)]), examples)
+    assert 4 <= sum(good) <= 20, "the user's good faces stand for half of them"
