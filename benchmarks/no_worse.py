@@ -38,7 +38,7 @@ from bfr_core.faces.detect import load_detector
 from bfr_core.faces.recognise import chip_of, embed, load_recogniser
 from bfr_core.files.photos import read_image, replace_atomically, write_image
 from bfr_core.metrics.detail import sharpness
-from bfr_core.metrics.gmsd_vif import gmsd
+from bfr_core.metrics.gmsd import gmsd
 from bfr_core.metrics.intervals import wilson_interval
 from bfr_core.metrics.psnr import psnr
 from bfr_core.pixels import gaussian_blur

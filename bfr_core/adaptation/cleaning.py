@@ -2,7 +2,8 @@
 
 `diffusion.noise_level` reads the level off the noise itself. It finds none where the noise is coarser than single
 pixels, as in a photo that was enlarged. Here sharp faces are given the folder's estimated damage, cleaned at several
-levels, and restored by the base; the level is taken at which they come nearest to the truth.
+levels, and restored by the base; the level is taken at which they come nearest to the truth by PSNR, among those at which
+their edges are no further from it: a prior that cleans too much draws wisps, for which PSNR has no eye.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from torch import Tensor
 from ..damage.estimate import FolderDamage
 from ..diffusion.prior import Prior
 from ..faces.sharp_faces import SharpFaces
+from ..metrics.gmsd import gmsd
 from ..metrics.psnr import psnr
 from ..restorers import Restorer
 from .folder_damage import model_of, restored_for_estimate
@@ -28,6 +31,13 @@ KNOWN = 8  # sharp faces that are tried
 LEVELS = (0, 4, 8, 16, 32)  # of `LEVELS_OF` steps
 LEVELS_OF = 250
 LEAST_GAIN = 0.05  # dB: another level that is better by less is as good as the one that was read off the noise
+
+
+class Answer(NamedTuple):
+    """Means over the known faces: psnr in dB, higher is better; gmsd, see there, lower is better."""
+
+    psnr: float
+    gmsd: float
 
 
 def level_by_known_answers(
@@ -49,40 +59,44 @@ def level_by_known_answers(
     pairs = zip(sharp, (i % len(lq) for i in range(len(sharp))), strict=True)
     given = torch.stack([model.put_on(face, lq[i], restored[i], seed) for seed, (face, i) in enumerate(pairs)])
 
-    def score(level: int) -> float:
+    def answer(level: int) -> Answer:
         found = restored_for_estimate(given, base, prior, replace(config, t_clean=level))
-        return float(psnr(found, sharp).mean())
+        return Answer(float(psnr(found, sharp).mean()), float(gmsd(found, sharp).mean()))
 
     assert isinstance(config.t_clean, int)
-    return _best_level(score, config.t_clean, config.sampler.num_steps, callback)
+    return _best_level(answer, config.t_clean, config.sampler.num_steps, callback)
 
 
 def _best_level(
-    score: Callable[[int], float], own: int, num_steps: int, callback: Callable[[int, int], None] | None = None
+    answer: Callable[[int], Answer], own: int, num_steps: int, callback: Callable[[int, int], None] | None = None
 ) -> int:
-    """The level of the highest score among some, and between the best of them and its neighbours; `own` if that is
-    nearly as good."""
+    """The level of the highest PSNR among some, and between the best of them and its neighbours, whose GMSD is no
+    worse than at level 0 and at `own`; `own` if it is one of them and nearly as good."""
     coarse = {own, *(round(level * num_steps / LEVELS_OF) for level in LEVELS)}
     levels = sorted(level for level in coarse if level == own or level < num_steps // 4)
-    scores: dict[int, float] = {}
+    answers: dict[int, Answer] = {}
+
+    def harmless(level: int) -> bool:
+        return answers[level].gmsd <= min(answers[0].gmsd, answers[own].gmsd)
 
     def tried(some: list[int], total: int) -> int:
         for level in some:
-            scores[level] = score(level)
+            answers[level] = answer(level)
             if callback:
-                callback(min(len(scores), total), total)
-        return max(scores, key=lambda level: scores[level])
+                callback(min(len(answers), total), total)
+        return max(filter(harmless, answers), key=lambda level: answers[level].psnr)
 
     total = len(levels) + 2
     best = tried(levels, total)
     place = levels.index(best)
     between = {(best + levels[i]) // 2 for i in (place - 1, place + 1) if 0 <= i < len(levels)}
-    best = tried(sorted(between - scores.keys()), total)
-    log.info("PSNR of sharp faces with the folder's damage, cleaned at some levels and restored: %s", _shown(scores))
+    best = tried(sorted(between - answers.keys()), total)
+    log.info("sharp faces with the folder's damage, cleaned at some levels and restored: %s", _shown(answers))
     if callback:
         callback(total, total)
-    return best if scores[best] - scores[own] >= LEAST_GAIN else own
+    nearly = harmless(own) and answers[best].psnr - answers[own].psnr < LEAST_GAIN
+    return own if nearly else best
 
 
-def _shown(scores: dict[int, float]) -> str:
-    return ", ".join(f"{level}: {scores[level]:.2f} dB" for level in sorted(scores))
+def _shown(answers: dict[int, Answer]) -> str:
+    return ", ".join(f"{level}: {answers[level].psnr:.2f} dB, GMSD {answers[level].gmsd:.4f}" for level in sorted(answers))

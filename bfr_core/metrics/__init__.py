@@ -8,12 +8,13 @@ trained on anything; those are in `optional`.
 from .colour import colour_matched
 from .detail import DETAIL_SIGMA, high_band, high_band_correlation, high_band_energy_ratio, sharpness
 from .fid import FID_MIN_FACES, FeatureStatistics, fid, frechet_distance, statistics_of
-from .gmsd_vif import fsim, gmsd, vif
+from .gmsd import gmsd
 from .intervals import Interval, bootstrap_difference, bootstrap_interval, student_difference, wilson_interval
 from .kid import KID_MIN_SIDE, kid, kid_features, paired_kid
 from .low_band import low_band_consistency
 from .psnr import PSNR_CAP, psnr, psnr_after_affine_fit, psnr_matched
 from .ssim import ssim, ssim_matched
+from .vif_fsim import fsim, vif
 
 __all__ = [
     "DETAIL_SIGMA",

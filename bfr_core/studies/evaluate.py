@@ -170,7 +170,7 @@ def evaluate(
         notes += _against_the_clean_set(rows, features, seen, len(faces), sizes, seed)
         notes += notes_on_networks(networks, len(faces), bool(seen[CLEAN]))
         if not _has_piq():
-            notes.append("GMSD, VIF and FSIM are left out: they need the package piq (pip install piq)")
+            notes.append("VIF and FSIM are left out: they need the package piq (pip install piq)")
     else:
         notes += _notes_without_truth(alone, lq is not None)
     if reference is not None:
@@ -265,7 +265,7 @@ def _notes_without_truth(alone: Mapping[str, object], has_lq: bool) -> list[str]
 def face_measures(restored: Tensor, hq: Tensor, only: Sequence[str] = tuple(MEASURES)) -> dict[str, Tensor]:
     """Every per-image measure that this installation and image size allow: key of `MEASURES` -> (B,).
 
-    restored, hq: (B, 3, H, W) in [0, 1]. only: those that are wanted. GMSD, VIF and FSIM need piq and are absent
+    restored, hq: (B, 3, H, W) in [0, 1]. only: those that are wanted. VIF and FSIM need piq and are absent
     without it; SSIM needs 11 x 11 pixels, VIF and FSIM 41 x 41, landmarks and what the recogniser sees a square of 64.
     The recogniser is in no loss, so that nothing was tuned to please it. Of many faces some are measured at a time, so
     that memory does not grow with them. Raises ValueError if the shapes differ.
@@ -284,10 +284,10 @@ def face_measures(restored: Tensor, hq: Tensor, only: Sequence[str] = tuple(MEAS
     side = min(hq.shape[-2:])
     if side >= 11:
         measures["ssim"], measures["ssim_matched"] = metrics.ssim, metrics.ssim_matched
-    if _has_piq():
+    if side >= 6:
         measures["gmsd"] = metrics.gmsd
-        if side >= 41:
-            measures["vif"], measures["fsim"] = metrics.vif, metrics.fsim
+    if side >= 41 and _has_piq():
+        measures["vif"], measures["fsim"] = metrics.vif, metrics.fsim
     if hq.shape[-1] == hq.shape[-2] >= 64:
         measures["landmarks"] = _landmark_distance
         measures["feature_distance"] = lambda a, b: feature_distance(_recogniser(), a, b)

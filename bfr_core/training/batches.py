@@ -109,8 +109,8 @@ def micro_batches(
     """The faces of one step, mirrored at random, some with another face's damage; fixed by the seed and the step.
 
     passes: places in the step's batch of the faces of each batch that is made; by default micro-batches of all faces.
-    filters: see `batch_of`. examples: see `finetune`; example i has the key -1 - i. sharp: whose face i has the
-    key len(pairs) + i, and always a donor.
+    filters: see `batch_of`. examples: see `finetune`; example i has the key -1 - i, and always a donor. sharp: whose
+    face i has the key len(pairs) + i, and always a donor; a share of them are examples, see `examples_share`.
     """
     first = step * config.batch_size
     chosen: list[tuple[int, bool]] = []
@@ -136,6 +136,10 @@ def micro_batches(
             if chance < config.sharp:
                 chosen[-1] = (len(pairs) + int(which * sharp.trained_on), mirrored)
                 donors[-1] = train[int(donor * len(train))]
+                if examples is not None:
+                    chance, which = torch.rand(2, generator=keyed_generator(config.seed, "good", position)).tolist()
+                    if chance < examples_share(examples):
+                        chosen[-1] = (-1 - int(which * len(examples)), mirrored)
     if passes is None:
         passes = ALONE.passes(config.batch_size, config.micro_batch, config.micro_batch)
     seen = seen_by_perceptual(step, config)
@@ -171,7 +175,7 @@ def batch_of(
         lq, target = pair_of(face, pairs, examples, sharp)
         if donor is not None:
             damaged, clean = pairs[donor]
-            if sharp is not None and face >= len(pairs):
+            if sharp is not None and not 0 <= face < len(pairs):
                 lq = sharp.damage.put_on(target, damaged, clean, key=face * len(pairs) + donor)
             else:
                 if donor not in filters:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from bfr_core.adaptation import cleaning, target_stage
-from bfr_core.adaptation.cleaning import LEVELS, level_by_known_answers
+from bfr_core.adaptation.cleaning import LEVELS, Answer, level_by_known_answers
 from bfr_core.adaptation.config import SMALL, FaceConfig
 from bfr_core.adaptation.faces import collect_faces
 from bfr_core.adaptation.folder_damage import estimated, restored_for_estimate
@@ -27,21 +27,28 @@ from bfr_core.restorers import load_restorer
 @pytest.mark.parametrize(("best", "own", "expected"), [(6, 0, 6), (12, 10, 13), (0, 8, 0), (25, 16, 24), (62, 0, 32)])
 def test_the_best_level_is_found_between_those_that_are_tried(best: int, own: int, expected: int) -> None:
     steps: list[tuple[int, int]] = []
-    found = cleaning._best_level(lambda t: 30 - 0.1 * abs(t - best), own, 250, lambda *said: steps.append(said))
+    found = cleaning._best_level(lambda t: Answer(30 - 0.1 * abs(t - best), 0.1), own, 250, lambda *said: steps.append(said))
     assert found == expected
     assert steps[-1][0] == steps[-1][1] and len(steps) <= len(LEVELS) + 4
 
 
 def test_a_level_that_is_hardly_better_changes_nothing_and_few_steps_have_few_levels() -> None:
-    assert cleaning._best_level(lambda t: 30 - 0.004 * abs(t - 8), 5, 250) == 5
+    assert cleaning._best_level(lambda t: Answer(30 - 0.004 * abs(t - 8), 0.1), 5, 250) == 5
     tried: list[int] = []
 
-    def score(level: int) -> float:
+    def answer(level: int) -> Answer:
         tried.append(level)
-        return 30.0
+        return Answer(30.0, 0.1)
 
-    assert cleaning._best_level(score, 1, 20) == 1
+    assert cleaning._best_level(answer, 1, 20) == 1
     assert max(tried) < 20 // 4 and len(tried) == len(set(tried))
+
+
+@pytest.mark.parametrize(("harmless_to", "own", "expected"), [(32, 0, 32), (10, 0, 8), (3, 0, 2), (0, 0, 0), (2, 4, 2)])
+def test_a_level_that_spoils_edges_is_not_taken_however_high_its_psnr(harmless_to, own, expected) -> None:
+    """PSNR rises with every level here, but beyond one of them the prior draws wisps."""
+    found = cleaning._best_level(lambda t: Answer(25 + 0.03 * t, 0.14 + 0.01 * (t > harmless_to)), own, 250)
+    assert found == expected
 
 
 def test_the_level_is_kept_in_the_run_and_is_that_of_the_targets(

@@ -95,6 +95,20 @@ def test_a_damage_of_the_family_has_noise_of_its_own_for_each_face_and_donor(pai
     assert not torch.equal(several[0], several[1])
 
 
+def test_good_faces_of_the_user_stand_for_half_of_the_sharp_ones_and_get_the_folders_damage(pairs, sharp):
+    examples = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    config, train = replace(CONFIG, batch_size=48, micro_batch=48, sharp=1.0), list(range(0, 12, 2))
+    (mixed,) = micro_batches(pairs, train, 0, config, examples=examples, sharp=sharp)
+    good = [i for i, (key, _) in enumerate(mixed.keys) if key < 0]
+    assert 12 <= len(good) <= 36
+    for i in good:
+        key, mirrored = mixed.keys[i]
+        face = examples[-1 - key]
+        assert torch.equal(mixed.target[i], face.flip(-1) if mirrored else face)
+        made = [sharp.damage.put_on(face, *pairs[donor]) for donor in train]
+        assert any(torch.equal(mixed.lq[i], lq.flip(-1) if mirrored else lq) for lq in made)
+
+
 def test_old_skills_are_kept_on_sharp_faces_where_there_are_any(pairs, sharp, monkeypatch):
     """Pseudo targets are softer than faces: what the base makes of them would teach softness."""
     monkeypatch.setattr("bfr_core.training.batches.degrade", lambda clean, *_: type("Damaged", (), {"lq": clean}))

@@ -1,4 +1,4 @@
-"""Measures of structure that piq computes: GMSD, VIF and FSIM."""
+"""Measures of structure that piq computes: VIF and FSIM."""
 
 from __future__ import annotations
 
@@ -7,16 +7,6 @@ from types import ModuleType
 from torch import Tensor
 
 from .checks import check_size, checked_pair
-
-
-def gmsd(restored: Tensor, hq: Tensor) -> Tensor:
-    """Gradient magnitude similarity deviation of luma, >= 0. Lower is better; 0 for equal images.
-
-    Raises ImportError if piq (`pip install piq`) is missing.
-    Source: Xue et al., arXiv:1308.3052, as implemented in piq (Apache-2.0).
-    """
-    piq = _piq()
-    return piq.gmsd(*checked_pair(restored, hq), data_range=1.0, reduction="none").flatten()
 
 
 def vif(restored: Tensor, hq: Tensor) -> Tensor:
@@ -48,5 +38,5 @@ def _piq() -> ModuleType:
     try:
         import piq
     except ImportError as error:
-        raise ImportError("GMSD, VIF and FSIM need the package piq: pip install piq") from error
+        raise ImportError("VIF and FSIM need the package piq: pip install piq") from error
     return piq
