@@ -283,7 +283,8 @@ class FinetuneRestorer(host.Node):
         **own: Any,
     ) -> io.NodeOutput:
         name = PUBLISHED if settings == PUBLISHED else RECOMMENDED
-        config = tuning_config(restorer.network, seed, low_memory, own if settings == OWN else {}, name)
+        own = own if settings == OWN else {}
+        config = tuning_config(restorer.network, seed, low_memory, own, name, brought=pairs.prior is None)
         if mixed and real:
             raise ValueError("real is for one restorer; disconnect it, or switch mixed off")
         lasting = asdict(replace(config, iterations=1, micro_batch=1, recompute=False))
@@ -429,15 +430,17 @@ def group_by_group(progress: host.NodeProgress) -> Callable[[str, int, int, Any]
 
 
 def tuning_config(
-    restorer: Restorer, seed: int, low_memory: bool, own: dict[str, Any], name: str = RECOMMENDED
+    restorer: Restorer, seed: int, low_memory: bool, own: dict[str, Any], name: str = RECOMMENDED, brought: bool = False
 ) -> FinetuneConfig:
     """The recipe of this name for `restorer`, changed by the `own` settings, then for a small card if asked.
+
+    brought: see `recipe_with`.
 
     A restorer larger than the sharp faces that ship would learn their softness: its share of them is the recipe's.
     """
     counted = {setting: value for setting, value in own.items() if setting != "sharp" or restorer.size <= SIDE}
     values = {f"finetune.{setting}": value for setting, value in counted.items()} | {"finetune.seed": seed}
-    return recipe_with(restorer, name, values | (LOW_MEMORY if low_memory else {})).finetune
+    return recipe_with(restorer, name, values | (LOW_MEMORY if low_memory else {}), brought).finetune
 
 
 def real_faces_in(real: Faces | None) -> Examples | None:

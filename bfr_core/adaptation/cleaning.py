@@ -2,8 +2,8 @@
 
 `diffusion.noise_level` reads the level off the noise itself. It finds none where the noise is coarser than single
 pixels, as in a photo that was enlarged. Here sharp faces are given the folder's estimated damage, cleaned at several
-levels, and restored by the base; the level is taken at which they come nearest to the truth by PSNR, among those at which
-their edges are no further from it: a prior that cleans too much draws wisps, for which PSNR has no eye.
+levels, and restored by the base. The level is taken at which they come nearest to the truth by PSNR, among those at
+which their edges are no further from it: a prior that cleans too much draws wisps, for which PSNR has no eye.
 """
 
 from __future__ import annotations
@@ -99,4 +99,6 @@ def _best_level(
 
 
 def _shown(answers: dict[int, Answer]) -> str:
-    return ", ".join(f"{level}: {answers[level].psnr:.2f} dB, GMSD {answers[level].gmsd:.4f}" for level in sorted(answers))
+    return ", ".join(
+        f"{level}: {answers[level].psnr:.2f} dB, GMSD {answers[level].gmsd:.4f}" for level in sorted(answers)
+    )

@@ -116,6 +116,10 @@ SMALL = AdaptConfig(
 )
 
 
+# Sharp faces alone teach most beside the embedded prior's targets, which are soft; but targets that somebody brings from
+# another teacher are to be learned from.
+MOST_SHARP_BESIDE_BROUGHT = 0.5
+
 # CodeFormer is tuned on codes; the values are those of arXiv:2410.04618.
 CODES = FinetuneConfig(iterations=40_000, batch_size=8, lr=1e-4, halve_at=(0.875, 0.95), ema=0.995)
 
@@ -145,3 +149,9 @@ def recipe(restorer: Restorer) -> AdaptConfig:
     if restorer.architecture == "SwinIR":
         return replace(default, targets=TargetConfig(sampler=replace(default.targets.sampler, factor=16)))
     return default
+
+
+def with_brought_targets(config: AdaptConfig) -> AdaptConfig:
+    """`config` for targets that another program made: they are at least half of the answers that are learned."""
+    sharp = min(config.finetune.sharp, MOST_SHARP_BESIDE_BROUGHT)
+    return replace(config, finetune=replace(config.finetune, sharp=sharp))

@@ -20,7 +20,7 @@ from typing import Any
 from ..restorers import Restorer
 from ..settings import changed
 from ..training.losses import find_vgg
-from .config import PUBLISHED_RECIPE, RECIPES, RECOMMENDED, AdaptConfig, recipe
+from .config import PUBLISHED_RECIPE, RECIPES, RECOMMENDED, AdaptConfig, recipe, with_brought_targets
 from .tuning import NO_LPIPS
 
 log = logging.getLogger(__name__)
@@ -118,21 +118,26 @@ LEFT_TO_USER = frozenset(
 )
 
 
-def recipe_with(restorer: Restorer, name: str, values: Mapping[str, Any] | None = None) -> AdaptConfig:
+def recipe_with(
+    restorer: Restorer, name: str, values: Mapping[str, Any] | None = None, brought: bool = False
+) -> AdaptConfig:
     """The settings of the recipe `name`, one of `RECIPES`, for `restorer`, with the user's `values` by dotted path.
+
+    brought: whether the targets are made by another program, see `with_brought_targets`.
 
     For the published recipe, warnings say what the values change and whether the discriminator lacks real faces. Raises
     ValueError, in one line, for another name, for several restorers in one, for a value that is not allowed, and for
     the published recipe where LPIPS's file is missing.
     """
-    config: AdaptConfig = changed(recipe_of(restorer, name), dict(values or {}))
+    own = recipe_of(restorer, name)
+    config: AdaptConfig = changed(with_brought_targets(own) if brought else own, dict(values or {}))
     if name == RECOMMENDED:
         return config
     by_image = not restorer.tuned_by_codes
     if by_image and config.finetune.perceptual and config.finetune.perceptual_by == "lpips" and find_vgg() is None:
         raise ValueError(f"recipe {name}: {NO_LPIPS}")
-    if own := departures(config, published(restorer)):
-        log.warning("the published recipe is changed: %s", "; ".join(own))
+    if changes := departures(config, published(restorer)):
+        log.warning("the published recipe is changed: %s", "; ".join(changes))
     if by_image and config.finetune.adversarial and not config.album.real:
         log.warning("the discriminator has no folder of real faces (--real DIR) and takes the pseudo targets for real")
     return config

@@ -282,7 +282,7 @@ def settings_from(args: argparse.Namespace, restorer: Any) -> Any:
 
     values = asked(args)
     name = values.pop("recipe", getattr(args, "recipe", RECOMMENDED))
-    return recipe_with(restorer, name, values)
+    return recipe_with(restorer, name, values, brought=bool(getattr(args, "targets", None)))
 
 
 def asked(args: argparse.Namespace) -> dict[str, Any]:

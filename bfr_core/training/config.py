@@ -144,7 +144,8 @@ class FinetuneConfig:
     sharp: float = setting(
         0.0,
         "Share of the faces that are sharp faces of other people, given the damage of the whole folder, so that their "
-        "true answer is known. To find that damage takes minutes on a CPU; 0 does without both, as the paper does.",
+        "true answer is known; the others are the folder's own, whose answers are pseudo targets. To find that damage "
+        "takes minutes on a CPU; 0 does without both, as the paper does.",
         low=0,
         high=1,
         label="Learn from sharp faces",

@@ -62,9 +62,10 @@ def finetune(
     perceptual: the term weighted by `config.perceptual`, required unless that is 0 or it is tuned by codes.
     examples: (N, 3, S, S) RGB in [0, 1], good faces. The discriminator takes them for real, in place of the pseudo
     targets, and in up to half of the cases they stand for a sharp face or a pseudo target that is to get another's
-    damage or ordinary damage, see `sharp`, `transplant` and `anchor`. They must be part of `fingerprint`. real: faces that the discriminator takes
-    for real in place of both, and that serve nothing else; part of `fingerprint`, too. sharp: sharp faces of other
-    people, which get the damage of the folder in the share of the cases that `config.sharp` says; part of it as well.
+    damage or ordinary damage, see `sharp`, `transplant` and `anchor`. They must be part of `fingerprint`.
+    real: faces that the discriminator takes for real in place of both, and that serve nothing else; part of
+    `fingerprint`, too. sharp: sharp faces of other people, which get the damage of the folder in the share of the cases
+    that `config.sharp` says; part of it as well.
     callback: (step, steps, progress) after every step and between the faces that checkpoints are compared on; what it
     raises ends the tuning, after a checkpoint. watch: (moving average, progress) after every step, for looking only.
     pause_after: minutes after which this session ends with the best so far, to be continued later; 0 = never.

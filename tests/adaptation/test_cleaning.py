@@ -27,7 +27,9 @@ from bfr_core.restorers import load_restorer
 @pytest.mark.parametrize(("best", "own", "expected"), [(6, 0, 6), (12, 10, 13), (0, 8, 0), (25, 16, 24), (62, 0, 32)])
 def test_the_best_level_is_found_between_those_that_are_tried(best: int, own: int, expected: int) -> None:
     steps: list[tuple[int, int]] = []
-    found = cleaning._best_level(lambda t: Answer(30 - 0.1 * abs(t - best), 0.1), own, 250, lambda *said: steps.append(said))
+    found = cleaning._best_level(
+        lambda t: Answer(30 - 0.1 * abs(t - best), 0.1), own, 250, lambda *said: steps.append(said)
+    )
     assert found == expected
     assert steps[-1][0] == steps[-1][1] and len(steps) <= len(LEVELS) + 4
 

@@ -18,7 +18,7 @@ from bfr_core.adaptation import published as recipes
 from bfr_core.adaptation.config import AdaptConfig
 from bfr_core.adaptation.published import LEFT_TO_USER, PUBLISHED, PUBLISHED_BY_CODES, leaves, recipe_of, recipe_with
 from bfr_core.cli.commands import main
-from bfr_core.restorers import ADAPTERS, Restorer
+from bfr_core.restorers import ADAPTERS, Restorer, load_restorer
 from bfr_core.restorers.load import SHIPPED
 from bfr_core.training.batches import micro_batches, split
 from bfr_core.training.config import FinetuneConfig
@@ -435,3 +435,12 @@ def test_the_page_goes_on_with_a_published_run_of_the_command_line(
     monkeypatch.setitem(SHIPPED, "embedded", tiny_restorer)
     assert main([*command, "--run", str(tmp_path / "runs" / "shell")]) == 0
     assert Page(tmp_path / "runs", [], "cpu").choices_of("shell").recipe == "published"
+
+
+@pytest.mark.parametrize(("name", "sharp"), [("embedded", 0.5), ("SwinIR", 0.0)])
+def test_targets_that_were_brought_along_are_at_least_half_of_the_answers(name: str, sharp: float) -> None:
+    restorer = load_restorer() if name == "embedded" else replace(small(name), size=512)
+    assert recipe_with(restorer, "recommended", brought=True).finetune.sharp == sharp
+    own = {"finetune.sharp": 0.8}
+    assert recipe_with(restorer, "recommended", own, brought=True).finetune.sharp == 0.8, "as the user sets it"
+    assert recipe_with(restorer, "recommended").finetune.sharp == 2 * sharp

@@ -202,6 +202,8 @@ def test_finetune_takes_targets_made_elsewhere(photos, tiny_restorer, tmp_path):
     command += ["--batch-size", "2", "--micro-batch", "2", "--iterations", "3", "--run", str(tmp_path / "run")]
     assert main(command) == 0
     assert (tmp_path / "run" / "restorer.safetensors").exists()
+    tuned = json.loads((tmp_path / "run" / "config.json").read_text())["finetune"]
+    assert tuned["sharp"] == 0.5, "what somebody made elsewhere is at least half of what is learned"
 
 
 @pytest.mark.parametrize(

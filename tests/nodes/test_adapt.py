@@ -413,6 +413,24 @@ def test_where_the_tuning_searches_for_the_damage_it_says_so_and_looks_whether_i
     assert len(looks) == 2 and looks[1] - looks[0] >= 3, "one look a generation"
 
 
+def test_pictures_that_are_brought_as_targets_are_at_least_half_of_the_answers(
+    run: Run, models: tuple[Any, Any], faces: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, shares = sys.modules["any-name.nodes.adapt"], []
+    config_of = module.tuning_config
+
+    def watched(*given: Any, **more: Any) -> Any:
+        shares.append(config_of(*given[:3], {}, "recommended", **more).sharp)
+        return config_of(*given, **more)
+
+    monkeypatch.setattr(module, "tuning_config", watched)
+    brought = run("BFR_TargetsFromImages", faces=faces, images=torch.rand(10, 32, 32, 3), gate=0.0)[0]
+    run("BFR_FinetuneRestorer", pairs=brought, restorer=models[0], **TUNING)
+    drawn = run("BFR_MakePseudoTargets", faces=faces, restorer=models[0], prior=models[1], gate=0.0)[0]
+    run("BFR_FinetuneRestorer", pairs=drawn, restorer=models[0], **TUNING)
+    assert shares == [0.5, 1.0]
+
+
 def test_a_missing_prior_is_said(run: Run, models: tuple[Any, Any], faces: Any) -> None:
     pairs = run("BFR_TargetsFromImages", faces=faces, images=torch.rand(10, 32, 32, 3), gate=0.0)[0]
     with pytest.raises(ValueError, match="needs a prior: connect one"):
