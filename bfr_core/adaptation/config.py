@@ -116,8 +116,8 @@ SMALL = AdaptConfig(
 )
 
 
-# Sharp faces alone teach most beside the embedded prior's targets, which are soft; but targets that somebody brings from
-# another teacher are to be learned from.
+# Beside the embedded prior's targets, which are soft, sharp faces alone teach most; but targets that somebody brings
+# from another teacher are to be learned from.
 MOST_SHARP_BESIDE_BROUGHT = 0.5
 
 # CodeFormer is tuned on codes; the values are those of arXiv:2410.04618.

@@ -1,10 +1,11 @@
-"""A family of damages with few parameters: a picture that was out of focus, small, taken in poor light, developed,
-enlarged and stored as JPEG.
+"""A family of damages with few parameters: a picture that was shaken, out of focus, small, taken in poor light,
+developed, enlarged and stored as JPEG.
 
 The order is that of a camera (Brooks et al., "Unprocessing images for learned raw denoising", arXiv:1811.11127): the
 noise is added to light, not to what the screen shows, before the colours are made strong and cut off at black. That
 is why it is stronger in some tones than in others, coloured, and lifts the shadows; a filter and noise of a known
-spectrum, as `estimate` finds them, have none of this. Scans and films pass much the same stations.
+spectrum, as `estimate` finds them, have none of this, nor a direction in which a camera moved. Scans and films pass
+much the same stations.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from torch.nn import functional as F
 
 from ..pixels import gaussian_blur, resized
 from ..randomness import keyed_generator
-from .synthetic import DESIGN_SIZE, stored_as_jpeg
+from .synthetic import DESIGN_SIZE, motion_kernel, stored_as_jpeg
+from .transplant import filtered
 
 MIN_BLUR, MIN_SMALL, MIN_COLOUR = 0.15, 8, 0.5
+MIN_SHAKE = 0.5  # pixels: a shorter way is none
 RANGES = {
     "blur": (0.0, 3.5),
     "shrink": (1.0, 9.0),
@@ -35,6 +38,7 @@ RANGES = {
     "colour_blur": (0.0, 3.0),
     "quality": (10.0, 105.0),
     "spread": (0.0, 0.6),
+    "shake": (0.0, 16.0),
 }
 
 
@@ -47,7 +51,8 @@ class Photographed:
     10^blue times as strong in the other colours. colour: how much stronger developing made the colours.
     lightness_blur, colour_blur: of developing, of green and of how red and blue differ from it, sigma in pixels of the
     small picture. quality: of JPEG; from 100 on it was not stored so. spread: how much the noise differs from photo to
-    photo, as the deviation of its logarithm.
+    photo, as the deviation of its logarithm. shake: the longest way that a camera moved during a shot, in pixels of a
+    face 128 wide; each photo has a way and a direction of its own.
     """
 
     blur: float
@@ -62,6 +67,7 @@ class Photographed:
     colour_blur: float
     quality: float
     spread: float
+    shake: float = 0.0
 
     @classmethod
     def at(cls, place: Sequence[float]) -> Photographed:
@@ -79,12 +85,30 @@ def photographed(faces: Tensor, how: Photographed, generator: torch.Generator) -
     """`faces` (B, 3, S, S) in [0, 1] with this damage; generator: on the CPU, draws the noise. float32 on the CPU."""
     size = faces.shape[-1]
     small = max(MIN_SMALL, round(size / how.shrink))
-    seen = _blurred(faces.cpu().float(), how.blur * size / DESIGN_SIZE)
+    seen = _shaken(faces.cpu().float(), how.shake * size / DESIGN_SIZE, generator)
+    seen = _blurred(seen, how.blur * size / DESIGN_SIZE)
     seen = resized(seen, small, "bilinear").clamp(0, 1)
     developed = _developed(_with_noise(_to_light(seen, how), how, generator), how)
     shown = F.interpolate(developed, (size, size), mode="bilinear", align_corners=False).clamp(0, 1)
     quality = round(how.quality)
     return torch.stack([stored_as_jpeg(face, quality) for face in shown]) if quality < 100 else shown
+
+
+def _shaken(faces: Tensor, longest: float, generator: torch.Generator) -> Tensor:
+    """Each face (B, 3, S, S) moved along a line during its shot, by up to `longest` pixels.
+
+    Ways and directions are spread evenly over the faces, so that a few show what many would.
+    """
+    if longest < MIN_SHAKE:
+        return faces
+    count = len(faces)
+    turns, ways = torch.rand(2, count, generator=generator)
+    angles = math.pi * (torch.arange(count) + turns) / count
+    lengths = longest * (torch.randperm(count, generator=generator) + ways) / count
+    moves = zip(faces, lengths.tolist(), angles.tolist(), strict=True)
+    return torch.stack(
+        [face if way < MIN_SHAKE else filtered(face, motion_kernel(way, turn)) for face, way, turn in moves]
+    )
 
 
 def _to_light(seen: Tensor, how: Photographed) -> Tensor:

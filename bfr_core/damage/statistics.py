@@ -78,10 +78,18 @@ def _of_octave(band: Tensor, brightness: Tensor, octave: int) -> list[Tensor]:
     kurtosis = 0.5 * torch.log10((band**4).mean((2, 3)) / power.square() + 1e-3)
     mirrored = (band * band.flip(-1)).mean((2, 3)) / power
     neighbours = [(band[..., step:] * band[..., :-step]).mean((2, 3)) / power for step in (1, 2)]
+    directed = _directed(band, power)
     pairs = ((0, 1), (0, 2), (1, 2))
     together = [(band[:, i] * band[:, j]).mean((1, 2)) / (power[:, i] * power[:, j]).sqrt() for i, j in pairs]
     mirror = [mirrored] * MIRROR_WEIGHT
-    return [quantiles, with_brightness, kurtosis, *mirror, *neighbours, torch.stack(together, 1)]
+    return [quantiles, with_brightness, kurtosis, *mirror, *neighbours, directed, torch.stack(together, 1)]
+
+
+def _directed(band: Tensor, power: Tensor) -> Tensor:
+    """(B, 3): how much more `band` (B, 3, H, W) hangs together along one direction than across it, whichever it is."""
+    across = (band[..., 1:] * band[..., :-1]).mean((2, 3)) - (band[..., 1:, :] * band[..., :-1, :]).mean((2, 3))
+    rising = (band[..., 1:, 1:] * band[..., :-1, :-1]).mean((2, 3)) - (band[..., 1:, :-1] * band[..., :-1, 1:]).mean((2, 3))
+    return torch.hypot(across, rising) / power
 
 
 def _of_tones(smooth: Tensor) -> list[Tensor]:

@@ -178,7 +178,7 @@ def motion_jpeg(image: Tensor, generator: torch.Generator, strength: float) -> t
     angle = _uniform(generator, 0, math.pi)
     bend = _uniform(generator, -0.6, 0.6)
     quality = _quality(_uniform(generator, 8, 20), strength)
-    lq = stored_as_jpeg(convolved(image, _motion_kernel(length, angle, bend)), quality)
+    lq = stored_as_jpeg(convolved(image, motion_kernel(length, angle, bend)), quality)
     return lq, {"length": length, "angle": angle, "bend": bend, "quality": quality}
 
 
@@ -354,7 +354,7 @@ def _round_blur(image: Tensor, sigma: float) -> Tensor:
     return gaussian_blur(image[None], max(sigma, 0.05), max(1, math.ceil(2.5 * sigma)), "replicate")[0]
 
 
-def _motion_kernel(length: float, angle: float, bend: float) -> Tensor:
+def motion_kernel(length: float, angle: float, bend: float = 0.0) -> Tensor:
     """(K, K) path of a moving camera: an arc `length` pixels long that turns by `bend` radians, drawn smoothly."""
     steps = max(2, math.ceil(length * 4))
     heading = angle + bend * torch.linspace(-0.5, 0.5, steps)

@@ -1,5 +1,6 @@
 """The family of damages, the statistics that compare faces, and the search for the damage of a folder."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,8 @@ from bfr_core.damage import search
 from bfr_core.damage.family import RANGES, Photographed, photographed
 from bfr_core.damage.search import closest_damage
 from bfr_core.damage.statistics import Looks, statistics
+from bfr_core.damage.synthetic import motion_kernel
+from bfr_core.damage.transplant import filtered
 from bfr_core.faces.sharp_faces import SharpFaces
 from bfr_core.pixels import gaussian_blur
 from bfr_core.randomness import keyed_generator
@@ -28,8 +31,8 @@ def made(faces, **how):
 
 def test_the_mildest_damage_leaves_a_face_as_it_is(faces):
     assert (made(faces) - faces).abs().mean() < 0.002
-    assert Photographed.at([0] * 12) == Photographed(*(low for low, _ in RANGES.values()))
-    assert Photographed.at([2] * 12) == Photographed(*(high for _, high in RANGES.values())), "never beyond"
+    assert Photographed.at([0] * len(RANGES)) == Photographed(*(low for low, _ in RANGES.values()))
+    assert Photographed.at([2] * len(RANGES)) == Photographed(*(high for _, high in RANGES.values())), "never beyond"
 
 
 def test_photon_noise_grows_with_light_and_read_out_noise_does_not():
@@ -61,6 +64,37 @@ def test_green_lends_its_noise_to_the_colours_that_are_interpolated_from_it():
     assert apart[0, 1].abs() < 0.02 and apart[1, 2].abs() < 0.02
     assert together[0, 1] > 0.98 and together[1, 2] > 0.98
     assert float(smooth.mean(1).std()) == pytest.approx(float(sharp[:, 1].std()), rel=0.05), "green's, not a third"
+
+
+def test_each_photo_is_shaken_along_a_line_of_its_own(faces):
+    dot = torch.full((16, 3, 64, 64), 0.2)
+    dot[:, :, 32, 32] = 1
+    lines = made(dot, shake=20.0)[:, 1].double() - 0.2  # at most 10 pixels of 64
+    lines = torch.where(lines > 0.01, lines, 0) / 0.8  # without the noise
+    offset = torch.arange(64.0) - 32
+    total = lines.sum((1, 2))
+    assert total.allclose(torch.ones(16).double(), atol=0.1)
+    across, down = ((lines * offset.view(shape) ** 2).sum((1, 2)) / total for shape in ((1, 1, -1), (1, -1, 1)))
+    turned = (lines * offset.view(1, 1, -1) * offset.view(1, -1, 1)).sum((1, 2)) / total
+    ways = (12 * (across + down)).sqrt()  # the variance of a line of this length
+    angles = torch.atan2(2 * turned, across - down) % (2 * torch.pi)
+    assert 8 < ways.max() < 11.5 and (ways < 3).sum() <= 5 and 4 < ways.median() < 7
+    assert torch.histc(angles, 4, 0, 2 * torch.pi).tolist() == pytest.approx([4] * 4, abs=1), "in all directions"
+    assert torch.equal(made(faces, shake=0.0), made(faces)), "the noise is what it was before there was a shake"
+    shaken = replace(NOTHING, shake=10.0)
+    first, again, other = (shaken.put_on(faces[0], faces[1], faces[1], key=key) for key in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_a_shaken_camera_is_told_from_one_out_of_focus(faces):
+    draws = torch.rand(24, 3, generator=keyed_generator(5)).tolist()
+    bent = [motion_kernel(1 + 9 * way, math.pi * turn, bend - 0.5) for way, turn, bend in draws]
+    looks = Looks(statistics(torch.stack([filtered(face, line) for face, line in zip(faces, bent, strict=False)])))
+
+    def distance(**how):
+        return looks.distance(statistics(made(faces[:24], **how)))
+
+    assert distance(shake=20.0) < 0.8 * min(distance(blur=blur) for blur in (1.0, 2.0, 3.0, 3.5, 4.0, 5.0))
 
 
 def test_faces_of_others_are_alike_and_damaged_ones_are_not(faces):
