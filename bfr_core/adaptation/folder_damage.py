@@ -137,8 +137,10 @@ def read_damage(run: Run) -> FolderDamage | None:
 
 
 def described(damage: FolderDamage) -> str:
-    """In a line: how fine the detail is of which half is left, and the noise."""
+    """In a line: how fine the detail is of which half is left, the noise, and what else is known."""
     kept, noise = damage.kept_to(), f"noise of {255 * damage.noise_level:.1f} of 255"
+    if damage.photographed:
+        noise += f"; like {damage.photographed.in_words(damage.size)}"
     if kept >= 0.5:
         return f"no detail is lost; {noise}"
     return f"half of the detail is left at {0.5 / kept:.1f} pixels of the {damage.size}-pixel face; {noise}"

@@ -217,6 +217,8 @@ def damage_tables(result: Adapted) -> list[Table]:
         f"folder by comparison with sharp faces of other people. Their noise has a standard deviation of "
         f"{255 * damage.noise_level:.1f} of 255."
     )
+    if damage.photographed:
+        note += f" Most like theirs is this damage: {damage.photographed.in_words(damage.size)}."
     return [Table("What these photos lost", note, ["detail", "left"], rows)]
 
 

@@ -25,6 +25,7 @@ from .transplant import filtered
 
 MIN_BLUR, MIN_SMALL, MIN_COLOUR = 0.15, 8, 0.5
 MIN_SHAKE = 0.5  # pixels: a shorter way is none
+MIN_SHRINK = 1.2  # that is worth a word
 RANGES = {
     "blur": (0.0, 3.5),
     "shrink": (1.0, 9.0),
@@ -74,6 +75,20 @@ class Photographed:
         """The damage at `place`, whose numbers from 0 to 1 say where in `RANGES` each parameter is."""
         pairs = zip(place, RANGES.values(), strict=True)
         return cls(*(round(low + (high - low) * min(1.0, max(0.0, float(share))), 6) for share, (low, high) in pairs))
+
+    def in_words(self, size: int) -> str:
+        """What happened to faces `size` pixels wide, but for noise and colours; "nothing that blurs" where little did."""
+        scale = size / DESIGN_SIZE
+        said = []
+        if self.shake * scale >= 2 * MIN_SHAKE:
+            said.append(f"shaken by up to {self.shake * scale:.0f} pixels, each along a line of its own")
+        if self.blur * scale >= 2 * MIN_BLUR:
+            said.append(f"out of focus by {self.blur * scale:.1f} pixels")
+        if self.shrink >= MIN_SHRINK:
+            said.append(f"shrunk {self.shrink:.1f} times")
+        if self.quality < 100:
+            said.append(f"stored as JPEG of quality {self.quality:.0f}")
+        return ", ".join(said) or "nothing that blurs"
 
     def put_on(self, face: Tensor, donor_lq: Tensor, donor_restored: Tensor, key: int) -> Tensor:
         """`face` (3, S, S) with this damage. key: of the noise. The donor is not looked at."""
