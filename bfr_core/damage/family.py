@@ -77,7 +77,7 @@ class Photographed:
         return cls(*(round(low + (high - low) * min(1.0, max(0.0, float(share))), 6) for share, (low, high) in pairs))
 
     def in_words(self, size: int) -> str:
-        """What happened to faces `size` pixels wide, but for noise and colours; "nothing that blurs" where little did."""
+        """What happened to faces `size` pixels wide, but for noise and colours, in a few words."""
         scale = size / DESIGN_SIZE
         said = []
         if self.shake * scale >= 2 * MIN_SHAKE:

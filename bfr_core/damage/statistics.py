@@ -87,9 +87,13 @@ def _of_octave(band: Tensor, brightness: Tensor, octave: int) -> list[Tensor]:
 
 def _directed(band: Tensor, power: Tensor) -> Tensor:
     """(B, 3): how much more `band` (B, 3, H, W) hangs together along one direction than across it, whichever it is."""
-    across = (band[..., 1:] * band[..., :-1]).mean((2, 3)) - (band[..., 1:, :] * band[..., :-1, :]).mean((2, 3))
-    rising = (band[..., 1:, 1:] * band[..., :-1, :-1]).mean((2, 3)) - (band[..., 1:, :-1] * band[..., :-1, 1:]).mean((2, 3))
-    return torch.hypot(across, rising) / power
+
+    def together(one: Tensor, next_to_it: Tensor) -> Tensor:
+        return (one * next_to_it).mean((2, 3))
+
+    level = together(band[..., 1:], band[..., :-1]) - together(band[..., 1:, :], band[..., :-1, :])
+    rising = together(band[..., 1:, 1:], band[..., :-1, :-1]) - together(band[..., 1:, :-1], band[..., :-1, 1:])
+    return torch.hypot(level, rising) / power
 
 
 def _of_tones(smooth: Tensor) -> list[Tensor]:

@@ -165,9 +165,24 @@ def test_trials_of_a_generation_see_the_same_faces_and_those_of_the_next_others(
     monkeypatch.setattr(search, "distance_under", watched)
     generation = search.POPULATION
     closest_damage(faces[:4], faces[4:28], 3 * generation, 6)
-    *trials, answer = seen
+    *trials, answer, still = seen
     assert [len(set(trials[i : i + generation])) for i in range(0, len(trials), generation)] == [1] * 3
-    assert len(frozenset.union(*trials)) > 12 and len(answer) == 24, "the answer is measured on all"
+    assert len(frozenset.union(*trials)) > 12 and len(answer) == len(still) == 24, "the answer is measured on all"
+
+
+@pytest.mark.parametrize(("without", "shake"), [(1.0, 0.0), (1.04, 0.0), (1.2, 6.0)])
+def test_a_shaken_camera_is_found_only_where_a_still_one_is_clearly_worse(faces, monkeypatch, without, shake):
+    place = [(6.0 - low) / (high - low) if name == "shake" else 0.5 for name, (low, high) in RANGES.items()]
+    at, distances = Photographed.at, []
+
+    def distance(how, sharp, looks, seed):
+        distances.append(without if how.shake == 0 else 1.0)
+        return distances[-1]
+
+    monkeypatch.setattr(search, "distance_under", distance)
+    monkeypatch.setattr(search.Photographed, "at", lambda _: at(place))
+    found = closest_damage(faces[:4], faces[4:8], search.POPULATION, 4)
+    assert found.how == replace(at(place), shake=shake) and found.distance == (1.0 if shake else without)
 
 
 def test_a_search_can_be_stopped(faces):
