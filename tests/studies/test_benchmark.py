@@ -102,7 +102,6 @@ def test_a_cell_of_another_recipe_is_as_good_as_none(tmp_path):
     ("results", "asked", "page", "count"),
     [
         ("results/models256_600", "--summary", "docs/results.md", 6),
-        ("results/models256", "--brief", "benchmarks/README.md", 3),
         ("results", "--brief", "benchmarks/README.md", 4),
     ],
 )
@@ -116,3 +115,13 @@ def test_the_published_results_are_found_and_are_those_of_the_documentation(
     rows = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\| (\w+: )?adapted \|", line)]
     text = (ROOT / page).read_text(encoding="utf-8")
     assert len(rows) == count and all(row in text for row in rows)
+
+
+def test_the_papers_sets_of_the_documentation_are_those_that_are_kept(monkeypatch, capsys):
+    path = str(ROOT / "benchmarks" / "paper_sets.py")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", [path])
+    run_path(path, run_name="__main__")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line and not line.startswith("|---")]
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert len([line for line in lines if ": adapted |" in line]) >= 3 and all(line in text for line in lines)
