@@ -23,7 +23,6 @@ TITLES = {
     "halftone": "halftone dots",
     "film_grain": "film grain",
     "camera_x4_iso1500": "camera, shrunk 4x",
-    "camera_x8_iso1500": "camera, shrunk 8x",
     "motion_jpeg": "motion blur, JPEG",
 }
 

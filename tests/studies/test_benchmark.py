@@ -101,7 +101,7 @@ def test_a_cell_of_another_recipe_is_as_good_as_none(tmp_path):
 @pytest.mark.parametrize(
     ("results", "asked", "page", "count"),
     [
-        ("results/models256_600", "--summary", "docs/results.md", 6),
+        ("results/models256_600", "--summary", "docs/results.md", 5),
         ("results", "--brief", "benchmarks/README.md", 4),
     ],
 )
