@@ -218,7 +218,7 @@ def test_sensor_noise_is_coloured_wide_and_stronger_in_the_dark():
     assert (middle[0] - middle[1]).std() > 0.5 * middle[1].std()  # it is not grey
 
 
-def testmotion_kernel_is_as_long_as_asked_and_points_where_asked():
+def test_motion_kernel_is_as_long_as_asked_and_points_where_asked():
     kernel = motion_kernel(9.0, math.pi / 4, 0.0)
     assert kernel.sum().item() == pytest.approx(1, abs=1e-5)
     line = torch.arange(kernel.shape[0]) - kernel.shape[0] // 2
