@@ -88,7 +88,7 @@ class Photographed:
             said.append(f"shrunk {self.shrink:.1f} times")
         if self.quality < 100:
             said.append(f"stored as JPEG of quality {self.quality:.0f}")
-        return ", ".join(said) or "nothing that blurs"
+        return ", ".join(said) or "noise and colours alone"
 
     def put_on(self, face: Tensor, donor_lq: Tensor, donor_restored: Tensor, key: int) -> Tensor:
         """`face` (3, S, S) with this damage. key: of the noise. The donor is not looked at."""

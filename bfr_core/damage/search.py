@@ -18,21 +18,8 @@ from ..randomness import keyed_generator
 from .family import Photographed, photographed
 from .statistics import Looks, statistics
 
-START = (
-    0.2,
-    0.3,
-    0.7,
-    0.4,
-    0.5,
-    0.5,
-    0.5,
-    0.4,
-    0.3,
-    0.3,
-    0.95,
-    0.3,
-    0.1,
-)  # a mild damage: of a small photo in fair light
+# A mild damage, of a small photo in fair light.
+START = (0.2, 0.3, 0.7, 0.4, 0.5, 0.5, 0.5, 0.4, 0.3, 0.3, 0.95, 0.3, 0.1)
 STEP = 0.2
 POPULATION = 24  # twice what the library would take: the few faces of a generation make its distances uncertain
 # The few faces of a trial hardly tell a camera that was shaken a little from a still one: all of them must say so.

@@ -87,13 +87,13 @@ def test_each_photo_is_shaken_along_a_line_of_its_own(faces):
 
 
 def test_a_damage_is_said_in_words():
-    assert NOTHING.in_words(128) == "nothing that blurs"
+    assert NOTHING.in_words(128) == "noise and colours alone"
     how = replace(NOTHING, shake=6.0, blur=1.0, shrink=2.0, quality=30)
     assert how.in_words(256) == (
         "shaken by up to 12 pixels, each along a line of its own, out of focus by 2.0 pixels, shrunk 2.0 times, "
         "stored as JPEG of quality 30"
     )
-    assert replace(NOTHING, shake=0.2, blur=0.1, shrink=1.1).in_words(256) == "nothing that blurs"
+    assert replace(NOTHING, shake=0.2, blur=0.1, shrink=1.1).in_words(256) == "noise and colours alone"
 
 
 def test_a_shaken_camera_is_told_from_one_out_of_focus(faces):
