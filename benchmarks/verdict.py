@@ -1,16 +1,16 @@
 """Does the verdict know, without clean copies, whether adapting helped? Cheap runs, good and harmful, and the truth.
 
-    python benchmarks/verdict.py [--portraits DIR] [--folders 50] [--part 0/2] [--work DIR]
+    python benchmarks/verdict.py [--portraits DIR] [--series blur] [--folders 28] [--part 0/2] [--work DIR]
 
 Each run adapts the embedded restorer to a folder of held-out portraits under one damage, as a user would or in one of
 the ways in which it goes wrong, gathers the verdict's evidence from damaged faces alone, and measures the truth on
 other portraits. A line a run and the tuned restorers are kept in the work folder; stopped, the command goes on; parts
 may run side by side. Without its lines (runs.jsonl) evidence is gathered anew, and nothing is tuned again.
-The runs that are kept in results/verdict are of version 0.1: their "realism" is minus the mean distance of each face
-from the mean of clean ones, not the measure of now; it decides none of the verdicts by the limits in use.
-In the end every run of the first 50 folders is judged with limits that were chosen on runs of other damages and other
-ways of going wrong; those of further folders, made when the verdict had been finished, with the limits in use. Without
+In the end every run of the first folders is judged with limits that were chosen on runs of other damages and other ways
+of going wrong; those of further folders, made when the verdict had been finished, with the limits in use. Without
 --portraits only that is done, with the runs that are there.
+The series "first", kept in results/verdict, is of version 0.1: its "realism" is minus the mean distance of each face
+from the mean of clean ones, not the measure of now; it decides none of the verdicts by the limits in use.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from adaptation import held_out_faces
 
 from bfr_core import load_prior, load_restorer
-from bfr_core.adaptation.config import SMALL
+from bfr_core.adaptation.config import SMALL, with_brought_targets
 from bfr_core.adaptation.same_person import likeness_vetoes
 from bfr_core.adaptation.targets import TargetConfig
 from bfr_core.adaptation.tuning import model_for, perceptual_term, sharp_faces
@@ -67,13 +67,31 @@ from bfr_core.studies.evaluate import face_measures
 from bfr_core.training.config import FinetuneConfig
 from bfr_core.training.finetune import finetune
 
-DAMAGES = ("sensor", "halftone", "film_grain", "motion_jpeg", "camera_x4", "shared_online", "blind_twice", "video")
+FIRST = ("sensor", "halftone", "film_grain", "motion_jpeg", "camera_x4", "shared_online", "blind_twice", "video")
 TRUTH = ("psnr", "ssim", "gmsd", "detail_correlation", "detail_energy", "landmarks")
 QUICK = replace(SMALL.finetune, iterations=100, held_out=0.0)
 FOLDER = 48  # faces
 JUDGED = 12  # faces of the folder that are kept from the tuning
 MEASURED = 40
-DEVELOPED_ON = 50  # folders
+BROUGHT = replace(with_brought_targets(SMALL).finetune, iterations=100, held_out=0.0)  # half of the answers are targets
+
+
+class Series(NamedTuple):
+    """Folders of these damages in turn, each round with the next strength; the verdict was developed on the first."""
+
+    damages: tuple[str, ...]
+    strengths: tuple[float, ...]
+    developed_on: int
+
+    def other_than(self, damage: str, places: int) -> str:
+        """The damage so many places further."""
+        return self.damages[(self.damages.index(damage) + places) % len(self.damages)]
+
+
+SERIES = {
+    "first": Series(FIRST, (1.0, 0.15, 0.5, 1.5, 0.0), 50),
+    "blur": Series(("camera_x4_iso1500", "motion_jpeg", "soft_focus", "heavy_jpeg"), (1.0, 0.5, 1.5, 0.15, 1.0), 8),
+}
 
 
 class Run(NamedTuple):
@@ -104,7 +122,8 @@ class Case(NamedTuple):
 class Lab:
     """The folder's faces under one damage, the networks, and the pseudo targets that a right adaptation would use."""
 
-    def __init__(self, portraits: Path, device: torch.device) -> None:
+    def __init__(self, portraits: Path, device: torch.device, series: Series) -> None:
+        self.series = series
         self.restorer, self.prior = load_restorer().to(device), load_prior().to(device)
         self.net = load_landmark_net()
         adapt_hq, hq = held_out_faces(portraits, self.restorer.size)
@@ -156,25 +175,24 @@ def blurred(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
     from bfr_core.metrics.detail import high_band
 
     soft = targets - high_band(targets, 1.0 + run.seed % 3)
-    return Case(lq, soft, QUICK)
+    return Case(lq, soft, BROUGHT)
 
 
 def noisy_targets(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
     noise = torch.randn(targets.shape, generator=keyed_generator(run.seed, "noisy targets"))
-    return Case(lq, (targets + 0.05 * noise).clamp(0, 1), replace(QUICK, lr=1e-3))
+    return Case(lq, (targets + 0.05 * noise).clamp(0, 1), replace(BROUGHT, lr=1e-3))
 
 
 def mixed_up(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
-    return Case(lq, targets.roll(1 + run.seed % 3, 0), QUICK)
+    return Case(lq, targets.roll(1 + run.seed % 3, 0), BROUGHT)
 
 
 def shifted(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
-    return Case(lq, targets.roll(2, -1), QUICK)
+    return Case(lq, targets.roll(2, -1), BROUGHT)
 
 
 def other_damage(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
-    other = DAMAGES[(DAMAGES.index(run.damage) + 3) % len(DAMAGES)]
-    unlike = lab.folder(run, damage=other)[JUDGED:]
+    unlike = lab.folder(run, damage=lab.series.other_than(run.damage, 3))[JUDGED:]
     found = lab.targets(unlike, run.seed)
     tuned_on = torch.cat([lq[:JUDGED], unlike]), torch.cat([targets[:JUDGED], found])
     return Case(*tuned_on, replace(QUICK, anchor=0.0))
@@ -185,13 +203,12 @@ def wrong_prior(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
     config = replace(SMALL.targets, seed=run.seed)
     config = replace(config, sampler=replace(config.sampler, t_start=100, calls=6))
     flipped = drawn_targets(lq.flip(-2), lab.restorer, lab.prior, config).flip(-2)
-    return Case(lq, flipped, QUICK)
+    return Case(lq, flipped, BROUGHT)
 
 
 def wrong_damage(lab: Lab, lq: Tensor, targets: Tensor, run: Run) -> Case:
     """The folder's damage is taken for another: tuning and verdict put that on their sharp faces."""
-    other = DAMAGES[(DAMAGES.index(run.damage) + 2) % len(DAMAGES)]
-    return Case(lq, targets, QUICK, lab.folder(run, damage=other))
+    return Case(lq, targets, QUICK, lab.folder(run, damage=lab.series.other_than(run.damage, 2)))
 
 
 WAYS: dict[str, Callable[[Lab, Tensor, Tensor, Run], Case]] = {
@@ -211,13 +228,13 @@ WAYS: dict[str, Callable[[Lab, Tensor, Tensor, Run], Case]] = {
 WRONG = [way for way in WAYS if way != "right"]
 
 
-def plan() -> Iterator[list[Run]]:
+def plan(series: Series) -> Iterator[list[Run]]:
     """Runs of one folder at a time, a right one and two wrong ones; any beginning is a fair mixture."""
     for number in itertools.count():
-        seed, place = divmod(number, len(DAMAGES))
+        seed, place = divmod(number, len(series.damages))
         ways = [WRONG[(2 * number + k) % len(WRONG)] for k in (0, 1)]
-        strength = (1.0, 0.15, 0.5, 1.5, 0.0)[seed % 5]
-        yield [Run(DAMAGES[place], way, strength, seed) for way in ("right", *ways)]
+        strength = series.strengths[seed % len(series.strengths)]
+        yield [Run(series.damages[place], way, strength, seed) for way in ("right", *ways)]
 
 
 def numbers(values: Any) -> Any:
@@ -248,6 +265,7 @@ def run_one(lab: Lab, run: Run, lq: Tensor, targets: Tensor, work: Path) -> dict
     known_answers = KnownAnswers.of(judged[0], restored_by(adapted, judged[0]), lab.statistics)
     folder = KnownAnswers.under(model_for(damage, pairs), *judged, lab.statistics)
     base, new = (restored_by(restorer, judged[0]) for restorer in (lab.restorer, adapted))
+    evidence["unlike"] = round(folder.unlike(judged[0]), 5)
     said = lab.meter.judge(judged[0], base, new, helped=base)
     evidence["likeness"] = dict(zip(("base", "tuned"), ([one.record() for one in of] for of in said), strict=True))
     truth = {}
@@ -342,11 +360,10 @@ class Judged(NamedTuple):
         parts = {"base": base, "tuned": tuned, "targets": some(self.targets)}
         return self._replace(**parts, likeness=likeness)
 
-    @property
-    def half(self) -> tuple[int, int]:
+    def half(self, series: Series) -> tuple[int, int]:
         """Which half of the damages and which half of the ways it belongs to; right ones are of either way in turn."""
         way = self.run.seed if self.run.way == "right" else WRONG.index(self.run.way)
-        return DAMAGES.index(self.run.damage) % 2, way % 2
+        return series.damages.index(self.run.damage) % 2, way % 2
 
 
 def share_right(runs: list[Judged], limits: Limits, truth: str) -> float:
@@ -381,18 +398,20 @@ def chosen_on(runs: list[Judged]) -> Limits:
     return Limits(*best[int(np.abs(places - places.mean(0)).sum(1).argmin())])
 
 
-def accuracy(records: list[dict]) -> str:
+def accuracy(records: list[dict], series: Series) -> str:
     """Every run judged with limits chosen on runs of other damages and other ways; further ones with those in use."""
-    first = {run.name for runs in itertools.islice(plan(), DEVELOPED_ON) for run in runs}
+    first = {run.name for runs in itertools.islice(plan(series), series.developed_on) for run in runs}
     known = [Judged.of(record) for record in records]
     runs, further = ([r for r in known if (r.run.name in first) == own] for own in (True, False))
     counted: list[tuple[Judged, str]] = []
     with_likeness = sum("likeness" in record["truth"]["base"] for record in records)
     lines = [f"likeness is part of the truth and of the evidence in {with_likeness} of {len(records)} runs"]
     for half in itertools.product((0, 1), (0, 1)):
-        others = [r for r in runs if r.half[0] != half[0] and (r.run.way == "right" or r.half[1] != half[1])]
+        others = [
+            r for r in runs if r.half(series)[0] != half[0] and (r.run.way == "right" or r.half(series)[1] != half[1])
+        ]
         limits = chosen_on(others)
-        tested = [r for r in runs if r.half == half]
+        tested = [r for r in runs if r.half(series) == half]
         lines.append(f"limits for {len(tested)} runs, chosen on {len(others)}: {limits}")
         counted += [(r, r.verdict(limits)) for r in tested]
     lines += [*table(counted), *wrong_of(counted), "", f"limits chosen on all runs: {chosen_on(runs)}"]
@@ -441,23 +460,24 @@ def table(counted: list[tuple[Judged, str]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--portraits", type=Path)
-    parser.add_argument("--folders", type=int, default=50)
+    parser.add_argument("--series", choices=SERIES, default="blur")
+    parser.add_argument("--folders", type=int, default=28)
     parser.add_argument("--part", default="0/1", help="of the folders, for instance 0/2 and 1/2 side by side")
     parser.add_argument("--work", type=Path, default=Path(".training/verdict"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu", help="where the networks run (%(default)s)")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    path = args.work / "runs.jsonl"
+    series, path = SERIES[args.series], args.work / "runs.jsonl"
     known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     if not args.portraits:
-        print(accuracy(known))
+        print(accuracy(known, series))
         return
     torch.set_num_threads(args.threads)
     done = {Run(**record["run"]).name for record in known}
     part, parts = map(int, args.part.split("/"))
-    lab = Lab(args.portraits, choose_device(args.device))
-    for runs in itertools.islice(plan(), part, args.folders, parts):
+    lab = Lab(args.portraits, choose_device(args.device), series)
+    for runs in itertools.islice(plan(series), part, args.folders, parts):
         left = [run for run in runs if run.name not in done]
         if not left:
             continue
@@ -469,7 +489,7 @@ def main() -> None:
                 stream.write(json.dumps(record) + "\n")
             shown = ", ".join(f"{k} {v:+.3f}" for k, v in gains_of(record).items())
             print(f"{run.name}, {record['seconds']} s: {truth_of(record)}; {shown}", flush=True)
-    print(accuracy([json.loads(line) for line in path.read_text().splitlines()]))
+    print(accuracy([json.loads(line) for line in path.read_text().splitlines()], series))
 
 
 if __name__ == "__main__":

@@ -182,6 +182,26 @@ def motion_jpeg(image: Tensor, generator: torch.Generator, strength: float) -> t
     return lq, {"length": length, "angle": angle, "bend": bend, "quality": quality}
 
 
+def soft_focus(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
+    """A lens that was focused on something else: each point becomes an even disc, then a little noise and JPEG."""
+    radius = _uniform(generator, 1.5, 3.5) * _scale(image) * strength
+    noise = _uniform(generator, 0.005, 0.02) * strength
+    quality = _quality(_uniform(generator, 70, 95), strength)
+    lq = filtered(image, disc_kernel(radius))
+    lq = lq + noise * torch.randn(lq.shape, generator=generator)
+    return stored_as_jpeg(lq, quality), {"radius": radius, "noise": noise, "quality": quality}
+
+
+def heavy_jpeg(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
+    """A picture made small enough for a message of old: shrunk up to twice, stored as bad JPEG, shown large again."""
+    height, width = image.shape[-2:]
+    factor = 1 + (_uniform(generator, 1.0, 2.0) - 1) * strength
+    quality = _quality(_uniform(generator, 6, 20), strength)
+    small = (max(8, round(height / factor)), max(8, round(width / factor)))
+    lq = stored_as_jpeg(F.interpolate(image[None], small, mode="bicubic", antialias=True)[0].clamp(0, 1), quality)
+    return F.interpolate(lq[None], (height, width), mode="bicubic")[0], {"factor": factor, "quality": quality}
+
+
 def halftone(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
     """A print in four inks, each with a dot screen at an angle of its own, then scanned slightly out of focus."""
     height, width = image.shape[-2:]
@@ -310,6 +330,8 @@ DAMAGES: dict[str, Callable[[Tensor, torch.Generator, float], tuple[Tensor, Para
     "blind": blind,
     "sensor": sensor,
     "motion_jpeg": motion_jpeg,
+    "soft_focus": soft_focus,
+    "heavy_jpeg": heavy_jpeg,
     "halftone": halftone,
     "film_grain": film_grain,
     "camera_x4": partial(camera, shrink=4),
@@ -367,6 +389,14 @@ def motion_kernel(length: float, angle: float, bend: float = 0.0) -> Tensor:
     y = (1 - (line[:, None] - path[1]).abs()).clamp_min(0)
     kernel = y @ x.T
     return kernel / kernel.sum()
+
+
+def disc_kernel(radius: float) -> Tensor:
+    """(K, K) disc of `radius` pixels, what a point out of focus becomes, with a soft rim of one pixel."""
+    reach = max(1, math.ceil(radius + 0.5))
+    line = torch.arange(-reach, reach + 1.0)
+    disc = (radius + 0.5 - torch.hypot(line[:, None], line[None])).clamp(0, 1)
+    return disc / disc.sum()
 
 
 # ---------------------------------------------------------------- lines of a tape

@@ -17,6 +17,7 @@ from bfr_core.damage.synthetic import (
     _to_linear,
     convolved,
     degrade,
+    disc_kernel,
     motion_kernel,
 )
 
@@ -26,6 +27,8 @@ PSNR = {
     "blind": (21, 38),
     "sensor": (17.5, 27),
     "motion_jpeg": (21, 34),
+    "soft_focus": (20, 36),
+    "heavy_jpeg": (20, 34),
     "halftone": (15.5, 26),
     "film_grain": (17.5, 27),
     "camera_x4": (14, 27),
@@ -181,7 +184,7 @@ def test_damage_grows_with_the_picture(kind: str):
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="unknown damage 'rain'; use one of blind, sensor, motion_jpeg, halftone"):
+    with pytest.raises(ValueError, match="unknown damage 'rain'; use one of blind, sensor, motion_jpeg, soft_focus"):
         degrade(drawn_face(), "rain", seeded(0))
     with pytest.raises(ValueError, match=r"\(B, 3, H, W\), not \(3, 8, 8\)"):
         degrade(torch.zeros(3, 8, 8), "blind", seeded(0))
@@ -216,6 +219,16 @@ def test_sensor_noise_is_coloured_wide_and_stronger_in_the_dark():
     neighbours = (middle[:, :, 1:] * middle[:, :, :-1]).mean() / middle.square().mean()
     assert neighbours > 0.2  # demosaicing spreads the noise
     assert (middle[0] - middle[1]).std() > 0.5 * middle[1].std()  # it is not grey
+
+
+def test_a_disc_has_its_radius():
+    line = torch.arange(-6.0, 7)
+    for radius in (1.5, 3.0, 4.5):
+        kernel = disc_kernel(radius)
+        offsets = line[(13 - len(kernel)) // 2 :][: len(kernel)]
+        mean_square = (kernel * (offsets[:, None] ** 2 + offsets**2)).sum()
+        assert mean_square == pytest.approx(radius**2 / 2, rel=0.12)  # of a disc, and what its soft rim adds
+        assert kernel.sum() == pytest.approx(1) and kernel[len(kernel) // 2, 0] == kernel[0, len(kernel) // 2]
 
 
 def test_motion_kernel_is_as_long_as_asked_and_points_where_asked():
