@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..damage.estimate import FolderDamage, KnownDamage, estimate_damage
-from ..damage.family import Photographed
+from ..damage.family import Photographed, photographed
+from ..damage.light import lit_like
 from ..damage.search import closest_damage
 from ..damage.statistics import Looks, statistics
 from ..damage.synthetic import DESIGN_SIZE
@@ -20,6 +21,7 @@ from ..faces.sharp_faces import SharpFaces
 from ..files.photos import to_signed, to_unit
 from ..files.records import fingerprint, read_table, write_json
 from ..pixels import resized
+from ..randomness import keyed_generator
 from ..restorers import Restorer
 from .faces import FaceSet, StageCallback
 from .run import Run
@@ -30,7 +32,7 @@ log = logging.getLogger(__name__)
 ESTIMATED_FACES, SHARP_COMPARED = 64, 128  # of the folder, and of those that come with the program
 COMPARED = 48  # sharp faces by which damages are compared, and of these in a trial of the search, 128 pixels wide:
 AT_ONCE_SMALL, MIN_AT_ONCE = 25, 4
-TRIALS = 1200
+TRIALS = 2400
 AT_ONCE = 8
 
 
@@ -75,7 +77,7 @@ def estimated(lq: Tensor, restored: Tensor, size: int, callback: StageCallback |
         if callback:
             callback("examine", done, total, None)
 
-    found = closest_damage(lq, sharp.stacked(COMPARED), TRIALS, faces_of_a_trial(size), callback=step)
+    found = closest_damage(lq, lit_like(sharp.stacked(COMPARED), lq), TRIALS, faces_of_a_trial(size), callback=step)
     log.info("the nearest damage of a camera is at the distance %.2f: %s", found.distance, found.how)
     return likest(replace(damage, photographed=found.how), lq, restored)
 
@@ -91,14 +93,17 @@ def likest(damage: FolderDamage, lq: Tensor, restored: Tensor) -> FolderDamage:
     lq, restored: (N, 3, S, S), damaged faces and what the base makes of them. Where the filter with the rests of the
     faces is nearer, `photographed` is None in the result.
     """
-    sharp = SharpFaces(damage.size).stacked(COMPARED)
+    sharp = lit_like(SharpFaces(damage.size).stacked(COMPARED), lq.cpu())
     looks = Looks(statistics(lq))
-    models = {"filter and rest": KnownDamage.of(damage, lq, restored), "camera": damage.photographed}
-    distances: dict[str, float] = {}
-    for name, model in models.items():
-        if model is not None:
-            made = [model.put_on(face, lq[i % len(lq)], restored[i % len(lq)], i) for i, face in enumerate(sharp)]
-            distances[name] = looks.distance(statistics(torch.stack(made)))
+    model = KnownDamage.of(damage, lq, restored)
+    made = {
+        "filter and rest": [
+            model.put_on(face, lq[i % len(lq)], restored[i % len(lq)], i) for i, face in enumerate(sharp)
+        ]
+    }
+    if damage.photographed:
+        made["camera"] = list(photographed(sharp, damage.photographed, keyed_generator("as the folder's")))
+    distances = {name: looks.distance(statistics(torch.stack(faces))) for name, faces in made.items()}
     log.info("distance between the folder's faces and sharp faces with each model of their damage: %s", distances)
     nearest = min(distances, key=lambda name: distances[name])
     return damage if nearest == "camera" else replace(damage, photographed=None)

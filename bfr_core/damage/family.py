@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..pixels import gaussian_blur, resized
+from ..pixels import gaussian_blur
 from ..randomness import keyed_generator
+from .light import with_light_of
 from .synthetic import DESIGN_SIZE, motion_kernel, stored_as_jpeg
 from .transplant import filtered
 
@@ -40,6 +41,7 @@ RANGES = {
     "quality": (10.0, 105.0),
     "spread": (0.0, 0.6),
     "shake": (0.0, 16.0),
+    "mosaic": (0.0, 1.0),
 }
 
 
@@ -53,7 +55,8 @@ class Photographed:
     lightness_blur, colour_blur: of developing, of green and of how red and blue differ from it, sigma in pixels of the
     small picture. quality: of JPEG; from 100 on it was not stored so. spread: how much the noise differs from photo to
     photo, as the deviation of its logarithm. shake: the longest way that a camera moved during a shot, in pixels of a
-    face 128 wide; each photo has a way and a direction of its own.
+    face 128 wide; each photo has a way and a direction of its own. mosaic: how far the sensor saw green at every other
+    place only; 0 is a film or a scanner, 1 a camera that takes the mean of the neighbours for the rest.
     """
 
     blur: float
@@ -69,6 +72,7 @@ class Photographed:
     quality: float
     spread: float
     shake: float = 0.0
+    mosaic: float = 0.0
 
     @classmethod
     def at(cls, place: Sequence[float]) -> Photographed:
@@ -91,8 +95,10 @@ class Photographed:
         return ", ".join(said) or "noise and colours alone"
 
     def put_on(self, face: Tensor, donor_lq: Tensor, donor_restored: Tensor, key: int) -> Tensor:
-        """`face` (3, S, S) with this damage. key: of the noise. The donor is not looked at."""
-        return photographed(face[None], self, keyed_generator("photographed", key))[0]
+        """`face` (3, S, S) with this damage, as light and as dark as it was. key: of the noise. The donor is not looked
+        at."""
+        made = photographed(face[None], self, keyed_generator("photographed", key))
+        return with_light_of(made, face[None].cpu().float())[0]
 
 
 @torch.no_grad()
@@ -102,7 +108,7 @@ def photographed(faces: Tensor, how: Photographed, generator: torch.Generator) -
     small = max(MIN_SMALL, round(size / how.shrink))
     seen = _shaken(faces.cpu().float(), how.shake * size / DESIGN_SIZE, generator)
     seen = _blurred(seen, how.blur * size / DESIGN_SIZE)
-    seen = resized(seen, small, "bilinear").clamp(0, 1)
+    seen = F.interpolate(seen, (small, small), mode="area")
     developed = _developed(_with_noise(_to_light(seen, how), how, generator), how)
     shown = F.interpolate(developed, (size, size), mode="bilinear", align_corners=False).clamp(0, 1)
     quality = round(how.quality)
@@ -148,9 +154,22 @@ def _developed(light: Tensor, how: Photographed) -> Tensor:
     differ from the green around them, and that is smooth: green lends its detail and its noise to all colours.
     """
     green = light[:, 1:2]
-    light = _blurred(green, how.lightness_blur) + _blurred(light - green, how.colour_blur)
+    colours = _blurred(light - green, how.colour_blur)
+    light = _blurred(_through_mosaic(green, how.mosaic), how.lightness_blur) + colours
     grey = light.mean(1, keepdim=True)
     return (grey + max(MIN_COLOUR, how.colour) * (light - grey)).clamp(0, 1) ** (1 / how.gamma)
+
+
+def _through_mosaic(green: Tensor, share: float) -> Tensor:
+    """`green` (B, 1, H, W), at every other place mixed with so much of the mean of its four neighbours."""
+    if share <= 0:
+        return green
+    around = F.pad(green, (1, 1, 1, 1), mode="replicate")
+    level, upright = around[..., 1:-1, :], around[..., 1:-1]
+    mean = (level[..., :-2] + level[..., 2:] + upright[..., :-2, :] + upright[..., 2:, :]) / 4
+    unseen = torch.ones_like(green[:1])
+    unseen[..., 0::2, 0::2] = unseen[..., 1::2, 1::2] = 0
+    return green + share * unseen * (mean - green)
 
 
 def _blurred(image: Tensor, sigma: float) -> Tensor:

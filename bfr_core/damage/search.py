@@ -1,7 +1,7 @@
 """Find the damage of a folder in a family: the one that makes sharp faces of other people look like the folder's.
 
 Nothing is known of the faces but how they look, so their statistics are compared, as an unpaired damage model does
-(Luo et al., arXiv:2203.04962), but over a family of thirteen parameters in place of a network. The search is CMA-ES
+(Luo et al., arXiv:2203.04962), but over a family of fourteen parameters in place of a network. The search is CMA-ES
 (Hansen, "The CMA evolution strategy: a tutorial", arXiv:1604.00772) in the library of its author.
 """
 
@@ -19,7 +19,7 @@ from .family import Photographed, photographed
 from .statistics import Looks, statistics
 
 # A mild damage, of a small photo in fair light.
-START = (0.2, 0.3, 0.7, 0.4, 0.5, 0.5, 0.5, 0.4, 0.3, 0.3, 0.95, 0.3, 0.1)
+START = (0.2, 0.3, 0.7, 0.4, 0.5, 0.5, 0.5, 0.4, 0.3, 0.3, 0.95, 0.3, 0.1, 0.5)
 STEP = 0.2
 POPULATION = 24  # twice what the library would take: the few faces of a generation make its distances uncertain
 # The few faces of a trial hardly tell a camera that was shaken a little from a still one: all of them must say so.
@@ -44,7 +44,7 @@ def closest_damage(
     """The damage in the family that makes `sharp` look most like `lq`.
 
     lq: (N, 3, S, S), damaged faces; sharp: (M, 3, S, S), clean faces of any people, aligned alike, RGB in [0, 1]. Some
-    50 of each are enough, and 1,200 trials. at_once: how many of the sharp faces a trial sees. The trials of one
+    50 of each are enough, and 2,400 trials. at_once: how many of the sharp faces a trial sees. The trials of one
     generation of the search see the same ones, and those of the next generation others: so the search is guided by all
     of them at the price of a few, and is not led astray by a few people. callback(done, trials) may raise to stop.
     The global random state is left as it is.

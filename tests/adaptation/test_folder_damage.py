@@ -63,7 +63,7 @@ def test_the_model_that_makes_sharp_faces_look_like_the_folders_is_taken():
     """A screen of dots is not in the family, a small photo in poor light is."""
     sharp = SharpFaces(128).stacked(160)
     mine = sharp[80::5]
-    camera = Photographed.at([0.1, 0.3, 0.9, 0.7, 0.6, 0.5, 0.5, 0.5, 0.1, 0.3, 1.0, 0.2, 0.0])
+    camera = Photographed.at([0.1, 0.3, 0.9, 0.7, 0.6, 0.5, 0.5, 0.5, 0.1, 0.3, 1.0, 0.2, 0.0, 0.0])
     damages = {
         Photographed: photographed(mine, camera, keyed_generator(1)),
         KnownDamage: degrade(mine, "halftone", keyed_generator(1)).lq,

@@ -66,6 +66,16 @@ def test_green_lends_its_noise_to_the_colours_that_are_interpolated_from_it():
     assert float(smooth.mean(1).std()) == pytest.approx(float(sharp[:, 1].std()), rel=0.05), "green's, not a third"
 
 
+def test_a_mosaic_makes_the_noise_of_green_coarser_where_it_was_not_seen():
+    grey = torch.full((8, 3, 64, 64), 0.5)
+    whole, mosaic = (made(grey, read=-1.6, mosaic=share)[:, 1] - 0.5 for share in (0.0, 1.0))
+    seen = torch.eye(2).repeat(32, 32).bool()
+    assert torch.equal(mosaic[:, seen], whole[:, seen])
+    assert mosaic[:, ~seen].std() == pytest.approx(float(whole[:, ~seen].std()) / 2, rel=0.1), "a mean of four"
+    middle, neighbour = mosaic[:, 1:-1, 1:-1], mosaic[:, 1:-1, 2:]
+    assert (middle * neighbour).mean() > 0.2 * middle.square().mean(), "neighbours hang together"
+
+
 def test_each_photo_is_shaken_along_a_line_of_its_own(faces):
     dot = torch.full((16, 3, 64, 64), 0.2)
     dot[:, :, 32, 32] = 1

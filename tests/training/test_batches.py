@@ -83,7 +83,7 @@ def test_without_a_share_the_faces_of_a_step_are_those_of_before(pairs, sharp):
 
 
 def test_a_damage_of_the_family_has_noise_of_its_own_for_each_face_and_donor(pairs, sharp):
-    camera = Photographed.at([0.0, 0.1, 0.5, 0.7, 0.5, 0.5, 0.5, 0.3, 0.0, 0.0, 1.0, 0.0, 0.0])
+    camera = Photographed.at([0.0, 0.1, 0.5, 0.7, 0.5, 0.5, 0.5, 0.3, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0])
     family = SharpFaces(sharp.faces, camera, held=4)
     config = replace(CONFIG, batch_size=24, micro_batch=24, sharp=1.0)
     (first,), (again,) = (micro_batches(pairs, list(range(12)), 0, config, sharp=family) for _ in range(2))
