@@ -15,6 +15,7 @@ from .synthetic import DESIGN_SIZE
 
 KEPT = 3.0  # pixels of a face 128 wide: the light of a place is the mean around it, by a Gaussian of this sigma
 FINE, COARSE = 4.0, 8.0  # the same, of the band whose strength is the contrast; damage leaves it nearly as it was
+SHARE = 2 / 3  # of the ratio of contrasts that fine detail has, too, as an exponent
 MAX_CONTRAST = 2.0  # times that of the sharp faces, or a share of it
 MAX_SPREAD = 1.5
 
@@ -28,11 +29,12 @@ def with_light_of(made: Tensor, face: Tensor) -> Tensor:
 def lit_like(faces: Tensor, others: Tensor) -> Tensor:
     """`faces` (M, 3, S, S) with the brightness, how it varies, and the contrast of `others` (N, 3, S, S), in [0, 1].
 
-    The contrast is that of details of a twentieth to a tenth of the face. Colours stay.
+    The contrast is that of details of a twentieth to a tenth of the face; faces that differ in it differ less in finer
+    detail, see `SHARE`. Colours stay.
     """
     others = others.to(faces)
     own, wanted = luma(faces), luma(others)
-    contrast = (_contrast(wanted) / _contrast(own)).clamp(1 / MAX_CONTRAST, MAX_CONTRAST)
+    contrast = (_contrast(wanted) / _contrast(own)).clamp(1 / MAX_CONTRAST, MAX_CONTRAST) ** SHARE
     mean, wanted_mean = (light.mean((1, 2, 3), keepdim=True) for light in (own, wanted))
     spread = (wanted_mean.std(correction=0) / mean.std(correction=0).clamp_min(1e-6)).clamp_max(MAX_SPREAD)
     brightness = wanted_mean.mean() + spread * (mean - mean.mean())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bfr_core.damage.family import Photographed, photographed
-from bfr_core.damage.light import KEPT, lit_like, with_light_of
+from bfr_core.damage.light import KEPT, SHARE, lit_like, with_light_of
 from bfr_core.damage.search import closest_damage
 from bfr_core.faces.sharp_faces import SharpFaces
 from bfr_core.pixels import gaussian_blur, luma
@@ -54,7 +54,7 @@ def test_faces_get_the_brightness_and_the_contrast_of_others(faces):
     assert after.mean() == pytest.approx(float(wanted.mean()), abs=0.01)
     assert after.std() == pytest.approx(float(wanted.std()), rel=0.1) and before.std() > 1.5 * after.std()
     ratio = (lit_like(mine, pale).std((2, 3)) / mine.std((2, 3))).median()
-    assert 0.4 < ratio < 0.6
+    assert ratio == pytest.approx(0.5**SHARE, rel=0.1)
     assert (lit_like(mine, mine) - mine).abs().max() < 1e-5, "nothing is changed where nothing differs"
 
 
