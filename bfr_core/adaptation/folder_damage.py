@@ -93,7 +93,7 @@ def likest(damage: FolderDamage, lq: Tensor, restored: Tensor) -> FolderDamage:
     lq, restored: (N, 3, S, S), damaged faces and what the base makes of them. Where the filter with the rests of the
     faces is nearer, `photographed` is None in the result.
     """
-    sharp = lit_like(SharpFaces(damage.size).stacked(COMPARED), lq.cpu())
+    sharp = lit_like(SharpFaces(damage.size).stacked(COMPARED), lq)
     looks = Looks(statistics(lq))
     model = KnownDamage.of(damage, lq, restored)
     made = {

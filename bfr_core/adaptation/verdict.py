@@ -22,8 +22,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..damage.statistics import Looks
-from ..damage.statistics import statistics as looks_of
 from ..damage.transplant import damage_filter, transplanted, without_sharpening
 from ..diffusion.low_pass import low_pass
 from ..faces.landmarks import LandmarkNet, landmark_distance, read_aligned
@@ -144,10 +142,6 @@ class KnownAnswers(NamedTuple):
         known = resized(statistics.known, lq.shape[-2:]).clamp(0, 1)
         own = [damage.put_on(face, lq[i % len(lq)], targets[i % len(lq)], i) for i, face in enumerate(known.cpu())]
         return cls(known.to(lq.device), torch.stack(own).to(lq.device))
-
-    def unlike(self, lq: Tensor) -> float:
-        """How unlike the damaged faces `lq` (B, 3, S, S) these look, in spreads over faces; see `Looks.distance`."""
-        return Looks(looks_of(lq)).distance(looks_of(self.given))
 
     def agreement(self, restore: Restore, damages: int) -> Agreement:
         """How near `restore` comes to the clean faces: the mean for each of the damages."""

@@ -193,7 +193,7 @@ def soft_focus(image: Tensor, generator: torch.Generator, strength: float) -> tu
 
 
 def heavy_jpeg(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
-    """A picture made small enough for a message of old: shrunk up to twice, stored as bad JPEG, shown large again."""
+    """A picture made small for a message: shrunk up to twice, stored as bad JPEG, shown large again."""
     height, width = image.shape[-2:]
     factor = 1 + (_uniform(generator, 1.0, 2.0) - 1) * strength
     quality = _quality(_uniform(generator, 6, 20), strength)

@@ -258,7 +258,6 @@ def test_the_folders_damage_on_sharp_faces_is_a_known_answer(scene):
     assert found.measures["adapted folder fidelity"] > found.measures["base folder fidelity"] + 1
     answers = KnownAnswers.under(Noisy(), lq, clean, statistics)
     assert torch.equal(answers.clean, statistics.known) and (answers.given - answers.clean).std() > 0.05
-    assert answers.unlike(lq) < 0.8 * answers.unlike(clean), "they look like the folder, not like clean faces"
 
 
 def test_where_sharp_faces_were_learned_from_soft_targets_count_no_more():
