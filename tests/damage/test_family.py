@@ -173,11 +173,35 @@ def test_trials_of_a_generation_see_the_same_faces_and_those_of_the_next_others(
         return how.blur
 
     monkeypatch.setattr(search, "distance_under", watched)
+    monkeypatch.setattr(search, "STARTS", search.STARTS[:1])
     generation = search.POPULATION
     closest_damage(faces[:4], faces[4:28], 3 * generation, 6)
-    *trials, answer, still = seen
+    trials, judged = [one for one in seen if len(one) == 6], [one for one in seen if len(one) == 24]
     assert [len(set(trials[i : i + generation])) for i in range(0, len(trials), generation)] == [1] * 3
-    assert len(frozenset.union(*trials)) > 12 and len(answer) == len(still) == 24, "the answer is measured on all"
+    assert len(frozenset.union(*trials)) > 12 and seen[-2:] == judged[-2:], "the answer is measured on all"
+
+
+def test_the_search_leaves_a_place_from_which_nothing_near_is_better(faces, monkeypatch):
+    """It begins at more than one, and goes on with most of its trials from where it came nearest."""
+    mild, sensor = (torch.tensor(search.Start(how, 0.1).place) for how in (search.MILD, search.SENSOR))
+    seen = []
+
+    def two_valleys(how, sharp, looks, seed):
+        place = torch.tensor(search.Start(how, 0.0).place)
+        near_mild, near_sensor = ((place - bottom).square().sum() for bottom in (mild, sensor))
+        seen.append(len(sharp))
+        return min(0.5 + float(near_mild), 0.1 + 3 * float(near_sensor))
+
+    monkeypatch.setattr(search, "distance_under", two_valleys)
+    told = []
+    found = closest_damage(faces[:4], faces[4:12], 120, 4, callback=lambda *call: told.append(call))
+    assert found.distance < 0.4, "the mild valley has 0.5"
+    assert seen.count(4) == 120 == told[-1][0] and told == sorted(told)
+
+
+def test_starts_are_damages_of_the_family():
+    for start in search.STARTS:
+        assert all(0 <= share <= 1 for share in start.place) and Photographed.at(start.place) == start.how
 
 
 @pytest.mark.parametrize(("without", "shake"), [(1.0, 0.0), (1.04, 0.0), (1.2, 6.0)])
