@@ -54,6 +54,7 @@ from bfr_core.adaptation.verdict import (
     second_gain,
 )
 from bfr_core.damage.estimate import FolderDamage
+from bfr_core.damage.light import lit_like
 from bfr_core.damage.statistics import Looks, statistics
 from bfr_core.device import choose_device
 from bfr_core.faces.landmarks import load_landmark_net
@@ -264,9 +265,12 @@ def run_one(lab: Lab, run: Run, lq: Tensor, targets: Tensor, work: Path) -> dict
     measured = damaged(lab.hq, run.damage, run.seed, "measure", run.strength)
     evidence: dict[str, Any] = {"targets": numbers(appearance_of(judged[1], judged[0], lab.statistics, lab.net))}
     known_answers = KnownAnswers.of(judged[0], restored_by(adapted, judged[0]), lab.statistics)
-    folder = KnownAnswers.under(model_for(damage, pairs), *judged, lab.statistics)
+    model = model_for(damage, pairs)
+    folder = KnownAnswers.under(model, *judged, lab.statistics)
+    lit = lab.statistics._replace(known=lit_like(lab.statistics.known, judged[0]))
+    like_them = KnownAnswers.under(model, *judged, lit).given
     base, new = (restored_by(restorer, judged[0]) for restorer in (lab.restorer, adapted))
-    evidence["unlike"] = round(Looks(statistics(judged[0])).distance(statistics(folder.given)), 5)
+    evidence["unlike"] = round(Looks(statistics(judged[0])).distance(statistics(like_them)), 5)
     said = lab.meter.judge(judged[0], base, new, helped=base)
     evidence["likeness"] = dict(zip(("base", "tuned"), ([one.record() for one in of] for of in said), strict=True))
     truth = {}
