@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..damage.estimate import FolderDamage
+from ..damage.grey import grey_like
 from ..diffusion.prior import Prior
 from ..faces.sharp_faces import SharpFaces
 from ..metrics.gmsd import gmsd
@@ -53,7 +54,7 @@ def level_by_known_answers(
     damage: of the folder. lq: (B, 3, S, S) RGB in [0, 1], some of its faces, S = base.size. config: `t_clean` is the
     level that was read off the noise. callback: (level tried, of so many).
     """
-    sharp = SharpFaces(base.size).stacked(KNOWN)
+    sharp = grey_like(SharpFaces(base.size).stacked(KNOWN), lq)
     restored = restored_for_estimate(lq, base, prior, config)
     model = model_of(damage, lq, restored)
     pairs = zip(sharp, (i % len(lq) for i in range(len(sharp))), strict=True)

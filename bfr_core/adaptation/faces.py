@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..damage.grey import given_to_restorer
 from ..faces.align import crop_face
 from ..files.kinds import LeftOutError, without_name
 from ..files.ownership import is_own, note, sha256_of
@@ -294,11 +295,12 @@ def face_index(run: Run) -> dict[str, Any]:
 def _crops_of(
     file: Path, name: str, folder: Path, size: int, config: FaceConfig, detector: Any
 ) -> tuple[list[dict[str, Any]], list[str], Sequence[str]]:
-    """Write the crops of a photo's faces; returns a record of each, why others are left out, and the photo's notes."""
+    """Write the crops of a photo's faces, as a restorer is given them; returns a record of each, why others are left
+    out, and the photo's notes."""
     source = read_photo(file)
     photo = source.pixels
     if config.aligned:
-        write_or_keep(folder / f"{name}.png", resize_square(photo, size, file))
+        write_or_keep(folder / f"{name}.png", given_to_restorer(resize_square(photo, size, file)))
         return [{"name": name, "width": photo.shape[-1]}], [], source.notes
     found: list[dict[str, Any]] = []
     narrow: list[str] = []
@@ -309,7 +311,7 @@ def _crops_of(
             )
             continue
         crop_name = f"{name}_{len(found)}"
-        write_or_keep(folder / f"{crop_name}.png", crop_face(photo, face, size).clamp(0, 1))
+        write_or_keep(folder / f"{crop_name}.png", given_to_restorer(crop_face(photo, face, size).clamp(0, 1)))
         found.append(
             {"name": crop_name, "width": round(face.width, 1), "score": round(face.score, 4)}
             | {"landmarks": np.round(face.landmarks, 2).tolist()}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..damage.estimate import FolderDamage, KnownDamage, estimate_damage
 from ..damage.family import Photographed, photographed
+from ..damage.grey import grey_like
 from ..damage.light import lit_like
 from ..damage.search import closest_damage
 from ..damage.statistics import Looks, statistics
@@ -71,7 +72,7 @@ def estimated(lq: Tensor, restored: Tensor, size: int, callback: StageCallback |
     like it in a family, see `damage.search`, if that is the better model, see `likest`. restored: what the base makes
     of the faces."""
     sharp = SharpFaces(size)
-    damage = estimate_damage(lq, restored, sharp.stacked(SHARP_COMPARED))
+    damage = estimate_damage(lq, restored, grey_like(sharp.stacked(SHARP_COMPARED), lq))
 
     def step(done: int, total: int) -> None:
         if callback:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..damage.grey import given_to_restorer
 from ..damage.groups import KNOWN_FACES, DamageGroups, describe, known_descriptions, one_damage, units_of
 from ..diffusion.prior import Prior, load_prior
 from ..files.ownership import is_own, sha256_of
@@ -21,7 +22,6 @@ from ..files.records import fingerprint
 from ..files.stages import open_stage, remove
 from ..files.tensors import load_tensors, save_tensors
 from ..reports.html import VERDICTS, Gallery, ReportData, Table, Verdict, write_report
-from ..restoration.grey import given_to_restorer
 from ..restoration.same_person import FaceLikeness
 from ..restorers import Restorer, load_restorer, save_restorer
 from ..restorers.load import metadata_in

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..damage.grey import grey_like
 from ..damage.transplant import transplanted
 from ..device import PRECISIONS, Precision, autocast, in_batches
 from ..diffusion.noise_level import estimate_noise_level
@@ -185,7 +186,7 @@ def _make(
     target = to_unit(resized(target, lq.shape[-1]))
     if isinstance(config.detail, float | int) and config.detail != 1:
         target = (target + (config.detail - 1) * high_band(target, _sigma(target))).clamp(0, 1)
-    return Targets(restored.cpu(), target.cpu())
+    return Targets(restored.cpu(), grey_like(target.cpu(), lq))
 
 
 @torch.no_grad()

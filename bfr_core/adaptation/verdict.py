@@ -22,6 +22,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..damage.grey import grey_like
 from ..damage.transplant import damage_filter, transplanted, without_sharpening
 from ..diffusion.low_pass import low_pass
 from ..faces.landmarks import LandmarkNet, landmark_distance, read_aligned
@@ -131,7 +132,7 @@ class KnownAnswers(NamedTuple):
         """
         rounds = -(-TRIED // len(lq))
         known = resized(statistics.known, lq.shape[-2:]).clamp(0, 1).to(lq.device)
-        clean = known[torch.arange(rounds * len(lq)) % len(known)]
+        clean = grey_like(known[torch.arange(rounds * len(lq)) % len(known)], lq)
         damages = [without_sharpening(damage_filter(*faces)) for faces in zip(restored, lq, strict=True)] * rounds
         donors = zip(clean, lq.repeat(rounds, 1, 1, 1), restored.repeat(rounds, 1, 1, 1), damages, strict=True)
         return cls(clean, torch.stack([transplanted(*faces) for faces in donors]))
@@ -139,7 +140,7 @@ class KnownAnswers(NamedTuple):
     @classmethod
     def under(cls, damage: FolderDamage, lq: Tensor, targets: Tensor, statistics: FaceStatistics) -> KnownAnswers:
         """Sharp faces with the folder's damage; `lq` and `targets` (B, 3, S, S) are its donors."""
-        known = resized(statistics.known, lq.shape[-2:]).clamp(0, 1)
+        known = grey_like(resized(statistics.known, lq.shape[-2:]).clamp(0, 1), lq)
         own = [damage.put_on(face, lq[i % len(lq)], targets[i % len(lq)], i) for i, face in enumerate(known.cpu())]
         return cls(known.to(lq.device), torch.stack(own).to(lq.device))
 
@@ -266,6 +267,7 @@ def judge(
     """
     if len(lq) < MIN_JUDGED:
         return Judgement("keep_base", "too few faces to hold any out, so nothing shows that tuning helped")
+    base, tuned = _as_photos_are_restored(base), _as_photos_are_restored(tuned)
     by_base, by_tuned = base(lq), tuned(lq)
     known_answers = KnownAnswers.of(lq, by_tuned, statistics)
     folder = KnownAnswers.under(damage, lq, targets, statistics) if damage else None
@@ -275,6 +277,11 @@ def judge(
     )
     further = likeness(lq, by_base, by_tuned) if likeness else ()
     return decide(before, after, appearance_of(targets, lq, statistics, net), limits or Limits(), further)
+
+
+def _as_photos_are_restored(restore: Restore) -> Restore:
+    """Without the colours that it gives to grey faces."""
+    return lambda faces: grey_like(restore(faces), faces)
 
 
 def decide(

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from ..pixels import gaussian_blur
 from ..randomness import keyed_generator
+from .grey import greyed, is_grey
 from .light import with_light_of
 from .synthetic import DESIGN_SIZE, motion_kernel, stored_as_jpeg
 from .transplant import filtered
@@ -103,7 +104,10 @@ class Photographed:
 
 @torch.no_grad()
 def photographed(faces: Tensor, how: Photographed, generator: torch.Generator) -> Tensor:
-    """`faces` (B, 3, S, S) in [0, 1] with this damage; generator: on the CPU, draws the noise. float32 on the CPU."""
+    """`faces` (B, 3, S, S) in [0, 1] with this damage; generator: on the CPU, draws the noise. float32 on the CPU.
+
+    A grey face stays grey: it was taken on a film that sees no colour, or printed without.
+    """
     size = faces.shape[-1]
     small = max(MIN_SMALL, round(size / how.shrink))
     seen = _shaken(faces.cpu().float(), how.shake * size / DESIGN_SIZE, generator)
@@ -111,6 +115,7 @@ def photographed(faces: Tensor, how: Photographed, generator: torch.Generator) -
     seen = F.interpolate(seen, (small, small), mode="area")
     developed = _developed(_with_noise(_to_light(seen, how), how, generator), how)
     shown = F.interpolate(developed, (size, size), mode="bilinear", align_corners=False).clamp(0, 1)
+    shown = torch.stack([greyed(made) if is_grey(face) else made for made, face in zip(shown, faces, strict=True)])
     quality = round(how.quality)
     return torch.stack([stored_as_jpeg(face, quality) for face in shown]) if quality < 100 else shown
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..pixels import gaussian_blur, luma
+from .grey import grey_like
 from .synthetic import DESIGN_SIZE
 
 KEPT = 3.0  # pixels of a face 128 wide: the light of a place is the mean around it, by a Gaussian of this sigma
@@ -27,7 +28,8 @@ def with_light_of(made: Tensor, face: Tensor) -> Tensor:
 
 
 def lit_like(faces: Tensor, others: Tensor) -> Tensor:
-    """`faces` (M, 3, S, S) with the brightness, how it varies, and the contrast of `others` (N, 3, S, S), in [0, 1].
+    """`faces` (M, 3, S, S) with the brightness, how it varies, and the contrast of `others` (N, 3, S, S), in [0, 1],
+    and as many of them grey.
 
     The contrast is that of details of a twentieth to a tenth of the face; faces that differ in it differ less in finer
     detail, see `SHARE`. Colours stay.
@@ -38,7 +40,7 @@ def lit_like(faces: Tensor, others: Tensor) -> Tensor:
     mean, wanted_mean = (light.mean((1, 2, 3), keepdim=True) for light in (own, wanted))
     spread = (wanted_mean.std(correction=0) / mean.std(correction=0).clamp_min(1e-6)).clamp_max(MAX_SPREAD)
     brightness = wanted_mean.mean() + spread * (mean - mean.mean())
-    return (faces + contrast * (own - mean) + brightness - own).clamp(0, 1)
+    return grey_like((faces + contrast * (own - mean) + brightness - own).clamp(0, 1), others)
 
 
 def _contrast(light: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..damage.grey import given_to_restorer, is_nearly_grey, tinted
 from ..damage.tone import with_tone
 from ..faces.align import Face, crop_face
 from ..faces.paste import face_patches
@@ -30,7 +31,6 @@ from ..restorers.load import load_general
 from .even_tone import tone_for_network, with_own_tone
 from .finest_band import levels_for
 from .finishing import NEAR, with_detail
-from .grey import given_to_restorer, is_nearly_grey, tinted
 from .tiles import SMALLEST, in_tiles
 
 OFF, ADAPTED = "off", "adapted"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..damage.grey import given_to_restorer, is_nearly_grey, tinted
 from ..damage.tone import with_tone
 from ..device import PRECISIONS, Precision, in_batches, is_out_of_memory
 from ..errors import first_line
@@ -27,7 +28,6 @@ from ..settings import check_settings, setting
 from .background import BACKGROUND_TEXT, OFF, Background, load_background, restore_background, with_faces_of
 from .even_tone import tone_for_network, with_own_tone
 from .finishing import finished, finished_on
-from .grey import given_to_restorer, is_nearly_grey, tinted
 from .reference import LIMIT as REFERENCE_LIMIT
 from .reference import STRENGTH
 from .same_person import (

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..damage.grey import greyed, is_nearly_grey
 from ..damage.synthetic import degrade
 from ..damage.transplant import damage_filter, transplanted
 from ..randomness import keyed_generator
@@ -175,6 +176,7 @@ def batch_of(
         lq, target = pair_of(face, pairs, examples, sharp)
         if donor is not None:
             damaged, clean = pairs[donor]
+            target = greyed(target) if is_nearly_grey(damaged) else target
             if sharp is not None and not 0 <= face < len(pairs):
                 lq = sharp.damage.put_on(target, damaged, clean, key=face * len(pairs) + donor)
             else:

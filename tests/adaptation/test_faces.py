@@ -65,3 +65,17 @@ def test_crops_of_a_side_that_none_has_are_refused(photos, tmp_path):
         with pytest.raises(ValueError, match=f"size is {size}"):
             collect_faces(photos, Run(tmp_path), size, FaceConfig(aligned=True))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_print_without_colour_is_kept_without_its_tint(tmp_path):
+    """As it will be given to the restorer; a photo in colour is kept as it is."""
+    grey = torch.rand(1, 32, 32, generator=torch.Generator().manual_seed(1))
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    write_image(folder / "print.png", torch.cat([grey, 0.99 * grey, 0.97 * grey]))
+    write_image(folder / "photo.png", torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(2)))
+    run = Run(tmp_path / "run")
+    collect_faces(folder, run, 32, ALIGNED)
+    kept, photo = (read_image(run.faces / f"{name}.png") for name in ("print", "photo"))
+    assert (kept == kept[:1]).all() and kept.std() > 0.2
+    assert torch.equal(photo, read_image(folder / "photo.png"))

@@ -19,10 +19,10 @@ from bfr_core.adaptation.run import Run
 from bfr_core.adaptation.same_person import FolderLikeness
 from bfr_core.cli.commands import main
 from bfr_core.damage import groups
+from bfr_core.damage.grey import is_nearly_grey
 from bfr_core.damage.groups import MIN_FACES
 from bfr_core.faces.likeness import OTHER
-from bfr_core.files.photos import write_image
-from bfr_core.restoration.grey import is_nearly_grey
+from bfr_core.files.photos import read_image, write_image
 from bfr_core.restoration.restore import restore_crops
 from bfr_core.restorers import load_restorer, routed
 from bfr_core.restorers.routed import Routed
@@ -190,11 +190,12 @@ def test_a_nearly_grey_face_is_described_alike_when_groups_are_found_and_when_it
     with run.locked():
         faces = collect_faces(tmp_path / "photos", run, 32, FaceConfig(aligned=True))
         found, _ = group_faces(run, faces, base)
-    crops = list(faces.read(faces.names))
+    crops = [read_image(file) for file in sorted((tmp_path / "photos").glob("*.png"))]  # as a photo gives them
     assert all(map(is_nearly_grey, crops)) and not any(torch.equal(crop[0], crop[2]) for crop in crops)
     restore_crops(crops, Routed.of(found, [base, *[None] * len(found)], name="groups"), MIN_FACES)
     first, second = described
-    assert torch.equal(first, second) and torch.equal(first[:, 0], first[:, 2])
+    assert torch.allclose(first, second, atol=0.51 / 255), "but for the 8 bits in which a run keeps its faces"
+    assert torch.equal(first[:, 0], first[:, 2]) and torch.equal(second[:, 0], second[:, 2])
 
 
 def test_one_damage_is_adapted_to_as_usual(config, tmp_path, capsys):

@@ -215,3 +215,10 @@ def test_drawing_in_batches_counts_the_calls_of_all_faces_and_reads_one_batch_at
         expected += ["read", *((start * calls + count, calls) for count in counts), "drawn"]
     assert happened == expected
     assert [name for name, _ in drawn] == names and all(target.shape == (3, 32, 32) for _, target in drawn)
+
+
+def test_the_target_of_a_grey_face_is_grey(networks):
+    lq = torch.rand(2, 3, 32, 32)
+    lq[0] = lq[0, :1]
+    made = make_pseudo_targets(lq, ["a", "b"], networks[0], networks[1], TargetConfig(SAMPLER)).pseudo_target
+    assert (made[0] == made[0, :1]).all() and not (made[1] == made[1, :1]).all()

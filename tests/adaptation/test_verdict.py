@@ -15,6 +15,7 @@ from bfr_core.adaptation.verdict import (
     Cues,
     KnownAnswers,
     Limits,
+    agreement,
     decide,
     face_statistics_of,
     gather,
@@ -22,6 +23,7 @@ from bfr_core.adaptation.verdict import (
     load_face_statistics,
     realism,
 )
+from bfr_core.damage.grey import greyed
 from bfr_core.faces import sharp_faces
 from bfr_core.faces.align import Face, crop_face
 from bfr_core.faces.landmarks import load_landmark_net
@@ -267,3 +269,21 @@ def test_where_sharp_faces_were_learned_from_soft_targets_count_no_more():
     assert judged([1.9, 2.0], [-1.0, -1.1], folder=[0.9, 1.0]).verdict == "adopt"
     worse = judged([1.9, 2.0], [1.0, 1.1], folder=[-0.9, -1.0])
     assert worse.verdict == "keep_base" and "estimated over the folder" in worse.sentence
+
+
+def test_grey_faces_are_judged_by_grey_answers(scene):
+    """And a restorer that colours them is not worse for it, since restored photos stay grey."""
+    clean, lq, statistics, net = scene
+    grey, grey_clean = (torch.stack([greyed(face) for face in some]) for some in (lq, clean))
+    by_faces = KnownAnswers.of(grey, grey_clean, statistics)
+    by_folder = KnownAnswers.under(Noisy(), grey, grey_clean, statistics)
+    for answers in (by_faces, by_folder):
+        assert (answers.clean == answers.clean[:, :1]).all()
+
+    def colouring(faces):
+        return (denoised(faces) * torch.tensor([1.1, 1.0, 0.7]).view(1, 3, 1, 1)).clamp(0, 1)
+
+    found = judge(colouring, colouring, grey, grey_clean, statistics, net)
+    restored = torch.stack([greyed(face) for face in colouring(grey)])
+    wanted = float(agreement(restored, grey_clean).fidelity.mean())
+    assert found.measures["base teacher fidelity"] == pytest.approx(wanted, abs=1e-3)

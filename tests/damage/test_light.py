@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from bfr_core.damage.family import Photographed, photographed
+from bfr_core.damage.grey import greyed
 from bfr_core.damage.light import KEPT, SHARE, lit_like, with_light_of
 from bfr_core.damage.search import closest_damage
+from bfr_core.damage.statistics import Looks, statistics
 from bfr_core.faces.sharp_faces import SharpFaces
 from bfr_core.pixels import gaussian_blur, luma
 from bfr_core.randomness import keyed_generator
@@ -63,3 +65,27 @@ def test_the_damage_of_softly_lit_people_is_not_taken_for_a_stronger_blur(faces)
     soft = photographed(0.25 + 0.5 * mine, blurred, keyed_generator(1))
     as_they_are, lit = (closest_damage(soft, some, 240, 12).how.shrink for some in (others, lit_like(others, soft)))
     assert abs(lit - 2.0) < abs(as_they_are - 2.0)
+
+
+def test_as_many_faces_are_grey_as_of_the_others(faces):
+    mine, others = faces[:12], faces[12:24].clone()
+    others[::3] = torch.stack([greyed(face) for face in others[::3]])
+    lit = lit_like(mine, others)
+    assert [bool((face == face[:1]).all()) for face in lit] == [i % 3 == 0 for i in range(12)]
+
+
+def test_a_grey_face_stays_grey_under_any_damage_of_the_family(faces):
+    grey = torch.stack([greyed(face) for face in faces[:2]])
+    made = photographed(torch.cat([grey, faces[2:3]]), replace(NOISY, quality=40), keyed_generator(1))
+    assert (made[:2] == made[:2, :1]).all() and not (made[2] == made[2, :1]).all()
+    on = replace(NOISY, quality=40).put_on(grey[0], faces[3], faces[3], 1)
+    assert torch.allclose(on, on[:1].expand(3, -1, -1), atol=1e-6) and (on - grey[0]).std() > 0.01
+
+
+def test_the_damage_of_a_grey_folder_is_not_sought_in_its_colours(faces):
+    """Sharp faces in colours are unlike it whatever is done to them."""
+    folder = photographed(torch.stack([greyed(face) for face in faces[::2]]), NOISY, keyed_generator(1))
+    looks, others = Looks(statistics(folder)), lit_like(faces[1::2], folder)
+    true = looks.distance(statistics(photographed(others, NOISY, keyed_generator(2))))
+    coloured = looks.distance(statistics(photographed(faces[1::2], NOISY, keyed_generator(2))))
+    assert true < 0.3 * coloured

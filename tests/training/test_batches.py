@@ -7,6 +7,7 @@ import torch
 
 from bfr_core.damage.estimate import KnownDamage
 from bfr_core.damage.family import Photographed
+from bfr_core.damage.grey import greyed
 from bfr_core.damage.spectra import ring_middles
 from bfr_core.damage.transplant import transplanted
 from bfr_core.training.batches import Material, SharpFaces, anchor_faces, micro_batches, split
@@ -129,3 +130,17 @@ def test_old_skills_are_kept_on_sharp_faces_where_there_are_any(pairs, sharp, mo
     clean = anchor_faces(Material(pairs, train, [], examples, sharp=sharp), 0, config)
     good = of(torch.cat([clean, clean.flip(-1)]), examples)
     assert 4 <= sum(good) <= 20, "the user's good faces stand for half of them"
+
+
+def test_a_sharp_face_loses_its_colour_where_the_donor_of_its_damage_is_grey(pairs, sharp):
+    """In colours under a grey face's damage it would be a lesson in colouring."""
+    train = list(range(12))
+    old = [greyed(lq) if i % 2 else lq for i, (lq, _) in enumerate(pairs)]
+    print_pairs = [(lq, target) for lq, (_, target) in zip(old, pairs, strict=True)]
+    config = replace(CONFIG, batch_size=48, micro_batch=48, sharp=1.0)
+    (mixed,) = micro_batches(print_pairs, train, 0, config, sharp=sharp)
+    (coloured,) = micro_batches(pairs, train, 0, config, sharp=sharp)
+    grey = [bool((face == face[:1]).all()) for face in mixed.target]
+    assert 12 < sum(grey) < 36
+    for target, before, is_grey in zip(mixed.target, coloured.target, grey, strict=True):
+        assert torch.equal(target, greyed(before) if is_grey else before)

@@ -1,7 +1,8 @@
 """Photographs without colour that are stored with a tint, such as old prints scanned as colour JPEG.
 
 A restorer that was trained on colour photos colours such a face in part. So it is given grey, and the result gets the
-print's own tint back.
+print's own tint back. What a restorer learns from such photos, or is judged by, is grey likewise: a sharp face in
+colours under the damage of a grey one would be a lesson in colouring.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ def is_nearly_grey(face: Tensor) -> bool:
     return float(differences.var((1, 2), correction=0).mean()) <= MAX_COLOUR
 
 
+def is_grey(face: Tensor) -> bool:
+    """Whether the channels of `face` (3, H, W) are equal."""
+    return torch.equal(face[0], face[1]) and torch.equal(face[1], face[2])
+
+
 def given_to_restorer(face: Tensor) -> Tensor:
     """What a restorer is given of `face` (3, H, W) in [0, 1]: without colour if it is nearly grey, else as it is."""
     return greyed(face) if is_nearly_grey(face) else face
@@ -30,7 +36,16 @@ def given_to_restorer(face: Tensor) -> Tensor:
 
 def greyed(face: Tensor) -> Tensor:
     """The luma of `face` (3, H, W) in each channel; `face` itself where the channels are equal."""
-    return face if _is_grey(face) else luma(face).expand(3, -1, -1)
+    return face if is_grey(face) else luma(face).expand(3, -1, -1)
+
+
+def grey_like(faces: Tensor, donors: Tensor) -> Tensor:
+    """`faces` (M, 3, S, S), each without colour where its donor is nearly grey; face i has the donor i, in turn.
+
+    donors: (N, 3, S', S'), damaged faces whose damage `faces` are to get.
+    """
+    grey = [is_nearly_grey(donor) for donor in donors]
+    return torch.stack([greyed(face) if grey[i % len(grey)] else face for i, face in enumerate(faces)])
 
 
 def tinted(restored: Tensor, damaged: Tensor) -> Tensor:
@@ -39,7 +54,7 @@ def tinted(restored: Tensor, damaged: Tensor) -> Tensor:
     damaged: (3, H, W) in [0, 1], nearly grey. Returns (3, H, W) in [0, 1], exactly grey where `damaged` is.
     """
     grey = luma(restored)
-    if _is_grey(damaged):
+    if is_grey(damaged):
         return grey.expand(3, -1, -1)
     seen = luma(damaged)
     centred, mean = seen - seen.mean(), damaged.mean((1, 2), keepdim=True)
@@ -47,7 +62,3 @@ def tinted(restored: Tensor, damaged: Tensor) -> Tensor:
     slope = (centred * (damaged - mean)).sum((1, 2), keepdim=True) / spread.clamp_min(1e-12)
     slope = torch.where(spread > 1e-6 * seen.numel(), slope, torch.ones_like(slope))  # a flat face tells no tint
     return (mean + slope * (grey - seen.mean())).clamp(0, 1)
-
-
-def _is_grey(face: Tensor) -> bool:
-    return torch.equal(face[0], face[1]) and torch.equal(face[1], face[2])

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from bfr_core.damage.grey import MAX_COLOUR, greyed, is_nearly_grey, tinted
 from bfr_core.damage.synthetic import stored_as_jpeg
 from bfr_core.files.photos import read_image
-from bfr_core.restoration.grey import MAX_COLOUR, greyed, is_nearly_grey, tinted
 from bfr_core.restoration.restore import restore_crops
 
 
