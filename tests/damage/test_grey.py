@@ -11,6 +11,7 @@ from torch import Tensor
 from bfr_core.damage.grey import MAX_COLOUR, greyed, is_nearly_grey, tinted
 from bfr_core.damage.synthetic import stored_as_jpeg
 from bfr_core.files.photos import read_image
+from bfr_core.pixels import luma
 from bfr_core.restoration.restore import restore_crops
 
 
@@ -53,9 +54,19 @@ def test_prints_are_told_from_colour_photographs(shared: Path) -> None:
 def test_the_limit_is_a_mean_variance_of_ten_steps_squared() -> None:
     step = torch.tensor([1.0, -1.0]).repeat(32)[:, None].expand(64, 64)
     for deviation, grey in ((3.8, True), (3.9, False)):  # of red; the mean of the variances is 2/3 of its square
-        face = torch.full((3, 64, 64), 0.5)
+        face = 0.5 + 0.05 * step.T.repeat(3, 1, 1)
         face[0] += deviation / 255 * step
         assert is_nearly_grey(face) is grey and (2 / 3 * (deviation / 255) ** 2 <= MAX_COLOUR) is grey
+
+
+def test_a_sepia_print_is_without_colour_and_a_pale_photograph_is_not() -> None:
+    for seed in range(5):
+        grey, coloured = smooth(seed), smooth(seed, 3)
+        sepia = stored_as_jpeg(torch.cat([0.2 + 0.8 * grey, 0.1 + 0.75 * grey, 0.6 * grey]), 90)
+        assert is_nearly_grey(sepia)
+        assert float((sepia[0] - sepia[2]).var()) > 2 * MAX_COLOUR, "a tint that the published limit does not know"
+        pale = luma(coloured) + 0.2 * (coloured - luma(coloured))
+        assert not is_nearly_grey(pale)
 
 
 def test_a_tint_is_taken_off_and_given_back() -> None:
