@@ -48,6 +48,7 @@ from bfr_core.adaptation.verdict import (
     KnownAnswers,
     Limits,
     appearance_of,
+    as_photos_are_restored,
     decide,
     gather,
     load_face_statistics,
@@ -264,18 +265,18 @@ def run_one(lab: Lab, run: Run, lq: Tensor, targets: Tensor, work: Path) -> dict
     adapted = load_restorer(file).to(lab.restorer.device)
     measured = damaged(lab.hq, run.damage, run.seed, "measure", run.strength)
     evidence: dict[str, Any] = {"targets": numbers(appearance_of(judged[1], judged[0], lab.statistics, lab.net))}
-    known_answers = KnownAnswers.of(judged[0], restored_by(adapted, judged[0]), lab.statistics)
+    by_base, by_tuned = (as_photos_are_restored(partial(restored_by, one)) for one in (lab.restorer, adapted))
+    known_answers = KnownAnswers.of(judged[0], by_tuned(judged[0]), lab.statistics)
     model = model_for(damage, pairs)
     folder = KnownAnswers.under(model, *judged, lab.statistics)
     lit = lab.statistics._replace(known=lit_like(lab.statistics.known, judged[0]))
     like_them = KnownAnswers.under(model, *judged, lit).given
-    base, new = (restored_by(restorer, judged[0]) for restorer in (lab.restorer, adapted))
+    base, new = by_base(judged[0]), by_tuned(judged[0])
     evidence["unlike"] = round(Looks(statistics(judged[0])).distance(statistics(like_them)), 5)
     said = lab.meter.judge(judged[0], base, new, helped=base)
     evidence["likeness"] = dict(zip(("base", "tuned"), ([one.record() for one in of] for of in said), strict=True))
     truth = {}
-    for who, restorer in (("base", lab.restorer), ("tuned", adapted)):
-        restore = partial(restored_by, restorer)
+    for who, restore in (("base", by_base), ("tuned", by_tuned)):
         cues: Cues = gather(restore, *judged, known_answers, lab.statistics, lab.net, folder)
         evidence[who] = numbers(cues)
         restored = restore(measured)

@@ -267,7 +267,7 @@ def judge(
     """
     if len(lq) < MIN_JUDGED:
         return Judgement("keep_base", "too few faces to hold any out, so nothing shows that tuning helped")
-    base, tuned = _as_photos_are_restored(base), _as_photos_are_restored(tuned)
+    base, tuned = as_photos_are_restored(base), as_photos_are_restored(tuned)
     by_base, by_tuned = base(lq), tuned(lq)
     known_answers = KnownAnswers.of(lq, by_tuned, statistics)
     folder = KnownAnswers.under(damage, lq, targets, statistics) if damage else None
@@ -279,8 +279,8 @@ def judge(
     return decide(before, after, appearance_of(targets, lq, statistics, net), limits or Limits(), further)
 
 
-def _as_photos_are_restored(restore: Restore) -> Restore:
-    """Without the colours that it gives to grey faces."""
+def as_photos_are_restored(restore: Restore) -> Restore:
+    """`restore` without the colours that it gives to grey faces: (B, 3, S, S) in [0, 1] to the same."""
     return lambda faces: grey_like(restore(faces), faces)
 
 

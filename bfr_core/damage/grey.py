@@ -36,7 +36,7 @@ def is_nearly_grey(face: Tensor) -> bool:
 
 
 def is_grey(face: Tensor) -> bool:
-    """Whether the channels of `face` (3, H, W) are equal."""
+    """Whether the channels of `face`, or of a photo, (3, H, W), are equal."""
     return torch.equal(face[0], face[1]) and torch.equal(face[1], face[2])
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..damage.grey import is_grey
 from ..device import where_all_works
 from ..faces.align import Face, crop_face
 from ..faces.paste import STRIP_PIXELS, Patch
@@ -177,7 +178,7 @@ def _finished_strips(
     """
     new, device = where_all_works(_pasted(patches)), patches[0].pixels.device
     mask = _mask(patches)
-    grey = bool((old[0] == old[1]).all() and (old[0] == old[2]).all())
+    grey = is_grey(old)
     if grey:  # one channel throughout, so that rounding cannot tint it
         old, new, source = old[:1], new[:1], source[:1]
         error = None if error is None else error[:1]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..damage.grey import given_to_restorer, is_nearly_grey, tinted
+from ..damage.grey import given_to_restorer, is_grey, is_nearly_grey, tinted
 from ..damage.tone import with_tone
 from ..device import PRECISIONS, Precision, in_batches, is_out_of_memory
 from ..errors import first_line
@@ -355,7 +355,7 @@ def restore_aligned(
         return RestoredPhoto(large, [], acted.reasons, large.new_zeros(1, size, size), [], 1, likeness=said)
     restored = acted.restored[0]
     assert isinstance(restored, Tensor)
-    grey = torch.equal(photo[0], photo[1]) and torch.equal(photo[1], photo[2])
+    grey = is_grey(photo)
     pixels = whole(restored, crop, size, grey, config)
     mask = large.new_full((1, size, size), config.blend)
     step = restoration_step(restorer, config, None, 1, 1, likeness=said)
@@ -486,7 +486,7 @@ def enlarged(photo: Tensor, enlarge: Callable[[Tensor], Tensor]) -> Tensor:
     height, width = photo.shape[-2:]
     if larger.shape[-2] * width != larger.shape[-1] * height:
         raise ValueError(f"the enlarged background is {larger.shape[-1]} x {larger.shape[-2]} for {width} x {height}")
-    grey = torch.equal(photo[0], photo[1]) and torch.equal(photo[1], photo[2])
+    grey = is_grey(photo)
     return luma(larger).expand(3, -1, -1) if grey else larger
 
 
