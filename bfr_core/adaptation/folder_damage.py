@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..damage.estimate import FolderDamage, KnownDamage, estimate_damage
-from ..damage.family import Photographed, photographed
+from ..damage.estimate import FolderDamage, InTurn, KnownDamage, estimate_damage
+from ..damage.family import photographed
 from ..damage.grey import grey_like
 from ..damage.light import lit_like
 from ..damage.search import closest_damage
@@ -24,6 +24,7 @@ from ..files.records import fingerprint, read_table, write_json
 from ..pixels import resized
 from ..randomness import keyed_generator
 from ..restorers import Restorer
+from ..training.batches import DamageModel
 from .faces import FaceSet, StageCallback
 from .run import Run
 from .targets import TargetConfig
@@ -35,6 +36,7 @@ COMPARED = 48  # sharp faces by which damages are compared, and of these in a tr
 AT_ONCE_SMALL, MIN_AT_ONCE = 25, 4
 TRIALS = 2400
 AT_ONCE = 8
+CLEARLY_NEARER = 0.8  # of two models of a damage: the distance of the one is below this share of the other's
 
 
 def folder_damage(
@@ -92,28 +94,29 @@ def likest(damage: FolderDamage, lq: Tensor, restored: Tensor) -> FolderDamage:
     """`damage` with that of its two models which makes sharp faces look most like the folder's faces `lq`.
 
     lq, restored: (N, 3, S, S), damaged faces and what the base makes of them. Where the filter with the rests of the
-    faces is nearer, `photographed` is None in the result.
+    faces is clearly nearer, `photographed` is None in the result; where neither is, `in_turn` is True.
     """
+    if not damage.photographed:
+        return damage
     sharp = lit_like(SharpFaces(damage.size).stacked(COMPARED), lq)
     looks = Looks(statistics(lq))
     model = KnownDamage.of(damage, lq, restored)
-    made = {
-        "filter and rest": [
-            model.put_on(face, lq[i % len(lq)], restored[i % len(lq)], i) for i, face in enumerate(sharp)
-        ]
-    }
-    if damage.photographed:
-        made["camera"] = list(photographed(sharp, damage.photographed, keyed_generator("as the folder's")))
-    distances = {name: looks.distance(statistics(torch.stack(faces))) for name, faces in made.items()}
-    log.info("distance between the folder's faces and sharp faces with each model of their damage: %s", distances)
-    nearest = min(distances, key=lambda name: distances[name])
-    return damage if nearest == "camera" else replace(damage, photographed=None)
+    rests = [model.put_on(face, lq[i % len(lq)], restored[i % len(lq)], i) for i, face in enumerate(sharp)]
+    by_filter = looks.distance(statistics(torch.stack(rests)))
+    by_camera = looks.distance(statistics(photographed(sharp, damage.photographed, keyed_generator("as the folder's"))))
+    log.info("sharp faces are this unlike the folder's: with its filter %.3f, by a camera %.3f", by_filter, by_camera)
+    if by_filter < CLEARLY_NEARER * by_camera:
+        return replace(damage, photographed=None)
+    return replace(damage, in_turn=by_camera >= CLEARLY_NEARER * by_filter)
 
 
-def model_of(damage: FolderDamage, lq: Tensor, restored: Tensor) -> KnownDamage | Photographed:
+def model_of(damage: FolderDamage, lq: Tensor, restored: Tensor) -> DamageModel:
     """What puts the folder's damage on a sharp face. lq, restored: (N, 3, S, S), donors of the rest, see
     `KnownDamage.of`."""
-    return damage.photographed or KnownDamage.of(damage, lq, restored)
+    if damage.photographed and not damage.in_turn:
+        return damage.photographed
+    known = KnownDamage.of(damage, lq, restored)
+    return InTurn(known, damage.photographed) if damage.photographed else known
 
 
 @torch.no_grad()

@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..damage.estimate import FolderDamage, KnownDamage
-from ..damage.family import Photographed
+from ..damage.estimate import FolderDamage
 from ..device import default_precision
 from ..diffusion.prior import Prior
 from ..faces.landmarks import load_landmark_net
@@ -24,7 +23,7 @@ from ..files.stages import remove
 from ..pixels import as_bytes
 from ..restoration.same_person import LikenessMeter
 from ..restorers import Restorer, save_change, save_restorer
-from ..training.batches import Pairs, SharpFaces
+from ..training.batches import DamageModel, Pairs, SharpFaces
 from ..training.config import FinetuneConfig
 from ..training.finetune import TuningProgress, Watch, finetune, split
 from ..training.losses import ImageLoss, find_vgg, lpips_loss, perceptual_loss
@@ -149,7 +148,7 @@ def sharp_faces(damage: FolderDamage, pairs: Pairs, held: int) -> SharpFaces:
     return SharpFaces(faces, model_for(damage, pairs), max(KEPT_APART, min(held, len(faces) // 4)))
 
 
-def model_for(damage: FolderDamage, pairs: Pairs) -> KnownDamage | Photographed:
+def model_for(damage: FolderDamage, pairs: Pairs) -> DamageModel:
     """What puts the folder's damage on a sharp face, with some of the pairs as donors."""
     count = min(len(pairs), ESTIMATED_FACES)
     some = [pairs[i * len(pairs) // count] for i in range(count)]
@@ -209,7 +208,7 @@ def judged_on_faces(
     base: Restorer,
     tuned: Restorer,
     pairs: list[tuple[Tensor, Tensor]],
-    damage: KnownDamage | Photographed | None = None,
+    damage: DamageModel | None = None,
 ) -> Judgement:
     """The verdict on (lq, pseudo target) pairs that were held out of the tuning. damage: see `verdict.judge`."""
     lq, targets = (torch.stack([pair[k] for pair in pairs]) if pairs else torch.empty(0) for k in (0, 1))

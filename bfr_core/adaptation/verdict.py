@@ -33,7 +33,7 @@ from ..metrics.intervals import Interval, student_difference
 from ..metrics.kid import kid_features
 from ..metrics.psnr import psnr
 from ..pixels import resized
-from ..training.batches import FolderDamage
+from ..training.batches import DamageModel
 from .target_checks import CHECKED_SIZE, at_checked_size
 
 CONSISTENT_AT = 8  # factor of the low band that survives most damage in a 128-pixel face
@@ -138,7 +138,7 @@ class KnownAnswers(NamedTuple):
         return cls(clean, torch.stack([transplanted(*faces) for faces in donors]))
 
     @classmethod
-    def under(cls, damage: FolderDamage, lq: Tensor, targets: Tensor, statistics: FaceStatistics) -> KnownAnswers:
+    def under(cls, damage: DamageModel, lq: Tensor, targets: Tensor, statistics: FaceStatistics) -> KnownAnswers:
         """Sharp faces with the folder's damage; `lq` and `targets` (B, 3, S, S) are its donors."""
         known = grey_like(resized(statistics.known, lq.shape[-2:]).clamp(0, 1), lq)
         own = [damage.put_on(face, lq[i % len(lq)], targets[i % len(lq)], i) for i, face in enumerate(known.cpu())]
@@ -258,7 +258,7 @@ def judge(
     net: LandmarkNet,
     limits: Limits | None = None,
     likeness: Callable[[Tensor, Tensor, Tensor], Sequence[str]] | None = None,
-    damage: FolderDamage | None = None,
+    damage: DamageModel | None = None,
 ) -> Judgement:
     """The verdict on damaged faces `lq` with their pseudo targets, (N, 3, S, S), which were not tuned on.
 

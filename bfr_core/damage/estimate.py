@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..randomness import keyed_generator
 from .family import Photographed
 from .spectra import (
     MIN_SIZE,
@@ -56,13 +57,15 @@ class FolderDamage:
     transfer: (3, R) |H| in [0, 1] of lightness and two chromas. noise: (3, R) power of what H leaves unexplained, of
     values in [0, 1]; its mean over all frequencies is a variance. size: side of the faces in pixels, which says where
     the rings are, see `spectra.ring_middles`. photographed: the damage in the family of `family` that is most like the
-    folder's, or None where none was searched for, or the filter with the faces' rests is more like it.
+    folder's, or None where none was searched for, or the filter with the faces' rests is clearly more like it. in_turn:
+    whether neither of the two is clearly more like it, so that faces are given the one or the other.
     """
 
     transfer: Tensor
     noise: Tensor
     size: int
     photographed: Photographed | None = None
+    in_turn: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """What JSON can hold of it, rounded to six digits."""
@@ -70,6 +73,7 @@ class FolderDamage:
         return {name: [[float(f"{v:.6g}") for v in row] for row in rows] for name, rows in values.items()} | {
             "size": self.size,
             "photographed": self.photographed and asdict(self.photographed),
+            "in_turn": self.in_turn,
         }
 
     @classmethod
@@ -85,7 +89,8 @@ class FolderDamage:
         expected = (3, len(ring_middles(size))) if size >= MIN_SIZE else ()
         if not parts or any(part.shape != expected or not part.isfinite().all() for part in parts):
             raise ValueError("holds no estimate of a folder's damage")
-        return cls(transfer=parts[0], noise=parts[1], size=size, photographed=family)
+        in_turn = family is not None and values.get("in_turn") is True
+        return cls(transfer=parts[0], noise=parts[1], size=size, photographed=family, in_turn=in_turn)
 
     def transfer_at(self, frequency: Tensor) -> Tensor:
         """|H| of the lightness at `frequency` (any shape), in cycles a pixel."""
@@ -178,3 +183,16 @@ class KnownDamage:
         rest = with_response(seen - with_response(explained, self.explained), self.gain)
         rest += (seen - explained - rest).mean((2, 3), keepdim=True)  # the mean is no noise, and is not made stronger
         return to_rgb(with_response(clean, self.transfer) + rest)[0].clamp(0, 1).float()
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """Two models of a folder's damage, of which a sharp face is given the one or the other, by chance."""
+
+    known: KnownDamage
+    photographed: Photographed
+
+    def put_on(self, face: Tensor, donor_lq: Tensor, donor_restored: Tensor, key: int) -> Tensor:
+        """`face` under one of the two, see there. key: of which it is, and of its noise."""
+        heads = bool(torch.rand(1, generator=keyed_generator("which of two damages", key)) < 0.5)
+        return (self.known if heads else self.photographed).put_on(face, donor_lq, donor_restored, key)

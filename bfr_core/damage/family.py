@@ -1,11 +1,12 @@
 """A family of damages with few parameters: a picture that was shaken, out of focus, small, taken in poor light,
-developed, enlarged and stored as JPEG.
+developed, stored as JPEG and enlarged.
 
 The order is that of a camera (Brooks et al., "Unprocessing images for learned raw denoising", arXiv:1811.11127): the
 noise is added to light, not to what the screen shows, before the colours are made strong and cut off at black. That
 is why it is stronger in some tones than in others, coloured, and lifts the shadows; a filter and noise of a known
 spectrum, as `estimate` finds them, have none of this, nor a direction in which a camera moved. Scans and films pass
-much the same stations.
+much the same stations. JPEG comes before the enlargement, as in the blind damage of the literature (arXiv:2101.04061),
+since photos are stored as they are and a face is enlarged when it is cut out: the blocks grow with it.
 """
 
 from __future__ import annotations
@@ -54,10 +55,11 @@ class Photographed:
     shot, read: the variance of the noise is 10^shot times the light, plus 10^read squared, for green; 10^red and
     10^blue times as strong in the other colours. colour: how much stronger developing made the colours.
     lightness_blur, colour_blur: of developing, of green and of how red and blue differ from it, sigma in pixels of the
-    small picture. quality: of JPEG; from 100 on it was not stored so. spread: how much the noise differs from photo to
-    photo, as the deviation of its logarithm. shake: the longest way that a camera moved during a shot, in pixels of a
-    face 128 wide; each photo has a way and a direction of its own. mosaic: how far the sensor saw green at every other
-    place only; 0 is a film or a scanner, 1 a camera that takes the mean of the neighbours for the rest.
+    small picture. quality: of JPEG, in which the small picture was stored; from 100 on it was not. spread: how much the
+    noise differs from photo to photo, as the deviation of its logarithm. shake: the longest way that a camera moved
+    during a shot, in pixels of a face 128 wide; each photo has a way and a direction of its own. mosaic: how far the
+    sensor saw green at every other place only; 0 is a film or a scanner, 1 a camera that takes the mean of the
+    neighbours for the rest.
     """
 
     blur: float
@@ -113,11 +115,11 @@ def photographed(faces: Tensor, how: Photographed, generator: torch.Generator) -
     seen = _shaken(faces.cpu().float(), how.shake * size / DESIGN_SIZE, generator)
     seen = _blurred(seen, how.blur * size / DESIGN_SIZE)
     seen = F.interpolate(seen, (small, small), mode="area")
-    developed = _developed(_with_noise(_to_light(seen, how), how, generator), how)
-    shown = F.interpolate(developed, (size, size), mode="bilinear", align_corners=False).clamp(0, 1)
-    shown = torch.stack([greyed(made) if is_grey(face) else made for made, face in zip(shown, faces, strict=True)])
-    quality = round(how.quality)
-    return torch.stack([stored_as_jpeg(face, quality) for face in shown]) if quality < 100 else shown
+    stored = _developed(_with_noise(_to_light(seen, how), how, generator), how)
+    if round(how.quality) < 100:
+        stored = torch.stack([stored_as_jpeg(face, round(how.quality)) for face in stored])
+    shown = F.interpolate(stored, (size, size), mode="bilinear", align_corners=False).clamp(0, 1)
+    return torch.stack([greyed(made) if is_grey(face) else made for made, face in zip(shown, faces, strict=True)])
 
 
 def _shaken(faces: Tensor, longest: float, generator: torch.Generator) -> Tensor:

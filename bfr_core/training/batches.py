@@ -40,8 +40,8 @@ class Faces(Protocol):
     def __getitem__(self, index: int) -> Tensor: ...
 
 
-class FolderDamage(Protocol):
-    """The damage of a folder, which any face can be given: `estimate.KnownDamage` or `family.Photographed`."""
+class DamageModel(Protocol):
+    """A model of a folder's damage, which any face can be given: `KnownDamage`, `InTurn` or `Photographed`."""
 
     def put_on(self, face: Tensor, donor_lq: Tensor, donor_restored: Tensor, key: int) -> Tensor:
         """`face`, (3, S, S) as all are, with this damage, and that of the donor where it is taken from one.
@@ -60,7 +60,7 @@ class SharpFaces:
     """
 
     faces: Faces
-    damage: FolderDamage
+    damage: DamageModel
     held: int = 0
 
     @property

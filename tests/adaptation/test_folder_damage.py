@@ -12,7 +12,7 @@ from bfr_core.adaptation.faces import collect_faces
 from bfr_core.adaptation.folder_damage import described, folder_damage, likest, model_of, read_damage
 from bfr_core.adaptation.report import kept_by_width
 from bfr_core.adaptation.run import Run
-from bfr_core.damage.estimate import FolderDamage, KnownDamage, estimate_damage
+from bfr_core.damage.estimate import FolderDamage, InTurn, KnownDamage, estimate_damage
 from bfr_core.damage.family import Photographed, photographed
 from bfr_core.damage.synthetic import degrade
 from bfr_core.faces.sharp_faces import SharpFaces
@@ -73,6 +73,17 @@ def test_the_model_that_makes_sharp_faces_look_like_the_folders_is_taken():
         damage = replace(estimate_damage(lq, restored, sharp[:80:2]), photographed=camera)
         found = likest(damage, lq, restored)
         assert type(model_of(found, lq, restored)) is kind and found.transfer is damage.transfer
+
+
+@pytest.mark.parametrize(("by_filter", "kind"), [(0.7, KnownDamage), (0.9, InTurn), (1.1, InTurn), (1.3, Photographed)])
+def test_where_neither_model_is_clearly_nearer_both_are_put_on_faces(by_filter, kind, monkeypatch):
+    lq = SharpFaces(128).stacked(4)
+    distances = iter((by_filter, 1.0))
+    monkeypatch.setattr(stage.Looks, "distance", lambda looks, of: next(distances))
+    damage = replace(estimate_damage(lq, lq, lq), photographed=Photographed.at([0.5] * 14))
+    found = likest(damage, lq, lq)
+    assert type(model_of(found, lq, lq)) is kind
+    assert type(model_of(FolderDamage.from_json(found.as_json()), lq, lq)) is kind, "as a resumed run has it"
 
 
 def test_a_folder_of_before_has_no_camera_and_keeps_its_filter(base):

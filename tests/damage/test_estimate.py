@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from bfr_core.damage.estimate import FolderDamage, KnownDamage, estimate_damage, plausible
+from bfr_core.damage.estimate import FolderDamage, InTurn, KnownDamage, estimate_damage, plausible
+from bfr_core.damage.family import Photographed
 from bfr_core.faces.sharp_faces import SharpFaces
 from bfr_core.pixels import gaussian_blur
 
@@ -86,6 +87,20 @@ def test_colour_is_never_sharper_than_lightness_and_nothing_is_amplified():
     transfer = plausible(torch.tensor([[0.9, 0.5, 0.7, 0.2], [1.5, 0.9, 0.9, 0.9], [0.5, 0.1, 0.3, 0.0]]).double())
     wanted = [[1, 0.5, 0.5, 0.2], [1, 0.5, 0.5, 0.2], [1, 0.1, 0.1, 0.0]]
     assert torch.allclose(transfer, torch.tensor(wanted, dtype=torch.float64))
+
+
+def test_of_two_models_each_is_put_on_half_of_the_faces(faces):
+    lq, face = faces[0], faces[1][0]
+    known = KnownDamage.of(estimate_damage(lq, lq, faces[1]), lq, lq)
+    camera = Photographed.at([0.5] * 14)
+    both = InTurn(known, camera)
+    by_filter = 0
+    for key in range(60):
+        made, again, *single = (model.put_on(face, lq[0], lq[1], key) for model in (both, both, known, camera))
+        assert torch.equal(made, again)
+        assert [torch.equal(made, one) for one in single].count(True) == 1
+        by_filter += torch.equal(made, single[0])
+    assert 20 < by_filter < 40
 
 
 def test_it_is_kept_as_json_and_what_is_no_estimate_is_refused(faces):

@@ -96,6 +96,18 @@ def test_each_photo_is_shaken_along_a_line_of_its_own(faces):
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
+def test_a_photo_is_stored_before_its_face_is_enlarged(faces):
+    """So the blocks of JPEG are enlarged, too: 16 pixels of a photo that was enlarged twice, not 8."""
+
+    def at_every_other(damaged):
+        """How much larger the steps across 16, 32, 48 are than those across 8, 24, 40, 56."""
+        steps = (damaged[..., 1:] - damaged[..., :-1]).abs().mean((0, 1, 2))
+        return float(steps[15::16].mean() / steps[7::16].mean())
+
+    plain, enlarged = made(faces, quality=10), made(faces, shrink=2.0, quality=10)
+    assert at_every_other(plain) < 1.4 and at_every_other(enlarged) > 1.7
+
+
 def test_a_damage_is_said_in_words():
     assert NOTHING.in_words(128) == "noise and colours alone"
     how = replace(NOTHING, shake=6.0, blur=1.0, shrink=2.0, quality=30)
