@@ -70,11 +70,11 @@ class FolderDamage:
     def as_json(self) -> dict[str, Any]:
         """What JSON can hold of it, rounded to six digits."""
         values = {name: getattr(self, name).tolist() for name in ("transfer", "noise")}
-        return {name: [[float(f"{v:.6g}") for v in row] for row in rows] for name, rows in values.items()} | {
-            "size": self.size,
-            "photographed": self.photographed and asdict(self.photographed),
-            "in_turn": self.in_turn,
+        found: dict[str, Any] = {
+            name: [[float(f"{v:.6g}") for v in row] for row in rows] for name, rows in values.items()
         }
+        found |= {"size": self.size, "photographed": self.photographed and asdict(self.photographed)}
+        return found | ({"in_turn": True} if self.in_turn else {})  # the rest is as it was: what has begun goes on
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> FolderDamage:
