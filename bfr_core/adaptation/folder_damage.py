@@ -104,7 +104,7 @@ def likest(damage: FolderDamage, lq: Tensor, restored: Tensor) -> FolderDamage:
     rests = [model.put_on(face, lq[i % len(lq)], restored[i % len(lq)], i) for i, face in enumerate(sharp)]
     by_filter = looks.distance(statistics(torch.stack(rests)))
     by_camera = looks.distance(statistics(photographed(sharp, damage.photographed, keyed_generator("as the folder's"))))
-    log.info("sharp faces are this unlike the folder's: with its filter %.3f, by a camera %.3f", by_filter, by_camera)
+    log.info("sharp faces with the filter and rests are at a distance of %.3f, by a camera %.3f", by_filter, by_camera)
     if by_filter < CLEARLY_NEARER * by_camera:
         return replace(damage, photographed=None)
     return replace(damage, in_turn=by_camera >= CLEARLY_NEARER * by_filter)
