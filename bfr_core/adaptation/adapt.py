@@ -68,13 +68,14 @@ def adapt(
     pause_after: float = 0.0,
     before: Before | None = None,
     labels: Mapping[str, str] | None = None,
+    good: Examples | None = None,
 ) -> Adapted:
     """Tune a restorer to the damage of the photos in `folder`; everything is kept in `run_dir`, and resumed from it.
 
     callback: (stage, step, steps, detail); what it raises ends the adaptation, to be resumed later.
     restorer, prior: config.restorer and config.prior, if they are loaded already. pause_after: see `tune`.
     before: called once the faces are there, unless the tuning is under way already; what it raises ends the adaptation.
-    labels: see `learn`.
+    labels: see `learn`. good: the good faces, if they are taken already; by default they are, as config.album says.
     Raises FileNotFoundError or ValueError, in one line, for photos, weights or settings that cannot be used.
     """
     run = Run(run_dir)
@@ -84,7 +85,8 @@ def adapt(
         faces = collect_faces(Path(folder), run, base.size, config.faces, callback, base.device)
         if config.people.find:
             find_people(run, faces, config.people, callback)
-        faces, good = take_good_faces(run, faces, base, prior, config, callback)
+        if good is None:
+            faces, good = take_good_faces(run, faces, base, prior, config, callback)
         if before and not run.checkpoint.exists():
             before(run, faces, base, prior, config)
         targets, made_from = make_targets(run, faces, base, prior, config, callback)

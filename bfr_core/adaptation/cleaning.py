@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..damage.estimate import FolderDamage
-from ..damage.grey import grey_like
+from ..damage.grey import donors_of, grey_like
 from ..diffusion.prior import Prior
 from ..faces.sharp_faces import SharpFaces
 from ..metrics.gmsd import gmsd
@@ -57,7 +57,7 @@ def level_by_known_answers(
     sharp = grey_like(SharpFaces(base.size).stacked(KNOWN), lq)
     restored = restored_for_estimate(lq, base, prior, config)
     model = model_of(damage, lq, restored)
-    pairs = zip(sharp, (i % len(lq) for i in range(len(sharp))), strict=True)
+    pairs = zip(sharp, donors_of(len(sharp), len(lq)), strict=True)
     given = torch.stack([model.put_on(face, lq[i], restored[i], seed) for seed, (face, i) in enumerate(pairs)])
 
     def answer(level: int) -> Answer:

@@ -139,10 +139,10 @@ def collect_faces(
         {"photo": path.as_posix(), "problem": f"{printable(path)}: {reason}", "status": "left_out"}
         for path, reason in others.items()
     ]
+    if not faces:  # the crops that the run has are those of other photos, and stay
+        raise ValueError(f"{printable(photos)}: no face could be taken from its {len(records)} images")
     now = {face["name"] for face in faces}
     remove(run.faces / f"{n}.png" for r in before.values() for n in _names_of(r) if n not in now)
-    if not faces:
-        raise ValueError(f"{printable(photos)}: no face could be taken from its {len(records)} images")
     made = {"size": size, "fingerprint": fingerprint(size, [(face["name"], face["sha256"]) for face in faces])}
     of_photos = {r["photo"]: "; ".join(r["notes"]) for r in records if r.get("notes")}
     write_json(run.faces / "faces.json", made | {"faces": faces, "problems": problems, "notes": of_photos})

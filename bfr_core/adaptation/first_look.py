@@ -27,7 +27,7 @@ from ..restorers import Restorer, load_restorer
 from ..settings import changed
 from ..training.checkpoint import TuningProgress
 from .config import AdaptConfig
-from .faces import FaceSet, StageCallback, collect_faces, faces_of, leave_out
+from .faces import FaceSet, StageCallback, collect_faces, face_index, faces_of, leave_out
 from .forecast import Forecast, Pace, duration, forecast, measure
 from .good_faces import AlbumConfig
 from .run import Run
@@ -126,7 +126,7 @@ def few_faces(
             if count >= min(MAX_PHOTOS, len(files)):
                 raise
         count *= 2
-    leave_out(place, found.names[FACES:])
+    leave_out(place, [face["name"] for face in face_index(place)["faces"]][FACES:])  # some are left out already
     return faces_of(place), own, 0
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..damage.estimate import FolderDamage, InTurn, KnownDamage, estimate_damage
 from ..damage.family import photographed
-from ..damage.grey import grey_like
+from ..damage.grey import donors_of, grey_like
 from ..damage.light import lit_like
 from ..damage.search import closest_damage
 from ..damage.statistics import Looks, statistics
@@ -55,7 +55,9 @@ def folder_damage(
     the stage "examine", the trials of the search; may raise to stop it.
     """
     made_from = fingerprint(faces.fingerprint, base.sha256, SharpFaces(base.size).fingerprint)
-    cleaned_by = [prior.sha256, config.t_clean] if prior and config and config.t_clean else None
+    cleaned_by = None
+    if prior and config and config.t_clean:
+        cleaned_by = [prior.sha256, config.t_clean, config.sampler.num_steps]
     found = read_table(run.damage, damage=dict)
     kept = read_damage(run) if found.get("made_from") == made_from else None
     if kept is not None and (config is None or found.get("cleaned_by") == cleaned_by):
@@ -101,7 +103,10 @@ def likest(damage: FolderDamage, lq: Tensor, restored: Tensor) -> FolderDamage:
     sharp = lit_like(SharpFaces(damage.size).stacked(COMPARED), lq)
     looks = Looks(statistics(lq))
     model = KnownDamage.of(damage, lq, restored)
-    rests = [model.put_on(face, lq[i % len(lq)], restored[i % len(lq)], i) for i, face in enumerate(sharp)]
+    donors = donors_of(len(sharp), len(lq))
+    rests = [
+        model.put_on(face, lq[i], restored[i], key) for key, (face, i) in enumerate(zip(sharp, donors, strict=True))
+    ]
     by_filter = looks.distance(statistics(torch.stack(rests)))
     by_camera = looks.distance(statistics(photographed(sharp, damage.photographed, keyed_generator("as the folder's"))))
     log.info("sharp faces with the filter and rests are at a distance of %.3f, by a camera %.3f", by_filter, by_camera)

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..damage.search import POPULATION, closest_damage
+from ..damage.search import FROM_EACH, POPULATION, closest_damage
 from ..diffusion.prior import Prior
 from ..faces.landmarks import load_landmark_net
-from ..faces.sharp_faces import SharpFaces
+from ..faces.sharp_faces import KEPT_APART, SharpFaces
 from ..restorers import Restorer
 from ..training.batches import split
 from ..training.checkpoint import TuningProgress
@@ -31,6 +31,7 @@ from ..training.config import FinetuneConfig
 from ..training.finetune import finetune, held_out_score
 from ..training.objectives import objective_of
 from .adapt import Before
+from .cleaning import KNOWN, LEVELS
 from .config import AdaptConfig
 from .faces import FaceSet, StageCallback
 from .folder_damage import COMPARED, ESTIMATED_FACES, TRIALS, faces_of_a_trial
@@ -159,9 +160,9 @@ def forecast(
     seconds["examine"] += 0 if known or not tuning.sharp else TRIALS * pace.trial
     seconds["targets"] += 0 if drawn else faces * pace.restore
     seconds["gate"] = faces * pace.gate
-    held = len(split(faces, tuning)[1])
-    comparisons = 2 + tuning.iterations // tuning.judge_every if held else 0
-    seconds["finetune"] = tuning.iterations * pace.step + comparisons * held * pace.judge
+    compared = faces_compared(faces, tuning)
+    comparisons = 2 + tuning.iterations // tuning.judge_every if compared else 0
+    seconds["finetune"] = tuning.iterations * pace.step + comparisons * compared * pace.judge
     if tuning.minutes:
         seconds["finetune"] = min(seconds["finetune"], 60 * tuning.minutes)
     seconds["report"] = 2 * faces * pace.restore
@@ -183,8 +184,18 @@ def examining_calls(config: TargetConfig, faces: int) -> int:
 
 
 def estimating_calls(config: AdaptConfig, faces: int) -> int:
-    """Calls of the prior for one face that `folder_damage` takes, at most."""
-    return min(ESTIMATED_FACES, faces) if config.finetune.sharp and config.targets.t_clean else 0
+    """Calls of the prior for one face that `folder_damage` and `level_by_known_answers` take, at most."""
+    if not (config.finetune.sharp and config.targets.t_clean):
+        return 0
+    found = config.targets.t_clean == "auto"
+    levels = min(EXAMINED_FACES, faces) + KNOWN * (len(LEVELS) + 3) if found else 0  # the own, two in between
+    return min(ESTIMATED_FACES, faces) + levels
+
+
+def faces_compared(faces: int, config: FinetuneConfig) -> int:
+    """On how many faces the states of a tuning are compared, see `held_out_score`; 0 where none is held out."""
+    held = len(split(faces, config)[1])
+    return max(held, KEPT_APART) if held and config.sharp and config.judged_on == "sharp" else held
 
 
 def forecast_run(
@@ -268,7 +279,8 @@ def _measure_search(lq: Tensor) -> Pace:
 
     size = lq.shape[-1]
     with contextlib.suppress(Timed):
-        closest_damage(lq, SharpFaces(size).stacked(COMPARED), 2 * POPULATION, faces_of_a_trial(size), callback=tick)
+        trials = math.ceil(2 * POPULATION / FROM_EACH)  # so many that the first two are of the same start
+        closest_damage(lq, SharpFaces(size).stacked(COMPARED), trials, faces_of_a_trial(size), callback=tick)
     return Pace(trial=(ticks[1] - ticks[0]) / POPULATION)
 
 

@@ -31,6 +31,7 @@ from ..training.checkpoint import TuningProgress
 from .adapt import Adapted, Before, adapt
 from .config import AdaptConfig
 from .faces import FaceSet, StageCallback, collect_faces
+from .good_faces import Examples, take_good_faces
 from .report import account_notes, likeness_tables
 from .run import Run
 from .same_person import NOT_MEASURED, FolderLikeness
@@ -57,13 +58,14 @@ class Group:
     names: list[str]
     judgement: Judgement
     progress: TuningProgress
-    shown: Gallery
+    shown: Gallery = field(default_factory=lambda: Gallery("", "", [], []))
     shown_names: list[str] = field(default_factory=list)
     likeness: FolderLikeness = field(default_factory=FolderLikeness)
 
     @property
     def adopted(self) -> bool:
-        return self.judgement.verdict == "adopt"
+        """Whether its own restorer serves it: where that is to be adopted, or where nothing was to judge it."""
+        return self.judgement.verdict in ("adopt", "not_judged")
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class Mixed:
 
     @property
     def verdict(self) -> Verdict:
-        return "adopt" if any(group.adopted for group in self.groups) else "keep_base"
+        said = {group.judgement.verdict for group in self.groups}
+        return "adopt" if "adopt" in said else "not_judged" if "not_judged" in said else "keep_base"
 
     @property
     def likeness(self) -> FolderLikeness:
@@ -110,7 +113,8 @@ def adapt_mixed(
 ) -> Mixed:
     """One adaptation for each group of faces that share a damage; everything is kept in `run_dir`, and resumed from it.
 
-    A face that belongs to no group, and a group whose adaptation is not to be adopted, keep the base.
+    A face that belongs to no group, and a group whose adaptation is not to be adopted, keep the base. Where no face is
+    held out, nothing judges the adaptations, and each group has its own.
     `groups.safetensors` restores with all of them. config.finetune.minutes is shared among the groups. Arguments and
     errors as in `adaptation.adapt`.
     """
@@ -147,6 +151,7 @@ def adapt_groups(
     named = [[name for name, route in zip(faces.names, routes, strict=True) if route == i] for i in range(len(groups))]
     log.info("groups: %s", ", ".join(f"{len(names)} faces" for names in named))
     prior = prior or load_prior(config.prior)
+    _, good = take_good_faces(run, faces, base, prior, config, callback)
     made_with = {"restorer": base.name, "prior": prior.name}
     run.record("targets", asdict(config.targets) | made_with)
     run.record("finetune", asdict(config.finetune) | made_with | {"groups": len(named)})
@@ -156,7 +161,7 @@ def adapt_groups(
     for i, names in enumerate(named, 1):
         if callback:
             callback("group", i, len(named), None)
-        how = (own, base, prior, callback, pause_after / len(named), before)
+        how = (own, base, prior, callback, pause_after / len(named), before, good)
         done.append(adapt_group(run.of_group(i), faces, names, *how))
     result = Mixed(run, done, [name for name, route in zip(faces.names, routes, strict=True) if route < 0])
     origin = write_groups(result, groups, base)
@@ -211,8 +216,9 @@ def adapt_group(
     callback: StageCallback | None,
     pause_after: float,
     before: Before | None = None,
+    good: Examples | None = None,
 ) -> Group:
-    """The usual adaptation, in a run of its own, to the faces of these names."""
+    """The usual adaptation, in a run of its own, to the faces of these names. good: see `adapt`."""
     own = [f"{name}.png" for name in names]
     open_stage(run.photos, map(glob.escape, own))
     remove(path for path in sorted(run.photos.glob("*.png")) if path.name not in set(own))
@@ -223,13 +229,14 @@ def adapt_group(
     # The group's photos are the crops of `faces`; the report calls them by the labels that they have there.
     labels = {f"{name}.png": faces.label(name) for name in names}
     device = str(base.device)
-    result = adapt(run.photos, run.folder, config, callback, device, base, prior, pause_after, before, labels)
+    result = adapt(run.photos, run.folder, config, callback, device, base, prior, pause_after, before, labels, good)
     number, judgement = run.folder.name, result.judgement
     called = {name: Path(photo).stem for name, photo in result.faces.photos.items()}
     learned = learned_from(result.faces, result.targets)
     trained, held = split(len(learned), config.finetune)
     shown = [called[learned[i]] for i in (held + trained)[:ROWS]]
-    served = "Its own restorer serves it." if judgement.verdict == "adopt" else "The base serves it."
+    group = Group(run, names, judgement, result.progress, shown_names=shown, likeness=result.likeness.renamed(called))
+    served = "Its own restorer serves it." if group.adopted else "The base serves it."
     gallery = Gallery(
         f"Group {number}: {len(names)} faces, {VERDICTS[judgement.verdict].lower()}",
         f"{judgement.said} {served} Faces that were not trained on come first.",
@@ -237,8 +244,7 @@ def adapt_group(
         rows_of(faces, shown, [base, result.restorer]),
         (f"groups/{number}/report.html", "The whole report of this group"),
     )
-    likeness = result.likeness.renamed(called)
-    return Group(run, names, judgement, result.progress, gallery, shown, likeness)
+    return replace(group, shown=gallery)
 
 
 def rows_of(faces: FaceSet, names: Sequence[str], restorers: Sequence[Restorer]) -> list[tuple[str, list[Tensor]]]:

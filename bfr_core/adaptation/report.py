@@ -79,7 +79,7 @@ def report_adaptation(result: Adapted, config: FinetuneConfig, recogniser: Recog
             ("minutes of tuning", f"{progress.seconds / 60:.1f}"),
         ],
         tables=[
-            *damage_tables(result),
+            *(damage_tables(result) if config.sharp else []),
             *likeness_tables(result.likeness, result.faces.label),
             *good_photo_tables(known, result.faces.label, result.good_label),
         ],

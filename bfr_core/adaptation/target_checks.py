@@ -244,7 +244,8 @@ def checked_targets(
     by_hand = made_by_hand(files)
     fingerprint_value = fingerprint(made_from, sorted(files), asdict(config), redraw is not None, *by_hand)
     found = read_table(run.target_checks, seen=dict, refused=dict, redrawn=list)
-    if found.get("fingerprint") != fingerprint_value:
+    missing = [name for name in found.get("redrawn", ()) if not (run.redrawn / f"{name}.png").exists()]
+    if found.get("fingerprint") != fingerprint_value or missing:
         found = _checked(run, faces, files, by_hand, config, redraw, callback)
         seen = {name: sha256_of(path) for name, path in files.items()}
         write_json(run.target_checks, {"fingerprint": fingerprint_value, "made_from": made_from, "seen": seen} | found)

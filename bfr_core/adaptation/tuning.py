@@ -17,6 +17,7 @@ from ..diffusion.prior import Prior
 from ..faces.landmarks import load_landmark_net
 from ..faces.sharp_faces import KEPT_APART
 from ..faces.sharp_faces import SharpFaces as EmbeddedFaces
+from ..files.ownership import sha256_of
 from ..files.photos import read_image
 from ..files.records import fingerprint
 from ..files.stages import remove
@@ -114,8 +115,12 @@ def tune(
     good = good or Examples()
     examples = [resize_square(read_image(file), restorer.size, file) for file in good.files[:MAX_EXAMPLES]]
     held = split(len(pairs), config)[1]
+    perceptual = None if restorer.tuned_by_codes else perceptual_term(config, prior, restorer.device)
     shown = [good.fingerprint] if examples else []
     shown += [good.real_fingerprint] if good.real else []
+    redrawn = [[name, sha256_of(targets[name])] for name in names if targets[name].parent == run.redrawn]
+    shown += [fingerprint(redrawn)] if redrawn else []
+    shown += ["LPIPS" if find_vgg() else getattr(prior, "sha256", "")] if perceptual else []
     sharp = None
     if config.sharp:
         with team.first_goes_first():
@@ -131,7 +136,7 @@ def tune(
         examples=torch.stack(examples) if examples else None,
         real=FolderFaces(good.real, restorer.size) if good.real else None,
         sharp=sharp,
-        perceptual=None if restorer.tuned_by_codes else perceptual_term(config, prior, restorer.device),
+        perceptual=perceptual,
         callback=step,
         watch=watch,
         pause_after=pause_after,
@@ -188,7 +193,8 @@ def save_tuned(
     made = {"finetune": asdict(config), "steps": progress.step, "best_step": progress.best_step, "faces": faces}
     made |= {"verdict": judgement.verdict, "verdict_sentence": judgement.sentence}
     save_restorer(run.restorer, tuned, origin | teacher | made)
-    remove([run.groups])  # left from an earlier adaptation in groups
+    exported = {run.exported(architecture) for architecture in ("CodeFormer", tuned.architecture)}
+    remove([run.groups, run.change, *exported])  # left from an earlier adaptation
     if config.trainable == "lora":
         save_change(run.change, base, tuned, config.rank, teacher | made)
 

@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..damage.grey import grey_like
+from ..damage.grey import donors_of, grey_like
 from ..damage.transplant import damage_filter, transplanted, without_sharpening
 from ..diffusion.low_pass import low_pass
 from ..faces.landmarks import LandmarkNet, landmark_distance, read_aligned
@@ -141,7 +141,8 @@ class KnownAnswers(NamedTuple):
     def under(cls, damage: DamageModel, lq: Tensor, targets: Tensor, statistics: FaceStatistics) -> KnownAnswers:
         """Sharp faces with the folder's damage; `lq` and `targets` (B, 3, S, S) are its donors."""
         known = grey_like(resized(statistics.known, lq.shape[-2:]).clamp(0, 1), lq)
-        own = [damage.put_on(face, lq[i % len(lq)], targets[i % len(lq)], i) for i, face in enumerate(known.cpu())]
+        pairs = zip(known.cpu(), donors_of(len(known), len(lq)), strict=True)
+        own = [damage.put_on(face, lq[i], targets[i], key) for key, (face, i) in enumerate(pairs)]
         return cls(known.to(lq.device), torch.stack(own).to(lq.device))
 
     def agreement(self, restore: Restore, damages: int) -> Agreement:

@@ -136,7 +136,7 @@ def coherence(channels: Tensor, restored: Tensor) -> Tensor:
 def with_low_noise(noise: Tensor, power: Tensor, size: int) -> Tensor:
     """`noise` (C, R), at the lowest frequencies no weaker than in the octave above; `power`: of the faces."""
     frequency = ring_middles(size) * size / 128
-    low = frequency < LOW
+    low = frequency < min(LOW, float(frequency[-1]))  # of very small faces, all but the finest ring
     above = noise[:, ~low & (frequency < 2 * LOW)].mean(1, keepdim=True)
     least = torch.minimum(above, MAX_NOISE * power)
     return torch.where(low, torch.maximum(noise, least), noise)
@@ -174,7 +174,7 @@ class KnownDamage:
         gain = (damage.noise / power.clamp_min(TINY)).sqrt().clamp(1, MAX_GAIN)
         return cls(damage.transfer, explained, gain)
 
-    def put_on(self, face: Tensor, donor_lq: Tensor, donor_restored: Tensor, key: int = 0) -> Tensor:
+    def put_on(self, face: Tensor, donor_lq: Tensor, donor_restored: Tensor, *key: int | str) -> Tensor:
         """`face` as it would look in this folder, with the noise and pattern of one of its faces, the donor.
 
         key: without effect, since the donor's noise is no matter of chance.
@@ -192,7 +192,7 @@ class InTurn:
     known: KnownDamage
     photographed: Photographed
 
-    def put_on(self, face: Tensor, donor_lq: Tensor, donor_restored: Tensor, key: int) -> Tensor:
+    def put_on(self, face: Tensor, donor_lq: Tensor, donor_restored: Tensor, *key: int | str) -> Tensor:
         """`face` under one of the two, see there. key: of which it is, and of its noise."""
-        heads = bool(torch.rand(1, generator=keyed_generator("which of two damages", key)) < 0.5)
-        return (self.known if heads else self.photographed).put_on(face, donor_lq, donor_restored, key)
+        heads = bool(torch.rand(1, generator=keyed_generator("which of two damages", *key)) < 0.5)
+        return (self.known if heads else self.photographed).put_on(face, donor_lq, donor_restored, *key)

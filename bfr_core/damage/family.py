@@ -97,10 +97,10 @@ class Photographed:
             said.append(f"stored as JPEG of quality {self.quality:.0f}")
         return ", ".join(said) or "noise and colours alone"
 
-    def put_on(self, face: Tensor, donor_lq: Tensor, donor_restored: Tensor, key: int) -> Tensor:
+    def put_on(self, face: Tensor, donor_lq: Tensor, donor_restored: Tensor, *key: int | str) -> Tensor:
         """`face` (3, S, S) with this damage, as light and as dark as it was. key: of the noise. The donor is not looked
         at."""
-        made = photographed(face[None], self, keyed_generator("photographed", key))
+        made = photographed(face[None], self, keyed_generator("photographed", *key))
         return with_light_of(made, face[None].cpu().float())[0]
 
 

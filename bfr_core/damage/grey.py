@@ -50,13 +50,22 @@ def greyed(face: Tensor) -> Tensor:
     return face if is_grey(face) else luma(face).expand(3, -1, -1)
 
 
+def donors_of(faces: int, donors: int) -> list[int]:
+    """The donor of each of so many faces: evenly spread where there are more donors than faces, else in turn.
+
+    Folders are often sorted by year or by kind, so that the first of their faces are not like the others.
+    """
+    return [i * donors // faces if donors > faces else i % donors for i in range(faces)]
+
+
 def grey_like(faces: Tensor, donors: Tensor) -> Tensor:
-    """`faces` (M, 3, S, S), each without colour where its donor is nearly grey; face i has the donor i, in turn.
+    """`faces` (M, 3, S, S), each without colour where its donor is nearly grey, see `donors_of`.
 
     donors: (N, 3, S', S'), damaged faces whose damage `faces` are to get.
     """
     grey = [is_nearly_grey(donor) for donor in donors]
-    return torch.stack([greyed(face) if grey[i % len(grey)] else face for i, face in enumerate(faces)])
+    pairs = zip(faces, donors_of(len(faces), len(donors)), strict=True)
+    return torch.stack([greyed(face) if grey[donor] else face for face, donor in pairs])
 
 
 def tinted(restored: Tensor, damaged: Tensor) -> Tensor:

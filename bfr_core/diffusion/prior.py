@@ -109,9 +109,13 @@ class Prior(nn.Module):
     def features(self, image: Tensor, recompute: bool = False) -> list[Tensor]:
         """Encoder features of clean images (B, 3, H, W) in [-1, 1], finest first; differentiable.
 
+        An image that ends within a patch is continued by its last row and column.
         recompute: keep only what passes between the blocks for the backward pass. Source: arXiv:1604.06174.
         """
         t = torch.full((len(image),), FEATURE_TIMESTEP, device=image.device)
+        beyond_right, beyond_below = (-side % self.patch for side in (image.shape[3], image.shape[2]))
+        if beyond_right or beyond_below:
+            image = F.pad(image, (0, beyond_right, 0, beyond_below), mode="replicate")
         x = F.pixel_unshuffle(image, self.patch)
         if recompute:
             return self._encode(x, t, partial(checkpoint, use_reentrant=False, preserve_rng_state=False))

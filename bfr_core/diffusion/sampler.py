@@ -223,7 +223,7 @@ def sample_fast(
     callback: Callback | None = None,
     bound: float = 1.0,
 ) -> Tensor:
-    """Few DDIM steps from the same start, the low band of x0_hat replaced while the index is at least L.
+    """Few DDIM steps at indices from K - 1 to 0, the low band of x0_hat replaced while the index is at least L.
 
     bound: as for `sample_paper`.
     Source: arXiv:2010.02502, eq. 12 and 16; the constraint acts on the predicted clean image.

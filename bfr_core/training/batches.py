@@ -43,7 +43,7 @@ class Faces(Protocol):
 class DamageModel(Protocol):
     """A model of a folder's damage, which any face can be given: `KnownDamage`, `InTurn` or `Photographed`."""
 
-    def put_on(self, face: Tensor, donor_lq: Tensor, donor_restored: Tensor, key: int) -> Tensor:
+    def put_on(self, face: Tensor, donor_lq: Tensor, donor_restored: Tensor, *key: int | str) -> Tensor:
         """`face`, (3, S, S) as all are, with this damage, and that of the donor where it is taken from one.
 
         key: of what is left to chance.
@@ -90,10 +90,13 @@ def split(count: int, config: FinetuneConfig) -> tuple[list[int], list[int]]:
     """Indices to train on and indices held out, both sorted.
 
     Held out is the share that is set, but never less than a quarter of the faces or six, whichever is fewer, because
-    the verdict's interval needs them. Fewer than 8 faces are all trained on, and so are all with a share of 0.
+    the verdict's interval needs them, and never more than all but two. Fewer than 8 faces are all trained on, and so
+    are all with a share of 0.
     """
     order = torch.randperm(count, generator=keyed_generator(config.seed, "split")).tolist()
-    held = max(min(6, count // 4), round(config.held_out * count)) if config.held_out and count >= 8 else 0
+    held = 0
+    if config.held_out and count >= 8:
+        held = min(max(min(6, count // 4), round(config.held_out * count)), count - 2)
     return sorted(order[held:]), sorted(order[:held])
 
 
@@ -144,8 +147,10 @@ def micro_batches(
     if passes is None:
         passes = ALONE.passes(config.batch_size, config.micro_batch, config.micro_batch)
     seen = seen_by_perceptual(step, config)
+    draws = [(config.seed, position) for position in range(first, first + config.batch_size)]
     for some in passes:
-        yield batch_of(pairs, chosen[some], donors[some], filters, examples, sharp)._replace(seen=seen)
+        batch = batch_of(pairs, chosen[some], donors[some], filters, examples, sharp, draws[some])
+        yield batch._replace(seen=seen)
 
 
 def seen_by_perceptual(step: int, config: FinetuneConfig) -> tuple[slice, slice]:
@@ -164,21 +169,23 @@ def batch_of(
     filters: dict[int, Tensor] | None = None,
     examples: Tensor | None = None,
     sharp: SharpFaces | None = None,
+    draws: Sequence[tuple[int, ...]] = (),
 ) -> Batch:
     """The pairs of these keys (face, mirrored). donors: for each, the face whose damage it gets, or None for its own.
 
     filters: the donors' damage filters found so far, by face; those that are missing are added. examples, sharp: as
-    above.
+    above. draws: for each, the key of what is left to chance in the damage of a sharp face; by default the face and
+    its donor, so that they have the same noise whenever they meet.
     """
     filters = {} if filters is None else filters
     lqs, targets = [], []
-    for (face, mirrored), donor in zip_longest(keys, donors):
+    for (face, mirrored), donor, draw in zip_longest(keys, donors, draws):
         lq, target = pair_of(face, pairs, examples, sharp)
         if donor is not None:
             damaged, clean = pairs[donor]
             target = greyed(target) if is_nearly_grey(damaged) else target
             if sharp is not None and not 0 <= face < len(pairs):
-                lq = sharp.damage.put_on(target, damaged, clean, key=face * len(pairs) + donor)
+                lq = sharp.damage.put_on(target, damaged, clean, *(draw or (face * len(pairs) + donor,)))
             else:
                 if donor not in filters:
                     filters[donor] = damage_filter(clean, damaged)

@@ -12,7 +12,8 @@ TERMS = ("l1", "perceptual", "adversarial", "texture", "hatching", "feature", "c
 
 
 # Settings that may change while a tuning is under way: how far it goes, how often it is judged and saved, and how much
-# memory a pass takes, which changes its sums by rounding only. A change of any other starts the tuning anew.
+# memory a pass takes, which changes its sums by rounding only (with stochastic depth also which parts are left out of
+# the network). A change of any other starts the tuning anew.
 FREE = ("iterations", "minutes", "judge_every", "checkpoint_seconds", "micro_batch", "recompute")
 
 
@@ -113,6 +114,7 @@ class FinetuneConfig:
         "for every step, so that no pattern in step with the strides of its network is rewarded.",
         unit="pixels",
         low=0,
+        high=15,
     )
     trainable: Literal["full", "lora"] = setting(
         "full",

@@ -324,8 +324,9 @@ def held_out_score(
     judged = list(held)
     donors: Sequence[int | None] = [None] * len(held)
     if config.judged_on == "sharp" and sharp is not None and sharp.held:
-        judged = [len(pairs) + sharp.trained_on + i % sharp.held for i in range(len(held))]
-        donors = list(held)
+        count = max(len(held), sharp.held)
+        judged = [len(pairs) + sharp.trained_on + i % sharp.held for i in range(count)]
+        donors = [held[i % len(held)] for i in range(count)]
     elif config.judged_on != "own" and len(held) > 1:
         donors = [*held[1:], held[0]]
     for face, donor in zip(judged, donors, strict=True):

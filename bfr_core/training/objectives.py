@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..damage.grey import is_grey
 from ..restorers import Restorer
 from ..restorers.codeformer import CodeFormer, code_losses
 from .losses import ImageLoss, hatching_loss, pixel_loss, texture_loss
@@ -78,18 +79,22 @@ class Pixels:
 
 
 class Codes:
-    """Code losses, for CodeFormer. The base computes the codes of a pseudo target once, and they are kept."""
+    """Code losses, for CodeFormer. The base computes the codes of a pseudo target once, and they are kept.
+
+    A target with the damage of a grey face is grey, and has codes of its own.
+    """
 
     def __init__(self, base: CodeFormer) -> None:
         self.base = base
-        self._kept: dict[tuple[int, bool], Tensor] = {}
+        self._kept: dict[tuple[int, bool, bool], Tensor] = {}
 
     def terms(self, student: Restorer, batch: Batch) -> Terms:
-        missing = [i for i, key in enumerate(batch.keys) if key not in self._kept]
+        keys = [(*key, is_grey(target)) for key, target in zip(batch.keys, batch.target, strict=True)]
+        missing = [i for i, key in enumerate(keys) if key not in self._kept]
         if missing:
             for i, codes in zip(missing, self.base.target_codes(batch.target[missing]).cpu(), strict=True):
-                self._kept[batch.keys[i]] = codes.short()
-        codes = torch.stack([self._kept[key] for key in batch.keys]).to(batch.lq.device).long()
+                self._kept[keys[i]] = codes.short()
+        codes = torch.stack([self._kept[key] for key in keys]).to(batch.lq.device).long()
         return Terms(code_losses(_codeformer(student).codes(batch.lq), codes, self.base.codebook), None)
 
     def anchor(self, student: Restorer, lq: Tensor) -> dict[str, Tensor]:

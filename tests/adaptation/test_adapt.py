@@ -11,14 +11,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from bfr_core.adaptation import target_stage
+from bfr_core.adaptation import target_checks, target_stage, tuning
 from bfr_core.adaptation.adapt import adapt
 from bfr_core.adaptation.config import FaceConfig
 from bfr_core.adaptation.faces import collect_faces, faces_of, leave_out, left_out_of
 from bfr_core.adaptation.run import Run
 from bfr_core.adaptation.target_checks import TargetCheckConfig
+from bfr_core.diffusion.prior import load_prior
 from bfr_core.files.ownership import LIST, is_own
 from bfr_core.files.photos import write_image
+from bfr_core.restorers import export_pth, load_restorer
+from bfr_core.settings import changed
 
 ROOT = Path(__file__).resolve().parents[2]
 ALIGNED = FaceConfig(aligned=True)
@@ -307,3 +310,67 @@ def test_a_run_of_version_0_1_goes_on_and_its_files_are_replaced(photos, config,
     result = adapt(photos, run.folder, replace(config, targets=replace(config.targets, seed=1)))
     assert len(result.targets) == 10 and (run.targets / "stranger.png").read_text() == "mine"
     assert is_own(run.targets / "face 4.png") and is_own(run.restorer) and is_own(run.folder / "log.txt")
+
+
+def fingerprints(monkeypatch):
+    """What the tunings to come take for the fingerprint of all that they depend on."""
+    seen = []
+    real = tuning.finetune
+
+    def spied(*given, **more):
+        seen.append(more["fingerprint"])
+        return real(*given, **more)
+
+    monkeypatch.setattr(tuning, "finetune", spied)
+    return seen
+
+
+def test_a_target_that_was_drawn_again_is_part_of_what_a_tuning_depends_on(photos, config, tmp_path, monkeypatch):
+    refused = ["bad"]
+    real = target_checks.refusals
+
+    def refusals(checks, settings, folder=None):
+        found = [""] * len(real(checks, settings, folder))
+        return [*refused, *found[1:]] if folder is None else found
+
+    monkeypatch.setattr(target_checks, "refusals", refusals)
+    seen = fingerprints(monkeypatch)
+    adapt(photos, tmp_path, config)
+    assert list(Run(tmp_path).redrawn.glob("*.png"))
+    refused[0] = ""
+    Run(tmp_path).target_checks.unlink()
+    adapt(photos, tmp_path, config)
+    assert seen[0] != seen[1], "the first drawing is learned from now"
+
+
+def test_the_network_of_the_perceptual_loss_is_part_of_what_a_tuning_depends_on(photos, config, tmp_path, monkeypatch):
+    run, base, prior = Run(tmp_path), load_restorer(config.restorer), load_prior(config.prior)
+    other = replace_sha(load_prior(config.prior))
+    seen = fingerprints(monkeypatch)
+    faces = collect_faces(photos, run, base.size, ALIGNED)
+    targets = {name: faces.crop(name) for name in faces.names}
+    for term, teacher in ((0.1, prior), (0.1, other), (0.0, prior), (0.0, other)):
+        tuning.tune(run, faces, targets, "brought", base, replace(config.finetune, perceptual=term), teacher)
+    assert seen[0] != seen[1] and seen[2] == seen[3]
+
+
+def replace_sha(prior):
+    prior.sha256 = "another"
+    return prior
+
+
+def test_nothing_of_an_earlier_tuning_lies_beside_a_later_one(photos, config, finished):
+    run = Run(finished)
+    adapt(photos, finished, changed(config, {"finetune.trainable": "lora"}))
+    export_pth(run.exported("NAFNet"), load_restorer(run.restorer))
+    assert run.change.is_file() and run.exported("NAFNet").is_file()
+    adapt(photos, finished, config)
+    assert not run.change.exists() and not run.exported("NAFNet").exists()
+
+
+def test_the_report_tells_the_damage_only_where_it_was_learned_from(photos, config, tmp_path):
+    run = Run(tmp_path)
+    adapt(photos, tmp_path, changed(config, {"finetune.sharp": 1.0}))
+    assert run.damage.is_file() and "What these photos lost" in run.report.read_text()
+    adapt(photos, tmp_path, config)
+    assert "What these photos lost" not in run.report.read_text()

@@ -79,3 +79,13 @@ def test_a_print_without_colour_is_kept_without_its_tint(tmp_path):
     kept, photo = (read_image(run.faces / f"{name}.png") for name in ("print", "photo"))
     assert (kept == kept[:1]).all() and kept.std() > 0.2
     assert torch.equal(photo, read_image(folder / "photo.png"))
+
+
+def test_a_wrong_folder_takes_no_faces_from_the_run(photos, tmp_path):
+    run = Run(tmp_path / "run")
+    before = collect_faces(photos, run, 32, ALIGNED)
+    (tmp_path / "wrong").mkdir()
+    (tmp_path / "wrong" / "text.jpg").write_text("not a picture")
+    with pytest.raises(ValueError, match="no face could be taken"):
+        collect_faces(tmp_path / "wrong", run, 32, ALIGNED)
+    assert faces_of(run).names == before.names and len(before.batch(0, 10)) == 10

@@ -124,3 +124,13 @@ def test_two_faces_are_enough_and_none_is_said(photos, config, tmp_path):
 
 def test_faces_are_spread():
     assert spread(9, 3) == [0, 3, 6] and spread(2, 3) == [0, 1] and spread(3, 3) == [0, 1, 2]
+
+
+def test_a_second_look_at_photos_of_several_people_is_like_the_first(config, tmp_path, monkeypatch):
+    for i in range(3):
+        write_image(tmp_path / "photos" / f"{i}.png", torch.rand(3, 90, 90))
+    two = [Face(template(1) * 40 + 10 * k) for k in range(2)]
+    monkeypatch.setattr("bfr_core.faces.detect.load_detector", lambda *_: lambda photo: two)
+    own = changed(config, {"faces.aligned": False})
+    first, second = (first_look(tmp_path / "photos", Run(tmp_path / "run"), own) for _ in range(2))
+    assert len(first.rows) == 3 and [name for name, _ in first.rows] == [name for name, _ in second.rows]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bfr_core.adaptation import folder_damage as stage
-from bfr_core.adaptation.config import FaceConfig
+from bfr_core.adaptation.config import SMALL, FaceConfig
 from bfr_core.adaptation.faces import collect_faces
 from bfr_core.adaptation.folder_damage import described, folder_damage, likest, model_of, read_damage
 from bfr_core.adaptation.report import kept_by_width
@@ -15,6 +15,7 @@ from bfr_core.adaptation.run import Run
 from bfr_core.damage.estimate import FolderDamage, InTurn, KnownDamage, estimate_damage
 from bfr_core.damage.family import Photographed, photographed
 from bfr_core.damage.synthetic import degrade
+from bfr_core.diffusion.prior import load_prior
 from bfr_core.faces.sharp_faces import SharpFaces
 from bfr_core.files.photos import write_image
 from bfr_core.pixels import gaussian_blur
@@ -91,3 +92,14 @@ def test_a_folder_of_before_has_no_camera_and_keeps_its_filter(base):
     damage = replace(estimate_damage(lq, lq, lq), photographed=None)
     assert likest(damage, lq, lq).photographed is None and type(model_of(damage, lq, lq)) is KnownDamage
     assert FolderDamage.from_json(damage.as_json()).photographed is None
+
+
+def test_an_estimate_is_of_a_level_among_so_many_steps(blurred, base, tiny_prior):
+    """The same index is another level of noise where there are more steps."""
+    run, faces = blurred
+    prior, config = load_prior(tiny_prior), replace(SMALL.targets, t_clean=9)
+    folder_damage(run, faces, base, prior, config)
+    before = json.loads(run.damage.read_text())
+    more = replace(config, sampler=replace(config.sampler, num_steps=2 * config.sampler.num_steps))
+    folder_damage(run, faces, base, prior, more)
+    assert json.loads(run.damage.read_text())["cleaned_by"] != before["cleaned_by"]

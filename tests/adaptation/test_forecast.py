@@ -16,12 +16,14 @@ from bfr_core.adaptation.forecast import (
     duration,
     estimating_calls,
     examining_calls,
+    faces_compared,
     forecast,
     measure,
     memory_lines,
     tell_before,
 )
 from bfr_core.adaptation.run import Run
+from bfr_core.damage import search
 from bfr_core.diffusion.prior import load_prior
 from bfr_core.diffusion.sampler import SamplerConfig
 from bfr_core.restorers import load_restorer
@@ -50,7 +52,7 @@ def calls(monkeypatch):
     from bfr_core.training import finetune as finetuning
 
     seen = {"prior": 0, "steps": 0, "judged": 0}
-    prior, average, judged = Prior.__call__, finetuning.average_into, finetuning.held_out_score
+    prior, average, compared = Prior.__call__, finetuning.average_into, finetuning.batch_of
 
     def call(self, x, t):
         seen["prior"] += len(x)
@@ -60,13 +62,13 @@ def calls(monkeypatch):
         seen["steps"] += 1
         return average(*given)
 
-    def score(one, objective, pairs, held, *rest):
-        seen["judged"] += len(held)
-        return judged(one, objective, pairs, held, *rest)
+    def compare(pairs, keys, *rest, **more):
+        seen["judged"] += len(keys)
+        return compared(pairs, keys, *rest, **more)
 
     monkeypatch.setattr(Prior, "__call__", call)
     monkeypatch.setattr(finetuning, "average_into", step)
-    monkeypatch.setattr(finetuning, "held_out_score", score)
+    monkeypatch.setattr(finetuning, "batch_of", compare)  # of `held_out_score`; training has its own
     return seen
 
 
@@ -90,8 +92,9 @@ def test_it_counts_what_the_adaptation_then_does(photos, config, calls, change, 
     adapt(photos, tmp_path, config)
     assert told["examine"] + told["targets"] == calls["prior"]
     compared = 1 + config.finetune.iterations // config.finetune.judge_every + config.finetune.iterations % 2
-    assert calls["judged"] == 2 * compared
-    assert calls["steps"] <= told["finetune"] - calls["judged"] <= calls["steps"] + 2, "one comparison more at most"
+    faces = faces_compared(10, config.finetune)
+    assert calls["judged"] == faces * compared
+    assert calls["steps"] <= told["finetune"] - calls["judged"] <= calls["steps"] + faces, "one comparison more at most"
 
 
 def test_a_noise_level_that_is_looked_for_takes_no_more_than_it_says(photos, config, calls, tmp_path):
@@ -106,7 +109,7 @@ def test_times_are_those_of_the_settings():
     config = changed(SMALL, {"finetune.iterations": 100, "finetune.judge_every": 50, "targets.t_clean": 0})
     told = forecast(pace, 24, config)
     assert told.seconds == pytest.approx(
-        {"examine": 0, "targets": 24 * (3 * 0.5 + 0.25), "gate": 2.4, "finetune": 200 + 4 * 6 * 0.5, "report": 12}
+        {"examine": 0, "targets": 24 * (3 * 0.5 + 0.25), "gate": 2.4, "finetune": 200 + 4 * 16 * 0.5, "report": 12}
     )
     assert forecast(pace, 24, changed(config, {"finetune.minutes": 1.0})).seconds["finetune"] == 60
     assert forecast(pace, 24, config, drawn=True).seconds["targets"] == 0
@@ -217,6 +220,19 @@ def test_the_search_is_timed_by_its_second_generation(monkeypatch):
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock.now)
     assert module.measure_search(torch.rand(1, 3, 32, 32)).trial == pytest.approx(0.5)
     assert clock.now == 30.0 + 0.5 * module.POPULATION, "it is stopped there"
+
+
+def test_the_pace_of_the_search_is_that_of_its_trials(monkeypatch):
+    """What a start comes to is judged on all sharp faces, once; no trial of the pace is to pay for that."""
+    clock = SimpleNamespace(now=0.0)
+
+    def distance(how, sharp, *rest):
+        clock.now += len(sharp)
+        return how.blur
+
+    monkeypatch.setattr(search, "distance_under", distance)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock.now)
+    assert module.measure_search(torch.rand(2, 3, 256, 256)).trial == module.faces_of_a_trial(256)
 
 
 def test_a_search_of_one_generation_is_timed_too(monkeypatch):

@@ -21,6 +21,7 @@ from bfr_core.cli.commands import main
 from bfr_core.damage import groups
 from bfr_core.damage.grey import is_nearly_grey
 from bfr_core.damage.groups import MIN_FACES
+from bfr_core.faces.align import Face, template
 from bfr_core.faces.likeness import OTHER
 from bfr_core.files.photos import read_image, write_image
 from bfr_core.restoration.restore import restore_crops
@@ -210,3 +211,40 @@ def test_one_damage_is_adapted_to_as_usual(config, tmp_path, capsys):
 def test_good_faces_of_the_folder_are_refused_in_one_line(mixed_photos, config, tmp_path, capsys):
     assert main([*arguments(mixed_photos, config, tmp_path), "--album"]) == 2
     assert "bfr: --album cannot be used with --mixed" in capsys.readouterr().err
+
+
+def test_good_and_real_faces_are_found_in_photos_once_for_all_groups(mixed_photos, config, tmp_path, monkeypatch):
+    """The faces of a group are crops; the good photos are photos, in which faces must be found."""
+    write_image(tmp_path / "good" / "holiday.png", torch.rand(3, 60, 90))
+    one = [Face(template(1) * 40)]
+    monkeypatch.setattr("bfr_core.faces.detect.load_detector", lambda *_: lambda photo: one)
+    monkeypatch.setattr("bfr_core.adaptation.tuning.judged_on_faces", judged)
+    run, base = Run(tmp_path / "run"), load_restorer(config.restorer)
+    own = changed(config, {"faces.aligned": False, "album.good": str(tmp_path / "good")})
+    own = changed(own, {"album.real": str(tmp_path / "good")})
+    taken = []
+    real = per_damage.adapt
+
+    def spied(*given):
+        taken.append(given[-1])
+        return real(*given)
+
+    monkeypatch.setattr(per_damage, "adapt", spied)
+    with run.locked():
+        faces = collect_faces(mixed_photos, run, base.size, config.faces)
+        result = per_damage.adapt_groups(run, faces, own, base)
+    assert result and len(result.groups) == 2
+    assert [[file.parent.parent.name for file in (*good.files, *good.real)] for good in taken] == [["good", "real"]] * 2
+
+
+def test_groups_that_nothing_judges_have_their_own_restorers(mixed_photos, config, tmp_path):
+    """As without groups, where a tuned restorer that was not judged is saved all the same."""
+    result = adapt_mixed(mixed_photos, tmp_path, changed(config, {"finetune.held_out": 0.0}))
+    assert [group.judgement.verdict for group in result.groups] == ["not_judged"] * 2
+    assert result.verdict == "not_judged"
+    mixed = load_restorer(tmp_path / "groups.safetensors")
+    assert isinstance(mixed, Routed) and all(mixed.members[1:])
+    assert (
+        "Restorers of their own serve 2 of them"
+        in json.loads((tmp_path / "report.json").read_text())["verdict_sentence"]
+    )

@@ -219,3 +219,16 @@ def test_targets_that_are_all_unfit_are_an_error(photos, config, tmp_path, monke
     monkeypatch.setattr("bfr_core.adaptation.target_checks.refusals", lambda checks, *_: ["no"] * len(checks.low_band))
     with pytest.raises(ValueError, match="none of the 10 targets is fit"):
         checked_targets(run, faces, files, "made", TargetCheckConfig())
+
+
+def test_a_redrawn_target_that_is_gone_is_drawn_again(photos, config, tmp_path):
+    run, faces, files, spoiled = spoiled_run(photos, config, tmp_path)
+
+    def checked():
+        return checked_targets(
+            run, faces, files, "made", TargetCheckConfig(limit=10), lambda lq, names, attempt: lq + 0.01
+        )
+
+    redrawn = checked()[spoiled]
+    redrawn.unlink()
+    assert checked()[spoiled] == redrawn and redrawn.exists()

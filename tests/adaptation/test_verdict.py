@@ -31,6 +31,7 @@ from bfr_core.files.photos import read_image
 from bfr_core.metrics.detail import high_band
 from bfr_core.metrics.kid import kid_features
 from bfr_core.pixels import gaussian_blur
+from bfr_core.randomness import keyed_generator
 
 IN_FULL = {
     "adaptation.verdict.TRIED": verdict.TRIED,
@@ -248,9 +249,8 @@ def test_targets_of_other_faces_are_vetoed(scene):
 class Noisy:
     """A folder's damage: the same noise on every face."""
 
-    def put_on(self, face, donor_lq, donor_restored, key):
-        generator = torch.Generator().manual_seed(key)
-        return (face + 0.1 * torch.randn(face.shape, generator=generator)).clamp(0, 1)
+    def put_on(self, face, donor_lq, donor_restored, *key):
+        return (face + 0.1 * torch.randn(face.shape, generator=keyed_generator(*key))).clamp(0, 1)
 
 
 def test_the_folders_damage_on_sharp_faces_is_a_known_answer(scene):

@@ -111,3 +111,10 @@ def test_it_is_kept_as_json_and_what_is_no_estimate_is_refused(faces):
     for wrong in ({}, kept | {"size": 0}, kept | {"noise": [[1.0]]}, kept | {"transfer": "x"}):
         with pytest.raises(ValueError, match="no estimate"):
             FolderDamage.from_json(wrong)
+
+
+@pytest.mark.parametrize("size", [16, 24, 26, 32])
+def test_very_small_faces_have_an_estimate(size):
+    lq, restored, sharp = torch.rand(3, 4, 3, size, size, generator=torch.Generator().manual_seed(0))
+    damage = estimate_damage(lq, restored, sharp)
+    assert damage.noise.isfinite().all() and damage.transfer.isfinite().all()

@@ -92,7 +92,7 @@ def test_each_photo_is_shaken_along_a_line_of_its_own(faces):
     assert torch.histc(angles, 4, 0, 2 * torch.pi).tolist() == pytest.approx([4] * 4, abs=1), "in all directions"
     assert torch.equal(made(faces, shake=0.0), made(faces)), "the noise is what it was before there was a shake"
     shaken = replace(NOTHING, shake=10.0)
-    first, again, other = (shaken.put_on(faces[0], faces[1], faces[1], key=key) for key in (1, 1, 2))
+    first, again, other = (shaken.put_on(faces[0], faces[1], faces[1], key) for key in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 

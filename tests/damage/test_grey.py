@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bfr_core.damage.grey import MAX_COLOUR, greyed, is_nearly_grey, tinted
+from bfr_core.damage.grey import MAX_COLOUR, donors_of, grey_like, greyed, is_grey, is_nearly_grey, tinted
 from bfr_core.damage.synthetic import stored_as_jpeg
 from bfr_core.files.photos import read_image
 from bfr_core.pixels import luma
@@ -96,3 +96,12 @@ def test_a_print_is_restored_without_colour_and_a_colour_photograph_with_it() ->
 def test_a_grey_face_comes_back_grey_to_the_bit() -> None:
     (made,) = restore_crops([smooth(4).expand(3, -1, -1)], Painter(), 1)  # type: ignore[arg-type]
     assert isinstance(made, Tensor) and torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+
+
+def test_faces_at_the_end_of_a_folder_are_donors_too() -> None:
+    """Folders are sorted by year or by kind: a quarter of grey ones at the end is a quarter of the sharp faces'."""
+    assert donors_of(5, 3) == [0, 1, 2, 0, 1] and donors_of(4, 8) == [0, 2, 4, 6] and donors_of(0, 3) == []
+    folder = torch.rand(16, 3, 8, 8)
+    folder[12:] = luma(folder[12:])
+    faces = torch.rand(12, 3, 8, 8)
+    assert [is_grey(face) for face in grey_like(faces, folder)] == [False] * 9 + [True] * 3

@@ -399,3 +399,15 @@ def test_a_converted_prior_is_not_read_twice(narrow, tmp_path, monkeypatch):
     folder = convert_prior(narrow, tmp_path / "prior512")
     monkeypatch.setattr("bfr_core.diffusion.prior.sha256_of", lambda path: pytest.fail("it was hashed"))
     assert load_prior(folder).name == narrow.name
+
+
+@pytest.mark.parametrize("left_out", [1, 2, 3, 5])
+def test_features_of_an_image_that_ends_within_a_patch(tiny_prior, left_out):
+    """The perceptual loss sees faces without some rows and columns."""
+    prior = load_prior(tiny_prior)
+    image = torch.rand(1, 3, 32, 32)
+    part = image[..., : 32 - left_out, left_out:].clone().requires_grad_()
+    found = prior.features(part)
+    sum(level.square().mean() for level in found).backward()
+    assert part.grad is not None and part.grad.isfinite().all() and part.grad.abs().sum() > 0
+    assert found[0].shape[-1] == -(-(32 - left_out) // prior.patch)

@@ -1,6 +1,7 @@
 """The faces of a training step, and those that are held out."""
 
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 import torch
@@ -144,3 +145,24 @@ def test_a_sharp_face_loses_its_colour_where_the_donor_of_its_damage_is_grey(pai
     assert 12 < sum(grey) < 36
     for target, before, is_grey in zip(mixed.target, coloured.target, grey, strict=True):
         assert torch.equal(target, greyed(before) if is_grey else before)
+
+
+def test_a_sharp_face_has_new_noise_in_every_step(pairs, sharp):
+    """Of a folder with one photo the donor is always the same, and so few pictures would soon be known by heart."""
+    camera = Photographed.at([0.0, 0.1, 0.5, 0.7, 0.5, 0.5, 0.5, 0.3, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0])
+    family = SharpFaces(sharp.faces[:5], camera, held=4)  # one to train on
+    config = replace(CONFIG, batch_size=2, micro_batch=2, sharp=1.0, mirror=False)
+    first, second, other = (
+        next(micro_batches(pairs, [0], step, replace(config, seed=seed), sharp=family))
+        for step, seed in ((0, 0), (1, 0), (0, 1))
+    )
+    assert torch.equal(first.target[0], second.target[0])
+    seen = [*first.lq, *second.lq, *other.lq]
+    assert not any(torch.equal(a, b) for a, b in combinations(seen, 2))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.95, 0.99])
+def test_some_faces_are_always_left_to_train_on(share):
+    for count in (8, 20):
+        train, held = split(count, replace(CONFIG, held_out=share))
+        assert len(train) >= 2 and len(held) == count - len(train) > 0

@@ -7,15 +7,17 @@ import torch
 from torch import nn
 
 from bfr_core.damage.estimate import KnownDamage
+from bfr_core.damage.grey import is_grey
 from bfr_core.damage.spectra import ring_middles
 from bfr_core.damage.transplant import damage_filter, transplanted
+from bfr_core.pixels import luma
 from bfr_core.restorers import Restorer
-from bfr_core.training import batches
+from bfr_core.training import batches, objectives
 from bfr_core.training import finetune as finetuning
 from bfr_core.training.batches import SharpFaces, batch_of, split
 from bfr_core.training.config import FinetuneConfig
 from bfr_core.training.finetune import cosine, finetune, held_out_score, learning_rate
-from bfr_core.training.objectives import Batch, Pixels, Terms, weighted
+from bfr_core.training.objectives import Batch, Codes, Pixels, Terms, weighted
 
 CONFIG = FinetuneConfig(
     iterations=12, batch_size=4, micro_batch=2, lr=1e-2, lr_end=1e-3, perceptual=0, adversarial=0, texture=0.1,
@@ -414,5 +416,32 @@ def test_checkpoints_are_compared_on_sharp_faces_that_were_not_trained_on(pairs)
     held_out_score(base, watched, own, [0, 1, 2], config, sharp=sharp)
     assert [key for key, _ in seen] == [len(own) + 6, len(own) + 7, len(own) + 6]
     seen.clear()
+    held_out_score(base, watched, own, [0], config, sharp=sharp)
+    assert [key for key, _ in seen] == [len(own) + 6, len(own) + 7], "on all of them, however few faces are held out"
+    seen.clear()
     held_out_score(base, watched, own, [0, 1, 2], config)  # there are none: transplanted
     assert [key for key, _ in seen] == [0, 1, 2]
+
+
+def test_a_grey_target_has_codes_of_its_own(monkeypatch):
+    """A face is learned from in colours under the damage of one donor and in grey under that of another."""
+    seen: list[bool] = []
+
+    class Base:
+        codebook = None
+
+        def target_codes(self, targets):
+            seen.extend(is_grey(target) for target in targets)
+            return torch.zeros(len(targets), 4, dtype=torch.long)
+
+        def codes(self, lq):
+            return None
+
+    monkeypatch.setattr(objectives, "code_losses", lambda *_: {})
+    monkeypatch.setattr(objectives, "_codeformer", lambda student: student)
+    colours, grey = torch.rand(2, 3, 32, 32), luma(torch.rand(2, 3, 32, 32)).expand(-1, 3, -1, -1)
+    own = [tuple(colours), tuple(grey), tuple(colours.flip(0))]
+    codes = Codes(Base())  # type: ignore[arg-type]
+    for donor in (1, 2, 1):
+        codes.terms(Base(), batch_of(own, [(0, False)], [donor]))  # type: ignore[arg-type]
+    assert seen == [True, False]
