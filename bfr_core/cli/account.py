@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..files.kinds import LeftOutError, left_out_lines, without_name
-from ..files.ownership import claim_results
+from ..files.ownership import claim_results, free_place, maker_of, note_result
 from ..files.photos import printable
 
 log = logging.getLogger(__name__)
@@ -27,14 +29,52 @@ RESTORED = {
 FACES = {"used": "photos give faces", "no_face": "without a face", "failed": "failed", "left_out": "left out"}
 
 
-def prepare_results(photos: Path, out: Path) -> bool:
-    """Claim the folder `out` for the results of `photos`; returns False where each is to be marked by `note_result`.
+class Results:
+    """Where a command's results of some photos are written.
 
-    See `claim_results`. Raises ValueError if `out` is the folder of the photos.
+    photos: a folder, or one photo. command: its name, in the list of results. names: of the results, by relative path
+    of the photo; those of the photos by default. Raises ValueError if `out` is the folder of the photos.
     """
-    if photos.resolve() == out.resolve():
-        raise ValueError(f"--out {printable(out)}: is the folder of the photos; choose another folder for the results")
-    return not photos.is_dir() or claim_results(out)
+
+    def __init__(self, photos: Path, out: Path, command: str, names: Mapping[Path, str | Path] | None = None) -> None:
+        if os.path.realpath(photos) == os.path.realpath(out):
+            said = "is the folder of the photos; choose another folder for the results"
+            raise ValueError(f"--out {printable(out)}: {said}")
+        self.photos, self.out, self.command = photos, out, command
+        found, folder = photos_in(photos)
+        names = names or {file.relative_to(folder): file.relative_to(folder) for file in found}
+        self._own = {relative: out / name for relative, name in names.items()}
+        self._all = set(self._own.values())
+        self._alone = claim_results(out)
+
+    def place(self, file: Path, relative: Path) -> Path:
+        """A place for the result of a photo: its own, or with a number where somebody else's file has the name."""
+        own = self._own[relative]
+        return free_place(own, self._all - {own}, maker_of(self.command, file))
+
+    def written(self, place: Path) -> None:
+        """Say that a result lies at `place`, so that it is never taken for a photo."""
+        if not self._alone:
+            note_result(place)
+
+    def table(self, name: str) -> Path:
+        """A place for a table about all results."""
+        return free_place(self.out / name, maker=maker_of(self.command, self.photos))
+
+
+def importable(package: str, flag: str) -> None:
+    """Raise ValueError if an optional package that a flag needs is not installed: before the work, not after it."""
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        raise ValueError(f"{flag}: {package} is not installed; install it with pip install {package}") from None
+
+
+def photos_in(place: Path) -> tuple[list[Path], Path]:
+    """The photos below a folder, and the folder; of one photo, that and its folder. Raises as `look_through`."""
+    from ..files.photos import look_through
+
+    return ([place], place.parent) if place.is_file() else (look_through(place)[0], place)
 
 
 def each_photo(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import io
 import json
 import logging
 import sys
@@ -27,6 +28,8 @@ NOT_THE_INPUT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # errors o
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     args = build_parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that a Windows code page does not have ends no command
+        sys.stdout.reconfigure(errors="backslashreplace")
     handler = AboveTheBar()
     handler.addFilter(lambda record: record.name.startswith(("bfr_core", "__main__")))
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler], force=True)
@@ -42,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        print(f"bfr: too little memory ({reason_of(error)}); try --low-memory, or --device cpu", file=sys.stderr)
+        hints = [flag for name, flag in (("low_memory", "--low-memory"), ("device", "--device cpu")) if name in args]
+        advice = f"; try {', or '.join(hints)}" if hints else ""
+        print(f"bfr: too little memory ({reason_of(error)}){advice}", file=sys.stderr)
         return 1
     if args.json:
         print(json.dumps(summary))

@@ -56,7 +56,7 @@ def inspect(name_or_path: str | Path) -> Inspection:
         path = resolve(name_or_path)
         if path.is_dir():
             return _of_prior(path)
-        state, metadata = load_tensors(path)
+        state, metadata = load_tensors(path) if path.suffix.lower() != ".onnx" else ({}, {})
         if holds_unet(state):
             return _of_prior(path)
         name, kind = path.name, "change of a restorer" if metadata.get("kind") == KIND else "restorer"
@@ -119,4 +119,4 @@ def inspect_picture(path: str | Path) -> Picture:
     """What is recorded in a picture. Raises ValueError, in one line, for a file that is no picture or is damaged."""
     photo = read_photo(Path(path))
     height, width = photo.pixels.shape[-2:]
-    return Picture(Path(path).name, photo.format, width, height, bool(photo.record.steps), photo.record)
+    return Picture(Path(path).name, photo.format, width, height, photo.record.says_generated, photo.record)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..device import choose_device
-from ..files.ownership import free_place, note_result
+from ..files.ownership import free_place
 from ..files.photos import printable
-from .account import DONE, RESTORED, each_photo, prepare_results, print_account, problems_of
+from .account import DONE, RESTORED, Results, each_photo, importable, print_account, problems_of
 from .flags import MAIN, STAGES, Commands, add_restore_flags, in_shards, on_device, on_workers, pool_of, restore_config
 from .progress import Bars
 
@@ -27,6 +27,8 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from ..restorers.codeformer import with_fidelity
 
     config = restore_config(args)
+    if args.parquet:  # before hours of work, not after them
+        importable("pyarrow", "--parquet")
     restorer = load_restorer(args.restorer)
     if args.fidelity is not None:
         restorer = with_fidelity(restorer, args.fidelity)
@@ -46,10 +48,6 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     else:
         restorer = restorer.to(choose_device(args.device))
         result = restore_folder(args.photos, args.out, restorer, config, **how, callback=callback, shard=args.shard)
-    if args.parquet:
-        from ..cluster.table import write_parquet
-
-        write_parquet(free_place(args.parquet), result)
     counts = {status: result.count(status) for status in RESTORED}
     files: list[dict[str, Any]] = [
         {"photo": f.path.as_posix(), "status": f.status, "reason": "; ".join(filter(None, (f.reason, *f.notes)))}
@@ -65,6 +63,10 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     if likeness:
         print(counted(likeness), file=sys.stderr)
     print_account(files, RESTORED, f"results in {printable(args.out)}")
+    if args.parquet:
+        from ..cluster.table import write_parquet
+
+        write_parquet(free_place(args.parquet), result)
     times = {"seconds": round(result.seconds, 2), "network_seconds": round(result.network_seconds, 2)}
     words = {"likeness": counts_of(likeness)} if likeness else {}
     return counts | times | {"files": files, "problems": problems} | ({"served_by": served} if served else {}) | words
@@ -86,23 +88,23 @@ def _on_workers(
 def tone(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from dataclasses import replace as with_changes
 
-    from ..damage.tone import read_tone, with_tone
+    from ..damage.tone import check_strength, read_tone, with_tone
     from ..files.photos import read_photo, write_photo
     from ..files.records import write_json
 
     def one(file: Path, relative: Path) -> tuple[dict[str, Any], Sequence[str]]:
         photo = read_photo(file)
         found = read_tone(photo.pixels, args.strength)
-        place = free_place(args.out / relative)
+        place = results.place(file, relative)
         lost = write_photo(place, with_changes(photo, pixels=with_tone(photo.pixels, found)))
-        if not alone:
-            note_result(place)
+        results.written(place)
         return found._asdict(), tuple(dict.fromkeys((*photo.notes, *lost)))
 
-    alone = prepare_results(args.photos, args.out)
+    check_strength(args.strength)
+    results = Results(args.photos, args.out, "tone")
     lines, files = each_photo(args.photos, one, bars.named("tone"))
     if lines:
-        write_json(free_place(args.out / "tone.json"), {"strength": args.strength, "photos": lines})
+        write_json(results.table("tone.json"), {"strength": args.strength, "photos": lines})
     print_account(files, DONE, f"results in {printable(args.out)}")
     return {"photos": len(lines), "files": files, "problems": problems_of(files)}
 

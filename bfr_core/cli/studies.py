@@ -11,7 +11,7 @@ from typing import Any
 from ..device import choose_device
 from ..files.ownership import free_place, note_result
 from ..files.photos import printable
-from .account import DONE, each_photo, prepare_results, print_account, problems_of
+from .account import DONE, Results, each_photo, importable, photos_in, print_account, problems_of
 from .flags import (
     FACE_FLAGS,
     SOURCES,
@@ -47,8 +47,9 @@ def demo(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 
 def degrade(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
+    from ..damage.synthetic import check_damage
     from ..damage.synthetic import degrade as damage
-    from ..files.photos import look_through, png_names, read_photo, write_image
+    from ..files.photos import png_names, read_photo, write_image
     from ..files.records import write_json
     from ..randomness import keyed_generator
 
@@ -56,20 +57,18 @@ def degrade(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         key = keyed_generator(args.seed, args.kind, relative.as_posix())
         photo = read_photo(file)
         result = damage(photo.pixels[None], args.kind, key, args.strength)
-        place = free_place(args.out / names[relative])
+        place = results.place(file, relative)
         write_image(place, result.lq[0])
-        if not alone:
-            note_result(place)
+        results.written(place)
         return result.parameters[0], photo.notes
 
-    photos = [args.photos] if args.photos.is_file() else look_through(args.photos)[0]
-    folder = args.photos.parent if args.photos.is_file() else args.photos
-    names = png_names([file.relative_to(folder) for file in photos])
-    alone = prepare_results(args.photos, args.out)
+    check_damage(args.kind, args.strength)
+    photos, folder = photos_in(args.photos)
+    results = Results(args.photos, args.out, "degrade", png_names([file.relative_to(folder) for file in photos]))
     drawn, files = each_photo(args.photos, one, bars.named("degrade"))
     if drawn:
         made = {"kind": args.kind, "seed": args.seed, "strength": args.strength, "images": drawn}
-        write_json(free_place(args.out / "degrade.json"), made)
+        write_json(results.table("degrade.json"), made)
     print_account(files, DONE, f"results in {printable(args.out)}")
     return {"images": len(drawn), "files": files, "problems": problems_of(files)}
 
@@ -78,6 +77,8 @@ def evaluate(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from ..studies.evaluate import as_dict, format_table, write_csv, write_plot
     from ..studies.evaluate import evaluate as compare
 
+    if args.plot:
+        importable("matplotlib", "--plot")
     result = compare(
         args.restored,
         args.clean,
@@ -86,13 +87,13 @@ def evaluate(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         callback=bars.named("evaluate"),
         reference=args.reference_set,
     )
+    print(format_table(result), file=sys.stderr if args.json else sys.stdout)
     if args.csv:
         write_csv(free_place(args.csv), result)
     if args.plot:
         place = free_place(args.plot)
         write_plot(place, result)
         note_result(place)
-    print(format_table(result), file=sys.stderr if args.json else sys.stdout)
     return as_dict(result)
 
 

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any
 
 from ..files.ownership import claim_results, tidy
-from ..restoration.folder import FileResult, FolderRestorer, FolderResult, Job, plan_folder, warn_of
+from ..restoration.folder import FileResult, FolderRestorer, FolderResult, Job, plan_folder, refuse_missing, warn_of
 from ..restoration.record import RestorationRecord, line_of, read_line
 from ..restoration.restore import RestoreCallback, RestoreConfig, with_known_mask
 from ..restoration.same_person import FaceLikeness
@@ -62,7 +62,9 @@ class Order:
         person = self.person.absolute() if self.person else None
         restorer = str(Path(self.restorer).absolute()) if Path(self.restorer).exists() else self.restorer
         references = tuple(path.absolute() for path in self.references)
-        return replace(self, **folders, person=person, restorer=restorer, references=references)
+        background = Path(self.config.background)
+        config = replace(self.config, background=str(background.absolute())) if background.exists() else self.config
+        return replace(self, **folders, person=person, restorer=restorer, references=references, config=config)
 
 
 class Worker:
@@ -114,10 +116,12 @@ def restore_on_ray(
     """
     pool = pool or Pool()
     started = monotonic()
+    refuse_missing(order.person, order.references)
+    order = order.absolute()
     config = with_known_mask(order.config)  # by the files of this machine: every worker is to do the same
-    order = replace(order.absolute(), config=config, threads=pool.threads)
     jobs, left_out = plan_folder(order.folder, order.out)
-    order = replace(order, alone=claim_results(order.out))
+    folder = order.folder.parent if order.folder.is_file() else order.folder
+    order = replace(order, config=config, folder=folder, threads=pool.threads, alone=claim_results(order.out))
     if order.alone:
         tidy(order.out)
     record = RestorationRecord(order.out)

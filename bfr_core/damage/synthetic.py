@@ -45,12 +45,9 @@ def degrade(hq: Tensor, kind: str, generator: torch.Generator, strength: float =
     must be damaged alike whatever batch it comes in, call with a batch of one and a generator seeded for that face.
     Returns lq with the dtype and device of `hq`. Raises ValueError for an unknown kind, shape or strength.
     """
-    if kind not in DAMAGES:
-        raise ValueError(f"unknown damage {kind!r}; use one of {', '.join(DAMAGES)}")
+    check_damage(kind, strength)
     if hq.ndim != 4 or hq.shape[1] != 3:
         raise ValueError(f"hq must be (B, 3, H, W), not {tuple(hq.shape)}")
-    if not (math.isfinite(strength) and strength >= 0):
-        raise ValueError(f"strength must be 0 or more, not {strength}")
     damaged, parameters = [], []
     for image in hq.detach().float().cpu().clamp(0, 1):
         lq, drawn = DAMAGES[kind](image, generator, strength)
@@ -58,6 +55,14 @@ def degrade(hq: Tensor, kind: str, generator: torch.Generator, strength: float =
         parameters.append({name: round(value, 5) for name, value in drawn.items()})
     lq = torch.stack(damaged) if damaged else hq.detach().clone()
     return Degraded(lq.to(hq), parameters)
+
+
+def check_damage(kind: str, strength: float) -> None:
+    """Raise ValueError for a kind that is not in `DAMAGES`, or a strength that is none."""
+    if kind not in DAMAGES:
+        raise ValueError(f"unknown damage {kind!r}; use one of {', '.join(DAMAGES)}")
+    if not (math.isfinite(strength) and strength >= 0):
+        raise ValueError(f"strength must be 0 or more, not {strength}")
 
 
 # ---------------------------------------------------------------- the damages: (3, H, W) -> (3, H, W), parameters drawn

@@ -27,14 +27,19 @@ class Tone(NamedTuple):
     offset: tuple[float, float, float]
 
 
+def check_strength(strength: float) -> None:
+    """Raise ValueError unless `strength` is 0 to 1."""
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength is {strength}; it must be 0 to 1")
+
+
 def read_tone(photo: Tensor, strength: float = 1.0) -> Tone:
     """The map that undoes the fading of `photo`, (3, H, W) RGB in [0, 1]; the identity if no fading is found.
 
     strength: see `STRENGTH_TEXT`. A grey photo stays grey.
     Raises ValueError unless strength is 0 to 1.
     """
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength is {strength}; it must be 0 to 1")
+    check_strength(strength)
     pixels = photo.flatten(1)
     pixels = pixels[:, :: max(1, pixels.shape[1] // SAMPLE)]
     ends = torch.quantile(pixels.float(), torch.tensor([TAIL, 1 - TAIL], device=pixels.device), dim=1)

@@ -34,6 +34,7 @@ ALWAYS_THERE = frozenset({"thumbs.db", "desktop.ini"})  # what Windows adds to a
 OLD_STAGE, OLD_STAGES = "stage.json", ("faces", "restored", "targets", "photos", "given", "clean", "damaged")
 OLD_MARKS = {"config.json": "faces", "request.json": "photos", "comfyui.json": "id", "job.json": "state"}
 RESULT = "result"  # in a list, in place of the SHA-256
+MADE = "made:"  # likewise, before the maker of what is written next under this name, see `maker_of`
 STALE_SECONDS = 3600.0  # a scratch file that nobody has written to for so long was left by a crash
 
 
@@ -63,13 +64,23 @@ class Ledger:
         self.kind: Kind | Literal[""] = next((kind for kind in kinds if _mark(kind) in lines), "")
         self.there = (self.folder / LIST).is_file()
         self._known: dict[str, set[str]] = {}
+        self._makers: dict[str, str] = {}
         for line in lines:
-            sha256, _, name = line.partition(" ")
-            self._known.setdefault(name, set()).add(sha256)
+            said, _, name = line.partition(" ")
+            if said.startswith(MADE):
+                self._makers[name] = said.removeprefix(MADE)
+            else:
+                self._known.setdefault(name, set()).add(said)
 
     def results(self) -> set[str]:
         """Names of the files among those of others that are results, see `claim_results`."""
-        return {str(json.loads(name)) for name, said in self._known.items() if RESULT in said}
+        told = (_name_in(name) for name, said in self._known.items() if RESULT in said)
+        return {name for name in told if name is not None}
+
+    def may_replace(self, path: Path, maker: str = "") -> bool:
+        """Whether `path` is this program's own, see `owns`, and as far as is known made by no other `maker`."""
+        made_by = self._makers.get(json.dumps(path.name), "")
+        return (not maker or made_by in ("", maker)) and self.owns(path)
 
     def owns(self, path: Path) -> bool:
         """Whether `path`, directly in this folder, is a file that this program wrote and that nobody changed since.
@@ -125,25 +136,51 @@ def refuse_foreign(path: Path) -> None:
         )
 
 
-def free_name(path: Path, taken: Container[Path] = (), *, always: bool = False, ledger: Ledger | None = None) -> Path:
+def free_name(
+    path: Path,
+    taken: Container[Path] = (),
+    *,
+    always: bool = False,
+    ledger: Ledger | None = None,
+    maker: str = "",
+) -> Path:
     """`path`, or `path` with the first free number where something that is not this program's has the name.
 
     taken: names that are not free either. always: this program's own files are not replaced either. ledger: that of the
-    folder, if it is at hand.
+    folder, if it is at hand. maker: own files that another one made are not replaced, see `maker_of`.
     """
     for number in count(1):
         place = numbered(path, number)
         if place in taken:
             continue
-        if not os.path.lexists(place) or (not always and (ledger or Ledger(path.parent)).owns(place)):
+        if not os.path.lexists(place) or (not always and (ledger or Ledger(path.parent)).may_replace(place, maker)):
             return place
     raise AssertionError("there is always a number")
 
 
-def free_place(path: Path) -> Path:
-    """`free_name` in a folder, which gets a list if it has none; a warning says if the name is taken."""
+def maker_of(command: str, source: Path) -> str:
+    """What made a result: the command, and the file that it was made from, wherever a link to it lies.
+
+    A result is replaced by the same command on the same photo, changed or with other settings; that of another photo of
+    the same name, as all cameras give, is not.
+    """
+    return hashlib.sha256(f"{command}\0{os.path.realpath(source)}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def note_maker(path: Path, maker: str) -> None:
+    """Enter in its folder's list, before `path` is written, who makes it."""
+    _add(path.parent, f"{MADE}{maker} {json.dumps(path.name)}")
+
+
+def free_place(path: Path, taken: Container[Path] = (), maker: str = "") -> Path:
+    """`free_name` in a folder, which gets a list if it has none; a warning says if the name is taken.
+
+    maker: entered in the list, see `maker_of`.
+    """
     begin_list(path.parent)
-    place = free_name(path)
+    place = free_name(path, taken, maker=maker)
+    if maker:
+        note_maker(place, maker)
     if place != path:
         log.warning("%s: the name is taken; written to %s", printable(path), printable(place.name))
     return place
@@ -329,6 +366,15 @@ def _has_entry(path: Path, key: str) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(found, dict) and key in found
+
+
+def _name_in(text: str) -> str | None:
+    """The name that a line of a list holds as JSON; None of a line that was cut short."""
+    try:
+        name = json.loads(text)
+    except ValueError:
+        return None
+    return name if isinstance(name, str) else None
 
 
 def _mark(kind: str) -> str:

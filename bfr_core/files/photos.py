@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import stat
+import struct
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -74,6 +75,7 @@ _EXIF_KEPT = {0x010E, 0x010F, 0x0110, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x
 _EXIF_KEPT |= set(range(0x9C9B, 0x9CA0))
 _JPEG_EXIF_BYTES = 65000  # one JPEG segment, less its header
 _XMP_TAG = 700
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT, _WHITE_IS_ZERO = 258, 262, 339, 0  # TIFF 6.0, sections 8 and 19
 _XMP_IN_JPEG = b"http://ns.adobe.com/xap/1.0/\0"
 _XMP_IN_PNG = "XML:com.adobe.xmp"
 _RAW_TEXTS = (_XMP_IN_PNG, "Raw profile type ")  # EXIF and XMP again, which speak of the file as it lay
@@ -508,16 +510,25 @@ def _to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
 
 
 def _deep_grey(image: Image.Image, file_format: str) -> Tensor:
-    """Grey of 16 or 32 bits, or float, as (H, W) float32 in [0, 1]; format or values tell the full scale."""
-    values = np.asarray(image).astype(np.float32)
+    """Grey of 16 or 32 bits, or float, as (H, W) float32 in [0, 1]; format or values tell the full scale.
+
+    A TIFF may count from white, as scanners do, and its 32 bits may have no sign, of which Pillow knows nothing.
+    """
+    tags = getattr(image, "tag_v2", {})
+    stored = np.asarray(image)
+    if image.mode == "I" and tags.get(_SAMPLE_FORMAT, (1,))[0] == 1 and tags.get(_BITS_PER_SAMPLE, (0,))[0] == 32:
+        stored = stored.view(np.uint32)
+    values = stored.astype(np.float32)
     if not np.isfinite(values).all():
         raise ValueError("holds values that are not finite numbers")
     top = float(values.max())
     if image.mode.startswith("I;16") or file_format == "PNG":
         scale = 65535.0
     else:
-        scale = next((s for s in (1.0, 255.0, 65535.0) if top <= s and (s > 1 or image.mode == "F")), 2.0**31 - 1)
-    return torch.from_numpy(np.clip(values / scale, 0, 1))
+        scales = (1.0, 255.0, 65535.0, 2.0**31 - 1)
+        scale = next((s for s in scales if top <= s and (s > 1 or image.mode == "F")), 2.0**32 - 1)
+    light = np.clip(values / scale, 0, 1)
+    return torch.from_numpy(1 - light if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else light)
 
 
 def _plane(channel: Image.Image) -> Tensor:
@@ -623,7 +634,7 @@ def write_photo(path: Path, photo: Photo) -> tuple[str, ...]:
         options |= _with_packet(file_format, packet, photo.exif, notes)
     try:  # in memory, so that the disk's errors come from one plain write, with their reason
         encoded = BytesIO(_encoded(planes, mode, file_format, options, deep))
-    except (OSError, ValueError, OverflowError, RuntimeError) as error:
+    except (OSError, ValueError, OverflowError, RuntimeError, struct.error) as error:
         size = f"{planes[0].shape[1]} x {planes[0].shape[0]} pixels"
         raise ValueError(f"{name}: cannot be written as {file_format} with {size} ({printable(str(error))})") from error
     replace_atomically(path, lambda temporary: _write_bytes(temporary, encoded))

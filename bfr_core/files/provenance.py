@@ -86,6 +86,11 @@ class Record:
     source_type: str = ""
     problem: str = ""
 
+    @property
+    def says_generated(self) -> bool:
+        """Whether the picture says that it, or details of it, were generated."""
+        return bool(self.steps) or self.source_type in (GENERATED, COMPOSITE)
+
     def with_step(self, step: Step | None) -> Record:
         """This record and one more restoration; only the latest are listed.
 

@@ -33,6 +33,14 @@ HEAD = 512  # bytes at the start of a file, by which other kinds of files are kn
 GIT_LFS = b"version https://git-lfs"
 PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")
 ARCHIVES = {b"\x1f\x8b": "a gzip archive", b"7z\xbc\xaf\x27\x1c": "a 7z archive", b"Rar!": "a RAR archive"}
+PICTURES = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG": "PNG",
+    b"GIF8": "GIF",
+    b"RIFF": "WebP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+}
 TEXT = frozenset(b"\t\r\n") | frozenset(range(32, 127))
 SPARE_BYTES = 1 << 26  # how much building a network may take beyond what its file holds
 
@@ -82,6 +90,8 @@ def _refuse_other_kinds(path: Path) -> None:
         said = "is a web page, which came in place of the weights; download the file itself"
     elif (archive := next((ARCHIVES[mark] for mark in ARCHIVES if head.startswith(mark)), "")) and not is_safetensors:
         said = f"is {archive}; unpack it and give the file of weights that is in it"
+    elif (picture := next((PICTURES[mark] for mark in PICTURES if head.startswith(mark)), "")) and not is_safetensors:
+        said = f"is a {picture} picture, which holds no weights; a picture's name must end as such names do"
     elif TEXT.issuperset(head):
         said = "is a text, which holds no weights; get the file anew"
     else:

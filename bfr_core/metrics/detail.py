@@ -55,12 +55,16 @@ def high_band_correlation(restored: Tensor, hq: Tensor, sigma: float = DETAIL_SI
 def sharpness(image: Tensor) -> Tensor:
     """How fine and clean the detail is: about 1 in a clean face crop, less where it is blurred or noisy; (B,) float64.
 
+    NaN of a picture that is one pixel wide or high.
+
     image: (B, 3, S, S) RGB in [0, 1]. It is the energy of the high band over that of the next coarser band, both less
     what white noise of the picture's own level has there, and it is divided down where that level exceeds a clean
     face's. The noise level is estimated on the smooth parts, which are most of a face, as the median of the finest
     diagonal differences (D. L. Donoho and I. M. Johnstone, 1994).
     """
     grey = where_all_works(image).double().clamp(0, 1).mean(1, keepdim=True)
+    if min(grey.shape[-2:]) < 2:
+        return torch.full((len(grey),), torch.nan, dtype=torch.float64, device=grey.device)
     top, bottom = grey[..., :-1:2, :], grey[..., 1::2, :]
     diagonal = (top[..., :-1:2] - top[..., 1::2] - bottom[..., :-1:2] + bottom[..., 1::2]) / 2
     noise = diagonal.abs().flatten(1).median(1).values / 0.6745

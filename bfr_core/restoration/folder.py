@@ -23,7 +23,17 @@ from ..faces.align import Face, crop_face
 from ..faces.detect import load_detector
 from ..files.kinds import LeftOutError, without_name
 from ..files.names import numbered
-from ..files.ownership import Ledger, begin_list, claim_results, free_name, note_result, tidy
+from ..files.ownership import (
+    Ledger,
+    begin_list,
+    claim_results,
+    free_name,
+    make_folder,
+    maker_of,
+    note_maker,
+    note_result,
+    tidy,
+)
 from ..files.photos import Photo, look_through, printable, read_photo, replace_atomically, without_place, write_photo
 from ..files.provenance import Step
 from ..files.records import fingerprint
@@ -59,6 +69,8 @@ from .same_person import (
 )
 
 log = logging.getLogger(__name__)
+
+COMMAND = "restore"  # in the lists of results, as their maker
 
 
 @dataclass(frozen=True)
@@ -109,7 +121,7 @@ class Job:
     faces: list[Face] = field(default_factory=list)
     crops: list[Tensor] = field(default_factory=list)
     restored: list[Tensor | str] = field(default_factory=list)
-    served: tuple[str, ...] = ()
+    served: tuple[str, ...] = ()  # for each of `crops`, "" where nothing is to be told
     skipped: list[str] = field(default_factory=list)
     found: int = 0
     problem: str = ""
@@ -142,7 +154,8 @@ def restore_folder(
     callback: RestoreCallback | None = None,
     shard: Shard = WHOLE,
 ) -> FolderResult:
-    """Restore every photo under `folder` into `out`, under the same relative path, name and format.
+    """Restore every photo under `folder`, or the one that it is, into `out`, under the same relative path, name and
+    format.
 
     Stopped and called again it goes on: a result that is there, made from the same photo with the same restorer and
     settings, is kept; `out` holds a record of that, see `restoration.record`. A result that was changed since it was
@@ -157,7 +170,8 @@ def restore_folder(
     each photo, see `restoration.reference`. shard: restore only this part of the photos; other processes may restore
     the other parts into the same `out` meanwhile, and all of them make what one would have made. The files that are no
     photos are in the result of the first part.
-    Where a file that is not this program's has a result's name, the result gets a number, and that is said.
+    Where a file that is not this program's has a result's name, or the result of another photo or of another command,
+    the result gets a number, and that is said.
     A photo without faces is copied as it is, or with `strip_gps` written anew, because a copy may hold the place in
     ways nobody can list; one that cannot be read or written is reported, and the others go on. Whatever else lies in
     the folder is in the result as left out.
@@ -196,6 +210,13 @@ def restore_folder(
         results |= {path: FileResult(path, "left_out", reason) for path, reason in left_out.items()}
     files = sorted(results.values(), key=lambda file: file.path.parts)
     return FolderResult(files, time.monotonic() - started, work.network_seconds)
+
+
+def refuse_missing(person: Path | None, references: Sequence[Path]) -> None:
+    """Raise FileNotFoundError if one of these photos of people, see `restore_folder`, is not there."""
+    for flag, file in (("--person", person), *(("--reference", one) for one in references)):
+        if file is not None and not file.is_file():
+            raise FileNotFoundError(f"{flag} {printable(file)}: no such file")
 
 
 def warn_of(result: FileResult) -> None:
@@ -239,8 +260,8 @@ class FolderRestorer:
             set_to = printable(config.background)
             log.warning("background is %s, but aligned faces have none; it changes nothing", set_to)
         self.rest = None if aligned else load_background(config.background, restorer)
-        known = [*([person] if person else []), *references]
-        self.made_with = _made_with(restorer, config, self.detector, strip_gps, known, self.rest)
+        refuse_missing(person, references)
+        self.made_with = _made_with(restorer, config, self.detector, strip_gps, person, references, self.rest)
         self._ledgers: dict[Path, Ledger] = {}
 
     @property
@@ -266,29 +287,35 @@ class FolderRestorer:
         left = _left_alone(job, self.record, self.made_with, self.skip_existing)
         if left:
             return left
-        place = self._free_place(job)
-        if place != job.target:
-            log.warning("%s: the name is taken; the result is %s", printable(job.relative), printable(place.name))
-            job.target = place
-        kept = None if self.again else self.record.made_before(job.name, job.source, self.made_with)
+        kept = self._kept(job)
+        if not kept:
+            place = self._free_place(job)
+            if place != job.target:
+                log.warning("%s: the name is taken; the result is %s", printable(job.relative), printable(place.name))
+                job.target = place
+                kept = self._kept(job)
         if not kept:
             return None
         said = (kept.reason, kept.faces, kept.served, True, kept.notes)
         likeness = tuple(FaceLikeness.of(one) for one in kept.likeness)
         return FileResult(job.relative, "kept", *said, place=job.target, likeness=likeness)
 
+    def _kept(self, job: Job) -> Written | None:
+        """What the record says of a result that is to be kept; None if it is to be made."""
+        return None if self.again else self.record.made_before(job.name, job.source, self.made_with)
+
     def _free_place(self, job: Job) -> Path:
         """The job's place, with a number if it is not free; that of another photo's result is not free either."""
         if not os.path.lexists(job.target):
             return job.target
-        folder = job.target.parent
+        folder, maker = job.target.parent, maker_of(COMMAND, job.source)
         for known in (self._ledgers.get(folder), None):  # read again: others may write there meanwhile
             self._ledgers[folder] = known or Ledger(folder)
-            if self._ledgers[folder].owns(job.target):
+            if self._ledgers[folder].may_replace(job.target, maker):
                 return job.target
         numbers = (numbered(job.source, number) for number in range(2, 100))
         others = {job.target.with_name(photo.name) for photo in numbers if os.path.lexists(photo)}
-        return free_name(job.target, others, ledger=self._ledgers[folder])
+        return free_name(job.target, others, ledger=self._ledgers[folder], maker=maker)
 
     def restored(self, jobs: Iterable[Job]) -> Generator[tuple[Job, FileResult], None, None]:
         """Restore photos and write their results; each job, in their order, once its result is written.
@@ -333,7 +360,7 @@ class FolderRestorer:
         for job in group:
             of_job = list(islice(results_and_servers, len(job.crops)))
             job.restored = [new for new, _ in of_job]
-            job.served = tuple(by for _, by in of_job if by)
+            job.served = tuple(by for _, by in of_job)  # "" of a face that failed, or where there is one restorer
             _restore_rest(job, self.rest, self.config)
         self.network_seconds += time.monotonic() - started
         for job in group:
@@ -352,8 +379,13 @@ class FolderRestorer:
 
 
 def plan_folder(folder: Path, out: Path) -> tuple[list[Job], dict[Path, str]]:
-    """A job for every photo under `folder`, and why the other files are left out; results in `out` are neither."""
+    """A job for every photo under `folder`, and why the other files are left out; results in `out` are neither.
+
+    folder: may also be one photo.
+    """
     real_folder, results = _real(folder), _real(out)
+    if folder.is_file():
+        return _jobs_of([folder], folder.parent, out), {}
     if real_folder == results:
         raise ValueError(f"{printable(out)}: is the folder of the photos; choose another folder for the results")
     sources, left_out = look_through(folder)
@@ -364,6 +396,11 @@ def plan_folder(folder: Path, out: Path) -> tuple[list[Job], dict[Path, str]]:
         left_out = {path: left_out[path] for path in outside}
     if not sources:
         raise ValueError(f"{printable(folder)}: holds no photos besides the results in {printable(out)}")
+    return _jobs_of(sources, folder, out), left_out
+
+
+def _jobs_of(sources: Sequence[Path], folder: Path, out: Path) -> list[Job]:
+    """A job for each of these photos under `folder`. Raises ValueError if a result would replace one of them."""
     jobs = [Job(path, path.relative_to(folder), out / path.relative_to(folder)) for path in sources]
     originals = {_real(path) for path in sources}
     for job in jobs:
@@ -372,7 +409,7 @@ def plan_folder(folder: Path, out: Path) -> tuple[list[Job], dict[Path, str]]:
     for place in {job.target.parent for job in jobs}:
         if place.is_dir():
             begin_list(place)
-    return jobs, left_out
+    return jobs
 
 
 def _real(path: Path) -> Path:
@@ -385,7 +422,7 @@ def _restore_rest(job: Job, background: Background | None, config: RestoreConfig
     if background is None or job.photo is None:
         return
     try:
-        job.ground = restored_background(job.photo.pixels, background, job.all_faces, job.served, config)
+        job.ground = restored_background(job.photo.pixels, background, job.all_faces, _told(job.served), config)
     except (ValueError, RuntimeError, MemoryError) as error:
         job.problem, job.photo, job.crops = f"the rest of the photo failed: {_reason(error, job)}", None, []
 
@@ -397,9 +434,8 @@ def _act(job: Job, check: LikenessCheck | None) -> None:
     acted = check(job.crops, job.restored, [face.width for face in job.faces] or [job.crops[0].shape[-1]])
     job.likeness, job.skipped = acted.likeness, job.skipped + acted.reasons
     job.judged = [job.faces[i] for i in acted.judged] if job.faces else []
-    served = job.served or ("",) * len(job.crops)
     job.crops, job.restored = [job.crops[i] for i in acted.kept], [acted.restored[i] for i in acted.kept]
-    job.served = tuple(served[i] for i in acted.kept if served[i])
+    job.served = tuple(job.served[i] for i in acted.kept)
     job.faces = [job.faces[i] for i in acted.kept] if job.faces else []
 
 
@@ -408,7 +444,8 @@ def _made_with(
     config: RestoreConfig,
     detector: FindFaces | None,
     strip_gps: bool,
-    whose: Sequence[Path] = (),
+    person: Path | None = None,
+    references: Sequence[Path] = (),
     background: Background | None = None,
 ) -> str:
     """Fingerprint of all that a result depends on besides its photo; "" for a restorer that is of no file."""
@@ -421,7 +458,8 @@ def _made_with(
         own["background"] = background.sha256
     fidelity = getattr(restorer, "fidelity_weight", None)
     by = None if detector is None else getattr(detector, "name", "own")
-    known = [sha256_of(file) for file in whose if file.is_file()]
+    known: list[dict[str, list[str]]] = [{"person": [sha256_of(person)]}] if person else []
+    known += [{"references": [sha256_of(file) for file in references]}] if references else []
     return fingerprint(__version__, restorer.sha256, restorer.precision, fidelity, own, by, strip_gps, *known)
 
 
@@ -504,6 +542,10 @@ def _write_and_note(
 ) -> FileResult:
     """`_write`, and a line for what was written in the record; a photo with a face that failed is tried again."""
     failed = any(isinstance(restored, str) for restored in job.restored)
+    if job.photo is not None:
+        with contextlib.suppress(OSError):  # writing the result will say why
+            make_folder(job.target.parent)
+            note_maker(job.target, maker_of(COMMAND, job.source))
     result = _write(job, config, aligned, parser, step_of, strip_gps)
     if not result.written:
         return result
@@ -536,10 +578,11 @@ def _write(
             new = job.restored[0]
             if isinstance(new, str):
                 return FileResult(job.relative, "failed", new)
-            record = photo.record.with_step(step_of(1, 1, served=job.served, likeness=job.likeness))
+            served = _told(job.served)
+            record = photo.record.with_step(step_of(1, 1, served=served, likeness=job.likeness))
             lost = write_photo(job.target, replace(_aligned_photo(photo, new, crops[0], config), record=record))
             notes = _each_once(job.notes, lost)
-            return FileResult(job.relative, "restored", "", 1, job.served, True, notes, likeness=job.likeness)
+            return FileResult(job.relative, "restored", "", 1, served, True, notes, likeness=job.likeness)
         if ground is not None:
             ground = with_faces_of(photo.pixels, ground, others_of(job.all_faces, job.faces))
         result = paste_faces(photo.pixels, job.faces, crops, job.restored, job.skipped, config, parser, ground)
@@ -548,9 +591,8 @@ def _write(
         if ground is not None and not result.faces:
             reason = f"{reason or 'no face found'}; only the rest of the photo is restored"
         if result.faces or ground is not None:
-            restored = [face for face, new in zip(job.faces, job.restored, strict=True) if not isinstance(new, str)]
-            pasted = [any(face is other for other in result.faces) for face in restored]
-            served = tuple(compress(job.served, pasted))
+            pasted = [any(face is other for other in result.faces) for face in job.faces]
+            served = _told(compress(job.served, pasted))
             counts = (job.found, len(result.generated))
             record = photo.record.with_step(step_of(*counts, served=served, likeness=likeness))
             lost = write_photo(job.target, replace(photo, pixels=result.pixels, record=record))
@@ -567,6 +609,11 @@ def _write(
         return FileResult(job.relative, status, reason, written=True, notes=notes, likeness=likeness)
     except (ValueError, RuntimeError, OSError) as error:
         return FileResult(job.relative, "failed", _reason(error, job))
+
+
+def _told(served: Iterable[str]) -> tuple[str, ...]:
+    """What served the faces of which that is known: not those that failed, nor where there is one restorer."""
+    return tuple(filter(None, served))
 
 
 def _each_once(*notes: Sequence[str]) -> tuple[str, ...]:

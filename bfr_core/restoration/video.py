@@ -370,7 +370,8 @@ class _Job:
         for place, work in enumerate(works):
             works[place] = _Work(work.frame, [], {})
             yield self._finished(work)
-            alive = work.frame.alive | set(work.frame.faces)
+            to_come = {track for later in works[place + 1 :] for track in later.tracks}
+            alive = work.frame.alive | set(work.frame.faces) | to_come
             self.held = {track: one for track, one in self.held.items() if track in alive}
 
     def _decide(self, works: list[_Work]) -> None:

@@ -24,7 +24,7 @@ from bfr_core.cli.commands import build_parser, main
 from bfr_core.cli.flags import OPTIONS, settings_from
 from bfr_core.cli.inspection import inspect, inspect_picture
 from bfr_core.diffusion import prior
-from bfr_core.files.photos import read_image, write_image
+from bfr_core.files.photos import list_images, read_image, write_image
 from bfr_core.files.tensors import sha256_of
 from bfr_core.restorers import load_restorer, save_restorer
 
@@ -174,8 +174,8 @@ def test_too_little_memory_is_one_line(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(restorers, "load_restorer", full)
     assert main(["restore", str(photos), "--out", str(tmp_path)]) == 1
     assert capsys.readouterr().err.strip().splitlines() == [
-        "bfr: too little memory (CUDA out of memory. Tried to allocate 20.00 MiB.); try --low-memory, or --device cpu"
-    ]
+        "bfr: too little memory (CUDA out of memory. Tried to allocate 20.00 MiB.); try --device cpu"
+    ], "it has no --low-memory"
 
 
 def test_adapt_opens_its_networks_once(quick, tmp_path, monkeypatch):
@@ -565,3 +565,96 @@ def test_shards_in_processes_of_their_own_make_what_one_makes(photos, tiny_resto
     assert "must be I/N" in capsys.readouterr().err
     assert main(["faces", str(photos), "--people", *networks, "--run", many, "--shard", "1/2"]) == 2
     assert "without --shard" in capsys.readouterr().err
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.glob("*.png"))
+
+
+def test_a_number_is_not_the_name_of_another_photos_result(tmp_path, capsys):
+    for number, name in enumerate(("a.png", "a_2.png")):
+        write_image(tmp_path / "photos" / name, torch.full((3, 8, 8), 0.2 + 0.3 * number))
+    write_image(tmp_path / "out" / "a.png", torch.zeros(3, 8, 8))  # somebody else's
+    assert main(["tone", str(tmp_path / "photos"), "--out", str(tmp_path / "out"), "--strength", "0"]) == 0
+    assert names_in(tmp_path / "out") == ["a.png", "a_2.png", "a_3.png"]
+    assert read_image(tmp_path / "out/a_3.png").mean() < 0.25 < 0.45 < read_image(tmp_path / "out/a_2.png").mean()
+
+
+def test_commands_do_not_replace_each_others_results(photos, tiny_restorer, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["restore", str(photos), "--aligned", "--restorer", str(tiny_restorer), "--out", str(out)]
+    assert main(command) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*.png")}
+    assert main(["tone", str(photos), "--out", str(out)]) == 0
+    assert {path: path.read_bytes() for path in before} == before and len(list(out.rglob("*.png"))) == 2 * len(before)
+    again = {path: path.stat().st_mtime_ns for path in before}
+    assert main(["tone", str(photos), "--out", str(out)]) == main(command) == 0
+    assert len(list(out.rglob("*.png"))) == 2 * len(before), "each knows its own"
+    assert {path: path.stat().st_mtime_ns for path in before} == again
+
+
+def test_the_result_of_one_photo_is_no_photo_afterwards(tmp_path, capsys):
+    folder = tmp_path / "album"
+    write_image(folder / "a.png", torch.rand(3, 8, 8))
+    assert main(["tone", str(folder / "a.png"), "--out", str(folder / "toned")]) == 0
+    assert main(["tone", str(folder / "a.png"), "--out", str(folder)]) == 0
+    assert names_in(folder) == ["a.png", "a_2.png"] and names_in(folder / "toned") == ["a.png"]
+    assert [path.name for path in list_images(folder)] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["tone", "--strength", "5"], "strength is 5.0"),
+        (["degrade", "--kind", "foo"], "unknown damage 'foo'"),
+        (["degrade", "--kind", "blind", "--strength", "-1"], "strength must be 0 or more"),
+    ],
+)
+def test_a_wrong_setting_is_told_before_any_photo_is_read(photos, tmp_path, capsys, command, says):
+    assert main([command[0], str(photos), *command[1:], "--out", str(tmp_path / "out")]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and says in lines[0] and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("flag", "package"), [("--parquet", "pyarrow"), ("--plot", "matplotlib")])
+def test_a_package_that_is_missing_is_told_before_the_work(
+    photos, tiny_restorer, tmp_path, capsys, monkeypatch, flag, package
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    commands = {
+        "--parquet": [
+            "restore",
+            str(photos),
+            "--aligned",
+            "--restorer",
+            str(tiny_restorer),
+            "--out",
+            str(tmp_path / "out"),
+        ],
+        "--plot": ["evaluate", str(photos), "--clean", str(photos)],
+    }
+    assert main([*commands[flag], flag, str(tmp_path / "file")]) == 2
+    assert f"{flag}: {package} is not installed" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_link_to_itself_is_one_line(photos, tmp_path, capsys):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assert main(["tone", str(photos), "--out", str(loop)]) == 2
+    assert main(["tone", str(loop), "--out", str(tmp_path / "out")]) == 2
+    assert all(line.startswith("bfr: ") for line in capsys.readouterr().err.strip().splitlines())
+
+
+def test_a_picture_of_one_pixel_does_not_end_an_evaluation(tmp_path, capsys):
+    for name, side in (("a.png", 1), ("b.png", 64)):
+        write_image(tmp_path / "restored" / name, torch.rand(3, side, side))
+    assert main(["evaluate", str(tmp_path / "restored"), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["faces"]) == 2
+
+
+def test_names_that_a_code_page_lacks_end_no_command(tmp_path):
+    write_image(tmp_path / "бабушка.png", torch.rand(3, 8, 8))
+    command = [sys.executable, "-m", "bfr_core", "inspect", str(tmp_path / "бабушка.png")]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"}, cwd=ROOT)
+    assert done.returncode == 0 and b"picture, 8 x 8 pixels" in done.stdout

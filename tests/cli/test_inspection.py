@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from bfr_core.cli import inspection
 from bfr_core.cli.inspection import inspect, inspect_picture
 from bfr_core.files.photos import Photo, write_photo
-from bfr_core.files.provenance import Record, Step
+from bfr_core.files.provenance import COMPOSITE, GENERATED, Record, Step
 from bfr_core.files.tensors import save_tensors
 from bfr_core.files.weights import allows_commercial_use
 from bfr_core.restorers import load_restorer, save_change, save_restorer
@@ -89,3 +90,15 @@ def test_a_picture_says_how_it_was_restored_or_that_it_does_not_say(tmp_path):
     marked = inspect_picture(tmp_path / "a.jpg")
     assert marked.generated and marked.record.steps == (step,)
     assert any("are generated" in line for line in marked.lines()) and any("r.pth" in line for line in marked.lines())
+
+
+@pytest.mark.parametrize("source", [GENERATED, COMPOSITE, ""])
+def test_a_picture_that_was_generated_elsewhere_is_said_to_be(tmp_path, source):
+    write_photo(tmp_path / "a.png", Photo(torch.rand(3, 8, 8), record=Record(source_type=source)))
+    assert inspect_picture(tmp_path / "a.png").generated is bool(source)
+
+
+def test_an_onnx_restorer_is_inspected(tmp_path, monkeypatch):
+    (tmp_path / "GPEN.onnx").write_bytes(b"onnx")
+    monkeypatch.setattr(inspection, "load_restorer", lambda path: load_restorer("embedded128"))
+    assert inspection.inspect(tmp_path / "GPEN.onnx").size == "128"

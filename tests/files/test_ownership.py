@@ -18,6 +18,8 @@ from bfr_core.files.ownership import (
     empty,
     free_name,
     is_own,
+    maker_of,
+    note_maker,
     note_result,
     scratch,
     tidy,
@@ -212,3 +214,29 @@ def test_a_line_cut_short_by_a_full_disk_takes_no_other_with_it(tmp_path):
     with (tmp_path / LIST).open("ab") as file:
         file.write(b"0123456789abc")
     assert is_own(write(tmp_path / "a.txt"))
+
+
+def test_a_cut_short_line_of_a_result_names_none(tmp_path):
+    begin_list(tmp_path)
+    note_result(write(tmp_path / "a.png"))
+    with (tmp_path / LIST).open("ab") as file:
+        file.write(b'result "IMG_01\nresult 3\nresult\nresult "b.png"')
+    assert Ledger(tmp_path).results() == {"a.png", "b.png"}
+
+
+def test_what_another_made_keeps_its_name(tmp_path):
+    """The same command on the same file replaces its result; another command, or another file so called, does not."""
+    first, other = maker_of("restore", tmp_path / "x/a.png"), maker_of("restore", tmp_path / "y/a.png")
+    assert len({first, other, maker_of("tone", tmp_path / "x/a.png")}) == 3
+    claim_results(tmp_path / "out")
+    place = tmp_path / "out/a.png"
+    note_maker(place, first)
+    write(place)
+    assert free_name(place, maker=first) == free_name(place) == place
+    assert free_name(place, maker=other) == tmp_path / "out/a_2.png"
+    write(tmp_path / "out/old.png")  # by a version that did not say
+    assert free_name(tmp_path / "out/old.png", maker=other) == tmp_path / "out/old.png"
+    link = tmp_path / "z"
+    (tmp_path / "x").mkdir()
+    link.symlink_to(tmp_path / "x", target_is_directory=True)
+    assert maker_of("restore", link / "a.png") == first

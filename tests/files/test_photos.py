@@ -964,3 +964,25 @@ def test_values_outside_the_range_are_clamped_and_gradients_do_not_matter(tmp_pa
 def test_exif_too_large_for_jpeg_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     write_photo(tmp_path / "a.jpg", Photo(read_pil(smooth()), exif=b"Exif\0\0" + bytes(70_000)))
     assert "larger than a JPEG" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["uint16", "float32"])
+def test_a_tiff_that_counts_from_white_is_no_negative(tmp_path: Path, kind: str):
+    light = np.array([[0.0, 0.25], [0.5, 1.0]])
+    values = ((1 - light) * (65535 if kind == "uint16" else 1)).astype(kind)
+    pytest.importorskip("tifffile").imwrite(tmp_path / "scan.tif", values, photometric="miniswhite")
+    photo = read_photo(tmp_path / "scan.tif")
+    torch.testing.assert_close(photo.pixels[0], torch.from_numpy(light).float(), atol=1e-4, rtol=0)
+    write_photo(tmp_path / "out.tif", photo)
+    torch.testing.assert_close(read_image(tmp_path / "out.tif")[0], photo.pixels[0], atol=1e-4, rtol=0)
+
+
+def test_32_bits_without_a_sign_reach_white(tmp_path: Path):
+    values = (np.array([[0.0, 0.25], [0.5, 1.0]]) * (2**32 - 1)).astype(np.uint32)
+    pytest.importorskip("tifffile").imwrite(tmp_path / "a.tif", values, photometric="minisblack")
+    torch.testing.assert_close(read_image(tmp_path / "a.tif")[0], torch.tensor([[0.0, 0.25], [0.5, 1.0]]))
+
+
+def test_an_absurd_resolution_is_one_line(tmp_path: Path):
+    with pytest.raises(ValueError, match="a.png: cannot be written as PNG with 8 x 8 pixels"):
+        write_photo(tmp_path / "a.png", Photo(torch.rand(3, 8, 8), dpi=(2.0**33, 1.0)))

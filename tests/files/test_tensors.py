@@ -280,6 +280,8 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 376637
         (b'{"error": "Invalid username or password."}', "is a text"),
         (b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03" + bytes(40), "is a gzip archive"),
         (b"Rar!\x1a\x07\x01\x00" + bytes(40), "is a RAR archive"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(40), "is a JPEG picture"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), "is a PNG picture"),
         (b"", "is empty"),
     ],
 )

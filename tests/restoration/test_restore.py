@@ -25,6 +25,7 @@ from bfr_core.restoration import folder as module
 from bfr_core.restoration.folder import restore_folder
 from bfr_core.restoration.record import NAME
 from bfr_core.restoration.restore import RestoreConfig, choose_faces, restore_aligned, restore_crops, restore_photo
+from bfr_core.restoration.same_person import Acted
 from bfr_core.restorers.base import Restorer
 from bfr_core.restorers.codeformer import CodeFormer
 
@@ -716,3 +717,66 @@ def test_auto_pastes_the_face_alone_where_parsenets_file_is(there: bool, monkeyp
     assert result.step is not None and result.step.settings["mask"] == ("face" if there else "square")
     square = replace(PLAIN, mask="square")
     assert restore_photo(smooth(100, 100), fake_restorer(), square, found(face_at(18, 18, 64))).mask[0, 50, 70] > 0.9
+
+
+def test_another_photo_of_the_same_name_does_not_replace_a_result(photos: Path, tmp_path: Path) -> None:
+    """As all cameras call their first picture IMG_0001."""
+    for number, folder in enumerate(("one", "other")):
+        write_image(tmp_path / folder / "IMG_1.png", smooth(100, 120, number))
+        restore_folder(tmp_path / folder, tmp_path / "out", from_file(), PLAIN)
+    made = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+    assert made == ["IMG_1.png", "IMG_1_2.png"]
+    for folder, name in (("one", "IMG_1.png"), ("other", "IMG_1_2.png")):
+        for config, status in ((PLAIN, "kept"), (replace(PLAIN, blend=0.5), "restored")):
+            (file,) = restore_folder(tmp_path / folder, tmp_path / "out", from_file(), config).files
+            assert (file.status, file.place) == (status, tmp_path / "out" / name)
+    shutil.move(tmp_path / "one", tmp_path / "elsewhere")
+    (file,) = restore_folder(tmp_path / "elsewhere", tmp_path / "out", from_file(), replace(PLAIN, blend=0.5)).files
+    assert (file.status, file.place) == ("kept", tmp_path / "out" / "IMG_1.png"), "the same photo in the same way"
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2
+
+
+def test_one_photo_is_restored_like_a_folder(photos: Path, tmp_path: Path) -> None:
+    (file,) = restore_folder(photos / "a.png", tmp_path / "out", from_file(), PLAIN).files
+    assert (file.path, file.status, file.place) == (Path("a.png"), "restored", tmp_path / "out/a.png")
+    assert [path.name for path in (tmp_path / "out").glob("[!.]*")] == ["a.png"]
+    with pytest.raises(ValueError, match="is one of the photos"):
+        restore_folder(photos / "a.png", photos, from_file(), PLAIN)
+
+
+def test_a_person_is_not_a_reference_and_must_be_there(photos: Path, tmp_path: Path) -> None:
+    made = [
+        module.FolderRestorer(tmp_path, from_file(), PLAIN, module.RestorationRecord(tmp_path), **known).made_with
+        for known in (
+            {}, {"person": photos / "a.png"}, {"references": [photos / "a.png"]},
+            {"person": photos / "a.png", "references": [photos / "a.png"]},
+            {"references": [photos / "a.png", photos / "a.png"]},
+        )
+    ]  # fmt: skip
+    assert len(set(made)) == 5
+    for known in ({"person": tmp_path / "nobody.jpg"}, {"references": [photos / "a.png", tmp_path / "nobody.jpg"]}):
+        with pytest.raises(FileNotFoundError, match="nobody.jpg: no such file"):
+            restore_folder(photos, tmp_path / "out", from_file(), PLAIN, **known)
+
+
+def test_a_face_that_fails_among_faces_of_several_restorers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What served the others is told of the others."""
+
+    @dataclass(eq=False)
+    class Told(Restorer):
+        def restore_and_tell(self, lq: Tensor) -> tuple[Tensor, list[str]]:
+            return self.restore(lq), [f"group {1 + round(float(face.mean() * 10))}" for face in lq]
+
+    photo = smooth(200, 600) * 0.1
+    photo[:, :, 200:400] = 1  # too bright for the fake
+    photo[:, :, 400:] += 0.4
+    write_image(tmp_path / "photos" / "a.png", photo)
+    faces = [face_at(20, 20, 100), face_at(260, 40, 100), face_at(450, 40, 100)]
+    monkeypatch.setattr(module, "load_detector", lambda *_: found(*faces))
+    kept = lambda crops, new, widths: Acted([0, 1, 2], list(new), (), [], [])  # noqa: E731
+    restorer = Told(Brighter().eval(), "fake", 64, "fake")
+    for check in (None, kept):
+        monkeypatch.setattr(module.FolderRestorer, "look", check)
+        (file,) = restore_folder(tmp_path / "photos", tmp_path / f"out {check is None}", restorer, PLAIN).files
+        assert (file.status, file.faces) == ("restored", 2) and "NaN" in file.reason
+        assert len(file.served) == 2 and len(set(file.served)) == 2

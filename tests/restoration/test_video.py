@@ -304,3 +304,11 @@ def test_numbers_may_be_ranges(text: str, numbers: list[int]) -> None:
 def test_other_texts_are_no_numbers(text: str) -> None:
     with pytest.raises(ValueError, match="numbers is"):
         RestoreConfig(numbers=text)
+
+
+def test_a_face_that_enters_in_the_middle_of_a_batch_is_restored() -> None:
+    first, second = face_at(20, 20), face_at(150, 15)
+    config = replace(PLAIN, batch_size=8)
+    faces = [[first]] * 3 + [[first, second]] * 4
+    results = list(restore_frames(filmed(7), sharpener(), config, find=lambda i, _: faces[i]))
+    assert [len(result.faces) for result in results] == [1, 1, 1, 2, 2, 2, 2]
