@@ -773,7 +773,7 @@ def test_a_face_that_fails_among_faces_of_several_restorers(tmp_path: Path, monk
     write_image(tmp_path / "photos" / "a.png", photo)
     faces = [face_at(20, 20, 100), face_at(260, 40, 100), face_at(450, 40, 100)]
     monkeypatch.setattr(module, "load_detector", lambda *_: found(*faces))
-    kept = lambda crops, new, widths: Acted([0, 1, 2], list(new), (), [], [])  # noqa: E731
+    kept = staticmethod(lambda crops, new, widths: Acted([0, 1, 2], list(new), (), [], []))
     restorer = Told(Brighter().eval(), "fake", 64, "fake")
     for check in (None, kept):
         monkeypatch.setattr(module.FolderRestorer, "look", check)
