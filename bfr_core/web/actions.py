@@ -71,6 +71,7 @@ class Page(RunViews):
         run = self.run(name)
         if (status := self.status(run)).active:
             return status
+        self.refuse_other_networks(run)
         values = self.settings_of(choices)
         recipe_with(self.restorer_named(choices.restorer), choices.recipe, values)  # raises for a bad setting, now
         if choices.real.strip():
@@ -92,6 +93,7 @@ class Page(RunViews):
         run = self.run(name)
         if (status := self.status(run)).active:
             return status
+        self.refuse_other_networks(run)
         settings = self.settings_of(choices)
         recipe_with(self.restorer_named(choices.restorer), choices.recipe, settings)  # raises for a bad setting, now
         self.remember(run, choices)
@@ -108,6 +110,7 @@ class Page(RunViews):
         if self.status(run).active:
             raise ValueError(f"{printable(str(name))}: is at work; stop it first")
         list_old_run(run)
+        self.forget_pictures(run)
         kept = delete(run.folder)
         self.changed()
         return [path.relative_to(run.folder).as_posix() for path in kept]
@@ -136,7 +139,7 @@ class Page(RunViews):
 
     def _offer(self, run: Run, write: Callable[[Path], object], shown: str) -> Path:
         """A file that `write` makes in the page's cache, which is all that is served."""
-        target = free_name(self.cache / "save" / photo_name(Path(f"{run.folder.name}.run")) / shown)
+        target = free_name(self.shown_of(run, "save") / shown)
         replace_atomically(target, write)
         return target
 

@@ -9,6 +9,7 @@ from typing import Any
 from ..adaptation.config import LOW_MEMORY, AdaptConfig
 from ..adaptation.published import RECOMMENDED
 from ..adaptation.run import Run
+from ..diffusion import prior
 from ..files.records import read_table
 from ..restorers.load import SHIPPED
 
@@ -76,9 +77,10 @@ def _chosen_elsewhere(run: Run) -> dict[str, Any]:
     config = run.config()
     faces, tuning = config.get("faces", {}), config.get("finetune", {})
     used = config.get("targets", {}).get("restorer", "embedded")
+    taught = config.get("targets", {}).get("prior")
     given = {
         "restorer": next((name for name, file in SHIPPED.items() if file.name == used), used),
-        "prior": config.get("targets", {}).get("prior"),
+        "prior": "embedded" if taught == prior.EMBEDDED.name else taught,
         "minutes": tuning.get("minutes"),
         "aligned": faces.get("aligned"),
         "min_face": faces.get("min_face"),

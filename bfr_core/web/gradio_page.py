@@ -245,6 +245,8 @@ def build(page: Page) -> Any:
             return tell(said("It stops after the present step; what it has made is kept."))
 
         def toggle(index: int, run: str | None, last: str) -> Shown:
+            if not page.is_of(last, run):
+                raise ValueError("these faces are of another run; open this one again")
             before = page.stamp(run)
             page.toggle(run, index)
             stamp = page.stamp(run)  # first, so that what another click changes meanwhile is shown by the next look

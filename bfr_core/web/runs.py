@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -22,7 +23,7 @@ from ..adaptation.run import Run
 from ..device import choose_device
 from ..diffusion.latent_prior import holds_latent_prior
 from ..files.kinds import why_left_out
-from ..files.ownership import claim, delete, free_name
+from ..files.ownership import claim, delete, free_name, is_own
 from ..files.photos import FORMATS, photo_name, photo_names, printable, read_photo, replace_atomically
 from ..files.records import read_table, write_json
 from ..files.weights import TABLE, locate, search_folders
@@ -104,7 +105,10 @@ class RunFolders:
         write_json(run.folder / "request.json", {"photos": kept.get("photos", "")} | chosen)
 
     def choices_of(self, name: str | None) -> Choices:
-        """What was chosen for the run last, with the recipe's values for the rest."""
+        """What was chosen for the run last, with the recipe's values for the rest.
+
+        Where its restorer or prior is not here, that is the embedded one; see `refuse_other_networks`.
+        """
         run = self.run(name) if name else None
         kept = chosen_for(run) if run else {}
         known = {key: kept[key] for key, kind in CHOSEN.items() if isinstance(kept.get(key), kind)}
@@ -117,6 +121,17 @@ class RunFolders:
         choices = Choices(**known)
         own = {k: value for k, value in choices.changes.items() if k in ADVANCED and isinstance(value, int | float)}
         return replace(choices, changes=self.defaults(choices.restorer, choices.recipe) | own)
+
+    def refuse_other_networks(self, run: Run) -> None:
+        """Raise ValueError if the restorer or the prior that the run was begun with is not among those here: another
+        one would begin it anew, and take the place of what was made."""
+        kept = chosen_for(run)
+        for what, here in (("restorer", restorers()), ("prior", list(priors()))):
+            used = kept.get(what, "embedded")
+            if isinstance(used, str) and used not in here:
+                advice = "put its file back, go on where the run was begun, or make a new run"
+                named = f"{printable(run.folder.name)}: its {what}, {printable(used[:80])},"
+                raise ValueError(f"{named} is not among those here; {advice}")
 
     def defaults(self, restorer: str, recipe: str = RECOMMENDED) -> dict[str, Any]:
         """Values of the `ADVANCED` settings in the recipe of this name for `restorer`."""
@@ -158,13 +173,12 @@ class RunFolders:
         """
         if len(uploads) > MAX_UPLOADS:
             raise ValueError(f"{len(uploads)} photos are too many; drop {MAX_UPLOADS} at most, or name a folder")
-        files = [Path(upload).resolve() for upload in uploads]
+        files = list(dict.fromkeys(Path(upload).resolve() for upload in uploads))  # the same photo twice is one
         problems, kept = [], 0
-        relatives = [Path(str(i) if len(set(files)) < len(files) else "", file.name) for i, file in enumerate(files)]
+        relatives = numbered_names([file.name for file in files])  # cameras give all their first photos one name
         for file, stem in zip(files, photo_names(relatives), strict=True):
             try:
-                came = next((where for where in (self.uploads, self.cache) if where in file.parents), None)
-                if came is None:
+                if not {self.uploads, self.cache} & {*file.parents}:
                     raise ValueError(f"{printable(file.name)}: was not uploaded here")
                 if file.suffix.lower() not in FORMATS:
                     raise ValueError(f"{printable(file.name)}: {why_left_out(file)}")
@@ -174,15 +188,30 @@ class RunFolders:
             except (ValueError, OSError) as error:
                 problems.append(printable(str(error)))
                 continue
-            place = free_name(folder / f"{stem}{file.suffix.lower()}")
-            replace_atomically(place, partial(shutil.copyfile, file))
-            if self.uploads != self.cache:  # a host's, shared by all its pages; gradio 4 copies from it into the cache
-                for where in (self.uploads, self.cache):
-                    delete(where / file.relative_to(came), like=place)
+            # The upload itself stays: the same photo in another field, or another tab, is the same file.
+            replace_atomically(free_name(folder / f"{stem}{file.suffix.lower()}"), partial(shutil.copyfile, file))
             kept += 1
         if not kept:
             raise ValueError(f"none of the files can be used: {'; '.join(problems[:3])}")
         return problems
+
+    def forget_pictures(self, run: Run) -> None:
+        """Delete what the page's cache holds of a run: uploads, and pictures and files that were shown of it."""
+        own = [*photos_below(run.photos), *photos_below(run.folder / "to_repair")]
+        sizes: dict[int, list[Path]] = {}
+        for file in own:
+            sizes.setdefault(file.stat().st_size, []).append(file)
+        shown = [self.shown_of(run, what) for what in ("save", "compare", "faces")]
+        for file in self.cache.rglob("*"):
+            if file.is_file() and not any(folder in file.parents for folder in shown):
+                for photo in sizes.get(file.stat().st_size, ()):
+                    delete(file, like=photo)
+        for folder in shown:
+            delete(folder)
+
+    def shown_of(self, run: Run, what: str) -> Path:
+        """The folder in the page's cache for what is shown of a run; what: "faces", "compare" or "save"."""
+        return self.cache / what / photo_name(Path(f"{run.folder.name}.run"))
 
     def _new_folder(self, title: str) -> Path:
         """A new, empty folder for a run, named after `title`: two that are made at once never share a name."""
@@ -284,6 +313,22 @@ def number_of_faces(run: Run) -> int | str:
         return len(face_records(run)) or ""
     except ValueError:
         return "list damaged"
+
+
+def numbered_names(names: Sequence[str]) -> list[Path]:
+    """`names`, with a number as the folder of each that came before, upper or lower case being the same."""
+    seen: Counter[str] = Counter()
+    paths = []
+    for name in names:
+        count_before = seen[name.casefold()]
+        seen[name.casefold()] += 1
+        paths.append(Path(str(count_before + 1) if count_before else "", name))
+    return paths
+
+
+def photos_below(folder: Path) -> list[Path]:
+    """The photos that this program put into a folder of a run; none if it is not there."""
+    return [file for file in folder.rglob("*") if file.suffix.lower() in FORMATS and is_own(file)]
 
 
 def tables_in(values: Iterable[Any]) -> list[dict[str, Any]]:

@@ -72,7 +72,7 @@ class RunViews(RunFolders):
     def _face_picture(self, run: Run, face: str, left_out: bool) -> Path:
         source = run.faces / f"{face}.png"
         key = fingerprint(run.folder.name, face, left_out, touched(source))
-        path = self.cache / "faces" / f"{key}.png"
+        path = self.shown_of(run, "faces") / f"{key}.png"
         if not path.is_file():
             write_image(path, face_picture(source, left_out))
         return path
@@ -145,7 +145,12 @@ class RunViews(RunFolders):
         looked = place_of(run).folder / "first_look.json"
         files = (run.faces / "faces.json", run.left_out, run.people, run.report, run.result, looked)
         times = [touched(path) for path in files]
-        return f"{name} {status.kind} {status.state} {status.file} {times}"
+        return f"{name}\n{status.kind} {status.state} {status.file} {times}"
+
+    @staticmethod
+    def is_of(stamp: str, name: str | None) -> bool:
+        """Whether a stamp is of this run."""
+        return stamp.partition("\n")[0] == name
 
     @staticmethod
     def only_files_changed(shown: str, before: str, after: str) -> bool:
@@ -190,7 +195,10 @@ class RunViews(RunFolders):
         """A few faces: damaged, base, adapted; without the base if its file is not on this machine."""
         if not run.result.is_file():
             return ""
-        tuned = self.loaded(run.result)
+        try:
+            tuned = self.loaded(run.result)
+        except (ValueError, OSError) as error:  # a damaged file hides nothing else of the run
+            return quiet(str(error))
         restorers = {"base restorer": tuned, "adapted restorer": tuned}
         said = ""
         try:
@@ -232,8 +240,7 @@ class RunViews(RunFolders):
         shown = []
         for restorer in versions:
             key = restorer.sha256[:12] if restorer else "damaged"
-            shown_as = f"{photo_name(Path(run.folder.name, photo))} {key}{suffix}"
-            path = free_name(self.cache / "compare" / shown_as)
+            path = free_name(self.shown_of(run, "compare") / f"{photo_name(Path(photo))} {key}{suffix}")
             pixels, step = (
                 (source.pixels, None) if restorer is None else self._repaired(source.pixels, restorer, aligned)
             )

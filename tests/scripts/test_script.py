@@ -271,9 +271,10 @@ def test_no_folder_may_be_named_where_webui_forbids_it(webui: WebUI, photos: Pat
     assert webui.shared.bfr_adapt.page.allowed == []
 
 
-def test_what_was_dropped_does_not_stay_in_the_cache_of_all_pages(
+def test_what_was_dropped_stays_for_the_hosts_other_fields(
     webui: WebUI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Gradio calls an upload's folder by its content: the same photo in another field, or tab, is the same file."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
     dropped = tmp_path / "gradio" / "x" / "a.png"
     dropped.parent.mkdir(parents=True)
@@ -281,8 +282,10 @@ def test_what_was_dropped_does_not_stay_in_the_cache_of_all_pages(
     webui.load()
     webui.callbacks["before_ui"]()
     page = webui.shared.bfr_adapt.page
-    assert page.keep_uploads([str(dropped)], page.runs / "a" / "photos") == []
-    assert not dropped.exists() and (page.runs / "a" / "photos" / "a.png").is_file()
+    for run in ("a", "b"):
+        assert page.keep_uploads([str(dropped)], page.runs / run / "photos") == []
+        assert (page.runs / run / "photos" / "a.png").is_file()
+    assert dropped.is_file()
 
 
 def test_the_option_of_the_command_line() -> None:

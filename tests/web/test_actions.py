@@ -20,6 +20,7 @@ from bfr_core.adaptation.forecast import duration
 from bfr_core.adaptation.run import Run
 from bfr_core.cli.commands import main
 from bfr_core.faces.align import Face, template
+from bfr_core.files.ownership import LIST
 from bfr_core.files.photos import read_image, read_photo, write_image
 from bfr_core.files.records import write_json
 from bfr_core.reports.html import VERDICTS
@@ -340,9 +341,10 @@ def test_what_a_run_folder_says_is_not_trusted(page, adapted, photos, tmp_path):
     write_json(run / "request.json", kept | {"photos": "/etc", "restorer": "/etc/passwd", "changes": changes})
     assert page.choices_of(adapted).restorer == "embedded"
     assert page.choices_of(adapted).changes.keys() == set(ADVANCED)
-    for act in (lambda: page.adapt(adapted, FEW), lambda: page.before_after(adapted, "passwd")):
-        with pytest.raises(ValueError, match="may not be read"):
-            act()
+    with pytest.raises(ValueError, match="its restorer, /etc/passwd, is not among those here"):
+        page.adapt(adapted, FEW)
+    with pytest.raises(ValueError, match="may not be read"):
+        page.before_after(adapted, "passwd")
     write_json(run / "request.json", kept)
     for photo in ("../../x.png", "/etc/passwd", None):
         with pytest.raises(ValueError, match="is not one of the run's photos"):
@@ -635,3 +637,52 @@ def test_a_zip_takes_the_name_of_no_other(page, adapted, photos):
     page.repair(adapted, [], str(photos), with_base=True, aligned=True)
     finished(page, adapted)
     assert (folder / "repaired 2.zip").read_bytes() == second and (folder / "repaired 1.zip").is_file()
+
+
+def test_photos_of_one_name_are_all_kept(page, tmp_path):
+    """As two cameras' IMG_0001.png, which gradio keeps in different folders."""
+    places = [page.cache / folder / "IMG_0001.png" for folder in ("abc", "def")] + [page.cache / "ghi" / "img_0001.PNG"]
+    for number, place in enumerate(places):
+        write_image(place, torch.full((3, 32, 32), 0.2 + 0.2 * number))
+    name, problems = page.new_run("x", [str(place) for place in [*places, places[0]]], "", FEW)
+    finished(page, name)
+    kept = list(page.run(name).photos.glob("[!.]*"))
+    assert problems == [] and len(kept) == 3 == len(page.photos(name))
+    assert len({round(float(read_image(file).mean()), 1) for file in kept}) == 3
+
+
+def test_a_run_whose_networks_are_not_here_is_not_begun_anew_with_others(page, adapted):
+    run = page.run(adapted)
+    before, kept = run.restorer.read_bytes(), json.loads((run.folder / "request.json").read_text())
+    for what, used in (("restorer", "codeformer.pth"), ("prior", "my_sd15.safetensors")):
+        write_json(run.folder / "request.json", kept | {what: used})
+        for act in (page.adapt, page.look_first):
+            with pytest.raises(ValueError, match=f"its {what}, {used}, is not among those here"):
+                act(adapted, page.choices_of(adapted))
+    assert run.restorer.read_bytes() == before
+
+
+def test_a_damaged_restorer_hides_nothing_else_of_a_run(page, adapted):
+    run = page.run(adapted)
+    figures = page.details(adapted)
+    run.restorer.write_bytes(run.restorer.read_bytes()[:100])
+    assert "restorer.safetensors" in page.details(adapted) and "tuning steps" in figures
+    assert "tuning steps" in page.details(adapted) and judged(page.verdict(adapted))
+
+
+def test_a_stamp_is_of_one_run(page, adapted):
+    shutil.copytree(page.run(adapted).folder, page.runs / f"{adapted} 2")
+    assert page.is_of(page.stamp(adapted), adapted) and not page.is_of(page.stamp(f"{adapted} 2"), adapted)
+    assert not page.is_of("", adapted)
+
+
+def test_nothing_of_a_deleted_run_stays_in_the_cache(page, photos):
+    file = upload(page, "a.png")
+    other = upload(page, "b.png", (40, 40))
+    name, _ = page.new_run("x", [file], "", FEW)
+    finished(page, name)
+    page.adapt(name, FEW)
+    finished(page, name)
+    assert page.faces(name) and page.before_after(name, "a.png") and page.save(name)
+    page.delete(name)
+    assert [path.name for path in page.cache.rglob("*") if path.is_file() and path.name != LIST] == [Path(other).name]
