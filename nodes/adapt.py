@@ -143,8 +143,7 @@ class MakePseudoTargets(host.Node):
             return cls.show_first_look(run, restorer, prior, config)
         otherwise = [] if config.finetune.sharp or settings != OWN else ["by the noise"]
         made_with = fingerprint(restorer.network.sha256, prior.network.sha256, asdict(config.targets), *otherwise)
-        run = with_settings(run, "targets", made_with)
-        faces = replace(faces, folder=run.folder)
+        faces = replace(faces, folder=with_settings(faces, "targets", made_with).folder)
         run, found = faces.opened()
         progress = host.NodeProgress(cls, "making targets ...")
         with run.locked(), host.on_device(restorer, prior, faces=config.targets.batch_size):
@@ -289,7 +288,8 @@ class FinetuneRestorer(host.Node):
             raise ValueError("real is for one restorer; disconnect it, or switch mixed off")
         lasting = asdict(replace(config, iterations=1, micro_batch=1, recompute=False))
         tuned_with = fingerprint(restorer.network.sha256, lasting, mixed, real.folder if real else None)
-        folder = with_settings(pairs.opened()[0], "finetune", tuned_with).folder
+        pairs.opened()
+        folder = with_settings(pairs.faces, "finetune", tuned_with).folder
         pairs = replace(pairs, faces=replace(pairs.faces, folder=folder))
         if mixed and (output := cls.by_group(pairs, restorer, config, minutes_this_run)):
             return output
@@ -553,13 +553,27 @@ class SaveRestorer(host.Node):
             save_several(path, network, half)
         else:
             save_restorer(path, network, {k: v for k, v in network.metadata.items() if k != "licence"}, half)
+        made = [path, pth] if also_pth else [path]
         if also_pth:
             export_pth(pth, network)
-        elif path != wanted and is_own(wanted) and same_content(wanted, path):  # the same graph was run again
-            delete(path)
-            path = wanted
+        if before := saved_before(wanted, made):  # the same graph was run again
+            for file in made:
+                delete(file)
+            path = before
         saved = f"saved: {printable(path.relative_to(root).as_posix())}"
         return host.output(cls, str(path), text=lines([saved, *([network.caution] if network.caution else [])]))
+
+
+def saved_before(wanted: Path, made: list[Path]) -> Path | None:
+    """`wanted`, or the first number of it, under which the same was saved as in the files `made`; None if nowhere."""
+    for number in count(1):
+        place = numbered(wanted, number)
+        if place == made[0]:
+            return None
+        before = [place.with_suffix(file.suffix) for file in made]
+        if all(is_own(old) and same_content(old, new) for old, new in zip(before, made, strict=True)):
+            return place
+    raise AssertionError("there is always a number")
 
 
 def same_content(path: Path, other: Path) -> bool:

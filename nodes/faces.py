@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import re
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
@@ -47,10 +46,14 @@ DEFAULT_RUN = "my_run"  # the name that a run has unless the user gives it one: 
 
 @dataclass(frozen=True)
 class Faces:
-    """Handle of the faces in a run. fingerprint: of their crops, `FaceSet.fingerprint`."""
+    """Handle of the faces in a run. fingerprint: of their crops, `FaceSet.fingerprint`.
+
+    by_default: whether the run has the name that runs have by default, so that other settings make another beside it.
+    """
 
     folder: Path
     fingerprint: str
+    by_default: bool = False
 
     def opened(self) -> tuple[Run, FaceSet]:
         """The run and its faces. Raises ValueError if it has been filled with others since."""
@@ -199,7 +202,8 @@ class FacesFromFolder(host.Node):
         made_of = [*named_folder(place, folder, input_folder), taken_with(settings)]
         opened = open_run(run, made_of, restorer.network.size)
         config = face_config(settings)
-        return collected(cls, source, opened, restorer, config, first, count, images, left_out, people)
+        default = run == DEFAULT_RUN
+        return collected(cls, source, opened, restorer, config, first, count, images, left_out, people, default)
 
 
 def named_folder(place: str, folder: str, input_folder: str) -> tuple[str, str]:
@@ -267,7 +271,8 @@ class FacesFromImages(host.Node):
                 if not path.exists():
                     write_image(path, photo)
                 progress.show(i + 1, len(photos))
-        return collected(cls, opened.photos, opened, restorer, face_config(settings), first, count, people=people)
+        config, default = face_config(settings), run == DEFAULT_RUN
+        return collected(cls, opened.photos, opened, restorer, config, first, count, people=people, by_default=default)
 
 
 def collected(
@@ -281,11 +286,12 @@ def collected(
     images: list[Path] | None = None,
     left_out: Sequence[str] = (),
     people: bool = False,
+    by_default: bool = False,
 ) -> io.NodeOutput:
     """Collect the faces of `photos` in `run`; the node's outputs.
 
     images: those under `photos` that are used, None for all. left_out: why others are not, a line each. people: whether
-    the faces are grouped by person.
+    the faces are grouped by person. by_default: see `Faces`.
     """
     progress = host.NodeProgress()
     with run.locked():
@@ -299,7 +305,7 @@ def collected(
     links = "1 link was" if len(left_out) == 1 else f"{len(left_out)} links were"
     said += [f"{links} not followed:", *left_out] if left_out else []
     text = lines([f"{len(faces)} face{'' if len(faces) == 1 else 's'}", *said, *map(printable, whose)])
-    handle = Faces(with_the_same(run, faces).folder, faces.fingerprint)
+    handle = Faces((with_the_same(run, faces) if by_default else run).folder, faces.fingerprint, by_default)
     picture = folded([[face] for face in shown[:ROWS]], ROWS // 2)[None]
     values = (handle, convert.to_image(shown), len(faces), text, "\n".join(map(printable, whose)))
     return host.output(cls, *values, text=text, picture=picture)
@@ -428,19 +434,11 @@ def open_run(name: str, made_of: list[Any], size: int) -> Run:
 
 
 def with_the_same(run: Run, faces: FaceSet) -> Run:
-    """`run`, or if its name is `DEFAULT_RUN`'s the first such run that holds the same faces, however they were found:
-    what was made of them there is not made again."""
-    if not named_by_default(run):
-        return run
+    """`run`, or the first run called `DEFAULT_RUN`, or so with a number, that holds the same faces, however they were
+    found: what was made of them there is not made again."""
     others = itertools.takewhile(lambda one: one.folder.exists() and one.folder != run.folder, default_runs())
     tables = ((one, read_table(one.faces / "faces.json")) for one in others)
     return next((one for one, table in tables if table.get("fingerprint") == faces.fingerprint), run)
-
-
-def named_by_default(run: Run) -> bool:
-    """Whether the run is called `DEFAULT_RUN`, or so with a number."""
-    root = host.open_run(DEFAULT_RUN).folder.parent
-    return run.folder.parent == root and bool(re.fullmatch(rf"{DEFAULT_RUN}(_\d+)?", run.folder.name))
 
 
 def default_runs() -> Iterator[Run]:
@@ -448,13 +446,15 @@ def default_runs() -> Iterator[Run]:
     return (host.open_run(DEFAULT_RUN if n == 1 else f"{DEFAULT_RUN}_{n}") for n in itertools.count(1))
 
 
-def with_settings(run: Run, stage: str, settings: str) -> Run:
-    """The run in which a stage is, or will be, made with these settings: `run`, unless its name is `DEFAULT_RUN`'s and
-    the stage was made otherwise; then another beside it, with a copy of all that the stage begins with.
+def with_settings(faces: Faces, stage: str, settings: str) -> Run:
+    """The run in which a stage is, or will be, made with these settings: that of the faces, unless its name is that of
+    runs by default and the stage was made otherwise; then another beside it, with a copy of all that the stage begins
+    with. A run that was given a name, even one like those, is always used.
 
     stage: "targets" or "finetune". settings: a fingerprint of them, kept in the run's mark.
     """
-    if not named_by_default(run):
+    run, _ = faces.opened()
+    if not faces.by_default:
         return run
     before = {key: value for key, value in begun(run).items() if key in ("of", *STAGES[: STAGES.index(stage)])}
     for candidate in itertools.chain([run], (one for one in default_runs() if one.folder != run.folder)):

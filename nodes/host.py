@@ -337,18 +337,23 @@ def device() -> torch.device:
 
 
 @contextmanager
-def on_device(*models: Managed, faces: int = 1) -> Iterator[None]:
+def on_device(*models: Managed, faces: int = 1) -> Iterator[Callable[[], None]]:
     """The models, whole, on ComfyUI's device, with room for `faces` at once; ComfyUI may move them away afterwards.
 
-    Before every call of a model it is checked whether the user has cancelled.
+    Before every call of a model it is checked whether the user has cancelled. The context gives a function that brings
+    the models back: where memory is short, ComfyUI moves them away, in parts even, whenever room is asked for.
     """
     pixels = max(model.network.size for model in models) ** 2
     patchers = [model.patcher for model in models]
-    model_management.load_models_gpu(patchers, memory_required=RUNNING * pixels * faces, force_full_load=True)
+
+    def bring() -> None:
+        model_management.load_models_gpu(patchers, memory_required=RUNNING * pixels * faces, force_full_load=True)
+
+    bring()
     called = [part for model in models for part in _called(_module(model.network))]
     hooks = [part.register_forward_pre_hook(_check) for part in called]
     try:
-        yield
+        yield bring
     finally:
         for hook in hooks:
             hook.remove()
@@ -389,17 +394,24 @@ def free() -> None:
     model_management.soft_empty_cache()
 
 
-def background(choice: str, restorer: Restorer) -> Background | None:
-    """What restores the rest of photos, see `load_background`; if a file does, there is room for it on the device."""
-    if choice not in (OFF, ADAPTED):
-        needed = Path(choice).stat().st_size + TILE * TILE * 3 * 4 * 384
-        model_management.free_memory(needed, restorer.device)
-    return load_background(choice, restorer)
+def background(choice: str, restorer: Restorer, bring_back: Callable[[], None]) -> Background | None:
+    """What restores the rest of photos, see `load_background`; if a file does, there is room for it on the device.
+
+    bring_back: of the restorer, see `on_device`.
+    """
+    if choice in (OFF, ADAPTED):
+        return load_background(choice, restorer)
+    needed = Path(choice).stat().st_size + TILE * TILE * 3 * 4 * 384
+    model_management.free_memory(needed, restorer.device)
+    found = load_background(choice, restorer)
+    bring_back()
+    return found
 
 
-def enlarger(model: Any, check: Callable[[], None]) -> Callable[[Tensor], Tensor]:
+def enlarger(model: Any, check: Callable[[], None], bring_back: Callable[[], None]) -> Callable[[Tensor], Tensor]:
     """(3, H, W) -> (3, nH, nW) by an UPSCALE_MODEL, in tiles, smaller ones where memory is short.
 
+    bring_back: of the networks that are used between the calls, see `on_device`.
     A newer ComfyUI gives the model with a patcher, by which its own management loads it and takes it away again.
     """
     patcher = getattr(model, "patcher", None)
@@ -423,6 +435,7 @@ def enlarger(model: Any, check: Callable[[], None]) -> Callable[[Tensor], Tensor
         finally:
             if patcher is None:
                 model.to("cpu")
+            bring_back()
 
     return enlarge
 

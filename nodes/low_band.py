@@ -3,6 +3,7 @@ back after decoding."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,7 +119,7 @@ def encoded(vae: Any, pictures: Tensor) -> Tensor:
 
 def latent_factor(factor: int, pictures: Tensor, latents: Tensor) -> int:
     """`factor`, in pixels of the IMAGE `pictures`, in pixels of their latents; raises ValueError if it is none."""
-    shrinks = round(pictures.shape[1] / latents.shape[-2])
+    shrinks = 2 ** round(math.log2(pictures.shape[1] / latents.shape[-2]))  # the last row may be of part of a pixel
     if factor % shrinks or factor < 2 * shrinks:
         raise ValueError(
             f"factor is {factor}, but this VAE shrinks pictures by {shrinks}; take a multiple of {shrinks} from "

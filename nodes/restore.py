@@ -231,17 +231,17 @@ class RestoreFaces(host.Node):
         if aligned and height != width:
             raise ValueError(f"images are {width} x {height} pixels; an aligned face is square: switch 'aligned' off")
         progress = host.NodeProgress(cls, "restoring ...")
-        enlarge = host.enlarger(upscale_model, progress.check) if upscale_model is not None else None
         made = Made(images)
-        with host.on_device(restorer, faces=config.batch_size):
+        with host.on_device(restorer, faces=config.batch_size) as bring_back:
             network = with_fidelity(restorer.network, fidelity)
             person = None if only_like is None else convert.to_photos(only_like)[0]
             look = load_check(config.likeness, network, None, person=person, limit=config.person_limit)
             how: dict[str, Any] = {"check": progress.check, "likeness": look}
             if not aligned:
                 find = finder_for(len(images), config, network.device, segs, bboxes, bbox_detector)
-                how["background"] = host.background(config.background, network.at_precision(config.precision))
-                how["enlarge"] = enlarge
+                at_work = network.at_precision(config.precision)
+                how["background"] = host.background(config.background, at_work, bring_back)
+                how["enlarge"] = upscale_model and host.enlarger(upscale_model, progress.check, bring_back)
             if aligned:
                 results = (restore_aligned(photo, network, config, **how) for photo in made.photos())
             elif video:

@@ -12,6 +12,7 @@ const SHOWN_BY_PAGE = "$$node-text-preview";
 const TYPE = /^BFR_/; // of our nodes
 // A text of Faces from Folder or Compare, which stands in a saved workflow where a newer version has a value.
 const LEFT_OVER = /^\d+ faces?(\n|$)|^columns: | is better: | best at 1: /;
+const NAMED_BY_USER = new Set(["folder", "run"]); // widgets that were always there: "30 faces" is a name in them
 const MIN_HEIGHT = 90, MAX_HEIGHT = 300; // of a node's text, in pixels of the graph; a longer one is scrolled
 const LINE = 13, LETTER = 6.5, RIM = 40; // of its letters, and what a node needs around them
 
@@ -58,14 +59,19 @@ function show(node, texts) {
   app.graph?.setDirtyCanvas(true, true);
 }
 
+function isOffered(widget, inputs) {
+  const [kind, more] = inputs[widget.name];
+  const values = widget.options?.values ?? (Array.isArray(kind) ? kind : more?.options);
+  return Array.isArray(values) && values.includes(widget.value);
+}
+
 // Older pages saved a text behind the values. Where a value was added since, the text must not be taken for it.
 function dropLeftOvers(node, inputs) {
   for (const widget of node.widgets ?? []) {
     const standard = inputs[widget.name]?.[1]?.default;
-    const text = typeof widget.value === "string";
-    if (text && (typeof standard === "boolean" || (typeof standard === "string" && LEFT_OVER.test(widget.value)))) {
-      widget.value = standard;
-    }
+    if (typeof widget.value !== "string") continue;
+    const isLeftOver = typeof standard === "string" && LEFT_OVER.test(widget.value) && !isOffered(widget, inputs);
+    if (typeof standard === "boolean" || (isLeftOver && !NAMED_BY_USER.has(widget.name))) widget.value = standard;
   }
 }
 

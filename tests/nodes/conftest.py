@@ -67,6 +67,8 @@ class Host:
         self.asked: list[str] = []
         self.previews: list[Any] = []
         self.texts: list[str] = []
+        self.short = False  # memory is: whatever is loaded is taken apart whenever room is asked for
+        self.loaded: list[Any] = []
 
     def begin(self, root: Path) -> None:
         """A new, empty ComfyUI."""
@@ -74,11 +76,20 @@ class Host:
         self.model_folders = {}
         self.cancel_at = self.looks = 0
         self.asked, self.previews, self.texts = [], [], []
+        self.short, self.loaded = False, []
         models = ("facerestore_models", "bfr_priors", "upscale_models", "facedetection")
         for name in ("input", "output", "temp", *(f"models/{kind}" for kind in models)):
             (root / name).mkdir(parents=True)
         for name in models:
             self.model_folders[name] = [str(root / "models" / name)]
+
+    def load(self, models: list[Any], **_: Any) -> None:
+        self.asked.append(f"load {len(models)}")
+        self.loaded = [*models, *(one for one in self.loaded if not self.short and one not in models)]
+
+    def free(self, needed: int, device: Any) -> None:
+        self.asked.append(f"free {needed > 0}")
+        self.loaded = [] if self.short else self.loaded
 
     def look(self) -> None:
         self.looks += 1
@@ -183,8 +194,8 @@ def modules() -> dict[str, ModuleType]:
         "comfy.model_management",
         get_torch_device=lambda: torch.device("cpu"),
         unet_offload_device=lambda: torch.device("cpu"),
-        load_models_gpu=lambda models, **_: HOST.asked.append(f"load {len(models)}"),
-        free_memory=lambda needed, device: HOST.asked.append(f"free {needed > 0}"),
+        load_models_gpu=HOST.load,
+        free_memory=HOST.free,
         module_size=lambda model: 1,
         soft_empty_cache=lambda: HOST.asked.append("empty"),
         throw_exception_if_processing_interrupted=HOST.look,

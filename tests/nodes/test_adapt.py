@@ -220,6 +220,22 @@ def test_pause_gives_the_best_so_far_and_queues_again(
     assert faces_node.fingerprint_inputs(**where) != paused
 
 
+def test_a_run_that_is_called_like_one_beside_the_default_is_the_one_that_is_named(
+    run: Run, models: tuple[Any, Any], pairs: Any, nodes: dict[str, Any], host: Any
+) -> None:
+    """As a user types who sees output/bfr_runs/my_run_2 and wants to go on with it."""
+    where = {"place": "input", "folder": "photos", "run": "my_run_2"}
+    inputs = {"restorer": models[0]}
+    made = run("BFR_FacesFromFolder", aligned=True, **inputs, **where)[0]
+    assert made.folder == host.root / "output/bfr_runs/my_run_2"
+    longer = TUNING | {"iterations": 10**6, "minutes_this_run": 0.005}
+    for seed in (3, 4):  # other settings replace what is in a run that has a name
+        own = run("BFR_MakePseudoTargets", faces=made, prior=models[1], gate=0.0, seed=seed, **inputs)[0]
+        before = nodes["BFR_FacesFromFolder"].fingerprint_inputs(**where)
+        assert run("BFR_FinetuneRestorer", pairs=own, **inputs, **longer)[5] == str(made.folder)
+        assert nodes["BFR_FacesFromFolder"].fingerprint_inputs(**where) != before, "queuing again goes on"
+
+
 def test_a_deleted_run_is_made_again(run: Run, faces: Any, nodes: dict[str, Any], host: Any) -> None:
     node, where = nodes["BFR_FacesFromFolder"], {"place": "input", "folder": "photos", "run": "my_run"}
     other = nodes["BFR_FacesFromImages"]
@@ -574,6 +590,9 @@ def test_saved_restorer_loads_and_foreign_files_are_kept(
     saved = run("BFR_SaveRestorer", restorer=tuned, name="codeformer", also_pth=True)[0]
     assert Path(saved) == models_folder / "codeformer_2.safetensors" and (models_folder / "codeformer_2.pth").is_file()
     assert (models_folder / "codeformer.pth").read_bytes() == b"precious"
+    before = sorted(path.name for path in models_folder.iterdir())
+    assert run("BFR_SaveRestorer", restorer=tuned, name="codeformer", also_pth=True)[0] == saved, "the same graph again"
+    assert sorted(path.name for path in models_folder.iterdir()) == before
 
 
 def test_a_missing_package_is_named(

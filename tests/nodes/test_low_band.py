@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -218,3 +219,12 @@ def test_the_fix_crops_as_a_vae_resizes_and_keeps_alpha(run: Callable[..., tuple
     assert fixed.shape == (1, 64, 64, 4) and torch.equal(fixed[..., 3], with_alpha[..., 3])
     with pytest.raises(ValueError, match="reference has 2 pictures and images 3"):
         run("BFR_LowBandFix", images=pictures(3), reference=pictures(2))
+
+
+@pytest.mark.parametrize(("height", "shrinks"), [(600, 32), (447, 16), (100, 8), (512, 8)])
+def test_a_vae_that_crops_its_picture_shrinks_it_by_a_power_of_two(pack: Any, height: int, shrinks: int) -> None:
+    module = sys.modules["any-name.nodes.low_band"]
+    picture, latents = torch.zeros(1, height, height, 3), torch.zeros(1, 4, height // shrinks, height // shrinks)
+    assert module.latent_factor(2 * shrinks, picture, latents) == 2
+    with pytest.raises(ValueError, match=f"shrinks pictures by {shrinks};"):
+        module.latent_factor(2 * shrinks + 1, picture, latents)

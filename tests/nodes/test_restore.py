@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import namedtuple
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -276,9 +277,33 @@ def test_a_newer_comfyui_loads_the_upscaler_itself(
     made, *_ = run("BFR_RestoreFaces", restorer=models[0], images=photo(), upscale_model=upscaler)
     assert made.shape == (1, 128, 192, 3)
     if with_patcher:
-        assert upscaler.moved == [] and host.asked.count("load 1") == 2, "the restorer's load, and the upscaler's"
+        assert upscaler.moved == [] and host.asked.count("load 1") == 3, "the restorer, the upscaler, and that again"
     else:
         assert len(upscaler.moved) == 2 and "free True" in host.asked
+
+
+@pytest.mark.parametrize("way", ["upscaler", "newer upscaler", "file"])
+def test_where_memory_is_short_the_restorer_is_brought_back_for_every_photo(
+    run: Run, models: tuple[Any, Any], found: list[Face], host: Any, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ComfyUI takes a model apart, layer by layer, wherever another asks for room."""
+    restorer = models[0]
+    host.short = True
+    there = []
+    restorer.network.module.register_forward_pre_hook(lambda *_: there.append(restorer.patcher in host.loaded))
+    given: dict[str, Any] = {}
+    if way == "file":
+        (host.root / "models/upscale_models/any.pth").write_bytes(b"weights")
+        module = sys.modules["any-name.nodes.host"]
+        by_itself = partial(module.load_background, "adapted")
+        monkeypatch.setattr(module, "load_background", lambda _, network: by_itself(network))
+        given["background"] = "any.pth"
+    else:
+        given["upscale_model"] = Upscaler()
+        if way == "newer upscaler":
+            given["upscale_model"].patcher = SimpleNamespace(load_device=torch.device("cpu"))
+    run("BFR_RestoreFaces", restorer=restorer, images=photo(3), **given)
+    assert len(there) >= 3 and all(there)
 
 
 def test_cancelled_between_photos(run: Run, models: tuple[Any, Any], found: list[Face], host: Any) -> None:

@@ -143,3 +143,22 @@ def test_texts_that_older_pages_saved_are_taken_for_no_value(
 ) -> None:
     usual = {"only_adopted": False, "input_folder": "as typed", "name_of_restored": "restored"}
     assert browser.execute_script(OPENED, list(usual), list(usual.values()), values) == read
+
+
+AS_SAVED = """
+const [inputs, values] = arguments, node = make("BFR_FacesFromFolder", inputs);
+node.widgets = Object.keys(inputs).map((name, i) => ({name, value: values[i]}));
+node.onConfigure({widgets_values: values});
+return Object.fromEntries(node.widgets.map((w) => [w.name, w.value]));
+"""
+
+
+def test_names_that_look_like_a_nodes_text_are_kept(texts: Any, browser: Any) -> None:
+    inputs = {
+        "folder": ["STRING", {"default": ""}], "run": ["STRING", {"default": "my_run"}],
+        "input_folder": ["COMBO", {"default": "as typed", "options": ["as typed", "30 faces"]}],
+        "older": [["as typed", "30 faces"], {"default": "as typed"}],
+        "other": ["COMBO", {"default": "as typed", "options": ["as typed"]}],
+    }  # fmt: skip
+    values = browser.execute_script(AS_SAVED, inputs, ["30 faces"] * 5)
+    assert values == {name: "as typed" if name == "other" else "30 faces" for name in inputs}
