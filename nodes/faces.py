@@ -234,7 +234,7 @@ class FacesFromImages(host.Node):
             "Finds and aligns the faces of pictures from other nodes and keeps them in a run.",
             [
                 host.RestorerType.Input("restorer", tooltip="The restorer, at whose size the faces are cut out."),
-                io.Image.Input("images", tooltip="The damaged photos."),
+                io.Image.Input("images", tooltip="The damaged photos; a list of pictures is one folder of them."),
                 io.String.Input("run", default=DEFAULT_RUN, tooltip=RUN),
                 *face_widgets(),
                 people_widget(),
@@ -242,30 +242,41 @@ class FacesFromImages(host.Node):
             face_outputs(),
             ("face crop", "detect faces", "dataset"),
             is_output_node=True,
+            is_input_list=True,
         )
 
     @classmethod
-    def fingerprint_inputs(cls, run: str, **_: Any) -> str:
+    def fingerprint_inputs(cls, run: list[str], **_: Any) -> str:
         """A text that changes when `run_states` do."""
-        return fingerprint(*run_states(run))
+        return fingerprint(*run_states(run[0]))
 
     @classmethod
-    def work(
+    def work(cls, images: list[Tensor], **given: list[Any]) -> io.NodeOutput:
+        """The faces of all pictures of the list, an IMAGE each, in one run; of everything else the list has one."""
+        return cls.of_pictures([convert.to_photos(some) for some in images], **{k: v[0] for k, v in given.items()})
+
+    @classmethod
+    def of_pictures(
         cls,
+        batches: list[Tensor],
         restorer: host.Managed,
-        images: Tensor,
         run: str,
         first: int,
         count: int,
         people: bool = False,
         **settings: Any,
     ) -> io.NodeOutput:
-        photos = convert.to_photos(images)
-        digest = hashlib.sha256(as_bytes(photos).numpy().tobytes()).hexdigest()
+        """`work` for batches of pictures, (B, 3, H, W) in [0, 1] each."""
+        content = hashlib.sha256()
+        for some in batches:
+            content.update(as_bytes(some).numpy().tobytes())
+        digest, shapes = content.hexdigest(), [some.shape for some in batches]
+        photos = [photo for some in batches for photo in some]
         opened = open_run(run, [digest, taken_with(settings)], restorer.network.size)
         progress = host.NodeProgress()
         with opened.locked():
-            stage_folder(opened.photos, fingerprint(digest, photos.shape), ["image_[0-9]*.png"])
+            made_from = fingerprint(digest, shapes[0]) if len(shapes) == 1 else fingerprint(digest, shapes)
+            stage_folder(opened.photos, made_from, ["image_[0-9]*.png"])
             for i, photo in enumerate(photos):
                 path = opened.photos / f"image_{i:05}.png"
                 if not path.exists():

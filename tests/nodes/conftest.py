@@ -135,6 +135,7 @@ class Schema:
     outputs: list[Socket] = dataclasses.field(default_factory=list)
     hidden: list[str] = dataclasses.field(default_factory=list)
     is_output_node: bool = False
+    is_input_list: bool = False
 
 
 class NodeOutput:
@@ -283,8 +284,11 @@ def run(nodes: dict[str, type]) -> Callable[..., tuple]:
         defaults = {name: s.options["default"] for name, s in known.items() if "default" in s.options}
         missing = [name for name, s in known.items() if not s.options.get("optional") and name not in defaults | inputs]
         assert not missing, f"{node_id} needs {missing}"
+        given = defaults | inputs
+        if node.define_schema().is_input_list:  # of each a list, of one where the socket has no list
+            given = {name: value if isinstance(value, list) else [value] for name, value in given.items()}
         with torch.inference_mode():
-            output = node.execute(**(defaults | inputs))
+            output = node.execute(**given)
         assert len(output.args) == len(node.define_schema().outputs)
         assert all(isinstance(value, list) for value in output.ui.values())
         return output.args

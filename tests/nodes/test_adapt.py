@@ -236,6 +236,14 @@ def test_a_run_that_is_called_like_one_beside_the_default_is_the_one_that_is_nam
         assert nodes["BFR_FacesFromFolder"].fingerprint_inputs(**where) != before, "queuing again goes on"
 
 
+def test_a_list_of_pictures_of_several_sizes_is_one_folder_of_photos(run: Run, models: tuple[Any, Any]) -> None:
+    pictures = [torch.rand(count, side, side, 3) for count, side in ((1, 32), (2, 40), (1, 64))]
+    made, _, number, *_ = run("BFR_FacesFromImages", restorer=models[0], images=pictures, run="album", aligned=True)
+    assert number == 4 and len(made.opened()[1]) == 4
+    again = run("BFR_FacesFromImages", restorer=models[0], images=pictures[:1], run="one", aligned=True)
+    assert again[2] == 1
+
+
 def test_a_deleted_run_is_made_again(run: Run, faces: Any, nodes: dict[str, Any], host: Any) -> None:
     node, where = nodes["BFR_FacesFromFolder"], {"place": "input", "folder": "photos", "run": "my_run"}
     other = nodes["BFR_FacesFromImages"]
