@@ -172,3 +172,27 @@ def test_where_packages_are_missing_the_rest_works(bare_comfy: Any) -> None:
     shown = {"class_type": "PreviewAny", "inputs": {"source": ["load", 1]}}
     error = bare_comfy.run({"load": load, "shown": shown})["messages"]["execution_error"]
     assert error["exception_message"].strip().startswith("the package spandrel is missing: run this pack's install.py")
+
+
+def test_a_list_of_pictures_is_one_folder_of_photos(comfy: Any) -> None:
+    """ComfyUI calls a node once for each picture of a list, unless the node takes lists."""
+    faces = {
+        "restorer": ["restorer", 0], "images": ["listed", 0], "run": "listed", "aligned": True, "detector": "embedded",
+        "threshold": 0.5, "min_face": 32, "first": 0, "count": 4,
+    }  # fmt: skip
+    nodes = {
+        "restorer": ("BFR_LoadRestorer", {"restorer": "embedded"}),
+        "photo": ("LoadImage", {"image": "portrait.png"}),
+        "other": ("ImageInvert", {"image": ["photo", 0]}),
+        "both": ("ImageBatch", {"image1": ["photo", 0], "image2": ["other", 0]}),
+        "square": (
+            "ImageScale",
+            {"image": ["both", 0], "upscale_method": "area", "width": 64, "height": 64, "crop": "center"},
+        ),
+        "listed": ("RebatchImages", {"images": ["square", 0], "batch_size": 1}),
+        "faces": ("BFR_FacesFromImages", faces),
+    }
+    result = comfy.run({name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()})
+    assert result["status"]["status_str"] == "success", result["messages"]
+    assert result["outputs"]["faces"]["text"][0].startswith("2 faces")
+    assert len(list((comfy.base / "output/bfr_runs/listed/photos").glob("image_*.png"))) == 2
