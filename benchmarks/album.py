@@ -27,16 +27,14 @@ from adaptation import held_out_faces
 from bfr_core import load_prior, load_restorer, metrics
 from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.good_faces import AlbumConfig, clarity, is_good
-from bfr_core.adaptation.targets import resolved_settings
 from bfr_core.adaptation.tuning import perceptual_term
 from bfr_core.damage.synthetic import stored_as_jpeg
 from bfr_core.diffusion.prior import Prior
 from bfr_core.faces.align import Face, crop_face
 from bfr_core.files.photos import read_image
 from bfr_core.restorers import Restorer
-from bfr_core.studies.benchmark import damaged, drawn_targets, restored_by
+from bfr_core.studies.benchmark import damaged, drawn_targets, restored_by, settled_for, tuned_under
 from bfr_core.studies.evaluate import format_interval
-from bfr_core.training.finetune import finetune
 
 DAMAGES = (
     "sensor",
@@ -54,13 +52,13 @@ STRENGTHS = (0.25, 0.5, 1.0)
 CLEAR = 0.5  # strength from which a damaged face must not be taken for good
 
 
-def training_faces(portraits: Path, count: int) -> Tensor:
-    """Aligned portraits that are not held out, evenly over all."""
+def training_faces(portraits: Path, count: int, size: int) -> Tensor:
+    """Aligned portraits of `size` pixels that are not held out, evenly over all."""
     held = set((Path(__file__).parents[1] / "bfr_core/embedded/held_out.txt").read_text().split())
     landmarks = json.loads((portraits / "landmarks.json").read_text())
     names = [name for name in sorted(landmarks) if name not in held]
     names = [names[i * len(names) // count] for i in range(count)]
-    crops = [crop_face(read_image(portraits / n), Face(np.array(landmarks[n]["landmarks"])), 128) for n in names]
+    crops = [crop_face(read_image(portraits / n), Face(np.array(landmarks[n]["landmarks"])), size) for n in names]
     return torch.stack(crops).clamp(0, 1)
 
 
@@ -105,9 +103,9 @@ def gain(portraits: Path, kind: str, folder: int, good: int, steps: int, restore
     term = perceptual_term(config, prior, restorer.device)
     before = restored_by(restorer, measure_lq)
     for name, faces in (("as it is", torch.cat([examples, lq])), ("album", lq)):
-        targets = drawn_targets(faces, restorer, prior, resolved_settings(SMALL.targets, faces, restorer, prior))
-        pairs = list(zip(faces, targets, strict=True))
-        tuned, _ = finetune(restorer, pairs, config, examples=examples if name == "album" else None, perceptual=term)
+        clear, damage = settled_for(faces, restorer, prior, SMALL)
+        pairs = list(zip(faces, drawn_targets(faces, restorer, prior, clear), strict=True))
+        tuned = tuned_under(damage, restorer, pairs, config, term, examples=examples if name == "album" else None)
         after = restored_by(tuned, measure_lq)
         gains = [
             format_interval(metrics.bootstrap_difference(measure(after, hq), measure(before, hq)), decimals)
@@ -134,7 +132,7 @@ def main() -> None:
         for kind in args.damages:
             gain(args.portraits, kind, args.faces, args.good, args.tune, restorer, prior)
     elif args.training:
-        recognition(training_faces(args.portraits, args.faces), restorer, prior)
+        recognition(training_faces(args.portraits, args.faces, restorer.size), restorer, prior)
     else:
         recognition(held_out_faces(args.portraits, restorer.size)[1][: args.faces], restorer, prior)
 

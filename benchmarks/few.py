@@ -14,6 +14,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,26 +25,37 @@ from adaptation import DAMAGES, held_out_faces
 
 from bfr_core import load_prior, load_restorer, metrics
 from bfr_core.adaptation.config import SMALL
-from bfr_core.adaptation.targets import resolved_settings
-from bfr_core.adaptation.tuning import judged_on_faces, perceptual_term
+from bfr_core.adaptation.tuning import judged_on_faces, model_for, perceptual_term
+from bfr_core.damage.estimate import FolderDamage
 from bfr_core.diffusion.prior import Prior
 from bfr_core.restorers import Restorer
-from bfr_core.studies.benchmark import damaged, drawn_targets, restored_by
+from bfr_core.studies.benchmark import damaged, drawn_targets, restored_by, settled_for, tuned_under
 from bfr_core.studies.evaluate import format_interval
 from bfr_core.training.batches import split
-from bfr_core.training.finetune import finetune
 
 
-def line(
-    name: str, restorer: Restorer, prior: Prior, lq: Tensor, targets: Tensor, steps: int, measured: dict[str, Tensor]
-) -> str:
-    """One row: tune on these pairs, measure on the others."""
+class Folder(NamedTuple):
+    """Damaged faces with their targets, and the damage that was estimated over them."""
+
+    lq: Tensor
+    targets: Tensor
+    damage: FolderDamage | None
+
+    @classmethod
+    def of(cls, lq: Tensor, restorer: Restorer, prior: Prior) -> Folder:
+        clear, damage = settled_for(lq, restorer, prior, SMALL)
+        return cls(lq, drawn_targets(lq, restorer, prior, clear), damage)
+
+
+def line(name: str, restorer: Restorer, prior: Prior, folder: Folder, steps: int, measured: dict[str, Tensor]) -> str:
+    """One row: adapt to this folder, measure on other faces."""
     config = replace(SMALL.finetune, iterations=steps)
-    pairs = list(zip(lq, targets, strict=True))
+    lq, pairs = folder.lq, list(zip(folder.lq, folder.targets, strict=True))
     started = time.perf_counter()
-    tuned, _ = finetune(restorer, pairs, config, perceptual=perceptual_term(config, prior, restorer.device))
+    tuned = tuned_under(folder.damage, restorer, pairs, config, perceptual_term(config, prior, restorer.device))
     minutes = (time.perf_counter() - started) / 60
-    judgement = judged_on_faces(restorer, tuned, [pairs[i] for i in split(len(pairs), config)[1]])
+    held = [pairs[i] for i in split(len(pairs), config)[1]]
+    judgement = judged_on_faces(restorer, tuned, held, model_for(folder.damage, pairs) if folder.damage else None)
     hq = measured["hq"]
     before, after = restored_by(restorer, measured["lq"]), restored_by(tuned, measured["lq"])
     gains = [
@@ -72,12 +84,12 @@ def main() -> None:
     for kind in args.damages:
         lq = damaged(adapt_hq, kind, 0, "adapt")
         measured = {"hq": hq, "lq": damaged(hq, kind, 0, "measure"), "blind": damaged(hq, "blind", 0, "measure")}
-        targets = drawn_targets(lq, restorer, prior, resolved_settings(SMALL.targets, lq[::5], restorer, prior))
+        folders = {count: Folder.of(lq[:count], restorer, prior) for count in sorted({*args.counts})}
         runs = [(n, most) for n in args.counts] + [
             (max(args.counts), steps) for steps in args.iterations if steps != most
         ]
         for count, steps in runs:
-            print(line(kind, restorer, prior, lq[:count], targets[:count], steps, measured), flush=True)
+            print(line(kind, restorer, prior, folders[count], steps, measured), flush=True)
 
 
 if __name__ == "__main__":

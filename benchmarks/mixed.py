@@ -14,6 +14,7 @@ portraits that the embedded models were trained on (the constants were chosen th
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 from pathlib import Path
@@ -30,8 +31,8 @@ from album import training_faces
 
 from bfr_core import load_prior, load_restorer, metrics
 from bfr_core.adaptation.config import SMALL
-from bfr_core.adaptation.targets import resolved_settings
-from bfr_core.adaptation.tuning import judged_on_faces, perceptual_term
+from bfr_core.adaptation.tuning import judged_on_faces, model_for, perceptual_term
+from bfr_core.damage.estimate import FolderDamage
 from bfr_core.damage.groups import KNOWN_FACES, DamageGroups, describe, known_descriptions, one_damage, units_of
 from bfr_core.diffusion.prior import Prior
 from bfr_core.files.records import fingerprint
@@ -40,10 +41,9 @@ from bfr_core.pixels import as_bytes
 from bfr_core.randomness import keyed_generator
 from bfr_core.restorers import Restorer, save_restorer
 from bfr_core.settings import changed
-from bfr_core.studies.benchmark import damaged, drawn_targets, own_settings, restored_by
+from bfr_core.studies.benchmark import damaged, drawn_targets, own_settings, restored_by, settled_for, tuned_under
 from bfr_core.studies.evaluate import format_interval
 from bfr_core.training.batches import split
-from bfr_core.training.finetune import finetune
 
 DAMAGES = ("sensor", "halftone", "film_grain")
 COLUMNS = {
@@ -96,14 +96,18 @@ def adapted(
     if not name.exists():
         drawn = work / f"targets-{fingerprint(faces, own_settings(config.targets))}.safetensors"
         if not drawn.exists():
-            clear = resolved_settings(config.targets, evenly(lq, 15), restorer, prior)
-            save_tensors(drawn, {"targets": drawn_targets(lq, restorer, prior, clear)}, {})
-        pairs = list(zip(lq, load_tensors(drawn)[0]["targets"], strict=True))
-        tuned, _ = finetune(
-            restorer, pairs, config.finetune, checkpoint=name.with_suffix(".ckpt"), fingerprint=made_from,
-            perceptual=perceptual_term(config.finetune, prior, restorer.device),
+            clear, damage = settled_for(lq, restorer, prior, config)
+            found = {"damage": json.dumps(damage.as_json())} if damage else {}
+            save_tensors(drawn, {"targets": drawn_targets(lq, restorer, prior, clear)}, found)
+        tensors, found = load_tensors(drawn)
+        damage = FolderDamage.from_json(json.loads(found["damage"])) if "damage" in found else None
+        pairs = list(zip(lq, tensors["targets"], strict=True))
+        tuned = tuned_under(
+            damage, restorer, pairs, config.finetune, perceptual_term(config.finetune, prior, restorer.device),
+            checkpoint=name.with_suffix(".ckpt"), fingerprint=made_from,
         )  # fmt: skip
-        judgement = judged_on_faces(restorer, tuned, [pairs[i] for i in split(len(pairs), config.finetune)[1]])
+        held = [pairs[i] for i in split(len(pairs), config.finetune)[1]]
+        judgement = judged_on_faces(restorer, tuned, held, model_for(damage, pairs) if damage else None)
         save_restorer(name, tuned, {"verdict": judgement.verdict, "verdict_sentence": judgement.sentence})
     tuned = load_restorer(name)
     print(f"{len(lq)} faces, {steps} steps: {tuned.metadata['verdict_sentence']}", flush=True)
@@ -199,7 +203,7 @@ def adjusted_rand(a: Tensor, b: Tensor) -> float:
 
 def check(args: argparse.Namespace, restorer: Restorer) -> None:
     """Print how well groups of training portraits are found, and how well other faces are routed."""
-    hq = training_faces(args.portraits, FOLDER + ROUTED)
+    hq = training_faces(args.portraits, FOLDER + ROUTED, restorer.size)
     described, known = {}, {}
     for kind in EVERY:
         lq = damaged(hq, kind, args.seed, "check")

@@ -18,6 +18,7 @@ from .pip_runs import InstallError, NoNetwork, python_environment, run_quietly, 
 WORKERS = 3  # of the tests, at most; each may hold two gigabytes
 WORKERS_OF_ALL = 2  # with --all; each may hold ten
 STAMP = "bfr-adapt-installed"  # in .venv: fingerprint of what was installed, written last
+MARK = "bfr-adapt"  # in .venv: that this program made it, so that it may be made again
 
 
 def demo(root: Path, arguments: Sequence[str]) -> int:
@@ -108,11 +109,16 @@ def make(folder: Path) -> None:
         raise InstallError(
             f"this Python lacks {' and '.join(absent)}: install it (Debian: apt install {package}) and run this again."
         )
-    if folder.is_dir() and not (folder / "pyvenv.cfg").exists() and any(path.is_file() for path in folder.rglob("*")):
-        raise InstallError(f"{folder} is not a virtual environment: move it away and try again.")
+    ours = any((folder / mark).exists() for mark in (MARK, STAMP))
+    if folder.is_dir() and not ours and any(path.is_file() for path in folder.rglob("*")):
+        raise InstallError(
+            f"{folder} was not made by this program, and has no pip or a Python that is not 3.10 to 3.13: move it away "
+            "and try again."
+        )
     say("repairing .venv ..." if folder.exists() else "making .venv ...")
     # From the base Python: in a virtual environment sys.executable may be the very one that is being replaced.
     run_quietly([getattr(sys, "_base_executable", "") or this_python(), "-m", "venv", "--clear", str(folder)])
+    (folder / MARK).touch()
 
 
 def fill(root: Path, python: str) -> None:

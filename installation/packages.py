@@ -65,6 +65,9 @@ def installed() -> dict[str, str]:
     invalidate_caches()
     versions: dict[str, str] = {}
     for distribution in metadata.distributions():
+        folder = str(getattr(getattr(distribution, "_path", ""), "name", ""))
+        if folder.startswith(("~", "-")):  # what an interrupted pip leaves behind, which pip passes over
+            continue
         about = distribution.metadata
         fields = {key: about[key] for key in ("Name", "Version") if about is not None and key in about}
         if fields.get("Name"):  # the first on sys.path is the one that is imported

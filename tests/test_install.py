@@ -410,9 +410,33 @@ def test_foreign_folder_is_left_alone(project: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(environment, "fill", lambda root, python: None)
     (project / ".venv").mkdir()
     (project / ".venv" / "thesis.txt").write_text("mine")
-    with pytest.raises(InstallError, match="not a virtual environment"):
+    with pytest.raises(InstallError, match="was not made by this program"):
         environment.prepare(project)
     assert (project / ".venv" / "thesis.txt").exists()
+
+
+def test_an_environment_of_the_users_own_is_not_emptied(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `uv venv` makes it: without pip."""
+    monkeypatch.setattr(environment, "fill", lambda root, python: None)
+    venv.create(project / ".venv", with_pip=False, symlinks=os.name != "nt")
+    (project / ".venv" / "lib" / "theirs.txt").write_text("hours of downloads")
+    with pytest.raises(InstallError, match="has no pip or a Python that is not"):
+        environment.prepare(project)
+    assert (project / ".venv" / "lib" / "theirs.txt").exists()
+
+
+def test_what_an_interrupted_pip_left_is_not_installed(made_host: Host) -> None:
+    about = made_host.packages / "numpy-1.26.4.dist-info"
+    shutil.copytree(about, made_host.packages / "~umpy-1.24.0.dist-info")
+    left = made_host.packages / "~cipy-1.14.0.dist-info"
+    left.mkdir()
+    (left / "METADATA").write_text("Metadata-Version: 2.1\nName: scipy\nVersion: 1.14.0\n")
+    (made_host.packages / "~umpy-1.24.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: numpy\nVersion: 1.24.0\n"
+    )
+    code = "from installation.packages import installed; found = installed(); print(found['numpy'], 'scipy' in found)"
+    told = subprocess.run([made_host.python, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["1.26.4", "False"]
 
 
 @pytest.mark.parametrize("absent", ["venv", "ensurepip"])

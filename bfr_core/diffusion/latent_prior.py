@@ -182,7 +182,11 @@ def holds_latent_prior(path: Path) -> bool:
     if path.is_dir():
         config = path / "unet" / "config.json"
         return config.is_file() and read_config(config).get("_class_name") == "UNet2DConditionModel"
-    return path.suffix == ".safetensors" and path.is_file() and {UNET + name for name in NEEDS} <= tensor_names(path)
+    return (
+        path.suffix.lower() == ".safetensors"
+        and path.is_file()
+        and {UNET + name for name in NEEDS} <= tensor_names(path)
+    )
 
 
 def load_latent_prior(path: Path) -> LatentPrior:

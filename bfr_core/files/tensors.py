@@ -57,7 +57,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path.name}: has {path.stat().st_size} bytes; that is no network this program knows")
     _refuse_other_kinds(path)
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         state, metadata = _read_safetensors(path)
     else:
         state, metadata = _read_tensors(path)

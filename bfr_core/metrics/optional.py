@@ -148,9 +148,11 @@ def read_statistics(path: Path) -> FeatureStatistics:
         raise ValueError(
             f"{printable(path.name)}: has neither mu and sigma nor mean and cov, so it is no file of statistics"
         )
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not covariance.isfinite().all():
+    finite = mean.isfinite().all() and covariance.isfinite().all()
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not finite:
         raise ValueError(
-            f"{printable(path.name)}: its mean {tuple(mean.shape)} and covariance {tuple(covariance.shape)} do not fit"
+            f"{printable(path.name)}: its mean {tuple(mean.shape)} and covariance {tuple(covariance.shape)} do not fit, "
+            "or are not finite"
         )
     return FeatureStatistics(mean, covariance)
 

@@ -134,7 +134,8 @@ def _cell(
     }
     if tune:
         term = perceptual_term(config.finetune, prior, restorer.device)
-        tuned, _ = finetune(restorer, list(zip(lq, made, strict=True)), config.finetune, perceptual=term)
+        on_targets = replace(config.finetune, sharp=0.0)  # what is compared is what the targets teach
+        tuned, _ = finetune(restorer, list(zip(lq, made, strict=True)), on_targets, perceptual=term)
         rest = faces["damaged"][half:]
         restored = torch.cat([tuned.restore(some).cpu() for some in rest.split(size)])
         record["restorer"] = _measured(restored, faces["clean"][half:])

@@ -163,6 +163,22 @@ def tuned(
     return finetune(restorer, list(zip(lq, targets, strict=True)), config, perceptual=perceptual)[0]
 
 
+def tuned_under(
+    damage: FolderDamage | None,
+    restorer: Restorer,
+    pairs: list[tuple[Tensor, Tensor]],
+    config: FinetuneConfig,
+    perceptual: ImageLoss | None = None,
+    **more: Any,
+) -> Restorer:
+    """`restorer` tuned as an adaptation does, on sharp faces under the folder's damage where `config` says so.
+
+    pairs: (lq, pseudo target). more: further arguments of `finetune`.
+    """
+    sharp = sharp_faces(damage, pairs, len(split(len(pairs), config)[1])) if damage and config.sharp else None
+    return finetune(restorer, pairs, config, perceptual=perceptual, sharp=sharp, **more)[0]
+
+
 def drawn_targets(lq: Tensor, restorer: Restorer, prior: Prior, config: TargetConfig) -> Tensor:
     """Pseudo targets of all faces, named by their place."""
     names = [str(i) for i in range(len(lq))]
@@ -221,9 +237,7 @@ def run_cell(
         damage = settled()[1]
         if damage is None:
             return tuned_on(targets())
-        pairs = list(zip(adapt_lq, targets(), strict=True))
-        sharp = sharp_faces(damage, pairs, len(split(len(pairs), config.finetune)[1]))
-        return finetune(restorer, pairs, config.finetune, perceptual=perceptual, sharp=sharp)[0]
+        return tuned_under(damage, restorer, list(zip(adapt_lq, targets(), strict=True)), config.finetune, perceptual)
 
     def tuned_on_generic_damage() -> Restorer:
         faces = SharpFaces(restorer.size).stacked(GENERIC_PAIRS)

@@ -242,8 +242,10 @@ def against_damaged(restored: Tensor, lq: Tensor, factor: int, likeness_too: boo
     found = {}
     if lq.shape != restored.shape:
         lq = resized(lq, restored.shape[-2:]).clamp(0, 1)
-    if not any(side % factor for side in restored.shape[-2:]):
-        found["low_band"] = metrics.low_band_consistency(restored, lq, factor)
+    height, width = (side // factor * factor for side in restored.shape[-2:])  # but for a rest at two of the edges
+    if height and width:
+        whole = (..., slice(height), slice(width))
+        found["low_band"] = metrics.low_band_consistency(restored[whole], lq[whole], factor)
     if likeness_too and (recogniser := find_recogniser()):
         found["likeness"] = likeness(recogniser(restored), recogniser(lq)).arccos().rad2deg().double()
     return found
@@ -345,11 +347,14 @@ def _likeness_distance(restored: Tensor, hq: Tensor) -> Tensor:
 
 
 def _landmark_distance(restored: Tensor, hq: Tensor) -> Tensor:
-    """Landmark distance by the embedded network, in % of the clean face's eye distance; NaN where it sees no face."""
+    """Landmark distance by the embedded network, in % of the clean face's eye distance.
+
+    Where no face is left in the restored picture they are off by all of it; NaN where the clean one shows none.
+    """
     net = load_landmark_net(device=hq.device)
     ours, clean = (read_aligned(net, x) for x in (restored, hq))
-    seen = torch.minimum(ours.score, clean.score) >= FACE_SCORE
-    return torch.where(seen, 100 * landmark_distance(ours.points, clean.points), torch.nan).cpu().double()
+    off = torch.where(ours.score >= FACE_SCORE, landmark_distance(ours.points, clean.points), 1.0)
+    return torch.where(clean.score >= FACE_SCORE, 100 * off, torch.nan).cpu().double()
 
 
 def summarise(values: Mapping[str, Sequence[float] | np.ndarray | Tensor], seed: int = 0) -> dict[str, Interval]:
@@ -477,9 +482,10 @@ def match_files(folders: dict[str, Path]) -> tuple[dict[str, dict[str, Path]], l
 
     keyed = {role: {key(relative): path for relative, path in paths} for role, paths in found.items()}
     common = [face for face in next(iter(keyed.values())) if all(face in paths for paths in keyed.values())]
+    shared = set(common)
     notes = []
     for role, paths in keyed.items():
-        others = [face for face in paths if face not in set(common)]
+        others = [face for face in paths if face not in shared]
         if others:
             named = ", ".join(printable(face) for face in others[:3]) + (", ..." if len(others) > 3 else "")
             notes.append(f"{len(others)} of {len(paths)} in the {role} folder have no counterpart: {named}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -21,7 +22,7 @@ from ..files.names import numbered
 from ..files.ownership import begin_list, is_own
 from ..files.photos import printable, read_image, replace_atomically
 from ..files.records import fingerprint, write_json
-from ..metrics.intervals import Interval, wilson_interval
+from ..metrics.intervals import Interval, student_difference, wilson_interval
 from ..randomness import keyed_generator
 from ..reports.html import data_uri
 from ..reports.pages import json_for_script, render_page
@@ -35,8 +36,11 @@ CHOICES = ("left", "right", "same")
 
 @dataclass(frozen=True)
 class Tally:
-    """Votes for "a", for "b" and for neither. share: that of "a" among the votes that chose, with its 95 % Wilson
-    interval; None if none did."""
+    """Votes for "a", for "b" and for neither. share: that of "a" among the votes that chose, the mean over photos with
+    its 95 % interval; None if none did.
+
+    Many people who look at the same few photos are no more photos: it is these that stand for others.
+    """
 
     a: int
     b: int
@@ -51,9 +55,9 @@ class Tally:
         said = f"{total} votes by {who}: {self.a} for A, {self.b} for B, {self.same} see no difference"
         if self.share is None:
             return said
-        low, high = self.share.low, self.share.high
+        low, high = max(0.0, self.share.low), min(1.0, self.share.high)
         answer = "A is preferred" if low > 0.5 else "B is preferred" if high < 0.5 else "no preference can be told"
-        return f"{said}; {answer} (A chosen by {self.share.mean:.0%}, {low:.0%} to {high:.0%})"
+        return f"{said}; {answer} (A chosen by {self.share.mean:.0%}, {low:.0%} to {high:.0%}, over photos)"
 
 
 def make_ballot(damaged: Path, a: Path, b: Path, out: Path, seed: int = 0, most: int = MAX_PHOTOS) -> Path:
@@ -114,6 +118,7 @@ def tally(key: Path, votes: list[Path]) -> Tally:
     if not (isinstance(secret, dict) and isinstance(secret.get("photos"), list)):
         raise ValueError(f"{printable(key)}: is no key of a vote; give the key.json beside vote.html")
     counts, voters = {"a": 0, "b": 0, "same": 0}, 0
+    of_photo = [Counter[str]() for _ in secret["photos"]]
     for path in votes:
         try:
             given = _choices(_read_json(path), secret, path)
@@ -121,13 +126,21 @@ def tally(key: Path, votes: list[Path]) -> Tally:
             log.warning("left out: %s", error)
             continue
         voters += 1
-        for choice, photo in zip(given, secret["photos"], strict=True):
+        for choice, photo, own in zip(given, secret["photos"], of_photo, strict=True):
             if choice:
                 counts[photo.get(choice, "same")] += 1
+                own[photo.get(choice, "same")] += 1
     if not voters:
         raise ValueError(f"none of the {len(votes)} files holds votes of this ballot")
-    chosen = counts["a"] + counts["b"]
-    return Tally(**counts, voters=voters, share=wilson_interval(counts["a"], chosen) if chosen else None)
+    shares = [own["a"] / (own["a"] + own["b"]) for own in of_photo if own["a"] + own["b"]]
+    return Tally(**counts, voters=voters, share=_share_over_photos(shares) if shares else None)
+
+
+def _share_over_photos(shares: list[float]) -> Interval:
+    """The mean of the photos' shares; its interval is Student's, and no narrower than if each photo had one vote."""
+    mean, low, high = student_difference(shares, [0.0] * len(shares)) if len(shares) > 1 else (shares[0],) * 3
+    single = wilson_interval(round(sum(shares)), len(shares))
+    return Interval(mean, min(low, single.low), max(high, single.high))
 
 
 def _choices(found: Any, secret: dict[str, Any], path: Path) -> list[str]:

@@ -157,6 +157,7 @@ def test_files_that_are_no_statistics_are_one_line(tmp_path):
         ("trap.pth", {"mean": Trap(), "cov": torch.eye(2)}, "can run code and is refused"),
         ("else.pth", {"weight": torch.zeros(2)}, "neither mu and sigma nor mean and cov"),
         ("shape.pth", {"mean": torch.zeros(3), "cov": torch.eye(2)}, r"mean \(3,\) and covariance \(2, 2\) do not fit"),
+        ("nan.pth", {"mean": torch.full((2,), torch.nan), "cov": torch.eye(2)}, "or are not finite"),
     ):
         torch.save(content, tmp_path / name)
         with pytest.raises(ValueError, match=said):

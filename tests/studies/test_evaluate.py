@@ -18,7 +18,7 @@ from bfr_core import metrics
 from bfr_core.cli.commands import main
 from bfr_core.files.photos import read_image, write_image
 from bfr_core.metrics.optional import write_statistics
-from bfr_core.pixels import gaussian_blur
+from bfr_core.pixels import gaussian_blur, resized
 from bfr_core.studies import evaluate as ev
 
 
@@ -324,3 +324,21 @@ def test_of_many_faces_a_few_are_measured_at_a_time(monkeypatch):
     monkeypatch.setattr(metrics, "psnr", watched)
     found = ev.face_measures(blurred, faces)
     assert max(together) <= 16 and torch.allclose(found["psnr"], torch.cat(whole)) and len(found["ssim"]) == 40
+
+
+def test_a_face_that_was_destroyed_is_off_by_all(shared):
+    """Left out, it would make the mean better than that of a restorer that keeps faces."""
+    names = sorted((shared / "faces256").glob("*.jpg"))[:2] or sorted((shared / "faces256").glob("*.png"))[:2]
+    clean = torch.stack([resized(read_image(name)[None], 128)[0] for name in names])
+    noise = torch.rand(clean.shape, generator=torch.Generator().manual_seed(0))
+    found = ev.face_measures(torch.stack([clean[0], noise[1]]), clean, ("landmarks",))["landmarks"]
+    assert found[0] < 1 and found[1] == 100
+    assert ev.face_measures(clean, noise, ("landmarks",))["landmarks"].isnan().all(), "there was none to begin with"
+
+
+@pytest.mark.parametrize("size", [(64, 64), (67, 70)])
+def test_the_low_band_is_of_photos_of_any_size(size):
+    photo = torch.rand(1, 3, *size)
+    same, darker = (ev.against_damaged(one, photo, 8, False)["low_band"] for one in (photo, photo * 0.5))
+    assert same == 0 and darker > 0.1
+    assert "low_band" not in ev.against_damaged(photo[..., :7], photo[..., :7], 8, False)

@@ -89,3 +89,33 @@ def test_the_commands(folders, capsys):
     assert "8 votes by 1 voter:" in capsys.readouterr().out
     assert main(["tally", str(votes), str(votes)]) == 2
     assert "is no key" in capsys.readouterr().err
+
+
+def test_many_voters_are_no_more_photos(folders, ballot):
+    """Where people prefer A on half of the photos and B on the others, no number of people makes a preference."""
+    _, key = ballot
+    for_a = [7, 1, 7, 1, 7, 1, 7, 7]  # of eight voters, photo by photo: 59 % of the votes
+    votes = []
+    for voter in range(8):
+        sides = [{"a": p["left"], "b": p["right"]} for p in key["photos"]]
+        given = ["left" if (voter < n) == (side["a"] == "a") else "right" for n, side in zip(for_a, sides, strict=True)]
+        votes.append(votes_file(folders, key["ballot"], given, f"v{voter}.json"))
+    found = tally(folders / "out" / "key.json", votes)
+    assert (found.a, found.b) == (38, 26) and "no preference" in found.sentence()
+    one = tally(folders / "out" / "key.json", [votes_file(folders, key["ballot"], ["left", *[""] * 7], "one.json")])
+    assert "no preference" in one.sentence()
+
+
+PRESSED = """
+const press = more => document.dispatchEvent(new KeyboardEvent("keydown", {key: "1", bubbles: true, ...more}));
+const before = JSON.stringify(votes);
+press({ctrlKey: true}); press({metaKey: true}); press({repeat: true});
+const after = JSON.stringify(votes);
+press({});
+return [before === after, JSON.stringify(votes) !== after];
+"""
+
+
+def test_a_key_that_is_held_down_and_a_shortcut_are_no_votes(folders, ballot, browser):
+    browser.get((folders / "out" / "vote.html").as_uri())
+    assert browser.execute_script(PRESSED) == [True, True]

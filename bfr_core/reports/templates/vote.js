@@ -26,6 +26,7 @@ function vote(choice) {
 document.querySelectorAll("[data-vote]").forEach(b => b.addEventListener("click", () => vote(b.dataset.vote)));
 element("back").addEventListener("click", () => { place = Math.max(0, place - 1); show(); });
 document.addEventListener("keydown", event => {
+  if (event.repeat || event.ctrlKey || event.altKey || event.metaKey) return; // a key held down, or a shortcut
   const choice = {1: "left", 2: "right", 3: "same"}[event.key];
   if (choice) vote(choice);
 });
