@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .training.config import FinetuneConfig
     from .training.finetune import finetune
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "AdaptConfig",
     "FinetuneConfig",

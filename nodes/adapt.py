@@ -525,8 +525,8 @@ class SaveRestorer(host.Node):
                     "only_adopted",
                     optional=True,
                     default=False,
-                    tooltip="Refuses a restorer whose verdict is to keep the base, or that nobody can tell. If off, it "
-                    "is saved with a warning.",
+                    tooltip="Refuses a restorer whose verdict is keep the base or cannot tell. If off, it is saved "
+                    "with a warning.",
                 ),
             ],
             [io.String.Output(display_name="path", tooltip="The file that was written.")],

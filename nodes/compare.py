@@ -164,8 +164,9 @@ class DrawFaces(host.Node):
         return host.schema(
             "BFR_DrawFaces",
             "Draw Faces (BFR)",
-            "Draws aligned faces of people who do not exist, from noise, by the diffusion prior, for trials without "
-            "photos. They flatter the prior that drew them: judge by photos of your own.",
+            "Draws aligned faces of people who do not exist, from noise, by the diffusion prior, or gives faces that "
+            "come with this pack, for trials without photos. Drawn ones flatter the prior that drew them: judge by "
+            "photos of your own.",
             [
                 host.PriorType.Input("prior", tooltip="The diffusion prior that draws."),
                 io.Int.Input("count", default=8, min=1, max=256, tooltip="How many faces."),
@@ -176,8 +177,9 @@ class DrawFaces(host.Node):
                     options=[DRAWN, SHIPPED],
                     default=DRAWN,
                     optional=True,
-                    tooltip=f"{DRAWN}: the prior draws the faces, which takes minutes on a CPU. {SHIPPED}: real sharp "
-                    "faces that come with this pack, free for every use, at once; the seed is the number of the first.",
+                    tooltip=f"{DRAWN}: the prior draws the faces, which takes minutes on a CPU. {SHIPPED}: sharp faces "
+                    "that come with this pack, most of them of people who do not exist, at once; the seed is the "
+                    "number of the first.",
                 ),
             ],
             [io.Image.Output(display_name="images", tooltip="Clean faces at the prior's size, aligned.")],

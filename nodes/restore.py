@@ -131,7 +131,7 @@ class RestoreFaces(host.Node):
                     "aligned",
                     default=False,
                     tooltip="The pictures are aligned square faces already and are restored from edge to edge; none "
-                    "are looked for, and of the widgets below only fidelity and blend count.",
+                    "are looked for; of the widgets below fidelity, blend, likeness, person_limit and preview count.",
                 ),
                 host.widget(CONFIG, "detector", advanced=True),
                 host.widget(CONFIG, "threshold", step=0.05, advanced=True),

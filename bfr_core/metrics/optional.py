@@ -151,8 +151,8 @@ def read_statistics(path: Path) -> FeatureStatistics:
     finite = mean.isfinite().all() and covariance.isfinite().all()
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not finite:
         raise ValueError(
-            f"{printable(path.name)}: its mean {tuple(mean.shape)} and covariance {tuple(covariance.shape)} do not fit, "
-            "or are not finite"
+            f"{printable(path.name)}: its mean {tuple(mean.shape)} and covariance {tuple(covariance.shape)} do not fit,"
+            " or are not finite"
         )
     return FeatureStatistics(mean, covariance)
 
