@@ -117,8 +117,10 @@ def make(folder: Path) -> None:
         )
     say("repairing .venv ..." if folder.exists() else "making .venv ...")
     # From the base Python: in a virtual environment sys.executable may be the very one that is being replaced.
-    run_quietly([getattr(sys, "_base_executable", "") or this_python(), "-m", "venv", "--clear", str(folder)])
-    (folder / MARK).touch()
+    make_it = [getattr(sys, "_base_executable", "") or this_python(), "-m", "venv", str(folder)]
+    run_quietly([*make_it, "--clear", "--without-pip"])
+    (folder / MARK).touch()  # before pip comes, which takes a while: cut off there, it can be made again
+    run_quietly(make_it)
 
 
 def fill(root: Path, python: str) -> None:

@@ -415,6 +415,22 @@ def test_foreign_folder_is_left_alone(project: Path, monkeypatch: pytest.MonkeyP
     assert (project / ".venv" / "thesis.txt").exists()
 
 
+def test_making_that_was_cut_off_is_done_again(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "fill", lambda root, python: None)
+    run = environment.run_quietly
+
+    def cut_off(command: list[str]) -> str:
+        if "venv" in command and "--without-pip" not in command:
+            raise KeyboardInterrupt
+        return run(command)
+
+    monkeypatch.setattr(environment, "run_quietly", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        environment.prepare(project)
+    monkeypatch.setattr(environment, "run_quietly", run)
+    assert environment.working_version(Path(environment.prepare(project)))
+
+
 def test_an_environment_of_the_users_own_is_not_emptied(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `uv venv` makes it: without pip."""
     monkeypatch.setattr(environment, "fill", lambda root, python: None)
