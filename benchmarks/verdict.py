@@ -44,24 +44,23 @@ from bfr_core.adaptation.verdict import (
     Agreement,
     Appearance,
     Cues,
+    Gains,
     Judgement,
     KnownAnswers,
     Limits,
     appearance_of,
     as_photos_are_restored,
     decide,
+    folder_unlike,
     gather,
     load_face_statistics,
-    second_gain,
 )
 from bfr_core.damage.estimate import FolderDamage
-from bfr_core.damage.light import lit_like
-from bfr_core.damage.statistics import Looks, statistics
 from bfr_core.device import choose_device
 from bfr_core.faces.landmarks import load_landmark_net
 from bfr_core.faces.likeness import likeness_distance
 from bfr_core.faces.recognise import embed_faces
-from bfr_core.metrics.intervals import Interval, wilson_interval
+from bfr_core.metrics.intervals import wilson_interval
 from bfr_core.randomness import keyed_generator
 from bfr_core.restoration.same_person import FaceLikeness, LikenessMeter
 from bfr_core.restorers import save_restorer
@@ -269,10 +268,8 @@ def run_one(lab: Lab, run: Run, lq: Tensor, targets: Tensor, work: Path) -> dict
     known_answers = KnownAnswers.of(judged[0], by_tuned(judged[0]), lab.statistics)
     model = model_for(damage, pairs)
     folder = KnownAnswers.under(model, *judged, lab.statistics)
-    lit = lab.statistics._replace(known=lit_like(lab.statistics.known, judged[0]))
-    like_them = KnownAnswers.under(model, *judged, lit).given
     base, new = by_base(judged[0]), by_tuned(judged[0])
-    evidence["unlike"] = round(Looks(statistics(judged[0])).distance(statistics(like_them)), 5)
+    evidence["unlike"] = round(folder_unlike(model, *judged, lab.statistics), 5)
     said = lab.meter.judge(judged[0], base, new, helped=base)
     evidence["likeness"] = dict(zip(("base", "tuned"), ([one.record() for one in of] for of in said), strict=True))
     truth = {}
@@ -320,7 +317,8 @@ def truth_of(record: dict) -> str:
 class Judged(NamedTuple):
     """A run that can be judged. truth: see `truth_of`; the rest is what the verdict is given.
 
-    likeness: what is said of each face, by the base and by the tuned restorer; older records have none.
+    unlike: of sharp faces under the folder's damage; infinite in older records. likeness: what is said of each face, by
+    the base and by the tuned restorer; older records have none.
     """
 
     run: Run
@@ -328,6 +326,7 @@ class Judged(NamedTuple):
     base: Cues
     tuned: Cues
     targets: Appearance
+    unlike: float = math.inf
     likeness: tuple[tuple[FaceLikeness, ...], tuple[FaceLikeness, ...]] = ((), ())
 
     @classmethod
@@ -344,10 +343,13 @@ class Judged(NamedTuple):
         targets = Appearance(**tensors(seen["targets"]))
         kept = seen.get("likeness", {"base": (), "tuned": ()})
         said = tuple(FaceLikeness.of(one) for one in kept["base"]), tuple(FaceLikeness.of(one) for one in kept["tuned"])
-        return cls(Run(**record["run"]), truth_of(record), cues(seen["base"]), cues(seen["tuned"]), targets, said)
+        unlike = seen.get("unlike", math.inf)
+        return cls(
+            Run(**record["run"]), truth_of(record), cues(seen["base"]), cues(seen["tuned"]), targets, unlike, said
+        )
 
     def judgement(self, limits: Limits) -> Judgement:
-        return decide(self.base, self.tuned, self.targets, limits, likeness_vetoes(*self.likeness))
+        return decide(self.base, self.tuned, self.targets, limits, likeness_vetoes(*self.likeness), self.unlike)
 
     def verdict(self, limits: Limits) -> str:
         return self.judgement(limits).verdict
@@ -380,18 +382,18 @@ def share_right(runs: list[Judged], limits: Limits, truth: str) -> float:
 
 def adopted(run: Judged, limits: Limits) -> bool:
     """Whether the verdict is to adopt; what takes long is done once for all limits of the gains."""
-    seen, transfer = at_any_gain(run, replace(limits, gain=-math.inf, transfer=-math.inf))
-    return seen.verdict == "adopt" and seen.gain.low > limits.gain and transfer.low > limits.transfer
+    vetoed, gains = apart_from_gains(run, replace(limits, gain=0.0, transfer=0.0))
+    return not vetoed and gains.passed(limits)
 
 
 @cache
-def at_any_gain(run: Judged, limits: Limits) -> tuple[Judgement, Interval]:
-    """The judgement, and the gain by the other known answers."""
-    return run.judgement(limits), second_gain(run.base, run.tuned)[0]
+def apart_from_gains(run: Judged, limits: Limits) -> tuple[bool, Gains]:
+    """Whether anything but the gains speaks against adopting, and the gains."""
+    return bool(run.judgement(limits).vetoes), Gains.of(run.base, run.tuned, run.unlike, limits)
 
 
 LOOKS = (20.0, 24.0, 28.0), (0.06, 0.1, 0.2), (0.1, 0.2, 0.4, 1.0), (0.15, 0.3, 0.5)
-GAINS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3), (-9.0, 0.0, 0.1, 0.2)
+GAINS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3), (-9.0, 0.0, 0.1, 0.2), (0.3, 0.4, 0.5)
 
 
 def chosen_on(runs: list[Judged]) -> Limits:

@@ -83,3 +83,20 @@ def test_the_folders_damage_on_sharp_faces_stands_for_the_targets_of_others(verd
     assert len(some.tuned.known.fidelity) == 2 and len(some.tuned.folder.fidelity) == 4
     made["evidence"]["tuned"]["folder"]["fidelity"] = [25.0, 26.1, 26.9, 28.0]
     assert verdict.adopted(verdict.Judged.of(made), verdict.Limits())
+
+
+def test_the_folders_damage_decides_where_sharp_faces_under_it_look_like_the_folder(
+    verdict: Any, good: dict[str, Any]
+) -> None:
+    made = copy.deepcopy(good)
+    count = len(made["evidence"]["base"]["known"]["fidelity"])
+    made["evidence"]["base"]["folder"] = {"fidelity": [24.0, 25.0, 26.0, 27.0], "detail": [0.5] * 4}
+    made["evidence"]["tuned"]["folder"] = {"fidelity": [25.0, 26.1, 26.9, 28.0], "detail": [0.5] * 4}
+    unsure = [value + (-1) ** i for i, value in enumerate(made["evidence"]["base"]["known"]["fidelity"])]
+    made["evidence"]["tuned"]["known"]["fidelity"] = unsure
+    assert count > 4 and not verdict.adopted(verdict.Judged.of(made), verdict.Limits())
+    made["evidence"]["unlike"] = 0.25
+    known = verdict.Judged.of(made)
+    assert verdict.adopted(known, verdict.Limits()) and known.verdict(verdict.Limits()) == "adopt"
+    made["evidence"]["unlike"] = 0.5
+    assert not verdict.adopted(verdict.Judged.of(made), verdict.Limits())

@@ -188,7 +188,7 @@ def test_of_too_few_faces_the_base_is_kept(scene):
         assert found.verdict == "keep_base" and "too few" in found.sentence and found.gain is None
 
 
-def judged(known, transfer, limits=Limits(), folder=None):  # noqa: B008
+def judged(known, transfer, limits=Limits(), folder=None, unlike=9.0):  # noqa: B008
     """The verdict on faces of which the base and the tuned restorer look the same; gains in dB."""
     nothing = torch.zeros(len(known))
     looks, same = Appearance(*[nothing] * len(Appearance._fields)), Agreement(nothing, nothing)
@@ -197,7 +197,7 @@ def judged(known, transfer, limits=Limits(), folder=None):  # noqa: B008
         Agreement(torch.tensor(gains), nothing) for gains in (known, transfer, folder or [0.0])
     )
     tuned = base._replace(known=known, transfer=transfer, folder=by_folder if folder else None)
-    return decide(base, tuned, looks, limits)
+    return decide(base, tuned, looks, limits, unlike=unlike)
 
 
 def test_two_faces_that_agree_by_chance_prove_nothing():
@@ -256,7 +256,7 @@ class Noisy:
 def test_the_folders_damage_on_sharp_faces_is_a_known_answer(scene):
     clean, lq, statistics, net = scene
     found = judge(nothing, denoised, lq, clean, statistics, net, damage=Noisy())
-    assert found.verdict == "adopt"
+    assert found.verdict == "adopt" and found.measures["folder unlike"] > 0
     assert found.measures["adapted folder fidelity"] > found.measures["base folder fidelity"] + 1
     answers = KnownAnswers.under(Noisy(), lq, clean, statistics)
     assert torch.equal(answers.clean, statistics.known) and (answers.given - answers.clean).std() > 0.05
@@ -269,6 +269,39 @@ def test_where_sharp_faces_were_learned_from_soft_targets_count_no_more():
     assert judged([1.9, 2.0], [-1.0, -1.1], folder=[0.9, 1.0]).verdict == "adopt"
     worse = judged([1.9, 2.0], [1.0, 1.1], folder=[-0.9, -1.0])
     assert worse.verdict == "keep_base" and "estimated over the folder" in worse.sentence
+
+
+def test_where_the_folders_damage_is_known_its_answers_decide():
+    """Under motion and heavy JPEG nothing can be told by what the tuned restorer takes for damage."""
+    unsure, sure = [-0.6, 0.7, -0.2, 0.3], [0.6, 0.7, 0.65, 0.6]
+    adopted = judged(unsure, [0.0] * 4, folder=sure, unlike=0.25)
+    assert (
+        adopted.verdict == "adopt" and adopted.gain.mean == pytest.approx(0.6375) and "though" not in adopted.sentence
+    )
+    assert adopted.sentence.index("estimated over the folder") and adopted.measures["folder unlike"] == 0.25
+    unknown = judged(unsure, [0.0] * 4, folder=sure, unlike=0.5)
+    assert unknown.verdict == "cannot_tell" and unknown.gain.mean == pytest.approx(0.05)
+    less = judged([-0.5, 0.1, -0.2, 0.1], [0.0] * 4, folder=sure, unlike=0.25)
+    assert less.verdict == "adopt" and "though -0.12 dB" in less.sentence and "4 faces" in less.sentence
+
+
+def test_where_the_folders_damage_is_known_the_other_answers_must_not_be_against_it():
+    sure, little = [0.6, 0.7, 0.65, 0.6], [0.2, 0.21, 0.2, 0.19]
+    assert judged([-0.3, -0.31, -0.3, -0.29], [0.0] * 4, folder=sure, unlike=0.25).verdict == "keep_base"
+    assert judged([-1.5, 0.6, -1.2, 0.4], [0.0] * 4, folder=little, unlike=0.25).verdict == "cannot_tell"
+    assert judged([0.9, 0.91, 0.9, 0.89], [0.0] * 4, folder=[-0.5, 0.9, 0.3, 0.2], unlike=0.25).verdict == "cannot_tell"
+    assert judged([0.9, 0.91, 0.9, 0.89], [0.0] * 4, folder=[-0.5, -0.6] * 2, unlike=0.25).verdict == "keep_base"
+
+
+def test_how_well_the_folders_damage_is_known_is_seen_on_the_judged_faces(scene):
+    clean, lq, statistics, _ = scene
+
+    class TooMuch(Noisy):
+        def put_on(self, face, *others):
+            return super().put_on(super().put_on(super().put_on(face, *others), *others), *others)
+
+    right = verdict.folder_unlike(Noisy(), lq, clean, statistics)
+    assert right < verdict.folder_unlike(TooMuch(), lq, clean, statistics) - 0.1
 
 
 def test_grey_faces_are_judged_by_grey_answers(scene):
