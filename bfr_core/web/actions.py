@@ -190,11 +190,14 @@ class Page(RunViews):
         return photos if photos.is_dir() else None
 
     def repaired(self, name: str | None) -> Path | None:
-        """The last zip of repaired photos, in the page's cache."""
+        """The last zip of repaired photos, in the page's cache; copied there once, however often it is asked for."""
         run = self.run(name)
         status = self.status(run)
         archives = list((run.folder / "repaired").glob("*.zip"))
         if not archives or (status.kind == "repair" and status.active):
             return None
         newest = max(archives, key=touched)
-        return self._offer(run, partial(shutil.copyfile, newest), newest.name)
+        target = self.shown_of(run, "save") / str(newest.stat().st_mtime_ns) / newest.name
+        if not target.is_file():
+            replace_atomically(target, partial(shutil.copyfile, newest))
+        return target

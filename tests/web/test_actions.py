@@ -110,7 +110,10 @@ def test_from_photos_to_a_zip(page, adapted, photos, tmp_path):
     assert page.repaired(adapted) is None
     page.repair(adapted, [], str(photos), aligned=True)
     finished(page, adapted)
-    assert len(zipfile.ZipFile(page.repaired(adapted)).namelist()) == 10
+    first = page.repaired(adapted)
+    assert len(zipfile.ZipFile(first).namelist()) == 10
+    written = first.stat().st_mtime_ns
+    assert page.repaired(adapted) == first and first.stat().st_mtime_ns == written  # copied once
     assert "polyline" in page.progress(adapted)  # still there, although the last job was another
     problems = page.repair(adapted, [upload(page, "a.png"), upload(page, "b.txt")], "", with_base=True, aligned=True)
     assert len(problems) == 1 and "b.txt: is not a picture" in problems[0]
