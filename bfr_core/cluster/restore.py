@@ -118,6 +118,7 @@ def restore_on_ray(
     started = monotonic()
     refuse_missing(order.person, order.references)
     order = order.absolute()
+    refuse_faceless(order)
     config = with_known_mask(order.config)  # by the files of this machine: every worker is to do the same
     jobs, left_out = plan_folder(order.folder, order.out)
     folder = order.folder.parent if order.folder.is_file() else order.folder
@@ -151,6 +152,18 @@ def restore_on_ray(
     results |= {path: FileResult(path, "left_out", reason) for path, reason in left_out.items()}
     files = sorted(results.values(), key=lambda file: file.path.parts)
     return FolderResult(files, monotonic() - started, seconds)
+
+
+def refuse_faceless(order: Order) -> None:
+    """Raise ValueError if a photo of a person, see `restore_folder`, has no face: here, and not in each worker."""
+    if order.person is None and not order.references:
+        return
+    from ..faces.detect import load_detector
+    from ..restoration.same_person import load_check
+    from ..restorers import load_restorer
+
+    detector = None if order.aligned else load_detector(order.config.detector, order.config.threshold)
+    load_check("off", load_restorer(order.restorer), detector, order.person, references=order.references)
 
 
 def cut(jobs: Sequence[Job], record: RestorationRecord, order: Order, workers: int) -> list[str]:
