@@ -292,7 +292,8 @@ def judge(
 def folder_unlike(damage: DamageModel, lq: Tensor, targets: Tensor, statistics: FaceStatistics) -> float:
     """How unlike the judged faces `lq` sharp faces are that were given the damage, see `damage.statistics.Looks`.
 
-    lq, targets: as in `judge`, S at least 32. In short adaptations 0.20 to 0.28 where the damage is right, 0.46 to 0.63 where it is not.
+    lq, targets: as in `judge`, S at least 32. In short adaptations 0.20 to 0.28 where the damage is right, 0.46 to 0.63
+    where it is not.
     """
     lit = statistics._replace(known=lit_like(statistics.known, lq))
     return Looks(looks_of(lq)).distance(looks_of(KnownAnswers.under(damage, lq, targets, lit).given))
