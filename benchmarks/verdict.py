@@ -85,6 +85,10 @@ class Series(NamedTuple):
     strengths: tuple[float, ...]
     developed_on: int
 
+    def helped_to_develop(self, run: Run) -> bool:
+        """Whether a run is of the first folders, whatever was done with them."""
+        return run.seed * len(self.damages) + self.damages.index(run.damage) < self.developed_on
+
     def other_than(self, damage: str, places: int) -> str:
         """The damage so many places further."""
         return self.damages[(self.damages.index(damage) + places) % len(self.damages)]
@@ -408,9 +412,8 @@ def chosen_on(runs: list[Judged]) -> Limits:
 
 def accuracy(records: list[dict], series: Series) -> str:
     """Every run judged with limits chosen on runs of other damages and other ways; further ones with those in use."""
-    first = {run.name for runs in itertools.islice(plan(series), series.developed_on) for run in runs}
     known = [Judged.of(record) for record in records]
-    runs, further = ([r for r in known if (r.run.name in first) == own] for own in (True, False))
+    runs, further = ([r for r in known if series.helped_to_develop(r.run) == own] for own in (True, False))
     counted: list[tuple[Judged, str]] = []
     with_likeness = sum("likeness" in record["truth"]["base"] for record in records)
     lines = [f"likeness is part of the truth and of the evidence in {with_likeness} of {len(records)} runs"]

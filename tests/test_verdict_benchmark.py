@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -100,3 +101,11 @@ def test_the_folders_damage_decides_where_sharp_faces_under_it_look_like_the_fol
     assert verdict.adopted(known, verdict.Limits()) and known.verdict(verdict.Limits()) == "adopt"
     made["evidence"]["unlike"] = 0.5
     assert not verdict.adopted(verdict.Judged.of(made), verdict.Limits())
+
+
+def test_runs_are_told_from_further_ones_by_their_folder_whatever_ways_there_are_by_now(verdict: Any) -> None:
+    first, blur = verdict.SERIES["first"], verdict.SERIES["blur"]
+    runs = [verdict.Run(**json.loads(line)["run"]) for line in RUNS.read_text(encoding="utf-8").splitlines()]
+    assert sum(map(first.helped_to_develop, runs)) == 150 and len(runs) == 228  # as the tables say
+    planned = [run for of_folder in itertools.islice(verdict.plan(blur), 10) for run in of_folder]
+    assert [blur.helped_to_develop(run) for run in planned] == [True] * 24 + [False] * 6

@@ -401,17 +401,28 @@ def _shown(gain: Interval) -> str:
     return f"{gain.mean:+.2f} dB ({gain.low:+.2f} to {gain.high:+.2f})"
 
 
+class Chance(NamedTuple):
+    """How much worse than the base's faces others may be by chance, in what `Limits` says."""
+
+    consistency: float = 0.5
+    landmarks: float = 0.01
+    energy: float = 0.05
+
+
+CHANCE = Chance()
+
+
 def worse(looks: Appearance, base: Appearance, limits: Limits) -> list[str]:
     """In words, in what faces do worse than those of the base and worse than the limits allow."""
     own, of_base = ({name: float(value.mean()) for name, value in x._asdict().items()} for x in (looks, base))
     found = []
-    if own["consistency"] < min(limits.consistency, of_base["consistency"]):
+    if own["consistency"] < min(limits.consistency, of_base["consistency"] - CHANCE.consistency):
         found.append(f"disagree with the damaged faces ({own['consistency']:.1f} dB in the low band)")
-    if own["landmarks"] < min(-limits.landmarks, of_base["landmarks"]):
+    if own["landmarks"] < min(-limits.landmarks, of_base["landmarks"] - CHANCE.landmarks):
         found.append(f"move eyes, nose or mouth (by {-own['landmarks']:.2f} eye distances)")
     if own["realism"] < of_base["realism"] - limits.realism:
         found.append("look less like clean faces")
-    if abs(own["energy"]) > max(limits.energy, abs(of_base["energy"])):
+    if abs(own["energy"]) > max(limits.energy, abs(of_base["energy"]) + CHANCE.energy):
         found.append("are too smooth" if own["energy"] < 0 else "have too much texture or noise")
     return found
 

@@ -246,6 +246,24 @@ def test_targets_of_other_faces_are_vetoed(scene):
     assert not lax.vetoes
 
 
+@pytest.mark.parametrize(
+    ("name", "limit", "chance", "said"),
+    [
+        ("energy", -0.3, -0.04, "too smooth"),
+        ("landmarks", -0.1, -0.008, "move"),
+        ("consistency", 24.0, -0.4, "disagree"),
+    ],
+)
+def test_what_the_base_does_too_is_no_veto_for_a_difference_by_chance(name, limit, chance, said):
+    """The base's faces are too smooth themselves: those that are so by a hundredth more are not refused for it."""
+    fine = dict.fromkeys(Appearance._fields, torch.zeros(4)) | {"consistency": torch.full((4,), 40.0)}
+    base = Appearance(**fine)._replace(**{name: torch.full((4,), 1.2 * limit if limit < 0 else 0.8 * limit)})
+    for difference, refused in ((chance, False), (3 * chance, True)):
+        found = verdict.worse(base._replace(**{name: getattr(base, name) + difference}), base, Limits())
+        assert [said in words for words in found] == [True] * refused
+    assert verdict.worse(base, Appearance(**fine), Limits()), "where the base's faces are right it is a veto"
+
+
 class Noisy:
     """A folder's damage: the same noise on every face."""
 
