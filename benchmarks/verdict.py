@@ -1,6 +1,6 @@
 """Does the verdict know, without clean copies, whether adapting helped? Cheap runs, good and harmful, and the truth.
 
-    python benchmarks/verdict.py [--portraits DIR] [--series blur] [--folders 28] [--part 0/2] [--work DIR]
+    python benchmarks/verdict.py [--portraits DIR] [--series blur] [--folders 37] [--part 0/2] [--work DIR]
 
 Each run adapts the embedded restorer to a folder of held-out portraits under one damage, as a user would or in one of
 the ways in which it goes wrong, gathers the verdict's evidence from damaged faces alone, and measures the truth on
@@ -96,7 +96,7 @@ class Series(NamedTuple):
 
 SERIES = {
     "first": Series(FIRST, (1.0, 0.15, 0.5, 1.5, 0.0), 50),
-    "blur": Series(("camera_x4_iso1500", "motion_jpeg", "soft_focus", "heavy_jpeg"), (1.0, 0.5, 1.5, 0.15, 1.0), 8),
+    "blur": Series(("camera_x4_iso1500", "motion_jpeg", "soft_focus", "heavy_jpeg"), (1.0, 0.5, 1.5, 0.15, 1.0), 17),
 }
 
 
@@ -472,7 +472,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--portraits", type=Path)
     parser.add_argument("--series", choices=SERIES, default="blur")
-    parser.add_argument("--folders", type=int, default=28)
+    parser.add_argument("--folders", type=int, default=37)
     parser.add_argument("--part", default="0/1", help="of the folders, for instance 0/2 and 1/2 side by side")
     parser.add_argument("--work", type=Path, default=Path(".training/verdict"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
