@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -196,13 +196,14 @@ class RunFolders:
         return problems
 
     def forget_pictures(self, run: Run) -> None:
-        """Delete what the page's cache holds of a run: uploads, and pictures and files that were shown of it."""
+        """Delete what the page's cache, and where a host keeps uploads, hold of a run: its uploads, and pictures and files
+        that were shown of it."""
         own = [*photos_below(run.photos), *photos_below(run.folder / "to_repair")]
         sizes: dict[int, list[Path]] = {}
         for file in own:
             sizes.setdefault(file.stat().st_size, []).append(file)
         shown = [self.shown_of(run, what) for what in ("save", "compare", "faces")]
-        for file in self.cache.rglob("*"):
+        for file in chain.from_iterable(where.rglob("*") for where in {self.cache, self.uploads}):
             if file.is_file() and not any(folder in file.parents for folder in shown):
                 for photo in sizes.get(file.stat().st_size, ()):
                     delete(file, like=photo)

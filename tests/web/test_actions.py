@@ -689,3 +689,18 @@ def test_nothing_of_a_deleted_run_stays_in_the_cache(page, photos):
     assert page.faces(name) and page.before_after(name, "a.png") and page.save(name)
     page.delete(name)
     assert [path.name for path in page.cache.rglob("*") if path.is_file() and path.name != LIST] == [Path(other).name]
+
+
+def test_of_a_deleted_run_nothing_stays_where_a_host_keeps_uploads(page, tmp_path):
+    page.uploads = tmp_path / "gradio"
+    files = [page.uploads / "hash" / name for name in ("a.png", "b.png")]
+    files[0].parent.mkdir(parents=True)
+    for size, file in zip((32, 40), files, strict=True):
+        shutil.copyfile(upload(page, file.name, (size, size)), file)
+    for file in [*page.cache.rglob("*.png")]:
+        file.unlink()
+    name, _ = page.new_run("x", [str(files[0])], "", FEW)
+    finished(page, name)
+    assert files[0].is_file(), "another tab of the host may show the same photo"
+    page.delete(name)
+    assert [file.is_file() for file in files] == [False, True]
