@@ -196,8 +196,8 @@ class RunFolders:
         return problems
 
     def forget_pictures(self, run: Run) -> None:
-        """Delete what the page's cache, and where a host keeps uploads, hold of a run: its uploads, and pictures and files
-        that were shown of it."""
+        """Delete what the page's cache, and a host's folder of uploads, hold of a run: its uploads, and pictures and
+        files that were shown of it."""
         own = [*photos_below(run.photos), *photos_below(run.folder / "to_repair")]
         sizes: dict[int, list[Path]] = {}
         for file in own:
