@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from .packages import Requirement, constraints, installed, read_requirements, satisfied
+from .packages import Requirement, constraints, installed, read_requirements, satisfied, too_new
 from .pip_runs import InstallError, NoNetwork, install_command, run_quietly, say, this_python
 
 # What a host does without when a package could not be added.
@@ -48,6 +48,8 @@ def add_missing(root: Path) -> int:
     before = installed()
     needed = missing(root / "requirements.txt", before)
     extras = missing(root / "requirements-optional.txt", before)
+    for name, advice in too_new(before).items():  # it may be the host's own, so it stays
+        say(f"{advice}. Until then {WITHOUT.get(name, 'it is not used')}.")
     if not needed and not extras:
         say("every package is here already.")
         return 0

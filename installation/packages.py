@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from importlib import invalidate_caches, metadata
 from pathlib import Path
+from typing import NamedTuple
 
 # Hosts choose these for their machine and their own code; a host that lacks one keeps lacking it.
 NEVER_ADDED = (
@@ -40,6 +41,23 @@ class Requirement:
     name: str
     minimum: tuple[int, ...]
     text: str
+
+
+class Clash(NamedTuple):
+    """With `host` below the release `new`, `name` must be below `limit`."""
+
+    host: str
+    new: str
+    name: str
+    limit: str
+
+    def at(self, versions: dict[str, str]) -> bool:
+        """Whether the host's version is so old."""
+        return self.host in versions and release(versions[self.host]) < release(self.new)
+
+
+# diffusers asks torch for its Intel part while it is loaded.
+CLASHES = (Clash("torch", "2.3", "diffusers", "0.36"),)
 
 
 def canonical(name: str) -> str:
@@ -99,4 +117,15 @@ def constraints(versions: dict[str, str]) -> list[str]:
         f"{name}=={version}" if VERSION.fullmatch(version) else f"{name}<0"
         for name, version in sorted(versions.items())
     ]
-    return pins + [f"{name}<0" for name in NEVER_ADDED if name not in versions]
+    below = [f"{clash.name}<{clash.limit}" for clash in CLASHES if clash.name not in versions and clash.at(versions)]
+    return pins + below + [f"{name}<0" for name in NEVER_ADDED if name not in versions]
+
+
+def too_new(versions: dict[str, str]) -> dict[str, str]:
+    """What of `versions` does not go with the rest, and what to do: name -> sentence."""
+    return {
+        clash.name: f"{clash.name} {versions[clash.name]} is too new for {clash.host} {versions[clash.host]}; install "
+        f"{clash.name}<{clash.limit}"
+        for clash in CLASHES
+        if clash.at(versions) and release(versions.get(clash.name, "0")) >= release(clash.limit)
+    }

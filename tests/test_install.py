@@ -113,6 +113,17 @@ def test_constraints_pin_all_and_forbid_the_rest() -> None:
     assert "opencv-python<0" in lines and "torch<0" not in lines
 
 
+def test_a_package_that_is_too_new_for_the_hosts_torch_is_not_added_and_named_if_it_is_there() -> None:
+    """A1111 comes with torch 2.1, with which diffusers 0.36 cannot be loaded."""
+    old, new = {"torch": "2.1.2+cpu"}, {"torch": "2.3.1"}
+    assert "diffusers<0.36" in packages.constraints(old) and not packages.too_new(old)
+    assert not any(line.startswith("diffusers") for line in packages.constraints(new))
+    assert "diffusers==0.37.1" in packages.constraints(old | {"diffusers": "0.37.1"}), "what is there stays"
+    said = packages.too_new(old | {"diffusers": "0.37.1"})
+    assert said == {"diffusers": "diffusers 0.37.1 is too new for torch 2.1.2+cpu; install diffusers<0.36"}
+    assert not packages.too_new(old | {"diffusers": "0.35.2"}) and not packages.too_new(new | {"diffusers": "0.37.1"})
+
+
 def test_complaints_become_one_line() -> None:
     conflict = (
         "ERROR: Cannot install a\n    The user requested (constraint) safetensors==0.3.0\n (constraint) torch<0\n"

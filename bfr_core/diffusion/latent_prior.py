@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..device import full_precision
 from ..files.tensors import load_tensors, reason_of, sha256_of, tensor_names
 from ..files.weights import licence_of
+from .library import from_diffusers
 from .prior import MAX_CHANNELS, MAX_LAYERS, Prior, alpha_bar_of, prior_size, read_config, schedule_of
 from .text_encoder import OPEN_CLIP_PAD, PROMPT, from_open_clip, hidden_states, prompt_ids
 
@@ -203,9 +204,10 @@ def load_latent_prior(path: Path) -> LatentPrior:
 def from_single_file(path: Path, families: tuple[Family, ...] | None = None) -> LatentPrior:
     """The prior in a single-file checkpoint of one of the families, `FAMILIES` if none are given; raises as
     `load_latent_prior`."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
-
+    AutoencoderKL, UNet2DConditionModel = from_diffusers("AutoencoderKL", "UNet2DConditionModel")
+    convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint = from_diffusers(
+        "convert_ldm_unet_checkpoint", "convert_ldm_vae_checkpoint", module="diffusers.loaders.single_file_utils"
+    )
     state, metadata = load_tensors(path)
     family = _family_of(path, state, families or FAMILIES)
     unet_part = {name: value for name, value in state.items() if name.startswith(UNET)}
@@ -290,8 +292,7 @@ def _built(
 
 
 def _from_folder(folder: Path) -> LatentPrior:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
+    AutoencoderKL, UNet2DConditionModel = from_diffusers("AutoencoderKL", "UNet2DConditionModel")
     unet_config, vae_config = (read_config(folder / part / "config.json") for part in ("unet", "vae"))
     for config in (unet_config, vae_config):
         _refuse_absurd(folder, config)

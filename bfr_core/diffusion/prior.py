@@ -27,6 +27,7 @@ from ..files.tensors import (
 )
 from ..files.weights import licence_of, resolve
 from .guided_unet import UNet
+from .library import from_diffusers
 from .schedule import linear_alpha_bar
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "prior256"
@@ -226,8 +227,7 @@ def _unet_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _load_diffusers(folder: Path) -> Prior:
-    from diffusers import UNet2DModel
-
+    (UNet2DModel,) = from_diffusers("UNet2DModel")
     inner = folder / "unet" if (folder / "unet" / "config.json").exists() else folder
     config = read_config(inner / "config.json")
     if config.get("_class_name") != "UNet2DModel":
