@@ -274,6 +274,8 @@ def run_one(lab: Lab, run: Run, lq: Tensor, targets: Tensor, work: Path) -> dict
     folder = KnownAnswers.under(model, *judged, lab.statistics)
     base, new = by_base(judged[0]), by_tuned(judged[0])
     evidence["unlike"] = round(folder_unlike(model, *judged, lab.statistics), 5)
+    changes = {"faces": psnr(base, judged[0]), "answers": psnr(by_base(folder.given), folder.given)}
+    evidence["changes"] = {of: numbers(values) for of, values in changes.items()}  # by the base, dB: more is less
     said = lab.meter.judge(judged[0], base, new, helped=base)
     evidence["likeness"] = dict(zip(("base", "tuned"), ([one.record() for one in of] for of in said), strict=True))
     truth = {}
