@@ -61,6 +61,7 @@ from bfr_core.faces.landmarks import load_landmark_net
 from bfr_core.faces.likeness import likeness_distance
 from bfr_core.faces.recognise import embed_faces
 from bfr_core.metrics.intervals import wilson_interval
+from bfr_core.metrics.psnr import psnr
 from bfr_core.randomness import keyed_generator
 from bfr_core.restoration.same_person import FaceLikeness, LikenessMeter
 from bfr_core.restorers import save_restorer
