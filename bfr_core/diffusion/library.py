@@ -15,6 +15,8 @@ def from_diffusers(*names: str, module: str = "diffusers") -> list[Any]:
         library = import_module(module)
         return [getattr(library, name) for name in names]
     except (AttributeError, RuntimeError) as error:  # the latter is what diffusers makes of errors in parts of itself
+        if hasattr(torch, "xpu"):  # it is something else
+            raise
         raise ValueError(
             f"diffusers {metadata.version('diffusers')} does not load with torch {torch.__version__} ({error}); "
             "install one that is older: pip install 'diffusers<0.36'"

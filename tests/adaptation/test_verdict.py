@@ -296,7 +296,7 @@ def test_where_the_folders_damage_is_known_its_answers_decide():
     assert (
         adopted.verdict == "adopt" and adopted.gain.mean == pytest.approx(0.6375) and "though" not in adopted.sentence
     )
-    assert adopted.sentence.index("estimated over the folder") and adopted.measures["folder unlike"] == 0.25
+    assert "estimated over the folder" in adopted.sentence and adopted.measures["folder unlike"] == 0.25
     unknown = judged(unsure, [0.0] * 4, folder=sure, unlike=0.5)
     assert unknown.verdict == "cannot_tell" and unknown.gain.mean == pytest.approx(0.05)
     less = judged([-0.5, 0.1, -0.2, 0.1], [0.0] * 4, folder=sure, unlike=0.25)

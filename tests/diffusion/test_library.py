@@ -25,5 +25,8 @@ def test_a_diffusers_that_is_too_new_for_torch_is_one_line_that_says_what_to_do(
         return importlib.import_module(name)
 
     monkeypatch.setattr(library, "import_module", load)
+    with pytest.raises(AttributeError, match="xpu"):  # this torch has it: no advice that does not help
+        load_prior()
+    monkeypatch.delattr(library.torch, "xpu")
     with pytest.raises(ValueError, match=r"diffusers .* does not load with torch .* pip install 'diffusers<0.36'"):
         load_prior()

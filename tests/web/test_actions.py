@@ -686,7 +686,9 @@ def test_nothing_of_a_deleted_run_stays_in_the_cache(page, photos):
     finished(page, name)
     page.adapt(name, FEW)
     finished(page, name)
-    assert page.faces(name) and page.before_after(name, "a.png") and page.save(name)
+    page.repair(name, [file], "", aligned=True)
+    finished(page, name)
+    assert page.faces(name) and page.before_after(name, "a.png") and page.save(name) and page.repaired(name)
     page.delete(name)
     assert [path.name for path in page.cache.rglob("*") if path.is_file() and path.name != LIST] == [Path(other).name]
 
