@@ -1,6 +1,6 @@
 """The paper's sampler against the fast one: cost, quality of the targets, quality of the restorer tuned on them.
 
-    python benchmarks/samplers.py --portraits DIR [--damages sensor film_grain] [--seeds 1]
+    python benchmarks/samplers.py --portraits DIR [--damages sensor film_grain] [--seeds 1] [--iterations 1000]
 
 Both draw targets for the same damaged held-out portraits: the paper's sampler with the start, constraint and factor
 that suited it best on training portraits, then without the cleaning call; the fast one as the recipe has it; all else
@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -38,9 +39,13 @@ def main() -> None:
     parser.add_argument("--portraits", type=Path, required=True)
     parser.add_argument("--damages", nargs="+", default=["sensor", "film_grain"], choices=DAMAGES)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--iterations", type=int, default=SMALL.finetune.iterations)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     restorer, prior = load_restorer(), load_prior()
     adapt_hq, hq = held_out_faces(args.portraits, restorer.size)
+    on_targets = replace(SMALL.finetune, iterations=args.iterations, sharp=0.0)  # they are compared
     scores: dict[str, list[np.ndarray]] = {"paper": [], "fast": []}
     cost: dict[str, float] = {"paper": 0.0, "fast": 0.0}
     for seed in range(args.seeds):
@@ -53,7 +58,7 @@ def main() -> None:
                 targets = drawn_targets(adapt_lq, restorer, prior, config)
                 cost[sampler] += time.perf_counter() - started
                 made = {k: v.mean().item() for k, v in face_measures(targets, adapt_hq).items()}
-                recipe = replace(SMALL.finetune, seed=seed, sharp=0.0)  # on the targets that are compared
+                recipe = replace(on_targets, seed=seed)
                 term = perceptual_term(recipe, prior, restorer.device)
                 restored = restored_by(tuned(restorer, adapt_lq, targets, recipe, term), lq)
                 scores[sampler].append(metrics.psnr(restored, hq).numpy())
