@@ -43,6 +43,7 @@ from bfr_core.adaptation.tuning import model_for, perceptual_term, sharp_faces
 from bfr_core.adaptation.verdict import (
     Agreement,
     Appearance,
+    Belief,
     Cues,
     Gains,
     Judgement,
@@ -51,7 +52,6 @@ from bfr_core.adaptation.verdict import (
     appearance_of,
     as_photos_are_restored,
     decide,
-    folder_unlike,
     gather,
     load_face_statistics,
 )
@@ -61,7 +61,6 @@ from bfr_core.faces.landmarks import load_landmark_net
 from bfr_core.faces.likeness import likeness_distance
 from bfr_core.faces.recognise import embed_faces
 from bfr_core.metrics.intervals import wilson_interval
-from bfr_core.metrics.psnr import psnr
 from bfr_core.randomness import keyed_generator
 from bfr_core.restoration.same_person import FaceLikeness, LikenessMeter
 from bfr_core.restorers import save_restorer
@@ -274,9 +273,8 @@ def run_one(lab: Lab, run: Run, lq: Tensor, targets: Tensor, work: Path) -> dict
     model = model_for(damage, pairs)
     folder = KnownAnswers.under(model, *judged, lab.statistics)
     base, new = by_base(judged[0]), by_tuned(judged[0])
-    evidence["unlike"] = round(folder_unlike(model, *judged, lab.statistics), 5)
-    changes = {"faces": psnr(base, judged[0]), "answers": psnr(by_base(folder.given), folder.given)}
-    evidence["changes"] = {of: numbers(values) for of, values in changes.items()}  # by the base, dB: more is less
+    belief = Belief.of(model, folder, by_base, *judged, lab.statistics, base)
+    evidence |= {name: round(value, 5) for name, value in belief._asdict().items()}
     said = lab.meter.judge(judged[0], base, new, helped=base)
     evidence["likeness"] = dict(zip(("base", "tuned"), ([one.record() for one in of] for of in said), strict=True))
     truth = {}
@@ -324,8 +322,8 @@ def truth_of(record: dict) -> str:
 class Judged(NamedTuple):
     """A run that can be judged. truth: see `truth_of`; the rest is what the verdict is given.
 
-    unlike: of sharp faces under the folder's damage; infinite in older records. likeness: what is said of each face, by
-    the base and by the tuned restorer; older records have none.
+    belief: in the folder's damage; none in the oldest records, and in some by how unlike the faces are alone.
+    likeness: what is said of each face, by the base and by the tuned restorer; older records have none.
     """
 
     run: Run
@@ -333,7 +331,7 @@ class Judged(NamedTuple):
     base: Cues
     tuned: Cues
     targets: Appearance
-    unlike: float = math.inf
+    belief: Belief = Belief()
     likeness: tuple[tuple[FaceLikeness, ...], tuple[FaceLikeness, ...]] = ((), ())
 
     @classmethod
@@ -350,13 +348,13 @@ class Judged(NamedTuple):
         targets = Appearance(**tensors(seen["targets"]))
         kept = seen.get("likeness", {"base": (), "tuned": ()})
         said = tuple(FaceLikeness.of(one) for one in kept["base"]), tuple(FaceLikeness.of(one) for one in kept["tuned"])
-        unlike = seen.get("unlike", math.inf)
+        belief = Belief(**{name: seen[name] for name in Belief._fields if name in seen})
         return cls(
-            Run(**record["run"]), truth_of(record), cues(seen["base"]), cues(seen["tuned"]), targets, unlike, said
+            Run(**record["run"]), truth_of(record), cues(seen["base"]), cues(seen["tuned"]), targets, belief, said
         )
 
     def judgement(self, limits: Limits) -> Judgement:
-        return decide(self.base, self.tuned, self.targets, limits, likeness_vetoes(*self.likeness), self.unlike)
+        return decide(self.base, self.tuned, self.targets, limits, likeness_vetoes(*self.likeness), self.belief)
 
     def verdict(self, limits: Limits) -> str:
         return self.judgement(limits).verdict
@@ -396,7 +394,7 @@ def adopted(run: Judged, limits: Limits) -> bool:
 @cache
 def apart_from_gains(run: Judged, limits: Limits) -> tuple[bool, Gains]:
     """Whether anything but the gains speaks against adopting, and the gains."""
-    return bool(run.judgement(limits).vetoes), Gains.of(run.base, run.tuned, run.unlike, limits)
+    return bool(run.judgement(limits).vetoes), Gains.of(run.base, run.tuned, run.belief, limits)
 
 
 LOOKS = (20.0, 24.0, 28.0), (0.06, 0.1, 0.2), (0.1, 0.2, 0.4, 1.0), (0.15, 0.3, 0.5)

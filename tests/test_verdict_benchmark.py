@@ -99,7 +99,9 @@ def test_the_folders_damage_decides_where_sharp_faces_under_it_look_like_the_fol
     made["evidence"]["unlike"] = 0.25
     known = verdict.Judged.of(made)
     assert verdict.adopted(known, verdict.Limits()) and known.verdict(verdict.Limits()) == "adopt"
-    made["evidence"]["unlike"] = 0.5
+    made["evidence"]["overdone"] = 1.5  # but the base changes them more than the folder's faces
+    assert not verdict.adopted(verdict.Judged.of(made), verdict.Limits())
+    made["evidence"] |= {"unlike": 0.5, "overdone": -1.0}
     assert not verdict.adopted(verdict.Judged.of(made), verdict.Limits())
 
 

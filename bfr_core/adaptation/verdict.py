@@ -9,8 +9,8 @@ restored faces are no longer the people in the photos.
 
 A restorer that also learned from sharp faces under the folder's damage becomes sharper than its pseudo targets, so that
 these are no longer the right answer. The first test then puts the folder's damage, as it was estimated before the
-tuning, on the sharp faces, and is the better witness of the two as long as those then look like the folder's faces:
-its answers do not rest on what the tuned restorer takes for damage.
+tuning, on the sharp faces, and is the better witness of the two as long as those then look like the folder's faces and
+the base changes them no more than these: its answers do not rest on what the tuned restorer takes for damage.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ..faces.landmarks import LandmarkNet, landmark_distance, read_aligned
 from ..faces.sharp_faces import SharpFaces
 from ..files.tensors import load_tensors
 from ..metrics.detail import high_band, high_band_correlation
-from ..metrics.intervals import Interval, student_difference
+from ..metrics.intervals import Interval, student_difference, welch_difference
 from ..metrics.kid import kid_features
 from ..metrics.psnr import psnr
 from ..pixels import resized
@@ -217,6 +217,45 @@ def agreement(restored: Tensor, wanted: Tensor) -> Agreement:
     return Agreement(psnr(restored, wanted), high_band_correlation(restored, wanted))
 
 
+class Belief(NamedTuple):
+    """What speaks for and against the damage that was estimated over the folder.
+
+    unlike: how unlike the judged faces sharp faces are that were given it, see `damage.statistics.Looks`; in short
+    adaptations 0.20 to 0.28 where it is right, 0.46 to 0.63 where it is not. overdone: dB by which the base changes
+    those sharp faces more than the judged ones at least (the lower end of the interval): above 0 where the damage is
+    milder than was estimated, which photos that are hardly damaged hide from the other measure.
+    """
+
+    unlike: float = math.inf
+    overdone: float = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        damage: DamageModel,
+        answers: KnownAnswers,
+        base: Restore,
+        lq: Tensor,
+        targets: Tensor,
+        statistics: FaceStatistics,
+        by_base: Tensor | None = None,
+    ) -> Belief:
+        """Of `damage`, with the sharp faces `answers` under it. lq, targets: as in `judge`, S at least 32. by_base:
+        `base(lq)`, if it is known already."""
+        lit = statistics._replace(known=lit_like(statistics.known, lq))
+        unlike = Looks(looks_of(lq)).distance(looks_of(KnownAnswers.under(damage, lq, targets, lit).given))
+        own = psnr(base(lq) if by_base is None else by_base, lq)
+        return cls(unlike, welch_difference(own.cpu(), psnr(base(answers.given), answers.given).cpu()).low)
+
+    def holds(self, limits: Limits) -> bool:
+        return self.unlike < limits.unlike and self.overdone <= 0
+
+    def measured(self) -> dict[str, float]:
+        """Both by name; nothing where no damage of the folder is known."""
+        known = math.isfinite(self.unlike)
+        return {"folder unlike": round(self.unlike, 5), "folder overdone": round(self.overdone, 5)} if known else {}
+
+
 @dataclass(frozen=True)
 class Judgement:
     """verdict, and why in a sentence. gain: PSNR (dB) won on clean faces that were given the damage, or None; the
@@ -246,7 +285,7 @@ class Limits:
     from that of clean faces.
     gain: dB on clean faces up to which a gain proves nothing, since the tuned restorer itself says what the damage is.
     transfer: dB by the other known answers up to which a gain proves nothing, since tuning practises that task.
-    unlike: distance from the judged faces up to which sharp faces show that the folder's damage is known.
+    unlike: distance from the judged faces up to which sharp faces show that the folder's damage is known, see `Belief`.
     """
 
     consistency: float = 24.0
@@ -285,18 +324,8 @@ def judge(
         for restore, restored in ((base, by_base), (tuned, by_tuned))
     )
     further = likeness(lq, by_base, by_tuned) if likeness else ()
-    unlike = folder_unlike(damage, lq, targets, statistics) if damage else math.inf
-    return decide(before, after, appearance_of(targets, lq, statistics, net), limits or Limits(), further, unlike)
-
-
-def folder_unlike(damage: DamageModel, lq: Tensor, targets: Tensor, statistics: FaceStatistics) -> float:
-    """How unlike the judged faces `lq` sharp faces are that were given the damage, see `damage.statistics.Looks`.
-
-    lq, targets: as in `judge`, S at least 32. In short adaptations 0.20 to 0.28 where the damage is right, 0.46 to 0.63
-    where it is not.
-    """
-    lit = statistics._replace(known=lit_like(statistics.known, lq))
-    return Looks(looks_of(lq)).distance(looks_of(KnownAnswers.under(damage, lq, targets, lit).given))
+    belief = Belief.of(damage, folder, base, lq, targets, statistics, by_base) if damage and folder else None
+    return decide(before, after, appearance_of(targets, lq, statistics, net), limits or Limits(), further, belief)
 
 
 def as_photos_are_restored(restore: Restore) -> Restore:
@@ -310,13 +339,14 @@ def decide(
     targets: Appearance,
     limits: Limits,
     further_vetoes: Sequence[str] = (),
-    unlike: float = math.inf,
+    belief: Belief | None = None,
 ) -> Judgement:
     """The verdict on what was gathered of the base, the tuned restorer and the pseudo targets.
 
-    unlike: see `folder_unlike`; infinite where no damage of the folder is known.
+    belief: in the folder's damage, where one is known.
     """
-    gains = Gains.of(base, tuned, unlike, limits)
+    belief = belief or Belief()
+    gains = Gains.of(base, tuned, belief, limits)
     vetoes = [
         f"{who} {said}"
         for who, looks in (("the faces it restores", tuned.looks), ("the pseudo targets", targets))
@@ -329,7 +359,7 @@ def decide(
         for name, value in cues.measured().items()
     }
     measures |= {f"targets {name}": round(float(value.mean()), 5) for name, value in targets._asdict().items()}
-    measures |= {"folder unlike": round(unlike, 5)} if math.isfinite(unlike) else {}
+    measures |= belief.measured()
     shown, other = gains.in_words()
 
     def said(verdict: Literal["adopt", "keep_base", "cannot_tell"], sentence: str) -> Judgement:
@@ -366,12 +396,12 @@ class Gains(NamedTuple):
     faces: int
 
     @classmethod
-    def of(cls, base: Cues, tuned: Cues, unlike: float, limits: Limits) -> Gains:
+    def of(cls, base: Cues, tuned: Cues, belief: Belief, limits: Limits) -> Gains:
         known = student_difference(tuned.known.fidelity, base.known.fidelity)
         with_folder = bool(tuned.folder and base.folder)
         own, of_base = (cues.folder or cues.transfer for cues in (tuned, base))
         other = student_difference(own.fidelity, of_base.fidelity)
-        by_folder = with_folder and unlike < limits.unlike
+        by_folder = with_folder and belief.holds(limits)
         first, second = (other, known) if by_folder else (known, other)
         return cls(first, second, by_folder, with_folder, len(tuned.known.fidelity))
 

@@ -9,7 +9,14 @@ from .colour import colour_matched
 from .detail import DETAIL_SIGMA, high_band, high_band_correlation, high_band_energy_ratio, sharpness
 from .fid import FID_MIN_FACES, FeatureStatistics, fid, frechet_distance, statistics_of
 from .gmsd import gmsd
-from .intervals import Interval, bootstrap_difference, bootstrap_interval, student_difference, wilson_interval
+from .intervals import (
+    Interval,
+    bootstrap_difference,
+    bootstrap_interval,
+    student_difference,
+    welch_difference,
+    wilson_interval,
+)
 from .kid import KID_MIN_SIDE, kid, kid_features, paired_kid
 from .low_band import low_band_consistency
 from .psnr import PSNR_CAP, psnr, psnr_after_affine_fit, psnr_matched
@@ -46,5 +53,6 @@ __all__ = [
     "statistics_of",
     "student_difference",
     "vif",
+    "welch_difference",
     "wilson_interval",
 ]

@@ -66,6 +66,29 @@ def student_difference(values_a: Sequence[float] | Tensor, values_b: Sequence[fl
     return Interval(mean, mean - half, mean + half)
 
 
+def welch_difference(values_a: Sequence[float] | Tensor, values_b: Sequence[float] | Tensor) -> Interval:
+    """Mean of values_a less that of values_b, of different faces each, with the 95 % interval of Welch's t test.
+
+    Source: B. L. Welch, "The generalization of Student's problem", 1947. Raises ValueError unless there are at
+    least two of both.
+    """
+    parts = [np.asarray(values, np.float64) for values in (values_a, values_b)]
+    if any(part.ndim != 1 or part.size < 2 for part in parts):
+        raise ValueError(
+            f"values of shapes {parts[0].shape} and {parts[1].shape}; two numbers or more of each are needed"
+        )
+    from scipy.stats import t as student
+
+    shares = [part.var(ddof=1) / part.size for part in parts]
+    variance = sum(shares)
+    mean = float(parts[0].mean() - parts[1].mean())
+    if not variance:
+        return Interval(mean, mean, mean)
+    freedom = variance**2 / sum(share**2 / (part.size - 1) for share, part in zip(shares, parts, strict=True))
+    half = float(student.ppf(0.975, freedom)) * math.sqrt(variance)
+    return Interval(mean, mean - half, mean + half)
+
+
 def wilson_interval(successes: int, total: int) -> Interval:
     """Share of `successes` among `total` and its 95 % interval. Source: E. B. Wilson, "Probable inference", 1927.
 

@@ -12,6 +12,7 @@ from bfr_core.adaptation.verdict import (
     STATISTICS_FILE,
     Agreement,
     Appearance,
+    Belief,
     Cues,
     KnownAnswers,
     Limits,
@@ -188,7 +189,7 @@ def test_of_too_few_faces_the_base_is_kept(scene):
         assert found.verdict == "keep_base" and "too few" in found.sentence and found.gain is None
 
 
-def judged(known, transfer, limits=Limits(), folder=None, unlike=9.0):  # noqa: B008
+def judged(known, transfer, limits=Limits(), folder=None, unlike=9.0, overdone=0.0):  # noqa: B008
     """The verdict on faces of which the base and the tuned restorer look the same; gains in dB."""
     nothing = torch.zeros(len(known))
     looks, same = Appearance(*[nothing] * len(Appearance._fields)), Agreement(nothing, nothing)
@@ -197,7 +198,7 @@ def judged(known, transfer, limits=Limits(), folder=None, unlike=9.0):  # noqa: 
         Agreement(torch.tensor(gains), nothing) for gains in (known, transfer, folder or [0.0])
     )
     tuned = base._replace(known=known, transfer=transfer, folder=by_folder if folder else None)
-    return decide(base, tuned, looks, limits, unlike=unlike)
+    return decide(base, tuned, looks, limits, belief=Belief(unlike, overdone))
 
 
 def test_two_faces_that_agree_by_chance_prove_nothing():
@@ -318,8 +319,23 @@ def test_how_well_the_folders_damage_is_known_is_seen_on_the_judged_faces(scene)
         def put_on(self, face, *others):
             return super().put_on(super().put_on(super().put_on(face, *others), *others), *others)
 
-    right = verdict.folder_unlike(Noisy(), lq, clean, statistics)
-    assert right < verdict.folder_unlike(TooMuch(), lq, clean, statistics) - 0.1
+    def believed(damage, faces=lq):
+        return Belief.of(
+            damage, KnownAnswers.under(damage, faces, clean, statistics), denoised, faces, clean, statistics
+        )
+
+    right, wrong = believed(Noisy()), believed(TooMuch())
+    assert right.unlike < wrong.unlike - 0.1
+    assert right.overdone <= 0 < believed(Noisy(), clean).overdone, "faces without noise are not denoised much"
+
+
+def test_answers_that_the_base_changes_more_than_the_photos_do_not_decide():
+    """A folder with hardly any damage looks much like one with a little more."""
+    unsure, sure = [-0.6, 0.7, -0.2, 0.3], [0.6, 0.7, 0.65, 0.6]
+    assert judged(unsure, [0.0] * 4, folder=sure, unlike=0.25, overdone=-0.5).verdict == "adopt"
+    milder = judged(unsure, [0.0] * 4, folder=sure, unlike=0.25, overdone=1.5)
+    assert milder.verdict == "cannot_tell" and milder.measures["folder overdone"] == 1.5
+    assert judged([1.9, 2.0], [0.0] * 2, folder=[0.9, 1.0], unlike=0.25, overdone=1.5).verdict == "adopt"
 
 
 def test_grey_faces_are_judged_by_grey_answers(scene):

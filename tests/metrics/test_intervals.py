@@ -71,6 +71,19 @@ def test_student_interval_of_one_face_has_no_ends_and_of_unequal_numbers_is_refu
             metrics.student_difference(a, b)
 
 
+def test_welch_interval_is_that_of_an_unpaired_t_test():
+    stats = pytest.importorskip("scipy.stats")
+    draw = np.random.default_rng(0)
+    for count, other in ((2, 3), (12, 16), (200, 31)):
+        a, b = draw.normal(1, 1, count), draw.normal(0, 3, other)
+        found = metrics.welch_difference(a.tolist(), torch.from_numpy(b))
+        expected = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+        assert found == pytest.approx((a.mean() - b.mean(), expected.low, expected.high), rel=1e-9, abs=1e-12)
+    assert metrics.welch_difference([1.0, 1.0], [0.5, 0.5, 0.5]) == (0.5, 0.5, 0.5)
+    with pytest.raises(ValueError, match="two numbers"):
+        metrics.welch_difference([1.0], [1.0, 2.0])
+
+
 def test_wilson_interval_by_hand():
     found = metrics.wilson_interval(8, 10)  # 0.4902 and 0.9433 in Newcombe's examples of the score interval
     assert (
