@@ -23,11 +23,12 @@ from ..pixels import gaussian_blur
 from ..randomness import keyed_generator
 from .grey import greyed, is_grey
 from .light import with_light_of
-from .synthetic import DESIGN_SIZE, motion_kernel, stored_as_jpeg
+from .synthetic import DESIGN_SIZE, disc_kernel, motion_kernel, stored_as_jpeg
 from .transplant import filtered
 
 MIN_BLUR, MIN_SMALL, MIN_COLOUR = 0.15, 8, 0.5
 MIN_SHAKE = 0.5  # pixels: a shorter way is none
+MIN_SHAPED = 0.5  # pixels: below, a disc and a bell are the same
 MIN_SHRINK = 1.2  # that is worth a word
 RANGES = {
     "blur": (0.0, 3.5),
@@ -51,9 +52,10 @@ RANGES = {
 class Photographed:
     """How a clean face became a damaged one; each within `RANGES`.
 
-    blur: of the lens, sigma in pixels of a face 128 wide. shrink: times. gamma: light is the picture to this power.
-    shot, read: the variance of the noise is 10^shot times the light, plus 10^read squared, for green; 10^red and
-    10^blue times as strong in the other colours. colour: how much stronger developing made the colours.
+    blur: how far a point spreads, sigma in pixels of a face 128 wide, see `put_on`. shrink: times. gamma: light is the
+    picture to this power. shot, read: the variance of the noise is 10^shot times the light, plus 10^read squared, for
+    green; 10^red and 10^blue times as strong in the other colours. colour: how much stronger developing made the
+    colours.
     lightness_blur, colour_blur: of developing, of green and of how red and blue differ from it, sigma in pixels of the
     small picture. quality: of JPEG, in which the small picture was stored; from 100 on it was not. spread: how much the
     noise differs from photo to photo, as the deviation of its logarithm. shake: the longest way that a camera moved
@@ -99,21 +101,31 @@ class Photographed:
 
     def put_on(self, face: Tensor, donor_lq: Tensor, donor_restored: Tensor, *key: int | str) -> Tensor:
         """`face` (3, S, S) with this damage, as light and as dark as it was. key: of the noise. The donor is not looked
-        at."""
-        made = photographed(face[None], self, keyed_generator("photographed", *key))
+        at.
+
+        Every other face, by lot, is out of focus as by a lens, which makes a disc of a point, the rest as prints and
+        scanners are, which make a bell: sets of faces look the same by either (0.140 and 0.141 from faces that were out
+        of focus), and what was learned for the one does harm to the other.
+        """
+        generator = keyed_generator("photographed", *key)
+        shaped = self.blur * face.shape[-1] / DESIGN_SIZE >= MIN_SHAPED
+        by_lens = shaped and bool(torch.rand((), generator=generator) < 0.5)
+        made = photographed(face[None], self, generator, by_lens)
         return with_light_of(made, face[None].cpu().float())[0]
 
 
 @torch.no_grad()
-def photographed(faces: Tensor, how: Photographed, generator: torch.Generator) -> Tensor:
+def photographed(faces: Tensor, how: Photographed, generator: torch.Generator, by_lens: bool = False) -> Tensor:
     """`faces` (B, 3, S, S) in [0, 1] with this damage; generator: on the CPU, draws the noise. float32 on the CPU.
+
+    by_lens: a point out of focus becomes an even disc, else a bell of the same spread.
 
     A grey face stays grey: it was taken on a film that sees no colour, or printed without.
     """
     size = faces.shape[-1]
     small = max(MIN_SMALL, round(size / how.shrink))
     seen = _shaken(faces.cpu().float(), how.shake * size / DESIGN_SIZE, generator)
-    seen = _blurred(seen, how.blur * size / DESIGN_SIZE)
+    seen = _out_of_focus(seen, how.blur * size / DESIGN_SIZE, by_lens)
     seen = F.interpolate(seen, (small, small), mode="area")
     stored = _developed(_with_noise(_to_light(seen, how), how, generator), how)
     if round(how.quality) < 100:
@@ -137,6 +149,13 @@ def _shaken(faces: Tensor, longest: float, generator: torch.Generator) -> Tensor
     return torch.stack(
         [face if way < MIN_SHAKE else filtered(face, motion_kernel(way, turn)) for face, way, turn in moves]
     )
+
+
+def _out_of_focus(faces: Tensor, sigma: float, by_lens: bool) -> Tensor:
+    """Faces (B, 3, S, S) of which each point spreads by `sigma` pixels, to an even disc or to a bell."""
+    if not by_lens:
+        return _blurred(faces, sigma)
+    return torch.stack([filtered(face, disc_kernel(2 * sigma)) for face in faces])
 
 
 def _to_light(seen: Tensor, how: Photographed) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from bfr_core.damage import search
 from bfr_core.damage.family import RANGES, Photographed, photographed
+from bfr_core.damage.light import with_light_of
 from bfr_core.damage.search import closest_damage
 from bfr_core.damage.statistics import Looks, statistics
 from bfr_core.damage.synthetic import motion_kernel
@@ -74,6 +75,37 @@ def test_a_mosaic_makes_the_noise_of_green_coarser_where_it_was_not_seen():
     assert mosaic[:, ~seen].std() == pytest.approx(float(whole[:, ~seen].std()) / 2, rel=0.1), "a mean of four"
     middle, neighbour = mosaic[:, 1:-1, 1:-1], mosaic[:, 1:-1, 2:]
     assert (middle * neighbour).mean() > 0.2 * middle.square().mean(), "neighbours hang together"
+
+
+def test_a_lens_makes_a_disc_of_a_point_and_a_scanner_a_bell():
+    dot = torch.full((1, 3, 64, 64), 0.2)
+    dot[..., 32, 32] = 20.0
+    place = torch.arange(64.0) - 32
+    disc, bell = (
+        photographed(dot, replace(NOTHING, blur=4), keyed_generator(3), lens)[0, 1] - 0.2 for lens in (True, False)
+    )
+    flat, peaked = (float((one > 0.75 * one.max()).sum() / (one > 0.25 * one.max()).sum()) for one in (disc, bell))
+    assert flat > 0.6 and peaked < 0.3
+    widths = [float((one.sum(0) * place.square()).sum() / one.sum()) for one in (disc, bell)]
+    assert max(widths) / min(widths) < 1.2, "of the same spread"
+
+
+def test_half_of_the_faces_are_out_of_focus_as_by_a_lens(faces):
+    face = faces[0]
+
+    def kinds(blur):
+        how = replace(NOTHING, blur=blur)
+        either = [
+            with_light_of(photographed(face[None], how, keyed_generator(1), lens), face[None])[0]
+            for lens in (False, True)
+        ]
+        given = [how.put_on(face, face, face, key) for key in range(40)]
+        near = [[(one - made).abs().mean() < 2e-3 for made in either] for one in given]
+        assert all(any(one) for one in near)
+        return [one == [False, True] for one in near]
+
+    assert 10 < sum(kinds(3.0)) < 30
+    assert not any(kinds(0.8)), "spread by less than a pixel the two are the same"
 
 
 def test_each_photo_is_shaken_along_a_line_of_its_own(faces):
