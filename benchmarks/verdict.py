@@ -273,7 +273,7 @@ def run_one(lab: Lab, run: Run, lq: Tensor, targets: Tensor, work: Path) -> dict
     model = model_for(damage, pairs)
     folder = KnownAnswers.under(model, *judged, lab.statistics)
     base, new = by_base(judged[0]), by_tuned(judged[0])
-    belief = Belief.of(model, folder, by_base, *judged, lab.statistics, base)
+    belief = Belief.of(model, folder, (base, by_base(folder.given)), *judged, lab.statistics)
     evidence |= {name: round(value, 5) for name, value in belief._asdict().items()}
     said = lab.meter.judge(judged[0], base, new, helped=base)
     evidence["likeness"] = dict(zip(("base", "tuned"), ([one.record() for one in of] for of in said), strict=True))

@@ -150,9 +150,10 @@ class KnownAnswers(NamedTuple):
         own = [damage.put_on(face, lq[i], targets[i], key) for key, (face, i) in enumerate(pairs)]
         return cls(known.to(lq.device), torch.stack(own).to(lq.device))
 
-    def agreement(self, restore: Restore, damages: int) -> Agreement:
-        """How near `restore` comes to the clean faces: the mean for each of the damages."""
-        found = agreement(restore(self.given), self.clean)
+    def agreement(self, restore: Restore, damages: int, restored: Tensor | None = None) -> Agreement:
+        """How near `restore` comes to the clean faces: the mean for each of the damages. restored: `restore(given)`, if
+        it is known already."""
+        found = agreement(restore(self.given) if restored is None else restored, self.clean)
         return Agreement(*(value.view(-1, damages).mean(0) for value in found))
 
 
@@ -166,10 +167,11 @@ def gather(
     net: LandmarkNet,
     folder: KnownAnswers | None = None,
     restored: Tensor | None = None,
+    answered: Tensor | None = None,
 ) -> Cues:
     """Cues for `restore` on damaged faces `lq` with their pseudo targets, (B, 3, S, S) RGB in [0, 1] both, B >= 2.
 
-    restored: `restore(lq)`, if it is known already.
+    restored, answered: `restore(lq)` and `restore(folder.given)`, if they are known already.
     """
     restored = restore(lq) if restored is None else restored
     others = targets.roll(1, 0)
@@ -179,7 +181,7 @@ def gather(
         agreement(restored, targets),
         agreement(again, others),
         known_answers.agreement(restore, len(lq)),
-        folder.agreement(restore, len(folder.clean)) if folder else None,
+        folder.agreement(restore, len(folder.clean), answered) if folder else None,
     )
 
 
@@ -234,18 +236,17 @@ class Belief(NamedTuple):
         cls,
         damage: DamageModel,
         answers: KnownAnswers,
-        base: Restore,
+        by_base: tuple[Tensor, Tensor],
         lq: Tensor,
         targets: Tensor,
         statistics: FaceStatistics,
-        by_base: Tensor | None = None,
     ) -> Belief:
-        """Of `damage`, with the sharp faces `answers` under it. lq, targets: as in `judge`, S at least 32. by_base:
-        `base(lq)`, if it is known already."""
+        """Of `damage`, with the sharp faces `answers` under it. by_base: what the base makes of `lq` and of
+        `answers.given`. lq, targets: as in `judge`, S at least 32."""
         lit = statistics._replace(known=lit_like(statistics.known, lq))
         unlike = Looks(looks_of(lq)).distance(looks_of(KnownAnswers.under(damage, lq, targets, lit).given))
-        own = psnr(base(lq) if by_base is None else by_base, lq)
-        return cls(unlike, welch_difference(own.cpu(), psnr(base(answers.given), answers.given).cpu()).low)
+        changes = [psnr(*pair).cpu() for pair in zip(by_base, (lq, answers.given), strict=True)]
+        return cls(unlike, welch_difference(*changes).low)
 
     def holds(self, limits: Limits) -> bool:
         return self.unlike < limits.unlike and self.overdone <= 0
@@ -319,12 +320,13 @@ def judge(
     by_base, by_tuned = base(lq), tuned(lq)
     known_answers = KnownAnswers.of(lq, by_tuned, statistics)
     folder = KnownAnswers.under(damage, lq, targets, statistics) if damage else None
-    before, after = (
-        gather(restore, lq, targets, known_answers, statistics, net, folder, restored)
-        for restore, restored in ((base, by_base), (tuned, by_tuned))
-    )
+    answered = base(folder.given) if folder else None
+    before = gather(base, lq, targets, known_answers, statistics, net, folder, by_base, answered)
+    after = gather(tuned, lq, targets, known_answers, statistics, net, folder, by_tuned)
     further = likeness(lq, by_base, by_tuned) if likeness else ()
-    belief = Belief.of(damage, folder, base, lq, targets, statistics, by_base) if damage and folder else None
+    belief = None
+    if damage and folder and answered is not None:
+        belief = Belief.of(damage, folder, (by_base, answered), lq, targets, statistics)
     return decide(before, after, appearance_of(targets, lq, statistics, net), limits or Limits(), further, belief)
 
 

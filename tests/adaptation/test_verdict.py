@@ -320,9 +320,8 @@ def test_how_well_the_folders_damage_is_known_is_seen_on_the_judged_faces(scene)
             return super().put_on(super().put_on(super().put_on(face, *others), *others), *others)
 
     def believed(damage, faces=lq):
-        return Belief.of(
-            damage, KnownAnswers.under(damage, faces, clean, statistics), denoised, faces, clean, statistics
-        )
+        answers = KnownAnswers.under(damage, faces, clean, statistics)
+        return Belief.of(damage, answers, (denoised(faces), denoised(answers.given)), faces, clean, statistics)
 
     right, wrong = believed(Noisy()), believed(TooMuch())
     assert right.unlike < wrong.unlike - 0.1
