@@ -27,17 +27,23 @@ from bfr_core.adaptation.config import SMALL
 from bfr_core.adaptation.target_checks import check_targets, measurements_of, refusals
 from bfr_core.adaptation.targets import resolved_settings
 from bfr_core.adaptation.tuning import perceptual_term
+from bfr_core.damage.synthetic import DESIGN_SIZE
 from bfr_core.faces.landmarks import load_landmark_net
 from bfr_core.metrics.detail import high_band
 from bfr_core.studies.benchmark import damaged, drawn_targets, restored_by, tuned
 from bfr_core.studies.evaluate import format_interval
 
+def pixels(targets: Tensor, of_design: float) -> float:
+    """So many pixels of a face 128 wide in pixels of these targets."""
+    return of_design * targets.shape[-1] / DESIGN_SIZE
+
+
 # Each: (targets (B, 3, S, S), index of the face) -> the spoiled one.
 WAYS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "another face": lambda targets, i: targets[(i + 7) % len(targets)],
     "another tone": lambda targets, i: (targets[i] * 0.8 + 0.1).clamp(0, 1),
-    "a blur": lambda targets, i: targets[i] - high_band(targets[i][None], 3.0)[0],
-    "moved": lambda targets, i: targets[i].roll((6, -5), (1, 2)),
+    "a blur": lambda targets, i: targets[i] - high_band(targets[i][None], pixels(targets, 3))[0],
+    "moved": lambda targets, i: targets[i].roll((round(pixels(targets, 6)), round(pixels(targets, -5))), (1, 2)),
     "noise": lambda targets, i: (targets[i] + 0.06 * torch.randn(targets[i].shape)).clamp(0, 1),
 }
 
