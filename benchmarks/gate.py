@@ -33,6 +33,7 @@ from bfr_core.metrics.detail import high_band
 from bfr_core.studies.benchmark import damaged, drawn_targets, restored_by, tuned
 from bfr_core.studies.evaluate import format_interval
 
+
 def pixels(targets: Tensor, of_design: float) -> float:
     """So many pixels of a face 128 wide in pixels of these targets."""
     return of_design * targets.shape[-1] / DESIGN_SIZE
