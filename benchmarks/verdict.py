@@ -96,7 +96,7 @@ class Series(NamedTuple):
 
 SERIES = {
     "first": Series(FIRST, (1.0, 0.15, 0.5, 1.5, 0.0), 50),
-    "blur": Series(("camera_x4_iso1500", "motion_jpeg", "soft_focus", "heavy_jpeg"), (1.0, 0.5, 1.5, 0.15, 1.0), 17),
+    "blur": Series(("camera_x4_iso1500", "motion_jpeg", "soft_focus", "heavy_jpeg"), (1.0, 0.5, 1.5, 0.15, 1.0), 25),
 }
 
 
