@@ -225,7 +225,7 @@ class Belief(NamedTuple):
     unlike: how unlike the judged faces sharp faces are that were given it, see `damage.statistics.Looks`; in short
     adaptations 0.20 to 0.28 where it is right, 0.46 to 0.63 where it is not. overdone: dB by which the base changes
     those sharp faces more than the judged ones at least (the lower end of the interval): above 0 where the damage is
-    milder than was estimated, which photos that are hardly damaged hide from the other measure.
+    milder than was estimated, which `unlike` does not show where photos are hardly damaged.
     """
 
     unlike: float = math.inf

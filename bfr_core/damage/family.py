@@ -103,9 +103,9 @@ class Photographed:
         """`face` (3, S, S) with this damage, as light and as dark as it was. key: of the noise. The donor is not looked
         at.
 
-        Every other face, by lot, is out of focus as by a lens, which makes a disc of a point, the rest as prints and
-        scanners are, which make a bell: sets of faces look the same by either (0.140 and 0.141 from faces that were out
-        of focus), and what was learned for the one does harm to the other.
+        Half of the faces, by lot, are out of focus as by a lens, which makes a disc of a point, the rest as prints and
+        scans are, where it becomes a bell: by their looks sets of faces do not tell which it was (see docs/method.md),
+        and what is learned from the wrong one alone costs detail.
         """
         generator = keyed_generator("photographed", *key)
         shaped = self.blur * face.shape[-1] / DESIGN_SIZE >= MIN_SHAPED
