@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ from bfr_core.studies.benchmark import (
     own_settings,
     read_cell,
     run_cell,
+    tuned_on_generic_damage,
 )
 from bfr_core.studies.evaluate import MEASURES, face_measures, format_interval
 from bfr_core.studies.paper_table import strip
@@ -205,6 +207,9 @@ def main() -> None:
         adapt_hq, hq = held_out_faces(args.portraits, restorer.size)
         clean = metrics.kid_features(hq)
         for seed in args.seeds:
+            config = changed(recipe, {"targets.seed": seed, "finetune.seed": seed})
+            term = perceptual_term(config.finetune, prior, restorer.device)
+            generic = cache(partial(tuned_on_generic_damage, restorer, config, term))  # for all damages
             for kind in args.damages:
                 path = args.work / f"{kind}-{seed}.json"
                 done = read_cell(path, made_from)
@@ -227,11 +232,10 @@ def main() -> None:
                         args.restorers / f"{path.stem}.safetensors", adapted, {"steps": args.iterations}, half=True
                     )
 
-                config = changed(recipe, {"targets.seed": seed, "finetune.seed": seed})
                 cell_faces = make_cell_faces(adapt_hq, hq, kind, seed)
-                term = perceptual_term(config.finetune, prior, restorer.device)
                 there = set(done) | (set(ROWS) - set(args.rows))
-                run_cell(cell_faces, restorer, prior, config, there, keep, term, save if args.restorers else None)
+                store = save if args.restorers else None
+                run_cell(cell_faces, restorer, prior, config, there, keep, term, store, generic)
     if any(not read_cell(path, made_from) for path in args.work.glob("*-*.json")):
         print("made by other networks or another recipe than the present ones", file=sys.stderr)
     print(summary(args.work) if args.summary else table(args.work, args.brief))

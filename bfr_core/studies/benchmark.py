@@ -201,6 +201,15 @@ def settled_for(
     return clear, damage
 
 
+def tuned_on_generic_damage(restorer: Restorer, config: AdaptConfig, perceptual: ImageLoss | None = None) -> Restorer:
+    """`restorer` tuned with the recipe on sharp faces under ordinary damage: what tuning brings without the folder."""
+    faces = SharpFaces(restorer.size).stacked(GENERIC_PAIRS)
+    known = faces[torch.arange(GENERIC_PAIRS) % len(faces)]
+    given = damaged(known, "blind", config.finetune.seed, "generic", GENERIC_STRENGTH)
+    alone = replace(config.finetune, sharp=0.0, transplant=0.0, judged_on="own")
+    return tuned(restorer, given, known, alone, perceptual)
+
+
 def run_cell(
     cell_faces: CellFaces,
     restorer: Restorer,
@@ -210,13 +219,16 @@ def run_cell(
     keep: Keep,
     perceptual: ImageLoss | None = None,
     adapted_to: Callable[[Restorer], None] | None = None,
+    generic: Callable[[], Restorer] | None = None,
 ) -> None:
     """Restore the measured faces by every method not yet in `done`, and hand each to keep(row of `ROWS`, faces, more).
 
-    perceptual: see `finetune`. adapted_to: called with the adapted restorer.
+    perceptual: see `finetune`. adapted_to: called with the adapted restorer. generic: gives what
+    `tuned_on_generic_damage` would, which is the same whatever the damage of the cell.
     """
     _, adapt_lq, hq, lq, _ = cell_faces
     plain = replace(config.finetune, sharp=0.0)  # the clean answers of the controls are their targets alone
+    generic = generic or partial(tuned_on_generic_damage, restorer, config, perceptual)
 
     def tuned_on(targets: Tensor) -> Restorer:
         return tuned(restorer, adapt_lq, targets, plain, perceptual)
@@ -239,13 +251,6 @@ def run_cell(
             return tuned_on(targets())
         return tuned_under(damage, restorer, list(zip(adapt_lq, targets(), strict=True)), config.finetune, perceptual)
 
-    def tuned_on_generic_damage() -> Restorer:
-        faces = SharpFaces(restorer.size).stacked(GENERIC_PAIRS)
-        known = faces[torch.arange(GENERIC_PAIRS) % len(faces)]
-        given = damaged(known, "blind", config.finetune.seed, "generic", GENERIC_STRENGTH)
-        alone = replace(plain, transplant=0.0, judged_on="own")
-        return tuned(restorer, given, known, alone, perceptual)
-
     def tuned_as_formerly() -> Restorer:
         return tuned(restorer, adapt_lq, targets(), replace(config.finetune, **FORMER_LOSSES))
 
@@ -257,7 +262,7 @@ def run_cell(
         "tuned on low-pass targets": lambda: restored_by(
             tuned_on(low_pass(own_outputs(), settled()[0].sampler.factor).clamp(0, 1)), lq
         ),
-        GENERIC: lambda: restored_by(tuned_on_generic_damage(), lq),
+        GENERIC: lambda: restored_by(generic(), lq),
         ALONE: lambda: restored_by(tuned_on(targets()), lq),
         FORMER: lambda: restored_by(tuned_as_formerly(), lq),
         "oracle": lambda: restored_by(tuned_on(cell_faces.adapt_hq), lq),

@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from .benchmark import (
     restored_by,
     run_cell,
     tuned,
+    tuned_on_generic_damage,
 )
 from .evaluate import (
     MEASURES,
@@ -158,6 +160,7 @@ def bench_paper(
             *(SENSOR_NOISE, CAMERA_TO_SRGB),
         )
         term = perceptual_term(config.finetune, prior, restorer.device)
+        generic = cache(partial(tuned_on_generic_damage, restorer, config, term))  # for all sets
         pictures = run.folder / "pictures"
         write_image(pictures / "clean.png", strip(clean))
 
@@ -181,7 +184,7 @@ def bench_paper(
                 done.pop(PUBLISHED_ROW, None)
             cell_faces = make_cell_faces(adapt_hq, clean, kind, config.targets.seed) if set(rows) - set(done) else None
             if cell_faces and set(METHODS) - set(done):
-                run_cell(cell_faces, restorer, prior, config, {*done, FORMER}, keep, term)
+                run_cell(cell_faces, restorer, prior, config, {*done, FORMER}, keep, term, generic=generic)
             if cell_faces and with_published and PUBLISHED_ROW not in done:
                 restored = restored_as_published(cell_faces, restorer, prior, config, reading)
                 keep(PUBLISHED_ROW, restored, {"recipe": preset})

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from runpy import run_path
 from typing import Any
@@ -77,6 +78,28 @@ def test_the_adapted_restorer_alone_learns_from_sharp_faces_under_the_folders_da
     with_sharp = [sharp for share, sharp in given if share]
     assert len(given) == 7 and len(with_sharp) == 1 and with_sharp[0] is not None
     assert all(not torch.equal(made["adapted"], made[row]) for row in (benchmark.GENERIC, benchmark.ALONE))
+
+
+def test_one_tuning_on_generic_damage_serves_the_cells_of_every_damage(lab, monkeypatch):
+    restorer, prior, config, cell_faces = lab
+    others = [rows for rows in ROWS if rows != benchmark.GENERIC]
+    tunings: list[torch.Tensor] = []
+    tuned = benchmark.tuned
+
+    def watched(restorer, lq, *rest):
+        tunings.append(lq)
+        return tuned(restorer, lq, *rest)
+
+    monkeypatch.setattr(benchmark, "tuned", watched)
+    by_itself: list[torch.Tensor] = []
+    run_cell(cell_faces, restorer, prior, config, others, lambda _, faces, __: by_itself.append(faces))
+    generic = cache(partial(benchmark.tuned_on_generic_damage, restorer, config))
+    shared: list[torch.Tensor] = []
+    for kind in ("sensor", "halftone"):
+        faces = make_cell_faces(cell_faces.adapt_hq, cell_faces.hq, kind, 3)
+        run_cell(faces, restorer, prior, config, others, lambda _, faces, __: shared.append(faces), generic=generic)
+    assert len(tunings) == 2  # one by itself, one for both damages
+    assert torch.equal(shared[0], by_itself[0]) and not torch.equal(shared[0], shared[1])
 
 
 def test_faces_are_damaged_alike_in_any_number_and_otherwise_in_each_half():
