@@ -23,7 +23,7 @@ class Setting:
     meaning: one or two complete sentences. unit: "" where it has none. low, high: the least and the largest value;
     above, below: limits that a value must not reach. choices: the values that are allowed. auto: whether "auto" may
     stand in place of a value. label: a short name for people. kind: the type of its values; for a tuple, the type of
-    its members.
+    its members. count: how many values a tuple must have; 0 allows any number.
     """
 
     path: str
@@ -38,6 +38,7 @@ class Setting:
     auto: bool = False
     label: str = ""
     kind: type = str
+    count: int = 0
 
     @property
     def name(self) -> str:
@@ -83,6 +84,8 @@ class Setting:
             return
         if self.kind is bool and not isinstance(value, bool):
             raise ValueError(f"{self.path} is {value!r}; it must be true or false")
+        if self.count and (not isinstance(value, tuple) or len(value) != self.count):
+            raise ValueError(f"{self.path} is {value!r}; it must be {self.count} numbers, each {self.range_text}")
         for one in value if isinstance(value, tuple) else (value,):
             if not (one in self.choices if self.choices else self._within(one)):
                 each = "each must be" if isinstance(value, tuple) else "it must be"
@@ -147,11 +150,12 @@ def setting(
     auto: bool = False,
     label: str = "",
     kind: type | None = None,
+    count: int = 0,
 ) -> Any:
     """A dataclass field that carries all that is known of a setting; the arguments are those of `Setting`."""
     if kind is None:
         kind = type(default[0]) if isinstance(default, tuple) and default else type(default)
-    facts = Setting("", default, meaning, unit, low, high, above, below, choices, auto, label, kind)
+    facts = Setting("", default, meaning, unit, low, high, above, below, choices, auto, label, kind, count)
     return dataclasses.field(default=default, metadata={KEY: facts})
 
 

@@ -17,6 +17,7 @@ class Inner:
     start: int | str = setting(150, "Level at which it starts.", low=1, auto=True)
     at: tuple[float, ...] = setting((0.5,), "Where the rate is halved.", low=0, high=1)
     on: bool = setting(False, "Whether it is on.")
+    betas: tuple[float, float] = setting((0.9, 0.99), "Two of them.", low=0, below=1, count=2)
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -30,7 +31,7 @@ class Outer:
 
 def test_every_setting_is_found_with_its_path_and_default() -> None:
     found = {one.path: one.default for one in settings_of(Outer)}
-    assert found["inner.steps"] == 10 and found["name"] == "embedded" and len(found) == 7
+    assert found["inner.steps"] == 10 and found["name"] == "embedded" and len(found) == 8
     assert {one.path: one.default for one in settings_of(Outer(Inner(steps=3)))}["inner.steps"] == 3
 
 
@@ -68,6 +69,8 @@ def test_assignments_become_values(text: str, value: object) -> None:
         ("inner.on=perhaps", "on is 'perhaps'; it must be true or false"),
         ("steps=3", "did you mean inner.steps?"),
         ("inner.step=3", "did you mean inner.steps"),
+        ("inner.betas=0.9", "betas is (0.9,); it must be 2 numbers, each 0 to less than 1"),
+        ("inner.betas=0.9,1", "each must be 0 to less than 1"),
         ("zzz=3", "'bfr settings' lists them"),
         ("inner.steps", "path=value"),
     ],

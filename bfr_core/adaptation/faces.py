@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -118,8 +119,9 @@ def collect_faces(
 
     size: side of the crops in pixels, 16 to 2048. device: where the detector's network runs.
     files: the photos under it that are used; by default all that `look_through` finds.
-    Only photos that are new, or whose content, name or settings changed, are examined; crops of photos that are gone
-    are deleted. A crop that was changed by hand is kept and used.
+    Only photos that are new, that failed, or whose content, name or settings changed, are examined, and those without
+    a face if there is another detector now. Crops of photos that are gone are deleted. A
+    crop that was changed by hand is kept and used.
     Raises FileNotFoundError or ValueError if there are no photos, or no face in any of them.
     """
     records, before, others = _examine(photos, run, size, config, callback, device, files)
@@ -204,20 +206,23 @@ def _examine(
     own = _read_journal(journal)
     before = {photo: one for path in _journals(run) for photo, one in _records_of(_lines_of(path)).items()}
     made_with = fingerprint(size, asdict(config))
-    detector = None
+    detector, searched_by = None, ""
+    if not config.aligned:
+        from ..faces.detect import detector_named, load_detector
+
+        searched_by = detector_named(config.detector)
     records: list[dict[str, Any]] = []
     with journal.open("a", encoding="utf-8") as stream:
         named = shard.of(list(zip(files, relatives, photo_names(relatives), strict=True)))
         for step, (file, relative, name) in enumerate(named):
             photo = relative.as_posix()
             key: dict[str, Any] = {"photo": photo, "name": name, "made_with": made_with, "stamp": _stamp(file)}
-            record = _still_true(before.get(photo, {}), key, file, run.faces)
+            record = _still_true(before.get(photo, {}), key, file, run.faces, searched_by)
             if record is None:
                 record = key | {"sha256": content_hash(file), "faces": [], "problem": "", "status": "used"}
+                record["searched_by"] = searched_by
                 try:
                     if detector is None and not config.aligned:
-                        from ..faces.detect import load_detector
-
                         detector = load_detector(config.detector, config.threshold, device)
                     record["faces"], narrow, notes = _crops_of(file, name, run.faces, size, config, detector)
                     record["notes"] = list(notes)
@@ -242,9 +247,19 @@ def _examine(
     return records, before, others
 
 
-def _still_true(record: dict[str, Any], key: dict[str, Any], file: Path, folder: Path) -> dict[str, Any] | None:
-    """The record of a photo with its present time; None if the photo must be examined anew."""
+def _still_true(
+    record: dict[str, Any], key: dict[str, Any], file: Path, folder: Path, searched_by: str
+) -> dict[str, Any] | None:
+    """The record of a photo with its present time; None if the photo must be examined anew.
+
+    searched_by: the detector of now; a photo in which another one found no face is searched again, and one that failed
+    is tried again, because the reason may have lain in packages or permissions.
+    """
     if any(record.get(name) != key[name] for name in ("name", "made_with")):
+        return None
+    if record.get("status", "failed" if record.get("problem") else "used") in ("failed", "left_out"):
+        return None
+    if record.get("status") == "no_face" and record.get("searched_by") != searched_by:
         return None
     if not all((folder / f"{name}.png").is_file() for name in _names_of(record)):
         return None
@@ -257,9 +272,17 @@ def _names_of(record: dict[str, Any]) -> list[str]:
     return [face["name"] for face in record.get("faces", [])]
 
 
-def faces_of(run: Run) -> FaceSet:
-    """The faces that a run holds, less those left out. Raises ValueError if it has none yet, or none is in use."""
+def faces_of(run: Run, size: int | None = None) -> FaceSet:
+    """The faces that a run holds, less those left out.
+
+    size: what the crops must measure, in pixels. Raises ValueError if it has none yet, in use, or of that size.
+    """
     index = face_index(run)
+    if size and index.get("size", size) != size:
+        raise ValueError(
+            f"{printable(run.folder)}: its faces are {index['size']} pixels wide, and the restorer takes {size}; give "
+            "the restorer that they were cut for, or cut them anew with 'bfr faces PHOTOS --run ... --restorer ...'"
+        )
     left_out = left_out_of(run)
     names = [face["name"] for face in index["faces"] if face["name"] not in left_out]
     if not names:
@@ -271,17 +294,34 @@ def faces_of(run: Run) -> FaceSet:
 
 def leave_out(run: Run, names: Iterable[str]) -> None:
     """Use all faces of the run but these from now on; a face is used again once its photo has changed."""
-    known = {face["name"]: face.get("found") for face in face_index(run)["faces"]}
-    write_json(run.left_out, {"names": {name: known[name] for name in sorted(known.keys() & set(names))}})
+    left = {face["name"] for face in face_index(run)["faces"]} & set(names)
+    marks = [mark for name, mark in _marks(run).items() if name in left]
+    write_json(run.left_out, {"faces": marks})
 
 
 def left_out_of(run: Run) -> list[str]:
-    """Names of the run's faces that the user left out, sorted; they stay so at another size of the crops."""
-    marked = read_table(run.left_out, names=(dict, list)).get("names", {})
-    faces = {face["name"]: face.get("found") for face in face_index(run)["faces"]}
+    """Names of the run's faces that the user left out, sorted; they stay so at another size of the crops.
+
+    A face is known again by its photo and its place among the photo's faces, because its name also depends on what
+    other photos there are.
+    """
+    table = read_table(run.left_out, names=(dict, list), faces=list)
+    marked, marks, now = table.get("names", {}), table.get("faces", []), _marks(run)
     if not isinstance(marked, dict):  # of version 0.1
-        return sorted(faces.keys() & set(marked))
-    return sorted(name for name, found in marked.items() if name in faces and faces[name] == found)
+        return sorted(now.keys() & set(marked))
+    of_old = {name for name, found in marked.items() if name in now and now[name]["found"] == found}  # of version 0.2
+    return sorted({name for name, mark in now.items() if mark in marks} | of_old)
+
+
+def _marks(run: Run) -> dict[str, dict[str, Any]]:
+    """What every face of the run is known again by, by its name: its photo, its number there, and `found`."""
+    counts: Counter[str] = Counter()
+    marks: dict[str, dict[str, Any]] = {}
+    for face in face_index(run)["faces"]:
+        photo = face.get("photo", face["name"])
+        counts[photo] += 1
+        marks[face["name"]] = {"photo": photo, "number": counts[photo], "found": face.get("found")}
+    return marks
 
 
 def face_index(run: Run) -> dict[str, Any]:

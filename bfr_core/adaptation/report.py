@@ -232,11 +232,9 @@ def kept_by_width(damage: FolderDamage) -> list[tuple[int, float]]:
 
 def refused_faces(result: Adapted) -> list[Gallery]:
     """The faces whose target the checks refused, with the reason; nothing if there are none."""
-    refused = {
-        n: why
-        for n, why in read_json(result.run.target_checks, {}).get("refused", {}).items()
-        if n not in result.targets
-    }
+    known = set(result.faces.names) - set(result.targets)  # a face that was refused may have left the photos since
+    found = read_json(result.run.target_checks, {}).get("refused", {})
+    refused = {n: why for n, why in found.items() if n in known}
     rows = []
     for name, why in list(refused.items())[:ROWS]:
         lq = read_image(result.faces.crop(name))

@@ -146,7 +146,9 @@ def draw_targets(
     run.record("targets", asdict(config) | computed | {"restorer": restorer.name, "prior": prior.name})
     drawn = _draw(run, faces, restorer, prior, config, callback)
     fingerprint_value = targets_fingerprint(faces, {name: run.targets / f"{name}.png" for name in faces.names})
-    write_json(run.targets / "stage.json", {"fingerprint": fingerprint_value, "made": drawn})
+    crops = _drawn_by_now(run)[1]
+    drawn_from = {name: crops.get(name, "") for name in drawn}
+    write_json(run.targets / "stage.json", {"fingerprint": fingerprint_value, "made": drawn, "crops": drawn_from})
     remove(path for path in _markers(run) if path.name != "stage.json")  # of shards, whose lines stage.json has now
     return fingerprint_value
 
@@ -183,9 +185,7 @@ def _draw(
         open_stage(folder, old_crops(run))
     list_old_redrawn(run)
     marker = run.targets / f"stage{shard.suffix}.json"
-    made: dict[str, str] = {}
-    for path in _markers(run):
-        made |= read_table(path, made=dict).get("made", {})
+    made, crops = _drawn_by_now(run)
     own = shard.of(faces.names, config.batch_size)
     keys = {n: target_key(faces.crop(n), n, restorer, prior, config) for n in own}
     files = {n: run.targets / f"{n}.png" for n in own}
@@ -196,7 +196,12 @@ def _draw(
     if changed_ := sum(n in made and files[n].exists() for n in missing):
         log.info("targets/: %d are drawn anew, because faces, networks or settings changed", changed_)
     made = _without_strays(run, made, faces) if shard.is_whole else {n: made[n] for n in own if n in made}
-    write_json(marker, {"made": made})
+    crops = {n: sha256_of(faces.crop(n)) if n in keys else crops.get(n, "") for n in {*made, *own}}
+
+    def mark() -> None:
+        write_json(marker, {"made": made, "crops": {n: crops[n] for n in made}})
+
+    mark()
     calls = config.sampler.network_calls
     total, there = len(own) * calls, len(own) - len(missing)
 
@@ -210,13 +215,24 @@ def _draw(
             write_or_keep(run.restored / f"{name}.png", restored)
             write_or_keep(files[name], target)
         made |= {n: keys[n] for n in names}
-        write_json(marker, {"made": made})
+        mark()
         done += len(names)
         if callback:
             callback("targets", done * calls, total, None)
     if callback and not missing:
         callback("targets", total, total, None)
     return made
+
+
+def _drawn_by_now(run: Run) -> tuple[dict[str, str], dict[str, str]]:
+    """Of the targets that the run and its shards drew: their `target_key` and their crop's SHA-256, by face name."""
+    made: dict[str, str] = {}
+    crops: dict[str, str] = {}
+    for path in _markers(run):
+        found = read_table(path, made=dict, crops=dict)
+        made |= found.get("made", {})
+        crops |= found.get("crops", {})
+    return made, crops
 
 
 def _markers(run: Run) -> list[Path]:
@@ -305,8 +321,26 @@ def check_given(
 
 
 def made_targets(run: Run, faces: FaceSet) -> tuple[dict[str, Path], str]:
-    """What `make_targets` returned when it filled the run. Raises ValueError if the run holds no targets."""
+    """What `make_targets` returned when it filled the run, less the targets of faces that have changed since.
+
+    Faces without a target are named. Raises ValueError if the run holds no target of its faces.
+    """
     drawn = targets_of(run, faces)
+    crops = _drawn_by_now(run)[1]
+    by_hand = made_by_hand(drawn)
+    former = [n for n in drawn if n not in by_hand and crops.get(n) and crops[n] != content_hash(faces.crop(n))]
+    for name in former:
+        log.warning("%s: has changed since its target was drawn; it is left out", printable(faces.label(name)))
+        del drawn[name]
+    if missing := [faces.label(n) for n in faces.names if n not in drawn and n not in former]:
+        some = ", ".join(map(printable, missing[:3])) + (", ..." if len(missing) > 3 else "")
+        log.warning("%d of %d faces have no target and are left out (%s)", len(missing), len(faces), some)
+    if former or missing:
+        log.warning("'bfr targets --run %s' draws the targets that are missing", printable(run.folder))
+    if not drawn:
+        raise ValueError(
+            f"{printable(run.folder)}: holds no targets of its faces; make them with 'bfr targets --run ...'"
+        )
     made_from = targets_fingerprint(faces, drawn)
     return accepted_targets(run, drawn, made_from), made_from
 

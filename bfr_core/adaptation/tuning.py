@@ -39,8 +39,9 @@ from .verdict import Judgement, judge, load_face_statistics
 log = logging.getLogger(__name__)
 
 NO_LPIPS = (
-    "perceptual must be LPIPS here, whose VGG file vgg16-397923af.pth is not in torch's folder of checkpoints; put it "
-    "there (torchvision fetches it by models.vgg16(weights='IMAGENET1K_V1')), or set perceptual to 0"
+    "perceptual must be LPIPS here, which takes the package lpips and, in torch's folder of checkpoints, its VGG file "
+    "vgg16-397923af.pth; add what is missing (pip install lpips; torchvision fetches the file by "
+    "models.vgg16(weights='IMAGENET1K_V1')), or set perceptual to 0"
 )
 NOT_JUDGED = Judgement("not_judged", "no face was held out of the tuning, as set, so nothing shows whether it helped")
 CACHED_BYTES = 1 << 30
@@ -241,6 +242,8 @@ def perceptual_term(config: FinetuneConfig, prior: Prior | None, device: torch.d
     if config.perceptual_by == "lpips":
         raise ValueError(NO_LPIPS)
     if prior is None:
-        raise ValueError("the perceptual term needs LPIPS's VGG file or a prior; give --prior, or set perceptual to 0")
-    log.info("perceptual term: features of the prior's encoder, since LPIPS's VGG file is not on this machine")
+        raise ValueError(
+            "the perceptual term needs LPIPS with its VGG file or a prior; give --prior, or set perceptual to 0"
+        )
+    log.info("perceptual term: features of the prior's encoder, since LPIPS or its VGG file is not on this machine")
     return perceptual_loss(partial(prior.encoder_to(device).features, recompute=config.recompute))

@@ -164,11 +164,11 @@ def targets(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     elif not args.shard.is_whole:
         with run.locked_shard(args.shard):
             prior = load_prior(config.prior).to(restorer.device)
-            drawn = draw_shard(run, faces_of(run), restorer, prior, config, args.shard, bars)
+            drawn = draw_shard(run, faces_of(run, restorer.size), restorer, prior, config, args.shard, bars)
         print(f"{drawn} pseudo targets of shard {args.shard} in {run.targets}; {GATHER}", file=sys.stderr)
         return {"targets": drawn}
     with run.locked():
-        found = faces_of(run)
+        found = faces_of(run, restorer.size)
         prior = load_prior(config.prior).to(restorer.device)
         files, _ = make_targets(run, found, restorer, prior, config, bars)
     print(f"{len(files)} pseudo targets in {run.targets}, {len(found) - len(files)} refused", file=sys.stderr)
@@ -245,9 +245,10 @@ def _material(args: argparse.Namespace, run: Any, base: Any, config: Any, bars: 
     from ..adaptation.faces import collect_faces, faces_of
     from ..adaptation.target_stage import check_given, made_targets, match_targets
 
-    found = (
-        collect_faces(args.photos, run, base.size, config.faces, bars, base.device) if args.photos else faces_of(run)
-    )
+    if args.photos:
+        found = collect_faces(args.photos, run, base.size, config.faces, bars, base.device)
+    else:
+        found = faces_of(run, base.size)
     if args.targets:
         return found, *check_given(run, found, match_targets(found, args.targets), config.gate, bars)
     return found, *made_targets(run, found)
@@ -271,7 +272,7 @@ def _help_to_tune(
     try:
         with _cancelled_together(bars):
             with team.first_goes_first():
-                found = faces_of(run)
+                found = faces_of(run, base.size)
             if args.targets:
                 given = match_targets(found, args.targets)
                 made_from = targets_fingerprint(found, given)

@@ -112,7 +112,9 @@ class TargetWorker(ShardWorker):
         self.prior = load_prior(order.config.prior).to(device)
 
     def work(self, shard: Shard) -> list[dict[str, str]]:
-        draw_shard(self.run, faces_of(self.run), self.restorer, self.prior, self.order.config, shard)
+        draw_shard(
+            self.run, faces_of(self.run, self.restorer.size), self.restorer, self.prior, self.order.config, shard
+        )
         return []
 
 
@@ -152,7 +154,7 @@ def draw_on_ray(
     order = replace(order.absolute(), threads=pool.threads)
     run = Run(order.run)
     with run.locked():
-        faces = faces_of(run)
+        faces = faces_of(run, restorer.size)
         settled_target_config(run, faces, restorer, prior, order.config, callback)
     batch = order.config.targets.batch_size
     _all_shards(TargetWorker, order, pool, "targets", len(faces), batch, callback, lambda _: None)

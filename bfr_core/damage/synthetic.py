@@ -153,11 +153,11 @@ def shared_online(image: Tensor, generator: torch.Generator, strength: float) ->
 
 
 def video(image: Tensor, generator: torch.Generator, strength: float) -> tuple[Tensor, Parameters]:
-    """A frame of a small H.264 video in which the face moves. Raises ImportError without PyAV (`pip install av`)."""
+    """A frame of a small H.264 video in which the face moves. Raises ValueError without PyAV (`pip install av`)."""
     try:
         import av
     except ImportError:
-        raise ImportError("damage 'video' needs the package av: pip install av") from None
+        raise ValueError("damage 'video' needs the package av: pip install av") from None
     crf = min(51.0, round(_uniform(generator, 30, 38) * max(0.1, strength) ** 0.3))
     move = [int(_uniform(generator, -3, 4)) for _ in range(2)]
     even = F.pad(image[None], (0, image.shape[-1] % 2, 0, image.shape[-2] % 2), mode="replicate")[0]

@@ -24,6 +24,7 @@ from .landmarks import CROP, SCAN_CROP, WINDOW, LandmarkNet, ScanNet, load_landm
 from .second_look import SecondLook, load_second_look
 
 RETINAFACE_FILE = "detection_Resnet50_Final.pth"
+RETINAFACE_PACKAGES = ("facexlib", "cv2", "torchvision")  # it imports them
 SMALLEST = 40  # width of the crop, in photo pixels, from which faces are promised to be found; many narrower ones are
 SCAN_SCALE = SCAN_CROP / SMALLEST  # scale of the photo in its finest scan
 LEVELS = 4  # sizes, half an octave apart, at which one copy of the photo is scanned; the next copy is a quarter as wide
@@ -81,16 +82,29 @@ def load_detector(
     """
     check_detector(kind, threshold)
     if kind != "embedded":
-        folders = retinaface_folders(weights)
-        found = next((f / RETINAFACE_FILE for f in folders if (f / RETINAFACE_FILE).is_file()), None)
-        if found and find_spec("facexlib"):
+        found, missing = _retinaface_file(weights)
+        if found:
             return RetinaFaceDetector(found, threshold, device)
         if kind == "retinaface":
-            places = ", ".join(map(str, folders)) or "no folder"
-            missing = f"{RETINAFACE_FILE} is not in {places}" if not found else "the package facexlib is not installed"
             raise FileNotFoundError(f'detector "retinaface": {missing}; add it, or use the detector "embedded"')
-        log.info("faces are found with the embedded detector: RetinaFace is not installed")
+        log.info("faces are found with the embedded detector: RetinaFace is not installed (%s)", missing)
     return load_embedded_detector(threshold, device)
+
+
+def detector_named(kind: str) -> str:
+    """The name of the detector that `load_detector` gives for `kind`."""
+    return RetinaFaceDetector.name if kind != "embedded" and _retinaface_file()[0] else EmbeddedDetector.name
+
+
+def _retinaface_file(weights: Path | None = None) -> tuple[Path | None, str]:
+    """RetinaFace's file, or None and what is missing: the file, or a package that reads it."""
+    folders = retinaface_folders(weights)
+    found = next((f / RETINAFACE_FILE for f in folders if (f / RETINAFACE_FILE).is_file()), None)
+    if found is None:
+        return None, f"{RETINAFACE_FILE} is not in {', '.join(map(str, folders)) or 'any folder'}"
+    if missing := next((name for name in RETINAFACE_PACKAGES if find_spec(name) is None), None):
+        return None, f"the package {missing} is not installed"
+    return found, ""
 
 
 # ---------------------------------------------------------------- embedded

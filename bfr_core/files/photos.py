@@ -73,6 +73,7 @@ _GPS, _MAKER_NOTE = 0x8825, 0x927C
 _EXIF_BLOCKS = (0x8769, _GPS)
 _EXIF_KEPT = {0x010E, 0x010F, 0x0110, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x8298, *_EXIF_BLOCKS}
 _EXIF_KEPT |= set(range(0x9C9B, 0x9CA0))
+BEYOND_WHITE = 4.0
 _JPEG_EXIF_BYTES = 65000  # one JPEG segment, less its header
 _XMP_TAG = 700
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT, _WHITE_IS_ZERO = 258, 262, 339, 0  # TIFF 6.0, sections 8 and 19
@@ -512,6 +513,7 @@ def _to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
 def _deep_grey(image: Image.Image, file_format: str) -> Tensor:
     """Grey of 16 or 32 bits, or float, as (H, W) float32 in [0, 1]; format or values tell the full scale.
 
+    Floats may go beyond white, as sharpening leaves them or highlights are kept, by up to `BEYOND_WHITE` times.
     A TIFF may count from white, as scanners do, and its 32 bits may have no sign, of which Pillow knows nothing.
     """
     tags = getattr(image, "tag_v2", {})
@@ -525,8 +527,9 @@ def _deep_grey(image: Image.Image, file_format: str) -> Tensor:
     if image.mode.startswith("I;16") or file_format == "PNG":
         scale = 65535.0
     else:
-        scales = (1.0, 255.0, 65535.0, 2.0**31 - 1)
-        scale = next((s for s in scales if top <= s and (s > 1 or image.mode == "F")), 2.0**32 - 1)
+        is_float = image.mode == "F"
+        scales = (1.0, 255.0, 65535.0, 2.0**31 - 1)[0 if is_float else 1 :]
+        scale = next((s for s in scales if top <= s * (BEYOND_WHITE if is_float else 1)), 2.0**32 - 1)
     light = np.clip(values / scale, 0, 1)
     return torch.from_numpy(1 - light if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else light)
 

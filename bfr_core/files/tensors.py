@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -247,7 +249,33 @@ def whole_number(text: Any, least: int, most: int) -> int:
 
 def save_tensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a .safetensors file; an older one stays until the new one is complete."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     whole = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-    replace_atomically(path, lambda part: save_file(whole, part, dict(metadata)))
+
+    def write(part: Path) -> None:
+        try:
+            save_file(whole, part, dict(metadata))
+        except SafetensorError as error:  # its only word for a full disk
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+    replace_atomically(path, write)
+
+
+def save_pickled(path: Path, state: object) -> None:
+    """Write what `torch.save` makes of `state`; an older file stays until the new one is complete."""
+
+    def write(part: Path) -> None:
+        try:
+            with open(part, "wb") as file:  # PyTorch's own file would give no reason
+                torch.save(state, file)
+        except RuntimeError as error:  # of ending the file, after the disk refused
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
+
+    replace_atomically(path, write)

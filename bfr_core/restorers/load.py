@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from ..files.photos import printable, replace_atomically
+from ..files.photos import printable
 from ..files.tensors import (
     METADATA,
     LimitedBuilding,
     load_tensors,
     misfit_of,
     reason_of,
+    save_pickled,
     save_tensors,
     sha256_of,
     whole_number,
@@ -204,7 +205,7 @@ def export_pth(path: Path, restorer: Restorer) -> None:
     """
     state = {k: v.cpu().contiguous() for k, v in _file_state(restorer, torch.float32).items()}
     metadata = {k: v for k, v in restorer.metadata.items() if k not in OF_ITS_KIND} | _own_metadata(restorer)
-    replace_atomically(path, lambda part: torch.save({"params_ema": state, METADATA: metadata}, part))
+    save_pickled(path, {"params_ema": state, METADATA: metadata})
     named, is_one = CODEFORMER_MARK in path.name.lower(), isinstance(restorer, CodeFormer)
     if named != is_one:
         log.warning(

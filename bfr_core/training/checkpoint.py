@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..files.ownership import move, note
-from ..files.photos import printable, replace_atomically
-from ..files.tensors import read_pickle, reason_of
+from ..files.photos import printable
+from ..files.tensors import read_pickle, reason_of, save_pickled
 from .config import FinetuneConfig
 from .discriminator import UNetDiscriminator
 
@@ -72,7 +72,7 @@ def save(tuning: Tuning, checkpoint: Path, fingerprint: str, config: FinetuneCon
     state = {name: part.state_dict() for name, part in tuning.parts.items()}
     state |= {"fingerprint": fingerprint, "progress": asdict(tuning.progress), "best": tuning.best}
     state |= {"settings": asdict(config)}
-    replace_atomically(checkpoint, lambda part: torch.save(state, part))
+    save_pickled(checkpoint, state)
 
 
 def load(tuning: Tuning, checkpoint: Path, fingerprint: str, config: FinetuneConfig) -> None:

@@ -91,8 +91,10 @@ class FinetuneConfig:
         below=1,
         kind=float,
     )
-    betas: tuple[float, float] = setting((0.9, 0.999), "Adam's betas for the restorer.", low=0, below=1)
-    critic_betas: tuple[float, float] = setting((0.9, 0.99), "Adam's betas for the discriminator.", low=0, below=1)
+    betas: tuple[float, float] = setting((0.9, 0.999), "Adam's betas for the restorer.", low=0, below=1, count=2)
+    critic_betas: tuple[float, float] = setting(
+        (0.9, 0.99), "Adam's betas for the discriminator.", low=0, below=1, count=2
+    )
     critic_lr: float = setting(
         0.0, "Learning rate of the discriminator throughout; 0 takes that of the restorer.", low=0
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -81,9 +82,9 @@ def perceptual_loss(encode: Callable[[Tensor], list[Tensor]]) -> ImageLoss:
 
 
 def find_vgg() -> Path | None:
-    """torchvision's VGG-16 file, if it is on this machine."""
+    """torchvision's VGG-16 file, if LPIPS can be computed on this machine: it takes that file and the package lpips."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / "vgg16-397923af.pth"
-    return path if path.is_file() else None
+    return path if path.is_file() and find_spec("lpips") else None
 
 
 def lpips_loss(vgg_file: Path, device: torch.device | str = "cpu") -> ImageLoss:

@@ -15,6 +15,7 @@ from bfr_core.adaptation import target_checks, target_stage, tuning
 from bfr_core.adaptation.adapt import adapt
 from bfr_core.adaptation.config import FaceConfig
 from bfr_core.adaptation.faces import collect_faces, faces_of, leave_out, left_out_of
+from bfr_core.adaptation.report import refused_faces
 from bfr_core.adaptation.run import Run
 from bfr_core.adaptation.target_checks import TargetCheckConfig
 from bfr_core.diffusion.prior import load_prior
@@ -323,6 +324,21 @@ def fingerprints(monkeypatch):
 
     monkeypatch.setattr(tuning, "finetune", spied)
     return seen
+
+
+def test_the_report_of_a_tuning_does_not_ask_for_a_refused_face_that_is_gone(photos, config, tmp_path):
+    """`bfr faces` after a photo was taken away, then `bfr finetune`: the checks' record still names its face."""
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    run = Run(tmp_path / "run")
+    before = adapt(folder, run.folder, config)
+    gone = before.faces.names[0]
+    checks = json.loads(run.target_checks.read_text())
+    run.target_checks.write_text(json.dumps(checks | {"refused": {gone: "it has moved"}}))
+    next(path for path in folder.rglob("*.png") if path.stem == gone.split("__")[-1]).unlink()
+    after = replace(before, faces=collect_faces(folder, run, 32, config.faces))
+    assert gone not in after.faces.names and not after.faces.crop(gone).exists()
+    assert refused_faces(replace(after, targets={})) == []
 
 
 def test_a_target_that_was_drawn_again_is_part_of_what_a_tuning_depends_on(photos, config, tmp_path, monkeypatch):

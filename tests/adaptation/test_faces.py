@@ -1,21 +1,25 @@
 """The faces of a run: taken from photos, kept, and found again."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
+import bfr_core.adaptation.faces as faces_module
 from bfr_core.adaptation.config import FaceConfig
-from bfr_core.adaptation.faces import collect_faces, faces_of
+from bfr_core.adaptation.faces import collect_faces, faces_of, leave_out, left_out_of
 from bfr_core.adaptation.run import Run
+from bfr_core.faces import detect
+from bfr_core.faces.align import Face, template
+from bfr_core.files.kinds import LeftOutError
 from bfr_core.files.photos import read_image, write_image
 
 ALIGNED = FaceConfig(aligned=True)
 
 
 def test_a_changed_photo_is_noticed(photos, config, tmp_path):
-    import shutil
-
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     run = Run(tmp_path / "run")
@@ -27,8 +31,6 @@ def test_a_changed_photo_is_noticed(photos, config, tmp_path):
 
 
 def test_bad_photos_are_reported_and_the_others_used(photos, tmp_path):
-    import shutil
-
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     (folder / "text.jpg").write_text("not a picture")
@@ -89,3 +91,84 @@ def test_a_wrong_folder_takes_no_faces_from_the_run(photos, tmp_path):
     with pytest.raises(ValueError, match="no face could be taken"):
         collect_faces(tmp_path / "wrong", run, 32, ALIGNED)
     assert faces_of(run).names == before.names and len(before.batch(0, 10)) == 10
+
+
+def test_a_photo_that_failed_is_tried_again(photos, tmp_path, monkeypatch):
+    """The reason may have lain in a package or in permissions, which neither size nor time of a file tell."""
+    folder, run = tmp_path / "photos", Run(tmp_path / "run")
+    shutil.copytree(photos, folder)
+    victim = sorted(folder.glob("*.png"))[0].name
+    real = faces_module.read_photo
+
+    reasons: list[ValueError] = []
+
+    def refused(file):
+        if file.name == victim:
+            raise reasons[-1]
+        return real(file)
+
+    monkeypatch.setattr(faces_module, "read_photo", refused)
+    for reason in (ValueError(f"{victim}: cannot be read"), LeftOutError(victim, "needs a package")):
+        reasons.append(reason)
+        found = collect_faces(folder, run, 32, ALIGNED)
+        assert len(found) == 9 and [one["photo"] for one in found.problems] == [victim]
+    monkeypatch.setattr(faces_module, "read_photo", real)
+    assert len(collect_faces(folder, run, 32, ALIGNED)) == 10
+
+
+def test_another_detector_looks_again_where_none_was_found(photos, tmp_path, monkeypatch):
+    """Photos with a face are left as they are: their crops are what targets were drawn from."""
+    looked: list[int] = []
+    sees: list[Face] = []
+
+    def searched(photo):
+        looked.append(1)
+        return sees
+
+    monkeypatch.setattr(detect, "load_detector", lambda *_: searched)
+    run, here = Run(tmp_path), photos
+    with pytest.raises(ValueError, match="no face could be taken"):
+        collect_faces(here, run, 32, FaceConfig(min_face=1))
+    looked.clear()
+    with pytest.raises(ValueError, match="no face could be taken"):
+        collect_faces(here, run, 32, FaceConfig(min_face=1))
+    assert not looked
+    sees.append(Face(template(32)))
+    monkeypatch.setattr(detect, "_retinaface_file", lambda *_: (Path("file"), ""))
+    assert len(collect_faces(here, run, 32, FaceConfig(min_face=1))) == 10
+    monkeypatch.undo()
+    monkeypatch.setattr(detect, "load_detector", lambda *_: pytest.fail("was searched again"))
+    assert len(collect_faces(here, run, 32, FaceConfig(min_face=1))) == 10
+
+
+def test_a_face_that_was_left_out_stays_so_when_its_name_changes(photos, tmp_path):
+    """A second photo of the same stem gives both another name, `IMG_2` becomes `IMG_2_png`."""
+    folder, run = tmp_path / "photos", Run(tmp_path / "run")
+    shutil.copytree(photos, folder)
+    names = collect_faces(folder, run, 32, ALIGNED).names
+    photo = sorted(folder.glob("*.png"))[0]
+    leave_out(run, [photo.stem])
+    write_image(photo.with_suffix(".jpg"), torch.rand(3, 32, 32))
+    found = collect_faces(folder, run, 32, ALIGNED)
+    assert left_out_of(run) == [f"{photo.stem}_png"]
+    assert len(found) == len(names) and f"{photo.stem}_jpg" in found.names
+    write_image(photo, 1 - read_image(photo))  # another picture: the mark no longer holds
+    assert len(collect_faces(folder, run, 32, ALIGNED)) == len(names) + 1
+
+
+def test_marks_of_before_still_hold(photos, tmp_path):
+    run = Run(tmp_path)
+    name = collect_faces(photos, run, 32, ALIGNED).names[0]
+    found = next(face["found"] for face in json.loads((run.faces / "faces.json").read_text())["faces"])
+    for names in ([name], {name: found}):
+        run.left_out.write_text(json.dumps({"names": names}))
+        assert left_out_of(run) == [name]
+    run.left_out.write_text(json.dumps({"names": {name: "another photo"}}))
+    assert left_out_of(run) == []
+
+
+def test_faces_of_another_size_are_refused(photos, tmp_path):
+    collect_faces(photos, Run(tmp_path), 32, ALIGNED)
+    assert len(faces_of(Run(tmp_path), 32)) == 10
+    with pytest.raises(ValueError, match="its faces are 32 pixels wide, and the restorer takes 64"):
+        faces_of(Run(tmp_path), 64)

@@ -1,5 +1,6 @@
 """Targets of a run's faces: drawn in batches, or matched to pictures from elsewhere."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,9 +10,16 @@ import pytest
 import torch
 
 from bfr_core.adaptation.config import FaceConfig
-from bfr_core.adaptation.faces import collect_faces, collect_shard
+from bfr_core.adaptation.faces import collect_faces, collect_shard, faces_of
 from bfr_core.adaptation.run import Run
-from bfr_core.adaptation.target_stage import draw_shard, draw_targets, make_targets, match_in_order, match_targets
+from bfr_core.adaptation.target_stage import (
+    draw_shard,
+    draw_targets,
+    made_targets,
+    make_targets,
+    match_in_order,
+    match_targets,
+)
 from bfr_core.diffusion.prior import load_prior
 from bfr_core.files.photos import read_image, write_image
 from bfr_core.files.shards import Shard
@@ -156,3 +164,37 @@ def test_pictures_in_order_become_targets(photos, tmp_path):
         match_in_order(run, faces, torch.rand(2, 3, 32, 32), first=9)
     with pytest.raises(ValueError, match="square"):
         match_in_order(run, faces, torch.rand(1, 3, 32, 40))
+
+
+def test_targets_of_former_faces_are_not_learned_from(photos, config, tiny_restorer, tiny_prior, tmp_path, caplog):
+    """`bfr finetune` after one photo was replaced and another added, with no `bfr targets` between."""
+    folder, run = tmp_path / "photos", Run(tmp_path / "run")
+    shutil.copytree(photos, folder)
+    restorer, prior = load_restorer(tiny_restorer), load_prior(tiny_prior)
+    faces = collect_faces(folder, run, 32, ALIGNED)
+    passed, made_from = make_targets(run, faces, restorer, prior, config)
+    caplog.clear()
+    assert made_targets(run, faces) == (passed, made_from) and not caplog.records
+    changed, by_hand = [name for name in passed if "__" not in name][:2]
+    write_image(folder / f"{changed}.png", 1 - read_image(folder / f"{changed}.png"))
+    write_image(folder / f"{by_hand}.png", 1 - read_image(folder / f"{by_hand}.png"))
+    (run.targets / f"{by_hand}.png").write_bytes((run.targets / f"{changed}.png").read_bytes())
+    write_image(folder / "new.png", torch.rand(3, 32, 32))
+    found = made_targets(run, collect_faces(folder, run, 32, ALIGNED))[0]
+    assert set(found) == set(passed) - {changed}
+    said = [record.getMessage() for record in caplog.records]
+    assert f"{changed}.png: has changed since its target was drawn; it is left out" in said
+    assert "1 of 11 faces have no target and are left out (new.png)" in said
+    (run.targets / "stage.json").write_text('{"made": {}}')  # of a run of before, which does not tell
+    assert changed in made_targets(run, faces_of(run))[0]
+
+
+def test_a_run_whose_targets_are_all_of_former_faces_says_so(photos, config, tiny_restorer, tiny_prior, tmp_path):
+    folder, run = tmp_path / "photos", Run(tmp_path / "run")
+    shutil.copytree(photos, folder)
+    faces = collect_faces(folder, run, 32, ALIGNED)
+    make_targets(run, faces, load_restorer(tiny_restorer), load_prior(tiny_prior), config)
+    for photo in folder.rglob("*.png"):
+        write_image(photo, 1 - read_image(photo))
+    with pytest.raises(ValueError, match="holds no targets of its faces; make them with 'bfr targets"):
+        made_targets(run, collect_faces(folder, run, 32, ALIGNED))

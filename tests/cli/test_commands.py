@@ -408,6 +408,13 @@ def test_evaluate_reads_what_degrade_wrote(photos, tmp_path, capsys):
     assert len((tmp_path / "faces.csv").read_text().splitlines()) == 11
 
 
+def test_degrade_without_the_package_that_a_damage_needs_says_so(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)  # an import of it fails
+    assert main(["degrade", str(photos), "--kind", "video", "--out", str(tmp_path / "lq"), "--json"]) == 1
+    said = capsys.readouterr()
+    assert "the package av: pip install av" in said.err and "Traceback" not in said.err
+
+
 def test_degrade_records_what_it_drew(photos, tmp_path, capsys):
     assert main(["degrade", str(photos), "--kind", "film_grain", "--out", str(tmp_path / "lq"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 10

@@ -13,7 +13,14 @@ from torch.nn import functional as F
 
 from bfr_core.faces import detect
 from bfr_core.faces.align import Face, crop_face, template
-from bfr_core.faces.detect import EmbeddedDetector, distinct, faces_in_boxes, load_detector, load_embedded_detector
+from bfr_core.faces.detect import (
+    EmbeddedDetector,
+    detector_named,
+    distinct,
+    faces_in_boxes,
+    load_detector,
+    load_embedded_detector,
+)
 from bfr_core.faces.landmarks import SCAN_CROP, ScanNet, load_landmark_net
 from bfr_core.faces.second_look import load_second_look
 from bfr_core.files.photos import read_image
@@ -254,6 +261,20 @@ def test_without_weights_auto_falls_back_and_says_so(
         load_detector("mtcnn")
     with pytest.raises(ValueError, match="threshold"):
         load_detector("embedded", 1.5)
+
+
+@pytest.mark.parametrize("package", ["facexlib", "cv2"])
+def test_without_a_package_that_retinaface_needs_auto_falls_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    (tmp_path / "detection_Resnet50_Final.pth").write_bytes(b"")
+    monkeypatch.setattr("bfr_core.faces.detect.retinaface_folders", lambda weights=None: [tmp_path])
+    monkeypatch.setattr("bfr_core.faces.detect.find_spec", lambda name: None if name == package else object())
+    assert load_detector("auto").name == detector_named("auto") == "embedded"
+    with pytest.raises(FileNotFoundError, match=f"the package {package} is not installed; add it"):
+        load_detector("retinaface")
+    monkeypatch.setattr("bfr_core.faces.detect.find_spec", lambda name: object())
+    assert detector_named("auto") == "retinaface" and detector_named("embedded") == "embedded"
 
 
 def test_retinaface_is_built_from_a_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -556,6 +556,16 @@ def test_lossless_webp_stays_lossless(tmp_path: Path):
         assert not read_photo(tmp_path / "c.webp").lossless
 
 
+@pytest.mark.parametrize(
+    ("most", "scale"), [(1.0, 1), (1.02, 1), (1.5, 1), (200.0, 255), (300.0, 255), (60000.0, 65535)]
+)
+def test_floats_a_little_beyond_white_are_clipped_there(tmp_path: Path, most: float, scale: float):
+    values = np.array([[0.0, 0.25 * scale], [0.5 * scale, most]], np.float32)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    found = read_photo(tmp_path / "a.tif").pixels[0].flatten().tolist()
+    assert found == pytest.approx([0, 0.25, 0.5, min(1, most / scale)], abs=1e-6)
+
+
 def test_float_and_32_bit_tiff(tmp_path: Path):
     Image.fromarray(np.array([[0.0, 0.25], [0.5, 1.0]], np.float32)).save(tmp_path / "a.tif")
     assert read_image(tmp_path / "a.tif")[0].tolist() == [[0.0, 0.25], [0.5, 1.0]]

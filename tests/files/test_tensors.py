@@ -1,3 +1,4 @@
+import errno
 import json
 import pickle
 import random
@@ -12,6 +13,7 @@ from bfr_core.files.tensors import (
     WRAPPERS,
     LimitedBuilding,
     load_tensors,
+    save_pickled,
     save_tensors,
     sha256_of,
     whole_number,
@@ -32,6 +34,26 @@ def test_what_is_saved_can_be_read_by_whoever_may_read_other_new_files(tmp_path)
     save_tensors(tmp_path / "a.safetensors", {"x": torch.ones(1)}, {})
     (tmp_path / "plain").write_text("")
     assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("write", [lambda path, x: save_tensors(path, {"x": x}, {}), save_pickled])
+def test_a_disk_that_refuses_is_named_and_the_older_file_stays(tmp_path, write):
+    """A limit on the size of files stands for a full disk; PyTorch and safetensors tell it each in its own way."""
+    resource = pytest.importorskip("resource", reason="Windows has no limit on the size of files")
+    path = tmp_path / "a"
+    write(path, X)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    try:
+        with pytest.raises(
+            OSError, match=f"cannot write a in .*{tmp_path.name}: File too large; free space"
+        ) as refusal:
+            write(path, torch.ones(1 << 18))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert refusal.value.errno == errno.EFBIG
+    assert path.read_bytes() == before and [one.name for one in tmp_path.iterdir()] == ["a"]
 
 
 @pytest.mark.parametrize("wrapper", [*WRAPPERS, None])

@@ -47,6 +47,19 @@ def test_image_losses_have_gradients(name):
     assert torch.autograd.gradcheck(lambda x: getattr(losses, name)(x, b), a)
 
 
+def test_vggs_file_alone_makes_no_lpips(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    file = tmp_path / "checkpoints/vgg16-397923af.pth"
+    file.parent.mkdir()
+    file.touch()
+    monkeypatch.setattr(losses, "find_spec", lambda name: None)
+    assert losses.find_vgg() is None
+    monkeypatch.setattr(losses, "find_spec", lambda name: object())
+    assert losses.find_vgg() == file
+    file.unlink()
+    assert losses.find_vgg() is None
+
+
 def test_lpips_is_built_without_a_download(tmp_path, image):
     """With a VGG file of random weights it is the published computation: zero for equal images, positive otherwise."""
     pytest.importorskip("lpips")
