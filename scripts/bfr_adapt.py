@@ -73,6 +73,9 @@ def set_weight_folders() -> None:
 # ---------------------------------------------------------------- Settings, Face restoration
 
 
+OURS = f" ({NAME})"  # ends the names of ours in the list
+
+
 class AdaptedRestorer(face_restoration.FaceRestoration):
     """An adapted restorer among WebUI's face restorers. own: marks those of an earlier load of this file."""
 
@@ -82,7 +85,7 @@ class AdaptedRestorer(face_restoration.FaceRestoration):
         self.run = run
 
     def name(self) -> str:
-        return f"{self.run} ({NAME})"
+        return f"{self.run}{OURS}"
 
     def restore(self, np_image: np.ndarray) -> np.ndarray:
         """The picture with restored faces, (H, W, 3) uint8 RGB. Raises ValueError in one line, because a picture that
@@ -105,7 +108,11 @@ def restored(picture, request: RestoreRequest):
 def register() -> None:
     """Put the adapted restorers among WebUI's face restorers, in place of those registered before."""
     others = [restorer for restorer in shared.face_restorers if getattr(restorer, "own", "") != TAB]
-    shared.face_restorers[:] = others + [AdaptedRestorer(run) for run in host_service().names()]
+    runs = host_service().names()
+    chosen = str(getattr(shared.opts, "face_restoration_model", None) or "")
+    if chosen.endswith(OURS) and (run := chosen.removesuffix(OURS)) not in runs:
+        runs.append(run)  # its run is gone, which it tells; without it WebUI would pass pictures on unchanged
+    shared.face_restorers[:] = others + [AdaptedRestorer(run) for run in runs]
 
 
 def make_list_renewable() -> None:

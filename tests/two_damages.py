@@ -24,7 +24,7 @@ def put(folder: Path, kind: str, count: int, seed: int) -> Path:
     return folder
 
 
-def judged(base: object, tuned: object, pairs: list[tuple[Tensor, Tensor]], damage: object = None) -> Judgement:
+def judged(base: object, tuned: object, pairs: list[tuple[Tensor, Tensor]], *_: object) -> Judgement:
     """In place of `adaptation.judged_on_faces`."""
     noisy = pairs[0][0].diff(dim=-1).abs().mean() > 0.04
     return Judgement("adopt", "better") if noisy else Judgement("keep_base", "worse")

@@ -26,7 +26,7 @@ from .people import find_people
 from .report import report_adaptation
 from .run import Run
 from .same_person import FolderLikeness, measure_likeness
-from .target_stage import make_targets
+from .target_stage import drawn_by, make_targets
 from .tuning import judge_tuning, learned_from, save_tuned, tune
 from .verdict import Judgement
 
@@ -121,9 +121,10 @@ def learn(
     tuned, progress = tune(
         run, faces, targets, made_from, base, config, prior, callback, watch, pause_after, good, team
     )
-    judgement = judge_tuning(run, base, tuned, faces, targets, config)
-    save_tuned(run, base, tuned, prior, config, progress, judgement, len(learned_from(faces, targets)))
-    likeness = measure_likeness(faces, base, tuned)
+    judgement = judge_tuning(run, base, tuned, faces, targets, config, callback)
+    teacher = drawn_by(run) if any(path.parent == run.targets for path in targets.values()) else {}
+    save_tuned(run, base, tuned, prior, config, progress, judgement, len(learned_from(faces, targets)), teacher)
+    likeness = measure_likeness(faces, base, tuned, callback=callback)
     result = Adapted(run, tuned, base, prior, faces, targets, progress, judgement, good, likeness)
     report_adaptation(replace(result, faces=faces.relabelled(labels or {})), config)
     return result

@@ -12,7 +12,7 @@ from ..faces.likeness import OTHER, LikenessConfig
 from ..metrics.intervals import bootstrap_difference
 from ..restoration.same_person import FaceLikeness, LikenessMeter, counted, counts_of
 from ..restorers import Restorer
-from .faces import FaceSet
+from .faces import FaceSet, StageCallback
 
 MAX_FACES = 128  # faces of a folder that are measured
 BATCH = 8
@@ -77,7 +77,11 @@ class FolderLikeness:
 
 
 def measure_likeness(
-    faces: FaceSet, base: Restorer, adapted: Restorer, names: Sequence[str] | None = None
+    faces: FaceSet,
+    base: Restorer,
+    adapted: Restorer,
+    names: Sequence[str] | None = None,
+    callback: StageCallback | None = None,
 ) -> FolderLikeness:
     """The likeness of the faces of these names, of all if left out, but of `MAX_FACES` at most, evenly chosen."""
     names = list(faces.names if names is None else names)
@@ -87,7 +91,9 @@ def measure_likeness(
         return FolderLikeness()
     meter = LikenessMeter(base.device)
     found = FolderLikeness(of=len(names))
-    for batch, lq in faces.batches(BATCH, chosen):
+    for step, (batch, lq) in enumerate(faces.batches(BATCH, chosen)):
+        if callback:
+            callback("likeness", step * BATCH, len(chosen), None)
         by_base = base.restore_each(lq)
         helped = by_base if base.sha256 == meter.helper_sha256 else None
         judged = meter.judge(lq, by_base, adapted.restore_each(lq), helped=helped)

@@ -148,7 +148,8 @@ def draw_targets(
     fingerprint_value = targets_fingerprint(faces, {name: run.targets / f"{name}.png" for name in faces.names})
     crops = _drawn_by_now(run)[1]
     drawn_from = {name: crops.get(name, "") for name in drawn}
-    write_json(run.targets / "stage.json", {"fingerprint": fingerprint_value, "made": drawn, "crops": drawn_from})
+    made = {"fingerprint": fingerprint_value, "made": drawn, "crops": drawn_from, "prior": origin_of(prior)}
+    write_json(run.targets / "stage.json", made)
     remove(path for path in _markers(run) if path.name != "stage.json")  # of shards, whose lines stage.json has now
     return fingerprint_value
 
@@ -222,6 +223,16 @@ def _draw(
     if callback and not missing:
         callback("targets", total, total, None)
     return made
+
+
+def origin_of(prior: Prior) -> dict[str, str]:
+    """What a restorer's metadata say of the prior whose targets it learned from."""
+    return {"prior": prior.name, "prior_sha256": prior.sha256, "prior_licence": prior.licence}
+
+
+def drawn_by(run: Run) -> dict[str, str]:
+    """`origin_of` the prior that drew the run's targets; {} where that is not known, as in runs of before."""
+    return read_table(run.targets / "stage.json", prior=dict).get("prior", {})
 
 
 def _drawn_by_now(run: Run) -> tuple[dict[str, str], dict[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,8 @@ from .folder_damage import ESTIMATED_FACES, folder_damage, model_of, read_damage
 from .good_faces import MAX_EXAMPLES, Examples
 from .run import Run
 from .same_person import likeness_vetoes
-from .verdict import Judgement, judge, load_face_statistics
+from .target_stage import origin_of
+from .verdict import Judgement, judge, load_face_statistics, restorations
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +163,13 @@ def model_for(damage: FolderDamage, pairs: Pairs) -> DamageModel:
 
 
 def judge_tuning(
-    run: Run, base: Restorer, tuned: Restorer, faces: FaceSet, targets: dict[str, Path], config: FinetuneConfig
+    run: Run,
+    base: Restorer,
+    tuned: Restorer,
+    faces: FaceSet,
+    targets: dict[str, Path],
+    config: FinetuneConfig,
+    callback: StageCallback | None = None,
 ) -> Judgement:
     """The verdict on a tuning by `tune`, on the faces that it held out; "not_judged" where it held none out."""
     judgement = NOT_JUDGED
@@ -170,7 +177,7 @@ def judge_tuning(
         pairs = pairs_of(faces, targets, base.size)
         held = [pairs[i] for i in split(len(pairs), config)[1][:MAX_JUDGED]]
         damage = read_damage(run) if config.sharp and held else None
-        judgement = judged_on_faces(base, tuned, held, model_for(damage, pairs) if damage else None)
+        judgement = judged_on_faces(base, tuned, held, model_for(damage, pairs) if damage else None, callback)
     log.info("verdict: %s: %s", judgement.verdict, judgement.sentence)
     return judgement
 
@@ -184,13 +191,15 @@ def save_tuned(
     progress: TuningProgress,
     judgement: Judgement,
     faces: int,
+    teacher: Mapping[str, str] | None = None,
 ) -> None:
     """Save `tuned` as the run's restorer.safetensors, with what it was made from; low-rank changes also by themselves.
 
-    faces: the number of faces that it learned from.
+    faces: the number of faces that it learned from. teacher: of the prior that drew the targets, see `origin_of`; by
+    default of `prior`.
     """
     origin = {"base": base.name, "base_sha256": base.sha256, "base_licence": base.licence}
-    teacher = {"prior": prior.name, "prior_sha256": prior.sha256, "prior_licence": prior.licence} if prior else {}
+    teacher = dict(teacher or (origin_of(prior) if prior else {}))
     made = {"finetune": asdict(config), "steps": progress.step, "best_step": progress.best_step, "faces": faces}
     made |= {"verdict": judgement.verdict, "verdict_sentence": judgement.sentence}
     save_restorer(run.restorer, tuned, origin | teacher | made)
@@ -216,8 +225,22 @@ def judged_on_faces(
     tuned: Restorer,
     pairs: list[tuple[Tensor, Tensor]],
     damage: DamageModel | None = None,
+    callback: StageCallback | None = None,
 ) -> Judgement:
     """The verdict on (lq, pseudo target) pairs that were held out of the tuning. damage: see `verdict.judge`."""
+    statistics = load_face_statistics(base.size)
+    done, total = 0, restorations(len(pairs), len(statistics.known) if damage else 0)
+
+    def one_by_one(restorer: Restorer, faces: Tensor) -> Tensor:
+        nonlocal done
+        restored = []
+        for face in faces.split(1):
+            restored.append(restorer.restore_each(face))
+            done += 1
+            if callback:
+                callback("judge", done, total, None)
+        return torch.cat(restored)
+
     lq, targets = (torch.stack([pair[k] for pair in pairs]) if pairs else torch.empty(0) for k in (0, 1))
     meter = LikenessMeter(base.device)
 
@@ -226,7 +249,7 @@ def judged_on_faces(
         return likeness_vetoes(*meter.judge(lq, before, after, helped=helped))
 
     return judge(
-        base.restore_each, tuned.restore_each, lq, targets, load_face_statistics(base.size), load_landmark_net(),
+        partial(one_by_one, base), partial(one_by_one, tuned), lq, targets, statistics, load_landmark_net(),
         likeness=likeness, damage=damage,
     )  # fmt: skip
 

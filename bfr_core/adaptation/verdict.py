@@ -330,6 +330,12 @@ def judge(
     return decide(before, after, appearance_of(targets, lq, statistics, net), limits or Limits(), further, belief)
 
 
+def restorations(faces: int, known: int) -> int:
+    """How many faces `judge` restores. faces: judged ones. known: sharp faces under the folder's damage, 0 without."""
+    rounds = -(-TRIED // faces) if faces >= MIN_JUDGED else 0
+    return 2 * ((2 + rounds) * faces + known) if rounds else 0
+
+
 def as_photos_are_restored(restore: Restore) -> Restore:
     """`restore` without the colours that it gives to grey faces: (B, 3, S, S) in [0, 1] to the same."""
     return lambda faces: grey_like(restore(faces), faces)

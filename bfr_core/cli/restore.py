@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..device import choose_device
-from ..files.ownership import free_place
+from ..files.ownership import free_place, maker_of
 from ..files.photos import printable
 from .account import DONE, RESTORED, Results, each_photo, importable, print_account, problems_of
 from .flags import MAIN, STAGES, Commands, add_restore_flags, in_shards, on_device, on_workers, pool_of, restore_config
@@ -66,7 +66,7 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     if args.parquet:
         from ..cluster.table import write_parquet
 
-        write_parquet(free_place(args.parquet), result)
+        write_parquet(free_place(args.parquet, maker=maker_of("restore --parquet", args.photos)), result)
     times = {"seconds": round(result.seconds, 2), "network_seconds": round(result.network_seconds, 2)}
     words = {"likeness": counts_of(likeness)} if likeness else {}
     return counts | times | {"files": files, "problems": problems} | ({"served_by": served} if served else {}) | words
@@ -115,7 +115,7 @@ def export(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     restorer = load_restorer(args.file)
     if args.out.suffix not in (".pth", ".safetensors"):
         raise ValueError(f"--out {printable(args.out)}: must end in .pth or .safetensors")
-    place = free_place(args.out)
+    place = free_place(args.out, maker=maker_of("export", Path(args.file)))
     if place.suffix == ".pth":
         export_pth(place, restorer)
     else:

@@ -212,7 +212,7 @@ def finetune(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         return _help_to_tune(args, run, base, config, prior, team, bars)
     with run.locked(), _cancelled_together(bars):
         with team.first_goes_first():
-            found, files, made_from = _material(args, run, base, config, bars)
+            found, files, made_from = _material(args, run, base, config, prior, bars)
         good = with_real_faces(run, Examples(), base.size, config, bars)
         told = _of_team(team, bars)
         result = learn(run, found, files, made_from, base, config.finetune, prior, told, good=good, team=team)
@@ -240,10 +240,12 @@ def _cancelled_together(bars: Bars) -> Iterator[None]:
         raise
 
 
-def _material(args: argparse.Namespace, run: Any, base: Any, config: Any, bars: Bars) -> tuple[Any, Any, str]:
+def _material(
+    args: argparse.Namespace, run: Any, base: Any, config: Any, prior: Any, bars: Bars
+) -> tuple[Any, Any, str]:
     """The faces of a run, its targets by face name, and their fingerprint; what is missing is made."""
     from ..adaptation.faces import collect_faces, faces_of
-    from ..adaptation.target_stage import check_given, made_targets, match_targets
+    from ..adaptation.target_stage import check_given, drawn_by, made_targets, match_targets
 
     if args.photos:
         found = collect_faces(args.photos, run, base.size, config.faces, bars, base.device)
@@ -251,6 +253,12 @@ def _material(args: argparse.Namespace, run: Any, base: Any, config: Any, bars: 
         found = faces_of(run, base.size)
     if args.targets:
         return found, *check_given(run, found, match_targets(found, args.targets), config.gate, bars)
+    taught = drawn_by(run)
+    if prior and taught and taught.get("prior_sha256") != prior.sha256:
+        raise ValueError(
+            f"--prior: {printable(prior.name)} did not draw the targets of this run, {printable(taught['prior'])} did; "
+            "give that one, or draw them anew with 'bfr targets'"
+        )
     return found, *made_targets(run, found)
 
 

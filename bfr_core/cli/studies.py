@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..device import choose_device
-from ..files.ownership import free_place, note_result
+from ..files.ownership import free_place, maker_of, note_result
 from ..files.photos import printable
 from .account import DONE, Results, each_photo, importable, photos_in, print_account, problems_of
 from .flags import (
@@ -89,9 +89,9 @@ def evaluate(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     )
     print(format_table(result), file=sys.stderr if args.json else sys.stdout)
     if args.csv:
-        write_csv(free_place(args.csv), result)
+        write_csv(free_place(args.csv, maker=maker_of("evaluate --csv", args.restored)), result)
     if args.plot:
-        place = free_place(args.plot)
+        place = free_place(args.plot, maker=maker_of("evaluate --plot", args.restored))
         write_plot(place, result)
         note_result(place)
     return as_dict(result)

@@ -27,6 +27,7 @@ from .runs import adapted_file, touched
 from .views import RunViews
 
 NO_RESTORER = "adapt first, or repair with the base"
+NOT_BOTH = "photos were dropped and a folder is named: take the photos away, or clear the field of the folder"
 
 
 class Page(RunViews):
@@ -37,6 +38,8 @@ class Page(RunViews):
 
     def new_run(self, title: str, uploads: Sequence[str], folder: str, choices: Choices) -> tuple[str, list[str]]:
         """Make a run from uploaded photos, or a folder, and look for faces; returns its name and unusable uploads."""
+        if folder.strip() and uploads:
+            raise ValueError(NOT_BOTH)
         photos = self.typed_folder(folder) if folder.strip() else None
         if photos is None and not uploads:
             raise ValueError("drop some photos first, or name a folder")
@@ -72,6 +75,7 @@ class Page(RunViews):
         if (status := self.status(run)).active:
             return status
         self.refuse_other_networks(run)
+        choices = self.with_others(run, choices)
         values = self.settings_of(choices)
         recipe_with(self.restorer_named(choices.restorer), choices.recipe, values)  # raises for a bad setting, now
         if choices.real.strip():
@@ -94,6 +98,7 @@ class Page(RunViews):
         if (status := self.status(run)).active:
             return status
         self.refuse_other_networks(run)
+        choices = self.with_others(run, choices)
         settings = self.settings_of(choices)
         recipe_with(self.restorer_named(choices.restorer), choices.recipe, settings)  # raises for a bad setting, now
         self.remember(run, choices)
@@ -161,8 +166,13 @@ class Page(RunViews):
         run = self.run(name)
         if self.status(run).active:
             raise ValueError("the run is at work; wait for it, or stop it")
+        if folder.strip() and uploads:
+            raise ValueError(NOT_BOTH)
+        if with_base:
+            self.refuse_other_networks(run, ("restorer",))
         restorer: str | Path = self.choices_of(name).restorer if with_base else adapted_file(run, NO_RESTORER)
         photos, problems = run.folder / "to_repair", []
+        before = read_table(run.folder / "repair.json", photos=str).get("photos", "")
         if folder.strip():
             photos = self.typed_folder(folder)
             list_images(photos)
@@ -176,6 +186,8 @@ class Page(RunViews):
             photos = stopped
         else:
             raise ValueError("drop the photos to repair first, or name a folder")
+        if before != read_table(run.folder / "repair.json", photos=str).get("photos", ""):
+            say_kept(delete(run.folder / "repaired" / "under way"))  # of a repair of other photos, which was stopped
         work = repair_photos(run, photos, restorer, config or RestoreConfig(), aligned, strip_gps, self.device)
         self.jobs.start(run, "repair", work)
         return problems

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ..adaptation.config import LOW_MEMORY, AdaptConfig
@@ -12,6 +14,7 @@ from ..adaptation.run import Run
 from ..diffusion import prior
 from ..files.records import read_table
 from ..restorers.load import SHIPPED
+from ..settings import settings_of
 
 # Settings behind "Advanced", by dotted path of `AdaptConfig`; label and hint are the setting's, the value the recipe's.
 # Three lie in a row: how long is learned and how fast; from what; by which losses; how targets are drawn.
@@ -38,7 +41,7 @@ class Choices:
 
     mixed: an adaptation for each group of faces that share a damage, see `adapt_mixed`. recipe: one of `RECIPES`.
     real: a folder of good faces of anybody, which only the discriminator sees; "" for none. prior: a name of
-    `runs.priors`.
+    `runs.priors`. others: settings of a run of the command line for which the page has no field, by dotted path.
     """
 
     restorer: str = "embedded"
@@ -51,19 +54,20 @@ class Choices:
     recipe: str = RECOMMENDED
     real: str = ""
     prior: str = "embedded"
+    others: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
         """Changes to the recipe, by dotted path."""
         lean = dict(LOW_MEMORY) if self.low_memory else {}
         own = {"finetune.minutes": float(self.minutes), "faces.aligned": self.aligned, "faces.min_face": self.min_face}
         real = {"album.real": self.real.strip()} if self.real.strip() else {}
-        return lean | own | real | dict(self.changes)
+        return dict(self.others) | lean | own | real | dict(self.changes)
 
 
 NUMBER = (int, float)
 CHOSEN: dict[str, Any] = {  # types of what a request.json may hold of `Choices`
     "restorer": str, "minutes": NUMBER, "aligned": bool, "min_face": int, "low_memory": bool, "changes": dict,
-    "mixed": bool, "recipe": str, "real": str, "prior": str,
+    "mixed": bool, "recipe": str, "real": str, "prior": str, "others": dict,
 }  # fmt: skip
 
 
@@ -88,8 +92,31 @@ def _chosen_elsewhere(run: Run) -> dict[str, Any]:
         "recipe": config.get("recipe", {}).get("name"),
         "real": config.get("recipe", {}).get("real"),
         "changes": {path: value for path in ADVANCED if (value := _at(config, path)) is not None},
+        "others": without_a_field(partial(_at, config)),
     }
     return {name: value for name, value in given.items() if value is not None}
+
+
+FIELDS = (*ADVANCED, "finetune.minutes", "faces.aligned", "faces.min_face")  # of the page, among a stage's settings
+KEPT_STAGES = ("faces", "targets", "finetune")  # whose settings config.json has
+
+
+def without_a_field(value_of: Callable[[str], Any]) -> dict[str, Any]:
+    """Those settings of a run's stages, by dotted path, for which the page has no field and `value_of` has a value.
+
+    What a run folder says is not trusted: a value that is not allowed is left out, and so is a text that is no choice.
+    """
+    found = {}
+    for known in settings_of(AdaptConfig):
+        if known.path.split(".")[0] not in KEPT_STAGES or known.path in FIELDS:
+            continue
+        value = value_of(known.path)
+        value = tuple(value) if isinstance(value, list) else value
+        if value is not None and not (isinstance(value, str) and value not in (*known.choices, "auto")):
+            with suppress(ValueError, TypeError):
+                known.check(value)
+                found[known.path] = value
+    return found
 
 
 def _at(config: Any, path: str) -> Any:

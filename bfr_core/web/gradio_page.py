@@ -181,8 +181,11 @@ def build(page: Page) -> Any:
                 net, limit or 0.0, square, int(smallest or 0), lean, changes, by_group, recipe, good or "", teacher
             )
 
-        def look(run: str | None, last: str) -> Shown:
-            """What of the run has to be shown anew: everything if anything changed since `last`, else its progress."""
+        def look(run: str | None, last: str, viewed: str | None = None) -> Shown:
+            """What of the run has to be shown anew: everything if anything changed since `last`, else its progress.
+
+            viewed: the photo that is chosen; it stays so, and files to download stay, if the run is that of `last`.
+            """
             stamp = page.stamp(run)
             if stamp == last:
                 active = stamp and page.status(page.run(run)).active
@@ -200,7 +203,9 @@ def build(page: Page) -> Any:
             status, photos, repaired = page.status(page.run(run)), page.photos(run), page.repaired(run)
             faces = page.faces(run)
             goes_on = status.kind == "adapt" and status.state in ("cancelled", "stopped", "failed")
-            return {
+            same = page.is_of(last, run)
+            shown_photo = viewed if same and viewed in photos else next(iter(photos), None)
+            return ({} if same else {saved: nothing}) | {
                 state: page.state(run),
                 progress: page.progress(run),
                 looked: page.first_look(run),
@@ -208,8 +213,7 @@ def build(page: Page) -> Any:
                 gallery: gr.update(value=faces, visible=bool(faces)),
                 verdict: page.verdict(run),
                 details: page.details(run),
-                photo: gr.update(choices=photos, value=photos[0] if photos else None),
-                saved: nothing,
+                photo: gr.update(choices=photos, value=shown_photo),
                 archive: gr.update(value=str(repaired), visible=True) if repaired else nothing,
                 start: gr.update(value="Go on" if goes_on else "Adapt", interactive=not status.active),
                 first: gr.update(interactive=not status.active and bool(faces)),
@@ -228,17 +232,23 @@ def build(page: Page) -> Any:
 
         def begin(files: Any, path: str, called: str, *values: Any) -> Shown:
             run, problems = page.new_run(called or "", _paths(files), path or "", as_choices(*values))
-            return {name: gr.update(choices=page.names(), value=run), dropped: None, title: ""} | tell(
-                said("", problems)
-            )
+            return {
+                name: gr.update(choices=page.names(), value=run),
+                dropped: None,
+                folder: "",
+                title: "",
+            } | tell(said("", problems))
 
-        def adapt(run: str | None, *values: Any) -> Shown:
+        def look_again(run: str | None, viewed: str | None) -> Shown:
+            return look(run, f"{run}\n", viewed)  # a stamp of this run, of no state that it was ever in
+
+        def adapt(run: str | None, viewed: str | None, *values: Any) -> Shown:
             page.adapt(run, as_choices(*values))
-            return look(run, ANOTHER) | tell("")
+            return look_again(run, viewed) | tell("")
 
-        def look_first(run: str | None, *values: Any) -> Shown:
+        def look_first(run: str | None, viewed: str | None, *values: Any) -> Shown:
             page.look_first(run, as_choices(*values))
-            return look(run, ANOTHER) | tell("")
+            return look_again(run, viewed) | tell("")
 
         def halt(run: str | None) -> Shown:
             page.stop(run)
@@ -264,6 +274,7 @@ def build(page: Page) -> Any:
 
         def mend(
             run: str | None,
+            viewed: str | None,
             files: Any,
             path: str,
             base: bool,
@@ -275,7 +286,7 @@ def build(page: Page) -> Any:
             chosen_switches: dict[str, Any] = dict(zip(NO_WORSE, on_or_off, strict=True))
             config = RestoreConfig(**chosen_switches, background=offered_background(around))
             problems = page.repair(run, _paths(files), path or "", base, no_gps, square, config)
-            return look(run, ANOTHER) | {to_repair: None} | tell(said("", problems))
+            return look_again(run, viewed) | {to_repair: None, repair_folder: ""} | tell(said("", problems))
 
         def side_by_side(run: str | None, second: str | None) -> Shown:
             return {compared: page.compare(run, second)} | tell("")
@@ -313,21 +324,21 @@ def build(page: Page) -> Any:
         def wire(event: Any, act: Callable[..., Shown], inputs: list[Any], outputs: list[Any]) -> None:
             on(event, safe(act), inputs, [message, *outputs])
 
-        wire(find.click, begin, [dropped, folder, title, *chosen], [name, dropped, title])
+        wire(find.click, begin, [dropped, folder, title, *chosen], [name, dropped, folder, title])
         wire(name.change, opened, [name], [*chosen, *shown])
-        wire(start.click, adapt, [name, *chosen], shown)
-        wire(first.click, look_first, [name, *chosen], shown)
+        wire(start.click, adapt, [name, photo, *chosen], shown)
+        wire(first.click, look_first, [name, photo, *chosen], shown)
         wire(stop.click, halt, [name], [])
         wire(compare.click, show, [name, photo, before], pictures)
         wire(save.click, keep, [name], [saved])
-        repaired_how = [name, to_repair, repair_folder, with_base, strip_gps, crops, rest, *switches]
-        wire(repair.click, mend, repaired_how, [to_repair, *shown])
+        repaired_how = [name, photo, to_repair, repair_folder, with_base, strip_gps, crops, rest, *switches]
+        wire(repair.click, mend, repaired_how, [to_repair, repair_folder, *shown])
         wire(compare_runs.click, side_by_side, [name, other], [compared])
         wire(delete.click, remove, [name, sure], [name, sure])
         for choice in (restorer, how):
             wire(choice.input, recipe_of, [restorer, how], advanced)
         compat.on_select(gallery, safe(toggle), [name, seen], [message, faces_said, gallery, seen])
-        compat.every(demo, LOOK_SECONDS, safe(look), [name, seen], [message, *shown])
+        compat.every(demo, LOOK_SECONDS, safe(look), [name, seen, photo], [message, *shown])
         on(demo.load, reopened, [], [name, table, *advanced], quiet=True)
     return demo
 

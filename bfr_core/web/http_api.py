@@ -16,17 +16,17 @@ from __future__ import annotations
 import base64
 import hmac
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import MISSING, asdict, fields, replace
 from typing import Any
 
-from ..adaptation.published import RECOMMENDED, recipe_of
+from ..adaptation.published import recipe_of
 from ..errors import first_line
 from ..files.ownership import scratch
 from ..files.photos import read_photo, write_photo
 from ..files.records import read_table
 from .actions import Page
 from .choices import ADVANCED, Choices, value_at
-from .host_service import HostService, restore_request_of, summary_of
+from .host_service import HostService, RestoreRequest, restore_request_of, summary_of
 from .runs import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
 
 PREFIX = "/bfr-adapt/v1"
@@ -106,16 +106,30 @@ def about(page: Page, name: str) -> Reply:
 
 def new_run(page: Page, body: Mapping[str, Any]) -> str:
     """Make a run from a folder, and look for its faces. Raises ValueError for a setting of another type."""
-    own = Choices(
-        restorer=str(body.get("restorer", "embedded")),
-        minutes=float(body.get("minutes", 0.0)),
-        aligned=bool(body.get("aligned", False)),
-        recipe=str(body.get("recipe", RECOMMENDED)),
-        real=str(body.get("real", "")),
-        prior=str(body.get("prior", "embedded")),
-    )
-    name, _ = page.new_run(str(body.get("name", "")), [], str(body.get("folder", "")), own)
+    kinds = {"restorer": str, "minutes": float, "aligned": bool, "recipe": str, "real": str, "prior": str}
+    own = Choices(**given_as(body, kinds))
+    named = given_as(body, {"name": str, "folder": str})
+    name, _ = page.new_run(named.get("name", ""), [], named.get("folder", ""), own)
     return name
+
+
+WORDS = {bool: "true or false", float: "a number", int: "a whole number", str: "a text"}
+
+
+def given_as(body: Mapping[str, Any], kinds: Mapping[str, type]) -> dict[str, Any]:
+    """The settings of these names in `body`, without those that are null. Raises ValueError for one of another type."""
+    found = {}
+    for name, kind in kinds.items():
+        value = body.get(name)
+        if value is None:
+            continue
+        whole = type(value) is int or (type(value) is float and value.is_integer())
+        if kind in (int, float) and whole:  # JSON has one kind of number
+            value = kind(value)
+        if type(value) is not kind:
+            raise ValueError(f"{name} is {value!r:.80}; it must be {WORDS[kind]}")
+        found[name] = value
+    return found
 
 
 def go_on(page: Page, name: str, body: Mapping[str, Any]) -> Reply:
@@ -125,16 +139,18 @@ def go_on(page: Page, name: str, body: Mapping[str, Any]) -> Reply:
     if not isinstance(changes, Mapping) or not set(changes) <= set(ADVANCED):
         raise ValueError(f"changes must be settings among {', '.join(ADVANCED)}")
     config = recipe_of(page.restorer_named(own.restorer), own.recipe)
-    typed = {path: type(value_at(config, path))(value) for path, value in changes.items()}
-    minutes = float(body.get("minutes", own.minutes))
-    mixed = bool(body.get("mixed", own.mixed))
-    page.adapt(name, replace(own, minutes=minutes, mixed=mixed, changes=dict(own.changes) | typed))
+    typed = given_as(changes, {path: type(value_at(config, path)) for path in changes})
+    asked = given_as(body, {"minutes": float, "mixed": bool})
+    page.adapt(name, replace(own, **asked, changes=dict(own.changes) | typed))
     return about(page, name)
 
 
 def restored(service: HostService, body: Mapping[str, Any]) -> Reply:
     """A picture with its faces restored, as PNG with its record."""
-    request = restore_request_of(dict(body))
+    numbers = body.get("numbers")
+    given = dict(body) | ({"numbers": str(numbers)} if type(numbers) is int else {})
+    known = {field.name: type(field.default) for field in fields(RestoreRequest) if field.default is not MISSING}
+    request = restore_request_of(given_as(given, known | {"restorer": str}))
     if request is None:
         raise ValueError(f"restorer is missing; name one of {', '.join(service.names()) or 'none yet'}")
     code = str(body.get("image", "")).rpartition(",")[2]  # also as a data: address

@@ -29,6 +29,8 @@ STAGES = {
     "gate": "Checking the clean faces",
     "redraw": "Drawing refused ones again",
     "finetune": "Tuning the restorer",
+    "judge": "Judging it on faces that were held out",
+    "likeness": "Comparing the faces with their photos",
     "repair": "Repairing photos",
 }
 STATES = {

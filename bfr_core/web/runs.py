@@ -30,7 +30,7 @@ from ..files.weights import TABLE, locate, search_folders
 from ..reports.html import VERDICTS
 from ..restorers import Restorer, load_restorer
 from ..restorers.load import EMBEDDED_SMALL, SHIPPED
-from .choices import ADVANCED, CHOSEN, Choices, chosen_for, value_at
+from .choices import ADVANCED, CHOSEN, Choices, chosen_for, value_at, without_a_field
 from .jobs import Jobs, Status
 
 MAX_UPLOAD_BYTES = 200 << 20  # of one file
@@ -100,7 +100,8 @@ class RunFolders:
         """Keep what was chosen, so that the run can be continued after the page or the server was closed."""
         kept = read_table(run.folder / "request.json", photos=str)
         chosen = {name: getattr(choices, name) for name in Choices.__dataclass_fields__} | {
-            "changes": dict(choices.changes)
+            "changes": dict(choices.changes),
+            "others": dict(choices.others),
         }
         write_json(run.folder / "request.json", {"photos": kept.get("photos", "")} | chosen)
 
@@ -118,15 +119,26 @@ class RunFolders:
             known["prior"] = "embedded"
         if known.get("recipe", RECOMMENDED) not in RECIPES:
             known["recipe"] = RECOMMENDED
+        known["others"] = without_a_field(known.get("others", {}).get)
         choices = Choices(**known)
         own = {k: value for k, value in choices.changes.items() if k in ADVANCED and isinstance(value, int | float)}
         return replace(choices, changes=self.defaults(choices.restorer, choices.recipe) | own)
 
-    def refuse_other_networks(self, run: Run) -> None:
+    def with_others(self, run: Run, choices: Choices) -> Choices:
+        """`choices` with the settings that a run of the command line was begun with and the page has no field for.
+
+        With another recipe or another restorer than that run's they are the new one's.
+        """
+        kept = self.choices_of(run.folder.name)
+        same = (choices.restorer, choices.recipe) == (kept.restorer, kept.recipe)
+        return replace(choices, others=kept.others if same else {})
+
+    def refuse_other_networks(self, run: Run, kinds: Sequence[str] = ("restorer", "prior")) -> None:
         """Raise ValueError if the restorer or the prior that the run was begun with is not among those here: another
-        one would begin it anew, and take the place of what was made."""
+        one would begin it anew, and take the place of what was made. kinds: which of the two are asked for."""
         kept = chosen_for(run)
-        for what, here in (("restorer", restorers()), ("prior", list(priors()))):
+        for what in kinds:
+            here = restorers() if what == "restorer" else list(priors())
             used = kept.get(what, "embedded")
             if isinstance(used, str) and used not in here:
                 advice = "put its file back, go on where the run was begun, or make a new run"
@@ -216,7 +228,10 @@ class RunFolders:
 
     def _new_folder(self, title: str) -> Path:
         """A new, empty folder for a run, named after `title`: two that are made at once never share a name."""
-        stem = photo_name(Path(re.sub(r"[^\w .()-]+", "-", f"{title[:80]}.run").replace("__", "_"))).strip()
+        stem = (
+            photo_name(Path(re.sub(r"[^\w .()-]+", "-", f"{title[:80]}.run").replace("__", "_"))).strip().rstrip(" .")
+            or "run"
+        )
         for number in count(1):
             folder = self.runs / _numbered(stem, number)
             taken = {path.name.casefold() for path in self.runs.iterdir()}  # also where the disk tells a from A

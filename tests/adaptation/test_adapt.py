@@ -62,7 +62,7 @@ def weights(run_dir):
 def test_an_adaptation_leaves_what_the_run_folder_promises(whole):
     folder, stages, result = whole
     always = [stage for stage in dict.fromkeys(stages) if stage != "redraw"]  # where a target was refused
-    assert always == ["faces", "targets", "gate", "finetune"]
+    assert always == ["faces", "targets", "gate", "finetune", "judge", "likeness"]
     assert len(result.faces) == 10
     for part in ("faces", "restored", "targets"):
         assert len(list((folder / part).glob("*.png"))) == 10
@@ -390,3 +390,23 @@ def test_the_report_tells_the_damage_only_where_it_was_learned_from(photos, conf
     assert run.damage.is_file() and "What these photos lost" in run.report.read_text()
     adapt(photos, tmp_path, config)
     assert "What these photos lost" not in run.report.read_text()
+
+
+@pytest.mark.parametrize("stage", ["judge", "likeness"])
+def test_a_run_that_is_stopped_while_it_is_judged_does_not_tune_again(photos, config, tmp_path, stage):
+    """With a large network on a CPU the verdict and the likeness take minutes: Stop must not have to wait for them."""
+    said: list[tuple[str, int, int]] = []
+
+    def stop(name, done, total, detail):
+        said.append((name, done, total))
+        if name == stage:
+            raise Stop
+
+    with pytest.raises(Stop):
+        adapt(photos, tmp_path, config, stop)
+    assert said[-1][0] == stage and said[-1][1] <= 1
+    steps: list[tuple[str, int, int]] = []
+    result = adapt(photos, tmp_path, config, lambda *one: steps.append(one[:3]))
+    assert result.judgement.verdict and not [one for one in steps if one[0] == "finetune" and one[1] < one[2]]
+    judged = [one for one in steps if one[0] == "judge"]
+    assert judged[-1][1] == judged[-1][2] and [one[1] for one in judged] == list(range(1, len(judged) + 1))

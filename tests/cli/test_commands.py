@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from bfr_core.cli import progress
 from bfr_core.cli.commands import build_parser, main
@@ -102,6 +102,40 @@ def test_the_stages_one_by_one_give_what_adapt_gives(made, photos, tiny_restorer
     assert main(["finetune", *tuning, *networks, *run]) == 0
     a, b = (load_file(folder / "restorer.safetensors") for folder in (made.run, tmp_path / "b"))
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_restorer_names_the_prior_that_drew_its_targets(photos, tiny_restorer, tiny_prior, tmp_path, capsys):
+    """Its licence decides whether the restorer may be used commercially, whatever `finetune` is given for a prior."""
+    bought = tmp_path / "bought"
+    shutil.copytree(tiny_prior, bought)
+    weights = next(bought.glob("*.safetensors"))
+    save_file(load_file(weights), weights, {"licence": "CC BY-NC-SA 4.0"})
+    restorer, run = ["--restorer", str(tiny_restorer)], ["--run", str(tmp_path / "run")]
+    assert main(["faces", str(photos), "--aligned", *restorer, *run]) == 0
+    assert main(["targets", "--calls", "2", "--prior", str(bought), *restorer, *run]) == 0
+    quick = ["--iterations", "2", "--set", "finetune.sharp=0", *restorer, *run]
+    capsys.readouterr()
+    assert main(["finetune", "--prior", str(tiny_prior), *quick]) == 2
+    assert "did not draw the targets of this run, bought did; give that one" in capsys.readouterr().err
+    assert main(["finetune", "--set", "finetune.perceptual=0", *quick]) == 0
+    assert load_restorer(tmp_path / "run/restorer.safetensors").metadata["prior_licence"] == "CC BY-NC-SA 4.0"
+    assert main(["finetune", "--prior", str(bought), *quick]) == 0
+    assert load_restorer(tmp_path / "run/restorer.safetensors").metadata["prior_licence"] == "CC BY-NC-SA 4.0"
+
+
+def test_a_named_file_of_another_source_is_not_overwritten(made, photos, tiny_restorer, tmp_path):
+    def sums() -> dict[str, str]:
+        return {path.name: sha256_of(path) for path in tmp_path.glob("[xt]*")}
+
+    out = str(tmp_path / "x.safetensors")
+    for source in (str(tiny_restorer), str(made.run / "restorer.safetensors"), str(tiny_restorer)):
+        assert main(["export", source, "--out", out]) == 0
+    assert set(sums()) == {"x.safetensors", "x_2.safetensors"} and len(set(sums().values())) == 2
+    other = tmp_path / "other"
+    shutil.copytree(photos, other)
+    for restored in (photos, other, photos):
+        assert main(["evaluate", str(restored), "--clean", str(photos), "--csv", str(tmp_path / "t.csv")]) == 0
+    assert {"t.csv", "t_2.csv"} <= set(sums()) and "t_3.csv" not in sums()
 
 
 def test_export_pth_writes_the_same_weights_again(made):

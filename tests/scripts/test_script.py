@@ -145,6 +145,21 @@ def test_a_restorer_that_is_gone_is_an_error_and_not_an_unchanged_picture(album:
         gone.restore(picture())
 
 
+def test_a_chosen_restorer_whose_run_is_deleted_stays_in_the_list_and_says_so(album: WebUI) -> None:
+    """WebUI passes pictures on unchanged if it finds no restorer of the chosen name."""
+    album.load()
+    album.callbacks["before_ui"]()
+    album.shared.opts.face_restoration_model = "album (BFR Adapt)"
+    shutil.rmtree(album.root / "outputs" / "bfr_runs" / "album")
+    album.shared.opts.data_labels["face_restoration_model"].refresh()
+    assert album.face_restorers() == ["CodeFormer", "album (BFR Adapt)"]
+    with pytest.raises(ValueError, match="album: there is no adapted restorer of this name; there are: none yet"):
+        album.shared.face_restorers[1].restore(picture())
+    album.shared.opts.face_restoration_model = "CodeFormer"
+    album.shared.opts.data_labels["face_restoration_model"].refresh()
+    assert album.face_restorers() == ["CodeFormer"]
+
+
 # ---------------------------------------------------------------- Extras
 
 

@@ -706,3 +706,78 @@ def test_of_a_deleted_run_nothing_stays_where_a_host_keeps_uploads(page, tmp_pat
     assert files[0].is_file(), "another tab of the host may show the same photo"
     page.delete(name)
     assert [file.is_file() for file in files] == [False, True]
+
+
+def test_dropped_photos_and_a_named_folder_are_not_one_ignored(page, adapted, photos):
+    with pytest.raises(ValueError, match="photos were dropped and a folder is named"):
+        page.new_run("", [upload(page, "a.png")], str(photos), FEW)
+    with pytest.raises(ValueError, match="photos were dropped and a folder is named"):
+        page.repair(adapted, [upload(page, "a.png")], str(photos))
+    assert page.names() == [adapted] and not (page.run(adapted).folder / "to_repair").exists()
+
+
+def test_what_is_left_of_a_stopped_repair_does_not_number_that_of_another_folder(
+    page, adapted, photos, tmp_path, monkeypatch
+):
+    other = tmp_path / "other"
+    shutil.copytree(photos, other)
+    page.allowed.append(other)
+    real = jobs.restore_folder
+
+    def stopped(*given, callback, **how):
+        def ends(step, steps, preview):
+            callback(step, steps, preview)
+            if step == 3:
+                page.stop(adapted)
+
+        return real(*given, callback=ends, **how)
+
+    monkeypatch.setattr(jobs, "restore_folder", stopped)
+    page.repair(adapted, [], str(other), aligned=True)
+    assert page.jobs.wait(page.run(adapted)).state == "cancelled"
+    monkeypatch.undo()
+    page.repair(adapted, [], str(photos), aligned=True)
+    finished(page, adapted)
+    expected = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.png"))
+    assert sorted(zipfile.ZipFile(page.repaired(adapted)).namelist()) == expected
+
+
+def test_a_base_that_is_not_here_is_not_replaced_by_another(page, adapted, photos):
+    chosen = page.run(adapted).folder / "request.json"
+    chosen.write_text(json.dumps(json.loads(chosen.read_text()) | {"restorer": "GFPGANv1.4.pth", "prior": "gone"}))
+    with pytest.raises(ValueError, match="its restorer, GFPGANv1.4.pth, is not among those here"):
+        page.repair(adapted, [], str(photos), with_base=True, aligned=True)
+    page.repair(adapted, [], str(photos), aligned=True)  # by its own, which is here
+    finished(page, adapted)
+
+
+def test_no_run_has_a_name_that_windows_cuts(page, photos):
+    assert page.new_run("Smith Jr. ", [], str(photos), FEW)[0] == "Smith Jr"
+    assert page.new_run("...", [], str(photos), FEW)[0].strip(" .")
+
+
+def test_a_run_of_the_command_line_goes_on_with_all_of_its_settings(page, photos):
+    """Also with those that the page has no field for; its targets are not drawn anew."""
+    run = page.runs / "shell"
+    common = ["--run", str(run), "--restorer", "embedded", "--prior", "embedded"]
+    assert main(["faces", str(photos), "--aligned", "--run", str(run), "--restorer", "embedded"]) == 0
+    drawn = ["--calls", "2", "--seed", "7", "--set", "targets.precision=float32", "--set", "targets.batch_size=4"]
+    assert main(["targets", *common, *drawn]) == 0
+    before = {path: path.stat().st_mtime_ns for path in page.run("shell").targets.glob("*.png")}
+    own = page.choices_of("shell")
+    assert own.others["targets.sampler.calls"] == 2 and own.others["targets.seed"] == 7
+    page.adapt("shell", replace(FEW, changes=dict(own.changes) | QUICK))
+    finished(page, "shell")
+    assert before == {path: path.stat().st_mtime_ns for path in page.run("shell").targets.glob("*.png")}
+    kept = json.loads((run / "request.json").read_text())["others"]
+    assert kept["targets.sampler.calls"] == 2 and page.choices_of("shell").others == own.others
+    assert page.with_others(page.run("shell"), replace(FEW, recipe="published")).others == {}
+
+
+def test_settings_in_a_run_folder_are_not_trusted(page, adapted):
+    chosen = page.run(adapted).folder / "request.json"
+    others = {"finetune.betas": [0.5], "targets.precision": "/etc/passwd", "targets.seed": "x", "prior": "/etc", "x": 1}
+    chosen.write_text(json.dumps(json.loads(chosen.read_text()) | {"others": others | {"finetune.betas": [0.5, 0.9]}}))
+    assert page.choices_of(adapted).others == {"finetune.betas": (0.5, 0.9)}
+    chosen.write_text(json.dumps(json.loads(chosen.read_text()) | {"others": others}))
+    assert page.choices_of(adapted).others == {}

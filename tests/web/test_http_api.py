@@ -67,7 +67,14 @@ def test_a_run_from_its_folder_to_a_restored_picture(service, photos):
         ("/runs", {"folder": "/etc"}, "may not be read"),
         ("/runs", {"folder": "{photos}/.."}, "may not be read"),
         ("/runs", {}, "name a folder"),
-        ("/runs", {"folder": "{photos}", "minutes": "many"}, "could not convert"),
+        ("/runs", {"folder": "{photos}", "minutes": "many"}, "minutes is 'many'; it must be a number"),
+        ("/runs", {"folder": "{photos}", "aligned": "false"}, "aligned is 'false'; it must be true or false"),
+        ("/runs", {"folder": ["{photos}"]}, "folder is ['{photos}']; it must be a text"),
+        ("/runs/album/adapt", {"mixed": "no"}, "mixed is 'no'; it must be true or false"),
+        ("/runs/album/adapt", {"changes": {"finetune.iterations": "2"}}, "finetune.iterations is '2'; it must be"),
+        ("/restore", {"restorer": "album", "background": ["off"]}, "background is ['off']; it must be a text"),
+        ("/restore", {"restorer": "album", "fidelity": "a"}, "fidelity is 'a'; it must be a number"),
+        ("/restore", {"restorer": "album", "numbers": 1, "image": "?"}, "base64"),
         ("/runs", {"folder": "{photos}", "restorer": "/etc/passwd"}, "is not one of"),
         ("/runs/none/adapt", {}, "there is no such run"),
         ("/runs/..%2F../adapt", {}, None),
@@ -115,7 +122,11 @@ def test_a_header_that_is_no_login_is_refused_in_any_letters(service, code):
     ("path", "body", "reason"),
     [
         ("/restore", '{"restorer": "album", "image": "Zoë"}', "base64"),
-        ("/runs/album/adapt", '{"changes": {"finetune.iterations": Infinity}}', "infinity"),
+        (
+            "/runs/album/adapt",
+            '{"changes": {"finetune.iterations": Infinity}}',
+            "iterations is inf; it must be a whole number",
+        ),
         ("/runs/album/adapt", '{"changes": {"finetune.anchor": NaN}}', "anchor is nan"),
     ],
 )
