@@ -8,7 +8,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -249,33 +249,35 @@ def whole_number(text: Any, least: int, most: int) -> int:
 
 def save_tensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a .safetensors file; an older one stays until the new one is complete."""
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     whole = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-
-    def write(part: Path) -> None:
-        try:
-            save_file(whole, part, dict(metadata))
-        except SafetensorError as error:  # its only word for a full disk
-            number = re.search(r"os error (\d+)", str(error))
-            if number is None:
-                raise
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-
-    replace_atomically(path, write)
+    replace_atomically(path, lambda part: _with_reason(lambda: save_file(whole, part, dict(metadata))))
 
 
 def save_pickled(path: Path, state: object) -> None:
     """Write what `torch.save` makes of `state`; an older file stays until the new one is complete."""
+    replace_atomically(path, lambda part: _with_reason(lambda: _pickled(state, part)))
 
-    def write(part: Path) -> None:
-        try:
-            with open(part, "wb") as file:  # PyTorch's own file would give no reason
-                torch.save(state, file)
-        except RuntimeError as error:  # of ending the file, after the disk refused
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from error
+
+def _pickled(state: object, part: Path) -> None:
+    with open(part, "wb") as file:  # a file that PyTorch opens by itself gives no reason when the disk refuses
+        torch.save(state, file)
+
+
+def _with_reason(write: Callable[[], object]) -> None:
+    """`write`, which raises OSError where the disk refuses: safetensors only says so in words, and PyTorch hides it
+    behind the error of ending the file."""
+    from safetensors import SafetensorError
+
+    try:
+        write()
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
             raise
-
-    replace_atomically(path, write)
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise

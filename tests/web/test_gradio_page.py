@@ -142,6 +142,27 @@ def test_the_page_is_built_without_loading_a_network(gradio, small, tmp_path, mo
     build(page)
 
 
+def test_a_photo_that_is_looked_at_stays_when_the_run_changes(gradio, small, photos, tmp_path):
+    page = Page(tmp_path / "runs", [photos])
+    demo = build(page)
+    name, _ = page.new_run("", [], str(photos), Choices(aligned=True))
+    page.jobs.wait(page.run(name))
+    look = next(one.fn for one in demo.fns.values() if "tick" in str(one.targets))
+
+    def shown(*given):
+        found = look(*given)
+        by_label = {one.label: value for one, value in found.items() if getattr(one, "label", None)}
+        return by_label, next(value for one, value in found.items() if type(one).__name__ == "State")
+
+    first, stamp = shown(name, "another", None)
+    others = page.photos(name)
+    assert first["Photo"]["value"] == others[0] and first["Files to download"]["visible"] is False
+    page.toggle(name, 0)  # as anything else that changes the run
+    second, _ = shown(name, stamp, others[5])
+    assert second["Photo"]["value"] == others[5] and "Files to download" not in second
+    assert shown(name, stamp, "of another run")[0]["Photo"]["value"] == others[0]
+
+
 def test_the_arrows_of_an_input_go_in_steps_that_suit_its_value(gradio, small, tmp_path):
     inputs = build(Page(tmp_path / "runs")).blocks.values()
     steps = {one.label: one.step for one in inputs if type(one).__name__ == "Number"}
