@@ -89,14 +89,14 @@ class Material:
 def split(count: int, config: FinetuneConfig) -> tuple[list[int], list[int]]:
     """Indices to train on and indices held out, both sorted.
 
-    Held out is the share that is set, but never less than a quarter of the faces or six, whichever is fewer, because
+    Held out is the share that is set, but never less than a third of the faces or eight, whichever is fewer, because
     the verdict's interval needs them, and never more than all but two. Fewer than 8 faces are all trained on, and so
     are all with a share of 0.
     """
     order = torch.randperm(count, generator=keyed_generator(config.seed, "split")).tolist()
     held = 0
     if config.held_out and count >= 8:
-        held = min(max(min(6, count // 4), round(config.held_out * count)), count - 2)
+        held = min(max(min(8, count // 3), round(config.held_out * count)), count - 2)
     return sorted(order[held:]), sorted(order[:held])
 
 

@@ -16,14 +16,25 @@ from bfr_core.adaptation import good_faces as album
 from bfr_core.adaptation.adapt import adapt
 from bfr_core.adaptation.config import SMALL, AdaptConfig
 from bfr_core.adaptation.faces import faces_of
-from bfr_core.adaptation.good_faces import AlbumConfig, Clarity, Examples, clarity, find_good_faces, is_good
+from bfr_core.adaptation.good_faces import (
+    AlbumConfig,
+    Clarity,
+    Examples,
+    clarity,
+    find_good_faces,
+    is_good,
+    sharpness_of_clean,
+)
 from bfr_core.adaptation.report import good_faces, good_photo_tables, measure_against_good
 from bfr_core.adaptation.run import Run
 from bfr_core.cli.commands import main
 from bfr_core.damage.synthetic import degrade
 from bfr_core.diffusion.prior import load_prior
+from bfr_core.faces.sharp_faces import SharpFaces
 from bfr_core.files.photos import read_image
 from bfr_core.files.records import read_json
+from bfr_core.metrics.detail import sharpness
+from bfr_core.randomness import keyed_generator
 from bfr_core.restorers import load_restorer
 from bfr_core.settings import changed
 from bfr_core.training import finetune as finetuning
@@ -41,6 +52,20 @@ def quick(photos, tiny_restorer, tiny_prior):
         "gate.limit": 0.0, "finetune.sharp": 0,
     }  # fmt: skip
     return photos, changed(SMALL, changes)
+
+
+def test_a_face_of_256_pixels_is_measured_against_clean_faces_of_256_pixels():
+    """By what is sharp at 128, most faces that went through a messenger were taken for good at 256."""
+    faces = SharpFaces(256).stacked(200)[::10]
+    sent = torch.cat(
+        [degrade(face[None], "shared_online", keyed_generator(0, i), 0.5).lq for i, face in enumerate(faces)]
+    )
+    clean, damaged = (
+        sharpness(some) / sharpness_of_clean(256) >= AlbumConfig().least_sharpness for some in (faces, sent)
+    )
+    assert clean.double().mean() > 0.6 and damaged.double().mean() < 0.2
+    assert (sharpness(sent) >= AlbumConfig().least_sharpness).double().mean() > 0.8
+    assert sharpness_of_clean(32) == sharpness_of_clean(128) == 1 and sharpness_of_clean(512) == sharpness_of_clean(256)
 
 
 def weights_of(run: Path) -> dict[str, torch.Tensor]:

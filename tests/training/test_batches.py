@@ -39,14 +39,14 @@ def test_some_faces_get_the_damage_of_another(pairs):
 
 
 def test_held_out_faces_are_never_trained_on():
-    train, held = split(30, CONFIG)
-    assert len(held) == 6 and not set(train) & set(held) and sorted(train + held) == list(range(30))
+    train, held = split(120, CONFIG)
+    assert len(held) == 12 and not set(train) & set(held) and sorted(train + held) == list(range(120))
 
 
 def test_few_faces_are_all_trained_on():
     assert split(5, CONFIG) == ([0, 1, 2, 3, 4], [])
     tenth = replace(CONFIG, held_out=0.1)
-    assert [len(split(count, tenth)[1]) for count in (7, 8, 12, 25, 75)] == [0, 2, 3, 6, 8]
+    assert [len(split(count, tenth)[1]) for count in (7, 8, 12, 25, 75, 200)] == [0, 2, 4, 8, 8, 20]
 
 
 def test_every_epoch_uses_each_face_once():

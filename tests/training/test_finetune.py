@@ -256,7 +256,7 @@ def test_too_little_memory_halves_the_pass_and_goes_on(pairs, monkeypatch):
 
     monkeypatch.setattr(Pixels, "terms", small)
     tuned, progress = finetune(toy(), pairs, replace(CONFIG, micro_batch=4, held_out=0.1))
-    assert progress.step == CONFIG.iterations and sizes[:6] == [1, 1, 1, 4, 2, 1]  # three held out, then a pass
+    assert progress.step == CONFIG.iterations and sizes[:7] == [1, 1, 1, 1, 4, 2, 1]  # four held out, then a pass
     assert same(tuned, whole)
     monkeypatch.setattr(Pixels, "terms", lambda *_: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("no room")))
     with pytest.raises(ValueError, match="--low-memory"):
