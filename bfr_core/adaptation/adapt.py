@@ -122,9 +122,9 @@ def learn(
         run, faces, targets, made_from, base, config, prior, callback, watch, pause_after, good, team
     )
     judgement = judge_tuning(run, base, tuned, faces, targets, config, callback)
+    likeness = measure_likeness(faces, base, tuned, callback=callback)  # before anything of an earlier one is replaced
     teacher = drawn_by(run) if any(path.parent == run.targets for path in targets.values()) else {}
     save_tuned(run, base, tuned, prior, config, progress, judgement, len(learned_from(faces, targets)), teacher)
-    likeness = measure_likeness(faces, base, tuned, callback=callback)
     result = Adapted(run, tuned, base, prior, faces, targets, progress, judgement, good, likeness)
     report_adaptation(replace(result, faces=faces.relabelled(labels or {})), config)
     return result

@@ -120,7 +120,7 @@ def collect_faces(
     size: side of the crops in pixels, 16 to 2048. device: where the detector's network runs.
     files: the photos under it that are used; by default all that `look_through` finds.
     Only photos that are new, that failed, or whose content, name or settings changed, are examined, and those without
-    a face if there is another detector now. Crops of photos that are gone are deleted. A
+    a face if there is a better detector now. Crops of photos that are gone are deleted. A
     crop that was changed by hand is kept and used.
     Raises FileNotFoundError or ValueError if there are no photos, or no face in any of them.
     """
@@ -164,9 +164,9 @@ def collect_shard(
 ) -> tuple[int, list[dict[str, str]]]:
     """The part of `collect_faces` that other processes need not wait for: the crops of a part of the photos.
 
-    Once all parts are there, `collect_faces` finds nothing left to examine and makes the run's list of faces. Returns
-    the number of faces, and photo, status and reason of each file, as `FaceSet.account` does; the files that are no
-    photos are in that of the first part.
+    Once all parts are there, `collect_faces` has nothing left to examine but photos that failed, and makes the run's
+    list of faces. Returns the number of faces, and photo, status and reason of each file, as `FaceSet.account` does;
+    the files that are no photos are in that of the first part.
     """
     records, _, others = _examine(photos, run, size, config, callback, device, shard=shard)
     files = [
@@ -252,14 +252,15 @@ def _still_true(
 ) -> dict[str, Any] | None:
     """The record of a photo with its present time; None if the photo must be examined anew.
 
-    searched_by: the detector of now; a photo in which another one found no face is searched again, and one that failed
+    searched_by: the detector of now; a photo in which a lesser one found no face is searched again, and one that failed
     is tried again, because the reason may have lain in packages or permissions.
     """
     if any(record.get(name) != key[name] for name in ("name", "made_with")):
         return None
     if record.get("status", "failed" if record.get("problem") else "used") in ("failed", "left_out"):
         return None
-    if record.get("status") == "no_face" and record.get("searched_by") != searched_by:
+    better = searched_by == "retinaface" != record.get("searched_by")
+    if record.get("status") == "no_face" and better:
         return None
     if not all((folder / f"{name}.png").is_file() for name in _names_of(record)):
         return None

@@ -92,13 +92,13 @@ def measure_likeness(
     meter = LikenessMeter(base.device)
     found = FolderLikeness(of=len(names))
     for step, (batch, lq) in enumerate(faces.batches(BATCH, chosen)):
-        if callback:
-            callback("likeness", step * BATCH, len(chosen), None)
         by_base = base.restore_each(lq)
         helped = by_base if base.sha256 == meter.helper_sha256 else None
         judged = meter.judge(lq, by_base, adapted.restore_each(lq), helped=helped)
         for said, words in zip((found.base, found.adapted), judged, strict=True):
             said.update(zip(batch, words, strict=True))
+        if callback:
+            callback("likeness", min((step + 1) * BATCH, len(chosen)), len(chosen), None)
     return found
 
 

@@ -197,10 +197,14 @@ def _draw(
     if changed_ := sum(n in made and files[n].exists() for n in missing):
         log.info("targets/: %d are drawn anew, because faces, networks or settings changed", changed_)
     made = _without_strays(run, made, faces) if shard.is_whole else {n: made[n] for n in own if n in made}
-    crops = {n: sha256_of(faces.crop(n)) if n in keys else crops.get(n, "") for n in {*made, *own}}
+    undrawn = set(missing)  # what lies there for these was drawn from what they were before
+    crops = {
+        n: crops.get(n, "") if n in undrawn else sha256_of(faces.crop(n)) for n in {*made, *own} & set(faces.names)
+    }
 
     def mark() -> None:
-        write_json(marker, {"made": made, "crops": {n: crops[n] for n in made}})
+        drawn_from = {n: crops.get(n, "") for n in made}
+        write_json(marker, {"made": made, "crops": drawn_from, "prior": origin_of(prior)})
 
     mark()
     calls = config.sampler.network_calls
@@ -216,6 +220,7 @@ def _draw(
             write_or_keep(run.restored / f"{name}.png", restored)
             write_or_keep(files[name], target)
         made |= {n: keys[n] for n in names}
+        crops |= {n: sha256_of(faces.crop(n)) for n in names}
         mark()
         done += len(names)
         if callback:
@@ -274,6 +279,8 @@ def make_targets(
 
     Returns the targets that passed, by face name, and the fingerprint of them all.
     """
+    asked = {name: asdict(getattr(config, name)) for name in ("targets", "gate", "album", "people")}
+    run.record("asked", asked)  # "targets" will hold what is resolved of it
     clear = settled_target_config(run, faces, restorer, prior, config, callback)
     made_from = draw_targets(run, faces, restorer, prior, clear, callback)
     redraw = keep_redraws(run, faces, restorer, prior, clear, redraw_with(restorer, prior, clear, callback))

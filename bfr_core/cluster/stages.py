@@ -121,9 +121,9 @@ class TargetWorker(ShardWorker):
 def collect_on_ray(order: StageOrder, pool: Pool | None = None, callback: StageCallback | None = None) -> None:
     """The part of `collect_faces` that takes long, by as many workers as `pool` has room for.
 
-    Then `collect_faces` finds nothing left to examine, and makes the run's list of faces. Raises what
-    `collect_faces` does; ValueError if Ray is not installed, or no machine has room for a worker; OSError or ValueError
-    if a shard could not be finished, which it names.
+    Then `collect_faces` has nothing left to examine but photos that failed, and makes the run's list of faces. Raises
+    what `collect_faces` does; ValueError if Ray is not installed, or no machine has room for a worker; OSError or
+    ValueError if a shard could not be finished, which it names.
     """
     pool = pool or Pool()
     order = replace(order.absolute(), threads=pool.threads)

@@ -92,8 +92,10 @@ def load_detector(
 
 
 def detector_named(kind: str) -> str:
-    """The name of the detector that `load_detector` gives for `kind`."""
-    return RetinaFaceDetector.name if kind != "embedded" and _retinaface_file()[0] else EmbeddedDetector.name
+    """The name of the detector that `load_detector` gives for `kind`, or would give if it were there."""
+    if kind != "auto":
+        return kind
+    return RetinaFaceDetector.name if _retinaface_file()[0] else EmbeddedDetector.name
 
 
 def _retinaface_file(weights: Path | None = None) -> tuple[Path | None, str]:

@@ -79,6 +79,12 @@ def chosen_for(run: Run) -> dict[str, Any]:
 def _chosen_elsewhere(run: Run) -> dict[str, Any]:
     """What `RunFolders.remember` would have kept of a run of the command line, from the settings of its stages."""
     config = run.config()
+    asked = {
+        name: part for name, part in config.pop("asked", {}).items() if isinstance(part, dict)
+    }  # "targets" unresolved
+    others = without_a_field(partial(_at, {"faces": config.get("faces"), "finetune": config.get("finetune"), **asked}))
+    low_memory = all(_at(config, path) == value for path, value in LOW_MEMORY.items())
+    config |= asked | {"targets": config.get("targets", {}) | asked.get("targets", {})}
     faces, tuning = config.get("faces", {}), config.get("finetune", {})
     used = config.get("targets", {}).get("restorer", "embedded")
     taught = config.get("targets", {}).get("prior")
@@ -92,13 +98,14 @@ def _chosen_elsewhere(run: Run) -> dict[str, Any]:
         "recipe": config.get("recipe", {}).get("name"),
         "real": config.get("recipe", {}).get("real"),
         "changes": {path: value for path in ADVANCED if (value := _at(config, path)) is not None},
-        "others": without_a_field(partial(_at, config)),
+        "low_memory": low_memory,
+        "others": {path: value for path, value in others.items() if not (low_memory and path in LOW_MEMORY)},
     }
     return {name: value for name, value in given.items() if value is not None}
 
 
 FIELDS = (*ADVANCED, "finetune.minutes", "faces.aligned", "faces.min_face")  # of the page, among a stage's settings
-KEPT_STAGES = ("faces", "targets", "finetune")  # whose settings config.json has
+KEPT_STAGES = ("faces", "targets", "gate", "finetune", "album", "people")  # whose settings config.json has
 
 
 def without_a_field(value_of: Callable[[str], Any]) -> dict[str, Any]:

@@ -404,9 +404,23 @@ def test_a_run_that_is_stopped_while_it_is_judged_does_not_tune_again(photos, co
 
     with pytest.raises(Stop):
         adapt(photos, tmp_path, config, stop)
-    assert said[-1][0] == stage and said[-1][1] <= 1
+    assert said[-1][0] == stage and said[-1][1] <= 8
     steps: list[tuple[str, int, int]] = []
     result = adapt(photos, tmp_path, config, lambda *one: steps.append(one[:3]))
     assert result.judgement.verdict and not [one for one in steps if one[0] == "finetune" and one[1] < one[2]]
     judged = [one for one in steps if one[0] == "judge"]
     assert judged[-1][1] == judged[-1][2] and [one[1] for one in judged] == list(range(1, len(judged) + 1))
+    assert [one for one in steps if one[0] == "likeness"][-1] == ("likeness", 10, 10)
+
+
+def test_a_run_that_is_stopped_at_the_likeness_keeps_the_restorer_of_its_report(photos, config, tmp_path):
+    adapt(photos, tmp_path, config)
+    before = {name: (tmp_path / name).read_bytes() for name in ("restorer.safetensors", "report.json")}
+
+    def stop(name, *_):
+        if name == "likeness":
+            raise Stop
+
+    with pytest.raises(Stop):
+        adapt(photos, tmp_path, changed(config, {"finetune.iterations": 9}), stop)
+    assert before == {name: (tmp_path / name).read_bytes() for name in before}

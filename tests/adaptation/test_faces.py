@@ -141,6 +141,22 @@ def test_another_detector_looks_again_where_none_was_found(photos, tmp_path, mon
     assert len(collect_faces(here, run, 32, FaceConfig(min_face=1))) == 10
 
 
+def test_a_lesser_detector_does_not_look_again(photos, tmp_path, monkeypatch):
+    """Nor is one asked for that has gone since, where nothing is left to search."""
+    sees = iter([[], *[[Face(template(32))]] * 9])
+    monkeypatch.setattr(detect, "load_detector", lambda *_: lambda photo: next(sees))
+    monkeypatch.setattr(detect, "_retinaface_file", lambda *_: (Path("file"), ""))
+    for kind in ("auto", "retinaface"):
+        run = Run(tmp_path / kind)
+        assert len(collect_faces(photos, run, 32, FaceConfig(detector=kind, min_face=1))) == 9
+        sees = iter([[], *[[Face(template(32))]] * 9])
+    monkeypatch.setattr(detect, "load_detector", lambda *_: pytest.fail("was searched again"))
+    monkeypatch.setattr(detect, "_retinaface_file", lambda *_: (None, "is not there"))
+    for kind in ("auto", "retinaface"):
+        run = Run(tmp_path / kind)
+        assert len(collect_faces(photos, run, 32, FaceConfig(detector=kind, min_face=1))) == 9
+
+
 def test_a_face_that_was_left_out_stays_so_when_its_name_changes(photos, tmp_path):
     """A second photo of the same stem gives both another name, `IMG_2` becomes `IMG_2_png`."""
     folder, run = tmp_path / "photos", Run(tmp_path / "run")

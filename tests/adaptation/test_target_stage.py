@@ -15,6 +15,7 @@ from bfr_core.adaptation.run import Run
 from bfr_core.adaptation.target_stage import (
     draw_shard,
     draw_targets,
+    drawn_by,
     made_targets,
     make_targets,
     match_in_order,
@@ -22,6 +23,7 @@ from bfr_core.adaptation.target_stage import (
 )
 from bfr_core.diffusion.prior import load_prior
 from bfr_core.files.photos import read_image, write_image
+from bfr_core.files.records import read_json
 from bfr_core.files.shards import Shard
 from bfr_core.restorers import load_restorer
 
@@ -187,6 +189,31 @@ def test_targets_of_former_faces_are_not_learned_from(photos, config, tiny_resto
     assert "1 of 11 faces have no target and are left out (new.png)" in said
     (run.targets / "stage.json").write_text('{"made": {}}')  # of a run of before, which does not tell
     assert changed in made_targets(run, faces_of(run))[0]
+
+
+def test_targets_of_former_faces_stay_so_when_drawing_them_anew_is_stopped(
+    photos, config, tiny_restorer, tiny_prior, tmp_path
+):
+    folder, run = tmp_path / "photos", Run(tmp_path / "run")
+    shutil.copytree(photos, folder)
+    restorer, prior = load_restorer(tiny_restorer), load_prior(tiny_prior)
+    passed, _ = make_targets(run, collect_faces(folder, run, 32, ALIGNED), restorer, prior, config)
+    changed = [name for name in passed if "__" not in name][:2]
+    for name in changed:
+        write_image(folder / f"{name}.png", 1 - read_image(folder / f"{name}.png"))
+    faces = collect_faces(folder, run, 32, ALIGNED)
+    assert set(made_targets(run, faces)[0]) == set(passed) - set(changed)
+
+    def stop(stage, *_):
+        if stage == "targets":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_targets(run, faces, restorer, prior, config, stop)
+    assert set(made_targets(run, faces)[0]) == set(passed) - set(changed)
+    assert drawn_by(run)["prior_sha256"] == prior.sha256
+    make_targets(run, faces, restorer, prior, config)
+    assert set(changed) <= set(made_targets(run, faces)[0]) | set(read_json(run.target_checks)["refused"])
 
 
 def test_a_run_whose_targets_are_all_of_former_faces_says_so(photos, config, tiny_restorer, tiny_prior, tmp_path):

@@ -774,6 +774,23 @@ def test_a_run_of_the_command_line_goes_on_with_all_of_its_settings(page, photos
     assert page.with_others(page.run("shell"), replace(FEW, recipe="published")).others == {}
 
 
+def test_what_a_run_of_the_command_line_left_to_the_faces_is_left_to_them(page, photos, monkeypatch):
+    """A level that known answers chose is not taken for one that was asked for, and the tuning is not begun anew."""
+    monkeypatch.setattr("bfr_core.adaptation.target_stage.level_by_known_answers", lambda *_: 7)
+    run = Run(page.runs / "shell")
+    command = ["adapt", str(photos), "--aligned", "--run", str(run.folder), "--iterations", "3", "--low-memory"]
+    assert main([*command, "--set", "gate.limit=7", "--set", "finetune.batch_size=2"]) == 0
+    own = page.choices_of("shell")
+    assert run.config()["targets"]["t_clean"] == 7 and own.others["targets.t_clean"] == "auto"
+    assert own.low_memory and "finetune.trainable" not in own.others and own.changes["gate.limit"] == 7
+    before = (run.damage.read_bytes(), json.loads((run.folder / "report.json").read_text()))
+    told = []
+    monkeypatch.setattr("bfr_core.training.checkpoint.log.info", lambda text, *_: told.append(text))
+    page.adapt("shell", own)
+    finished(page, "shell")
+    assert run.damage.read_bytes() == before[0] and [text for text in told if "resumed" in text]
+
+
 def test_settings_in_a_run_folder_are_not_trusted(page, adapted):
     chosen = page.run(adapted).folder / "request.json"
     others = {"finetune.betas": [0.5], "targets.precision": "/etc/passwd", "targets.seed": "x", "prior": "/etc", "x": 1}
