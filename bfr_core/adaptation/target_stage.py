@@ -198,9 +198,8 @@ def _draw(
         log.info("targets/: %d are drawn anew, because faces, networks or settings changed", changed_)
     made = _without_strays(run, made, faces) if shard.is_whole else {n: made[n] for n in own if n in made}
     undrawn = set(missing)  # what lies there for these was drawn from what they were before
-    crops = {
-        n: crops.get(n, "") if n in undrawn else sha256_of(faces.crop(n)) for n in {*made, *own} & set(faces.names)
-    }
+    now = {*made, *own} & set(faces.names)
+    crops = {n: crops.get(n, "") if n in undrawn else crop_mark(faces, n) for n in now}
 
     def mark() -> None:
         drawn_from = {n: crops.get(n, "") for n in made}
@@ -220,7 +219,7 @@ def _draw(
             write_or_keep(run.restored / f"{name}.png", restored)
             write_or_keep(files[name], target)
         made |= {n: keys[n] for n in names}
-        crops |= {n: sha256_of(faces.crop(n)) for n in names}
+        crops |= {n: crop_mark(faces, n) for n in names}
         mark()
         done += len(names)
         if callback:
@@ -228,6 +227,11 @@ def _draw(
     if callback and not missing:
         callback("targets", total, total, None)
     return made
+
+
+def crop_mark(faces: FaceSet, name: str) -> str:
+    """What the crop of a face holds, in few letters: they are written for every face after every batch."""
+    return content_hash(faces.crop(name))[:16]
 
 
 def origin_of(prior: Prior) -> dict[str, str]:
@@ -241,7 +245,7 @@ def drawn_by(run: Run) -> dict[str, str]:
 
 
 def _drawn_by_now(run: Run) -> tuple[dict[str, str], dict[str, str]]:
-    """Of the targets that the run and its shards drew: their `target_key` and their crop's SHA-256, by face name."""
+    """Of the targets that the run and its shards drew: their `target_key` and `crop_mark`, by face name."""
     made: dict[str, str] = {}
     crops: dict[str, str] = {}
     for path in _markers(run):
@@ -346,7 +350,7 @@ def made_targets(run: Run, faces: FaceSet) -> tuple[dict[str, Path], str]:
     drawn = targets_of(run, faces)
     crops = _drawn_by_now(run)[1]
     by_hand = made_by_hand(drawn)
-    former = [n for n in drawn if n not in by_hand and crops.get(n) and crops[n] != content_hash(faces.crop(n))]
+    former = [n for n in drawn if n not in by_hand and crops.get(n) and crops[n] != crop_mark(faces, n)]
     for name in former:
         log.warning("%s: has changed since its target was drawn; it is left out", printable(faces.label(name)))
         del drawn[name]
