@@ -41,7 +41,7 @@ from bfr_core.diffusion.noise_level import estimate_noise_level
 from bfr_core.diffusion.prior import Prior, load_prior
 from bfr_core.diffusion.sampler import SamplerConfig, sample_constrained
 from bfr_core.faces.align import Face, crop_face, template, warp
-from bfr_core.faces.detect import EmbeddedDetector, faces_in_boxes, load_detector
+from bfr_core.faces.detect import RETINAFACE_PACKAGES, EmbeddedDetector, faces_in_boxes, load_detector
 from bfr_core.faces.landmarks import load_landmark_net, load_scan_net, read_aligned
 from bfr_core.faces.paste import paste_face
 from bfr_core.faces.second_look import load_second_look
@@ -275,7 +275,7 @@ def test_retinaface_runs_on_the_device(device: torch.device, tmp_path: Path, mon
     monkeypatch.setitem(sys.modules, "facexlib", type(sys)("facexlib"))
     monkeypatch.setitem(sys.modules, "facexlib.detection", type(sys)("facexlib.detection"))
     monkeypatch.setitem(sys.modules, "facexlib.detection.retinaface", module)
-    monkeypatch.setattr("bfr_core.faces.detect.find_spec", lambda name: None if name != "facexlib" else SPEC)
+    monkeypatch.setattr("bfr_core.faces.detect.find_spec", lambda name: SPEC if name in RETINAFACE_PACKAGES else None)
     torch.save(Forgetful("", DEVICE).state_dict(), tmp_path / "detection_Resnet50_Final.pth")
     run = Run(tmp_path / "run")
     write_image(tmp_path / "photos" / "a.png", faces(1, 64)[0])

@@ -69,7 +69,7 @@ def test_adapt_prints_a_summary_last(made):
     summary = json.loads(made.out.splitlines()[-1])
     report = json.loads((made.run / "report.json").read_text())
     assert summary["steps"] == 8 and summary["verdict"] == report["verdict"] in ("adopt", "keep_base", "cannot_tell")
-    assert "damage of 2 faces that were not trained on" in report["verdict_sentence"]
+    assert "damage of 3 faces that were not trained on" in report["verdict_sentence"]
     assert "<html" in (made.run / "report.html").read_text()
 
 
