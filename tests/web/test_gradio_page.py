@@ -277,6 +277,8 @@ def test_stopping_reloading_and_going_on(gradio, small, tab, photos, tmp_path):
 def test_photos_with_different_kinds_of_damage(gradio, small, tab, mixed_photos, verdicts, tmp_path):
     with served(tmp_path / "runs", [mixed_photos]) as (_, port):
         tab.browser.get(f"http://127.0.0.1:{port}/")
+        tab.press("Find the faces")
+        tab.wait_for("drop some photos first")  # what is typed while the page still loads may be lost
         tab.type("or name a folder", str(mixed_photos))
         tab.type("Name of the run", "Mixed")
         tab.tick("cut-out")
