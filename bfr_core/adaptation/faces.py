@@ -120,8 +120,8 @@ def collect_faces(
     size: side of the crops in pixels, 16 to 2048. device: where the detector's network runs.
     files: the photos under it that are used; by default all that `look_through` finds.
     Only photos that are new, that failed, or whose content, name or settings changed, are examined, and those without
-    a face if there is a better detector now. Crops of photos that are gone are deleted. A
-    crop that was changed by hand is kept and used.
+    a face if there is a better detector now. Crops of photos that are gone are deleted; a crop that was changed by hand
+    is kept and used.
     Raises FileNotFoundError or ValueError if there are no photos, or no face in any of them.
     """
     records, before, others = _examine(photos, run, size, config, callback, device, files)
@@ -259,7 +259,7 @@ def _still_true(
         return None
     if record.get("status", "failed" if record.get("problem") else "used") in ("failed", "left_out"):
         return None
-    better = searched_by == "retinaface" != record.get("searched_by")
+    better = searched_by == "retinaface" and record.get("searched_by") != "retinaface"
     if record.get("status") == "no_face" and better:
         return None
     if not all((folder / f"{name}.png").is_file() for name in _names_of(record)):
@@ -276,7 +276,7 @@ def _names_of(record: dict[str, Any]) -> list[str]:
 def faces_of(run: Run, size: int | None = None) -> FaceSet:
     """The faces that a run holds, less those left out.
 
-    size: what the crops must measure, in pixels. Raises ValueError if it has none yet, in use, or of that size.
+    size: of the crops, in pixels. Raises ValueError if there are none yet, none is in use, or they have another size.
     """
     index = face_index(run)
     if size and index.get("size", size) != size:

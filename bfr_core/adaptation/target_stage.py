@@ -144,12 +144,10 @@ def draw_targets(
     """
     computed = {"computed_in": restorer.at_precision(config.precision).precision}
     run.record("targets", asdict(config) | computed | {"restorer": restorer.name, "prior": prior.name})
-    drawn = _draw(run, faces, restorer, prior, config, callback)
+    _draw(run, faces, restorer, prior, config, callback)
     fingerprint_value = targets_fingerprint(faces, {name: run.targets / f"{name}.png" for name in faces.names})
-    crops = _drawn_by_now(run)[1]
-    drawn_from = {name: crops.get(name, "") for name in drawn}
-    made = {"fingerprint": fingerprint_value, "made": drawn, "crops": drawn_from, "prior": origin_of(prior)}
-    write_json(run.targets / "stage.json", made)
+    marker = run.targets / "stage.json"
+    write_json(marker, read_table(marker) | {"fingerprint": fingerprint_value})
     remove(path for path in _markers(run) if path.name != "stage.json")  # of shards, whose lines stage.json has now
     return fingerprint_value
 
@@ -198,8 +196,7 @@ def _draw(
         log.info("targets/: %d are drawn anew, because faces, networks or settings changed", changed_)
     made = _without_strays(run, made, faces) if shard.is_whole else {n: made[n] for n in own if n in made}
     undrawn = set(missing)  # what lies there for these was drawn from what they were before
-    now = {*made, *own} & set(faces.names)
-    crops = {n: crops.get(n, "") if n in undrawn else crop_mark(faces, n) for n in now}
+    crops |= {n: crop_mark(faces, n) for n in own if n not in undrawn}
 
     def mark() -> None:
         drawn_from = {n: crops.get(n, "") for n in made}

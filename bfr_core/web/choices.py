@@ -79,9 +79,8 @@ def chosen_for(run: Run) -> dict[str, Any]:
 def _chosen_elsewhere(run: Run) -> dict[str, Any]:
     """What `RunFolders.remember` would have kept of a run of the command line, from the settings of its stages."""
     config = run.config()
-    asked = {
-        name: part for name, part in config.pop("asked", {}).items() if isinstance(part, dict)
-    }  # "targets" unresolved
+    # What was asked for; config["targets"] has what was resolved of it.
+    asked = {name: part for name, part in config.pop("asked", {}).items() if isinstance(part, dict)}
     others = without_a_field(partial(_at, {"faces": config.get("faces"), "finetune": config.get("finetune"), **asked}))
     low_memory = all(_at(config, path) == value for path, value in LOW_MEMORY.items())
     config |= asked | {"targets": config.get("targets", {}) | asked.get("targets", {})}

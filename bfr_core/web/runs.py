@@ -228,10 +228,8 @@ class RunFolders:
 
     def _new_folder(self, title: str) -> Path:
         """A new, empty folder for a run, named after `title`: two that are made at once never share a name."""
-        stem = (
-            photo_name(Path(re.sub(r"[^\w .()-]+", "-", f"{title[:80]}.run").replace("__", "_"))).strip().rstrip(" .")
-            or "run"
-        )
+        plain = re.sub(r"[^\w .()-]+", "-", f"{title[:80]}.run").replace("__", "_")
+        stem = photo_name(Path(plain)).strip(" .") or "run"  # Windows drops dots and spaces at the end
         for number in count(1):
             folder = self.runs / _numbered(stem, number)
             taken = {path.name.casefold() for path in self.runs.iterdir()}  # also where the disk tells a from A
