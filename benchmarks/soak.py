@@ -214,7 +214,7 @@ def in_mib(held: list[int]) -> str:
 
 def soak_restore(work: Path, photos: int, kills: int, seed: int, small: bool) -> list[str]:
     """The lines that say how restoring went; SystemExit if a result is lost, doubled or not whole."""
-    make_photos(work / "photos", photos, aligned=small, side=SMALL_SIDE)
+    make_photos(work / "photos", photos, aligned=small, side=SMALL_SIDE if small else 128)
     how = []
     if small:
         make_small_restorer(work / "small.safetensors")

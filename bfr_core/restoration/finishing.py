@@ -22,7 +22,7 @@ from ..pixels import as_bytes
 from .blocks import read_jpeg, unblocked
 from .finest_band import levels_for, weights
 from .grain import ALL_COARSE_GRAIN, grain_bands, grain_strength, white_rows
-from .noise import NO_BLOCKS, Noise, read_noise, tone_maps
+from .noise import ALL_PATTERN, NO_BLOCKS, Noise, read_noise, tone_maps
 from .pyramid import joined, padded, split
 
 NEAR = 0.5  # of the restorer's size: enlarged for it from less, a face has no detail that it could smooth
@@ -114,8 +114,9 @@ def finished_on(
 
 
 def _is_clean(noise: Noise) -> bool:
-    """Whether the photo is nearly free of noise; coarse grain is not seen in the finest band."""
-    return noise.deviation(0) <= CLEAN and noise.coarse < ALL_COARSE_GRAIN
+    """Whether the photo is nearly free of noise and dots; coarse grain is not seen in the finest band."""
+    is_grainy = noise.deviation(0) > CLEAN or max(noise.coarse, default=0.0) >= ALL_COARSE_GRAIN
+    return not is_grainy and noise.pattern < ALL_PATTERN
 
 
 def _softer(source: Tensor, patches: list[Patch], face: Face, least: float = 0.0) -> tuple[float, float] | None:

@@ -49,6 +49,7 @@ from .restore import (
     RestoreCallback,
     RestoreConfig,
     choose_faces,
+    hardly_changed,
     leave_sharp,
     load_parser,
     others_of,
@@ -131,6 +132,7 @@ class Job:
     judged: list[Face] = field(default_factory=list)  # whose likeness it is
     all_faces: list[Face] = field(default_factory=list)  # restored or not
     ground: Tensor | None = None  # the photo with its rest restored
+    may_be_left_alone: list[bool] = field(default_factory=list)  # each of `faces`, see `paste_faces`
     key: str = ""  # for the record of the folder of results
 
     @property
@@ -365,6 +367,7 @@ class FolderRestorer:
         self.network_seconds += time.monotonic() - started
         for job in group:
             _act(job, self.look)
+            job.may_be_left_alone = hardly_changed(job.crops, job.restored, self.restorer)
 
     def _write(self, job: Job) -> FileResult:
         made_by = (self.restorer, self.config, self.detector)
@@ -585,7 +588,8 @@ def _write(
             return FileResult(job.relative, "restored", "", 1, served, True, notes, likeness=job.likeness)
         if ground is not None:
             ground = with_faces_of(photo.pixels, ground, others_of(job.all_faces, job.faces))
-        result = paste_faces(photo.pixels, job.faces, crops, job.restored, job.skipped, config, parser, ground)
+        made = (job.faces, crops, job.restored, job.skipped)
+        result = paste_faces(photo.pixels, *made, config, parser, ground, job.may_be_left_alone)
         likeness = job.likeness if aligned else with_left_alone(job.likeness, job.judged, result.generated)
         reason = "; ".join(result.skipped)
         if ground is not None and not result.faces:

@@ -28,7 +28,7 @@ from .pyramid import joined, split
 # Of the two finest bands: the deviation up to which there is no grain, and from which on all of it is put back.
 # Skin, cloth and hair of clean photos stay below the first.
 NO_GRAIN, ALL_GRAIN = (3 / 255, 6 / 255), (4.5 / 255, 9 / 255)
-# The same of `Noise.coarse`. In clean portraits, also blurred or stored as JPEG, it stays below half of the first.
+# The same of each of `Noise.coarse`. In clean portraits, blurred ones and JPEGs it mostly stays below the first.
 NO_COARSE_GRAIN, ALL_COARSE_GRAIN = 1 / 255, 2 / 255
 # The noise's deviation up to which it is grain, and from which on it is damage, which is not put back.
 GRAIN, DAMAGE = 12 / 255, 24 / 255
@@ -49,7 +49,8 @@ def grain_strength(noise: Noise) -> float:
         (noise.deviation(band) - none) / (full - none)
         for band, (none, full) in enumerate(zip(NO_GRAIN, ALL_GRAIN, strict=True))
     ]
-    above.append((noise.coarse - NO_COARSE_GRAIN) / (ALL_COARSE_GRAIN - NO_COARSE_GRAIN))
+    in_reach = noise.coarse[: GRAIN_BANDS - 1]  # of the bands that are put back
+    above += [(found - NO_COARSE_GRAIN) / (ALL_COARSE_GRAIN - NO_COARSE_GRAIN) for found in in_reach]
     random = share_without_blocks(noise.blocks) * share_without_pattern(noise.pattern)
     total = math.hypot(*map(noise.deviation, range(min(GRAIN_BANDS, len(noise.covariances)))))
     faint = min(1.0, max(0.0, (DAMAGE - total) / (DAMAGE - GRAIN)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ NO_BLOCKS, ALL_BLOCKS = 0.5, 1.1  # strength of blocks up to which they do not c
 NO_PATTERN, ALL_PATTERN = 0.2, 0.32  # the same of what repeats itself
 FINE = 4.0  # pixels of the blur that leaves the structure which may repeat itself
 MAX_DISTANCE = 20  # pixels between its repetitions, at most
-SECOND_FROM, THIRD_FROM = 100.0, 200.0  # pixels of a face's width: narrower, its own structure is as fine as that band
+SECOND_FROM = 100.0  # pixels of a face's width: narrower, its structure is as fine as the second band; the next, twice
 TILE = 6  # coefficients of a band: a side of the places whose energies are compared
 MIN_TILES = 64
 SMOOTH_TILES = (0.05, 0.1)  # shares of the tiles that are the smoothest
@@ -38,13 +39,14 @@ class Noise(NamedTuple):
     of `TONES`. blocks: how much stronger steps are across the block edges of a JPEG than elsewhere, in mean steps
     between neighbours: up to about 0.2 where no blocks are seen, 0.5 at quality 75, 1 and more from quality 30 on.
     pattern: how much the fine structure repeats itself at a distance, 0 to 1: up to 0.2 in photographs and in grain,
-    0.3 and more in halftones. coarse: see `read_coarse_grain`; 0 where it was not read.
+    0.3 and more in halftones. coarse: of the second band and coarser ones, see `read_coarse_grain`; empty where it was
+    not read.
     """
 
     covariances: Tensor
     blocks: float
     pattern: float
-    coarse: float = 0.0
+    coarse: tuple[float, ...] = ()
 
     def deviation(self, band: int) -> float:
         """Standard deviation in one band, 0 to 1 as pixels are: the median over the tones."""
@@ -75,23 +77,24 @@ def read_noise(photo: Tensor, levels: int, width: float = 0.0) -> Noise:
     return Noise(torch.stack(covariances), read_blocks(photo), read_pattern(photo), read_coarse_grain(photo, width))
 
 
-def read_coarse_grain(photo: Tensor, width: float) -> float:
-    """By how much the smoothest places have more energy than structure has: a deviation, 0 to 1 as pixels are.
+def read_coarse_grain(photo: Tensor, width: float) -> tuple[float, ...]:
+    """By how much the smoothest places have more energy than structure has: deviations, 0 to 1 as pixels are.
 
     photo: (3, H, W) around a face `width` pixels wide. The structure of photographs is the weaker the finer it is, in
-    smooth places above all; grain is so only where it is finer than itself. What the smoothest tiles of the second or
-    the third band have beyond nearly all of the energy of the next coarser band's smoothest tiles is therefore grain,
-    if it is found among few of them and among more. Coarser grain cannot be told from skin and cloth in this way.
+    smooth places above all; grain is so only where it is finer than itself. What a band's smoothest tiles have beyond
+    nearly all of the energy of the next coarser band's smoothest tiles is therefore grain, if it is found among few of
+    them and among more. From the second band on there is one number for each that is finer than the structure of a
+    face as wide as that: two for 200 pixels, three for 400.
     """
-    bands = [k for k, least in ((1, SECOND_FROM), (2, THIRD_FROM)) if width >= least]
+    bands = range(1, 1 + max(0, math.floor(math.log2(width / SECOND_FROM)) + 1)) if width else ()
     if not bands:
-        return 0.0
+        return ()
     photo = _middle(photo, MAX_PIXELS)
     levels = bands[-1] + 2
     whole = padded(photo, levels)
     energies = [band.square().mean(0, keepdim=True)[None] for band in split(whole, levels)]
     tones = tone_maps(whole, levels)
-    return max(_excess(energies[k], energies[k + 1], tones[k]) for k in bands)
+    return tuple(_excess(energies[k], energies[k + 1], tones[k]) for k in bands)
 
 
 def _excess(energy: Tensor, coarser: Tensor, tone: Tensor) -> float:

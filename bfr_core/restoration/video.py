@@ -39,6 +39,7 @@ from .restore import (
     Parser,
     RestoreConfig,
     RestoredPhoto,
+    hardly_changed,
     leave_sharp,
     load_parser,
     numbers_in,
@@ -403,7 +404,10 @@ class _Job:
             elif isinstance(acted.restored[0], Tensor):
                 new = acted.restored[0]
         if not held.left and self.config.keep_detail and not self.enlarge:
-            pasted = paste_faces(work.frame.pixels, [face], [crop], [new], [], self.config, self.parser)
+            alone = hardly_changed([crop], [new], self.restorer)
+            pasted = paste_faces(
+                work.frame.pixels, [face], [crop], [new], [], self.config, self.parser, may_be_left_alone=alone
+            )
             held.left = pasted.skipped[0] if pasted.skipped else ""
             said = with_left_alone(said, [face] * len(said), [] if held.left else [face])
         work.likeness += said

@@ -10,17 +10,20 @@ from torch import Tensor
 
 from bfr_core.damage.jpeg import through_jpeg
 from bfr_core.damage.synthetic import degrade, stored_as_jpeg
+from bfr_core.faces.align import Face, template
+from bfr_core.faces.sharp_faces import SharpFaces
 from bfr_core.files.photos import read_image, write_image
 from bfr_core.metrics.detail import high_band, sharpness
 from bfr_core.metrics.psnr import psnr
-from bfr_core.pixels import gaussian_blur
+from bfr_core.pixels import gaussian_blur, resized
+from bfr_core.randomness import keyed_generator
 from bfr_core.restoration import finishing
 from bfr_core.restoration.finest_band import levels_for
 from bfr_core.restoration.folder import restore_folder
 from bfr_core.restoration.grain import NO_COARSE_GRAIN, NO_GRAIN
-from bfr_core.restoration.noise import read_noise
+from bfr_core.restoration.noise import read_coarse_grain, read_noise
 from bfr_core.restoration.pyramid import split
-from bfr_core.restoration.restore import RestoreConfig, restore_aligned, restore_photo
+from bfr_core.restoration.restore import RestoreConfig, RestoredPhoto, restore_aligned, restore_photo
 from bfr_core.restorers import load_restorer
 from tests.restoration.faces_in_photos import SIDE, a_face, noise, restorer, sharp, soft, within
 from tests.restoration.test_blocks import natural
@@ -202,16 +205,16 @@ def test_coarse_grain_is_not_read_off_texture() -> None:
     texture = soft() + ramp * (natural() - soft())
     sharpened = (texture + 0.7 * (texture - gaussian_blur(texture[None], 4.0)[0])).clamp(0, 1)
     for photo in (texture, sharpened, gaussian_blur(texture[None], 1.5)[0]):
-        assert read_noise(photo, 3, 200).coarse < NO_COARSE_GRAIN / 2
+        assert max(read_noise(photo, 3, 200).coarse) < NO_COARSE_GRAIN / 2
     grainy = texture + coarse_grain(soft(), 4.0, 12 / 255)
-    assert read_noise(grainy, 3, 200).coarse > NO_COARSE_GRAIN
-    assert read_noise(grainy, 3, 90).coarse == 0, "a narrow face has structure as fine as that"
+    assert max(read_noise(grainy, 3, 200).coarse) > NO_COARSE_GRAIN
+    assert read_noise(grainy, 3, 90).coarse == (), "a narrow face has structure as fine as that"
 
 
 def test_clean_portraits_have_no_coarse_grain(shared: Path) -> None:
     """Some of those that the limits were not chosen on."""
     for path in sorted((shared / "portraits_recent").glob("*.jpg"))[:12]:
-        assert read_noise(read_image(path), 3, 200).coarse < NO_COARSE_GRAIN, path.name
+        assert max(read_noise(read_image(path), 3, 200).coarse) < NO_COARSE_GRAIN, path.name
 
 
 def test_a_photo_with_coarse_grain_is_not_taken_for_a_clean_one() -> None:
@@ -219,6 +222,44 @@ def test_a_photo_with_coarse_grain_is_not_taken_for_a_clean_one() -> None:
     photo = (soft() + coarse_grain(soft(), 4.0, 16 / 255)).clamp(0, 1)
     result = restore_photo(photo, restorer(3.0, 128), BOTH, lambda photo: [FACE])
     assert len(result.faces) == 1 and not result.skipped
+
+
+@pytest.fixture(scope="module")
+def large_face() -> Tensor:
+    """A clean face more than twice as wide as the embedded restorer."""
+    return resized(SharpFaces(256)[3][None], 600)[0].clamp(0, 1)
+
+
+def restored_by_the_embedded(photo: Tensor) -> RestoredPhoto:
+    config = replace(KEEP, likeness="off", precision="float32")
+    return restore_photo(photo, load_restorer(), config, lambda photo: [Face(template(600))])
+
+
+@pytest.mark.parametrize("damage", ["film_grain", "camera_x4_iso1500", "halftone"])
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_damage_as_coarse_as_a_large_face_needs_is_not_taken_for_sharpness(
+    large_face: Tensor, damage: str, strength: float
+) -> None:
+    """Its finest band is as quiet as that of a clean photo."""
+    lq = degrade(large_face[None], damage, keyed_generator(0, damage), strength).lq[0]
+    result = restored_by_the_embedded(lq)
+    assert len(result.faces) == 1 and not result.skipped
+
+
+def test_neither_is_it_in_a_faded_photo(large_face: Tensor) -> None:
+    lq = degrade(large_face[None], "camera_x4_iso1500", keyed_generator(0, "camera")).lq[0]
+    assert not restored_by_the_embedded(0.3 * lq + 0.35).skipped
+
+
+def test_a_clean_large_face_and_its_jpeg_are_left_alone(large_face: Tensor) -> None:
+    for photo in (large_face, stored_as_jpeg(large_face, 75)):
+        result = restored_by_the_embedded(photo)
+        assert result.skipped and len(result.faces) == len(result.unblocked)
+
+
+@pytest.mark.parametrize(("width", "bands"), [(90, 0), (199, 1), (200, 2), (399, 2), (400, 3), (900, 4)])
+def test_coarse_grain_is_looked_for_as_far_as_the_face_is_larger_than_it(width: int, bands: int) -> None:
+    assert len(read_coarse_grain(soft(), width)) == bands
 
 
 def test_a_clean_photo_gets_no_grain_and_grain_is_always_the_same() -> None:
