@@ -78,7 +78,7 @@ def test_without_its_blocks_a_photo_is_nearer_to_what_was_stored(quality: int) -
 def test_a_sharp_face_of_a_jpeg_loses_its_blocks_and_no_detail() -> None:
     clean, place = natural(), within(natural(), FACE)
     photo = stored_as_jpeg(clean, 30)
-    result = restore_photo(photo, restorer(1.0), CONFIG, lambda photo: [FACE])
+    result = restore_photo(photo, restorer(0.6), CONFIG, lambda photo: [FACE])
     assert result.faces == result.unblocked == [FACE] and result.step is None, "nothing is generated"
     (said,) = result.skipped
     assert said.startswith("of a face 200 pixels wide only the blocks of the JPEG are taken out: it is sharper (")
@@ -111,7 +111,7 @@ def test_that_only_the_blocks_were_taken_out_is_said_of_a_folder_too(
 ) -> None:
     write_image(tmp_path / "in" / "a.png", stored_as_jpeg(natural(), 30))
     monkeypatch.setattr("bfr_core.restoration.folder.load_detector", lambda *args: lambda photo: [FACE])
-    (file,) = restore_folder(tmp_path / "in", tmp_path / "out", restorer(1.0), CONFIG).files
+    (file,) = restore_folder(tmp_path / "in", tmp_path / "out", restorer(0.6), CONFIG).files
     assert (file.status, file.faces) == ("restored", 1) and "only the blocks of the JPEG are taken out" in file.reason
     assert not read_photo(tmp_path / "out" / "a.png").record.steps, "nothing is generated"
 
@@ -122,7 +122,7 @@ def test_on_an_enlarged_background_such_a_face_has_no_blocks_and_is_not_restored
 
     photo = stored_as_jpeg(natural(), 30)
     alone, enlarged = (
-        restore_photo(photo, restorer(1.0), CONFIG, lambda photo: [FACE], enlarge=how) for how in (None, twice)
+        restore_photo(photo, restorer(0.6), CONFIG, lambda photo: [FACE], enlarge=how) for how in (None, twice)
     )
     assert torch.equal(enlarged.pixels, twice(alone.pixels)) and not torch.equal(alone.pixels, photo)
     assert enlarged.skipped == alone.skipped and not enlarged.faces

@@ -130,7 +130,7 @@ def test_a_face_that_is_left_alone_because_it_is_sharp_is_said_to_look_like_nobo
 
 def test_a_face_of_which_only_the_blocks_were_taken_out_is_left_alone() -> None:
     photo, config = stored_as_jpeg(natural(), 30), RestoreConfig(match_grain=False)
-    result = restore_photo(photo, restorer(1.0), config, lambda photo: [a_face()], likeness=check_of("warn"))
+    result = restore_photo(photo, restorer(0.6), config, lambda photo: [a_face()], likeness=check_of("warn"))
     assert len(result.unblocked) == 1 and result.likeness == (FaceLikeness(LEFT_ALONE, share=0.0),)
 
 

@@ -192,7 +192,7 @@ def test_a_face_that_pasting_leaves_alone_is_told_of_so(monkeypatch: pytest.Monk
     def same(crops: list[Tensor], restored: list[Any], widths: list[float]) -> Acted:
         return Acted([0], restored, (FaceLikeness(SAME, 0.1, 0.4, 0.5),), [0], ["nothing is lent"])
 
-    def left(photo: Tensor, *_: Any) -> RestoredPhoto:
+    def left(photo: Tensor, *_: Any, **__: Any) -> RestoredPhoto:
         return RestoredPhoto(photo, [], ["it is sharper"], torch.zeros(1, *photo.shape[1:]), [], 1)
 
     config, faces = replace(PLAIN, keep_detail=True), [face_at(20, 20)]
