@@ -192,10 +192,10 @@ def _add(parser: argparse.ArgumentParser, flag: str) -> None:
     found = replace(found, auto=True) if found.path in SEARCHED else found
     text = help_of(found) if flag in SHOWN else argparse.SUPPRESS
     if found.kind is bool:
-        parser.add_argument(flag, dest=_dest(flag), action="store_true", default=None, help=text)
+        parser.add_argument(flag, dest=dest_of(flag), action="store_true", default=None, help=text)
     else:
         name = found.kind.__name__.upper()
-        parser.add_argument(flag, dest=_dest(flag), type=reader_of(found), metavar=name, help=text)
+        parser.add_argument(flag, dest=dest_of(flag), type=reader_of(found), metavar=name, help=text)
 
 
 def help_of(found: Setting) -> str:
@@ -261,7 +261,8 @@ def _restore_config() -> Any:
     return RestoreConfig
 
 
-def _dest(flag: str) -> str:
+def dest_of(flag: str) -> str:
+    """Where argparse keeps what a flag was given."""
     return flag.strip("-").replace("-", "_")
 
 
@@ -289,7 +290,7 @@ def asked(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that flags and --set ask for, by dotted path. Raises ValueError, in one line, for a wrong --set."""
     from ..adaptation.config import LOW_MEMORY
 
-    given = {path: getattr(args, _dest(flag), None) for flag, path in OPTIONS.items()}
+    given = {path: getattr(args, dest_of(flag), None) for flag, path in OPTIONS.items()}
     given |= dict.fromkeys(SEEDS, getattr(args, "seed", None))
     given["targets.precision"] = given["finetune.precision"]
     values = {path: value for path, value in given.items() if value is not None}

@@ -27,6 +27,7 @@ from .flags import (
     all_settings,
     base_restorer,
     by_recipe,
+    dest_of,
     in_shards,
     on_device,
     on_workers,
@@ -253,6 +254,10 @@ def _material(
         found = faces_of(run, base.size)
     if args.targets:
         return found, *check_given(run, found, match_targets(found, args.targets), config.gate, bars)
+    if given := [flag for flag in GATE_FLAGS if getattr(args, dest_of(flag), None) is not None]:
+        raise ValueError(
+            f"{given[0]}: is for targets that --targets brings; those of the run are judged by 'bfr targets'"
+        )
     taught = drawn_by(run)
     if prior and taught and taught.get("prior_sha256") != prior.sha256:
         raise ValueError(

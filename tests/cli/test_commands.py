@@ -117,6 +117,8 @@ def test_a_restorer_names_the_prior_that_drew_its_targets(photos, tiny_restorer,
     capsys.readouterr()
     assert main(["finetune", "--prior", str(tiny_prior), *quick]) == 2
     assert "did not draw the targets of this run, bought did; give that one" in capsys.readouterr().err
+    assert main(["finetune", "--gate", "0.5", *quick]) == 2
+    assert "--gate: is for targets that --targets brings" in capsys.readouterr().err
     assert main(["finetune", "--set", "finetune.perceptual=0", *quick]) == 0
     assert load_restorer(tmp_path / "run/restorer.safetensors").metadata["prior_licence"] == "CC BY-NC-SA 4.0"
     assert main(["finetune", "--prior", str(bought), *quick]) == 0
