@@ -46,9 +46,9 @@ log = logging.getLogger(__name__)
 RestoreCallback = Callable[[int, int, "Tensor | None"], None]
 FindFaces = Callable[[Tensor], list[Face]]  # a FaceDetector, or anything else that answers for a photo
 Parser = Callable[[Tensor], Tensor]  # a restored crop (3, S, S) -> the part of it that is pasted, (1, S, S)
-# PSNR of a restored crop against what it was made of, in dB. The embedded restorer changes 31 of 32 clean faces by 34.8 and
-# more, and JPEGs from quality 20 on hardly otherwise; under film grain, camera noise and blur it is 33.4 at most, under
-# grain of half the strength 30.8 to 34.7 (10 to 32 faces, 200 to 800 pixels wide).
+# PSNR of a restored crop against what it was made of, in dB. The embedded restorer changes 31 of 32 clean faces by 34.8
+# and more, and JPEGs from quality 20 on hardly otherwise; under film grain, camera noise and blur it is 33.4 at most,
+# under grain of half the strength 30.8 to 34.7 (10 to 32 faces, 200 to 800 pixels wide).
 NEARLY_THE_SAME = 34.0
 LARGER = 1.05  # times the restorer's size: above this a warning says that a face is too large
 ONE_FACE: dict[str, Callable[[Face], float]] = {  # a choice of one face: the least by this
