@@ -50,6 +50,7 @@ Parser = Callable[[Tensor], Tensor]  # a restored crop (3, S, S) -> the part of 
 # and more, and JPEGs from quality 20 on hardly otherwise; under film grain, camera noise and blur it is 33.4 at most,
 # under grain of half the strength 30.8 to 34.7 (10 to 32 faces, 200 to 800 pixels wide).
 NEARLY_THE_SAME = 34.0
+NEARLY_THE_SAME_FADED = 30.5  # of a faded or very dark one in even tones: clean ones have 30.9 and more, grainy ones 27
 LARGER = 1.05  # times the restorer's size: above this a warning says that a face is too large
 ONE_FACE: dict[str, Callable[[Face], float]] = {  # a choice of one face: the least by this
     "largest": lambda face: -face.width,
@@ -668,7 +669,7 @@ def hardly_changed(crops: Sequence[Tensor], restored: Sequence[Tensor | str], re
     def nearly_the_same(crop: Tensor, new: Tensor) -> bool:
         tone = tone_for_network(crop)  # of a faded face grain is as faint as the face
         pair = [(with_tone(face, tone) if tone else face)[None] for face in (new.to(crop), crop)]
-        return float(psnr(*pair)) >= NEARLY_THE_SAME
+        return float(psnr(*pair)) >= (NEARLY_THE_SAME_FADED if tone else NEARLY_THE_SAME)
 
     return [isinstance(new, Tensor) and nearly_the_same(crop, new) for crop, new in zip(crops, restored, strict=True)]
 
