@@ -48,7 +48,8 @@ FindFaces = Callable[[Tensor], list[Face]]  # a FaceDetector, or anything else t
 Parser = Callable[[Tensor], Tensor]  # a restored crop (3, S, S) -> the part of it that is pasted, (1, S, S)
 # PSNR of a restored crop against what it was made of, in dB. The embedded restorer changes 31 of 32 clean faces by 34.8
 # and more, and JPEGs from quality 20 on hardly otherwise; under film grain, camera noise and blur it is 33.4 at most,
-# under grain of half the strength 30.8 to 34.7 (10 to 32 faces, 200 to 800 pixels wide).
+# under grain of half the strength 30.8 to 34.7 (10 to 32 faces, 200 to 800 pixels wide). Smeared faces, heavy JPEG and
+# some halftones it hardly changes either.
 NEARLY_THE_SAME = 34.0
 NEARLY_THE_SAME_FADED = 30.5  # of a faded or very dark one in even tones: clean ones have 30.9 and more, grainy ones 27
 LARGER = 1.05  # times the restorer's size: above this a warning says that a face is too large

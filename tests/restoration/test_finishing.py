@@ -237,7 +237,7 @@ def restored_by_the_embedded(photo: Tensor) -> RestoredPhoto:
 
 @pytest.mark.parametrize("damage", ["film_grain", "camera_x4_iso1500", "halftone"])
 @pytest.mark.parametrize("strength", [0.75, 1.0])
-def test_damage_as_coarse_as_a_large_face_needs_is_not_taken_for_sharpness(
+def test_coarse_damage_of_a_large_face_is_not_taken_for_sharpness(
     large_face: Tensor, damage: str, strength: float
 ) -> None:
     """Its finest band is as quiet as that of a clean photo."""
