@@ -14,9 +14,9 @@ MIN_SIZE = 16  # pixels a side; of smaller faces there is no spectrum to speak o
 OPPONENT = ((1 / 3, 1 / 3, 1 / 3), (0.5, 0.0, -0.5), (0.25, -0.5, 0.25))  # RGB to lightness and two chromas
 
 
-def to_opponent(image: Tensor) -> Tensor:
-    """(B, 3, H, W) RGB as lightness and two chromas, in float64."""
-    return torch.einsum("ij,bjhw->bihw", torch.tensor(OPPONENT, dtype=torch.float64), image.cpu().double())
+def to_opponent(image: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """(B, 3, H, W) RGB as lightness and two chromas, on the CPU."""
+    return torch.einsum("ij,bjhw->bihw", torch.tensor(OPPONENT, dtype=dtype), image.to("cpu", dtype))
 
 
 def to_rgb(channels: Tensor) -> Tensor:

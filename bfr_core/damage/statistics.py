@@ -12,7 +12,9 @@ black lifts the shadows, and the more in the channels in which it is stronger.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,7 +26,7 @@ CELLS = (8, 8, 4, 3)  # pixels on a side of the places whose strength is compare
 LAST_CELL = 2
 PLACES = (0.1, 0.3, 0.5, 0.7, 0.9)  # quantiles of the strength over places
 LEVELS = (0.01, 0.05, 0.2, 0.8, 0.95, 0.99)  # quantiles of a channel over a face
-TONES = ((0.0, 0.15), (0.15, 0.3), (0.3, 0.5), (0.5, 0.7), (0.7, 1.1))
+TONES = (0.0, 0.15, 0.3, 0.5, 0.7, 1.1)  # of brightness; where the shadows, the lights and those between end
 SMALLEST_BY_TONE = 16  # pixels: down to this size tones are told apart
 MIRROR_WEIGHT = 3
 EMPTY, FEW_PIXELS = 1e-5, 20.0  # power that nobody sees (a level of 255 is 1.5e-5); places that count for nothing
@@ -40,16 +42,15 @@ def statistics(faces: Tensor) -> Tensor:
     than what is lost by rounding, and a damage that was not rounded would seem unlike it.
     """
     faces = faces.cpu().float().mul(255).round() / 255
-    channels = to_opponent(faces).float()
-    found = _of_tones(_inner(_smooth(faces)))
+    found: list[Tensor] = []
     for octave in range(int(math.log2(faces.shape[-1] / SMALLEST)) + 1):
-        smooth = _smooth(channels)
-        found += _of_octave(_inner(channels - smooth), _inner(smooth[:, :1]), octave)
-        channels = F.avg_pool2d(smooth, 2)
-    while faces.shape[-1] >= SMALLEST_BY_TONE:
         smooth = _smooth(faces)
-        found += _by_tone(_inner(faces - smooth), _inner(_smooth(smooth).mean(1, keepdim=True)))
-        faces = F.avg_pool2d(smooth, 2)
+        band, inside = _inner(faces - smooth), _inner(smooth)
+        brightness = smooth.mean(1, keepdim=True)
+        found += _of_tones(inside) if octave == 0 else []
+        found += _of_octave(to_opponent(band, torch.float32), _inner(brightness), octave)
+        found += _by_tone(band, _inner(_smooth(brightness))) if faces.shape[-1] >= SMALLEST_BY_TONE else []
+        faces = _halved(smooth)
     return torch.cat([part.flatten(1) for part in found], 1)
 
 
@@ -69,13 +70,14 @@ class Looks:
 def _of_octave(band: Tensor, brightness: Tensor, octave: int) -> list[Tensor]:
     """band: (B, 3, H, W) of one octave. brightness: (B, 1, H, W)."""
     cell = CELLS[octave] if octave < len(CELLS) else LAST_CELL
-    strength = torch.log10(F.avg_pool2d(band.square(), cell) + EMPTY)
-    quantiles = torch.quantile(strength.flatten(2), torch.tensor(PLACES), dim=2).permute(1, 2, 0)
-    bright = F.avg_pool2d(brightness, cell)
+    squares = band.square()
+    strength = torch.log10(_means(squares, cell) + EMPTY)
+    quantiles = _quantiles(strength, PLACES)
+    bright = _means(brightness, cell)
     bright = bright - bright.mean((2, 3), keepdim=True)
     with_brightness = (strength * bright).mean((2, 3)) / (bright.square().mean((2, 3)) + 1e-3)
-    power = band.square().mean((2, 3)) + EMPTY
-    kurtosis = 0.5 * torch.log10((band**4).mean((2, 3)) / power.square() + 1e-3)
+    power = squares.mean((2, 3)) + EMPTY
+    kurtosis = 0.5 * torch.log10(squares.square().mean((2, 3)) / power.square() + 1e-3)
     mirrored = (band * band.flip(-1)).mean((2, 3)) / power
     neighbours = [(band[..., step:] * band[..., :-step]).mean((2, 3)) / power for step in (1, 2)]
     directed = _directed(band, power)
@@ -98,25 +100,48 @@ def _directed(band: Tensor, power: Tensor) -> Tensor:
 
 def _of_tones(smooth: Tensor) -> list[Tensor]:
     """How dark and light the channels of `smooth` (B, 3, H, W) become, and what colour shadows and lights have."""
-    levels = torch.quantile(smooth.flatten(2), torch.tensor(LEVELS), dim=2).permute(1, 2, 0)
     brightness = smooth.mean(1, keepdim=True)
-    colours = []
-    for low, high in TONES:
-        here = ((brightness >= low) & (brightness < high)).float()
-        colours.append(((smooth - brightness) * here).sum((2, 3)) / (here.sum((2, 3)) + FEW_PIXELS))
-    return [levels, torch.stack(colours, 1)]
+    colours, count = _over_tones(smooth - brightness, brightness)
+    return [_quantiles(smooth, LEVELS), colours / (count + FEW_PIXELS)]
 
 
 def _by_tone(band: Tensor, brightness: Tensor) -> list[Tensor]:
     """The strength and the skewness of `band` (B, 3, H, W) in the shadows, the lights and between, by colour."""
-    usual = band.square().mean((2, 3))
-    found = []
-    for low, high in TONES:
-        here = ((brightness >= low) & (brightness < high)).float()
-        count = here.sum((2, 3)) + FEW_PIXELS
-        power = ((band.square() * here).sum((2, 3)) + FEW_PIXELS * usual) / count + EMPTY
-        found += [torch.log10(power), (band**3 * here).sum((2, 3)) / count / power**1.5]
-    return found
+    squares = band.square()
+    found, count = _over_tones(torch.cat([squares, squares * band], 1), brightness)
+    squared, cubed = found.chunk(2, 2)
+    count = count + FEW_PIXELS
+    power = (squared + FEW_PIXELS * squares.mean((2, 3))[:, None]) / count + EMPTY
+    return [torch.log10(power), cubed / count / power**1.5]
+
+
+def _over_tones(values: Tensor, brightness: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of `values` (B, C, H, W) over the pixels of each tone (B, 5, C), and how many they are (B, 5, 1)."""
+    numbers = brightness.new_empty(len(values), len(TONES), values[0, 0].numel())
+    at_least = torch.ge(brightness.flatten(2), torch.tensor(TONES)[:, None], out=numbers)  # a float() takes far longer
+    of_tone = at_least[:, :-1] - at_least[:, 1:]
+    return of_tone @ values.flatten(2).mT, of_tone.sum(2, keepdim=True)
+
+
+def _quantiles(values: Tensor, shares: Sequence[float]) -> Tensor:
+    """(B, C, len(shares)) of `values` (B, C, H, W). NumPy sorts in a quarter of the time that torch.quantile takes."""
+    ordered = torch.from_numpy(np.sort(values.flatten(2).numpy(), axis=2))
+    at = torch.tensor(shares) * (ordered.shape[2] - 1)
+    return torch.lerp(ordered[..., at.floor().long()], ordered[..., at.ceil().long()], at.frac())
+
+
+def _means(image: Tensor, cell: int) -> Tensor:
+    """`image` (B, C, H, W) over cells of so many pixels on a side."""
+    rows, columns = image.shape[-2] // cell, image.shape[-1] // cell
+    image = image[..., : rows * cell, : columns * cell]
+    return image.unflatten(-2, (rows, cell)).mean(-2).unflatten(-1, (columns, cell)).mean(-1)
+
+
+def _halved(image: Tensor) -> Tensor:
+    """The means of two by two pixels, as sums of neighbours: a sixth of what a pooling takes here."""
+    image = image[..., : image.shape[-2] // 2 * 2, : image.shape[-1] // 2 * 2]
+    image = image[..., ::2, :] + image[..., 1::2, :]
+    return (image[..., ::2] + image[..., 1::2]) / 4
 
 
 def _smooth(image: Tensor) -> Tensor:

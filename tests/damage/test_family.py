@@ -11,7 +11,7 @@ from bfr_core.damage import search
 from bfr_core.damage.family import RANGES, Photographed, photographed
 from bfr_core.damage.light import with_light_of
 from bfr_core.damage.search import closest_damage
-from bfr_core.damage.statistics import Looks, statistics
+from bfr_core.damage.statistics import LEVELS, Looks, statistics
 from bfr_core.damage.synthetic import motion_kernel
 from bfr_core.damage.transplant import filtered
 from bfr_core.faces.sharp_faces import SharpFaces
@@ -167,6 +167,21 @@ def test_faces_of_others_are_alike_and_damaged_ones_are_not(faces):
     damaged = [made(faces[24:], read=-1.6), gaussian_blur(faces[24:], 1.5), made(faces[24:], quality=20)]
     assert looks.distance(statistics(faces[:24])) == 0
     assert all(looks.distance(statistics(x)) > 3 * others for x in damaged)
+
+
+@pytest.mark.parametrize("size", [32, 63, 64])
+def test_the_numbers_of_a_face_are_its_own_whoever_else_is_there(faces, size):
+    some = faces[:5, :, :size, :size]
+    together = statistics(some)
+    assert together.isfinite().all() and together.std(0).gt(0).float().mean() > 0.9
+    assert torch.allclose(together, torch.cat([statistics(face[None]) for face in some]), atol=1e-4)
+
+
+def test_how_dark_and_light_a_channel_becomes_is_known_to_a_pixel():
+    """Of a slope from black to white the quantiles are the shares, but for the outer eighth on each side."""
+    slope = torch.linspace(0, 1, 128).expand(1, 3, 128, 128)
+    levels = statistics(slope)[0, : 3 * len(LEVELS)].view(3, -1)
+    assert torch.allclose(levels, 0.5 + 0.75 * (torch.tensor(LEVELS) - 0.5), atol=1 / 127)
 
 
 def test_what_is_lost_by_rounding_does_not_count(faces):
