@@ -382,6 +382,9 @@ def decide(
         return said("keep_base", f"the adapted restorer undoes this damage worse: {shown}")
     if gains.second.high < 0:
         return said("keep_base", f"the adapted restorer undoes this damage worse, {other}")
+    if gains.spoils_detail:
+        lost = f"{gains.detail.mean:+.3f} ({gains.detail.low:+.3f} to {gains.detail.high:+.3f})"
+        return said("keep_base", f"{shown}, but detail is further from the truth there: its correlation is {lost}")
     if gains.first.low > limits.gain:
         return said("cannot_tell", f"{shown}, but too little, {other}")
     return said("cannot_tell", f"too little is gained to tell it from chance: {shown}")
@@ -393,12 +396,14 @@ FOLDER_WEIGHT = 2 / 3  # of the folder's answers next to those by each judged fa
 class Gains(NamedTuple):
     """PSNR (dB) won by the two kinds of known answers, the better witness first.
 
-    by_folder: whether the first are the sharp faces under the folder's damage. with_folder: whether these are among the
-    two at all. faces: how many were judged.
+    detail: won in correlation of the detail with that of the truth, on the first. by_folder: whether the first are the
+    sharp faces under the folder's damage. with_folder: whether these are among the two at all. faces: how many were
+    judged.
     """
 
     first: Interval
     second: Interval
+    detail: Interval
     by_folder: bool
     with_folder: bool
     faces: int
@@ -411,15 +416,28 @@ class Gains(NamedTuple):
         other = student_difference(own.fidelity, of_base.fidelity)
         by_folder = with_folder and belief.holds(limits)
         first, second = (other, known) if by_folder else (known, other)
-        return cls(first, second, by_folder, with_folder, len(tuned.known.fidelity))
+        answers, of_base = (own, of_base) if by_folder else (tuned.known, base.known)
+        detail = student_difference(answers.detail, of_base.detail)
+        return cls(first, second, detail, by_folder, with_folder, len(tuned.known.fidelity))
+
+    @property
+    def spoils_detail(self) -> bool:
+        """Whether less of the detail is surely true on sharp faces under the folder's damage: noise that is taken off a
+        picture that stays blurred, or detail that is made up, can win PSNR all the same.
+
+        The known answers by each judged face hold too little detail to say so: good ones lose a trifle there.
+        """
+        return self.by_folder and self.detail.high < 0
 
     def passed(self, limits: Limits) -> bool:
         """Whether they show that tuning helped.
 
         Where the folder's damage is known, its answers must gain with the whole interval and both together by more
-        than the limit; the others need not gain, but must not be sure of a loss. Elsewhere each must gain by more than
-        its own limit, with the whole interval.
+        than the limit; the others need not gain, but must not be sure of a loss; and no detail may be lost. Elsewhere
+        each must gain by more than its own limit, with the whole interval.
         """
+        if self.spoils_detail:
+            return False
         if not self.by_folder:
             return self.first.low > limits.gain and self.second.low > limits.transfer
         together = FOLDER_WEIGHT * self.first.mean + (1 - FOLDER_WEIGHT) * self.second.mean

@@ -189,14 +189,18 @@ def test_of_too_few_faces_the_base_is_kept(scene):
         assert found.verdict == "keep_base" and "too few" in found.sentence and found.gain is None
 
 
-def judged(known, transfer, limits=Limits(), folder=None, unlike=9.0, overdone=0.0):  # noqa: B008
-    """The verdict on faces of which the base and the tuned restorer look the same; gains in dB."""
+def judged(known, transfer, limits=Limits(), folder=None, unlike=9.0, overdone=0.0, detail=None):  # noqa: B008
+    """The verdict on faces of which the base and the tuned restorer look the same; gains in dB.
+
+    detail: won on the folder's answers, in correlation.
+    """
     nothing = torch.zeros(len(known))
     looks, same = Appearance(*[nothing] * len(Appearance._fields)), Agreement(nothing, nothing)
     base = Cues(looks, same, same, same, same if folder else None)
     known, transfer, by_folder = (
         Agreement(torch.tensor(gains), nothing) for gains in (known, transfer, folder or [0.0])
     )
+    by_folder = by_folder._replace(detail=torch.tensor(detail)) if detail else by_folder
     tuned = base._replace(known=known, transfer=transfer, folder=by_folder if folder else None)
     return decide(base, tuned, looks, limits, belief=Belief(unlike, overdone))
 
@@ -310,6 +314,17 @@ def test_where_the_folders_damage_is_known_the_other_answers_must_not_be_against
     assert judged([-1.5, 0.6, -1.2, 0.4], [0.0] * 4, folder=little, unlike=0.25).verdict == "cannot_tell"
     assert judged([0.9, 0.91, 0.9, 0.89], [0.0] * 4, folder=[-0.5, 0.9, 0.3, 0.2], unlike=0.25).verdict == "cannot_tell"
     assert judged([0.9, 0.91, 0.9, 0.89], [0.0] * 4, folder=[-0.5, -0.6] * 2, unlike=0.25).verdict == "keep_base"
+
+
+def test_no_gain_in_decibels_pays_for_detail_that_is_surely_lost():
+    """Noise that is taken off, or detail that is made up, wins PSNR. Such runs were adopted."""
+    sure, lost = [1.6, 1.7, 1.65, 1.6], [-0.02, -0.021, -0.019, -0.02]
+    refused = judged(sure, sure, folder=sure, unlike=0.25, detail=lost)
+    assert refused.verdict == "keep_base" and "detail is further from the truth" in refused.sentence
+    assert "-0.020 (-0.021 to -0.019)" in refused.sentence and "+1.64 dB" in refused.sentence
+    by_chance = [-0.02, 0.02, -0.03, 0.01]
+    assert judged(sure, sure, folder=sure, unlike=0.25, detail=by_chance).verdict == "adopt"
+    assert judged(sure, sure, folder=sure, unlike=0.5, detail=lost).verdict == "adopt", "the damage is not known"
 
 
 def test_how_well_the_folders_damage_is_known_is_seen_on_the_judged_faces(scene):
