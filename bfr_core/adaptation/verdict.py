@@ -384,7 +384,9 @@ def decide(
         return said("keep_base", f"the adapted restorer undoes this damage worse, {other}")
     if gains.spoils_detail:
         lost = f"{gains.detail.mean:+.3f} ({gains.detail.low:+.3f} to {gains.detail.high:+.3f})"
-        return said("keep_base", f"{shown}, but detail is further from the truth there: its correlation is {lost}")
+        return said(
+            "keep_base", f"{shown}, but detail is further from the truth there: its correlation changes by {lost}"
+        )
     if gains.first.low > limits.gain:
         return said("cannot_tell", f"{shown}, but too little, {other}")
     return said("cannot_tell", f"too little is gained to tell it from chance: {shown}")
@@ -396,9 +398,9 @@ FOLDER_WEIGHT = 2 / 3  # of the folder's answers next to those by each judged fa
 class Gains(NamedTuple):
     """PSNR (dB) won by the two kinds of known answers, the better witness first.
 
-    detail: won in correlation of the detail with that of the truth, on the first. by_folder: whether the first are the
-    sharp faces under the folder's damage. with_folder: whether these are among the two at all. faces: how many were
-    judged.
+    detail: won in correlation of the detail with that of the truth, on the kind that is not of the judged faces.
+    by_folder: whether the first are the sharp faces under the folder's damage. with_folder: whether these are among the
+    two at all. faces: how many were judged.
     """
 
     first: Interval
@@ -416,13 +418,12 @@ class Gains(NamedTuple):
         other = student_difference(own.fidelity, of_base.fidelity)
         by_folder = with_folder and belief.holds(limits)
         first, second = (other, known) if by_folder else (known, other)
-        answers, of_base = (own, of_base) if by_folder else (tuned.known, base.known)
-        detail = student_difference(answers.detail, of_base.detail)
+        detail = student_difference(own.detail, of_base.detail)
         return cls(first, second, detail, by_folder, with_folder, len(tuned.known.fidelity))
 
     @property
     def spoils_detail(self) -> bool:
-        """Whether less of the detail is surely true on sharp faces under the folder's damage: noise that is taken off a
+        """Whether surely less of the detail is true on sharp faces under the folder's damage: noise that is taken off a
         picture that stays blurred, or detail that is made up, can win PSNR all the same.
 
         The known answers by each judged face hold too little detail to say so: good ones lose a trifle there.

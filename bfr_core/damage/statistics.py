@@ -50,7 +50,7 @@ def statistics(faces: Tensor) -> Tensor:
         found += _of_tones(inside) if octave == 0 else []
         found += _of_octave(to_opponent(band, torch.float32), _inner(brightness), octave)
         found += _by_tone(band, _inner(_smooth(brightness))) if faces.shape[-1] >= SMALLEST_BY_TONE else []
-        faces = _halved(smooth)
+        faces = _means(smooth, 2)
     return torch.cat([part.flatten(1) for part in found], 1)
 
 
@@ -131,17 +131,10 @@ def _quantiles(values: Tensor, shares: Sequence[float]) -> Tensor:
 
 
 def _means(image: Tensor, cell: int) -> Tensor:
-    """`image` (B, C, H, W) over cells of so many pixels on a side."""
-    rows, columns = image.shape[-2] // cell, image.shape[-1] // cell
-    image = image[..., : rows * cell, : columns * cell]
-    return image.unflatten(-2, (rows, cell)).mean(-2).unflatten(-1, (columns, cell)).mean(-1)
-
-
-def _halved(image: Tensor) -> Tensor:
-    """The means of two by two pixels, as sums of neighbours: a sixth of what a pooling takes here."""
-    image = image[..., : image.shape[-2] // 2 * 2, : image.shape[-1] // 2 * 2]
-    image = image[..., ::2, :] + image[..., 1::2, :]
-    return (image[..., ::2] + image[..., 1::2]) / 4
+    """`image` (B, C, H, W) over cells of so many pixels on a side, as sums of neighbours: far faster than a pooling."""
+    rows, columns = (side // cell * cell for side in image.shape[-2:])
+    image = sum((image[..., row:rows:cell, :columns] for row in range(1, cell)), image[..., :rows:cell, :columns])
+    return sum((image[..., column::cell] for column in range(1, cell)), image[..., ::cell]) / cell**2
 
 
 def _smooth(image: Tensor) -> Tensor:
