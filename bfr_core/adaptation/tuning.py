@@ -116,10 +116,13 @@ def tune(
 
     good = good or Examples()
     examples = [resize_square(read_image(file), restorer.size, file) for file in good.files[:MAX_EXAMPLES]]
+    real = good.real if config.adversarial and not restorer.tuned_by_codes else ()
+    if good.real and not real:
+        log.warning("the real faces have no effect: with these settings there is no discriminator to show them to")
     held = split(len(pairs), config)[1]
     perceptual = None if restorer.tuned_by_codes else perceptual_term(config, prior, restorer.device)
     shown = [good.fingerprint] if examples else []
-    shown += [good.real_fingerprint] if good.real else []
+    shown += [good.real_fingerprint] if real else []
     redrawn = [[name, sha256_of(targets[name])] for name in names if targets[name].parent == run.redrawn]
     shown += [fingerprint(redrawn)] if redrawn else []
     shown += ["LPIPS" if find_vgg() else getattr(prior, "sha256", "")] if perceptual else []
@@ -136,7 +139,7 @@ def tune(
         checkpoint=run.checkpoint,
         fingerprint=fingerprint(made_from, names, restorer.sha256, config.lasting, held, *shown),
         examples=torch.stack(examples) if examples else None,
-        real=FolderFaces(good.real, restorer.size) if good.real else None,
+        real=FolderFaces(real, restorer.size) if real else None,
         sharp=sharp,
         perceptual=perceptual,
         callback=step,

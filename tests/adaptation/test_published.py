@@ -367,6 +367,17 @@ def test_real_faces_are_no_examples(command: list[str], photos: Path, monkeypatc
     assert given["examples"] is None and len(given["real"]) == 5 and given["real"][0].shape == (3, 32, 32)
 
 
+def test_real_faces_without_a_discriminator_are_said_to_have_no_effect(
+    command: list[str], photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without = [*command, "--adversarial", "0"]
+    assert main([*without, "--real", str(photos / "below")]) == 0
+    assert "the real faces have no effect" in capsys.readouterr().err
+    assert main(without) == 0  # they are no part of the tuning: it goes on
+    said = capsys.readouterr().err
+    assert "tuning started anew" not in said and "no effect" not in said
+
+
 def test_the_stages_take_it_too(command: list[str], photos: Path, tmp_path: Path) -> None:
     run = ["--run", command[3], *command[5:9]]
     assert main(["faces", str(photos), "--run", command[3], "--aligned", *command[5:7]]) == 0
