@@ -60,7 +60,7 @@ OPTIONS = {
     "--precision": "finetune.precision",
 }
 # The flags that the help of a command shows.
-SHOWN = ("--aligned", "--restorer", "--prior", "--people", "--album", "--good", "--real", "--iterations", "--minutes")
+SHOWN = ("--aligned", "--restorer", "--prior", "--people", "--album", "--good", "--iterations", "--minutes")
 FACE_FLAGS = ("--aligned", "--detector", "--min-face")
 TARGET_FLAGS = tuple(flag for flag, path in OPTIONS.items() if path.startswith("targets."))
 GATE_FLAGS = ("--gate", "--gate-tries")
