@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import first_line
 from ..files.kinds import LeftOutError, left_out_lines, without_name
 from ..files.ownership import claim_results, free_place, maker_of, note_result
 from ..files.photos import printable
@@ -102,8 +103,8 @@ def each_photo(
         try:
             done[name], notes = work(file, relative)
             reason = "; ".join(notes)
-        except (ValueError, OSError) as error:
-            reason = without_name(without_name(str(error), printable(relative)), printable(file.name))
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:  # of odd shapes, or too large for the memory
+            reason = without_name(without_name(first_line(error), printable(relative)), printable(file.name))
             status = "left_out" if isinstance(error, LeftOutError) else "failed"
             if status == "failed":
                 log.warning("%s: %s", printable(name), reason)

@@ -143,6 +143,7 @@ def shared_online(image: Tensor, generator: torch.Generator, strength: float) ->
     drawn: Parameters = {}
     for i in range(1, 4):
         scale = 1 - _uniform(generator, 0.05, 0.45) * min(1.5, strength)
+        scale = max(scale, min(1.0, 1.01 / min(height, width)))  # one pixel at least is left
         quality = _quality(_uniform(generator, 15, 50), strength)
         shift = int(_uniform(generator, 0, 8))
         lq = F.interpolate(lq[None], scale_factor=scale, mode="bilinear", antialias=True)[0]

@@ -10,10 +10,10 @@ import os
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -425,16 +425,15 @@ def repair_photos(
             strip_gps=strip_gps,
             callback=lambda step, steps, preview: callback("repair", step, steps, preview),
         )
-        try:
-            if not any(file.faces or file.status == "restored" for file in result.files):
-                said = "; ".join(printable(f"{f.path.as_posix()}: {f.reason}") for f in result.files[:3])
-                raise ValueError(f"none of the {len(result.files)} photos was restored: {said}")
-            numbered = (out.parent / f"repaired {number}.zip" for number in count(1))
-            archive = next(path for path in numbered if not os.path.lexists(path))
-            made = [file.place for file in result.files if file.place]
-            replace_atomically(archive, partial(zip_files, out, made))
-        finally:
+        if not any(file.faces or file.status == "restored" for file in result.files):
             delete(out)
+            said = "; ".join(printable(f"{f.path.as_posix()}: {f.reason}") for f in result.files[:3])
+            raise ValueError(f"none of the {len(result.files)} photos was restored: {said}")
+        numbered = (out.parent / f"repaired {number}.zip" for number in count(1))
+        archive = next(path for path in numbered if not os.path.lexists(path))
+        made = [file.place for file in result.files if file.place]
+        replace_atomically(archive, partial(zip_files, out, made))
+        delete(out)  # not before: if the disk refuses the zip, the next call begins there
         counts = ", ".join(f"{result.count(s)} {word}" for s, word in REPAIRED.items() if result.count(s))
         reasons = ((f.path.as_posix(), "; ".join(filter(None, (f.reason, *f.notes)))) for f in result.files)
         likeness = counted([one for file in result.files for one in file.likeness])
@@ -456,11 +455,21 @@ REPAIRED = {
 
 
 def zip_files(folder: Path, paths: Iterable[Path], archive: Path) -> None:
-    """Zip those of `paths`, below `folder`, that are files, uncompressed: pictures and weights hardly shrink."""
+    """Zip those of `paths`, below `folder`, that are files, uncompressed: pictures and weights hardly shrink.
+
+    What of a name is not UTF-8 becomes a replacement character; names that are the same then get a number.
+    """
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
         for path in paths:
             if path.is_file():
-                file.write(path, path.relative_to(folder).as_posix())
+                file.write(path, _name_in_zip(path.relative_to(folder), file.NameToInfo))
+
+
+def _name_in_zip(path: Path, taken: Container[str]) -> str:
+    """`path` as text that a zip can hold, with a number if it is `taken`."""
+    plain = Path(path.as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+    numbered = (plain.with_stem(f"{plain.stem}_{number}") for number in count(2))
+    return next(name.as_posix() for name in chain([plain], numbered) if name.as_posix() not in taken)
 
 
 # ---------------------------------------------------------------- on disk

@@ -458,6 +458,25 @@ def test_degrade_records_what_it_drew(photos, tmp_path, capsys):
     assert recorded["kind"] == "film_grain" and len(recorded["images"]) == 10
 
 
+def test_a_picture_that_cannot_be_worked_on_does_not_end_the_batch(photos, tmp_path, capsys, monkeypatch):
+    from bfr_core.damage import synthetic
+
+    real, calls = synthetic.degrade, []
+
+    def odd(*given, **named):
+        calls.append(given)
+        if len(calls) == 2:
+            raise RuntimeError("Input and output sizes should be greater than 0\nand more")
+        return real(*given, **named)
+
+    monkeypatch.setattr(synthetic, "degrade", odd)
+    assert main(["degrade", str(photos), "--kind", "blind", "--out", str(tmp_path / "lq"), "--json"]) == 1
+    files = json.loads(capsys.readouterr().out)["files"]
+    failed = [file for file in files if file["status"] == "failed"]
+    assert len(failed) == 1 and "sizes should be" in failed[0]["reason"] and "\n" not in failed[0]["reason"]
+    assert len(json.loads((tmp_path / "lq" / "degrade.json").read_text())) and len(files) == len(calls)
+
+
 @pytest.mark.parametrize("work", [["degrade", "--kind", "blind"], ["tone"]])
 def test_one_photo_is_worked_on_like_a_folder(photos, tmp_path, capsys, work):
     assert main([work[0], str(photos / "face 0.png"), *work[1:], "--out", str(tmp_path / "out"), "--json"]) == 0

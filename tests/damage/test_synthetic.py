@@ -176,6 +176,13 @@ def test_any_size(kind: str, shape: tuple[int, int]):
     assert degrade(hq[:0], kind, seeded(0)).lq.shape == (0, 3, *shape)
 
 
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_a_picture_of_a_few_pixels_can_be_passed_around(side: int):
+    hq = torch.rand(1, 3, 8, side, generator=seeded(0))
+    for strength in (1.0, 1.5):
+        assert degrade(hq, "shared_online", seeded(0), strength).lq.shape == hq.shape
+
+
 @pytest.mark.parametrize("kind", ["blind", "motion_jpeg", "halftone", "film_grain"])
 def test_damage_grows_with_the_picture(kind: str):
     at_128 = psnr(degrade(drawn_face(128).expand(6, -1, -1, -1), kind, seeded(8)).lq, drawn_face(128)).mean()

@@ -1,7 +1,9 @@
 """What the web page does and says, called directly; "embedded" are networks of a few thousand parameters here."""
 
 import json
+import os
 import shutil
+import sys
 import threading
 import time
 import zipfile
@@ -640,6 +642,34 @@ def test_a_zip_takes_the_name_of_no_other(page, adapted, photos):
     page.repair(adapted, [], str(photos), with_base=True, aligned=True)
     finished(page, adapted)
     assert (folder / "repaired 2.zip").read_bytes() == second and (folder / "repaired 1.zip").is_file()
+
+
+def test_what_was_repaired_stays_if_the_disk_refuses_the_zip(page, adapted, photos, monkeypatch):
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jobs, "zip_files", full)
+    page.repair(adapted, [], str(photos), aligned=True)
+    assert page.jobs.wait(page.run(adapted)).state == "failed"
+    monkeypatch.undo()
+    made = list((page.run(adapted).folder / "repaired/under way").rglob("*.png"))
+    assert len(made) == 10
+    page.repair(adapted, [], str(photos), aligned=True)
+    notes = finished(page, adapted).notes
+    assert "10 done before it was stopped" in notes[0] and not list(made[0].parent.glob("*.png"))
+    assert len(zipfile.ZipFile(page.repaired(adapted)).namelist()) == 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are UTF-8 elsewhere")
+def test_names_that_are_not_utf8_are_zipped_and_none_is_lost(tmp_path):
+    names = [b"caf\xe9.png", b"caf\xe8.png", "caf\N{REPLACEMENT CHARACTER}_2.png".encode(), b"plain.png"]
+    paths = [Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)) for name in names]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes([number]))
+    jobs.zip_files(tmp_path, paths, tmp_path / "all.zip")
+    with zipfile.ZipFile(tmp_path / "all.zip") as file:
+        kept = {name: file.read(name) for name in file.namelist()}
+    assert sorted(kept.values()) == [b"\0", b"\1", b"\2", b"\3"] and "plain.png" in kept
 
 
 def test_photos_of_one_name_are_all_kept(page, tmp_path):
