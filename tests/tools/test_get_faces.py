@@ -2,18 +2,22 @@ import hashlib
 import importlib.util
 import json
 import socket
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "get_faces.py"
 _spec = importlib.util.spec_from_file_location("get_faces", TOOL)
 assert _spec and _spec.loader
 tool = importlib.util.module_from_spec(_spec)
+sys.modules[_spec.name] = tool  # where dataclasses look for their module
 _spec.loader.exec_module(tool)
 
 FILES = {f"face {i}.jpg": bytes([i]) * (1000 + i) for i in range(20)}
@@ -146,3 +150,51 @@ def test_list_agrees_with_the_files_themselves(shared: Path):
     checksums = tool.read_checksums()
     for name in sorted(checksums)[::50]:
         assert tool.is_here(shared / "portraits" / name, checksums[name])
+
+
+def test_faces_are_cut_from_checked_pictures_once(tmp_path: Path):
+    pictures = tmp_path / "site"
+    noise = Image.effect_noise((90, 70), 60)
+    (pictures / "sheets").mkdir(parents=True)
+    Image.merge("RGB", [noise, noise.rotate(180), noise]).save(pictures / "sheets" / "a b.png")
+    noise.save(pictures / "old.png")
+    sums = {name: hashlib.sha256((pictures / name).read_bytes()).hexdigest() for name in ("sheets/a b.png", "old.png")}
+    points = [30.5, 40.25, 50.5, 41.0, 40.0, 50.0, 32.0, 60.0, 48.0, 61.5]
+    faces = {"one.jpg": [0, [5, 7, 60, 50], 0, points], "clean/two.jpg": [1, [0, 0, 90, 70], 1, points]}
+    (tmp_path / "cuts.json").write_text(
+        json.dumps({"drawn": {"repository": "r", "commit": "c", "pictures": sums, "faces": faces}})
+    )
+    (cuts,) = tool.read_cuts(tmp_path / "cuts.json")
+    assert cuts.base_url == f"{tool.HOST}r/c/"
+    out = tmp_path / "drawn"
+    assert tool.get_faces(tmp_path / "kept", cuts.pictures, pictures.as_uri() + "/", jobs=2) == 2
+    assert tool.cut_faces(out, tmp_path / "kept", cuts) == 2 and tool.cut_faces(out, tmp_path / "kept", cuts) == 0
+    one, two = Image.open(out / "one.jpg"), Image.open(out / "clean/two.jpg")
+    assert (one.mode, one.size, two.mode, two.size) == ("RGB", (60, 50), "L", (90, 70))
+    cut = np.asarray(noise, float)
+    assert np.corrcoef(np.asarray(two, float).ravel(), cut.ravel())[0, 1] > 0.97
+    green = np.asarray(noise.rotate(180), float)[7:57, 5:65]
+    assert np.corrcoef(np.asarray(one, float)[..., 1].ravel(), green.ravel())[0, 1] > 0.8
+    listed = json.loads((out / "landmarks.json").read_text())
+    assert listed["one.jpg"]["landmarks"][1] == [50.5, 41.0] and listed["clean/two.jpg"]["grey"] is True
+    assert listed["one.jpg"]["sheet"] == "sheets/a b.png"
+
+
+def test_the_list_of_cuts_has_every_face_within_its_picture_and_no_picture_in_vain():
+    folders = {cuts.name: cuts for cuts in tool.read_cuts()}
+    assert {name: len(cuts.faces) for name, cuts in folders.items()} == {"faces_t2i": 976, "historic": 661}
+    for cuts in folders.values():
+        assert {cut.picture for cut in cuts.faces.values()} == set(cuts.pictures)
+        assert all(len(sha256) == 64 for sha256 in cuts.pictures.values())
+        for cut in cuts.faces.values():
+            width, height = cut.box[2:]
+            assert len(cut.landmarks) == 5 and all(0 < x < width and 0 < y < height for x, y in cut.landmarks)
+
+
+def test_the_cuts_are_the_faces_that_were_trained_on(shared: Path):
+    for cuts in tool.read_cuts():
+        known = json.loads((shared / cuts.name / "landmarks.json").read_text())
+        assert set(known) == set(cuts.faces)
+        for name, cut in list(cuts.faces.items())[::50]:
+            assert Image.open(shared / cuts.name / name).size == cut.box[2:]
+            assert [list(point) for point in cut.landmarks] == known[name]["landmarks"]
