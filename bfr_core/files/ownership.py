@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import threading
 import time
 import uuid
 from collections.abc import Container, Iterable, Iterator
@@ -170,6 +171,42 @@ def maker_of(command: str, source: Path) -> str:
 def note_maker(path: Path, maker: str) -> None:
     """Enter in its folder's list, before `path` is written, who makes it."""
     _add(path.parent, f"{MADE}{maker} {json.dumps(path.name)}")
+
+
+class Claims:
+    """The names in a folder that were taken by `note_maker` since this was made; several threads may ask at once.
+
+    So two processes that write into one folder do not take the same free name, though neither sees a file there yet:
+    of two that enter themselves in the list as its maker, the first one has it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._list, self._guard = Path(folder) / LIST, threading.Lock()
+        self._read = self._list.stat().st_size if self._list.is_file() else 0  # bytes
+        self._first: dict[str, str] = {}
+
+    def take(self, path: Path, maker: str) -> bool:
+        """`note_maker` for a file of this folder; False if another maker took the name before, whose it then stays."""
+        name = json.dumps(path.name)
+        with self._guard:
+            note_maker(path, maker)
+            self._look()
+            first = self._first.setdefault(name, maker)
+        if first != maker:
+            note_maker(path, first)
+        return first == maker
+
+    def _look(self) -> None:
+        """Read the lines that were added, up to the last whole one."""
+        with self._list.open("rb") as file:
+            file.seek(self._read)
+            added = file.read()
+        added = added[: added.rfind(b"\n") + 1]
+        self._read += len(added)
+        for line in added.decode(errors="replace").splitlines():
+            said, _, name = line.partition(" ")
+            if said.startswith(MADE):
+                self._first.setdefault(name, said.removeprefix(MADE))
 
 
 def free_place(path: Path, taken: Container[Path] = (), maker: str = "") -> Path:

@@ -24,13 +24,13 @@ from ..faces.detect import load_detector
 from ..files.kinds import LeftOutError, without_name
 from ..files.names import numbered
 from ..files.ownership import (
+    Claims,
     Ledger,
     begin_list,
     claim_results,
     free_name,
     make_folder,
     maker_of,
-    note_maker,
     note_result,
     tidy,
 )
@@ -265,6 +265,7 @@ class FolderRestorer:
         refuse_missing(person, references)
         self.made_with = _made_with(restorer, config, self.detector, strip_gps, person, references, self.rest)
         self._ledgers: dict[Path, Ledger] = {}
+        self._claims: dict[Path, Claims] = {}  # of other processes, from when a folder was first looked at
 
     @property
     def together(self) -> int:
@@ -286,6 +287,7 @@ class FolderRestorer:
 
         The job then has a place that no file of others has, nor one that was changed since it was restored.
         """
+        self._look_at(job.target.parent)
         left = _left_alone(job, self.record, self.made_with, self.skip_existing)
         if left:
             return left
@@ -306,18 +308,48 @@ class FolderRestorer:
         """What the record says of a result that is to be kept; None if it is to be made."""
         return None if self.again else self.record.made_before(job.name, job.source, self.made_with)
 
-    def _free_place(self, job: Job) -> Path:
-        """The job's place, with a number if it is not free; that of another photo's result is not free either."""
+    def _look_at(self, folder: Path) -> None:
+        """Remember what is in a folder's list before places in it are chosen."""
+        if folder not in self._claims:
+            self._claims[folder] = Claims(folder)  # first: what is added between the two is in both
+            self._ledgers[folder] = Ledger(folder)
+
+    def _is_free(self, job: Job) -> bool:
+        """Whether nothing is at the job's place, or what this command made of the same photo."""
         if not os.path.lexists(job.target):
-            return job.target
+            return True
         folder, maker = job.target.parent, maker_of(COMMAND, job.source)
-        for known in (self._ledgers.get(folder), None):  # read again: others may write there meanwhile
-            self._ledgers[folder] = known or Ledger(folder)
-            if self._ledgers[folder].may_replace(job.target, maker):
-                return job.target
+        if self._ledgers[folder].may_replace(job.target, maker):
+            return True
+        self._ledgers[folder] = Ledger(folder)  # others may write there meanwhile
+        return self._ledgers[folder].may_replace(job.target, maker)
+
+    def _free_place(self, job: Job, lost: Iterable[Path] = ()) -> Path:
+        """The job's place, with a number if it is not free; that of another photo's result is not free either.
+
+        lost: places that others took meanwhile.
+        """
+        own = job.target.with_name(job.relative.name)
+        if job.target not in lost and self._is_free(job):
+            return job.target
         numbers = (numbered(job.source, number) for number in range(2, 100))
         others = {job.target.with_name(photo.name) for photo in numbers if os.path.lexists(photo)}
-        return free_name(job.target, others, ledger=self._ledgers[folder], maker=maker)
+        maker = maker_of(COMMAND, job.source)
+        return free_name(own, others.union(lost), ledger=self._ledgers[own.parent], maker=maker)
+
+    def _take_place(self, job: Job) -> None:
+        """Enter in the list who makes the result; where others took its place since it was chosen, it gets another."""
+        chosen, maker, lost = job.target, maker_of(COMMAND, job.source), set[Path]()
+        make_folder(chosen.parent)
+        self._look_at(chosen.parent)
+        while True:
+            job.target = self._free_place(job, lost)
+            if self._claims[chosen.parent].take(job.target, maker):
+                break
+            lost.add(job.target)
+        if job.target != chosen:
+            names = (printable(job.relative), printable(chosen.name), printable(job.target.name))
+            log.warning("%s: %s was taken meanwhile; the result is %s", *names)
 
     def restored(self, jobs: Iterable[Job]) -> Generator[tuple[Job, FileResult], None, None]:
         """Restore photos and write their results; each job, in their order, once its result is written.
@@ -373,6 +405,9 @@ class FolderRestorer:
         made_by = (self.restorer, self.config, self.detector)
         step_of = partial(restoration_step, *made_by, background=self.rest)
         how = (self.config, self.aligned, self.parser, step_of, self.strip_gps, self.record)
+        if job.photo is not None:
+            with contextlib.suppress(OSError):  # writing the result will say why
+                self._take_place(job)
         return _write_and_note(job, *how)
 
     def _noted(self, job: Job, result: FileResult) -> FileResult:
@@ -545,10 +580,6 @@ def _write_and_note(
 ) -> FileResult:
     """`_write`, and a line for what was written in the record; a photo with a face that failed is tried again."""
     failed = any(isinstance(restored, str) for restored in job.restored)
-    if job.photo is not None:
-        with contextlib.suppress(OSError):  # writing the result will say why
-            make_folder(job.target.parent)
-            note_maker(job.target, maker_of(COMMAND, job.source))
     result = _write(job, config, aligned, parser, step_of, strip_gps)
     if not result.written:
         return result

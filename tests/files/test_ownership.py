@@ -10,6 +10,7 @@ import pytest
 from bfr_core.adaptation.run import LOG_HEAD, Run
 from bfr_core.files.ownership import (
     LIST,
+    Claims,
     Ledger,
     begin_list,
     claim,
@@ -240,3 +241,14 @@ def test_what_another_made_keeps_its_name(tmp_path):
     (tmp_path / "x").mkdir()
     link.symlink_to(tmp_path / "x", target_is_directory=True)
     assert maker_of("restore", link / "a.png") == first
+
+
+def test_of_two_that_take_a_free_name_the_first_has_it(tmp_path):
+    """Though no file is there yet; what was entered before they began, such as of a result now deleted, is no claim."""
+    place, (one, other, earlier) = tmp_path / "a.png", (maker_of("restore", tmp_path / name) for name in "xyz")
+    note_maker(place, earlier)
+    first, second = Claims(tmp_path), Claims(tmp_path)
+    assert first.take(place, one) and not second.take(place, other) and first.take(place, one)
+    assert second.take(tmp_path / "a_2.png", other)
+    write(place)
+    assert Ledger(tmp_path).may_replace(place, one) and not Ledger(tmp_path).may_replace(place, other)

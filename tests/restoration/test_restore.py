@@ -738,6 +738,29 @@ def test_another_photo_of_the_same_name_does_not_replace_a_result(photos: Path, 
     assert len(list((tmp_path / "out").glob("*.png"))) == 2
 
 
+def test_two_processes_do_not_replace_the_results_of_each_other(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where the one writes a name that was free when the other began."""
+    for number, folder in enumerate(("one", "other")):
+        write_image(tmp_path / folder / "z.png", smooth(100, 120, number))
+    for number in range(6):
+        write_image(tmp_path / "one" / f"a{number}.png", smooth(100, 120, 3))
+    out, made = tmp_path / "out", []
+
+    def meanwhile(step: int, total: int, preview: Tensor | None) -> None:
+        if step == 1:
+            made.extend(restore_folder(tmp_path / "other", out, from_file(), PLAIN).files)
+
+    files = restore_folder(tmp_path / "one", out, from_file(), PLAIN, callback=meanwhile).files
+    assert [file.place for file in (*made, files[-1])] == [out / "z.png", out / "z_2.png"]
+    assert "z.png: z.png was taken meanwhile; the result is z_2.png" in caplog.text
+    for folder, name in (("one", "z_2.png"), ("other", "z.png")):
+        change = read_image(out / name) - read_image(tmp_path / folder / "z.png")
+        assert change[:, 40:50, 50:60].mean() == pytest.approx(0.1, abs=0.02)
+        assert restore_folder(tmp_path / folder, out, from_file(), PLAIN).files[-1].status == "kept"
+
+
 def test_one_photo_is_restored_like_a_folder(photos: Path, tmp_path: Path) -> None:
     (file,) = restore_folder(photos / "a.png", tmp_path / "out", from_file(), PLAIN).files
     assert (file.path, file.status, file.place) == (Path("a.png"), "restored", tmp_path / "out/a.png")
