@@ -80,8 +80,11 @@ class Ledger:
 
     def may_replace(self, path: Path, maker: str = "") -> bool:
         """Whether `path` is this program's own, see `owns`, and as far as is known made by no other `maker`."""
-        made_by = self._makers.get(json.dumps(path.name), "")
-        return (not maker or made_by in ("", maker)) and self.owns(path)
+        return (not maker or self.maker(path) in ("", maker)) and self.owns(path)
+
+    def maker(self, path: Path) -> str:
+        """Who made, or is about to make, the file `path` of this folder, see `maker_of`; "" if that is not known."""
+        return self._makers.get(json.dumps(path.name), "")
 
     def owns(self, path: Path) -> bool:
         """Whether `path`, directly in this folder, is a file that this program wrote and that nobody changed since.

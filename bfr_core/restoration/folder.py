@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
-from itertools import compress, islice
+from itertools import compress, count, islice, takewhile
 from pathlib import Path
 
 from torch import Tensor
@@ -288,7 +288,9 @@ class FolderRestorer:
         The job then has a place that no file of others has, nor one that was changed since it was restored.
         """
         self._look_at(job.target.parent)
-        left = _left_alone(job, self.record, self.made_with, self.skip_existing)
+        if self.skip_existing and self._existing(job):
+            return FileResult(job.relative, "skipped", "its result is there already")
+        left = _left_alone(job, self.record, self.made_with)
         if left:
             return left
         kept = self._kept(job)
@@ -313,6 +315,14 @@ class FolderRestorer:
         if folder not in self._claims:
             self._claims[folder] = Claims(folder)  # first: what is added between the two is in both
             self._ledgers[folder] = Ledger(folder)
+
+    def _existing(self, job: Job) -> Path | None:
+        """What lies at the job's place, or with a number beside it, but is not known as another photo's result."""
+        ledger, maker = self._ledgers[job.target.parent], maker_of(COMMAND, job.source)
+        if job.target.exists() and ledger.maker(job.target) in ("", maker):
+            return job.target
+        places = takewhile(os.path.lexists, (numbered(job.target, number) for number in count(1)))
+        return next((place for place in places if ledger.maker(place) == maker), None)
 
     def _is_free(self, job: Job) -> bool:
         """Whether nothing is at the job's place, or what this command made of the same photo."""
@@ -501,14 +511,12 @@ def _made_with(
     return fingerprint(__version__, restorer.sha256, restorer.precision, fidelity, own, by, strip_gps, *known)
 
 
-def _left_alone(job: Job, record: RestorationRecord, made_with: str, skip_existing: bool) -> FileResult | None:
+def _left_alone(job: Job, record: RestorationRecord, made_with: str) -> FileResult | None:
     """What is to be said of a photo whose result stays as somebody left it; None if it is to be restored.
 
     A result that was changed since it was made stays, unless other settings are asked for: then the new result gets a
     name of its own.
     """
-    if skip_existing and job.target.exists():
-        return FileResult(job.relative, "skipped", "its result is there already")
     with contextlib.suppress(OSError):  # what cannot be read cannot be kept; writing it will say why
         if record.unchanged(job.name) is False and record.key(job.name) == key_of(job.source, made_with):
             reason = "its result was changed since it was made, and is left alone; move it away to have it made anew"

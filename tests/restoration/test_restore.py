@@ -738,6 +738,23 @@ def test_another_photo_of_the_same_name_does_not_replace_a_result(photos: Path, 
     assert len(list((tmp_path / "out").glob("*.png"))) == 2
 
 
+def test_the_result_of_another_photo_is_no_reason_to_skip_one(photos: Path, tmp_path: Path) -> None:
+    out, status = tmp_path / "out", []
+    for number, folder in enumerate(("one", "other")):
+        write_image(tmp_path / folder / "p.png", smooth(100, 120, number))
+    for folder in ("one", "other", "other", "one"):
+        (file,) = restore_folder(tmp_path / folder, out, from_file(), PLAIN, skip_existing=True).files
+        status.append(file.status)
+    assert status == ["restored", "restored", "skipped", "skipped"]
+    assert sorted(path.name for path in out.glob("*.png")) == ["p.png", "p_2.png"]
+    write_image(out / "p_2.png", smooth(100, 120, 5))  # retouched, or made by others
+    write_image(tmp_path / "new" / "q.png", smooth(100, 120, 6))
+    shutil.copyfile(out / "p.png", out / "q.png")
+    for folder in ("other", "new"):
+        (file,) = restore_folder(tmp_path / folder, out, from_file(), PLAIN, skip_existing=True).files
+        assert file.status == "skipped"
+
+
 def test_two_processes_do_not_replace_the_results_of_each_other(
     photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
