@@ -389,8 +389,14 @@ def _foreign(folder: Path, ledger: Ledger) -> list[Path]:
         if not path.name.startswith(".")
         and path.name.lower() not in ALWAYS_THERE
         and not ledger.owns(path)
-        and not (path / LIST).is_file()
+        and not _is_own_folder(path)
     ]
+
+
+def _is_own_folder(folder: Path) -> bool:
+    """Whether this program made a folder: it has a list, which is for a run or for results, or nobody else's files."""
+    ledger = Ledger(folder)
+    return ledger.there and (bool(ledger.kind) or not _foreign(folder, ledger))
 
 
 def _first_line(path: Path) -> str:

@@ -252,3 +252,15 @@ def test_of_two_that_take_a_free_name_the_first_has_it(tmp_path):
     assert second.take(tmp_path / "a_2.png", other)
     write(place)
     assert Ledger(tmp_path).may_replace(place, one) and not Ledger(tmp_path).may_replace(place, other)
+
+
+def test_a_list_in_a_folder_below_does_not_make_the_pictures_in_it_results(tmp_path):
+    (tmp_path / "pictures/2001").mkdir(parents=True)
+    (tmp_path / "pictures/2001/mine.png").write_text("x")
+    for folder in ("pictures", "out"):
+        begin_list(tmp_path / folder / "2001")
+        write(tmp_path / folder / "2001/x.png")
+    assert not claim_results(tmp_path / "pictures") and Ledger(tmp_path / "pictures").kind == ""
+    assert claim_results(tmp_path / "out")
+    with pytest.raises(ValueError, match="did not make, such as 2001"):
+        claim(tmp_path / "pictures", "run")

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bfr_core.faces.align import Face, template
-from bfr_core.files.ownership import LIST
-from bfr_core.files.photos import Photo, read_image, read_photo, write_image, write_photo
+from bfr_core.files.ownership import LIST, Ledger
+from bfr_core.files.photos import Photo, list_images, read_image, read_photo, write_image, write_photo
 from bfr_core.files.provenance import Record
 from bfr_core.files.shards import Shard
 from bfr_core.restoration import folder as module
@@ -753,6 +753,14 @@ def test_the_result_of_another_photo_is_no_reason_to_skip_one(photos: Path, tmp_
     for folder in ("other", "new"):
         (file,) = restore_folder(tmp_path / folder, out, from_file(), PLAIN, skip_existing=True).files
         assert file.status == "skipped"
+
+
+def test_pictures_beside_results_stay_photos(tmp_path: Path, photos: Path) -> None:
+    write_image(tmp_path / "pictures" / "sub" / "mine.png", smooth(100, 120, 1))
+    for _ in range(2):
+        restore_folder(photos, tmp_path / "pictures", from_file(), PLAIN)
+        assert Ledger(tmp_path / "pictures").kind == Ledger(tmp_path / "pictures" / "sub").kind == ""
+        assert list_images(tmp_path / "pictures") == [tmp_path / "pictures" / "sub" / "mine.png"]
 
 
 def test_two_processes_do_not_replace_the_results_of_each_other(
