@@ -265,6 +265,7 @@ class FolderRestorer:
         refuse_missing(person, references)
         self.made_with = _made_with(restorer, config, self.detector, strip_gps, person, references, self.rest)
         self._ledgers: dict[Path, Ledger] = {}
+        self._results: dict[Path, set[str]] = {}
         self._claims: dict[Path, Claims] = {}  # of other processes, from when a folder was first looked at
 
     @property
@@ -302,6 +303,8 @@ class FolderRestorer:
                 kept = self._kept(job)
         if not kept:
             return None
+        if not self.alone and job.target.name not in self._marked(job.target.parent):  # stopped before it was
+            note_result(job.target)
         said = (kept.reason, kept.faces, kept.served, True, kept.notes)
         likeness = tuple(FaceLikeness.of(one) for one in kept.likeness)
         return FileResult(job.relative, "kept", *said, place=job.target, likeness=likeness)
@@ -315,6 +318,12 @@ class FolderRestorer:
         if folder not in self._claims:
             self._claims[folder] = Claims(folder)  # first: what is added between the two is in both
             self._ledgers[folder] = Ledger(folder)
+
+    def _marked(self, folder: Path) -> set[str]:
+        """Names in a folder that were marked as results before this began."""
+        if folder not in self._results:
+            self._results[folder] = self._ledgers[folder].results()
+        return self._results[folder]
 
     def _existing(self, job: Job) -> Path | None:
         """What lies at the job's place, or with a number beside it, but is not known as another photo's result."""
@@ -381,7 +390,7 @@ class FolderRestorer:
         def written(at_most: int) -> Iterator[tuple[Job, FileResult]]:
             while len(writing) > at_most:
                 job, result = writing.popleft()
-                yield job, self._noted(job, result.result())
+                yield job, result.result()
                 job.restored = []
 
         try:
@@ -418,10 +427,8 @@ class FolderRestorer:
         if job.photo is not None:
             with contextlib.suppress(OSError):  # writing the result will say why
                 self._take_place(job)
-        return _write_and_note(job, *how)
-
-    def _noted(self, job: Job, result: FileResult) -> FileResult:
-        if not self.alone and job.target.is_file():
+        result = _write_and_note(job, *how)
+        if result.written and not self.alone:  # here: whoever waits for the result may be stopped before it has it
             note_result(job.target)
         return replace(result, place=job.target if result.written else None)
 

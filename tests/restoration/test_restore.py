@@ -763,6 +763,22 @@ def test_pictures_beside_results_stay_photos(tmp_path: Path, photos: Path) -> No
         assert list_images(tmp_path / "pictures") == [tmp_path / "pictures" / "sub" / "mine.png"]
 
 
+def test_results_beside_pictures_are_marked_also_when_it_was_stopped(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pictures"
+    write_image(out / "mine.png", smooth(100, 120, 1))
+
+    def stop(step: int, total: int, preview: Tensor | None) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        restore_folder(photos, out, from_file(), PLAIN, callback=stop)
+    assert len(list(out.glob("[!.]*.*"))) > 2 and list_images(out) == [out / "mine.png"]
+    lines = (out / LIST).read_text().splitlines(keepends=True)
+    (out / LIST).write_text("".join(line for line in lines if not line.startswith("result ")))
+    restore_folder(photos, out, from_file(), PLAIN)
+    assert list_images(out) == [out / "mine.png"], "those that are kept, too"
+
+
 def test_two_processes_do_not_replace_the_results_of_each_other(
     photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
