@@ -445,10 +445,14 @@ def plan_folder(folder: Path, out: Path) -> tuple[list[Job], dict[Path, str]]:
         raise ValueError(f"{printable(out)}: is the folder of the photos; choose another folder for the results")
     sources, left_out = look_through(folder)
     if real_folder in results.parents:
-        sources = [path for path in sources if results not in _real(path).parents]
+        below = [path for path in sources if results in _real(path).parents]
+        sources = sorted(set(sources) - set(below), key=lambda path: path.relative_to(folder).parts)
         outside = {path: _real(folder / path) for path in left_out}
         outside = {path: real for path, real in outside.items() if results not in (real, *real.parents)}
         left_out = {path: left_out[path] for path in outside}
+        marked = {place: Ledger(place).results() for place in {path.parent for path in below}}
+        others = (path for path in below if path.name not in marked[path.parent])
+        left_out |= {path.relative_to(folder): "lies in the folder of the results" for path in others}
     if not sources:
         raise ValueError(f"{printable(folder)}: holds no photos besides the results in {printable(out)}")
     return _jobs_of(sources, folder, out), left_out

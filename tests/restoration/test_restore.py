@@ -466,6 +466,14 @@ def test_results_inside_the_folder_are_not_read_again(photos: Path) -> None:
     assert not (photos / "restored" / "restored").exists()
 
 
+def test_a_photo_in_the_folder_of_the_results_is_said_to_be_left_out(tmp_path: Path, photos: Path) -> None:
+    for _ in range(2):
+        files = restore_folder(photos, photos / "sub", from_file(), PLAIN).files
+        assert len(files) == 6, "results of the time before are not named"
+        told = {file.path.as_posix(): file.reason for file in files if file.status == "left_out"}
+        assert told == {"sub/a.jpg": "lies in the folder of the results"}
+
+
 def test_cancelling_stops_and_leaves_whole_files(photos: Path, tmp_path: Path) -> None:
     class Cancelled(Exception):
         pass
