@@ -79,12 +79,23 @@ class Ledger:
         return {name for name in told if name is not None}
 
     def may_replace(self, path: Path, maker: str = "") -> bool:
-        """Whether `path` is this program's own, see `owns`, and as far as is known made by no other `maker`."""
-        return (not maker or self.maker(path) in ("", maker)) and self.owns(path)
+        """Whether `path` is this program's own, see `owns`, and as far as is known made by no other `maker`.
+
+        In the folders of a run, what names no maker was made by the run, which goes on with it: no `maker` replaces it.
+        """
+        made_by = self.maker(path)
+        if maker and made_by != maker and (made_by or self._is_of_run()):
+            return False
+        return self.owns(path)
 
     def maker(self, path: Path) -> str:
         """Who made, or is about to make, the file `path` of this folder, see `maker_of`; "" if that is not known."""
         return self._makers.get(json.dumps(path.name), "")
+
+    def _is_of_run(self) -> bool:
+        """Whether a run made the folder: by its own kind, or by that of the nearest folder above it that has one."""
+        above = (Ledger(one).kind for one in self.folder.absolute().parents if (one / LIST).is_file())
+        return (self.kind or next(filter(None, above), "")) == "run"
 
     def owns(self, path: Path) -> bool:
         """Whether `path`, directly in this folder, is a file that this program wrote and that nobody changed since.

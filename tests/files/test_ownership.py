@@ -18,6 +18,7 @@ from bfr_core.files.ownership import (
     delete,
     empty,
     free_name,
+    free_place,
     is_own,
     maker_of,
     note_maker,
@@ -264,3 +265,23 @@ def test_a_list_in_a_folder_below_does_not_make_the_pictures_in_it_results(tmp_p
     assert claim_results(tmp_path / "out")
     with pytest.raises(ValueError, match="did not make, such as 2001"):
         claim(tmp_path / "pictures", "run")
+
+
+@pytest.mark.parametrize("place", ["run/a.png", "run/targets/a.png", "run/checkpoints/a.png"])
+def test_no_command_replaces_what_a_run_goes_on_with(tmp_path, place):
+    """Neither in the run's folder and its stages, nor in a folder below them that only has a list."""
+    claim(tmp_path / "run", "run")
+    stage_folder(tmp_path / "run/targets", "made so")
+    path, maker = write(tmp_path / place), maker_of("export", tmp_path / "a.pth")
+    assert free_name(path) == path  # the run itself goes on writing there
+    assert free_place(path, maker=maker) == path.with_name("a_2.png")
+    write(path.with_name("a_2.png"))
+    assert free_place(path, maker=maker) == path.with_name("a_2.png")  # its own, from before
+    write(path, "newer")
+
+
+def test_results_below_a_run_are_replaced_as_elsewhere(tmp_path):
+    claim(tmp_path / "run", "run")
+    claim_results(tmp_path / "run/repaired")
+    path = write(tmp_path / "run/repaired/a.png")
+    assert free_name(path, maker=maker_of("restore", tmp_path / "a.png")) == path
