@@ -248,11 +248,39 @@ def whole_number(text: Any, least: int, most: int) -> int:
 
 
 def save_tensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a .safetensors file; an older one stays until the new one is complete."""
+    """Write a .safetensors file; an older one stays until the new one is complete.
+
+    The same tensors and metadata always make the same bytes.
+    """
     from safetensors.torch import save_file
 
     whole = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-    replace_atomically(path, lambda part: _with_reason(lambda: save_file(whole, part, dict(metadata))))
+
+    def write(part: Path) -> None:
+        _with_reason(lambda: save_file(whole, part, dict(metadata)))
+        _sort_contents(part)
+
+    replace_atomically(path, write)
+
+
+def _sort_contents(path: Path) -> None:
+    """Sort a safetensors file's table of contents in its place: safetensors writes the metadata in any order.
+
+    The metadata come first, by name, then the tensors as their bytes follow each other; those stay where they are. The
+    table as it is written here is never longer than safetensors writes it; if it were, the file would stay as it is.
+    """
+    with path.open("rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        table = json.loads(file.read(length))
+        metadata = table.pop("__metadata__", None)
+        tensors = sorted(table.items(), key=lambda item: (item[1]["data_offsets"], item[0]))
+        entries = (
+            dict(tensors) if metadata is None else {"__metadata__": dict(sorted(metadata.items())), **dict(tensors)}
+        )
+        text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def save_pickled(path: Path, state: object) -> None:

@@ -6,6 +6,7 @@ import zipfile
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from bfr_core.files.tensors import (
     MAX_HEADER,
@@ -28,6 +29,27 @@ def test_what_is_saved_is_loaded(tmp_path):
     save_tensors(path, {"x": torch.arange(3.0)}, {"licence": "test"})
     state, metadata = load_tensors(path)
     assert torch.equal(state["x"], torch.arange(3.0)) and metadata["licence"] == "test"
+
+
+def test_the_same_tensors_and_metadata_make_the_same_bytes(tmp_path):
+    state = {
+        'é/"w': torch.arange(5.0),
+        "empty": torch.ones(0),
+        "a": torch.ones(2, 3).half(),
+        "b": torch.ones(1).double(),
+    }
+    metadata = {f"key {i}": f"ä\n\U0001f600\x01/\\{'x' * i}" for i in range(9)}
+    saved = [tmp_path / f"{i}.safetensors" for i in range(4)]
+    for path in saved:
+        save_tensors(path, state, metadata)
+    assert len({sha256_of(path) for path in saved}) == 1
+    with safe_open(saved[0], framework="pt") as file:
+        assert file.metadata() == metadata and set(file.keys()) == set(state)
+        assert all(torch.equal(file.get_tensor(name), state[name]) for name in state)
+    length = int.from_bytes(saved[0].read_bytes()[:8], "little")
+    assert length % 8 == 0 and list(json.loads(saved[0].read_bytes()[8 : 8 + length])["__metadata__"]) == sorted(
+        metadata
+    )
 
 
 def test_what_is_saved_can_be_read_by_whoever_may_read_other_new_files(tmp_path):
