@@ -525,7 +525,8 @@ def _deep_grey(image: Image.Image, file_format: str) -> Tensor:
         raise ValueError("holds values that are not finite numbers")
     top = float(values.max())
     if image.mode.startswith("I;16") or file_format == "PNG":
-        scale = 65535.0
+        bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]  # Pillow gives the 12 bits of a TIFF in this mode, as they are
+        scale = 2.0**bits - 1
     else:
         is_float = image.mode == "F"
         scales = (1.0, 255.0, 65535.0, 2.0**31 - 1)[0 if is_float else 1 :]

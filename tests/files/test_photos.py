@@ -576,6 +576,23 @@ def test_float_and_32_bit_tiff(tmp_path: Path):
         read_photo(tmp_path / "c.tif")
 
 
+def test_twelve_bit_grey_uses_its_full_scale(tmp_path: Path):
+    """As microscopes and scanners write it: two values in three bytes, 4095 is white."""
+    values = np.linspace(0, 4095, 64, dtype=np.uint16).reshape(2, 32)
+    first, second = values.reshape(-1, 2).T
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 1).astype(np.uint8).tobytes()
+    entries = {256: 32, 257: 2, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 2}
+    entries[279] = len(packed)
+    table = b"".join(struct.pack("<HHII", key, 4, 1, value) for key, value in entries.items())
+    head = struct.pack("<4sI", b"II*\0", 8 + len(packed))
+    (tmp_path / "a.tif").write_bytes(head + packed + struct.pack("<H", len(entries)) + table + bytes(4))
+    photo = read_photo(tmp_path / "a.tif")
+    torch.testing.assert_close(photo.pixels[0], torch.from_numpy(values / np.float32(4095)))
+    write_photo(tmp_path / "b.tif", photo)
+    again = read_photo(tmp_path / "b.tif")
+    assert (again.depth, again.mode) == (16, "L") and torch.allclose(again.pixels, photo.pixels, atol=1e-5)
+
+
 def test_one_bit_and_grey_are_written_as_grey(tmp_path: Path):
     for name, image in (("a.png", noise("L").convert("1")), ("b.png", noise("L")), ("c.jpg", noise("L"))):
         image.save(tmp_path / name)
