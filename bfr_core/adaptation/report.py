@@ -178,9 +178,10 @@ def good_photo_tables(
     if not known:
         return []
     change = bootstrap_difference([tuned for *_, tuned in known.values()], [base for _, base, _ in known.values()])
+    interval = "" if math.isnan(change.low) else f" ({change.low:+.3f} to {change.high:+.3f})"  # of one face
     note = (
         "Cosine of the recogniser's directions, restored face to the good face that its damaged photo is most like; "
-        f"the adapted restorer changes it by {change.mean:+.3f} ({change.low:+.3f} to {change.high:+.3f}) on average."
+        f"the adapted restorer changes it by {change.mean:+.3f}{interval} on average."
     )
     rows = [
         (label(name), good_label(good), f"{base:.3f}", f"{tuned:.3f}", f"{tuned - base:+.3f}")

@@ -51,11 +51,15 @@ class FolderLikeness:
         if told := len(self.told):
             base, adapted = self.distances()
             change = bootstrap_difference(adapted, base)
-            low, high = np.quantile(adapted, (0.05, 0.95))
+            details = f"{change.mean:+.3f}"
+            if told > 1:  # one face tells neither an interval nor a spread
+                low, high = np.quantile(adapted, (0.05, 0.95))
+                details += (
+                    f", {change.low:+.3f} to {change.high:+.3f}; nine of ten lie between {low:.2f} and {high:.2f}"
+                )
             said += (
-                f" Distance to the photo, like with like, of {told} faces: {base.mean():.2f} by the base, "
-                f"{adapted.mean():.2f} by the adapted restorer ({change.mean:+.3f}, {change.low:+.3f} to "
-                f"{change.high:+.3f}; nine of ten lie between {low:.2f} and {high:.2f})."
+                f" Distance to the photo, like with like, of {told} face{'s' * (told > 1)}: {base.mean():.2f} by the "
+                f"base, {adapted.mean():.2f} by the adapted restorer ({details})."
             )
         return said + (f" Measured on {len(self.adapted)} of {self.of} faces." if len(self.adapted) < self.of else "")
 
