@@ -14,6 +14,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from ..device import is_out_of_memory
 from ..files.photos import printable
@@ -51,7 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     if args.json:
         print(json.dumps(summary))
-    return 1 if any(file["status"] == "failed" for file in summary.get("files", ())) else 0
+    return 1 if _has_failed(summary) else 0
+
+
+def _has_failed(summary: dict[str, Any]) -> bool:
+    """Whether a file, one of its faces or a check failed, though the command came to its end."""
+    files = summary.get("files", ())
+    return any(f["status"] == "failed" or f.get("failed_faces") for f in files) or bool(summary.get("failed"))
 
 
 def _when_run_again(goes_on: bool) -> str:

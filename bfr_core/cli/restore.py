@@ -52,6 +52,7 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     files: list[dict[str, Any]] = [
         {"photo": f.path.as_posix(), "status": f.status, "reason": "; ".join(filter(None, (f.reason, *f.notes)))}
         | ({"likeness": [one.record() for one in f.likeness]} if f.likeness else {})
+        | ({"failed_faces": f.failed_faces} if f.failed_faces else {})
         for f in result.files
     ]
     problems = [{"photo": f["photo"], "reason": f["reason"]} for f in files if f["reason"]]

@@ -184,7 +184,10 @@ def job_of(folder: Path, out: Path, relative: Path) -> Job:
 
 def row_of(result: FileResult, network_seconds: float) -> str:
     """A result as JSON, and the seconds that the networks took for it."""
-    of_file = {name: getattr(result, name) for name in ("status", "reason", "faces", "served", "written", "notes")}
+    of_file = {
+        name: getattr(result, name)
+        for name in ("status", "reason", "faces", "failed_faces", "served", "written", "notes")
+    }
     place = result.place.name if result.place else None
     likeness = [one.record() for one in result.likeness]
     return json.dumps(

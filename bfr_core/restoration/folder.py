@@ -83,9 +83,10 @@ class FileResult:
     with it, but it is no photo). reason: why it is not restored, or not all of its faces are. notes: what of the
     photo is not in the result.
 
-    faces: restored in it, now or before. written: whether there is a result, of this time or kept.
-    served: for each restored face, largest first, the group of damages whose restorer served it, or "base"; empty if
-    there was only one restorer. place: of the result, None where there is none. likeness: see `RestoredPhoto`.
+    faces: restored in it, now or before. failed_faces: whose restoring failed. written: whether there is a result, of
+    this time or kept. served: for each restored face, largest first, the group of damages whose restorer served it, or
+    "base"; empty if there was only one restorer. place: of the result, None where there is none. likeness: see
+    `RestoredPhoto`.
     """
 
     path: Path  # relative to the folder
@@ -97,6 +98,7 @@ class FileResult:
     notes: tuple[str, ...] = ()
     place: Path | None = None
     likeness: tuple[FaceLikeness, ...] = ()
+    failed_faces: int = 0
 
 
 @dataclass(frozen=True)
@@ -598,8 +600,8 @@ def _write_and_note(
     record: RestorationRecord,
 ) -> FileResult:
     """`_write`, and a line for what was written in the record; a photo with a face that failed is tried again."""
-    failed = any(isinstance(restored, str) for restored in job.restored)
-    result = _write(job, config, aligned, parser, step_of, strip_gps)
+    failed = sum(isinstance(restored, str) for restored in job.restored)
+    result = replace(_write(job, config, aligned, parser, step_of, strip_gps), failed_faces=failed)
     if not result.written:
         return result
     key = "" if failed else job.key
@@ -661,7 +663,7 @@ def _write(
         how = "written anew, without its place" if strip_gps else "copied as it is"
         reason = f"{reason or 'no face found'}; {how}"
         return FileResult(job.relative, status, reason, written=True, notes=notes, likeness=likeness)
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, MemoryError) as error:
         return FileResult(job.relative, "failed", _reason(error, job))
 
 

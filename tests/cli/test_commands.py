@@ -542,8 +542,18 @@ def test_weights_that_cannot_be_had_are_one_line(arguments, says, tmp_path, monk
 def test_weights_that_are_here_are_verified(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("BFR_WEIGHTS", str(tmp_path))
     (tmp_path / "codeformer.pth").write_bytes(b"short")
-    assert main(["weights", "verify", "codeformer", "--json"]) == 0
+    assert main(["weights", "list", "codeformer"]) == 0
+    assert main(["weights", "verify", "codeformer", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["weights"][0]["state"].startswith("wrong size")
+
+
+def test_the_exit_status_is_1_if_a_face_or_a_check_failed():
+    from bfr_core.cli.commands import _has_failed
+
+    restored = {"photo": "a.png", "status": "restored", "reason": ""}
+    assert not _has_failed({"files": [restored], "failed": []}) and not _has_failed({})
+    assert _has_failed({"files": [restored | {"failed_faces": 1}]}) and _has_failed({"failed": ["CodeFormer"]})
+    assert _has_failed({"files": [restored, restored | {"status": "failed"}]})
 
 
 def test_inspect_answers_whether_it_may_be_used_commercially(capsys):

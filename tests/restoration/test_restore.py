@@ -375,6 +375,23 @@ def test_a_face_that_failed_is_tried_again(photos: Path, tmp_path: Path, monkeyp
         assert "bright.png" in written and result.count("failed") == 2
 
 
+def test_a_photo_that_is_too_large_for_the_memory_does_not_end_the_batch(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = module.paste_faces
+
+    def small(pixels: Tensor, *given: Any) -> Any:
+        if pixels.shape[-2:] == Image.open(photos / "a.png").size[::-1] and not calls:
+            calls.append(1)
+            raise MemoryError
+        return real(pixels, *given)
+
+    calls: list[int] = []
+    monkeypatch.setattr(module, "paste_faces", small)
+    before = restore_folder(photos, tmp_path / "out", from_file(), PLAIN)
+    assert calls and before.count("failed") == 2 and len(before.files) == len(list(photos.rglob("*.*")))
+
+
 def test_a_damaged_record_only_costs_time(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     restore_folder(photos, out, from_file(), PLAIN)
@@ -852,5 +869,5 @@ def test_a_face_that_fails_among_faces_of_several_restorers(tmp_path: Path, monk
     for check in (None, kept):
         monkeypatch.setattr(module.FolderRestorer, "look", check)
         (file,) = restore_folder(tmp_path / "photos", tmp_path / f"out {check is None}", restorer, PLAIN).files
-        assert (file.status, file.faces) == ("restored", 2) and "NaN" in file.reason
+        assert (file.status, file.faces, file.failed_faces) == ("restored", 2, 1) and "NaN" in file.reason
         assert len(file.served) == 2 and len(set(file.served)) == 2
