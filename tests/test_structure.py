@@ -299,6 +299,8 @@ WRITES_ITSELF = {
     ("bfr_core/files/photos.py", "replace_atomically"): "the scratch file",
     ("bfr_core/damage/synthetic.py", "video"): "in memory",
     ("bfr_core/files/tensors.py", "_pickled"): "is given the scratch file by replace_atomically",
+    ("bfr_core/files/tensors.py", "write"): "is given the scratch file by replace_atomically",
+    ("bfr_core/files/tensors.py", "_sort_contents"): "is given the scratch file by replace_atomically",
     ("bfr_core/files/photos.py", "_write_bytes"): "is given the scratch file by replace_atomically",
     ("bfr_core/web/jobs.py", "zip_files"): "is given the scratch file by replace_atomically",
     ("bfr_core/metrics/optional.py", "write"): "is given the scratch file by replace_atomically",
