@@ -8,11 +8,11 @@ government, in the public domain, from github.com/Hainish/congress-images-225x27
 fixed commit. Every file is checked against tools/faces.sha256, and the five points of each face (found with an MTCNN
 detector) are put beside them as landmarks.json.
 
-With --all, DIR gets more of what `tools/pack_faces.py --shared DIR` packs, 72 MB: those portraits in DIR/portraits,
-and in folders of their own the faces that tools/face_cuts.json lists: 976 people who do not exist (faces_t2i), and 661
-photographs from before 1931 (historic; its damaged ones are for judging only). The list says from which commit of which
-public repository they are, and by which licence. They are cut from pictures that are checked against their sums and
-kept in DIR/pictures, and have the very pixels of these, compressed anew.
+With --all, DIR gets three of the four folders that `tools/pack_faces.py --shared DIR` packs, another 72 MB: those
+portraits in DIR/portraits, and the faces that tools/face_cuts.json lists: 976 people who do not exist (faces_t2i), and
+661 photographs from before 1931 (historic; its damaged ones are for judging only). The list says from which commit of
+which public repository they are, and by which licence. They are cut from pictures that are checked against their sums
+and kept in DIR/pictures, and have the very pixels of these, compressed anew.
 
 The fourth folder, faces256, cannot be fetched: its 344 faces were cut, turned and compressed anew from the sample
 sheets of github.com/SelfishGene/SFHQ-dataset (MIT, Copyright (c) 2022 David Beniaguev), in a way that is not known well
@@ -54,7 +54,7 @@ CHECKSUMS = Path(__file__).with_name("faces.sha256")
 LANDMARKS = Path(__file__).with_name("faces_landmarks.json")
 CUTS = Path(__file__).with_name("face_cuts.json")
 QUALITY = 94  # of the JPEG files of cut faces
-MAX_BYTES = 4_000_000  # of a file; the largest has 2.4 million
+MAX_BYTES = 4_000_000  # of a file; the largest has 2.6 million
 TIMEOUT_SECONDS = 30
 ATTEMPTS = 3
 FIRST_WAIT_SECONDS = 1.0  # doubled before each further attempt
@@ -111,10 +111,9 @@ def read_cuts(path: Path = CUTS) -> Iterator[CutFolder]:
 
 def cut_faces(folder: Path, pictures: Path, cuts: CutFolder) -> int:
     """Cut the faces that `folder` lacks from files below `pictures`, and list all; returns how many were cut."""
-    missing = sorted(name for name in cuts.faces if not (folder / name).is_file())
-    missing.sort(key=lambda name: cuts.faces[name].picture)
+    missing = [name for name in cuts.faces if not (folder / name).is_file()]
     opened, picture = "", Image.new("RGB", (1, 1))
-    for name in missing:
+    for name in sorted(missing, key=lambda name: (cuts.faces[name].picture, name)):
         cut = cuts.faces[name]
         if opened != cut.picture:
             opened, picture = cut.picture, Image.open(pictures / cut.picture)
@@ -199,7 +198,7 @@ def get_portraits(folder: Path, base_url: str, jobs: int) -> int:
 
 
 def get_all(folder: Path, jobs: int) -> int:
-    """All faces, each kind in a folder below `folder`; returns how many are new. Raises as `get_faces`."""
+    """All faces that can be fetched, each kind below `folder`; returns how many are new. Raises as `get_faces`."""
     made = get_portraits(folder / "portraits", BASE_URL, jobs)
     for cuts in read_cuts():
         log.info("%s:", cuts.name)
@@ -212,7 +211,9 @@ def get_all(folder: Path, jobs: int) -> int:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR", help="where the portraits and landmarks.json go")
-    parser.add_argument("--all", action="store_true", help="fetch all faces, each kind into a folder below DIR")
+    parser.add_argument(
+        "--all", action="store_true", help="fetch faces_t2i and historic, too, each into a folder below DIR"
+    )
     parser.add_argument("--base-url", default=BASE_URL, help="a mirror of the portraits' images folder, ending in /")
     parser.add_argument("--jobs", type=int, default=8, help="files fetched at the same time (default 8)")
     options = parser.parse_args(arguments)

@@ -274,10 +274,8 @@ def _sort_contents(path: Path) -> None:
         table = json.loads(file.read(length))
         metadata = table.pop("__metadata__", None)
         tensors = sorted(table.items(), key=lambda item: (item[1]["data_offsets"], item[0]))
-        entries = (
-            dict(tensors) if metadata is None else {"__metadata__": dict(sorted(metadata.items())), **dict(tensors)}
-        )
-        text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+        first = {} if metadata is None else {"__metadata__": dict(sorted(metadata.items()))}
+        text = json.dumps(first | dict(tensors), ensure_ascii=False, separators=(",", ":")).encode()
         if len(text) <= length:
             file.seek(8)
             file.write(text.ljust(length))

@@ -291,7 +291,7 @@ class FolderRestorer:
         The job then has a place that no file of others has, nor one that was changed since it was restored.
         """
         self._look_at(job.target.parent)
-        if self.skip_existing and self._existing(job):
+        if self.skip_existing and self._is_there(job):
             return FileResult(job.relative, "skipped", "its result is there already")
         left = _left_alone(job, self.record, self.made_with)
         if left:
@@ -327,13 +327,13 @@ class FolderRestorer:
             self._results[folder] = self._ledgers[folder].results()
         return self._results[folder]
 
-    def _existing(self, job: Job) -> Path | None:
-        """What lies at the job's place, or with a number beside it, but is not known as another photo's result."""
+    def _is_there(self, job: Job) -> bool:
+        """Whether a file is at the job's place that is not known as another photo's result, or its own has a number."""
         ledger, maker = self._ledgers[job.target.parent], maker_of(COMMAND, job.source)
-        if job.target.exists() and ledger.maker(job.target) in ("", maker):
-            return job.target
+        if job.target.exists() and not ledger.maker(job.target):
+            return True
         places = takewhile(os.path.lexists, (numbered(job.target, number) for number in count(1)))
-        return next((place for place in places if ledger.maker(place) == maker), None)
+        return any(ledger.maker(place) == maker for place in places)
 
     def _is_free(self, job: Job) -> bool:
         """Whether nothing is at the job's place, or what this command made of the same photo."""
@@ -447,8 +447,8 @@ def plan_folder(folder: Path, out: Path) -> tuple[list[Job], dict[Path, str]]:
         raise ValueError(f"{printable(out)}: is the folder of the photos; choose another folder for the results")
     sources, left_out = look_through(folder)
     if real_folder in results.parents:
-        below = [path for path in sources if results in _real(path).parents]
-        sources = sorted(set(sources) - set(below), key=lambda path: path.relative_to(folder).parts)
+        below = {path for path in sources if results in _real(path).parents}
+        sources = [path for path in sources if path not in below]
         outside = {path: _real(folder / path) for path in left_out}
         outside = {path: real for path, real in outside.items() if results not in (real, *real.parents)}
         left_out = {path: left_out[path] for path in outside}
@@ -585,7 +585,7 @@ def _read(
         job.faces, job.skipped = choose_faces(found, size, config, str(job.relative))
         crops = [crop_face(photo.pixels, face, size) for face in job.faces]
         job.faces, job.crops, job.skipped = leave_sharp(job.faces, crops, job.skipped, config)
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, MemoryError) as error:
         job.problem, job.photo, job.crops = _reason(error, job), None, []
         job.is_left_out = isinstance(error, LeftOutError)
 

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -30,6 +30,7 @@ from ..adaptation.run import Run
 from ..device import choose_device, release_memory
 from ..diffusion.prior import load_prior
 from ..errors import first_line
+from ..files.names import numbered
 from ..files.ownership import delete, free_name, is_own, move
 from ..files.photos import printable, replace_atomically, to_unit
 from ..files.records import read_table, write_json
@@ -429,8 +430,8 @@ def repair_photos(
             delete(out)
             said = "; ".join(printable(f"{f.path.as_posix()}: {f.reason}") for f in result.files[:3])
             raise ValueError(f"none of the {len(result.files)} photos was restored: {said}")
-        numbered = (out.parent / f"repaired {number}.zip" for number in count(1))
-        archive = next(path for path in numbered if not os.path.lexists(path))
+        archives = (out.parent / f"repaired {number}.zip" for number in count(1))
+        archive = next(path for path in archives if not os.path.lexists(path))
         made = [file.place for file in result.files if file.place]
         replace_atomically(archive, partial(zip_files, out, made))
         delete(out)  # not before: if the disk refuses the zip, the next call begins there
@@ -468,8 +469,8 @@ def zip_files(folder: Path, paths: Iterable[Path], archive: Path) -> None:
 def _name_in_zip(path: Path, taken: Container[str]) -> str:
     """`path` as text that a zip can hold, with a number if it is `taken`."""
     plain = Path(path.as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
-    numbered = (plain.with_stem(f"{plain.stem}_{number}") for number in count(2))
-    return next(name.as_posix() for name in chain([plain], numbered) if name.as_posix() not in taken)
+    names = (numbered(plain, number).as_posix() for number in count(1))
+    return next(name for name in names if name not in taken)
 
 
 # ---------------------------------------------------------------- on disk
