@@ -152,10 +152,10 @@ def verify_real(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 def vote(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from ..studies.vote import make_ballot
 
-    page = make_ballot(args.photos, args.a, args.b, args.out, args.seed or 0, args.most)
-    key = page.with_name(page.stem.replace("vote", "key") + ".json")
+    ballot = make_ballot(args.photos, args.a, args.b, args.out, args.seed or 0, args.most)
+    page, key = printable(ballot.page), printable(ballot.key)
     print(f"pass round: {page}\nkeep:       {key} (which side is A; count with 'bfr tally')", file=sys.stderr)
-    return {"page": str(page), "key": str(key)}
+    return {"page": str(ballot.page), "key": str(ballot.key), "failed": list(map(printable, ballot.failed))}
 
 
 def tally(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:

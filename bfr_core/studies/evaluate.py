@@ -9,7 +9,7 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -91,13 +91,15 @@ class Evaluation:
     """What `evaluate` found.
 
     faces: names (relative, without suffix) of the faces that every folder holds. per_face: row -> measure -> one
-    number per face, NaN where it is undefined. notes: one line each on what was left out.
+    number per face, NaN where it is undefined. notes: one line each on what was left out. failed: names of the faces
+    that every folder holds and that could not be compared.
     """
 
     rows: list[Row]
     faces: list[str]
     per_face: dict[str, dict[str, np.ndarray]]
     notes: list[str]
+    failed: list[str] = field(default_factory=list)
 
 
 def evaluate(
@@ -135,7 +137,7 @@ def evaluate(
     roles = [*sets, *([CLEAN] if clean is not None else [])]
     features: dict[str, list[Tensor]] = {name: [] for name in roles}
     seen: dict[str, list[Tensor]] = {name: [] for name in roles}
-    faces, sizes = [], set()
+    faces, failed, sizes = [], [], set()
     for step, (face, paths) in enumerate(matches.items()):
         if callback:
             callback(step, len(matches), None)
@@ -144,6 +146,7 @@ def evaluate(
         except ValueError as error:
             log.warning("left out: %s", error)
             notes.append(f"left out: {error}")
+            failed.append(face)
             continue
         faces.append(face)
         sizes.add(images[RESTORED].shape[-2:])
@@ -179,7 +182,7 @@ def evaluate(
         rows.append(Row(DIFFERENCE, differences(values[RESTORED], values[DAMAGED], seed)))
     for note in notes:
         log.info("%s", note)
-    return Evaluation(rows, faces, values, notes)
+    return Evaluation(rows, faces, values, notes, failed)
 
 
 def _against_the_clean_set(
@@ -399,7 +402,7 @@ def format_interval(interval: Interval | None, decimals: int) -> str:
 
 
 def as_dict(evaluation: Evaluation) -> dict[str, object]:
-    """`evaluation` for JSON: means and intervals per row, names of the faces, notes; null where undefined."""
+    """`evaluation` for JSON: means and intervals per row, names of faces, notes; null where undefined."""
 
     def number(value: float) -> float | None:
         return value if math.isfinite(value) else None
@@ -414,6 +417,7 @@ def as_dict(evaluation: Evaluation) -> dict[str, object]:
             for row in evaluation.rows
         },
         "notes": evaluation.notes,
+        "failed": [printable(face) for face in evaluation.failed],
     }
 
 

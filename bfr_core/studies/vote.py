@@ -35,9 +35,18 @@ CHOICES = ("left", "right", "same")
 
 
 @dataclass(frozen=True)
+class Ballot:
+    """page: to be passed round. key: which side is which, to be kept. failed: photos that could not be read."""
+
+    page: Path
+    key: Path
+    failed: list[str]
+
+
+@dataclass(frozen=True)
 class Tally:
     """Votes for "a", for "b" and for neither. share: that of "a" among the votes that chose, the mean over photos with
-    its 95 % interval; None if none did.
+    its 95 % interval; None if none did. failed: files that hold no votes of this ballot.
 
     Many people who look at the same few photos are no more photos: it is these that stand for others.
     """
@@ -47,6 +56,7 @@ class Tally:
     same: int
     voters: int
     share: Interval | None
+    failed: list[str]
 
     def sentence(self) -> str:
         """The same in words."""
@@ -60,8 +70,8 @@ class Tally:
         return f"{said}; {answer} (A chosen by {self.share.mean:.0%}, {low:.0%} to {high:.0%}, over photos)"
 
 
-def make_ballot(damaged: Path, a: Path, b: Path, out: Path, seed: int = 0, most: int = MAX_PHOTOS) -> Path:
-    """Write vote.html, to be passed round, and key.json, to be kept, into `out`; returns the page's path.
+def make_ballot(damaged: Path, a: Path, b: Path, out: Path, seed: int = 0, most: int = MAX_PHOTOS) -> Ballot:
+    """Write vote.html and key.json into `out`.
 
     If `out` holds another ballot, the files get a number. damaged, a, b: folders whose files match by relative path
     without suffix. most: the most photos used, chosen at random.
@@ -72,13 +82,14 @@ def make_ballot(damaged: Path, a: Path, b: Path, out: Path, seed: int = 0, most:
     matches, _ = match_files({"damaged": Path(damaged), "a": Path(a), "b": Path(b)})
     names = list(matches)
     order = torch.randperm(len(names), generator=keyed_generator(seed, "vote")).tolist()
-    photos, key = [], []
+    photos, key, failed = [], [], []
     for i in order[:most]:
         name, paths = names[i], matches[names[i]]
         try:
             pictures = {role: data_uri(read_image(path)) for role, path in paths.items()}
         except ValueError as error:
             log.warning("left out: %s", error)
+            failed.append(name)
             continue
         sides = ["a", "b"]
         if torch.rand(1, generator=keyed_generator(seed, "side", name)).item() < 0.5:
@@ -93,7 +104,7 @@ def make_ballot(damaged: Path, a: Path, b: Path, out: Path, seed: int = 0, most:
     write_json(secret, {"ballot": ballot, "photos": key})
     text = render_vote(ballot, photos)
     replace_atomically(page, partial(Path.write_text, data=text, encoding="utf-8"))
-    return page
+    return Ballot(page, secret, failed)
 
 
 def _free_pair(out: Path, ballot: str) -> tuple[Path, Path]:
@@ -117,13 +128,14 @@ def tally(key: Path, votes: list[Path]) -> Tally:
     secret = _read_json(key)
     if not (isinstance(secret, dict) and isinstance(secret.get("photos"), list)):
         raise ValueError(f"{printable(key)}: is no key of a vote; give the key.json beside vote.html")
-    counts, voters = {"a": 0, "b": 0, "same": 0}, 0
+    counts, voters, failed = {"a": 0, "b": 0, "same": 0}, 0, []
     of_photo = [Counter[str]() for _ in secret["photos"]]
     for path in votes:
         try:
             given = _choices(_read_json(path), secret, path)
         except ValueError as error:
             log.warning("left out: %s", error)
+            failed.append(path.name)
             continue
         voters += 1
         for choice, photo, own in zip(given, secret["photos"], of_photo, strict=True):
@@ -133,7 +145,7 @@ def tally(key: Path, votes: list[Path]) -> Tally:
     if not voters:
         raise ValueError(f"none of the {len(votes)} files holds votes of this ballot")
     shares = [own["a"] / (own["a"] + own["b"]) for own in of_photo if own["a"] + own["b"]]
-    return Tally(**counts, voters=voters, share=_share_over_photos(shares) if shares else None)
+    return Tally(**counts, voters=voters, share=_share_over_photos(shares) if shares else None, failed=failed)
 
 
 def _share_over_photos(shares: list[float]) -> Interval:

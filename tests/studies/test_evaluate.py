@@ -98,13 +98,16 @@ def test_faces_without_a_counterpart_are_named_and_left_out(folders, caplog):
     assert "1 of 6 in the clean folder have no counterpart: a/2" in caplog.messages
 
 
-def test_unreadable_and_other_sized_faces_are_left_out_and_the_rest_is_done(folders):
+def test_unreadable_and_other_sized_faces_are_left_out_and_the_rest_is_done(folders, capsys):
     (folders["restored"] / "a/0.png").write_text("not a picture")
     save(folders["restored"], "a/1.png", picture(1, size=64))
     result = ev.evaluate(folders["restored"], folders["clean"])
     assert result.faces == [f"a/{i}" for i in range(2, 6)]
     assert any(note.startswith("left out: 0.png: ") for note in result.notes)
     assert "left out: a/1: sizes differ (restored 64 x 64, clean 48 x 48 pixels)" in result.notes
+    assert result.failed == ["a/0", "a/1"]
+    assert main(["evaluate", str(folders["restored"]), "--clean", str(folders["clean"]), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["failed"] == ["a/0", "a/1"]
 
 
 def test_same_stem_twice_is_told_apart_by_suffix(tmp_path):

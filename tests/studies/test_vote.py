@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,8 +26,8 @@ def folders(tmp_path):
 
 @pytest.fixture
 def ballot(folders):
-    page = make_ballot(folders / "damaged", folders / "a", folders / "b", folders / "out")
-    return page, json.loads((folders / "out" / "key.json").read_text())
+    made = make_ballot(folders / "damaged", folders / "a", folders / "b", folders / "out")
+    return made.page, json.loads((folders / "out" / "key.json").read_text())
 
 
 def votes_file(folder, ballot, votes, name="votes-1.json"):
@@ -71,7 +72,9 @@ def test_a_file_that_is_no_vote_is_left_out(folders, ballot, content, caplog):
     good = votes_file(folders, key["ballot"], ["same"] * 8)
     bad = folders / "bad.json"
     bad.write_text(content if isinstance(content, str) else json.dumps(content | {"ballot": key["ballot"]}))
-    assert tally(folders / "out" / "key.json", [bad, good]).voters == 1
+    found = tally(folders / "out" / "key.json", [bad, good])
+    assert (found.voters, found.failed) == (1, ["bad.json"])
+    assert main(["tally", str(folders / "out" / "key.json"), str(bad), str(good)]) == 1
     assert "left out: " in caplog.text and "bad.json" in caplog.text
     with pytest.raises(ValueError, match="none of the 1 files"):
         tally(folders / "out" / "key.json", [bad])
@@ -89,6 +92,15 @@ def test_the_commands(folders, capsys):
     assert "8 votes by 1 voter:" in capsys.readouterr().out
     assert main(["tally", str(votes), str(votes)]) == 2
     assert "is no key" in capsys.readouterr().err
+
+
+def test_a_photo_that_cannot_be_read_is_left_out_and_the_exit_status_says_so(folders, capsys):
+    (folders / "a" / f"{NAMES[3]}.png").write_bytes(b"")
+    sides = ["--a", str(folders / "a"), "--b", str(folders / "b")]
+    assert main(["vote", str(folders / "damaged"), *sides, "--out", str(folders / "out"), "--json"]) == 1
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["failed"] == [NAMES[3]]
+    assert {photo["photo"] for photo in json.loads(Path(summary["key"]).read_text())["photos"]} == {*NAMES} - {NAMES[3]}
 
 
 def test_many_voters_are_no_more_photos(folders, ballot):
