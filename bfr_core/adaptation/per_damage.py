@@ -25,7 +25,7 @@ from ..reports.html import VERDICTS, Gallery, ReportData, Table, Verdict, write_
 from ..restoration.same_person import FaceLikeness
 from ..restorers import Restorer, load_restorer, save_restorer
 from ..restorers.load import metadata_in
-from ..restorers.routed import TENSORS, read_groups, save_groups
+from ..restorers.routed import TENSORS, read_groups, replace_member, save_groups
 from ..training.batches import split
 from ..training.checkpoint import TuningProgress
 from .adapt import Adapted, Before, adapt
@@ -162,7 +162,9 @@ def adapt_groups(
         if callback:
             callback("group", i, len(named), None)
         how = (own, base, prior, callback, pause_after / len(named), before, good)
-        done.append(adapt_group(run.of_group(i), faces, names, *how))
+        done.append(group := adapt_group(run.of_group(i), faces, names, *how))
+        if is_own(run.groups):  # of an earlier adaptation: it stays readable while the other groups are adapted to anew
+            replace_member(run.groups, groups, i, group.run.restorer if group.adopted else None)
     result = Mixed(run, done, [name for name, route in zip(faces.names, routes, strict=True) if route < 0])
     origin = write_groups(result, groups, base)
     report_mixed(result, faces, base, origin)

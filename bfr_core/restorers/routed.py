@@ -110,12 +110,28 @@ def save_groups(
 
     members: one for each group; None where the base serves it.
     """
-
-    def entry(file: Path | None) -> dict[str, str]:
-        return {"file": file.relative_to(path.parent).as_posix(), "sha256": sha256_of(file)} if file else {}
-
-    own = {"kind": GROUPS, "members": json.dumps([entry(file) for file in (base, *members)])}
+    own = {"kind": GROUPS, "members": json.dumps([_entry(path, file) for file in (base, *members)])}
     save_tensors(path, {name: getattr(groups, attribute) for name, attribute in TENSORS.items()}, own | dict(metadata))
+
+
+def replace_member(path: Path, groups: DamageGroups, number: int, member: Path | None) -> bool:
+    """Let a file of exactly these groups name another restorer for one of them, so that it goes on being readable.
+
+    number: of the group, from 1. member: None where the base serves it. Returns False, and changes nothing, if the
+    file is of other groups.
+    """
+    state, metadata = load_tensors(path)
+    tensors = {name: getattr(groups, attribute) for name, attribute in TENSORS.items()}
+    if state.keys() != tensors.keys() or not all(torch.equal(state[name], tensors[name]) for name in tensors):
+        return False
+    members = json.loads(metadata["members"])
+    members[number] = _entry(path, member)
+    save_tensors(path, tensors, metadata | {"members": json.dumps(members)})
+    return True
+
+
+def _entry(path: Path, file: Path | None) -> dict[str, str]:
+    return {"file": file.relative_to(path.parent).as_posix(), "sha256": sha256_of(file)} if file else {}
 
 
 def read_groups(path: Path, state: Mapping[str, Tensor]) -> DamageGroups:

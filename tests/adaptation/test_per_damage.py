@@ -1,6 +1,7 @@
 """A folder of two damages, with networks of a few thousand parameters."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -133,6 +134,29 @@ def test_stopped_among_the_groups_and_in_the_second_and_gone_on_gives_the_same(
     for name in ("groups.safetensors", "groups/1/restorer.safetensors", "groups/2/restorer.safetensors"):
         a, b = load_file(whole[0] / name), load_file(tmp_path / name)
         assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_stopped_with_other_settings_what_was_made_before_can_still_be_used(
+    mixed_photos, config, whole, tmp_path, verdicts
+):
+    shutil.copytree(whole[0], tmp_path / "run", copy_function=shutil.copy2)
+    run = Run(tmp_path / "run")
+    before = load_restorer(run.groups)
+    group = 0
+
+    def callback(stage, step, steps, detail):
+        nonlocal group
+        group = step if stage == "group" else group
+        if group == 2 and stage == "finetune":
+            raise Stop
+
+    longer = changed(config, {"finetune.iterations": 6})
+    with pytest.raises(Stop):
+        adapt_mixed(mixed_photos, run.folder, longer, callback)
+    now = load_restorer(run.groups)
+    assert isinstance(before, Routed) and isinstance(now, Routed)
+    assert now.members[1].sha256 == load_restorer(run.of_group(1).restorer).sha256 != before.members[1].sha256
+    assert now.members[2] is None and torch.equal(now.groups.centres, before.groups.centres)
 
 
 def arguments(photos, config, run):
