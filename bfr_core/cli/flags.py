@@ -220,7 +220,8 @@ def add_restore_flags(sub: argparse.ArgumentParser) -> None:
     for found in settings_of(_restore_config()):
         if found.kind is not bool:
             flag, text = f"--{found.name.replace('_', '-')}", f"{help_of(found)} ({found.default})"
-            sub.add_argument(flag, type=reader_of(found), default=found.default, help=text, metavar="VALUE")
+            metavar = f"{{{','.join(found.choices)}}}" if found.choices else "VALUE"
+            sub.add_argument(flag, type=reader_of(found), default=found.default, help=text, metavar=metavar)
     accept_settings(sub, "match_colour=false")
 
 
