@@ -121,7 +121,7 @@ def learn(
     tuned, progress = tune(
         run, faces, targets, made_from, base, config, prior, callback, watch, pause_after, good, team
     )
-    judgement = judge_tuning(run, base, tuned, faces, targets, config, callback)
+    judgement = judge_tuning(run, base, tuned, faces, targets, config, progress, callback)
     likeness = measure_likeness(faces, base, tuned, callback=callback)  # before anything of an earlier one is replaced
     teacher = drawn_by(run) if any(path.parent == run.targets for path in targets.values()) else {}
     save_tuned(run, base, tuned, prior, config, progress, judgement, len(learned_from(faces, targets)), teacher)

@@ -72,12 +72,12 @@ class AdaptConfig:
     )
     restorer: str = setting(
         "embedded",
-        "The restorer to tune: a file, or embedded for the 256-pixel one that comes with the program.",
+        "The restorer to tune: a file, or embedded for the one of 256 pixels that comes along.",
         label="Restorer to tune",
     )
     prior: str = setting(
         "embedded",
-        "The diffusion prior: a file, a diffusers folder, or embedded for the 256-pixel one that comes with the program.",
+        "The diffusion prior: a file, a diffusers folder, or embedded for the one of 256 pixels that comes along.",
         label="Prior",
     )
     faces: FaceConfig = field(default_factory=FaceConfig)

@@ -121,12 +121,12 @@ def collect_faces(
     files: the photos under it that are used; by default all that `look_through` finds.
     Only photos that are new, that failed, or whose content, name or settings changed, are examined, and those without
     a face if there is a better detector now. Crops of photos that are gone are deleted; a crop that was changed by hand
-    is kept and used.
+    is kept and used. Of equal crops the first one counts: a copy must not be held out to judge what the other taught.
     Raises FileNotFoundError or ValueError if there are no photos, or no face in any of them.
     """
     records, before, others = _examine(photos, run, size, config, callback, device, files)
     found_with = fingerprint(asdict(config))
-    faces = [
+    found = [
         face | {"photo": r["photo"], "found": fingerprint(found_with, r["sha256"]), "sha256": content_hash(crop)}
         for r in records
         for face in r["faces"]
@@ -141,16 +141,32 @@ def collect_faces(
         {"photo": path.as_posix(), "problem": f"{printable(path)}: {reason}", "status": "left_out"}
         for path, reason in others.items()
     ]
-    if not faces:  # the crops that the run has are those of other photos, and stay
+    if not found:  # the crops that the run has are those of other photos, and stay
         raise ValueError(f"{printable(photos)}: no face could be taken from its {len(records)} images")
-    now = {face["name"] for face in faces}
+    now = {face["name"] for face in found}
     remove(run.faces / f"{n}.png" for r in before.values() for n in _names_of(r) if n not in now)
+    faces, copies = _without_copies(found)
+    problems += [{"photo": photo, "problem": problem, "status": "left_out"} for photo, problem in copies.items()]
     made = {"size": size, "fingerprint": fingerprint(size, [(face["name"], face["sha256"]) for face in faces])}
     of_photos = {r["photo"]: "; ".join(r["notes"]) for r in records if r.get("notes")}
     write_json(run.faces / "faces.json", made | {"faces": faces, "problems": problems, "notes": of_photos})
     run.record("faces", {"photos": str(photos.name), "size": size} | asdict(config))
     remove(path for path in _journals(run) if path.name.startswith("photos-"))  # of shards; photos.jsonl has it all
     return faces_of(run)
+
+
+def _without_copies(found: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The first of each set of faces with equal crops; and why a photo that gave nothing but copies is left out."""
+    first: dict[str, dict[str, Any]] = {}
+    for face in found:
+        first.setdefault(face["sha256"], face)
+    used = {face["photo"] for face in first.values()}
+    copies = {
+        face["photo"]: f"{printable(face['photo'])}: shows the same as {printable(first[face['sha256']]['photo'])}"
+        for face in found
+        if face["photo"] not in used
+    }
+    return list(first.values()), copies
 
 
 def collect_shard(

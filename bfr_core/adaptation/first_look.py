@@ -94,7 +94,7 @@ def first_look(
         left = max(MIN_SECONDS, (seconds or SECONDS) - (time.monotonic() - started))
         tuning = changed(own, {"finetune.minutes": left / 60}).finetune
         tuned, progress = tune(place, faces, targets, made_from, base, tuning, prior, callback)
-        judgement = judge_tuning(place, base, tuned, faces, targets, tuning, callback)
+        judgement = judge_tuning(place, base, tuned, faces, targets, tuning, progress, callback)
         save_tuned(place, base, tuned, prior, tuning, progress, judgement, len(targets))
         remove([place.checkpoint])  # another first look starts another tuning
         made = [lq, base.restore_each(lq), tuned.restore_each(lq), _targets(targets, faces, base.size)]

@@ -8,12 +8,10 @@ hold for a clean face; each damage fails one of them. `benchmarks/album.py` meas
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +21,7 @@ from ..diffusion.prior import Prior
 from ..files.ownership import sha256_of
 from ..files.photos import to_signed
 from ..files.records import fingerprint, read_table, write_json
-from ..metrics.detail import sharpness
+from ..metrics.detail import SHARPER_AT_256, sharpness, sharpness_of_clean
 from ..metrics.psnr import psnr
 from ..pixels import resized
 from ..restorers import Restorer
@@ -38,7 +36,6 @@ log = logging.getLogger(__name__)
 
 NUM_STEPS, NOISE_INDEX = 250, 2  # the level of noise that clean faces must stay below
 MAX_EXAMPLES = 64
-SHARPER_AT_256 = 1.67
 BATCH = 16  # faces between two reports of progress
 
 
@@ -120,15 +117,6 @@ def clarity(faces: Tensor, base: Restorer, prior: Prior, precision: Precision = 
         noise = noise_ratio(prior, image.to(prior.device), NUM_STEPS, NOISE_INDEX).float()
     columns = sharpness(faces) / sharpness_of_clean(faces.shape[-1]), noise, psnr(restored, faces)
     return [Clarity(*(round(float(v), 4) for v in values)) for values in zip(*columns, strict=True)]
-
-
-def sharpness_of_clean(size: int) -> float:
-    """`metrics.sharpness` of clean faces in crops of `size` pixels, over that at 128: larger ones show finer detail.
-
-    On 32 training portraits at 256, 84 % of the clean faces and their JPEGs pass the limits with it, and 0.4 % of the
-    damaged ones. Photographs that have more pixels are hardly sharper at 512 than at 256.
-    """
-    return float(np.interp(math.log2(max(1, size)), [7, 8], [1.0, SHARPER_AT_256]))
 
 
 def is_good(found: Clarity, config: AlbumConfig) -> bool:

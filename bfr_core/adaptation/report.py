@@ -73,7 +73,8 @@ def report_adaptation(result: Adapted, config: FinetuneConfig, recogniser: Recog
             *good_faces(result),
         ],
         figures=[
-            ("faces learned from", str(len(names))),
+            ("faces adapted to", str(len(trained))),
+            ("faces held out for the verdict", str(len(held))),
             ("tuning steps", str(progress.step)),
             ("step kept", str(progress.best_step)),
             ("minutes of tuning", f"{progress.seconds / 60:.1f}"),

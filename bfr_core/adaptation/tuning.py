@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -45,6 +45,9 @@ NO_LPIPS = (
     "models.vgg16(weights='IMAGENET1K_V1')), or set perceptual to 0"
 )
 NOT_JUDGED = Judgement("not_judged", "no face was held out of the tuning, as set, so nothing shows whether it helped")
+NONE_BETTER = (
+    "no state of the tuning was better than the base on the faces held out, so what was saved is the base itself"
+)
 CACHED_BYTES = 1 << 30
 MAX_JUDGED = 64  # held-out faces that the verdict looks at
 
@@ -172,15 +175,21 @@ def judge_tuning(
     faces: FaceSet,
     targets: dict[str, Path],
     config: FinetuneConfig,
+    progress: TuningProgress,
     callback: StageCallback | None = None,
 ) -> Judgement:
-    """The verdict on a tuning by `tune`, on the faces that it held out; "not_judged" where it held none out."""
+    """The verdict on a tuning by `tune`, on the faces that it held out; "not_judged" where it held none out.
+
+    Where no state of the tuning was better than the base on these, `tuned` is the base, and the verdict to keep it.
+    """
     judgement = NOT_JUDGED
     if config.held_out:
         pairs = pairs_of(faces, targets, base.size)
         held = [pairs[i] for i in split(len(pairs), config)[1][:MAX_JUDGED]]
         damage = read_damage(run) if config.sharp and held else None
         judgement = judged_on_faces(base, tuned, held, model_for(damage, pairs) if damage else None, callback)
+        if progress.held_out and not progress.best_step and judgement.verdict == "cannot_tell":
+            judgement = replace(judgement, verdict="keep_base", sentence=NONE_BETTER)
     log.info("verdict: %s: %s", judgement.verdict, judgement.sentence)
     return judgement
 

@@ -389,6 +389,8 @@ def decide(
         )
     if gains.first.low > limits.gain:
         return said("cannot_tell", f"{shown}, but too little, {other}")
+    if gains.first.low > 0:
+        return said("cannot_tell", f"less is gained than the {limits.gain:g} dB that count: {shown}")
     return said("cannot_tell", f"too little is gained to tell it from chance: {shown}")
 
 

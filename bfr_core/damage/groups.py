@@ -117,11 +117,11 @@ def find_groups(points: Tensor, least: int = MIN_FACES) -> list[list[int]]:
 
 
 def _median_link(piece: ClusterNode) -> float:
-    """The median length of the links within a piece of the tree; 0 for a single point."""
+    """The median length of the links within a piece of the tree, but for those to copies; 0 for a single point."""
     lengths, todo = [], [piece]
     while todo:
         if not (part := todo.pop()).is_leaf():
-            lengths.append(part.dist)
+            lengths += [part.dist] if part.dist else []
             todo += [part.left, part.right]
     return statistics.median_low(lengths) if lengths else 0.0
 

@@ -51,7 +51,7 @@ def through_jpeg(image: Tensor, quality: int) -> Tensor:
 
 def scaled_table(table: tuple[tuple[int, ...], ...], quality: int) -> Tensor:
     """libjpeg's scaling of a table (jpeg_quality_scaling): (8, 8) float32."""
-    scale = 5000 / quality if quality < 50 else 200 - 2 * quality
+    scale = 5000 // quality if quality < 50 else 200 - 2 * quality
     return torch.tensor(table, dtype=torch.float32).mul(scale).add(50).div(100).floor().clamp(1, 255)
 
 

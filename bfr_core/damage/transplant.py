@@ -60,7 +60,10 @@ def damage_filter(target: Tensor, lq: Tensor) -> Tensor:
 
 
 def without_sharpening(kernel: Tensor) -> Tensor:
-    """The filter (K, K), K odd, with the gain at every frequency limited to 1: none is amplified."""
+    """The filter (K, K), K odd, with its gain limited to 1 at the K frequencies of each axis that its size tells apart.
+
+    Between these it may amplify a little.
+    """
     spectrum = torch.fft.fft2(torch.fft.ifftshift(where_all_works(kernel).double()))
     limited = torch.fft.ifft2(spectrum / spectrum.abs().clamp_min(1)).real
     return torch.fft.fftshift(limited).to(kernel.dtype).to(kernel.device)

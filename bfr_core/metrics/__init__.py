@@ -6,7 +6,14 @@ trained on anything; those are in `optional`.
 """
 
 from .colour import colour_matched
-from .detail import DETAIL_SIGMA, high_band, high_band_correlation, high_band_energy_ratio, sharpness
+from .detail import (
+    DETAIL_SIGMA,
+    high_band,
+    high_band_correlation,
+    high_band_energy_ratio,
+    sharpness,
+    sharpness_of_clean,
+)
 from .fid import FID_MIN_FACES, FeatureStatistics, fid, frechet_distance, statistics_of
 from .gmsd import gmsd
 from .intervals import (
@@ -48,6 +55,7 @@ __all__ = [
     "psnr_after_affine_fit",
     "psnr_matched",
     "sharpness",
+    "sharpness_of_clean",
     "ssim",
     "ssim_matched",
     "statistics_of",

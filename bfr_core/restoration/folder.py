@@ -635,7 +635,7 @@ def _write(
                 return FileResult(job.relative, "failed", new)
             served = _told(job.served)
             record = photo.record.with_step(step_of(1, 1, served=served, likeness=job.likeness))
-            lost = write_photo(job.target, replace(_aligned_photo(photo, new, crops[0], config), record=record))
+            lost = write_photo(job.target, replace(_aligned_photo(photo, new, config), record=record))
             notes = _each_once(job.notes, lost)
             return FileResult(job.relative, "restored", "", 1, served, True, notes, likeness=job.likeness)
         if ground is not None:
@@ -682,8 +682,8 @@ def _reason(error: Exception, job: Job) -> str:
     return without_name(first_line(error), printable(job.source.name))
 
 
-def _aligned_photo(photo: Photo, restored: Tensor, crop: Tensor, config: RestoreConfig) -> Photo:
+def _aligned_photo(photo: Photo, restored: Tensor, config: RestoreConfig) -> Photo:
     """The restored crop as a photo, no smaller than `photo`, grey if that was."""
-    size = max(crop.shape[-1], photo.pixels.shape[-1])
+    size = max(restored.shape[-1], photo.pixels.shape[-1])
     alpha = None if photo.alpha is None else square(photo.alpha, size)
-    return replace(photo, pixels=whole(restored, crop, size, photo.grey, config), alpha=alpha)
+    return replace(photo, pixels=whole(restored, photo.pixels, size, photo.grey, config), alpha=alpha)

@@ -21,7 +21,7 @@ from ..faces.parse import FaceParser, has_parser
 from ..faces.paste import face_patches
 from ..files.photos import printable
 from ..files.provenance import Step
-from ..metrics.detail import sharpness
+from ..metrics.detail import sharpness, sharpness_of_clean
 from ..metrics.psnr import psnr
 from ..pixels import luma, resized
 from ..restorers.base import Restorer
@@ -366,7 +366,7 @@ def restore_aligned(
     restored = acted.restored[0]
     assert isinstance(restored, Tensor)
     grey = is_grey(photo)
-    pixels = whole(restored, crop, size, grey, config)
+    pixels = whole(restored, large, size, grey, config)
     mask = large.new_full((1, size, size), config.blend)
     step = restoration_step(restorer, config, None, 1, 1, likeness=said)
     return RestoredPhoto(pixels, [Face(template(size))], [], mask, [restored], 1, step, said)
@@ -474,7 +474,7 @@ def leave_sharp(
     """`faces`, their `crops` and `skipped` without the faces that are sharp already, see `RestoreConfig.skip_sharp`."""
     if not config.skip_sharp or not crops:
         return faces, crops, skipped
-    measured = sharpness(torch.stack(crops)).tolist()
+    measured = (sharpness(torch.stack(crops)) / sharpness_of_clean(crops[0].shape[-1])).tolist()
     blurred = [i for i, value in enumerate(measured) if value < config.skip_sharp]
     sharp = [i for i in range(len(faces)) if i not in blurred]
     skipped = skipped + [
@@ -675,10 +675,10 @@ def hardly_changed(crops: Sequence[Tensor], restored: Sequence[Tensor | str], re
     return [isinstance(new, Tensor) and nearly_the_same(crop, new) for crop, new in zip(crops, restored, strict=True)]
 
 
-def whole(restored: Tensor, crop: Tensor, size: int, grey: bool, config: RestoreConfig) -> Tensor:
-    """The restored crop blended with the crop, at `size`: (3, size, size)."""
-    pixels = torch.lerp(crop, restored.to(crop), config.blend)
-    return square(luma(pixels).expand(3, -1, -1) if grey else pixels, size)
+def whole(restored: Tensor, photo: Tensor, size: int, grey: bool, config: RestoreConfig) -> Tensor:
+    """The restored face blended with the photo, (3, N, N) both, at `size`: (3, size, size)."""
+    pixels = torch.lerp(square(photo, size), square(restored.to(photo), size), config.blend)
+    return luma(pixels).expand(3, -1, -1) if grey else pixels
 
 
 def square(image: Tensor, size: int) -> Tensor:

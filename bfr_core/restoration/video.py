@@ -158,13 +158,15 @@ class FrameStore:
 class _Held:
     """What holds for a face until it is gone, and its state.
 
-    served: what restores it. share: of the restored face that is shown. left: why it is left alone, or "".
+    served: what restores it. share: of the restored face that is shown. left: why it is left alone, or "". decided:
+    whether that is known; it is not while the restorer fails on it.
     reference, shown: `ref` and `out` of the module's text; None at first. last: number of the frame they are of.
     """
 
     served: str = ""
     share: float = 1.0
     left: str = ""
+    decided: bool = False
     reference: Tensor | None = None
     shown: Tensor | None = None
     last: int = -1
@@ -303,6 +305,8 @@ def restore_frames(
     are those of `restore_photo`.
     """
     config, video = with_known_mask(config or RestoreConfig()), video or VideoConfig()
+    if getattr(likeness, "lender", None):
+        raise ValueError("references lend their detail to photos, not to the frames of a video; give none")
     restorer = restorer.at_precision(config.precision)
     if find is None:
         seeing = detector or load_detector(config.detector, config.threshold, restorer.device)
@@ -376,14 +380,16 @@ class _Job:
             self.held = {track: one for track, one in self.held.items() if track in alive}
 
     def _decide(self, works: list[_Work]) -> None:
-        """What holds for each face that is new, from the first frame in which it is seen."""
+        """What holds for each face that is new, from the first frame in which it is seen and can be restored."""
         for work in works:
-            for track in [track for track in work.tracks if track not in self.held]:
+            for track in work.tracks:
+                held = self.held.setdefault(track, _Held())
+                if held.decided:
+                    continue
                 face, crop = work.frame.faces[track], work.crops[track]
-                held = self.held[track] = _Held()
                 _, blurred, sharp = leave_sharp([face], [crop], [], self.config)
                 if not blurred:
-                    held.left = sharp[0]
+                    held.left, held.decided = sharp[0], True
                     work.skipped.append(held.left)
                     continue
                 self._restore_some([(work, track)], self.restorer, new=True)
@@ -394,6 +400,7 @@ class _Job:
         face, crop, new = work.frame.faces[track], work.crops[track], work.restored[track]
         if isinstance(new, str):
             return
+        held.decided = True
         said: tuple[FaceLikeness, ...] = ()
         if self.look:
             acted = self.look([crop], [new], [face.width])
@@ -408,7 +415,11 @@ class _Job:
             pasted = paste_faces(
                 work.frame.pixels, [face], [crop], [new], [], self.config, self.parser, may_be_left_alone=alone
             )
-            held.left = pasted.skipped[0] if pasted.skipped else ""
+            # Frames would be freed of blocks by decisions of their own, which flicker: such a face is left alone.
+            sharper = (
+                f"a face {face.width:.0f} pixels wide is left alone: the first frame is sharper than its restored face"
+            )
+            held.left = sharper if pasted.unblocked else pasted.skipped[0] if pasted.skipped else ""
             said = with_left_alone(said, [face] * len(said), [] if held.left else [face])
         work.likeness += said
         if held.left:
@@ -453,7 +464,8 @@ class _Job:
 
     def _finished(self, work: _Work) -> RestoredPhoto:
         """The frame with its faces held still and pasted."""
-        tracks = [track for track in work.tracks if not self.held[track].left]
+        failed = [track for track, new in work.restored.items() if isinstance(new, str)]  # before it was decided on
+        tracks = [track for track in work.tracks if track in failed or not self.held[track].left]
         shown: list[Tensor | str] = []
         for track in tracks:
             held, crop, new = self.held[track], work.crops[track], work.restored[track]

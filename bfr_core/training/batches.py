@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..damage.grey import greyed, is_nearly_grey
+from ..damage.grey import grey_like, greyed, is_nearly_grey
 from ..damage.synthetic import degrade
 from ..damage.transplant import damage_filter, transplanted
 from ..randomness import keyed_generator
@@ -249,12 +249,15 @@ def taken_for_real(
 ) -> Tensor:
     """What the discriminator takes for real in a pass, (B, 3, S, S): `faces.real`, or else examples, or else targets.
 
+    They are grey where the targets are, so that colour does not tell them apart from what is restored.
     pseudo_targets: (B, 3, S, S), of this pass. first: see `real_faces`.
     """
     key = (config.seed, "real", step)
     if faces.real is not None:
-        return real_faces(faces.real, len(pseudo_targets), config.mirror, *key, first=first).to(pseudo_targets)
-    return with_examples(pseudo_targets, faces.examples, 1.0, *key, mirror=config.mirror, first=first)
+        taken = real_faces(faces.real, len(pseudo_targets), config.mirror, *key, first=first).to(pseudo_targets)
+    else:
+        taken = with_examples(pseudo_targets, faces.examples, 1.0, *key, mirror=config.mirror, first=first)
+    return grey_like(taken, pseudo_targets)
 
 
 def with_examples(

@@ -231,10 +231,12 @@ def anchor_gradients(
     """
     total = 0.0
     damaged = anchor_faces(faces, step, config)
-    for lq in (damaged[places] for places in team.passes(len(damaged), config.micro_batch, size)):
-        with autocast(student.device, config.precision):
+    own = config.batch_size  # its draws come after those of the step's other faces
+    for places in team.passes(len(damaged), config.micro_batch, size):
+        lq = damaged[places]
+        with autocast(student.device, config.precision), drawing(config, student.device, step, own + places.start):
             loss = weighted(objective.anchor(student, student.placed(lq)), config.weights)
-        (loss * len(lq) / config.batch_size).backward()
+        (loss * config.anchor * len(lq) / len(damaged)).backward()
         total += float(loss.detach()) * len(lq) / len(damaged)
     return total
 

@@ -41,6 +41,25 @@ def test_bad_photos_are_reported_and_the_others_used(photos, tmp_path):
     assert json.loads((tmp_path / "run/faces/faces.json").read_text())["problems"] == found.problems
 
 
+def test_a_copy_of_a_photo_counts_once_and_is_accounted_for(photos, tmp_path):
+    """Held out, it would judge what its other half has taught."""
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    first = min(folder.glob("*.png"))
+    (folder / "again").mkdir()
+    shutil.copy(first, folder / "again" / "copy.png")
+    run = Run(tmp_path / "run")
+    plain = collect_faces(photos, Run(tmp_path / "plain"), 32, ALIGNED)
+    found = collect_faces(folder, run, 32, ALIGNED)
+    assert (found.names, found.fingerprint) != (plain.names, plain.fingerprint) and len(found) == len(plain) == 10
+    (copied,) = [line for line in found.account() if line["status"] != "used"]
+    kept = {copied["photo"], copied["reason"].removeprefix("shows the same as ")}
+    assert copied["status"] == "left_out" and kept == {first.name, "again/copy.png"}
+    assert collect_faces(folder, run, 32, ALIGNED).fingerprint == found.fingerprint
+    first.unlink()
+    assert len(collect_faces(folder, run, 32, ALIGNED)) == 10
+
+
 def test_no_usable_photo_is_an_error(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "text.jpg").write_text("not a picture")

@@ -325,6 +325,8 @@ def test_stochastic_depth_leaves_parts_out_while_tuning_and_never_else(tmp_path:
     states = [one.module.state_dict() for one in (whole, resumed, again, plain)]
     gaps = [max(float((states[0][k] - s[k]).abs().max()) for k in s if s[k].is_floating_point()) for s in states[1:]]
     assert gaps[0] == 0 and gaps[1] < 1e-4 < gaps[2]
+    anchored = [finetune(restorer, pairs, replace(config, anchor=1.0))[0].module.state_dict() for _ in range(2)]
+    assert all(torch.equal(anchored[0][k], anchored[1][k]) for k in anchored[0])
     assert torch.equal(whole.module(lq), whole.module(lq))
 
 

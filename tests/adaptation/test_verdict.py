@@ -219,6 +219,12 @@ def test_a_small_gain_proves_nothing():
         assert judged(*case, Limits(gain=0.1, transfer=0.1)).verdict == "adopt"
 
 
+def test_less_than_counts_is_not_called_chance():
+    said = judged([0.08, 0.081, 0.079, 0.08], [0.08, 0.081, 0.079, 0.08])
+    assert said.verdict == "cannot_tell" and "chance" not in said.sentence and "0.1 dB" in said.sentence
+    assert "chance" in judged([0.3, -0.2, 0.1, 0.0], [0.3, -0.2, 0.1, 0.0]).sentence
+
+
 def test_what_is_gained_on_one_test_and_lost_on_the_other_is_not_adopted():
     gained, lost = [0.9, 0.91, 0.9, 0.89], [-0.5, -0.51, -0.5, -0.49]
     assert judged(lost, gained).verdict == judged(gained, lost).verdict == "keep_base"

@@ -50,6 +50,12 @@ def test_two_clouds_are_two_groups_and_one_is_one():
     assert find_groups(far) == [list(range(30))]
 
 
+def test_copies_of_faces_split_no_damage():
+    for seed in range(20):
+        one = cloud(30, (0.0,), seed)
+        assert len(find_groups(torch.cat([one, one, one]))) == len(find_groups(one)) == 1
+
+
 def test_clouds_that_touch_are_one():
     assert len(find_groups(torch.cat([cloud(40, (0.0,), 0), cloud(40, (4.0,), 1)]))) == 1
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bfr_core.damage.jpeg import through_jpeg
+from bfr_core.damage.jpeg import CHROMA_TABLE, LUMA_TABLE, scaled_table, through_jpeg
 
 
 def photograph() -> Tensor:
@@ -33,6 +33,15 @@ def test_it_does_what_libjpeg_does(quality: int) -> None:
     assert (ours - theirs).abs().mean() < 2 / 255
     lost = [(made - image).square().mean() for made in (ours, theirs)]
     assert lost[0] / lost[1] == pytest.approx(1, abs=0.15)
+
+
+def test_the_tables_are_those_of_libjpeg() -> None:
+    for quality in range(1, 100):
+        stream = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(stream, "JPEG", quality=quality)
+        theirs = Image.open(stream).quantization  # type: ignore[attr-defined]
+        for number, table in enumerate((LUMA_TABLE, CHROMA_TABLE)):
+            assert scaled_table(table, quality).flatten().tolist() == list(theirs[number]), quality
 
 
 def test_any_size_comes_back_as_it_was() -> None:

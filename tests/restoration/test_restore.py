@@ -21,6 +21,8 @@ from bfr_core.files.ownership import LIST, Ledger
 from bfr_core.files.photos import Photo, list_images, read_image, read_photo, write_image, write_photo
 from bfr_core.files.provenance import Record
 from bfr_core.files.shards import Shard
+from bfr_core.metrics import sharpness, sharpness_of_clean
+from bfr_core.pixels import gaussian_blur
 from bfr_core.restoration import folder as module
 from bfr_core.restoration.folder import restore_folder
 from bfr_core.restoration.record import NAME
@@ -668,6 +670,16 @@ def test_sharp_faces_are_left_alone(shared: Path) -> None:
     assert torch.equal(result.pixels[..., :256], photo[..., :256])
 
 
+def test_how_sharp_a_face_may_be_depends_on_the_size_of_its_crop(shared: Path) -> None:
+    """Larger crops of clean faces show finer detail: a face that is a third less sharp is no clean one there."""
+    photo = F.interpolate(read_image(shared / "faces_t2i/FLUX1_schnell_0000328.jpg")[None], 256, mode="area")[0]
+    softer = gaussian_blur(photo[None], 0.7)[0]
+    assert 0.8 < float(sharpness(softer[None])) < 0.8 * sharpness_of_clean(256)
+    both, faces = torch.cat([photo, softer], -1), found(face_at(0, 0, 256), face_at(256, 0, 256))
+    result = restore_photo(both, fake_restorer(size=256), RestoreConfig(skip_sharp=0.8), faces)
+    assert [face.landmarks[2, 0] > 256 for face in result.faces] == [True]
+
+
 def test_faces_are_put_on_an_enlarged_background() -> None:
     photo = smooth(100, 160)
 
@@ -715,6 +727,9 @@ def test_an_aligned_face_is_restored_from_edge_to_edge(given: int, made: int) ->
     assert torch.equal(result.mask, torch.full((1, made, made), 0.5)) and result.step.settings["aligned"]
     if given == made == 64:
         assert torch.allclose(result.pixels, face + 0.05, atol=1e-6)
+    if given == made:
+        kept = restore_aligned(face, fake_restorer(), RestoreConfig(blend=0.0)).pixels
+        assert torch.equal(kept, face), "0 keeps the photo, not what a smaller crop holds of it"
     grey = restore_aligned(face[:1].expand(3, -1, -1), fake_restorer()).pixels
     assert torch.equal(grey[0], grey[1]) and torch.equal(grey[0], grey[2])
 

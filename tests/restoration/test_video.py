@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -186,6 +187,46 @@ def test_what_is_decided_of_a_face_holds(monkeypatch: pytest.MonkeyPatch) -> Non
     results = list(restore_frames(filmed(6), restorer, config, lambda _: [face_at(20, 20)]))
     assert [len(result.faces) for result in results] == [0] * 6 and restorer.module.faces == 0
     assert "already sharp" in results[0].skipped[0] and not any(result.skipped for result in results[1:])
+
+
+class FailsFirst(Sharpener):
+    """Fails on the first face it is given."""
+
+    def forward(self, lq: Tensor) -> Tensor:
+        if not self.faces:
+            self.faces += len(lq)
+            raise RuntimeError("no room")
+        return super().forward(lq)
+
+
+def test_a_face_that_fails_at_first_is_decided_on_when_it_can_be_restored() -> None:
+    """Not put on the later frames without a look at it."""
+
+    def another(crops: list[Tensor], restored: list[Any], widths: list[float]) -> Acted:
+        return Acted([], [], (), [], ["it is another person"])
+
+    restorer = Restorer(FailsFirst().eval(), "fake", 64, "fails first")
+    faces = [face_at(20, 20)]
+    results = list(restore_frames(filmed(4), restorer, PLAIN, lambda _: faces, likeness=cast(Any, another)))
+    assert ["failed" in " ".join(one.skipped) for one in results] == [True, False, False, False]
+    assert "it is another person" in results[1].skipped and not any(one.faces for one in results)
+
+
+def test_a_face_of_which_only_the_blocks_would_go_is_said_to_be_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def freed(photo: Tensor, faces: list[Face], *_: Any, **__: Any) -> RestoredPhoto:
+        return RestoredPhoto(photo, faces, ["only the blocks are out"], torch.zeros(1, 1, 1), [], 1, unblocked=faces)
+
+    monkeypatch.setattr("bfr_core.restoration.video.paste_faces", freed)
+    frames, config = filmed(2), replace(PLAIN, keep_detail=True)
+    results = list(restore_frames(frames, sharpener(), config, lambda _: [face_at(20, 20)]))
+    assert "left alone" in results[0].skipped[0] and "blocks" not in results[0].skipped[0]
+    assert torch.equal(results[0].pixels, frames[0])
+
+
+def test_references_are_not_for_videos() -> None:
+    lending = cast(Any, SimpleNamespace(lender=object()))
+    with pytest.raises(ValueError, match="references lend their detail to photos"):
+        next(restore_frames(filmed(1), sharpener(), PLAIN, lambda _: [], likeness=lending))
 
 
 def test_a_face_that_pasting_leaves_alone_is_told_of_so(monkeypatch: pytest.MonkeyPatch) -> None:

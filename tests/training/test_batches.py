@@ -8,10 +8,10 @@ import torch
 
 from bfr_core.damage.estimate import KnownDamage
 from bfr_core.damage.family import Photographed
-from bfr_core.damage.grey import greyed
+from bfr_core.damage.grey import greyed, is_nearly_grey
 from bfr_core.damage.spectra import ring_middles
 from bfr_core.damage.transplant import transplanted
-from bfr_core.training.batches import Material, SharpFaces, anchor_faces, micro_batches, split
+from bfr_core.training.batches import Material, SharpFaces, anchor_faces, micro_batches, split, taken_for_real
 from bfr_core.training.config import FinetuneConfig
 
 CONFIG = FinetuneConfig(batch_size=4, micro_batch=2)
@@ -131,6 +131,16 @@ def test_old_skills_are_kept_on_sharp_faces_where_there_are_any(pairs, sharp, mo
     clean = anchor_faces(Material(pairs, train, [], examples, sharp=sharp), 0, config)
     good = of(torch.cat([clean, clean.flip(-1)]), examples)
     assert 4 <= sum(good) <= 20, "the user's good faces stand for half of them"
+
+
+def test_what_is_taken_for_real_is_grey_where_the_targets_are(pairs):
+    """Or colour alone would tell it apart from what is restored."""
+    targets = torch.stack([greyed(target) if i % 2 else target for i, (_, target) in enumerate(pairs)])
+    colours = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    for faces in (Material(pairs, [0], [], examples=colours), Material(pairs, [0], [], real=colours)):
+        taken = taken_for_real(faces, targets, 0, CONFIG)
+        assert [is_nearly_grey(face) for face in taken] == [i % 2 == 1 for i in range(len(targets))]
+        assert not any(torch.equal(face, target) for face, target in zip(taken, targets, strict=True))
 
 
 def test_a_sharp_face_loses_its_colour_where_the_donor_of_its_damage_is_grey(pairs, sharp):

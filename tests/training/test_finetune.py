@@ -1,6 +1,7 @@
 """Tuning on a toy: it learns, resumes to the same weights, and moves what it should."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -174,6 +175,13 @@ def test_a_checkpoint_of_other_settings_is_kept_aside_named_and_gone_on_with(pai
     assert len(list(tmp_path.iterdir())) == 2
     finetune(toy(), pairs, other, checkpoint=checkpoint, fingerprint="c")
     assert "faces, targets or the base restorer changed since the checkpoint of step 12" in caplog.text
+
+
+def test_every_share_of_the_anchor_has_its_own_weight(pairs):
+    """Of a small batch its faces are a whole number; its weight is not."""
+    config = replace(CONFIG, batch_size=2, iterations=4)
+    tuned = [finetune(toy(), pairs, replace(config, anchor=share))[0] for share in (0.05, 0.25, 0.5, 0.75, 1.0)]
+    assert not any(same(a, b) for a, b in pairwise(tuned))
 
 
 @pytest.mark.parametrize("where", ["first pass", "second pass", "anchor", "between passes"])
