@@ -31,6 +31,7 @@ from .flags import (
     in_shards,
     on_device,
     on_workers,
+    path_from,
     pool_of,
     settings_from,
     tunes,
@@ -345,7 +346,7 @@ def add_commands(commands: Commands) -> None:
     text = "Adapt a restorer to a folder of damaged photos; run again, it goes on where it stopped."
     sub = commands.add(adapt, text, *every, group=MAIN, goes_on=True)
     tunes(with_run(by_recipe(sub)))
-    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="Folder of damaged photos.")
+    sub.add_argument("photos", type=path_from, metavar="PHOTOS", help="Folder of damaged photos.")
     sub.add_argument("--mixed", action="store_true", help=f"{MIXED_TEXT} This writes groups.safetensors.")
     sub.add_argument("--first-look", action="store_true", help=FIRST_LOOK_TEXT)
     sub = commands.add(
@@ -358,7 +359,7 @@ def add_commands(commands: Commands) -> None:
         goes_on=True,
     )
     on_workers(in_shards(with_run(sub)))
-    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="Folder of photos.")
+    sub.add_argument("photos", type=path_from, metavar="PHOTOS", help="Folder of photos.")
     sub.add_argument("--size", type=int, help="Side of the crops in pixels (the restorer's).")
     text = "Draw pseudo targets for the faces of a run, and refuse those that are not fit to learn from."
     flags = (*SOURCES, *TARGET_FLAGS, *GATE_FLAGS, "--precision")
@@ -368,8 +369,10 @@ def add_commands(commands: Commands) -> None:
     sub = commands.add(finetune, "Tune the restorer on a run's faces.", *flags, group=STAGES, goes_on=True)
     tunes(with_run(by_recipe(sub)))
     sub.add_argument(
-        "photos", type=Path, nargs="?", metavar="PHOTOS", help="Folder of photos, if the run has no faces yet."
+        "photos", type=path_from, nargs="?", metavar="PHOTOS", help="Folder of photos, if the run has no faces yet."
     )
-    sub.add_argument("--targets", type=Path, metavar="DIR", help="Targets made in another way, named like the faces.")
+    sub.add_argument(
+        "--targets", type=path_from, metavar="DIR", help="Targets made in another way, named like the faces."
+    )
     sub = commands.add(settings, "List every setting that --set changes, or those about a word.", group=MAIN)
     sub.add_argument("word", nargs="?", default="", metavar="WORD", help="Part of a setting's path or meaning.")
