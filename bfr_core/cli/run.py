@@ -8,9 +8,11 @@ import logging
 import sys
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..files.kinds import NO_PICTURE
 from ..files.photos import printable
 from ..settings import Setting, settings_of
 from .account import FACES, print_account, print_face_account
@@ -58,13 +60,25 @@ def adapt(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 
 def _first_look(args: argparse.Namespace, config: Any, base: Any, bars: Bars) -> dict[str, Any]:
+    from ..adaptation.faces import faces_of
     from ..adaptation.first_look import first_look
     from ..adaptation.run import Run
 
-    look = first_look(args.photos, Run(args.run), config, bars, str(base.device), base)
+    run = Run(args.run)
+    look = first_look(args.photos, run, config, bars, str(base.device), base)
     print(f"look at it: {look.run.report}\n{look.said}", file=sys.stderr)
     print("\n".join(look.forecast.lines()), file=sys.stderr)
-    return {"report": str(look.run.report), "steps": look.steps, "forecast": look.forecast.as_record()}
+    if look.forecast.guessed:  # the run has no faces yet; beside the copies of photos lies the record of them
+        found = faces_of(look.run)
+        found = replace(found, problems=[one for one in found.problems if not one["problem"].endswith(NO_PICTURE)])
+    else:
+        found = faces_of(run)
+    return {
+        "report": str(look.run.report),
+        "steps": look.steps,
+        "forecast": look.forecast.as_record(),
+        "files": print_face_account(found),
+    }
 
 
 def _adapt_mixed(args: argparse.Namespace, config: Any, base: Any, bars: Bars) -> dict[str, Any]:

@@ -92,6 +92,23 @@ def test_a_first_look_shows_three_faces_and_stops(quick, tmp_path, capsys):
     assert len(report["galleries"][0]["rows"]) == 3
 
 
+def test_a_first_look_accounts_for_its_photos(quick, photos, tmp_path, capsys):
+    """Of those that it searched, or of all, where the run has faces already."""
+    mine, run = tmp_path / "mine", tmp_path / "run"
+    shutil.copytree(photos / "below", mine)
+    (mine / "a torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    command = [*quick[:1], str(mine), *quick[2:], "--run", str(run), "--first-look", "--json"]
+    for _ in range(2):
+        assert main([*command, "--iterations", "2"]) == 1
+        said = capsys.readouterr()
+        files = {one["photo"]: one["status"] for one in json.loads(said.out.splitlines()[-1])["files"]}
+        assert (
+            files["a torn.png"] == "failed" and "1 failed; " in said.err and set(files.values()) == {"used", "failed"}
+        )
+        assert main(["faces", str(mine), *quick[2:5], "--run", str(run)]) == 1
+    assert len(files) == 6
+
+
 def test_the_stages_one_by_one_give_what_adapt_gives(made, photos, tiny_restorer, tiny_prior, tmp_path):
     networks = ["--restorer", str(tiny_restorer), "--prior", str(tiny_prior)]
     run = ["--run", str(tmp_path / "b")]
