@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from bfr_core import cli
 from bfr_core.cli import progress
 from bfr_core.cli.commands import build_parser, main
 from bfr_core.cli.flags import OPTIONS, settings_from
@@ -391,6 +392,30 @@ def test_ctrl_c_exits_130_and_leaves_a_checkpoint(quick, tmp_path):
     _, error = process.communicate(timeout=600)
     assert process.returncode == 130 and "cancelled" in error
     assert (tmp_path / "checkpoints" / "last.pt").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot send Ctrl-C to one process alone")
+@pytest.mark.parametrize("loaded", ["bfr_core.threads", "torch._C"])
+def test_ctrl_c_before_a_command_begins_exits_130_in_one_line(loaded, tmp_path):
+    """loaded: the module after whose import it is pressed."""
+    start = [sys.executable, "-X", "importtime", "-m", "bfr_core"]
+    words = ["restore", str(tmp_path), "--out", str(tmp_path / "out")]
+    with subprocess.Popen([*start, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.split("|")[-1].strip() == loaded:
+                process.send_signal(signal.SIGINT)
+                break
+        said = [line for line in process.stderr if not line.startswith("import time:")]
+    assert (process.returncode, said) == (130, ["bfr: cancelled; nothing was under way\n"])
+
+
+def test_ctrl_c_while_arguments_are_read_exits_130(monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bfr_core.cli.commands.build_parser", stop)
+    assert cli.main(["weights", "list"]) == 130
+    assert capsys.readouterr().err == "bfr: cancelled; nothing was under way\n"
 
 
 def test_restore_keeps_names_and_goes_on_after_a_bad_file(photos, tiny_restorer, tmp_path, capsys):
