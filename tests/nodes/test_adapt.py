@@ -532,6 +532,32 @@ def test_mixed_gives_a_restorer_that_sends_each_face_to_its_own(
         run("BFR_FinetuneRestorer", pairs=mixed_pairs, restorer=tuned, **TUNING)
 
 
+def test_a_restorer_of_groups_is_saved_once(run: Run, models: tuple[Any, Any], host: Any) -> None:
+    from bfr_core.damage.groups import FEATURES, DamageGroups
+    from bfr_core.restorers.routed import save_groups
+
+    folder = host.root / "models/facerestore_models"
+    groups = DamageGroups(torch.eye(FEATURES), torch.zeros(2, FEATURES), torch.ones(2))
+    save_groups(
+        folder / "both.safetensors", groups, folder / "tiny.safetensors", [folder / "tiny.safetensors", None], {}
+    )
+    restorer = run("BFR_LoadRestorer", restorer="both.safetensors")[0]
+
+    def save(name: str = "grp", **how: bool) -> str:
+        return Path(run("BFR_SaveRestorer", restorer=restorer, name=name, **how)[0]).name
+
+    def there() -> list[str]:
+        return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("grp*"))
+
+    assert [save(), save(), save()] == ["grp.safetensors"] * 3 and there() == ["grp.groups", "grp.safetensors"]
+    assert sorted(path.name for path in (folder / "grp.groups").glob("[!.]*")) == ["1.safetensors", "base.safetensors"]
+    assert [save(half=True), save(half=True)] == ["grp_2.safetensors"] * 2, "something else, and that once"
+    (folder / "grp.groups/1.safetensors").write_bytes(b"mine")
+    assert [save(), save()] == ["grp_3.safetensors"] * 2, "the first one can no longer be loaded"
+    assert there() == sorted(f"grp{n}.{end}" for n in ("", "_2", "_3") for end in ("groups", "safetensors"))
+    assert (folder / "grp.groups/1.safetensors").read_bytes() == b"mine"
+
+
 def test_mixed_goes_on_after_a_cancel_and_after_a_pause(
     run: Run, models: tuple[Any, Any], mixed_pairs: Any, host: Any, whole: Run, unbroken: dict[str, Any]
 ) -> None:
