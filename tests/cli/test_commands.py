@@ -527,6 +527,21 @@ def test_one_photo_is_worked_on_like_a_folder(photos, tmp_path, capsys, work):
     assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["face 0.png"]
 
 
+@pytest.mark.parametrize("work", ["restore --aligned", "tone", "degrade --kind blind"])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("a.gif", "256 colours"), ("a.MP4", "is a video"), ("a.cr2", "raw file"), ("a.txt", "not that of a photo"),
+     ("a", "not that of a photo")],
+)  # fmt: skip
+def test_one_file_that_is_no_photo_is_refused_as_a_folder_leaves_it_out(tmp_path, capsys, work, name, says):
+    file = tmp_path / name
+    Image.new("RGB", (8, 8)).save(file, "GIF")
+    assert main([*work.split(), str(file), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(f"bfr: {name}: ") and says in error and "\n" not in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_low_memory_stands_for_settings_and_gives_way_to_flags():
     parser, restorer = build_parser(), load_restorer()
     low = settings_from(parser.parse_args(["adapt", "x", "--run", "y", "--low-memory"]), restorer).finetune
@@ -645,6 +660,18 @@ def test_inspect_answers_strange_pictures_in_a_line(tmp_path, capsys, content, s
 
 
 @pytest.mark.slow
+def test_inspect_says_what_to_give_in_place_of_a_folder_or_a_video(photos, made, tmp_path, capsys):
+    (tmp_path / "a.mp4").write_bytes(b"\0\0\0\x18ftypmp42")
+    for place, says in (
+        (photos, "is a folder without the config.json of a prior; give the folder of a prior, or one file"),
+        (made.run, "is the folder of a run; give a file in it, restorer.safetensors"),
+        (tmp_path / "a.mp4", "is a video"),
+    ):
+        assert main(["inspect", str(place)]) == 2
+        error = capsys.readouterr().err.strip()
+        assert says in error and place.name in error and "\n" not in error
+
+
 def test_shards_in_processes_of_their_own_make_what_one_makes(photos, tiny_restorer, tiny_prior, tmp_path, capsys):
     """The commands that a queue would start, both at once; then the ones that put their work together."""
     networks = ["--restorer", str(tiny_restorer)]

@@ -253,6 +253,15 @@ def test_a_deleted_run_is_made_again(run: Run, faces: Any, nodes: dict[str, Any]
     assert node.fingerprint_inputs(**where) == node.fingerprint_inputs(**where)
 
 
+def test_a_run_that_is_deleted_while_a_graph_runs_names_no_command(
+    run: Run, faces: Any, models: tuple[Any, Any], host: Any
+) -> None:
+    shutil.rmtree(host.root / "output/bfr_runs")
+    with pytest.raises(ValueError, match="was deleted or emptied since; queue again") as caught:
+        run("BFR_TargetsFromImages", faces=faces, images=torch.rand(10, 32, 32, 3), gate=0.0)
+    assert "bfr " not in str(caught.value) and "my_run" in str(caught.value)
+
+
 def test_a_changed_photo_changes_the_fingerprint(faces: Any, nodes: dict[str, Any], host: Any) -> None:
     node, where = nodes["BFR_FacesFromFolder"], {"place": "input", "folder": "photos", "run": "my_run"}
     before = node.fingerprint_inputs(**where)
