@@ -71,7 +71,7 @@ def prepare_threads(
 def has_small_networks(words: Sequence[str]) -> bool:
     """Whether a command names all of its networks as files or folders, and each is below `SMALL_WORK`."""
     options = NETWORKS_OF.get(words[0], ("--restorer", "--prior")) if words else ()
-    places = [Path(name) for option in options for name in _given(words, option)]
+    places = [Path(os.path.expanduser(name)) for option in options for name in _given(words, option)]
     return len(places) == len(options) > 0 and all(place.exists() and work_of(place) < SMALL_WORK for place in places)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import count
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ from ..bfr_core.reports.html import VERDICTS
 from ..bfr_core.reports.pictures import sheet, side_by_side
 from ..bfr_core.restorers import Restorer, export_pth, load_restorer, save_restorer
 from ..bfr_core.restorers.load import save_several
-from ..bfr_core.restorers.routed import Routed
+from ..bfr_core.restorers.routed import GROUPS, Routed, group_files
 from ..bfr_core.settings import changed
 from ..bfr_core.training.batches import split
 from ..bfr_core.training.checkpoint import TuningProgress
@@ -557,8 +558,8 @@ class SaveRestorer(host.Node):
         if also_pth:
             export_pth(pth, network)
         if before := saved_before(wanted, made):  # the same graph was run again
-            for file in made:
-                delete(file)
+            for place in (*made, path.with_suffix(".groups")):
+                delete(place)
             path = before
         saved = f"saved: {printable(path.relative_to(root).as_posix())}"
         return host.output(cls, str(path), text=lines([saved, *([network.caution] if network.caution else [])]))
@@ -577,10 +578,23 @@ def saved_before(wanted: Path, made: list[Path]) -> Path | None:
 
 
 def same_content(path: Path, other: Path) -> bool:
-    """Whether two files of tensors hold the same tensors and the same metadata."""
+    """Whether two files of tensors hold the same tensors and the same metadata, and of groups, the same restorers."""
     (tensors, said), (others, said_too) = load_tensors(path), load_tensors(other)
-    same = said == said_too and tensors.keys() == others.keys()
-    return same and all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
+    same = tensors.keys() == others.keys() and without_place(said) == without_place(said_too)
+    if not same or not all(torch.equal(tensor, others[name]) for name, tensor in tensors.items()):
+        return False
+    try:
+        return said.get("kind") != GROUPS or all(map(is_own, group_files(path)))
+    except (ValueError, FileNotFoundError):  # a restorer that it names was taken away, or is another one now
+        return False
+
+
+def without_place(metadata: dict[str, str]) -> dict[str, Any]:
+    """The metadata of a file, in which a file of groups names its restorers without the folder that they are in."""
+    if metadata.get("kind") != GROUPS:
+        return dict(metadata)
+    members = json.loads(metadata["members"])
+    return metadata | {"members": [one and [PurePosixPath(one["file"]).name, one["sha256"]] for one in members]}
 
 
 def free_names(path: Path, also_pth: bool) -> tuple[Path, Path]:

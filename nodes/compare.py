@@ -65,7 +65,8 @@ class Compare(host.Node):
     ) -> io.NodeOutput:
         named = distinct_names(name_of_restored, name_of_other)
         given = {"damaged": damaged, named[0]: restored, named[1]: other, "clean": clean}
-        sets = {name: convert.to_photos(image) for name, image in given.items() if image is not None}
+        inputs = zip(("damaged", "restored", "other", "clean"), given.items(), strict=True)
+        sets = {name: convert.to_photos(image, which) for which, (name, image) in inputs if image is not None}
         counts = {name: len(photos) for name, photos in sets.items()}
         if len(set(counts.values())) > 1:
             raise ValueError(f"the sets differ in number ({counts}); connect the same pictures in the same order")

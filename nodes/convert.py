@@ -11,15 +11,15 @@ from torch import Tensor
 from ..bfr_core.pixels import as_bytes, resized
 
 
-def to_photos(image: Tensor) -> Tensor:
+def to_photos(image: Tensor, name: str = "images") -> Tensor:
     """IMAGE with 1, 3 or 4 channels -> a copy (B, 3, H, W) float32 RGB on the CPU, usable in training.
 
-    Raises ValueError for another shape, or where there is no picture.
+    name: of the input. Raises ValueError, which names it, for another shape, or where there is no picture.
     """
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
-        raise ValueError(f"images has the shape {tuple(image.shape)}; it must be pictures of 1, 3 or 4 channels")
+        raise ValueError(f"{name} has the shape {tuple(image.shape)}; it must be pictures of 1, 3 or 4 channels")
     if not image.numel():
-        raise ValueError("images is empty; connect a node that gives at least one picture")
+        raise ValueError(f"{name} is empty; connect a node that gives at least one picture")
     photos = image.detach().to("cpu", torch.float32, copy=True).movedim(-1, 1)[:, :3]
     return photos.expand(-1, 3, -1, -1).clamp(0, 1).contiguous()
 
@@ -53,13 +53,21 @@ def to_pillow(picture: Tensor) -> Image.Image:
 def boxes_of(segs: tuple, height: int, width: int) -> Tensor:
     """Boxes (N, 4), left, top, right, bottom, of the Impact Pack's SEGS, moved to a photo of this size.
 
-    segs: (shape of the picture they were found in, list of objects with a `bbox`). Raises ValueError if it is not that.
+    segs: (shape of the picture they were found in, list of objects with a `bbox`); an empty one may have any shape.
+    Raises ValueError if it is not that.
     """
     try:
-        (found_height, found_width, *_), found = segs
+        (found_height, found_width), found = map(float, segs[0][:2]), segs[1]
         boxes = [tuple(float(value) for value in seg.bbox) for seg in found]
-    except (TypeError, ValueError, AttributeError):
+    except (TypeError, ValueError, AttributeError, LookupError):
         raise ValueError("segs is not what the Impact Pack's detectors give; connect a SEGS output") from None
+    if not boxes:
+        return torch.empty(0, 4)
+    if not (found_height > 0 and found_width > 0):
+        raise ValueError(
+            f"segs is of a picture of {found_width:g} x {found_height:g} pixels; connect the SEGS output of a detector that "
+            "got the picture"
+        )
     scale = torch.tensor([width / found_width, height / found_height] * 2)
     moved = torch.tensor(boxes).reshape(-1, 4) * scale
     return moved[moved.isfinite().all(1)]

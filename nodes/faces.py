@@ -56,8 +56,13 @@ class Faces:
     by_default: bool = False
 
     def opened(self) -> tuple[Run, FaceSet]:
-        """The run and its faces. Raises ValueError if it has been filled with others since."""
+        """The run and its faces. Raises ValueError if it was deleted or emptied, or filled with others since."""
         run = Run(self.folder)
+        if not (run.faces / "faces.json").is_file():
+            raise ValueError(
+                f"run {printable(self.folder.name)} was deleted or emptied since; queue again, and the faces are found "
+                "anew, or give the run another name"
+            )
         faces = faces_of(run)
         if faces.fingerprint != self.fingerprint:
             raise ValueError(

@@ -62,7 +62,7 @@ class HoldLowBand(host.Node):
 
     @classmethod
     def work(cls, model: Any, vae: Any, reference: Tensor, factor: int, until: float) -> io.NodeOutput:
-        pictures = convert.to_image(convert.to_photos(reference))
+        pictures = convert.to_image(convert.to_photos(reference, "reference"))
         latents = encoded(vae, pictures)
         held = HeldLowBand(latents, latent_factor(factor, pictures, latents), until)
         patched = model.clone()
@@ -159,7 +159,7 @@ class LowBandFix(host.Node):
 
     @classmethod
     def work(cls, images: Tensor, reference: Tensor, factor: int, preview: bool = True) -> io.NodeOutput:
-        made, wanted = convert.to_photos(images), convert.to_photos(reference)
+        made, wanted = convert.to_photos(images), convert.to_photos(reference, "reference")
         if len(made) % len(wanted):
             raise ValueError(
                 f"reference has {len(wanted)} pictures and images {len(made)}; connect one, or one for each"

@@ -234,8 +234,9 @@ class RestoreFaces(host.Node):
         made = Made(images)
         with host.on_device(restorer, faces=config.batch_size) as bring_back:
             network = with_fidelity(restorer.network, fidelity)
-            person = None if only_like is None else convert.to_photos(only_like)[0]
-            look = load_check(config.likeness, network, None, person=person, limit=config.person_limit)
+            person = None if only_like is None else convert.to_photos(only_like, "only_like")[0]
+            whose = {"person": person, "limit": config.person_limit, "name": "only_like"}
+            look = load_check(config.likeness, network, **whose)
             how: dict[str, Any] = {"check": progress.check, "likeness": look}
             if not aligned:
                 find = finder_for(len(images), config, network.device, segs, bboxes, bbox_detector)

@@ -95,6 +95,15 @@ def test_small_networks_get_one_thread_whatever_the_load(tmp_path: Path, words: 
     assert environ.get("OMP_NUM_THREADS") == ("1" if one else None)
 
 
+def test_networks_in_the_home_folder_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    environ: dict[str, str] = {}
+    prepare_threads(["restore", "photos", "--restorer=~/small"], environ, 0.0, 2)
+    assert environ.get("OMP_NUM_THREADS") == "1"
+
+
 def test_what_the_user_set_stays(tmp_path: Path) -> None:
     line = ["restore", "photos", "--restorer", files(tmp_path)["small"]]
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):

@@ -10,9 +10,11 @@ const KEY = "bfr_text"; // of the outputs that a node shows, see nodes/host.py
 const OURS = "bfr_text";
 const SHOWN_BY_PAGE = "$$node-text-preview";
 const TYPE = /^BFR_/; // of our nodes
-// A text of Faces from Folder or Compare, which stands in a saved workflow where a newer version has a value.
-const LEFT_OVER = /^\d+ faces?(\n|$)|^columns: | is better: | best at 1: /;
-const NAMED_BY_USER = new Set(["folder", "run"]); // widgets that were always there: "30 faces" is a name in them
+// The text of a node, by its type, which stands in a saved workflow where a newer version has a value.
+const LEFT_OVER = {
+  BFR_FacesFromFolder: /^\d+ faces?(\n|$)/,
+  BFR_Compare: /^columns: | is better: | best at 1: /,
+};
 const MIN_HEIGHT = 90, MAX_HEIGHT = 300; // of a node's text, in pixels of the graph; a longer one is scrolled
 const LINE = 13, LETTER = 6.5, RIM = 40; // of its letters, and what a node needs around them
 
@@ -66,13 +68,17 @@ function isOffered(widget, inputs) {
 }
 
 // Older pages saved a text behind the values. Where a value was added since, the text must not be taken for it.
-function dropLeftOvers(node, inputs) {
-  for (const widget of node.widgets ?? []) {
-    const standard = inputs[widget.name]?.[1]?.default;
-    if (typeof widget.value !== "string") continue;
-    const isLeftOver = typeof standard === "string" && LEFT_OVER.test(widget.value) && !isOffered(widget, inputs);
-    if (typeof standard === "boolean" || (isLeftOver && !NAMED_BY_USER.has(widget.name))) widget.value = standard;
-  }
+// What a user typed is a name whatever it says, unless it is the last of fewer values than the node has now.
+function dropLeftOvers(node, inputs, leftOver, saved) {
+  (node.widgets ?? []).forEach((widget, place, widgets) => {
+    const [kind, more] = inputs[widget.name] ?? [];
+    const standard = more?.default;
+    if (typeof widget.value !== "string") return;
+    const isLast = Array.isArray(saved) && place === saved.length - 1;
+    const isTyped = kind === "STRING" && !(isLast && widgets.slice(place + 1).some((later) => later.name in inputs));
+    const isLeftOver = typeof standard === "string" && leftOver?.test(widget.value) && !isOffered(widget, inputs);
+    if (typeof standard === "boolean" || (isLeftOver && !isTyped)) widget.value = standard;
+  });
 }
 
 // The node that a page names "4", or "<id of a subgraph>:4".
@@ -89,9 +95,9 @@ app.registerExtension({
     if (!TYPE.test(nodeData.name)) return;
     const inputs = { ...nodeData.input?.required, ...nodeData.input?.optional };
     const configured = nodeType.prototype.onConfigure;
-    nodeType.prototype.onConfigure = function () {
+    nodeType.prototype.onConfigure = function (info) {
       configured?.apply(this, arguments);
-      dropLeftOvers(this, inputs);
+      dropLeftOvers(this, inputs, LEFT_OVER[nodeData.name], info?.widgets_values);
     };
     const before = nodeType.prototype.onExecuted;
     nodeType.prototype.onExecuted = function (output) {

@@ -7,11 +7,18 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command in a process of our own; returns the exit status. Threads are prepared before torch is loaded."""
-    from ..threads import prepare_threads
+    """Run one command in a process of our own; returns the exit status. Threads are prepared before torch is loaded.
 
-    words = sys.argv[1:] if arguments is None else arguments
-    prepare_threads(words)
-    from .commands import main as run
+    Ctrl-C while that is loaded, or before the command has begun, ends it like one that has.
+    """
+    try:
+        from ..threads import prepare_threads
 
-    return run(arguments)
+        words = sys.argv[1:] if arguments is None else arguments
+        prepare_threads(words)
+        from .commands import main as run
+
+        return run(arguments)
+    except KeyboardInterrupt:
+        print("bfr: cancelled; nothing was under way", file=sys.stderr)
+        return 130

@@ -72,10 +72,16 @@ def importable(package: str, flag: str) -> None:
 
 
 def photos_in(place: Path) -> tuple[list[Path], Path]:
-    """The photos below a folder, and the folder; of one photo, that and its folder. Raises as `look_through`."""
-    from ..files.photos import look_through
+    """The photos below a folder, and the folder; of one photo, that and its folder.
 
-    return ([place], place.parent) if place.is_file() else (look_through(place)[0], place)
+    Raises as `look_through`, or as `refuse_other_kinds` for one file.
+    """
+    from ..files.photos import look_through, refuse_other_kinds
+
+    if place.is_file():
+        refuse_other_kinds(place)
+        return [place], place.parent
+    return look_through(place)[0], place
 
 
 def each_photo(

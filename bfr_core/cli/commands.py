@@ -14,7 +14,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from ..device import is_out_of_memory
 from ..files.photos import printable
@@ -66,9 +66,16 @@ def _when_run_again(goes_on: bool) -> str:
     return "goes on where this one stopped" if goes_on else "starts from the beginning"
 
 
+class OneLine(argparse.ArgumentParser):
+    """A parser that says in one line what is wrong with the arguments of its command, without the list of them all."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {printable(message)}; see '{self.prog} --help'\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; its help lists them by group."""
-    parser = argparse.ArgumentParser(prog="bfr", formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLine(prog="bfr", formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = Commands(parser)
     for family in (run, restore, pages, weights, studies):
         family.add_commands(commands)

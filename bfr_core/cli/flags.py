@@ -7,12 +7,14 @@ of the help; `--set` reaches every setting.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..device import choose_device
+from ..files.names import printable
 from ..settings import Setting, read_assignments, setting_at, settings_of
 
 MAIN, STAGES, STUDIES = "main commands", "the stages of adapt, one by one, and other tools", "studies of the method"
@@ -69,6 +71,8 @@ TUNE_FLAGS = tuple(flag for flag, path in OPTIONS.items() if path.startswith("fi
 SOURCES = ("--restorer", "--prior")
 SEARCHED = ("targets.sampler.t_start", "targets.sampler.factor")  # "auto" finds them from the faces
 SEEDS = ("targets.seed", "finetune.seed")
+# Settings that name a file or a folder.
+PATHS = ("restorer", "prior", "album.good", "album.real", "background")
 
 
 class Commands:
@@ -109,6 +113,30 @@ class Commands:
             told = sorted(told, key=lambda one: ORDER.index(one[0]) if one[0] in ORDER else len(ORDER))
             lines += [f"{group}:", *(f"  {name:<12} {text}" for name, text in told), ""]
         return [*lines, "'bfr COMMAND --help' lists the options of a command."]
+
+
+def path_from(text: str) -> Path:
+    """The path that an argument names, as by `name_from`: the `type` of every file and folder on the command line."""
+    return Path(name_from(text))
+
+
+def name_from(text: str) -> str:
+    """The name of a file, a folder or something that ships, with the home folder in place of a leading ~.
+
+    Raises ArgumentTypeError for "", which as a path would be the current folder.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; name a file or a folder")
+    return os.path.expanduser(text)
+
+
+def folder_from(text: str) -> Path:
+    """`path_from` of a folder that is written to, there or not. Raises ArgumentTypeError if a file is in its place."""
+    path = path_from(text)
+    there = next((one for one in (path, *path.parents) if os.path.lexists(one)), path)
+    if os.path.lexists(there) and not there.is_dir():
+        raise argparse.ArgumentTypeError(f"{printable(there)}: is a file; name a folder, which need not be there yet")
+    return path
 
 
 def accept_settings(sub: argparse.ArgumentParser, example: str = "finetune.lr=1e-4") -> None:
@@ -181,7 +209,7 @@ def by_recipe(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def with_run(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the run's folder and the seed of every random draw."""
-    sub.add_argument("--run", type=Path, required=True, metavar="DIR", help="Folder that holds the adaptation.")
+    sub.add_argument("--run", type=path_from, required=True, metavar="DIR", help="Folder that holds the adaptation.")
     sub.add_argument("--seed", type=int, metavar="N", help="The seed of every random draw (0).")
     return sub
 
@@ -207,12 +235,24 @@ def reader_of(found: Setting) -> Callable[[str], Any]:
     """A reader of a flag's text as the type of the setting; its range is checked where the settings are made."""
 
     def read(text: str) -> Any:
+        if found.path in PATHS and (text or found.default):
+            return name_from(text)
         try:
             return found.read(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return read
+
+
+def _assigned(config: Any, texts: list[str]) -> dict[str, Any]:
+    """`read_assignments` of what --set was given, with the home folder in place of a leading ~ of a path."""
+    values = read_assignments(config, texts)
+    for path in (path for path in PATHS if path in values):
+        if not values[path] and setting_at(config, path).default:
+            raise ValueError(f"--set {path}=: is empty; name a file or a folder")
+        values[path] = os.path.expanduser(values[path])
+    return values
 
 
 def add_restore_flags(sub: argparse.ArgumentParser) -> None:
@@ -229,7 +269,7 @@ def restore_config(args: argparse.Namespace) -> Any:
     """The settings of a restoration that the flags ask for."""
     config = _restore_config()
     given = {one.path: getattr(args, one.path) for one in settings_of(config) if hasattr(args, one.path)}
-    return config(**given | read_assignments(config, args.set))
+    return config(**given | _assigned(config, args.set))
 
 
 def or_auto(kind: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -297,7 +337,7 @@ def asked(args: argparse.Namespace) -> dict[str, Any]:
     values = {path: value for path, value in given.items() if value is not None}
     for text in getattr(args, "set", ()):
         path, _, value = (part.strip() for part in text.partition("="))
-        values |= {path: "auto"} if path in SEARCHED and value == "auto" else read_assignments(_adapt_config(), [text])
+        values |= {path: "auto"} if path in SEARCHED and value == "auto" else _assigned(_adapt_config(), [text])
     left = [path for path in SEARCHED if values.get(path) == "auto"]
     if left:
         values = {path: value for path, value in values.items() if path not in left}

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..diffusion.prior import holds_unet, load_prior
-from ..files.photos import IMAGE_SUFFIXES, read_photo
+from ..files.kinds import LEFT_OUT
+from ..files.ownership import Ledger
+from ..files.photos import IMAGE_SUFFIXES, printable, read_photo
 from ..files.provenance import Record
 from ..files.tensors import load_tensors, sha256_of
 from ..files.weights import allows_commercial_use, licence_of, resolve
@@ -55,7 +57,11 @@ def inspect(name_or_path: str | Path) -> Inspection:
     else:
         path = resolve(name_or_path)
         if path.is_dir():
+            if Ledger(path).kind == "run":
+                raise ValueError(f"{printable(path)}: is the folder of a run; give a file in it, restorer.safetensors")
             return _of_prior(path)
+        if reason := LEFT_OUT.get(path.suffix.lower()):
+            raise ValueError(f"{printable(path.name)}: {reason}")
         state, metadata = load_tensors(path) if path.suffix.lower() != ".onnx" else ({}, {})
         if holds_unet(state):
             return _of_prior(path)

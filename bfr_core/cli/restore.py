@@ -14,7 +14,20 @@ from ..device import choose_device
 from ..files.ownership import free_place, maker_of
 from ..files.photos import printable
 from .account import DONE, RESTORED, Results, each_photo, importable, print_account, problems_of
-from .flags import MAIN, STAGES, Commands, add_restore_flags, in_shards, on_device, on_workers, pool_of, restore_config
+from .flags import (
+    MAIN,
+    STAGES,
+    Commands,
+    add_restore_flags,
+    folder_from,
+    in_shards,
+    name_from,
+    on_device,
+    on_workers,
+    path_from,
+    pool_of,
+    restore_config,
+)
 from .progress import Bars
 
 log = logging.getLogger(__name__)
@@ -144,10 +157,13 @@ def add_commands(commands: Commands) -> None:
     sub = commands.add(restore, "Restore the faces of a folder of photos.", group=MAIN, goes_on=True)
     on_workers(in_shards(on_device(sub)))
     text = "Also write the summary as a Parquet file, a row for each file; needs pyarrow."
-    sub.add_argument("--parquet", type=Path, metavar="FILE", help=text)
-    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="Folder of photos, or one photo.")
-    sub.add_argument("--restorer", default="embedded", metavar="FILE", help="An adapted restorer, or any other.")
-    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="Folder of results, named like the photos.")
+    sub.add_argument("--parquet", type=path_from, metavar="FILE", help=text)
+    sub.add_argument("photos", type=path_from, metavar="PHOTOS", help="Folder of photos, or one photo.")
+    text = "An adapted restorer, or any other."
+    sub.add_argument("--restorer", type=name_from, default="embedded", metavar="FILE", help=text)
+    sub.add_argument(
+        "--out", type=folder_from, required=True, metavar="DIR", help="Folder of results, named like the photos."
+    )
     sub.add_argument("--aligned", action="store_true", help="The photos are aligned square faces already.")
     text = "Leave results alone that are there already, whatever they were made with."
     sub.add_argument("--skip-existing", action="store_true", help=text)
@@ -158,26 +174,30 @@ def add_commands(commands: Commands) -> None:
     text = "Leave out where the photos were taken; photos without faces are then written anew, not copied."
     sub.add_argument("--strip-gps", action="store_true", help=text)
     text = "A photo of one person: only faces that look like theirs are restored, see --person-limit."
-    sub.add_argument("--person", type=Path, metavar="FILE", help=text)
+    sub.add_argument("--person", type=path_from, metavar="FILE", help=text)
     text = "A good photo of a person, whose detail is lent to their face in each photo; may be given several times."
-    sub.add_argument("--reference", type=Path, action="append", default=[], metavar="FILE", help=text)
+    sub.add_argument("--reference", type=path_from, action="append", default=[], metavar="FILE", help=text)
     add_restore_flags(sub)
     sub = commands.add(
         export, "Write a complete restorer under its base's tensor names, for other programs.", group=STAGES
     )
-    sub.add_argument("file", metavar="FILE", help="A restorer, or a file of low-rank changes whose base is here.")
+    sub.add_argument(
+        "file", type=name_from, metavar="FILE", help="A restorer, or a file of low-rank changes whose base is here."
+    )
     text = "NAME.pth for ReActor and facerestore_cf, which read only that, or NAME.safetensors."
-    sub.add_argument("--out", type=Path, required=True, metavar="NAME", help=text)
+    sub.add_argument("--out", type=path_from, required=True, metavar="NAME", help=text)
     sub = commands.add(
         inspect,
         "Show what a restored picture or a restorer records, and whether the restorer may be used commercially.",
         group=MAIN,
     )
-    sub.add_argument("file", metavar="FILE", help="A picture, a restorer, a file of low-rank changes, or a prior.")
+    sub.add_argument(
+        "file", type=name_from, metavar="FILE", help="A picture, a restorer, a file of low-rank changes, or a prior."
+    )
     sub = commands.add(
         tone, "Undo fading and yellowing, before faces are restored; nothing else is changed.", group=STAGES
     )
-    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="Folder of photos, or one photo.")
+    sub.add_argument("photos", type=path_from, metavar="PHOTOS", help="Folder of photos, or one photo.")
     text = "Folder of results, and of tone.json, which says what was done."
-    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help=text)
+    sub.add_argument("--out", type=folder_from, required=True, metavar="DIR", help=text)
     sub.add_argument("--strength", type=float, default=1.0, help=f"{STRENGTH_TEXT} Without it, 1 is taken.")

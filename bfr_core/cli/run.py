@@ -8,9 +8,11 @@ import logging
 import sys
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..files.kinds import NO_PICTURE
 from ..files.photos import printable
 from ..settings import Setting, settings_of
 from .account import FACES, print_account, print_face_account
@@ -31,6 +33,7 @@ from .flags import (
     in_shards,
     on_device,
     on_workers,
+    path_from,
     pool_of,
     settings_from,
     tunes,
@@ -57,13 +60,25 @@ def adapt(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
 
 def _first_look(args: argparse.Namespace, config: Any, base: Any, bars: Bars) -> dict[str, Any]:
+    from ..adaptation.faces import faces_of
     from ..adaptation.first_look import first_look
     from ..adaptation.run import Run
 
-    look = first_look(args.photos, Run(args.run), config, bars, str(base.device), base)
+    run = Run(args.run)
+    look = first_look(args.photos, run, config, bars, str(base.device), base)
     print(f"look at it: {look.run.report}\n{look.said}", file=sys.stderr)
     print("\n".join(look.forecast.lines()), file=sys.stderr)
-    return {"report": str(look.run.report), "steps": look.steps, "forecast": look.forecast.as_record()}
+    if look.forecast.guessed:  # the run has no faces yet; beside the copies of photos lies the record of them
+        found = faces_of(look.run)
+        found = replace(found, problems=[one for one in found.problems if not one["problem"].endswith(NO_PICTURE)])
+    else:
+        found = faces_of(run)
+    return {
+        "report": str(look.run.report),
+        "steps": look.steps,
+        "forecast": look.forecast.as_record(),
+        "files": print_face_account(found),
+    }
 
 
 def _adapt_mixed(args: argparse.Namespace, config: Any, base: Any, bars: Bars) -> dict[str, Any]:
@@ -345,7 +360,7 @@ def add_commands(commands: Commands) -> None:
     text = "Adapt a restorer to a folder of damaged photos; run again, it goes on where it stopped."
     sub = commands.add(adapt, text, *every, group=MAIN, goes_on=True)
     tunes(with_run(by_recipe(sub)))
-    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="Folder of damaged photos.")
+    sub.add_argument("photos", type=path_from, metavar="PHOTOS", help="Folder of damaged photos.")
     sub.add_argument("--mixed", action="store_true", help=f"{MIXED_TEXT} This writes groups.safetensors.")
     sub.add_argument("--first-look", action="store_true", help=FIRST_LOOK_TEXT)
     sub = commands.add(
@@ -358,7 +373,7 @@ def add_commands(commands: Commands) -> None:
         goes_on=True,
     )
     on_workers(in_shards(with_run(sub)))
-    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="Folder of photos.")
+    sub.add_argument("photos", type=path_from, metavar="PHOTOS", help="Folder of photos.")
     sub.add_argument("--size", type=int, help="Side of the crops in pixels (the restorer's).")
     text = "Draw pseudo targets for the faces of a run, and refuse those that are not fit to learn from."
     flags = (*SOURCES, *TARGET_FLAGS, *GATE_FLAGS, "--precision")
@@ -368,8 +383,10 @@ def add_commands(commands: Commands) -> None:
     sub = commands.add(finetune, "Tune the restorer on a run's faces.", *flags, group=STAGES, goes_on=True)
     tunes(with_run(by_recipe(sub)))
     sub.add_argument(
-        "photos", type=Path, nargs="?", metavar="PHOTOS", help="Folder of photos, if the run has no faces yet."
+        "photos", type=path_from, nargs="?", metavar="PHOTOS", help="Folder of photos, if the run has no faces yet."
     )
-    sub.add_argument("--targets", type=Path, metavar="DIR", help="Targets made in another way, named like the faces.")
+    sub.add_argument(
+        "--targets", type=path_from, metavar="DIR", help="Targets made in another way, named like the faces."
+    )
     sub = commands.add(settings, "List every setting that --set changes, or those about a word.", group=MAIN)
     sub.add_argument("word", nargs="?", default="", metavar="WORD", help="Part of a setting's path or meaning.")

@@ -20,8 +20,10 @@ from .flags import (
     TUNE_FLAGS,
     Commands,
     base_restorer,
+    folder_from,
     on_device,
     or_auto,
+    path_from,
     settings_from,
 )
 from .progress import Bars
@@ -180,10 +182,14 @@ def add_commands(commands: Commands) -> None:
         group=STUDIES,
         goes_on=True,
     )
-    sub.add_argument("--run", type=Path, default=Path("demo_run"), metavar="DIR", help="Folder to work in (demo_run).")
+    sub.add_argument(
+        "--run", type=path_from, default=Path("demo_run"), metavar="DIR", help="Folder to work in (demo_run)."
+    )
     sub = commands.add(degrade, "Damage clean photos, for trials.", group=STUDIES)
-    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="Folder of photos, or one photo.")
-    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="Folder of results, and of degrade.json.")
+    sub.add_argument("photos", type=path_from, metavar="PHOTOS", help="Folder of photos, or one photo.")
+    sub.add_argument(
+        "--out", type=folder_from, required=True, metavar="DIR", help="Folder of results, and of degrade.json."
+    )
     sub.add_argument("--kind", required=True, help=f"One of {', '.join(DAMAGES)}.")
     sub.add_argument("--strength", type=float, default=1.0, help=f"{STRENGTH_TEXT} Without it, 1 is taken.")
     sub.add_argument("--seed", type=int, default=0, help="The seed of every random draw (0).")
@@ -198,10 +204,10 @@ def add_commands(commands: Commands) -> None:
             goes_on=True,
         )
     )
-    sub.add_argument("lq", type=Path, metavar="LQ", help="Folder of aligned damaged faces.")
-    sub.add_argument("--clean", type=Path, required=True, metavar="DIR", help="The same faces, clean.")
+    sub.add_argument("lq", type=path_from, metavar="LQ", help="Folder of aligned damaged faces.")
+    sub.add_argument("--clean", type=path_from, required=True, metavar="DIR", help="The same faces, clean.")
     sub.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="Folder of ablation.json, from which it goes on."
+        "--out", type=folder_from, required=True, metavar="DIR", help="Folder of ablation.json, from which it goes on."
     )
     for flag, text in GRID_TEXT.items():
         kind = or_auto(int) if flag == "--clean-levels" else int
@@ -216,9 +222,13 @@ def add_commands(commands: Commands) -> None:
         commands.add(bench, text, *FACE_FLAGS, *SOURCES, *TARGET_FLAGS, *TUNE_FLAGS, group=STUDIES, goes_on=True)
     )
     sub.add_argument("table", choices=("paper",), help="arXiv:2410.04618.")
-    sub.add_argument("--hq", type=Path, required=True, metavar="DIR", help="Clean photos; with --aligned, faces.")
+    sub.add_argument("--hq", type=path_from, required=True, metavar="DIR", help="Clean photos; with --aligned, faces.")
     sub.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="Folder of tables, pictures, and what it goes on from."
+        "--out",
+        type=folder_from,
+        required=True,
+        metavar="DIR",
+        help="Folder of tables, pictures, and what it goes on from.",
     )
     kinds = [published_kind(*of, "ratio") for of in SETS.values()]
     text = f"Some of {', '.join(kinds)} (all)."
@@ -236,43 +246,45 @@ def add_commands(commands: Commands) -> None:
     sub.add_argument("--published", action="store_true", help=text)
     text = "Halves of the faces, or published: 2,500 to adapt to and 500 to measure on, always the same (halves)."
     sub.add_argument("--split", choices=SPLITS, default="halves", help=text)
-    sub.add_argument("--reference-set", type=Path, metavar="FILE", help=REFERENCE_TEXT)
+    sub.add_argument("--reference-set", type=path_from, metavar="FILE", help=REFERENCE_TEXT)
     text = "CSV file with the columns name (of a photo or face) and group, for gains by group of people."
-    sub.add_argument("--groups", type=Path, metavar="FILE", help=text)
+    sub.add_argument("--groups", type=path_from, metavar="FILE", help=text)
     sub.add_argument("--seed", type=int, metavar="N", help="The seed of every random draw (0).")
     sub = on_device(
         commands.add(
             verify_real, "Check the published weights on this machine, and write a report to share.", group=STUDIES
         )
     )
-    sub.add_argument("--out", type=Path, default=Path("verify_real"), metavar="DIR", help="Folder of the report.")
+    sub.add_argument("--out", type=path_from, default=Path("verify_real"), metavar="DIR", help="Folder of the report.")
     text = "Check this prior instead, such as a Stable Diffusion checkpoint: a .safetensors file or a diffusers folder."
-    sub.add_argument("--prior", type=Path, metavar="FILE", help=text)
+    sub.add_argument("--prior", type=path_from, metavar="FILE", help=text)
     text = "Compare the restorers that are here, and the embedded one, on the damaged faces of these clean photos, too."
-    sub.add_argument("--faces", type=Path, metavar="DIR", help=text)
+    sub.add_argument("--faces", type=path_from, metavar="DIR", help=text)
     sub = commands.add(
         vote, "Make a page on which people choose blindly between two sets of restored photos.", group=STUDIES
     )
-    sub.add_argument("photos", type=Path, metavar="PHOTOS", help="The damaged photos.")
-    sub.add_argument("--a", type=Path, required=True, metavar="DIR", help="One set of results, named like the photos.")
-    sub.add_argument("--b", type=Path, required=True, metavar="DIR", help="The other set.")
-    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="Folder of vote.html and key.json.")
+    sub.add_argument("photos", type=path_from, metavar="PHOTOS", help="The damaged photos.")
+    sub.add_argument(
+        "--a", type=path_from, required=True, metavar="DIR", help="One set of results, named like the photos."
+    )
+    sub.add_argument("--b", type=path_from, required=True, metavar="DIR", help="The other set.")
+    sub.add_argument("--out", type=folder_from, required=True, metavar="DIR", help="Folder of vote.html and key.json.")
     sub.add_argument("--most", type=int, default=100, metavar="N", help="How many photos are shown at most (100).")
     sub.add_argument("--seed", type=int, metavar="N", help="The seed of order and sides (0).")
     sub = commands.add(tally, "Count the votes that people sent back.", group=STUDIES)
-    sub.add_argument("key", type=Path, metavar="KEY", help="The vote's key.json.")
-    sub.add_argument("votes", type=Path, nargs="+", metavar="VOTES", help="Files that voters saved.")
+    sub.add_argument("key", type=path_from, metavar="KEY", help="The vote's key.json.")
+    sub.add_argument("votes", type=path_from, nargs="+", metavar="VOTES", help="Files that voters saved.")
     sub = commands.add(
         evaluate, "Measure restored faces against clean faces of the same names, or without any.", group=STUDIES
     )
-    sub.add_argument("restored", type=Path, metavar="RESTORED", help="Folder of restored faces.")
+    sub.add_argument("restored", type=path_from, metavar="RESTORED", help="Folder of restored faces.")
     text = "Clean faces of the same names; without them, only what needs no clean face is measured."
-    sub.add_argument("--clean", type=Path, metavar="DIR", help=text)
+    sub.add_argument("--clean", type=path_from, metavar="DIR", help=text)
     text = (
         "For FID: statistics of a reference set (.npz with mu and sigma, .pth with mean and cov), or a folder of faces."
     )
-    sub.add_argument("--reference-set", type=Path, metavar="FILE", help=text)
-    sub.add_argument("--lq", type=Path, metavar="DIR", help="The damaged faces, for a row of their own.")
+    sub.add_argument("--reference-set", type=path_from, metavar="FILE", help=text)
+    sub.add_argument("--lq", type=path_from, metavar="DIR", help="The damaged faces, for a row of their own.")
     sub.add_argument("--factor", type=int, default=8, help="Factor of the low band that is compared with --lq (8).")
-    sub.add_argument("--csv", type=Path, metavar="FILE", help="Write one line per face.")
-    sub.add_argument("--plot", type=Path, metavar="FILE", help="Draw means and intervals, as PNG.")
+    sub.add_argument("--csv", type=path_from, metavar="FILE", help="Write one line per face.")
+    sub.add_argument("--plot", type=path_from, metavar="FILE", help="Draw means and intervals, as PNG.")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from ..files.photos import printable
-from .flags import MAIN, Commands
+from .flags import MAIN, Commands, folder_from, name_from
 from .progress import Bars
 
 
@@ -58,5 +57,7 @@ def add_commands(commands: Commands) -> None:
     )
     text = "List the table, get a file, verify the files that are there, or convert a prior into a folder."
     sub.add_argument("action", choices=("list", "get", "verify", "convert"), help=text)
-    sub.add_argument("name", nargs="?", metavar="NAME", help="A name from the list; for convert also a file.")
-    sub.add_argument("--out", type=Path, metavar="FOLDER", help="For convert: folder of the prior.")
+    sub.add_argument(
+        "name", type=name_from, nargs="?", metavar="NAME", help="A name from the list; for convert also a file."
+    )
+    sub.add_argument("--out", type=folder_from, metavar="FOLDER", help="For convert: folder of the prior.")

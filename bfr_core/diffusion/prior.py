@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..device import lay_out
+from ..files.names import printable
 from ..files.ownership import begin_list
 from ..files.tensors import (
     MAX_JSON,
@@ -229,6 +230,9 @@ def _unet_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _load_diffusers(folder: Path) -> Prior:
     (UNet2DModel,) = from_diffusers("UNet2DModel")
     inner = folder / "unet" if (folder / "unet" / "config.json").exists() else folder
+    if not (inner / "config.json").exists():
+        said = "is a folder without the config.json of a prior; give the folder of a prior, or one file"
+        raise FileNotFoundError(f"{printable(folder)}: {said}")
     config = read_config(inner / "config.json")
     if config.get("_class_name") != "UNet2DModel":
         raise ValueError(f"{folder.name}: config.json describes {config.get('_class_name')!r}, not a UNet2DModel")

@@ -186,6 +186,13 @@ def look_through(folder: Path) -> tuple[list[Path], dict[Path, str]]:
     return sorted(found, key=lambda path: path.relative_to(folder).parts), dict(sorted(left_out.items()))
 
 
+def refuse_other_kinds(file: Path) -> None:
+    """Raise LeftOutError, in one line, for a file that was named as a photo and whose name is not a photo's."""
+    if file.suffix.lower() not in FORMATS:
+        other = f"its name is not that of a photo, which ends in {', '.join(sorted(FORMATS))}"
+        raise LeftOutError(printable(file.name), kinds.LEFT_OUT.get(file.suffix.lower(), other))
+
+
 def photo_name(relative: Path) -> str:
     """A file name, without suffix, that says where in a folder a photo lies and is safe on every system.
 
@@ -272,7 +279,9 @@ def read_photo(path: Path, max_pixels: int = 200_000_000) -> Photo:
     except _OtherKind as error:
         raise LeftOutError(name, str(error)) from error
     except Exception as error:  # decoders raise almost anything on a broken file; none of it may look like success
-        raise UnreadableError(name, _reason(error)) from error
+        of_disk = path.is_dir() or (isinstance(error, OSError) and error.strerror)
+        known = None if of_disk or path.suffix.lower() == ".gif" else kinds.LEFT_OUT.get(path.suffix.lower())
+        raise UnreadableError(name, known or _reason(error)) from error
 
 
 def read_image(path: Path) -> Tensor:

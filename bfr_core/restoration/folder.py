@@ -34,7 +34,16 @@ from ..files.ownership import (
     note_result,
     tidy,
 )
-from ..files.photos import Photo, look_through, printable, read_photo, replace_atomically, without_place, write_photo
+from ..files.photos import (
+    Photo,
+    look_through,
+    printable,
+    read_photo,
+    refuse_other_kinds,
+    replace_atomically,
+    without_place,
+    write_photo,
+)
 from ..files.provenance import Step
 from ..files.records import fingerprint
 from ..files.shards import WHOLE, Shard, locked_shard
@@ -217,8 +226,12 @@ def restore_folder(
 
 
 def refuse_missing(person: Path | None, references: Sequence[Path]) -> None:
-    """Raise FileNotFoundError if one of these photos of people, see `restore_folder`, is not there."""
+    """Raise FileNotFoundError if one of these photos of people, see `restore_folder`, is not there, ValueError if one
+    is a folder.
+    """
     for flag, file in (("--person", person), *(("--reference", one) for one in references)):
+        if file is not None and file.is_dir():
+            raise ValueError(f"{flag} {printable(file)}: is a folder; name one photo in it")
         if file is not None and not file.is_file():
             raise FileNotFoundError(f"{flag} {printable(file)}: no such file")
 
@@ -442,6 +455,7 @@ def plan_folder(folder: Path, out: Path) -> tuple[list[Job], dict[Path, str]]:
     """
     real_folder, results = _real(folder), _real(out)
     if folder.is_file():
+        refuse_other_kinds(folder)
         return _jobs_of([folder], folder.parent, out), {}
     if real_folder == results:
         raise ValueError(f"{printable(out)}: is the folder of the photos; choose another folder for the results")

@@ -363,12 +363,14 @@ def load_check(
     references: Sequence[Path | Tensor] = (),
     strength: float = STRENGTH,
     reference_limit: float = REFERENCE_LIMIT,
+    name: str = "photo",
 ) -> LikenessCheck | None:
     """The check that the settings ask for; None if nothing is to be looked at.
 
     action: the setting `likeness`. restorer: whose faces are judged. find: finds the face of the person who is looked
     for. person: a photo's file, or its pixels (3, H, W) in [0, 1]. limit: see `LikenessCheck.person_limit`.
     references: good photos of one person, of either form. strength, reference_limit: see `reference.Lender`.
+    name: of the photo of which the pixels are given, for what is said.
     Raises ValueError if a photo of the person cannot be read or has no face.
     """
     if action == "off" and person is None and not references:
@@ -379,7 +381,9 @@ def load_check(
         find = find or load_detector(device=restorer.device)
     if person is not None and find:
         known = (
-            person_in(person, find, meter.net) if isinstance(person, Tensor) else read_person(person, find, meter.net)
+            person_in(person, find, meter.net, name)
+            if isinstance(person, Tensor)
+            else read_person(person, find, meter.net)
         )
     if references and find:
         found = read_references(references, find, meter.net, restorer.size)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import itertools
 import os
+import socket
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
@@ -210,7 +212,7 @@ def serve_also(demo: Any, cache: Path) -> None:
 
 
 def launch(demo: Any, port: int, listen: bool, auth: Sequence[tuple[str, str]], max_bytes: int) -> str:
-    """Start the server in the background; returns its address. Raises OSError if the port is taken.
+    """Start the server in the background; returns its address. Raises OSError if the port is taken or not to be had.
 
     listen: whether other machines are answered, too. Nothing but gradio's cache is served, whatever gradio's own
     defaults are.
@@ -237,8 +239,22 @@ def launch(demo: Any, port: int, listen: bool, auth: Sequence[tuple[str, str]], 
         "theme": theme(),
         "app_kwargs": {"middleware": [Middleware(Doorkeeper, loopback=not listen)]},
     }
-    _, address, _ = demo.launch(**_known(demo.launch, wanted))
+    try:
+        _, address, _ = demo.launch(**_known(demo.launch, wanted))
+    except OSError as error:  # gradio's text is advice about variables of its own
+        why = _why_not(wanted["server_name"], port)
+        raise OSError(f"port {port} {why}; choose another with --port" if why else str(error)) from None
     return str(address)
+
+
+def _why_not(name: str, port: int) -> str:
+    """Why no server can be had at a port; "" if one can."""
+    with socket.socket() as tried:
+        try:
+            tried.bind((name, port))
+        except OSError as error:
+            return "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+    return ""
 
 
 class Doorkeeper:

@@ -54,12 +54,33 @@ def serve(runs: Path, allowed: Sequence[Path], port: int, listen: bool, auth: Pa
 
 def read_logins(file: Path | None) -> list[tuple[str, str]]:
     """(user, password) pairs from a file, or from the environment. Raises ValueError for a line that is not one."""
-    content = file.read_text(encoding="utf-8") if file else os.environ.get(AUTH_VARIABLE, "")
+    content = _text_of(file) if file else os.environ.get(AUTH_VARIABLE, "")
     lines = [line.strip() for line in content.splitlines() if line.strip()]
     pairs = [(user, password) for user, _, password in (line.partition(":") for line in lines)]
     if not all(user and password for user, password in pairs) or (file and not pairs):
-        raise ValueError(f"{file or AUTH_VARIABLE}: each line must be user:password")
+        named = f"--auth {printable(file)}" if file else AUTH_VARIABLE
+        raise ValueError(f"{named}: each line must be user:password")
     return pairs
+
+
+def _text_of(file: Path) -> str:
+    """What the login file holds, without the mark that Windows puts before UTF-8. Raises ValueError for no text."""
+    named = f"--auth {printable(file)}"
+    if file.is_dir():
+        raise ValueError(f"{named}: is a folder; name a file with a line user:password for each who may use the page")
+    try:
+        content = file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ValueError(
+            f"{named}: no such file; make it, with a line user:password for each who may use the page"
+        ) from None
+    except UnicodeDecodeError:
+        content = "\0"
+    except OSError as error:
+        raise ValueError(f"{named}: cannot be read ({error.strerror})") from None
+    if "\0" in content:  # as in UTF-16
+        raise ValueError(f"{named}: is no text in UTF-8; save it as UTF-8")
+    return content
 
 
 def build(page: Page) -> Any:

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from bfr_core import cli
 from bfr_core.cli import progress
 from bfr_core.cli.commands import build_parser, main
 from bfr_core.cli.flags import OPTIONS, settings_from
@@ -90,6 +91,23 @@ def test_a_first_look_shows_three_faces_and_stops(quick, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["first_look"], "nothing of the adaptation itself"
     report = json.loads((tmp_path / "first_look" / "report.json").read_text())
     assert len(report["galleries"][0]["rows"]) == 3
+
+
+def test_a_first_look_accounts_for_its_photos(quick, photos, tmp_path, capsys):
+    """Of those that it searched, or of all, where the run has faces already."""
+    mine, run = tmp_path / "mine", tmp_path / "run"
+    shutil.copytree(photos / "below", mine)
+    (mine / "a torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    command = [*quick[:1], str(mine), *quick[2:], "--run", str(run), "--first-look", "--json"]
+    for _ in range(2):
+        assert main([*command, "--iterations", "2"]) == 1
+        said = capsys.readouterr()
+        files = {one["photo"]: one["status"] for one in json.loads(said.out.splitlines()[-1])["files"]}
+        assert (
+            files["a torn.png"] == "failed" and "1 failed; " in said.err and set(files.values()) == {"used", "failed"}
+        )
+        assert main(["faces", str(mine), *quick[2:5], "--run", str(run)]) == 1
+    assert len(files) == 6
 
 
 def test_the_stages_one_by_one_give_what_adapt_gives(made, photos, tiny_restorer, tiny_prior, tmp_path):
@@ -376,6 +394,30 @@ def test_ctrl_c_exits_130_and_leaves_a_checkpoint(quick, tmp_path):
     assert (tmp_path / "checkpoints" / "last.pt").exists()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot send Ctrl-C to one process alone")
+@pytest.mark.parametrize("loaded", ["bfr_core.threads", "torch._C"])
+def test_ctrl_c_before_a_command_begins_exits_130_in_one_line(loaded, tmp_path):
+    """loaded: the module after whose import it is pressed."""
+    start = [sys.executable, "-X", "importtime", "-m", "bfr_core"]
+    words = ["restore", str(tmp_path), "--out", str(tmp_path / "out")]
+    with subprocess.Popen([*start, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.split("|")[-1].strip() == loaded:
+                process.send_signal(signal.SIGINT)
+                break
+        said = [line for line in process.stderr if not line.startswith("import time:")]
+    assert (process.returncode, said) == (130, ["bfr: cancelled; nothing was under way\n"])
+
+
+def test_ctrl_c_while_arguments_are_read_exits_130(monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bfr_core.cli.commands.build_parser", stop)
+    assert cli.main(["weights", "list"]) == 130
+    assert capsys.readouterr().err == "bfr: cancelled; nothing was under way\n"
+
+
 def test_restore_keeps_names_and_goes_on_after_a_bad_file(photos, tiny_restorer, tmp_path, capsys):
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
@@ -483,6 +525,21 @@ def test_one_photo_is_worked_on_like_a_folder(photos, tmp_path, capsys, work):
     (file,) = json.loads(capsys.readouterr().out)["files"]
     assert file == {"photo": "face 0.png", "status": "done", "reason": ""}
     assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["face 0.png"]
+
+
+@pytest.mark.parametrize("work", ["restore --aligned", "tone", "degrade --kind blind"])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("a.gif", "256 colours"), ("a.MP4", "is a video"), ("a.cr2", "raw file"), ("a.txt", "not that of a photo"),
+     ("a", "not that of a photo")],
+)  # fmt: skip
+def test_one_file_that_is_no_photo_is_refused_as_a_folder_leaves_it_out(tmp_path, capsys, work, name, says):
+    file = tmp_path / name
+    Image.new("RGB", (8, 8)).save(file, "GIF")
+    assert main([*work.split(), str(file), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(f"bfr: {name}: ") and says in error and "\n" not in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_low_memory_stands_for_settings_and_gives_way_to_flags():
@@ -603,6 +660,18 @@ def test_inspect_answers_strange_pictures_in_a_line(tmp_path, capsys, content, s
 
 
 @pytest.mark.slow
+def test_inspect_says_what_to_give_in_place_of_a_folder_or_a_video(photos, made, tmp_path, capsys):
+    (tmp_path / "a.mp4").write_bytes(b"\0\0\0\x18ftypmp42")
+    for place, says in (
+        (photos, "is a folder without the config.json of a prior; give the folder of a prior, or one file"),
+        (made.run, "is the folder of a run; give a file in it, restorer.safetensors"),
+        (tmp_path / "a.mp4", "is a video"),
+    ):
+        assert main(["inspect", str(place)]) == 2
+        error = capsys.readouterr().err.strip()
+        assert says in error and place.name in error and "\n" not in error
+
+
 def test_shards_in_processes_of_their_own_make_what_one_makes(photos, tiny_restorer, tiny_prior, tmp_path, capsys):
     """The commands that a queue would start, both at once; then the ones that put their work together."""
     networks = ["--restorer", str(tiny_restorer)]

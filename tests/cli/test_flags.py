@@ -12,7 +12,16 @@ import pytest
 
 from bfr_core.adaptation.config import AdaptConfig
 from bfr_core.cli.commands import build_parser, main
-from bfr_core.cli.flags import OPTIONS, SHOWN, asked, restore_config, settings_from
+from bfr_core.cli.flags import (
+    OPTIONS,
+    SHOWN,
+    asked,
+    folder_from,
+    name_from,
+    path_from,
+    restore_config,
+    settings_from,
+)
 from bfr_core.restoration.restore import RestoreConfig
 from bfr_core.restorers import load_restorer
 from bfr_core.settings import setting_at, settings_of
@@ -122,6 +131,73 @@ def test_set_changes_every_setting_that_a_flag_changes_and_more() -> None:
         read(*ADAPT, "--set", "recipe=published", "--set", "finetune.perceptual=0"), restorer
     ).recipe == ("published")
     assert asked(read(*ADAPT, "--set", "restorer=mine.pth"))["restorer"] == "mine.pth"
+
+
+NAMES_A_PATH = ("DIR", "FILE", "FOLDER", "PHOTOS", "NAME", "LQ", "RESTORED", "KEY", "VOTES")
+ARGUMENTS_OF = {
+    "restore": ["photos", "--out", "out"],
+    "adapt": ["photos", "--run", "run"],
+    "export": ["file", "--out", "out.pth"],
+    "tally": ["key", "votes"],
+    "evaluate": ["restored", "--csv", "table"],
+    "ui": ["--allow", "photos"],
+}
+
+
+@pytest.mark.parametrize("command", OLD_FLAGS)
+def test_every_path_is_read_in_one_way(command: str) -> None:
+    actions = [action for action in parsers()[command]._actions if action.metavar in NAMES_A_PATH]
+    assert not [action.dest for action in actions if action.type not in (path_from, name_from, folder_from)]
+    assert not [action.dest for action in parsers()[command]._actions if action.type is Path]
+
+
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [(c, i) for c, words in ARGUMENTS_OF.items() for i, word in enumerate(words) if not word.startswith("--")],
+)
+def test_an_empty_path_is_not_the_current_folder(command: str, place: int, capsys: pytest.CaptureFixture[str]) -> None:
+    words = list(ARGUMENTS_OF[command])
+    name = words[place - 1] if place and words[place - 1].startswith("--") else words[place].upper()
+    words[place] = ""
+    with pytest.raises(SystemExit) as ended:
+        main([command, *words])
+    said = capsys.readouterr().err.strip()
+    assert ended.value.code == 2 and f"argument {name}: is empty; name a file or a folder" in said and "\n" not in said
+
+
+@pytest.mark.parametrize("flag", ["--restorer=", "--prior=", "--set=restorer=", "--set=prior="])
+def test_a_network_of_no_name_is_refused(flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        raise SystemExit(main(["adapt", str(tmp_path), "--run", str(tmp_path / "run"), flag]))
+    said = capsys.readouterr().err.strip()
+    assert ended.value.code == 2 and f"{flag.removesuffix('=')}" in said.replace("--set ", "--set=")
+    assert "is empty" in said and "\n" not in said
+
+
+def test_a_leading_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    args = read("restore", "~/in", "--out=~/x", "--restorer=~/r.pth", "--background=~/b.pth", "--person=~")
+    assert (args.photos, args.out, args.person) == (tmp_path / "in", tmp_path / "x", tmp_path)
+    assert args.restorer == f"{tmp_path}/r.pth" and restore_config(args).background == f"{tmp_path}/b.pth"
+    words = ("--prior=~/p", "--good", "~/g", "--set", "restorer=~/r.pth", "--set", "album.real=~/a")
+    settings = asked(read(*ADAPT, *words))
+    names = ("prior", "album.good", "restorer", "album.real")
+    assert [settings[name] for name in names] == [f"{tmp_path}/{name}" for name in ("p", "g", "r.pth", "a")]
+    assert read("restore", "in/~", "--out", "~nobody_of_this_name/x").out == Path("~nobody_of_this_name/x")
+
+
+@pytest.mark.parametrize("out", ["solo.jpg", "solo.jpg/below/it"])
+@pytest.mark.parametrize("command", ["restore", "tone", "degrade --kind sensor", "vote --a a --b b"])
+def test_a_file_in_place_of_the_folder_of_results_is_one_line(
+    command: str, out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "solo.jpg").write_bytes(b"photo")
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(), str(tmp_path), "--out", str(tmp_path / out)])
+    said = capsys.readouterr().err.strip()
+    assert ended.value.code == 2 and said.count("--out") == 1 and "\n" not in said
+    assert f"{tmp_path / 'solo.jpg'}: is a file; name a folder" in said
 
 
 def test_set_changes_how_photos_are_restored() -> None:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageCms, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from bfr_core.files import photos as images
-from bfr_core.files.kinds import LeftOutError
+from bfr_core.files.kinds import LeftOutError, UnreadableError
 from bfr_core.files.photos import (
     Photo,
     list_images,
@@ -1013,3 +1013,14 @@ def test_32_bits_without_a_sign_reach_white(tmp_path: Path):
 def test_an_absurd_resolution_is_one_line(tmp_path: Path):
     with pytest.raises(ValueError, match="a.png: cannot be written as PNG with 8 x 8 pixels"):
         write_photo(tmp_path / "a.png", Photo(torch.rand(3, 8, 8), dpi=(2.0**33, 1.0)))
+
+
+def test_a_file_of_a_known_kind_that_cannot_be_read_says_what_to_do(tmp_path: Path) -> None:
+    for name, says in (("a.mp4", "is a video"), ("a.cr2", "raw file"), ("a.tga", "save it as PNG")):
+        (tmp_path / name).write_bytes(b"II*\0" + bytes(900))
+        with pytest.raises(UnreadableError, match=f"^{name}: .*{says}"):
+            read_photo(tmp_path / name)
+    with pytest.raises(UnreadableError, match="No such file"):
+        read_photo(tmp_path / "gone.mp4")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.ppm", "PNG")
+    assert read_photo(tmp_path / "a.ppm").format == "PNG", "what it holds counts more"

@@ -253,6 +253,15 @@ def test_a_deleted_run_is_made_again(run: Run, faces: Any, nodes: dict[str, Any]
     assert node.fingerprint_inputs(**where) == node.fingerprint_inputs(**where)
 
 
+def test_a_run_that_is_deleted_while_a_graph_runs_names_no_command(
+    run: Run, faces: Any, models: tuple[Any, Any], host: Any
+) -> None:
+    shutil.rmtree(host.root / "output/bfr_runs")
+    with pytest.raises(ValueError, match="was deleted or emptied since; queue again") as caught:
+        run("BFR_TargetsFromImages", faces=faces, images=torch.rand(10, 32, 32, 3), gate=0.0)
+    assert "bfr " not in str(caught.value) and "my_run" in str(caught.value)
+
+
 def test_a_changed_photo_changes_the_fingerprint(faces: Any, nodes: dict[str, Any], host: Any) -> None:
     node, where = nodes["BFR_FacesFromFolder"], {"place": "input", "folder": "photos", "run": "my_run"}
     before = node.fingerprint_inputs(**where)
@@ -530,6 +539,32 @@ def test_mixed_gives_a_restorer_that_sends_each_face_to_its_own(
         run("BFR_SaveRestorer", restorer=tuned, name="pth", also_pth=True)
     with pytest.raises(ValueError, match="is several restorers in one"):
         run("BFR_FinetuneRestorer", pairs=mixed_pairs, restorer=tuned, **TUNING)
+
+
+def test_a_restorer_of_groups_is_saved_once(run: Run, models: tuple[Any, Any], host: Any) -> None:
+    from bfr_core.damage.groups import FEATURES, DamageGroups
+    from bfr_core.restorers.routed import save_groups
+
+    folder = host.root / "models/facerestore_models"
+    groups = DamageGroups(torch.eye(FEATURES), torch.zeros(2, FEATURES), torch.ones(2))
+    save_groups(
+        folder / "both.safetensors", groups, folder / "tiny.safetensors", [folder / "tiny.safetensors", None], {}
+    )
+    restorer = run("BFR_LoadRestorer", restorer="both.safetensors")[0]
+
+    def save(name: str = "grp", **how: bool) -> str:
+        return Path(run("BFR_SaveRestorer", restorer=restorer, name=name, **how)[0]).name
+
+    def there() -> list[str]:
+        return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("grp*"))
+
+    assert [save(), save(), save()] == ["grp.safetensors"] * 3 and there() == ["grp.groups", "grp.safetensors"]
+    assert sorted(path.name for path in (folder / "grp.groups").glob("[!.]*")) == ["1.safetensors", "base.safetensors"]
+    assert [save(half=True), save(half=True)] == ["grp_2.safetensors"] * 2, "something else, and that once"
+    (folder / "grp.groups/1.safetensors").write_bytes(b"mine")
+    assert [save(), save()] == ["grp_3.safetensors"] * 2, "the first one can no longer be loaded"
+    assert there() == sorted(f"grp{n}.{end}" for n in ("", "_2", "_3") for end in ("groups", "safetensors"))
+    assert (folder / "grp.groups/1.safetensors").read_bytes() == b"mine"
 
 
 def test_mixed_goes_on_after_a_cancel_and_after_a_pause(

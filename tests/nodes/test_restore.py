@@ -165,8 +165,21 @@ def test_boxes_of_the_impact_pack(
     assert boxes == [[[5.0, 10.0, 25.0, 30.0]]] * 2, "those of one picture are for all"
     run("BFR_RestoreFaces", restorer=models[0], images=photo(2), segs=[segs, ((64, 96), [])])
     assert boxes[2:] == [[[5.0, 10.0, 25.0, 30.0]], []]
-    with pytest.raises(ValueError, match="connect a SEGS output"):
-        run("BFR_RestoreFaces", restorer=models[0], images=photo(), segs="nonsense")
+    for wrong in ("nonsense", ((0,), [seg]), ((), [seg]), ((64, 96),)):
+        with pytest.raises(ValueError, match="connect a SEGS output"):
+            run("BFR_RestoreFaces", restorer=models[0], images=photo(), segs=wrong)
+    boxes.clear()
+    run("BFR_RestoreFaces", restorer=models[0], images=photo(), segs=((0, 0), []))  # as the Impact Pack's empty SEGS
+    assert boxes == [[]]
+    with pytest.raises(ValueError, match="^segs is of a picture of 0 x 0 pixels; connect"):
+        run("BFR_RestoreFaces", restorer=models[0], images=photo(), segs=((0, 0), [seg]))
+
+
+def test_a_photo_of_nobody_is_named_by_its_input(run: Run, models: tuple[Any, Any]) -> None:
+    with pytest.raises(ValueError, match="^only_like: no face found in it; give a photo of the person"):
+        run("BFR_RestoreFaces", restorer=models[0], images=photo(), only_like=torch.full((1, 64, 96, 3), 0.5))
+    with pytest.raises(ValueError, match="^only_like is empty; connect"):
+        run("BFR_RestoreFaces", restorer=models[0], images=photo(), only_like=photo(0))
 
 
 ONE = {"x": 10, "y": 20, "width": 30, "height": 40}

@@ -121,44 +121,65 @@ def test_texts_come_back_with_outputs_of_an_earlier_time(texts: Any, browser: An
 
 
 OPENED = """
-const [names, usual, values] = arguments;
-const node = make("BFR_Compare", Object.fromEntries(names.map((name, i) => [name, ["ANY", {default: usual[i]}]])));
-node.widgets = names.map((name, i) => ({name, value: values[i]}));
+const [type, listed, values] = arguments, inputs = Object.fromEntries(listed), node = make(type, inputs);
+node.widgets = Object.keys(inputs).map((name, i) => ({name, value: values[i] ?? inputs[name][1].default}));
 node.onConfigure({widgets_values: values});
 return node.widgets.map((w) => w.value);
 """
 
 
+def opened(browser: Any, node: str, inputs: dict, values: list) -> list:
+    """The values of a node's widgets once a workflow that saved `values` is opened."""
+    return browser.execute_script(OPENED, f"BFR_{node}", list(inputs.items()), values)  # a driver sorts tables
+
+
+FOLDERS = ["as typed", "30 faces"]
+SAVE = {"name": ["STRING", {"default": "mine"}], "half": ["BOOLEAN", {"default": False}],
+        "only_adopted": ["BOOLEAN", {"default": False}]}  # fmt: skip
+FACES = {"folder": ["STRING", {"default": ""}], "run": ["STRING", {"default": "my_run"}],
+         "input_folder": ["COMBO", {"default": "as typed", "options": FOLDERS}],
+         "older": [FOLDERS, {"default": "as typed"}], "people": ["BOOLEAN", {"default": False}]}  # fmt: skip
+COMPARE = {"rows": ["INT", {"default": 8}], "name_of_restored": ["STRING", {"default": "restored"}],
+           "name_of_other": ["STRING", {"default": "other"}]}  # fmt: skip
+MEASURED = "PSNR (dB), higher is better: restored 20.00"
+
+
 @pytest.mark.parametrize(
-    ("values", "read"),
+    ("node", "inputs", "values", "read"),
     [
-        (["saved: mine.safetensors", "old", "mine"], [False, "old", "mine"]),
-        ([True, "10 faces", "PSNR (dB), higher is better: restored 20.00"], [True, "as typed", "restored"]),
-        ([False, "10 faces\n2 photos gave none:", "columns: restored; no clean"], [False, "as typed", "restored"]),
-        ([True, "10 faces of mine", "columns"], [True, "10 faces of mine", "columns"]),
+        ("SaveRestorer", SAVE, ["m", False, "saved: mine.safetensors"], ["m", False, False]),
+        ("SaveRestorer", SAVE, ["20 faces", True, "saved: 20 faces.safetensors"], ["20 faces", True, False]),
+        ("FacesFromFolder", FACES, ["a", "b", "10 faces"], ["a", "b", "as typed", "as typed", False]),
+        ("FacesFromFolder", FACES, ["a", "b", "1 face\n2 gave none:"], ["a", "b", "as typed", "as typed", False]),
+        ("FacesFromFolder", FACES, ["a", "b", "10 faces of mine"], ["a", "b", "10 faces of mine", "as typed", False]),
+        ("Compare", COMPARE, [4, MEASURED], [4, "restored", "other"]),
+        ("Compare", COMPARE, [4, "SSIM, best at 1: restored 0.9"], [4, "restored", "other"]),
+        ("Compare", COMPARE, [4, "columns: restored; no clean pictures"], [4, "restored", "other"]),
+        ("Compare", COMPARE, [4, "columns", "of mine"], [4, "columns", "of mine"]),
     ],
 )
 def test_texts_that_older_pages_saved_are_taken_for_no_value(
-    texts: Any, browser: Any, values: list, read: list
+    texts: Any, browser: Any, node: str, inputs: dict, values: list, read: list
 ) -> None:
-    usual = {"only_adopted": False, "input_folder": "as typed", "name_of_restored": "restored"}
-    assert browser.execute_script(OPENED, list(usual), list(usual.values()), values) == read
+    assert opened(browser, node, inputs, values) == read
 
 
-AS_SAVED = """
-const [inputs, values] = arguments, node = make("BFR_FacesFromFolder", inputs);
-node.widgets = Object.keys(inputs).map((name, i) => ({name, value: values[i]}));
-node.onConfigure({widgets_values: values});
-return Object.fromEntries(node.widgets.map((w) => [w.name, w.value]));
-"""
+@pytest.mark.parametrize("name", ["20 faces", "1 face", "columns: mine", MEASURED, "mine, best at 1: 3"])
+def test_names_that_look_like_a_nodes_text_are_kept(texts: Any, browser: Any, name: str) -> None:
+    for node, inputs in {"SaveRestorer": SAVE, "FacesFromFolder": FACES, "Compare": COMPARE}.items():
+        values = [name if kind == "STRING" else more["default"] for kind, more in inputs.values()]
+        assert opened(browser, node, inputs, values) == values
+        assert opened(browser, node, inputs, [*values, "10 faces"]) == values
 
 
-def test_names_that_look_like_a_nodes_text_are_kept(texts: Any, browser: Any) -> None:
-    inputs = {
-        "folder": ["STRING", {"default": ""}], "run": ["STRING", {"default": "my_run"}],
-        "input_folder": ["COMBO", {"default": "as typed", "options": ["as typed", "30 faces"]}],
-        "older": [["as typed", "30 faces"], {"default": "as typed"}],
-        "other": ["COMBO", {"default": "as typed", "options": ["as typed"]}],
-    }  # fmt: skip
-    values = browser.execute_script(AS_SAVED, inputs, ["30 faces"] * 5)
-    assert values == {name: "as typed" if name == "other" else "30 faces" for name in inputs}
+def test_a_folder_that_is_there_is_kept_whatever_its_name(texts: Any, browser: Any) -> None:
+    offered = [*["30 faces"] * 4, False]
+    assert opened(browser, "FacesFromFolder", FACES, offered) == offered
+    gone = ["a", "b", "31 faces", "as typed", False]
+    assert opened(browser, "FacesFromFolder", FACES, gone) == [
+        "a",
+        "b",
+        "as typed",
+        "as typed",
+        False,
+    ]

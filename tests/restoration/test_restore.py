@@ -864,6 +864,9 @@ def test_a_person_is_not_a_reference_and_must_be_there(photos: Path, tmp_path: P
     for known in ({"person": tmp_path / "nobody.jpg"}, {"references": [photos / "a.png", tmp_path / "nobody.jpg"]}):
         with pytest.raises(FileNotFoundError, match="nobody.jpg: no such file"):
             restore_folder(photos, tmp_path / "out", from_file(), PLAIN, **known)
+    for flag, known in (("--person", {"person": photos}), ("--reference", {"references": [photos]})):
+        with pytest.raises(ValueError, match=f"^{flag} .*: is a folder; name one photo in it"):
+            restore_folder(photos, tmp_path / "out", from_file(), PLAIN, **known)
 
 
 def test_a_face_that_fails_among_faces_of_several_restorers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,21 @@ def test_without_gradio_one_line_says_what_to_install(tmp_path, monkeypatch, cap
 
 def test_a_folder_to_allow_that_is_not_there_is_one_line(tmp_path, capsys):
     assert main(["ui", "--runs", str(tmp_path), "--allow", str(tmp_path / "gone")]) == 2
-    assert "gone" in capsys.readouterr().err
+    assert f"--allow {tmp_path / 'gone'}: no such folder" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main(["ui", "--runs", str(tmp_path), "--allow", str(tmp_path / "file")]) == 2
+    assert f"--allow {tmp_path / 'file'}: is a file; name the folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["--port 99999", "--port 0", "--port -1", "--port http", "--runs {file}"])
+def test_a_wrong_port_or_place_of_the_runs_is_one_line(tmp_path, capsys, words):
+    (tmp_path / "file").write_text("")
+    flag, value = words.format(file=tmp_path / "file").split()
+    with pytest.raises(SystemExit) as ended:
+        main(["ui", "--runs", str(tmp_path), f"{flag}={value}"])
+    said = capsys.readouterr().err.strip()
+    assert ended.value.code == 2 and f"argument {flag}: " in said and "\n" not in said
+    assert ("a number from 1 to 65535" if flag == "--port" else "is a file; name a folder") in said
 
 
 def test_logins_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
@@ -108,6 +122,19 @@ def test_logins_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
         (tmp_path / "logins").write_text(wrong)
         with pytest.raises(ValueError, match="each line must be user:password"):
             read_logins(tmp_path / "logins")
+
+
+def test_a_login_file_is_read_as_windows_writes_it_or_refused_by_name(tmp_path):
+    file = tmp_path / "logins"
+    file.write_text("ada:x\n", encoding="utf-8-sig")
+    assert read_logins(file) == [("ada", "x")]
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
+        file.write_text("ada:xé\n", encoding=encoding)
+        with pytest.raises(ValueError, match=r"^--auth .*logins: .*save it as UTF-8$"):
+            read_logins(file)
+    for place, says in ((tmp_path / "gone", "no such file"), (tmp_path, "is a folder")):
+        with pytest.raises(ValueError, match=f"^--auth .*: {says}; .*user:password"):
+            read_logins(place)
 
 
 @pytest.mark.parametrize(
@@ -210,8 +237,10 @@ def test_a_port_that_is_taken_is_one_line(gradio, small, tmp_path, capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        assert main(["ui", "--runs", str(tmp_path / "runs"), "--port", str(taken.getsockname()[1])]) == 2
-    assert "port" in capsys.readouterr().err
+        port = taken.getsockname()[1]
+        assert main(["ui", "--runs", str(tmp_path / "runs"), "--port", str(port)]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bfr: ")]
+    assert lines == [f"bfr: port {port} is taken; choose another with --port"]
 
 
 # ---------------------------------------------------------------- in a browser
