@@ -23,7 +23,7 @@ from ..adaptation.run import Run
 from ..device import choose_device
 from ..diffusion.latent_prior import holds_latent_prior
 from ..files.kinds import why_left_out
-from ..files.ownership import claim, delete, free_name, is_own
+from ..files.ownership import LIST, claim, delete, free_name, is_own
 from ..files.photos import FORMATS, photo_name, photo_names, printable, read_photo, replace_atomically
 from ..files.records import read_table, write_json
 from ..files.weights import TABLE, locate, search_folders
@@ -62,7 +62,7 @@ class RunFolders:
         self.allowed = [Path(folder).resolve(strict=True) for folder in allowed]
         self.device, self.how_to_allow, self.changed = device, how_to_allow, changed
         self.cache = self.runs / CACHE
-        claim(self.cache, "run", made_before=())
+        self._make_folders()
         self.uploads = Path(uploads).resolve() if uploads else self.cache
         self.jobs = Jobs()
         self._loaded: dict[tuple[Any, ...], Restorer] = {}
@@ -71,9 +71,15 @@ class RunFolders:
 
     def names(self) -> list[str]:
         """The runs, the one touched last first."""
+        self._make_folders()
         marks = ("request.json", "config.json", "job.json")
         runs = [path for path in self.runs.iterdir() if any((path / mark).is_file() for mark in marks)]
         return [path.name for path in sorted(runs, key=touched, reverse=True)]
+
+    def _make_folders(self) -> None:
+        """Make the folder of the runs and the page's cache, also where somebody has cleared them away since."""
+        if not (self.cache / LIST).is_file():
+            claim(self.cache, "run", made_before=())
 
     def run(self, name: str | None) -> Run:
         """The run of this name, which must be one of `names`."""
@@ -230,6 +236,7 @@ class RunFolders:
         """A new, empty folder for a run, named after `title`: two that are made at once never share a name."""
         plain = re.sub(r"[^\w .()-]+", "-", f"{title[:80]}.run").replace("__", "_")
         stem = photo_name(Path(plain)).strip(" .") or "run"  # Windows drops dots and spaces at the end
+        self._make_folders()
         for number in count(1):
             folder = self.runs / _numbered(stem, number)
             taken = {path.name.casefold() for path in self.runs.iterdir()}  # also where the disk tells a from A
