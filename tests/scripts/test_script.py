@@ -299,7 +299,9 @@ def test_what_was_dropped_stays_for_the_hosts_other_fields(
     webui.callbacks["before_ui"]()
     page = webui.shared.bfr_adapt.page
     for run in ("a", "b"):
-        assert page.keep_uploads([str(dropped)], page.runs / run / "photos") == []
+        files, problems = page.usable_uploads([str(dropped)])
+        page.keep_uploads(files, page.runs / run / "photos")
+        assert problems == []
         assert (page.runs / run / "photos" / "a.png").is_file()
     assert dropped.is_file()
 
