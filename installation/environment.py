@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .packages import read_requirements
-from .pip_runs import InstallError, NoNetwork, python_environment, run_quietly, run_shown, say, this_python
+from .pip_runs import InstallError, NoNetwork, NoRoom, python_environment, run_quietly, run_shown, say, this_python
 
 WORKERS = 3  # of the tests, at most; each may hold two gigabytes
 WORKERS_OF_ALL = 2  # with --all; each may hold ten
@@ -135,7 +135,7 @@ def fill(root: Path, python: str) -> None:
     for requirement in read_requirements(root / "requirements-optional.txt"):
         try:
             run_shown([*pip, "--no-deps", requirement.text])
-        except NoNetwork:
+        except (NoNetwork, NoRoom):
             raise
         except InstallError as error:
             say(f"going on without {requirement.name}: {error}")

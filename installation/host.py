@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .packages import Requirement, constraints, installed, read_requirements, satisfied, too_new
-from .pip_runs import InstallError, NoNetwork, install_command, run_quietly, say, this_python
+from .pip_runs import InstallError, NoNetwork, NoRoom, install_command, run_quietly, say, this_python
 
 # What a host does without when a package could not be added.
 WITHOUT = {
@@ -37,7 +37,7 @@ STATE = ".install-state.json"  # beside requirements.txt: what could not be adde
 
 
 def add_missing(root: Path) -> int:
-    """Exit code 0 once everything that can be added is there; raises InstallError where nothing can be.
+    """Exit code 0 once everything that can be added is there; raises InstallError where nothing required can be.
 
     requirements.txt is resolved with every installed package pinned. requirements-optional.txt is added without
     dependencies: facexlib asks for opencv-python, which must not land beside a host's opencv-python-headless.
@@ -55,8 +55,8 @@ def add_missing(root: Path) -> int:
         return 0
     known = remembered(root, before)
     if known is not None:
-        say(f"nothing new to add. {summary(known)}")
-        return 0
+        left_out, in_vain = known
+        return told(f"nothing new to add. {summary(left_out)}", in_vain)
     if (Path(sysconfig.get_path("stdlib")) / "EXTERNALLY-MANAGED").exists() and sys.prefix == sys.base_prefix:
         raise InstallError(
             "this Python belongs to the system: use the Python of ComfyUI or WebUI, or `python3 install.py demo`."
@@ -75,11 +75,18 @@ def add_missing(root: Path) -> int:
     changed = [name for name, version in before.items() if after.get(name) != version]
     if changed:  # cannot happen under the constraints; if it ever does, the user must know
         raise InstallError("pip changed packages of this host against its constraints: " + ", ".join(changed))
-    remember(root, after, left_out)
+    in_vain = bool(needed) and all(requirement.name in left_out for requirement in needed)
+    remember(root, after, left_out, in_vain)
     added = sorted(set(after) - set(before))
     say(f"added {', '.join(added)}." if added else "nothing could be added.")
-    if left_out:
-        say(summary(left_out))
+    return told(summary(left_out), in_vain) if left_out else 0
+
+
+def told(line: str, in_vain: bool) -> int:
+    """Exit code 0, after `line` is said; raises it as InstallError if nothing required was added."""
+    if in_vain:
+        raise InstallError(line)
+    say(line)
     return 0
 
 
@@ -94,7 +101,7 @@ def add(command: list[str], requirements: Sequence[Requirement], *options: str) 
         return {}
     try:
         install(command, [requirement.text for requirement in requirements], *options)
-    except NoNetwork:
+    except (NoNetwork, NoRoom):  # another try may end differently, so nothing of this one is remembered
         raise
     except InstallError as error:
         if len(requirements) == 1:
@@ -126,19 +133,21 @@ def fingerprint(root: Path, versions: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps([files, sorted(versions.items()), sys.version]).encode()).hexdigest()
 
 
-def remembered(root: Path, versions: dict[str, str]) -> dict[str, str] | None:
-    """What the last run left out, if it ended in the very state this one starts from."""
+def remembered(root: Path, versions: dict[str, str]) -> tuple[dict[str, str], bool] | None:
+    """What the last run left out, and whether it was in vain, if it ended in the very state this one starts from."""
     try:
         state = json.loads((root / STATE).read_text(encoding="utf-8"))
-        return dict(state["left_out"]) if state["fingerprint"] == fingerprint(root, versions) else None
+        known = dict(state["left_out"]), bool(state["in_vain"])
+        return known if state["fingerprint"] == fingerprint(root, versions) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def remember(root: Path, versions: dict[str, str], left_out: dict[str, str]) -> None:
+def remember(root: Path, versions: dict[str, str], left_out: dict[str, str], in_vain: bool) -> None:
     """Write `STATE`; a folder that cannot be written only makes the next run slower."""
     try:
-        text = json.dumps({"fingerprint": fingerprint(root, versions), "left_out": left_out}, indent=1)
+        state = {"fingerprint": fingerprint(root, versions), "left_out": left_out, "in_vain": in_vain}
+        text = json.dumps(state, indent=1)
         (root / STATE).write_text(text, encoding="utf-8")
     except OSError:
         return

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from . import environment, host
-from .pip_runs import InstallError
+from .pip_runs import FULL, InstallError, NoRoom
 
 USAGE = "usage: install.py [demo [arguments] | test [--all] [pytest arguments]]; see the top of install.py"
 
@@ -23,6 +23,11 @@ def run(root: str, arguments: list[str]) -> int:
             return environment.test(folder, arguments[1:])
     except InstallError as error:
         print(f"BFR Adapt: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"BFR Adapt: {NoRoom()}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("BFR Adapt: stopped; run the same command again to go on.", file=sys.stderr)

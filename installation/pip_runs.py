@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import re
@@ -14,7 +15,8 @@ NO_NETWORK = re.compile(
     r"Retrying \(Retry|Max retries exceeded|NewConnectionError|ConnectTimeoutError|ReadTimeoutError|ProxyError"
     r"|getaddrinfo failed|Name or service not known|Temporary failure in name resolution|error sending request"
 )
-NO_ROOM = re.compile(r"No space left on device|\[Errno 28\]|not enough space on the disk")
+NO_ROOM = re.compile(r"No space left on device|\[Errno 28\]|not enough space on the disk|[Qq]uota exceeded")
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what the disk says to this program itself
 
 
 class InstallError(Exception):
@@ -23,6 +25,13 @@ class InstallError(Exception):
 
 class NoNetwork(InstallError):
     """The package index did not answer."""
+
+
+class NoRoom(InstallError):
+    """The disk, or the user's share of it, is full."""
+
+    def __init__(self) -> None:
+        super().__init__("the disk is full: free some room (a complete .venv takes about 6 GB) and run this again.")
 
 
 def say(text: str) -> None:
@@ -74,7 +83,7 @@ def run_shown(command: Sequence[str]) -> None:
 def failure(output: str) -> InstallError:
     """What went wrong, as an error with one line, from all that pip or uv wrote."""
     if NO_ROOM.search(output):
-        return InstallError("the disk is full: free some room (a complete .venv takes about 6 GB) and run this again.")
+        return NoRoom()
     pins = list(dict.fromkeys(re.findall(r"\(constraint\) (\S+)", output)))
     if pins:
         reasons = [pin.replace("<0", " (never added here)").replace("==", " other than ") for pin in pins]

@@ -26,6 +26,7 @@ from ..bfr_core.adaptation.run import Run
 from ..bfr_core.adaptation.target_checks import TargetCheckConfig, accepted_targets
 from ..bfr_core.adaptation.target_stage import check_given, match_in_order, targets_of
 from ..bfr_core.files.kinds import LINKED_FOLDER
+from ..bfr_core.files.names import typed_path
 from ..bfr_core.files.ownership import claim, is_own, sha256_of
 from ..bfr_core.files.photos import printable, read_image, replace_atomically, write_image
 from ..bfr_core.files.records import fingerprint, read_table, write_json
@@ -213,7 +214,7 @@ class FacesFromFolder(host.Node):
 
 def named_folder(place: str, folder: str, input_folder: str) -> tuple[str, str]:
     """ComfyUI's folder and the path in it that the widgets name: the one chosen from the list, else the one typed."""
-    return (place, folder) if input_folder == AS_TYPED else ("input", input_folder)
+    return (place, typed_path(folder)) if input_folder == AS_TYPED else ("input", input_folder)
 
 
 def chosen_folder(place: str, folder: str, input_folder: str) -> tuple[Path, Path]:

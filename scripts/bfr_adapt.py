@@ -4,6 +4,7 @@ WebUI runs this file at every start and at every "Reload UI". What must outlive 
 kept in WebUI's own module `shared`.
 """
 
+import logging
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from modules.ui_common import create_refresh_button
 from modules.ui_components import InputAccordion
 from PIL import Image
 
+from bfr_core.errors import first_line
 from bfr_core.files.weights import ALSO
 from bfr_core.web import gradio_compat
 from bfr_core.web import gradio_page as ui
@@ -24,6 +26,7 @@ from bfr_core.web.http_api import add_routes
 NAME = "BFR Adapt"
 TAB = "bfr_adapt"
 OPTIONS = shared.cmd_opts
+log = logging.getLogger(NAME)
 
 
 def host_service() -> HostService:
@@ -41,6 +44,18 @@ def host_service() -> HostService:
         )
         setattr(shared, TAB, HostService(page))
     return getattr(shared, TAB)
+
+
+def run_names() -> list[str]:
+    """Runs that have an adapted restorer; none, and a line in the log, where their folder cannot be made or read.
+
+    WebUI builds no page at all if a part of it raises.
+    """
+    try:
+        return host_service().names()
+    except (ValueError, OSError) as error:
+        log.warning("%s", first_line(error))
+        return []
 
 
 def allowed_folders(outputs: Path) -> list[Path]:
@@ -108,7 +123,7 @@ def restored(picture, request: RestoreRequest):
 def register() -> None:
     """Put the adapted restorers among WebUI's face restorers, in place of those registered before."""
     others = [restorer for restorer in shared.face_restorers if getattr(restorer, "own", "") != TAB]
-    runs = host_service().names()
+    runs = run_names()
     chosen = str(getattr(shared.opts, "face_restoration_model", None) or "")
     if chosen.endswith(OURS) and (run := chosen.removesuffix(OURS)) not in runs:
         runs.append(run)  # its run is gone, which it tells; without it WebUI would pass pictures on unchanged
@@ -141,11 +156,11 @@ class ScriptPostprocessingAdapted(scripts_postprocessing.ScriptPostprocessing):
 
     def ui(self):
         with InputAccordion(False, label=NAME, elem_id="extras_bfr_adapt") as enable:
-            widgets = ui.extras(host_service().names())
+            widgets = ui.extras(run_names())
             create_refresh_button(
                 widgets["restorer"],
                 lambda: None,
-                lambda: {"choices": host_service().names()},
+                lambda: {"choices": run_names()},
                 "extras_bfr_adapt_refresh",
             )
         return {"enable": enable, **widgets}

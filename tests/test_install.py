@@ -133,7 +133,9 @@ def test_complaints_become_one_line() -> None:
         "WARNING: Retrying (Retry(total=1)) after NewConnectionError\nERROR: No matching distribution found for a"
     )
     assert isinstance(pip_runs.failure(retrying), pip_runs.NoNetwork)
-    assert "disk is full" in str(pip_runs.failure("ERROR: [Errno 28] No space left on device"))
+    for full in ("ERROR: [Errno 28] No space left on device", "OSError: [Errno 122] Disk quota exceeded: '/home/ada'"):
+        error = pip_runs.failure(full)
+        assert isinstance(error, pip_runs.NoRoom) and "disk is full" in str(error)
     assert str(pip_runs.failure("noise\nERROR: No matching distribution found for a\nmore")).startswith("No matching")
     assert str(pip_runs.failure(""))
 
@@ -320,6 +322,42 @@ def test_host_without_network(made_host: Host) -> None:
     assert made_host.listing() == before
     assert made_host.install().returncode == 0, "nothing about a missing network is remembered"
     assert "diffusers" in made_host.listing()
+
+
+def test_a_full_disk_is_an_error_and_nothing_of_it_is_remembered(made_host: Host) -> None:
+    made_host.needs_only("diffusers", "spandrel")
+    pip = made_host.packages / "pip" / "__main__.py"
+    full = "import os, sys\nif 'FULL' in os.environ:\n    sys.exit('ERROR: [Errno 28] No space left on device')\n"
+    pip.write_text(full + pip.read_text())
+    for _ in range(2):
+        done = made_host.install(FULL="yes")
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1 and "the disk is full" in done.stderr
+    assert made_host.install().returncode == 0
+    assert {"diffusers", "spandrel"} <= set(made_host.listing())
+
+
+def test_a_full_disk_is_one_line_wherever_it_is_met(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(root: Path, python: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(environment, "working_version", lambda python: "3.12 (pretended)")
+    (project / ".venv").mkdir()
+    monkeypatch.setattr(environment, "fill", refused)
+    assert run(str(project), ["demo"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "the disk is full" in said
+
+
+def test_where_nothing_required_can_come_that_is_an_error_each_time(made_host: Host) -> None:
+    made_host.needs_only("diffusers")
+    made_host.has("diffusers", "0.25.0")
+    for find_links in (str(made_host.index), "nowhere"):
+        done = made_host.install(PIP_FIND_LINKS=find_links)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert "Left out diffusers (needs diffusers other than 0.25.0): no diffusion prior" in done.stderr
 
 
 def test_host_without_pip(made_host: Host) -> None:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from io import BytesIO, FileIO
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from . import kinds, sixteen_bits
 from .kinds import LeftOutError, UnreadableError, why_left_out
-from .names import printable
+from .names import numbered, printable
 from .ownership import (
     Ledger,
     delete,
@@ -82,6 +83,7 @@ _XMP_IN_PNG = "XML:com.adobe.xmp"
 _RAW_TEXTS = (_XMP_IN_PNG, "Raw profile type ")  # EXIF and XMP again, which speak of the file as it lay
 _UNLISTED = "is a folder that cannot be listed"
 _NAME_BYTES = 180  # leaves room for a face number and a suffix in the 255 bytes that file systems allow
+_OWN_NAME_BYTES = 240  # leaves room for the number of a name that is taken
 _WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
 
@@ -232,6 +234,33 @@ def photo_names(relatives: Sequence[Path]) -> list[str]:
         unique = counts[_disk_key(name)] == 1 and _disk_key(name) not in taken
         names[path] = name if unique else f"{name}~{_digest(path)}"
     return [names[path] for path in relatives]
+
+
+def own_names(names: Sequence[str], windows: bool = os.name == "nt") -> list[str]:
+    """File names for files of these names that others gave: each its own, as far as it is safe and can be one here.
+
+    "_" stands for separators, control characters, the dot of a hidden file and the colon of a drive, and on Windows for
+    what it allows in no name. One that another has before it, whatever the case, gets a number (a_2.jpg).
+    """
+    plain = [_own_name(name, windows) for name in names]
+    reserved, taken, own = {_disk_key(name) for name in plain}, set[str](), []
+    for name in plain:
+        places = (numbered(Path(name), number).name for number in count(1))
+        free = (place for place in places if _disk_key(place) not in (taken if place == name else taken | reserved))
+        own.append(next(free))
+        taken.add(_disk_key(own[-1]))
+    return own
+
+
+def _own_name(name: str, windows: bool) -> str:
+    name = re.sub(r"[\x00-\x1f\x7f-\x9f/\\]|^\.|(?<=^[A-Za-z]):", "_", name)
+    if windows:
+        name = re.sub(r'[<>:"|?*]', "_", name)
+        name = f"_{name}" if _WINDOWS_DEVICES.match(name) else name
+    stem, suffix = os.path.splitext(name)
+    while stem and len(f"{stem}{suffix}".encode(errors="replace")) > _OWN_NAME_BYTES:
+        stem = stem[:-1]
+    return f"{stem}{suffix}"
 
 
 def png_names(relatives: Sequence[Path]) -> dict[Path, Path]:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from ..adaptation.faces import StageCallback, leave_out, left_out_of
 from ..adaptation.old_runs import list_old_run
-from ..adaptation.published import recipe_with
 from ..adaptation.run import Run
 from ..files.ownership import claim, delete, empty, free_name
 from ..files.photos import list_images, photo_name, printable, replace_atomically
@@ -43,23 +42,22 @@ class Page(RunViews):
         photos = self.typed_folder(folder) if folder.strip() else None
         if photos is None and not uploads:
             raise ValueError("drop some photos first, or name a folder")
-        self.restorer_named(choices.restorer)
-        self.settings_of(choices)
+        self.checked(choices)
+        if photos:
+            list_images(photos)
+        files, problems = self.usable_uploads(uploads) if not photos else ([], [])
         fallback = photos.name if photos else f"run {time.strftime('%Y-%m-%d %H.%M')}"
         run = Run(self._new_folder(title.strip() or fallback))
-        problems = []
         run.claim()
         try:
             if photos is None:
                 claim(run.photos, "run")
-                problems = self.keep_uploads(uploads, run.folder / "photos")
-            else:
-                list_images(photos)
+                self.keep_uploads(files, run.photos)
             write_json(run.folder / "request.json", {"photos": str(photos or ""), "restorer": choices.restorer})
+            self.look_for_faces(run.folder.name, choices)
         except (ValueError, OSError):
             delete(run.folder)
             raise
-        self.look_for_faces(run.folder.name, choices)
         return run.folder.name, problems
 
     def look_for_faces(self, name: str, choices: Choices) -> None:
@@ -76,10 +74,7 @@ class Page(RunViews):
             return status
         self.refuse_other_networks(run)
         choices = self.with_others(run, choices)
-        values = self.settings_of(choices)
-        recipe_with(self.restorer_named(choices.restorer), choices.recipe, values)  # raises for a bad setting, now
-        if choices.real.strip():
-            self.typed_folder(choices.real)
+        values = self.checked(choices)
         photos = self.photos_of(run)
         self.remember(run, choices)
         adapt_now = adapt_restorer(run, photos, choices.restorer, values, self.device, choices.mixed, choices.recipe)
@@ -99,8 +94,7 @@ class Page(RunViews):
             return status
         self.refuse_other_networks(run)
         choices = self.with_others(run, choices)
-        settings = self.settings_of(choices)
-        recipe_with(self.restorer_named(choices.restorer), choices.recipe, settings)  # raises for a bad setting, now
+        settings = self.checked(choices)
         self.remember(run, choices)
         work = look_first(run, None, choices.restorer, settings, self.device, choices.recipe)
         return self.jobs.start(run, "look", work)
@@ -171,16 +165,17 @@ class Page(RunViews):
         if with_base:
             self.refuse_other_networks(run, ("restorer",))
         restorer: str | Path = self.choices_of(name).restorer if with_base else adapted_file(run, NO_RESTORER)
-        photos, problems = run.folder / "to_repair", []
+        photos, problems = run.folder / "to_repair", list[str]()
         before = read_table(run.folder / "repair.json", photos=str).get("photos", "")
         if folder.strip():
             photos = self.typed_folder(folder)
             list_images(photos)
             write_json(run.folder / "repair.json", {"photos": str(photos)})
         elif uploads:
+            files, problems = self.usable_uploads(uploads)  # first: a stopped repair is not given up for nothing
             claim(photos, "run", made_before=())
             say_kept(empty(photos))
-            problems = self.keep_uploads(uploads, photos)
+            self.keep_uploads(files, photos)
             write_json(run.folder / "repair.json", {"photos": ""})
         elif stopped := self._stopped_repair(run):
             photos = stopped

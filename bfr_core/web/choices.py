@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from ..adaptation.config import LOW_MEMORY, AdaptConfig
 from ..adaptation.published import RECOMMENDED
 from ..adaptation.run import Run
 from ..diffusion import prior
+from ..files.names import typed_path
 from ..files.records import read_table
 from ..restorers.load import SHIPPED
 from ..settings import settings_of
@@ -60,8 +62,13 @@ class Choices:
         """Changes to the recipe, by dotted path."""
         lean = dict(LOW_MEMORY) if self.low_memory else {}
         own = {"finetune.minutes": float(self.minutes), "faces.aligned": self.aligned, "faces.min_face": self.min_face}
-        real = {"album.real": self.real.strip()} if self.real.strip() else {}
+        real = {"album.real": typed_folder(self.real)} if self.real.strip() else {}
         return dict(self.others) | lean | own | real | dict(self.changes)
+
+
+def typed_folder(text: str) -> str:
+    """The path of a folder that was typed, see `typed_path`; "~" is the home of whoever runs the server."""
+    return os.path.expanduser(typed_path(text))
 
 
 NUMBER = (int, float)

@@ -12,7 +12,6 @@ from typing import Any
 from ..adaptation.config import FIRST_LOOK_TEXT, LOW_MEMORY_TEXT, MIXED_TEXT, SMALL, AdaptConfig
 from ..adaptation.published import RECIPES
 from ..damage.groups import MIN_FACES
-from ..files.photos import printable
 from ..restoration.background import OFF, offered_background, offered_backgrounds
 from ..restoration.restore import CHOICES, NO_WORSE, RestoreConfig
 from ..restorers.codeformer import FIDELITY_TEXT
@@ -32,6 +31,7 @@ INTRODUCTION = (
     "Tune a face restorer to the damage of your own photos. Eight faces or more are needed, all damaged in the same "
     "way; if they are not, say so under Adapt."
 )
+DELETE = "Delete the open run, with its faces, its restorer and its repaired photos"
 ANOTHER = "another"  # a stamp that no run has, so that everything is shown
 Shown = dict[Any, Any]  # component -> its new value; what is not in it stays as it is
 BEFORE = {"the damaged photo": "damaged", "the base restorer": "base"}
@@ -171,7 +171,7 @@ def build(page: Page) -> Any:
                 compare_runs = gr.Button("Compare")
             compared = gr.HTML()
             with gr.Row():
-                sure = gr.Checkbox(False, label="Delete the open run, with its faces and its restorer")
+                sure = gr.Checkbox(False, label=DELETE)
                 delete = gr.Button("Delete", variant="stop")
 
         chosen = [restorer, minutes, mixed, aligned, min_face, low_memory, how, real, prior, *advanced]
@@ -198,9 +198,8 @@ def build(page: Page) -> Any:
         def as_choices(*values: Any) -> Choices:
             net, limit, by_group, square, smallest, lean, recipe, good, teacher, *rest = values
             changes = changes_of(rest, page.defaults(net, recipe))
-            return Choices(
-                net, limit or 0.0, square, int(smallest or 0), lean, changes, by_group, recipe, good or "", teacher
-            )
+            smallest = default.min_face if smallest is None else int(smallest)
+            return Choices(net, limit or 0.0, square, smallest, lean, changes, by_group, recipe, good or "", teacher)
 
         def look(run: str | None, last: str, viewed: str | None = None) -> Shown:
             """What of the run has to be shown anew: everything if anything changed since `last`, else its progress.
@@ -220,7 +219,8 @@ def build(page: Page) -> Any:
                     archive: nothing,
                     saved: nothing,
                 }
-                return words | files | {table: page.table(), seen: stamp}
+                box = {sure: gr.update(value=False, label=DELETE)}
+                return words | files | box | {table: page.table(), seen: stamp}
             status, photos, repaired = page.status(page.run(run)), page.photos(run), page.repaired(run)
             faces = page.faces(run)
             goes_on = status.kind == "adapt" and status.state in ("cancelled", "stopped", "failed")
@@ -241,7 +241,7 @@ def build(page: Page) -> Any:
                 stop: gr.update(interactive=status.active),
                 table: page.table(),
                 other: gr.update(choices=[name for name in page.names() if name != run]),
-                sure: gr.update(value=False, label=f"Delete {printable(str(run))}, with its faces and its restorer"),
+                sure: gr.update(value=False, label=page.to_delete(run)),
                 seen: stamp,
             }
 

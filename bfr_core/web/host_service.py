@@ -20,10 +20,13 @@ from ..restoration.background import offered_background
 from ..restoration.restore import NO_WORSE, FindFaces, RestoreConfig, RestoredPhoto, restore_photo
 from ..restoration.same_person import warnings_of
 from ..restorers import Restorer
-from ..restorers.codeformer import CodeFormer, with_fidelity
+from ..restorers.codeformer import FIDELITY_TEXT, CodeFormer, with_fidelity
+from ..settings import Setting, setting_at
 from .actions import Page
 
 log = logging.getLogger(__name__)
+VISIBILITY = replace(setting_at(RestoreConfig, "blend"), path="visibility")
+FIDELITY = Setting("fidelity", CodeFormer.fidelity_weight, FIDELITY_TEXT, low=0, high=1, kind=float)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class RestoreRequest:
 
     def config(self) -> RestoreConfig:
         """The settings of the restoration. Raises ValueError for a value that does not exist."""
+        VISIBILITY.check(self.visibility)
+        FIDELITY.check(self.fidelity)
         switches = {name: getattr(self, name) for name in NO_WORSE}
         texts: dict[str, Any] = {
             "faces": self.faces,

@@ -21,6 +21,7 @@ from typing import Any
 
 from ..adaptation.published import recipe_of
 from ..errors import first_line
+from ..files.kinds import UnreadableError
 from ..files.ownership import scratch
 from ..files.photos import read_photo, write_photo
 from ..files.records import read_table
@@ -153,12 +154,18 @@ def restored(service: HostService, body: Mapping[str, Any]) -> Reply:
     request = restore_request_of(given_as(given, known | {"restorer": str}))
     if request is None:
         raise ValueError(f"restorer is missing; name one of {', '.join(service.names()) or 'none yet'}")
-    code = str(body.get("image", "")).rpartition(",")[2]  # also as a data: address
+    code = str(body.get("image") or "").rpartition(",")[2]  # also as a data: address
+    if not code:
+        raise ValueError("image is missing; give a picture file in base64")
     if len(code) > MAX_UPLOAD_BYTES * 4 // 3:
         raise ValueError(f"the image is larger than {MAX_UPLOAD_BYTES >> 20} MB")
     with scratch(service.page.cache / "api", ".png") as path:
         path.write_bytes(_decoded(code))
-        photo, result = service.restore_file(read_photo(path, MAX_UPLOAD_PIXELS), request)
+        try:
+            photo = read_photo(path, MAX_UPLOAD_PIXELS)
+        except UnreadableError as error:
+            raise ValueError(f"image: {error.reason}") from None
+        photo, result = service.restore_file(photo, request)
         write_photo(path, photo)
         return {"image": base64.b64encode(path.read_bytes()).decode(), "info": summary_of(result)}
 

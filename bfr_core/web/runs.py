@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -18,19 +17,21 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from ..adaptation.published import RECIPES, RECOMMENDED, recipe_of
+from ..adaptation.config import AdaptConfig
+from ..adaptation.published import RECIPES, RECOMMENDED, recipe_of, recipe_with
 from ..adaptation.run import Run
 from ..device import choose_device
 from ..diffusion.latent_prior import holds_latent_prior
 from ..files.kinds import why_left_out
-from ..files.ownership import claim, delete, free_name, is_own
-from ..files.photos import FORMATS, photo_name, photo_names, printable, read_photo, replace_atomically
+from ..files.ownership import LIST, claim, delete, free_name, is_own
+from ..files.photos import FORMATS, list_images, own_names, photo_name, printable, read_photo, replace_atomically
 from ..files.records import read_table, write_json
 from ..files.weights import TABLE, locate, search_folders
 from ..reports.html import VERDICTS
 from ..restorers import Restorer, load_restorer
 from ..restorers.load import EMBEDDED_SMALL, SHIPPED
-from .choices import ADVANCED, CHOSEN, Choices, chosen_for, value_at, without_a_field
+from ..settings import setting_at
+from .choices import ADVANCED, CHOSEN, Choices, chosen_for, typed_folder, value_at, without_a_field
 from .jobs import Jobs, Status
 
 MAX_UPLOAD_BYTES = 200 << 20  # of one file
@@ -62,7 +63,7 @@ class RunFolders:
         self.allowed = [Path(folder).resolve(strict=True) for folder in allowed]
         self.device, self.how_to_allow, self.changed = device, how_to_allow, changed
         self.cache = self.runs / CACHE
-        claim(self.cache, "run", made_before=())
+        self._make_folders()
         self.uploads = Path(uploads).resolve() if uploads else self.cache
         self.jobs = Jobs()
         self._loaded: dict[tuple[Any, ...], Restorer] = {}
@@ -71,9 +72,15 @@ class RunFolders:
 
     def names(self) -> list[str]:
         """The runs, the one touched last first."""
+        self._make_folders()
         marks = ("request.json", "config.json", "job.json")
         runs = [path for path in self.runs.iterdir() if any((path / mark).is_file() for mark in marks)]
         return [path.name for path in sorted(runs, key=touched, reverse=True)]
+
+    def _make_folders(self) -> None:
+        """Make the folder of the runs and the page's cache, also where somebody has cleared them away since."""
+        if not (self.cache / LIST).is_file():
+            claim(self.cache, "run", made_before=())
 
     def run(self, name: str | None) -> Run:
         """The run of this name, which must be one of `names`."""
@@ -154,7 +161,11 @@ class RunFolders:
         """The folder of the run's photos, checked anew: what a run folder says is not trusted."""
         kept = read_table(run.folder / "request.json", photos=str).get("photos")
         if kept:
-            return self.typed_folder(kept)
+            photos = self.typed_folder(kept)
+            if not photos.is_dir():
+                where = f"{printable(run.folder.name)}: the folder of its photos, {printable(photos)}, is not there"
+                raise FileNotFoundError(f"{where}; put it back, or make a new run from where they are now")
+            return photos
         if run.photos.is_dir():
             return run.photos
         name = str(run.config().get("faces", {}).get("photos", ""))  # only its name is kept, see collect_faces
@@ -169,26 +180,34 @@ class RunFolders:
         return [name for face in face_records(run) if is_plain_name(name := str(face.get("name", "")))]
 
     def typed_folder(self, text: str) -> Path:
-        """The folder that was typed. Raises ValueError if it lies outside the allowed ones."""
-        path = Path(os.path.realpath(text.strip()))  # unlike resolve, it accepts a link to itself
-        if not any(path == folder or folder in path.parents for folder in self.allowed):
+        """The folder that was typed. Raises ValueError if it lies outside the allowed ones, or is no whole path."""
+        typed = Path(typed_folder(text))
+        if not typed.is_absolute():
+            example = f", such as {printable(self.allowed[0])}" if self.allowed else ""
+            raise ValueError(f"{printable(text.strip())}: give the whole path of the folder{example}")
+        path = Path(os.path.realpath(typed))  # unlike resolve, it accepts a link to itself
+        if not self._is_allowed(path):
             which = ", ".join(printable(folder) for folder in self.allowed) or "none yet"
+            # Where links lead that are not among the allowed folders is nobody's business here.
+            link = f" leads to {printable(path)}, which" if self._is_allowed(Path(os.path.normpath(typed))) else ""
             raise ValueError(
-                f"{printable(text.strip())}: may not be read; allowed folders: {which} ({self.how_to_allow})"
+                f"{printable(text.strip())}:{link} may not be read; allowed folders: {which} ({self.how_to_allow})"
             )
         return path
 
-    def keep_uploads(self, uploads: Sequence[str], folder: Path) -> list[str]:
-        """Copy uploaded photos into `folder`, under their own names; a line for each that is not a usable picture.
+    def _is_allowed(self, path: Path) -> bool:
+        return any(path == folder or folder in path.parents for folder in self.allowed)
+
+    def usable_uploads(self, uploads: Sequence[str]) -> tuple[list[Path], list[str]]:
+        """Those of the uploaded photos that can be used, and a line for each of the others.
 
         Raises ValueError if none is usable, or if there are too many.
         """
         if len(uploads) > MAX_UPLOADS:
             raise ValueError(f"{len(uploads)} photos are too many; drop {MAX_UPLOADS} at most, or name a folder")
         files = list(dict.fromkeys(Path(upload).resolve() for upload in uploads))  # the same photo twice is one
-        problems, kept = [], 0
-        relatives = numbered_names([file.name for file in files])  # cameras give all their first photos one name
-        for file, stem in zip(files, photo_names(relatives), strict=True):
+        usable, problems = [], []
+        for file in files:
             try:
                 if not {self.uploads, self.cache} & {*file.parents}:
                     raise ValueError(f"{printable(file.name)}: was not uploaded here")
@@ -199,13 +218,19 @@ class RunFolders:
                 read_photo(file, MAX_UPLOAD_PIXELS)
             except (ValueError, OSError) as error:
                 problems.append(printable(str(error)))
-                continue
-            # The upload itself stays: the same photo in another field, or another tab, is the same file.
-            replace_atomically(free_name(folder / f"{stem}{file.suffix.lower()}"), partial(shutil.copyfile, file))
-            kept += 1
-        if not kept:
+            else:
+                usable.append(file)
+        if not usable:
             raise ValueError(f"none of the files can be used: {'; '.join(problems[:3])}")
-        return problems
+        return usable, problems
+
+    def keep_uploads(self, files: Sequence[Path], folder: Path) -> None:
+        """Copy `usable_uploads` into `folder`, under their own names; cameras give all their first photos one name.
+
+        The upload itself stays: the same photo in another field, or another tab, is the same file.
+        """
+        for file, name in zip(files, own_names([file.name for file in files]), strict=True):
+            replace_atomically(free_name(folder / name), partial(shutil.copyfile, file))
 
     def forget_pictures(self, run: Run) -> None:
         """Delete what the page's cache, and a host's folder of uploads, hold of a run: its uploads, and pictures and
@@ -230,6 +255,7 @@ class RunFolders:
         """A new, empty folder for a run, named after `title`: two that are made at once never share a name."""
         plain = re.sub(r"[^\w .()-]+", "-", f"{title[:80]}.run").replace("__", "_")
         stem = photo_name(Path(plain)).strip(" .") or "run"  # Windows drops dots and spaces at the end
+        self._make_folders()
         for number in count(1):
             folder = self.runs / _numbered(stem, number)
             taken = {path.name.casefold() for path in self.runs.iterdir()}  # also where the disk tells a from A
@@ -256,6 +282,20 @@ class RunFolders:
         if choices.prior not in found:
             raise ValueError(f"{printable(choices.prior)}: is not one of {', '.join(map(printable, found))}")
         return choices.settings() | ({} if choices.prior == "embedded" else {"prior": str(found[choices.prior])})
+
+    def checked(self, choices: Choices) -> dict[str, Any]:
+        """`settings_of`, after a look at the folder of real faces, too.
+
+        Raises ValueError for choices with which an adaptation would not begin.
+        """
+        settings = self.settings_of(choices)
+        recipe_with(self.restorer_named(choices.restorer), choices.recipe, settings)
+        if choices.real.strip():
+            try:
+                list_images(self.typed_folder(choices.real))
+            except (ValueError, OSError) as error:
+                raise ValueError(f"{setting_at(AdaptConfig, 'album.real').label}: {error}") from None
+        return settings
 
     def base_of(self, run: Run, tuned: Restorer) -> Restorer:
         """The restorer that `tuned` was tuned from. Raises ValueError if it is not among the restorers here."""
@@ -327,17 +367,6 @@ def number_of_faces(run: Run) -> int | str:
         return len(face_records(run)) or ""
     except ValueError:
         return "list damaged"
-
-
-def numbered_names(names: Sequence[str]) -> list[Path]:
-    """`names`, with a number as the folder of each that came before, upper or lower case being the same."""
-    seen: Counter[str] = Counter()
-    paths = []
-    for name in names:
-        count_before = seen[name.casefold()]
-        seen[name.casefold()] += 1
-        paths.append(Path(str(count_before + 1) if count_before else "", name))
-    return paths
 
 
 def photos_below(folder: Path) -> list[Path]:

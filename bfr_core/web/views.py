@@ -260,6 +260,15 @@ class RunViews(RunFolders):
         result = restore_photo(photo, restorer, config)
         return result.pixels, result.step
 
+    def to_delete(self, name: str | None) -> str:
+        """The label of the box to be ticked before the run is deleted: all that goes with it."""
+        run, parts = self.run(name), ["its faces", "its restorer"]
+        if any(where.is_dir() for where in (run.photos, run.folder / "to_repair")):
+            parts.append("its copies of the photos that were dropped")
+        if zips := len(list((run.folder / "repaired").glob("*.zip"))):
+            parts.append("the zip of repaired photos" if zips == 1 else f"{zips} zips of repaired photos")
+        return f"Delete {printable(run.folder.name)}, with {', '.join(parts[:-1])} and {parts[-1]}"
+
     def table(self) -> str:
         """All runs, a line each, as HTML."""
         rows = []

@@ -19,6 +19,7 @@ from bfr_core.files.photos import (
     Photo,
     list_images,
     look_through,
+    own_names,
     photo_name,
     photo_names,
     png_names,
@@ -864,6 +865,34 @@ def test_photo_names_never_collide():
     assert photo_names([Path("a.jpg"), Path("b.jpg")]) == ["a", "b"]
     assert photo_names([Path("a.jpg"), Path("a.png")]) == ["a_jpg", "a_png"]
     assert photo_names([]) == []
+
+
+def test_own_names_are_those_given_wherever_they_are_safe():
+    fine = [
+        "scan__01.jpg",
+        "Mum, 1962.jpg",
+        "a.jpg",
+        "a.jpeg",
+        "A_2.JPG",
+        "søn %5F (1).png",
+        "What? 12:30.png",
+        "é.jpg",
+    ]
+    assert own_names([*fine, "CON.jpg"], windows=False) == [*fine, "CON.jpg"]
+    assert own_names(["CON.jpg", "nul.tar.png", "What? 12:30.png"], windows=True) == [
+        "_CON.jpg", "_nul.tar.png", "What_ 12_30.png",
+    ]  # fmt: skip
+    for name in ("..\\..\\evil.png", "/etc/evil.png", "C:evil.png", ".bfr-0123456789ab.part.png", "a\nb\0.png"):
+        [own] = own_names([name])
+        assert not set(own) & set("/\\:\n\0") and not own.startswith(".") and own.endswith(".png")
+
+
+def test_only_names_that_are_taken_get_a_number():
+    assert own_names(["a.jpg", "A.JPG", "b.jpg", "a.jpg"]) == ["a.jpg", "A_2.JPG", "b.jpg", "a_3.jpg"]
+    assert own_names(["a.jpg", "a.jpg", "a_2.jpg"]) == ["a.jpg", "a_3.jpg", "a_2.jpg"]
+    assert own_names(["e\u0301.jpg", "é.jpg"])[1] == "é_2.jpg" and own_names([]) == []
+    long = own_names(["人" * 83 + ".jpg"] * 2)
+    assert all(len(name.encode()) <= 255 and name.endswith(".jpg") for name in long) and long[0] != long[1]
 
 
 def test_png_names_are_the_photos_own_wherever_that_is_no_others():

@@ -154,6 +154,16 @@ def test_a_linked_folder_of_photos_is_used_and_what_leads_out_of_it_is_named(
     assert {path.name for path in disk.iterdir()} == {"a.png", "below", "innocent.png", "more", "again.png"}
 
 
+@pytest.mark.parametrize("typed", [" photos ", '"photos"', "'photos'", '" photos"'])
+def test_a_folder_may_be_pasted_with_quotes_and_spaces(pack: Any, host: Any, typed: str) -> None:
+    faces = sys.modules["any-name.nodes.faces"]
+    root, source = faces.chosen_folder("input", typed, faces.AS_TYPED)
+    assert source == root / "photos" == host.root / "input" / "photos"
+    assert faces.named_folder("input", typed, faces.AS_TYPED) == ("input", "photos"), "it makes no other run"
+    with pytest.raises(ValueError, match="^/photos: is an absolute path"):
+        faces.chosen_folder("input", '"/photos"', faces.AS_TYPED)
+
+
 def test_a_folder_of_links_out_alone_is_refused(
     run: Callable[..., tuple], models: tuple[Any, Any], host: Any, tmp_path: Path
 ) -> None:

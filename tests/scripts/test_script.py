@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from bfr_core.faces.align import Face, template
+from bfr_core.files.ownership import LIST, Ledger
 from bfr_core.files.weights import locate, search_folders
 from bfr_core.restoration.restore import NO_WORSE, RestoredPhoto
 from bfr_core.restorers.load import SHIPPED
@@ -298,7 +299,9 @@ def test_what_was_dropped_stays_for_the_hosts_other_fields(
     webui.callbacks["before_ui"]()
     page = webui.shared.bfr_adapt.page
     for run in ("a", "b"):
-        assert page.keep_uploads([str(dropped)], page.runs / run / "photos") == []
+        files, problems = page.usable_uploads([str(dropped)])
+        page.keep_uploads(files, page.runs / run / "photos")
+        assert problems == []
         assert (page.runs / run / "photos" / "a.png").is_file()
     assert dropped.is_file()
 
@@ -310,6 +313,42 @@ def test_the_option_of_the_command_line() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] ['a', 'b']"
+
+
+def test_a_folder_of_runs_that_was_cleared_away_is_made_again(
+    webui: WebUI, photos: Path, tiny_restorer: Path, tiny_prior: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SHIPPED, "embedded", tiny_restorer)
+    monkeypatch.setattr("bfr_core.diffusion.prior.EMBEDDED", tiny_prior)
+    webui.shared.cmd_opts.bfr_allow = [str(photos)]
+    webui.load()
+    webui.callbacks["before_ui"]()
+    page = webui.shared.bfr_adapt.page
+    shutil.rmtree(webui.root / "outputs")
+    script = webui.reload()
+    assert script.run_names() == [] and (page.cache / LIST).is_file()
+    shutil.rmtree(webui.root / "outputs")
+    name, _ = page.new_run("album", [], str(photos), FEW)
+    page.jobs.wait(page.run(name))
+    assert page.names() == ["album"] and Ledger(page.cache).kind == "run"
+
+
+def test_a_folder_of_runs_that_cannot_be_made_leaves_webui_its_page(
+    webui: WebUI, caplog: pytest.LogCaptureFixture
+) -> None:
+    gradio = pytest.importorskip("gradio", reason="gradio is not installed")
+    script = webui.load()
+    for before in (False, True):  # the first time, and with the page of an earlier load
+        if before:
+            (webui.root / "outputs").unlink()
+            assert script.run_names() == []
+            shutil.rmtree(webui.root / "outputs")
+        (webui.root / "outputs").write_text("a file")
+        webui.callbacks["before_ui"]()
+        with gradio.Blocks():
+            assert script.ScriptPostprocessingAdapted().ui()["restorer"].value is None
+        assert "outputs" in caplog.text and webui.face_restorers() == ["CodeFormer"]
+        caplog.clear()
 
 
 # ---------------------------------------------------------------- with gradio

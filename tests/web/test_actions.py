@@ -186,9 +186,12 @@ def test_a_stopped_repair_goes_on_with_its_photos(page, adapted, photos, named, 
         return real(*given, callback=once, **how)
 
     monkeypatch.setattr(jobs, "restore_folder", stops)
+    bad = upload(page, "b.txt")
     given = [upload(page, f"{i}.png") for i in range(10)] if not named else []
     page.repair(adapted, given, str(photos) if named else "", aligned=True)
     assert page.jobs.wait(page.run(adapted)).state == "cancelled"
+    with pytest.raises(ValueError, match="none of the files can be used"):
+        page.repair(adapted, [bad], "", aligned=True)
     page.repair(adapted, [], "", aligned=True)
     status = finished(page, adapted)
     assert "done before it was stopped" in status.notes[0]
@@ -319,6 +322,31 @@ def test_folders_outside_the_allowed_ones_are_refused(page, photos, tmp_path, ty
     with pytest.raises(ValueError) as error:
         page.typed_folder(typed.format(photos=photos, link=tmp_path / "link"))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("typed", ['"{photos}"', " '{photos}' ", "  {photos}", '" {photos} "', "~/{photos.name}"])
+def test_a_folder_may_be_pasted_with_quotes_and_spaces_or_named_from_home(page, photos, monkeypatch, typed):
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(photos.parent))
+    typed = typed.format(photos=photos)
+    assert page.typed_folder(typed) == photos
+    assert replace(FEW, real=typed).settings()["album.real"] == str(photos)
+
+
+def test_what_is_wrong_with_a_typed_folder_is_said(page, photos, tmp_path):
+    mine, secret = tmp_path / "mine", tmp_path / "secret"
+    mine.mkdir()
+    secret.mkdir()
+    (mine / "link").symlink_to(secret, target_is_directory=True)
+    (tmp_path / "other").symlink_to(secret, target_is_directory=True)
+    page.allowed.append(mine)
+    for typed in ("album", "./album", '"album"', ""):
+        with pytest.raises(ValueError, match=f"give the whole path of the folder, such as {photos}"):
+            page.typed_folder(typed)
+    with pytest.raises(ValueError, match=f"{mine}/link: leads to {secret}, which may not be read; allowed folders: "):
+        page.typed_folder(str(mine / "link"))
+    with pytest.raises(ValueError, match=f"{tmp_path}/other: may not be read; allowed folders: "):
+        page.typed_folder(str(tmp_path / "other"))
 
 
 def test_the_hosts_checkpoints_are_offered_as_priors(page, photos, tmp_path, monkeypatch):
@@ -520,6 +548,47 @@ def test_bad_choices_are_said_at_once(page, photos):
         page.new_run("x", [], " ", FEW)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"minutes": -5.0}, "minutes is -5.0; it must be 0 or more"),
+        ({"min_face": 0}, "min_face is 0; it must be"),
+        ({"changes": {"finetune.iterations": 0}}, "iterations is 0"),
+        ({"real": "{photos}/gone"}, "gone: no such folder"),
+        ({"real": "gone"}, "give the whole path of the folder"),
+        ({"real": "/"}, "may not be read"),
+    ],
+)
+@pytest.mark.parametrize("dropped", [True, False])
+def test_bad_choices_leave_no_run(page, photos, wrong, said, dropped):
+    wrong = {name: value.format(photos=photos) if isinstance(value, str) else value for name, value in wrong.items()}
+    given = ([upload(page, "a.png")], "") if dropped else ([], str(photos))
+    with pytest.raises(ValueError, match=said):
+        page.new_run("album", *given, replace(FEW, **wrong))
+    assert [path.name for path in page.runs.iterdir()] == [page.cache.name]
+
+
+def test_photos_that_were_moved_are_named_with_advice(page, adapted, photos):
+    chosen = page.run(adapted).folder / "request.json"
+    chosen.write_text(json.dumps(json.loads(chosen.read_text()) | {"photos": str(photos / "gone")}))
+    moved = f"{adapted}: the folder of its photos, {photos}/gone, is not there; put it back, or make a new run"
+    for act in (lambda: page.adapt(adapted, FEW), lambda: page.before_after(adapted, "face 0.png")):
+        with pytest.raises(FileNotFoundError, match=moved):
+            act()
+
+
+def test_the_box_before_a_run_is_deleted_names_all_that_goes(page, adapted):
+    assert page.to_delete(adapted) == "Delete old album, with its faces and its restorer"
+    run = page.run(adapted).folder
+    for folder in ("repaired", "to_repair"):
+        (run / folder).mkdir()
+    (run / "repaired/repaired 1.zip").write_text("")
+    dropped = "Delete old album, with its faces, its restorer, its copies of the photos that were dropped and "
+    assert page.to_delete(adapted) == f"{dropped}the zip of repaired photos"
+    (run / "repaired/repaired 2.zip").write_text("")
+    assert page.to_delete(adapted) == f"{dropped}2 zips of repaired photos"
+
+
 def test_what_is_said():
     assert said("") == "" and "2 files cannot be used:<br>a&lt;<br>b" in said("", ["a<", "b"])
     assert said("done") == '<div class="bfr"><p class="said" role="status">done</p></div>'
@@ -682,6 +751,20 @@ def test_photos_of_one_name_are_all_kept(page, tmp_path):
     kept = list(page.run(name).photos.glob("[!.]*"))
     assert problems == [] and len(kept) == 3 == len(page.photos(name))
     assert len({round(float(read_image(file).mean()), 1) for file in kept}) == 3
+
+
+def test_repaired_photos_have_the_names_of_those_that_were_dropped(page, adapted):
+    names = ["scan__01.png", "Mum, 1962.png", "CON.png", "a.jpg", "a.jpeg", "B.PNG", ".hidden.png"]
+    files = [upload(page, name) for name in names]
+    for folder in ("def", "ghi"):
+        place = page.cache / folder / "scan__01.png"
+        place.parent.mkdir()
+        shutil.copyfile(upload(page, place.name, (40, 40)), place)
+        files.append(str(place))
+    page.repair(adapted, files, "", aligned=True)
+    finished(page, adapted)
+    expected = [*names[:-1], "_hidden.png", "scan__01_2.png", "scan__01_3.png"]
+    assert sorted(zipfile.ZipFile(page.repaired(adapted)).namelist()) == sorted(expected)
 
 
 def test_a_run_whose_networks_are_not_here_is_not_begun_anew_with_others(page, adapted):

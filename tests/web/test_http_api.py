@@ -81,13 +81,19 @@ def test_a_run_from_its_folder_to_a_restored_picture(service, photos):
         ("/runs/album/adapt", {"changes": {"prior": "/etc"}}, "changes must be"),
         ("/restore", {}, "restorer is missing"),
         ("/restore", {"restorer": "album", "image": "?"}, "base64"),
-        ("/restore", {"restorer": "album", "image": base64.b64encode(b"no").decode()}, ".png"),
+        ("/restore", {"restorer": "album", "image": base64.b64encode(b"no").decode()}, "image: is not a JPEG"),
+        ("/restore", {"restorer": "album"}, "image is missing"),
+        ("/restore", {"restorer": "album", "image": "data:image/png;base64,"}, "image is missing"),
+        ("/restore", {"restorer": "album", "visibility": 2, "image": "{picture}"}, "visibility is 2.0; it must be"),
+        ("/restore", {"restorer": "album", "fidelity": -1, "image": "{picture}"}, "fidelity is -1.0; it must be"),
+        ("/runs", {"folder": "{photos}", "minutes": -5}, "minutes is -5.0; it must be 0 or more"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(service, photos, path, body, reason):
     (service.page.runs / "album").mkdir()
     (service.page.runs / "album" / "request.json").write_text("{}")
-    body = {k: v.format(photos=photos) if isinstance(v, str) else v for k, v in body.items()}
+    picture = base64.b64encode(next(photos.glob("*.png")).read_bytes()).decode()
+    body = {k: v.format(photos=photos, picture=picture) if isinstance(v, str) else v for k, v in body.items()}
     answer = client(service).post(PREFIX + path, json=body)
     assert answer.status_code in (400, 404)
     if reason:
