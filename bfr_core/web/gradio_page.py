@@ -12,6 +12,7 @@ from typing import Any
 from ..adaptation.config import FIRST_LOOK_TEXT, LOW_MEMORY_TEXT, MIXED_TEXT, SMALL, AdaptConfig
 from ..adaptation.published import RECIPES
 from ..damage.groups import MIN_FACES
+from ..files.names import printable
 from ..restoration.background import OFF, offered_background, offered_backgrounds
 from ..restoration.restore import CHOICES, NO_WORSE, RestoreConfig
 from ..restorers.codeformer import FIDELITY_TEXT
