@@ -65,8 +65,8 @@ def boxes_of(segs: tuple, height: int, width: int) -> Tensor:
         return torch.empty(0, 4)
     if not (found_height > 0 and found_width > 0):
         raise ValueError(
-            f"segs is of a picture of {found_width:g} x {found_height:g} pixels; connect the SEGS output of a detector "
-            "that got the picture"
+            f"segs is of a picture of {found_width:g} x {found_height:g} pixels; connect the SEGS output of a "
+            "detector that got the picture"
         )
     scale = torch.tensor([width / found_width, height / found_height] * 2)
     moved = torch.tensor(boxes).reshape(-1, 4) * scale

@@ -133,8 +133,8 @@ def name_from(text: str) -> str:
 def folder_from(text: str) -> Path:
     """`path_from` of a folder that is written to, there or not. Raises ArgumentTypeError if a file is in its place."""
     path = path_from(text)
-    there = next((one for one in (path, *path.parents) if os.path.lexists(one)), path)
-    if os.path.lexists(there) and not there.is_dir():
+    there = next((one for one in (path, *path.parents) if os.path.exists(one)), None)
+    if there and not there.is_dir():
         raise argparse.ArgumentTypeError(f"{printable(there)}: is a file; name a folder, which need not be there yet")
     return path
 

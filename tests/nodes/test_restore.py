@@ -471,7 +471,8 @@ def test_likeness_and_one_person_alone(
     words = sys.modules["any-name.bfr_core.restoration.same_person"]
     asked: list[Any] = []
 
-    def load_check(action: str, restorer: Any, find: Any, person: Any, limit: float) -> Any:
+    def load_check(action: str, restorer: Any, person: Any, limit: float, name: str) -> Any:
+        assert name == "only_like"
         asked.append((action, None if person is None else person.shape, limit))
 
         def check(crops: list[Any], restored: list[Any], widths: list[float]) -> Any:
