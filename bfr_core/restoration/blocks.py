@@ -74,7 +74,10 @@ def read_jpeg(photo: Tensor) -> Jpeg | None:
 
 def unblocked(photo: Tensor, jpeg: Jpeg) -> Tensor:
     """`photo`, (3, H, W) RGB in [0, 1] on the CPU, without most of the blocks of the JPEG that it comes from."""
-    return torch.stack([photo, *(_stored_elsewhere(photo, jpeg, *shift) for shift in SHIFTS)]).mean(0)
+    total = photo.clone()  # one at a time: a photo may be large
+    for shift in SHIFTS:
+        total += _stored_elsewhere(photo, jpeg, *shift)
+    return total / (1 + len(SHIFTS))
 
 
 def _quality_of(coefficients: Tensor) -> int:

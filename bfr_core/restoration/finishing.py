@@ -77,14 +77,17 @@ def finished(
 
 
 def with_detail(photo: Tensor, new: Tensor, levels: int) -> Tensor:
-    """`new` with the detail of `photo` that it lacks, as far as it is neither noise nor blocks.
+    """`new` with the detail of `photo` that it lacks, as far as it is neither noise nor a JPEG's blocks and error.
 
     photo, new: (3, H, W) in [0, 1], whole pictures on the CPU; so is the result. levels: how many bands may hold such
     detail, see `finest_band.levels_for`.
     """
     patches = [Patch(0, 0, new, new.new_ones(1, *new.shape[-2:]))]
     noise = read_noise(photo, levels)
-    strips = _finished_strips(photo, photo, None, patches, noise, levels, keep_detail=True, match_grain=False)
+    jpeg = read_jpeg(photo) if noise.blocks > NO_BLOCKS else None
+    source = unblocked(photo, jpeg) if jpeg else photo
+    error = photo - source if jpeg else None
+    strips = _finished_strips(photo, source, error, patches, noise, levels, keep_detail=True, match_grain=False)
     return _pasted(list(strips))
 
 
