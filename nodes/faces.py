@@ -20,7 +20,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..bfr_core.adaptation.config import AdaptConfig, FaceConfig
-from ..bfr_core.adaptation.faces import FaceSet, collect_faces, faces_of
+from ..bfr_core.adaptation.faces import SAME_AS, FaceSet, collect_faces, faces_of
 from ..bfr_core.adaptation.people import PeopleConfig, find_people, people_lines
 from ..bfr_core.adaptation.run import Run
 from ..bfr_core.adaptation.target_checks import TargetCheckConfig, accepted_targets
@@ -316,7 +316,7 @@ def collected(
         whose = people_lines(find_people(run, faces, PeopleConfig(find=True), progress), faces) if people else []
     shown = faces.batch(min(first, len(faces) - 1), first + count)
     own = photos == run.photos  # pictures from other nodes; what lies beside them is the run's own record
-    told = [one for one in faces.problems if not (own and one["status"] == "left_out")]
+    told = [one for one in faces.problems if not own or one["status"] != "left_out" or SAME_AS in one["problem"]]
     problems = [one["problem"] for one in told if not one["problem"].endswith(f": {LINKED_FOLDER}")]
     said = [f"{'1 file' if len(problems) == 1 else f'{len(problems)} files'} gave none:", *problems] if problems else []
     links = "1 link was" if len(left_out) == 1 else f"{len(left_out)} links were"

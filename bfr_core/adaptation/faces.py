@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 StageCallback = Callable[[str, int, int, Any], None]  # stage, step, steps, detail
+SAME_AS = "shows the same as"  # of a copy, before the photo that counts
 JOURNAL_HEAD = '{"journal": "a line for every photo that was looked at"}\n'
 
 
@@ -162,7 +163,7 @@ def _without_copies(found: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], 
         first.setdefault(face["sha256"], face)
     used = {face["photo"] for face in first.values()}
     copies = {
-        face["photo"]: f"{printable(face['photo'])}: shows the same as {printable(first[face['sha256']]['photo'])}"
+        face["photo"]: f"{printable(face['photo'])}: {SAME_AS} {printable(first[face['sha256']]['photo'])}"
         for face in found
         if face["photo"] not in used
     }

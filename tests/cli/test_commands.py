@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -400,7 +401,8 @@ def test_ctrl_c_before_a_command_begins_exits_130_in_one_line(loaded, tmp_path):
     """loaded: the module after whose import it is pressed."""
     start = [sys.executable, "-X", "importtime", "-m", "bfr_core"]
     words = ["restore", str(tmp_path), "--out", str(tmp_path / "out")]
-    with subprocess.Popen([*start, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job is started deaf to it
+    with subprocess.Popen([*start, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heard) as process:
         for line in process.stderr:
             if line.split("|")[-1].strip() == loaded:
                 process.send_signal(signal.SIGINT)

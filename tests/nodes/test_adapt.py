@@ -244,6 +244,13 @@ def test_a_list_of_pictures_of_several_sizes_is_one_folder_of_photos(run: Run, m
     assert again[2] == 1
 
 
+def test_a_picture_that_comes_twice_counts_once_and_this_is_said(run: Run, models: tuple[Any, Any]) -> None:
+    picture = torch.rand(1, 32, 32, 3)
+    pictures = [picture, torch.rand(1, 32, 32, 3), picture.clone()]
+    *_, number, report, _ = run("BFR_FacesFromImages", restorer=models[0], images=pictures, aligned=True)
+    assert number == 2 and "1 file gave none:" in report and "shows the same as" in report
+
+
 def test_a_deleted_run_is_made_again(run: Run, faces: Any, nodes: dict[str, Any], host: Any) -> None:
     node, where = nodes["BFR_FacesFromFolder"], {"place": "input", "folder": "photos", "run": "my_run"}
     other = nodes["BFR_FacesFromImages"]
