@@ -72,12 +72,12 @@ class AdaptConfig:
     )
     restorer: str = setting(
         "embedded",
-        "The restorer to tune: a file, or embedded for the one of 256 pixels that comes along.",
+        "The restorer to tune: a file, or embedded for the built-in one of 256 pixels.",
         label="Restorer to tune",
     )
     prior: str = setting(
         "embedded",
-        "The diffusion prior: a file, a diffusers folder, or embedded for the one of 256 pixels that comes along.",
+        "The diffusion prior: a file, a diffusers folder, or embedded for the built-in one of 256 pixels.",
         label="Prior",
     )
     faces: FaceConfig = field(default_factory=FaceConfig)

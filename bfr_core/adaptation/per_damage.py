@@ -25,7 +25,7 @@ from ..reports.html import VERDICTS, Gallery, ReportData, Table, Verdict, write_
 from ..restoration.same_person import FaceLikeness
 from ..restorers import Restorer, load_restorer, save_restorer
 from ..restorers.load import metadata_in
-from ..restorers.routed import TENSORS, read_groups, replace_member, save_groups
+from ..restorers.routed import read_groups, replace_member, save_groups, tensors_of
 from ..training.batches import split
 from ..training.checkpoint import TuningProgress
 from .adapt import Adapted, Before, adapt
@@ -201,10 +201,7 @@ def group_faces(
     units = units_of(known_descriptions(torch.stack(restored), base.restore_each))
     groups = DamageGroups.of(torch.cat(described), units)
     routes = groups.route(torch.cat(described))
-    tensors = {name: getattr(groups, attribute) for name, attribute in TENSORS.items()} | {
-        "routes": torch.tensor(routes)
-    }
-    save_tensors(kept, tensors, {"fingerprint": fingerprint_value})
+    save_tensors(kept, tensors_of(groups) | {"routes": torch.tensor(routes)}, {"fingerprint": fingerprint_value})
     return groups, routes
 
 

@@ -255,7 +255,7 @@ def add_commands(commands: Commands) -> None:
             verify_real, "Check the published weights on this machine, and write a report to share.", group=STUDIES
         )
     )
-    sub.add_argument("--out", type=path_from, default=Path("verify_real"), metavar="DIR", help="Folder of the report.")
+    sub.add_argument("--out", type=folder_from, default="verify_real", metavar="DIR", help="Folder of the report.")
     text = "Check this prior instead, such as a Stable Diffusion checkpoint: a .safetensors file or a diffusers folder."
     sub.add_argument("--prior", type=path_from, metavar="FILE", help=text)
     text = "Compare the restorers that are here, and the embedded one, on the damaged faces of these clean photos, too."

@@ -111,7 +111,7 @@ def save_groups(
     members: one for each group; None where the base serves it.
     """
     own = {"kind": GROUPS, "members": json.dumps([_entry(path, file) for file in (base, *members)])}
-    save_tensors(path, {name: getattr(groups, attribute) for name, attribute in TENSORS.items()}, own | dict(metadata))
+    save_tensors(path, tensors_of(groups), own | dict(metadata))
 
 
 def replace_member(path: Path, groups: DamageGroups, number: int, member: Path | None) -> bool:
@@ -120,14 +120,18 @@ def replace_member(path: Path, groups: DamageGroups, number: int, member: Path |
     number: of the group, from 1. member: None where the base serves it. Returns False, and changes nothing, if the
     file is of other groups.
     """
-    state, metadata = load_tensors(path)
-    tensors = {name: getattr(groups, attribute) for name, attribute in TENSORS.items()}
+    (state, metadata), tensors = load_tensors(path), tensors_of(groups)
     if state.keys() != tensors.keys() or not all(torch.equal(state[name], tensors[name]) for name in tensors):
         return False
     members = json.loads(metadata["members"])
     members[number] = _entry(path, member)
     save_tensors(path, tensors, metadata | {"members": json.dumps(members)})
     return True
+
+
+def tensors_of(groups: DamageGroups) -> dict[str, Tensor]:
+    """The groups by the names that files give to their tensors, see `read_groups`."""
+    return {name: getattr(groups, attribute) for name, attribute in TENSORS.items()}
 
 
 def _entry(path: Path, file: Path | None) -> dict[str, str]:

@@ -253,6 +253,8 @@ def taken_for_real(
     pseudo_targets: (B, 3, S, S), of this pass. first: see `real_faces`.
     """
     key = (config.seed, "real", step)
+    if faces.real is None and faces.examples is None:
+        return pseudo_targets
     if faces.real is not None:
         taken = real_faces(faces.real, len(pseudo_targets), config.mirror, *key, first=first).to(pseudo_targets)
     else:
