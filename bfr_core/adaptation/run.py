@@ -9,7 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from ..files.ownership import claim, made_without_list, refuse_foreign, tidy
+from ..files.ownership import claim, in_the_way, made_without_list, refuse_foreign, tidy
 from ..files.photos import printable
 from ..files.records import read_table, write_json
 from ..files.shards import Shard, locked_shard, shards_at_work
@@ -63,8 +63,8 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"--run {printable(folder)}: is a file; give a folder")
+        if blocked := in_the_way(self.folder):
+            raise ValueError(f"--run {blocked}; give a folder")
 
     @property
     def faces(self) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..device import choose_device
-from ..files.names import printable
+from ..files.ownership import in_the_way
 from ..settings import Setting, read_assignments, setting_at, settings_of
 
 MAIN, STAGES, STUDIES = "main commands", "the stages of adapt, one by one, and other tools", "studies of the method"
@@ -131,11 +131,13 @@ def name_from(text: str) -> str:
 
 
 def folder_from(text: str) -> Path:
-    """`path_from` of a folder that is written to, there or not. Raises ArgumentTypeError if a file is in its place."""
+    """`path_from` of a folder that is written to, there or not.
+
+    Raises ArgumentTypeError if a file or a broken link is in its place.
+    """
     path = path_from(text)
-    there = next((one for one in (path, *path.parents) if os.path.exists(one)), None)
-    if there and not there.is_dir():
-        raise argparse.ArgumentTypeError(f"{printable(there)}: is a file; name a folder, which need not be there yet")
+    if blocked := in_the_way(path):
+        raise argparse.ArgumentTypeError(f"{blocked}; name a folder, which need not be there yet")
     return path
 
 

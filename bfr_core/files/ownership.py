@@ -244,8 +244,18 @@ def is_listed(folder: Path) -> bool:
     return any(Ledger(one).kind for one in folder.absolute().parents if (one / LIST).is_file())
 
 
+def in_the_way(folder: Path) -> str:
+    """The file or broken link that keeps `folder` from being made, in words that begin with its path, or ""."""
+    there = next((one for one in (folder, *folder.parents) if os.path.lexists(one)), folder)
+    if there.is_symlink() and not there.exists():
+        return f"{printable(there)}: is a link to {printable(os.readlink(there))}, which is not there"
+    return f"{printable(there)}: is a file" if there.exists() and not there.is_dir() else ""
+
+
 def begin_list(folder: Path) -> None:
-    """Make `folder` and its list. Raises ValueError if a link is in the list's place."""
+    """Make `folder` and its list. Raises ValueError if a link is in the list's place, or anything in the folder's."""
+    if blocked := in_the_way(folder):
+        raise ValueError(f"{blocked}; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / LIST).is_symlink():
         raise ValueError(f"{printable(folder / LIST)}: is a link; this program keeps a list there, remove the link")
@@ -266,8 +276,11 @@ def claim(folder: Path, kind: Kind, made_before: Iterable[Path] | None = None, p
 
     made_before: the files that a version without lists made there, which are entered in the list. propose: the folder
     that the error names instead.
-    Raises ValueError, in one line that names another folder, if it holds files and this program did not make it.
+    Raises ValueError, in one line that names another folder, if it holds files and this program did not make it, and if
+    a file or a broken link is in its place.
     """
+    if blocked := in_the_way(folder):
+        raise ValueError(f"{blocked}; choose another folder")
     ledger = Ledger(folder)
     if ledger.kind:
         return

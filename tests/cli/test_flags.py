@@ -200,6 +200,23 @@ def test_a_file_in_place_of_the_folder_of_results_is_one_line(
     assert f"{tmp_path / 'solo.jpg'}: is a file; name a folder" in said
 
 
+@pytest.mark.parametrize("out", ["gone", "gone/below/it"])
+@pytest.mark.parametrize("command", ["restore --out", "tone --out", "faces --run", "adapt --run"])
+def test_a_broken_link_in_place_of_the_folder_is_one_line_that_says_where_it_leads(
+    command: str, out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "gone").symlink_to("elsewhere/gone")
+    name, flag = command.split()
+    try:
+        status = main([name, str(tmp_path / "photos"), flag, str(tmp_path / out)])
+    except SystemExit as ended:
+        status = ended.code
+    said = capsys.readouterr().err.strip()
+    assert status == 2 and "\n" not in said and "Errno" not in said
+    assert f"{tmp_path / 'gone'}: is a link to elsewhere/gone, which is not there" in said
+
+
 def test_set_changes_how_photos_are_restored() -> None:
     config = restore_config(read("restore", "photos", "--out", "out", "--blend", "0.5", "--set", "match_colour=no"))
     assert (config.blend, config.match_colour, config.mask) == (0.5, False, "auto")
