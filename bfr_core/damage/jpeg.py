@@ -57,13 +57,24 @@ def scaled_table(table: tuple[tuple[int, ...], ...], quality: int) -> Tensor:
 
 def _quantised(plane: Tensor, table: Tensor) -> Tensor:
     """(B, C, H, W), H and W multiples of 8: each 8 x 8 block's cosine coefficients rounded to steps of `table`."""
+    step = table.to(plane)
+    return from_block_cosines((block_cosines(plane) / step).round() * step)
+
+
+def block_cosines(plane: Tensor) -> Tensor:
+    """The cosine coefficients of each 8 x 8 block: (..., 8 m, 8 n) -> (..., m, n, 8, 8), rows by frequency down."""
     from einops import rearrange
 
     dct = dct_matrix().to(plane)
-    blocks = rearrange(plane, "b c (rows y) (columns x) -> b c rows columns y x", y=8, x=8)
-    step = table.to(plane)
-    coefficients = (dct @ blocks @ dct.T / step).round() * step
-    return rearrange(dct.T @ coefficients @ dct, "b c rows columns y x -> b c (rows y) (columns x)")
+    return dct @ rearrange(plane, "... (rows y) (columns x) -> ... rows columns y x", y=8, x=8) @ dct.T
+
+
+def from_block_cosines(coefficients: Tensor) -> Tensor:
+    """What `block_cosines` was given: (..., m, n, 8, 8) -> (..., 8 m, 8 n)."""
+    from einops import rearrange
+
+    dct = dct_matrix().to(coefficients)
+    return rearrange(dct.T @ coefficients @ dct, "... rows columns y x -> ... (rows y) (columns x)")
 
 
 def dct_matrix() -> Tensor:

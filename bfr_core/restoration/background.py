@@ -28,6 +28,7 @@ from ..files.weights import licence_of, search_folders, weights_folder
 from ..pixels import resized
 from ..restorers import Restorer
 from ..restorers.load import load_general
+from .blocks import read_jpeg, within_steps
 from .even_tone import tone_for_network, with_own_tone
 from .finest_band import levels_for
 from .finishing import NEAR, with_detail
@@ -141,6 +142,8 @@ def restore_background(
         new = _by_adapted(lq, net, min(net.size / width, LARGEST_SCALE), at_once, even_tone, check)
         if keep_detail and width >= NEAR * net.size:
             new = with_detail(lq, new, levels_for(width, net.size))
+        if keep_detail and (jpeg := read_jpeg(lq)):
+            new = within_steps(lq, new, jpeg)
     else:
         new = _by_general(lq, background, check)
     new = new.clamp(0, 1)

@@ -116,6 +116,16 @@ def test_the_detail_of_a_jpeg_is_kept_without_its_blocks() -> None:
     assert errors[1] < 2.5 * errors[0] and read_blocks(kept) < 0.4 * read_blocks(photo)
 
 
+def test_on_a_jpeg_that_is_seen_enlarged_less_is_made_up_than_its_steps_leave_open() -> None:
+    import skimage.data
+
+    clean = torch.from_numpy(skimage.data.astronaut()).permute(2, 0, 1).float() / 255
+    photo = stored_as_jpeg(clean, 20)
+    plain, kept = (restored(photo, smoothing(), SIZE / 3, keep_detail=on) for on in (False, True))
+    errors = [float((made - clean).square().mean()) for made in (photo, plain, kept)]
+    assert errors[2] < min(errors[:2])
+
+
 # ---------------------------------------------------------------- one photo
 
 

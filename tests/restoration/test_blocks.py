@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bfr_core.damage.jpeg import LUMA_TABLE, block_cosines, from_block_cosines, scaled_table
 from bfr_core.damage.synthetic import stored_as_jpeg
 from bfr_core.files.photos import read_photo, write_image
-from bfr_core.pixels import luma, resized
-from bfr_core.restoration.blocks import Jpeg, read_jpeg, unblocked
+from bfr_core.pixels import gaussian_blur, luma, resized
+from bfr_core.restoration.blocks import Jpeg, read_jpeg, unblocked, within_steps
 from bfr_core.restoration.folder import restore_folder
 from bfr_core.restoration.restore import RestoreConfig, restore_photo
 from tests.restoration.faces_in_photos import SIDE, a_face, noise, restorer, soft, within
@@ -73,6 +74,44 @@ def test_without_its_blocks_a_photo_is_nearer_to_what_was_stored(quality: int) -
     made = unblocked(photo, jpeg)
     assert rms(made, natural()) < 0.99 * rms(photo, natural())
     assert steps_at_edges(made, jpeg) < 0.65 * steps_at_edges(photo, jpeg)
+
+
+def steps_changed(photo: Tensor, new: Tensor, jpeg: Jpeg) -> Tensor:
+    """By how many of its steps each coefficient of luma differs: (m, n, 8, 8), away from the borders' cut blocks."""
+    change = luma(new - photo)[0][jpeg.top :, jpeg.left :]
+    whole = change[: change.shape[0] // 8 * 8, : change.shape[1] // 8 * 8]
+    return block_cosines(255 * whole) / scaled_table(LUMA_TABLE, jpeg.quality)
+
+
+@pytest.mark.parametrize("quality", [20, 40, 60])
+def test_what_a_network_makes_up_beyond_the_steps_of_a_jpeg_is_taken_back(
+    quality: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = 0.3 + 0.4 * natural()  # far from black and white, where values are cut off
+    clean, photo = (picture[:, 3:, 5:] for picture in (whole, stored_as_jpeg(whole, quality)))
+    jpeg = read_jpeg(photo)
+    assert jpeg and jpeg[1:] == (5, 3)
+    rows, columns = (clean.shape[1] - 5) // 8, (clean.shape[2] - 3) // 8
+    steps = scaled_table(LUMA_TABLE, quality).clamp(max=60) / 255
+    made_up = from_block_cosines(noise(torch.empty(rows, columns, 8, 8), 0.3) * steps)
+    new = clean.clone()
+    new[:, 5 : 5 + 8 * rows, 3 : 3 + 8 * columns] += made_up
+    assert steps_changed(photo, new, jpeg).abs().max() > 0.5
+    made = within_steps(photo, new, jpeg)
+    assert steps_changed(photo, made, jpeg).abs().max() < 0.26
+    errors = [rms(luma(picture), luma(clean)) for picture in (new, made)]
+    assert errors[1] < 0.99 * errors[0]
+    monkeypatch.setattr("bfr_core.restoration.blocks.STRIP", 64)
+    assert torch.allclose(within_steps(photo, new, jpeg), made, atol=1e-6)
+
+
+@pytest.mark.parametrize("damage", ["blur", "noise"])
+def test_where_a_network_mends_other_damage_than_a_jpegs_it_is_left_to_it(damage: str) -> None:
+    clean = natural()
+    blurred, noisy = gaussian_blur(clean[None], 3.0)[0], clean + noise(clean, 0.1)
+    photo = stored_as_jpeg((blurred if damage == "blur" else noisy).clamp(0, 1), 60)
+    jpeg = read_jpeg(photo)
+    assert jpeg and within_steps(photo, clean, jpeg) is clean
 
 
 def test_a_sharp_face_of_a_jpeg_loses_its_blocks_and_no_detail() -> None:
