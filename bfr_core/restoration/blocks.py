@@ -88,11 +88,12 @@ def unblocked(photo: Tensor, jpeg: Jpeg) -> Tensor:
     return total / (1 + len(SHIFTS))
 
 
-def within_steps(photo: Tensor, new: Tensor, jpeg: Jpeg) -> Tensor:
+def within_steps(photo: Tensor, new: Tensor, jpeg: Jpeg, mask: Tensor | None = None) -> Tensor:
     """`new` with the coefficients of its luma at most `NARROW` steps from those of the JPEG that it was made from.
 
     photo, new: (3, H, W) RGB in [0, 1] on the CPU, in the same pixels. Returns `new` as it is if more than `OTHER` of
-    the energy of what it changes is beyond half a step: then the photo has other damage, too.
+    the energy of what it changes is beyond half a step: then the photo has other damage, too. mask: (1, H, W), how much
+    of `new` will be shown; that alone is judged.
     """
     steps = scaled_table(LUMA_TABLE, jpeg.quality) / 255
     top, left = jpeg.top % BLOCK, jpeg.left % BLOCK
@@ -100,9 +101,11 @@ def within_steps(photo: Tensor, new: Tensor, jpeg: Jpeg) -> Tensor:
     result, changed, beyond = new.clone(), 0.0, 0.0
     for row in range(top, top + height, STRIP):  # a photo may be large
         strip = (..., slice(row, min(row + STRIP, top + height)), slice(left, left + width))
-        change = block_cosines(luma(new[strip])[0] - luma(photo[strip])[0])
-        changed += float(change.square().sum())
-        beyond += float((change.abs() - steps / 2).clamp_min(0).square().sum())
+        pixels = luma(new[strip])[0] - luma(photo[strip])[0]
+        change = block_cosines(pixels)
+        shown = change if mask is None else block_cosines(pixels * mask[strip][0])
+        changed += float(shown.square().sum())
+        beyond += float((shown.abs() - steps / 2).clamp_min(0).square().sum())
         kept = torch.minimum(torch.maximum(change, -NARROW * steps), NARROW * steps)
         result[strip] += from_block_cosines(kept - change)
     return result.clamp(0, 1) if beyond <= OTHER * changed else new

@@ -19,7 +19,7 @@ from ..faces.align import Face, crop_face
 from ..faces.paste import STRIP_PIXELS, Patch
 from ..metrics.detail import sharpness
 from ..pixels import as_bytes
-from .blocks import read_jpeg, unblocked
+from .blocks import read_jpeg, unblocked, within_steps
 from .finest_band import levels_for, weights
 from .grain import ALL_COARSE_GRAIN, grain_bands, grain_strength, white_rows
 from .noise import ALL_PATTERN, NO_BLOCKS, Noise, read_noise, tone_maps
@@ -53,9 +53,11 @@ def finished(
 
     photo: (3, H, W) RGB in [0, 1], before the patches of `face` are put on it. patches: as `paste.face_patches` gives
     them. size: of the restorer. Outside the patches' masks nothing changes, a grey photo stays grey, and one photo
-    always gets the same grain. Faces narrower than `NEAR` times the restorer's size get grain only. may_leave_alone: if
-    not, the face is restored in any case.
+    always gets the same grain. Faces narrower than `NEAR` times the restorer's size have no detail to be kept but the
+    steps of a JPEG. may_leave_alone: if not, the face is restored in any case.
     """
+    if keep_detail and patches:
+        patches = _within_steps(photo, patches)
     keep_detail = keep_detail and face.width >= NEAR * size
     if not patches or not (keep_detail or match_grain):
         return patches, ""
@@ -114,6 +116,18 @@ def finished_on(
     # By the mask, because outside the patches `finished` gives the photo, and the ground is another picture.
     whole = Patch(first.top, first.left, torch.lerp(plain, _pasted(kept).to(plain), mask), mask)
     return finished(ground, [whole], face, size, keep_detail=False, match_grain=match_grain)[0], not_restored
+
+
+def _within_steps(photo: Tensor, patches: list[Patch]) -> list[Patch]:
+    """`patches` as `blocks.within_steps` gives them, if `photo` is a JPEG."""
+    old = _covered(photo, patches).detach().cpu().float()
+    jpeg = read_jpeg(old)
+    if not jpeg:
+        return patches
+    pixels = within_steps(old, _pasted(patches).cpu().float(), jpeg, _mask(patches).cpu())
+    rows = [patch.pixels.shape[-2] for patch in patches]
+    parts = zip(patches, pixels.split(rows, 1), strict=True)
+    return [replace(patch, pixels=part.to(patch.pixels)) for patch, part in parts]
 
 
 def _is_clean(noise: Noise) -> bool:
