@@ -25,7 +25,8 @@ from .grain import ALL_COARSE_GRAIN, grain_bands, grain_strength, white_rows
 from .noise import ALL_PATTERN, NO_BLOCKS, Noise, read_noise, tone_maps
 from .pyramid import joined, padded, split
 
-NEAR = 0.5  # of the restorer's size: enlarged for it from less, a face has no detail that it could smooth
+NEAR = 0.5  # of the restorer's size: of a narrower face in a JPEG too little is left without the blocks
+READ = 256  # pixels of a side of what a photo's JPEG is read off, at least
 AROUND = 0.25  # of the pasted square's side: how far around it the photo's noise is read
 GRAIN_LEVELS = 3  # bands that grain is put back in, at least
 REACH = 8  # pixels of the coarsest band that a result may depend on, to each side
@@ -53,16 +54,16 @@ def finished(
 
     photo: (3, H, W) RGB in [0, 1], before the patches of `face` are put on it. patches: as `paste.face_patches` gives
     them. size: of the restorer. Outside the patches' masks nothing changes, a grey photo stays grey, and one photo
-    always gets the same grain. Faces narrower than `NEAR` times the restorer's size have no detail to be kept but the
-    steps of a JPEG. may_leave_alone: if not, the face is restored in any case.
+    always gets the same grain. In a JPEG with blocks, faces narrower than `NEAR` times the restorer's size keep no more
+    than the steps that it was stored in. may_leave_alone: if not, the face is restored in any case.
     """
     if keep_detail and patches:
         patches = _within_steps(photo, patches)
-    keep_detail = keep_detail and face.width >= NEAR * size
     if not patches or not (keep_detail or match_grain):
         return patches, ""
     levels = max(GRAIN_LEVELS, levels_for(face.width, size))
     noise = read_noise(_around(photo, patches), levels, face.width)
+    keep_detail = keep_detail and (face.width >= NEAR * size or noise.blocks <= NO_BLOCKS)
     match_grain = match_grain and grain_strength(noise) > 0
     old = where_all_works(_covered(photo, patches))
     jpeg = read_jpeg(old.cpu()) if keep_detail and noise.blocks > NO_BLOCKS else None
@@ -120,10 +121,15 @@ def finished_on(
 
 def _within_steps(photo: Tensor, patches: list[Patch]) -> list[Patch]:
     """`patches` as `blocks.within_steps` gives them, if `photo` is a JPEG."""
+    top, left = patches[0].top, patches[0].left
     old = _covered(photo, patches).detach().cpu().float()
-    jpeg = read_jpeg(old)
+    more = max(0, (READ - min(old.shape[-2:])) // 2)  # too little of a JPEG lies in a small face
+    first_row, first_column = max(0, top - more), max(0, left - more)
+    around = photo[:, first_row : top + old.shape[-2] + more, first_column : left + old.shape[-1] + more]
+    jpeg = read_jpeg(around.detach().cpu().float())
     if not jpeg:
         return patches
+    jpeg = jpeg._replace(top=jpeg.top + first_row - top, left=jpeg.left + first_column - left)
     pixels = within_steps(old, _pasted(patches).cpu().float(), jpeg, _mask(patches).cpu())
     rows = [patch.pixels.shape[-2] for patch in patches]
     parts = zip(patches, pixels.split(rows, 1), strict=True)

@@ -92,10 +92,22 @@ def test_a_clean_face_somewhat_narrower_than_the_restorer_is_left_alone_too() ->
     assert torch.equal(result.pixels, CLEAN) and "a face 50 pixels wide is left alone" in result.skipped[0]
 
 
-def test_faces_far_narrower_than_the_restorer_are_restored_as_before() -> None:
+def test_a_clean_face_far_narrower_than_the_restorer_keeps_its_detail() -> None:
     photo, face = sharp(), a_face(25)
-    results = [restore_photo(photo, restorer(1.0), config, lambda photo: [face]) for config in (KEEP, NEITHER)]
-    assert torch.equal(results[0].pixels, results[1].pixels) and results[0].faces == [face]
+    kept, plain = (
+        restore_photo(photo, restorer(1.0), config, lambda photo: [face]).pixels for config in (KEEP, NEITHER)
+    )
+    assert error(kept, photo) < 0.7 * error(plain, photo)
+
+
+def test_in_a_jpeg_with_blocks_it_keeps_the_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    photo, face = stored_as_jpeg(natural(), 20), a_face(25)
+
+    def made(config: RestoreConfig) -> Tensor:
+        return restore_photo(photo, restorer(0.5), config, lambda photo: [face]).pixels
+
+    monkeypatch.setattr(finishing, "within_steps", lambda photo, new, *of: new)
+    assert torch.equal(made(KEEP), made(NEITHER))
 
 
 def test_bands_reach_below_the_restorers_finest() -> None:
