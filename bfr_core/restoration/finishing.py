@@ -19,13 +19,14 @@ from ..faces.align import Face, crop_face
 from ..faces.paste import STRIP_PIXELS, Patch
 from ..metrics.detail import sharpness
 from ..pixels import as_bytes
-from .blocks import read_jpeg, unblocked, within_steps
+from .blocks import Jpeg, read_jpeg, unblocked, within_steps
 from .finest_band import levels_for, weights
 from .grain import ALL_COARSE_GRAIN, grain_bands, grain_strength, white_rows
 from .noise import ALL_PATTERN, NO_BLOCKS, Noise, read_noise, tone_maps
 from .pyramid import joined, padded, split
 
 NEAR = 0.5  # of the restorer's size: of a narrower face in a JPEG too little is left without the blocks
+FINEST = 85  # quality of a JPEG from which on its blocks are too faint to be mistaken for the detail of a narrow face
 READ = 256  # pixels of a side of what a photo's JPEG is read off, at least
 AROUND = 0.25  # of the pasted square's side: how far around it the photo's noise is read
 GRAIN_LEVELS = 3  # bands that grain is put back in, at least
@@ -57,13 +58,15 @@ def finished(
     always gets the same grain. In a JPEG with blocks, faces narrower than `NEAR` times the restorer's size keep no more
     than the steps that it was stored in. may_leave_alone: if not, the face is restored in any case.
     """
-    if keep_detail and patches:
-        patches = _within_steps(photo, patches)
+    stored = _read_jpeg_around(photo, patches) if keep_detail and patches else None
+    if stored:
+        patches = _within_steps(photo, patches, stored)
     if not patches or not (keep_detail or match_grain):
         return patches, ""
     levels = max(GRAIN_LEVELS, levels_for(face.width, size))
     noise = read_noise(_around(photo, patches), levels, face.width)
-    keep_detail = keep_detail and (face.width >= NEAR * size or noise.blocks <= NO_BLOCKS)
+    blocks_are_seen = noise.blocks > NO_BLOCKS or (stored is not None and stored.quality < FINEST)
+    keep_detail = keep_detail and (face.width >= NEAR * size or not blocks_are_seen)
     match_grain = match_grain and grain_strength(noise) > 0
     old = where_all_works(_covered(photo, patches))
     jpeg = read_jpeg(old.cpu()) if keep_detail and noise.blocks > NO_BLOCKS else None
@@ -119,21 +122,22 @@ def finished_on(
     return finished(ground, [whole], face, size, keep_detail=False, match_grain=match_grain)[0], not_restored
 
 
-def _within_steps(photo: Tensor, patches: list[Patch]) -> list[Patch]:
-    """`patches` as `blocks.within_steps` gives them, if `photo` is a JPEG."""
-    top, left = patches[0].top, patches[0].left
-    old = _covered(photo, patches).detach().cpu().float()
-    more = max(0, (READ - min(old.shape[-2:])) // 2)  # too little of a JPEG lies in a small face
+def _read_jpeg_around(photo: Tensor, patches: list[Patch]) -> Jpeg | None:
+    """The JPEG that `photo` is, with the first corner in the patches' box: read off more of it where that is small."""
+    (height, width), top, left = _covered(photo, patches).shape[-2:], patches[0].top, patches[0].left
+    more = max(0, (READ - min(height, width)) // 2)
     first_row, first_column = max(0, top - more), max(0, left - more)
-    around = photo[:, first_row : top + old.shape[-2] + more, first_column : left + old.shape[-1] + more]
+    around = photo[:, first_row : top + height + more, first_column : left + width + more]
     jpeg = read_jpeg(around.detach().cpu().float())
-    if not jpeg:
-        return patches
-    jpeg = jpeg._replace(top=jpeg.top + first_row - top, left=jpeg.left + first_column - left)
+    return jpeg and jpeg._replace(top=jpeg.top + first_row - top, left=jpeg.left + first_column - left)
+
+
+def _within_steps(photo: Tensor, patches: list[Patch], jpeg: Jpeg) -> list[Patch]:
+    """`patches` as `blocks.within_steps` gives them. jpeg: its first corner is counted from the patches' box."""
+    old = _covered(photo, patches).detach().cpu().float()
     pixels = within_steps(old, _pasted(patches).cpu().float(), jpeg, _mask(patches).cpu())
-    rows = [patch.pixels.shape[-2] for patch in patches]
-    parts = zip(patches, pixels.split(rows, 1), strict=True)
-    return [replace(patch, pixels=part.to(patch.pixels)) for patch, part in parts]
+    parts = pixels.split([patch.pixels.shape[-2] for patch in patches], 1)
+    return [replace(patch, pixels=part.to(patch.pixels)) for patch, part in zip(patches, parts, strict=True)]
 
 
 def _is_clean(noise: Noise) -> bool:

@@ -208,6 +208,7 @@ def test_a_broken_link_in_place_of_the_folder_is_one_line_that_says_where_it_lea
     (tmp_path / "photos").mkdir()
     (tmp_path / "gone").symlink_to("elsewhere/gone")
     name, flag = command.split()
+    status: object
     try:
         status = main([name, str(tmp_path / "photos"), flag, str(tmp_path / out)])
     except SystemExit as ended:
