@@ -101,9 +101,9 @@ class RestoreConfig:
     match_colour: bool = setting(True, "Whether the restored face takes the photo's colours.")
     keep_detail: bool = setting(
         True,
-        "Whether a face of half the restorer's size or larger keeps fine detail of the photo that its restoration "
-        "lacks, as far as it is neither noise nor blocks; a clean face that is less sharp even so is left alone, and "
-        "one of a JPEG loses only its blocks.",
+        "Whether a face keeps fine detail of the photo that its restoration lacks, as far as it is neither noise nor "
+        "blocks, and in a JPEG what the file says of it; a clean face that is less sharp even so is left alone, and a "
+        "large one of a JPEG loses only its blocks.",
         label="Keep the photo's detail",
     )
     match_grain: bool = setting(
