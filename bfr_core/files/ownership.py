@@ -248,7 +248,7 @@ def in_the_way(folder: Path) -> str:
     """The file or broken link that keeps `folder` from being made, in words that begin with its path, or ""."""
     there = next((one for one in (folder, *folder.parents) if os.path.lexists(one)), folder)
     if there.is_symlink() and not there.exists():
-        return f"{printable(there)}: is a link to {printable(os.readlink(there))}, which is not there"
+        return f"{printable(there)}: is a link to {printable(os.readlink(there))}, which leads nowhere"
     return f"{printable(there)}: is a file" if there.exists() and not there.is_dir() else ""
 
 

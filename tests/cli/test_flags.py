@@ -215,7 +215,7 @@ def test_a_broken_link_in_place_of_the_folder_is_one_line_that_says_where_it_lea
         status = ended.code
     said = capsys.readouterr().err.strip()
     assert status == 2 and "\n" not in said and "Errno" not in said
-    assert f"{tmp_path / 'gone'}: is a link to elsewhere/gone, which is not there" in said
+    assert f"{tmp_path / 'gone'}: is a link to elsewhere/gone, which leads nowhere" in said
 
 
 def test_set_changes_how_photos_are_restored() -> None:

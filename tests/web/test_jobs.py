@@ -105,7 +105,7 @@ def test_a_failure_is_one_line_in_the_status(tmp_path, error):
 
 def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError):
+    with pytest.raises(ValueError, match=r"file: is a file; give a folder$"):
         Jobs().start(Run(tmp_path / "file" / "run"), "faces", Held())
 
 
