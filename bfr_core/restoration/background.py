@@ -140,9 +140,10 @@ def restore_background(
         net = background.adapted.for_background(served)
         width = statistics.median(widths) if widths else float(net.size)
         new = _by_adapted(lq, net, min(net.size / width, LARGEST_SCALE), at_once, even_tone, check)
+        jpeg = read_jpeg(lq) if keep_detail else None
         if keep_detail and width >= NEAR * net.size:
-            new = with_detail(lq, new, levels_for(width, net.size))
-        if keep_detail and (jpeg := read_jpeg(lq)):
+            new = with_detail(lq, new, levels_for(width, net.size), jpeg)
+        if jpeg:
             new = within_steps(lq, new, jpeg)
     else:
         new = _by_general(lq, background, check)

@@ -34,9 +34,7 @@ MIN_COEFFICIENTS = 64  # coefficients that say something
 FITS = 0.6  # mean cosine of a coefficient's distance to a multiple of its step: 1 is on it, 0 is anywhere
 NEARLY_AS_GOOD = 0.9  # of the best fit: of tables that fit as well, the coarsest is the file's
 NARROW = 0.25  # steps that a coefficient is changed by, at most
-OTHER = (
-    1 / 6
-)  # of the change's energy beyond half a step: 0 to 0.15 where JPEG is alone, 0.18 and more under noise or blur
+OTHER = 1 / 6  # of a change's energy beyond half a step: up to 0.15 where JPEG is alone, 0.18 and more elsewhere
 STRIP = 512  # rows, a multiple of `BLOCK`, that are worked on at once
 SHIFTS = ((4, 4), (0, 4), (4, 0), (2, 6), (6, 2))  # rows and columns that the blocks are moved by
 
@@ -96,7 +94,7 @@ def within_steps(photo: Tensor, new: Tensor, jpeg: Jpeg, mask: Tensor | None = N
     of `new` will be shown; that alone is judged.
     """
     steps = scaled_table(LUMA_TABLE, jpeg.quality) / 255
-    top, left = jpeg.top % BLOCK, jpeg.left % BLOCK
+    top, left = jpeg.top, jpeg.left
     height, width = ((side - first) // BLOCK * BLOCK for side, first in zip(photo.shape[-2:], (top, left), strict=True))
     result, changed, beyond = new.clone(), 0.0, 0.0
     for row in range(top, top + height, STRIP):  # a photo may be large

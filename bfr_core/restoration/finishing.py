@@ -19,7 +19,7 @@ from ..faces.align import Face, crop_face
 from ..faces.paste import STRIP_PIXELS, Patch
 from ..metrics.detail import sharpness
 from ..pixels import as_bytes
-from .blocks import Jpeg, read_jpeg, unblocked, within_steps
+from .blocks import BLOCK, Jpeg, read_jpeg, unblocked, within_steps
 from .finest_band import levels_for, weights
 from .grain import ALL_COARSE_GRAIN, grain_bands, grain_strength, white_rows
 from .noise import ALL_PATTERN, NO_BLOCKS, Noise, read_noise, tone_maps
@@ -69,7 +69,7 @@ def finished(
     keep_detail = keep_detail and (face.width >= NEAR * size or not blocks_are_seen)
     match_grain = match_grain and grain_strength(noise) > 0
     old = where_all_works(_covered(photo, patches))
-    jpeg = read_jpeg(old.cpu()) if keep_detail and noise.blocks > NO_BLOCKS else None
+    jpeg = stored if keep_detail and noise.blocks > NO_BLOCKS else None
     source = torch.lerp(old, unblocked(old.cpu(), jpeg).to(old), _mask(patches)) if jpeg else old
     if keep_detail or match_grain:
         error = old - source if jpeg else None
@@ -82,15 +82,15 @@ def finished(
     return ([], _left_alone(face, size, *softer)) if softer else (patches, "")
 
 
-def with_detail(photo: Tensor, new: Tensor, levels: int) -> Tensor:
+def with_detail(photo: Tensor, new: Tensor, levels: int, jpeg: Jpeg | None) -> Tensor:
     """`new` with the detail of `photo` that it lacks, as far as it is neither noise nor a JPEG's blocks and error.
 
     photo, new: (3, H, W) in [0, 1], whole pictures on the CPU; so is the result. levels: how many bands may hold such
-    detail, see `finest_band.levels_for`.
+    detail, see `finest_band.levels_for`. jpeg: what `photo` comes from, if that can be read.
     """
     patches = [Patch(0, 0, new, new.new_ones(1, *new.shape[-2:]))]
     noise = read_noise(photo, levels)
-    jpeg = read_jpeg(photo) if noise.blocks > NO_BLOCKS else None
+    jpeg = jpeg if noise.blocks > NO_BLOCKS else None
     source = unblocked(photo, jpeg) if jpeg else photo
     error = photo - source if jpeg else None
     strips = _finished_strips(photo, source, error, patches, noise, levels, keep_detail=True, match_grain=False)
@@ -129,7 +129,9 @@ def _read_jpeg_around(photo: Tensor, patches: list[Patch]) -> Jpeg | None:
     first_row, first_column = max(0, top - more), max(0, left - more)
     around = photo[:, first_row : top + height + more, first_column : left + width + more]
     jpeg = read_jpeg(around.detach().cpu().float())
-    return jpeg and jpeg._replace(top=jpeg.top + first_row - top, left=jpeg.left + first_column - left)
+    if not jpeg:
+        return None
+    return Jpeg(jpeg.quality, (jpeg.top + first_row - top) % BLOCK, (jpeg.left + first_column - left) % BLOCK)
 
 
 def _within_steps(photo: Tensor, patches: list[Patch], jpeg: Jpeg) -> list[Patch]:
