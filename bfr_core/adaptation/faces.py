@@ -299,7 +299,8 @@ def faces_of(run: Run, size: int | None = None) -> FaceSet:
     if size and index.get("size", size) != size:
         raise ValueError(
             f"{printable(run.folder)}: its faces are {index['size']} pixels wide, and the restorer takes {size}; give "
-            "the restorer that they were cut for, or cut them anew with 'bfr faces PHOTOS --run ... --restorer ...'"
+            "the restorer that they were cut for, or cut them anew for this one (on a command line: bfr faces PHOTOS "
+            "--run ... --restorer ...)"
         )
     left_out = left_out_of(run)
     names = [face["name"] for face in index["faces"] if face["name"] not in left_out]
@@ -346,7 +347,10 @@ def face_index(run: Run) -> dict[str, Any]:
     """The table of the faces that were collected in `run`, as faces.json has it. Raises ValueError if there is none."""
     index = read_table(run.faces / "faces.json", faces=list, problems=list, notes=dict)
     if not index:
-        raise ValueError(f"{printable(run.folder)}: holds no faces yet; start with 'bfr faces PHOTOS --run ...'")
+        raise ValueError(
+            f"{printable(run.folder)}: holds no faces yet; cut them from photos first (on a command line: bfr faces "
+            "PHOTOS --run ...)"
+        )
     return index
 
 

@@ -139,7 +139,7 @@ def recipe_with(
     if changes := departures(config, published(restorer)):
         log.warning("the published recipe is changed: %s", "; ".join(changes))
     if by_image and config.finetune.adversarial and not config.album.real:
-        log.warning("the discriminator has no folder of real faces (--real DIR) and takes the pseudo targets for real")
+        log.warning("the discriminator has no real faces (real is not set) and takes the pseudo targets for real")
     return config
 
 

@@ -355,10 +355,14 @@ def made_targets(run: Run, faces: FaceSet) -> tuple[dict[str, Path], str]:
         some = ", ".join(map(printable, missing[:3])) + (", ..." if len(missing) > 3 else "")
         log.warning("%d of %d faces have no target and are left out (%s)", len(missing), len(faces), some)
     if former or missing:
-        log.warning("'bfr targets --run %s' draws the targets that are missing", printable(run.folder))
+        log.warning(
+            "making the run's targets again draws those that are missing (on a command line: bfr targets --run %s)",
+            printable(run.folder),
+        )
     if not drawn:
         raise ValueError(
-            f"{printable(run.folder)}: holds no targets of its faces; make them with 'bfr targets --run ...'"
+            f"{printable(run.folder)}: holds no targets of its faces; make them first (on a command line: bfr "
+            "targets --run ...)"
         )
     made_from = targets_fingerprint(faces, drawn)
     return accepted_targets(run, drawn, made_from), made_from
@@ -406,5 +410,7 @@ def targets_of(run: Run, faces: FaceSet) -> dict[str, Path]:
     found = {name: run.targets / f"{name}.png" for name in faces.names}
     found = {name: path for name, path in found.items() if path.exists()}
     if not found:
-        raise ValueError(f"{printable(run.folder)}: holds no targets yet; make them with 'bfr targets --run ...'")
+        raise ValueError(
+            f"{printable(run.folder)}: holds no targets yet; make them first (on a command line: bfr targets --run ...)"
+        )
     return found

@@ -278,7 +278,7 @@ def perceptual_term(config: FinetuneConfig, prior: Prior | None, device: torch.d
         raise ValueError(NO_LPIPS)
     if prior is None:
         raise ValueError(
-            "the perceptual term needs LPIPS with its VGG file or a prior; give --prior, or set perceptual to 0"
+            "the perceptual term needs LPIPS with its VGG file or a prior; give a prior, or set perceptual to 0"
         )
     log.info("perceptual term: features of the prior's encoder, since LPIPS or its VGG file is not on this machine")
     return perceptual_loss(partial(prior.encoder_to(device).features, recompute=config.recompute))

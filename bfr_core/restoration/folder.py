@@ -229,11 +229,11 @@ def refuse_missing(person: Path | None, references: Sequence[Path]) -> None:
     """Raise FileNotFoundError if one of these photos of people, see `restore_folder`, is not there, ValueError if one
     is a folder.
     """
-    for flag, file in (("--person", person), *(("--reference", one) for one in references)):
+    for name, file in (("person", person), *(("reference", one) for one in references)):
         if file is not None and file.is_dir():
-            raise ValueError(f"{flag} {printable(file)}: is a folder; name one photo in it")
+            raise ValueError(f"{name} {printable(file)}: is a folder; name one photo in it")
         if file is not None and not file.is_file():
-            raise FileNotFoundError(f"{flag} {printable(file)}: no such file")
+            raise FileNotFoundError(f"{name} {printable(file)}: no such file")
 
 
 def warn_of(result: FileResult) -> None:

@@ -143,7 +143,7 @@ def read_groups(path: Path, state: Mapping[str, Tensor]) -> DamageGroups:
     count = len(state["usual"]) if state.get("usual", torch.zeros(())).ndim == 1 else 0
     shapes = {"units": (FEATURES, FEATURES), "centres": (count, FEATURES), "usual": (count,)}
     if not 0 < count <= MAX_GROUPS or {name: tuple(value.shape) for name, value in state.items()} != shapes:
-        raise ValueError(f"{path.name}: its groups are not as this version makes them; adapt again with --mixed")
+        raise ValueError(f"{path.name}: its groups are not as this version makes them; adapt to the mixed folder again")
     return DamageGroups(**{attribute: state[name].float() for name, attribute in TENSORS.items()})
 
 

@@ -234,7 +234,7 @@ def test_one_damage_is_adapted_to_as_usual(config, tmp_path, capsys):
 
 def test_good_faces_of_the_folder_are_refused_in_one_line(mixed_photos, config, tmp_path, capsys):
     assert main([*arguments(mixed_photos, config, tmp_path), "--album"]) == 2
-    assert "bfr: --album cannot be used with --mixed" in capsys.readouterr().err
+    assert "bfr: album cannot be used with mixed" in capsys.readouterr().err
 
 
 def test_good_and_real_faces_are_found_in_photos_once_for_all_groups(mixed_photos, config, tmp_path, monkeypatch):

@@ -223,5 +223,5 @@ def test_a_run_whose_targets_are_all_of_former_faces_says_so(photos, config, tin
     make_targets(run, faces, load_restorer(tiny_restorer), load_prior(tiny_prior), config)
     for photo in folder.rglob("*.png"):
         write_image(photo, 1 - read_image(photo))
-    with pytest.raises(ValueError, match="holds no targets of its faces; make them with 'bfr targets"):
+    with pytest.raises(ValueError, match="holds no targets of its faces; make them first"):
         made_targets(run, collect_faces(folder, run, 32, ALIGNED))
