@@ -88,6 +88,8 @@ def test_the_chart_is_drawn_from_the_table_of_results():
     assert {(kind, method) for kind in TITLES for method in ALWAYS} <= set(values) and set(ALWAYS) <= set(METHODS)
     assert {method for kind, method in values if kind in TITLES} >= set(METHODS)
     assert all(value.low < value.mean < value.high for value in values.values())
+    twice = "| sensor: adapted | 29.3 (29.1 to 29.5) | 1 |\n\n| sensor: adapted | 27.0 (26.8 to 27.3) | 1 |\n"
+    assert psnr_of(twice)["sensor", "adapted"].mean == 29.3  # the first table's
 
 
 def test_what_is_checked_here_can_be_found_broken(tmp_path):

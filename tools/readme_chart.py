@@ -36,9 +36,15 @@ class Value(NamedTuple):
 
 
 def psnr_of(page: str) -> dict[tuple[str, str], Value]:
-    """PSNR by (damage, method), from the rows `| damage: method | mean (low to high) | ...` of a page in Markdown."""
+    """PSNR by (damage, method), from the rows `| damage: method | mean (low to high) | ...` of a page in Markdown.
+
+    Of tables that have the same row the first counts: it is the one of the most steps.
+    """
     row = re.compile(r"^\| (\w+): ([^|]+) \| ([\d.]+) \(([\d.]+) to ([\d.]+)\) \|", re.MULTILINE)
-    return {(kind, name): Value(*map(float, numbers)) for kind, name, *numbers in row.findall(page)}
+    found: dict[tuple[str, str], Value] = {}
+    for kind, name, *numbers in row.findall(page):
+        found.setdefault((kind, name), Value(*map(float, numbers)))
+    return found
 
 
 def draw(values: dict[tuple[str, str], Value], path: Path) -> None:
