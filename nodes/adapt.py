@@ -81,8 +81,9 @@ class MakePseudoTargets(host.Node):
         return host.schema(
             "BFR_MakePseudoTargets",
             "Make Pseudo Targets (BFR)",
-            "Turns each damaged face into a clean one that agrees with it, by the diffusion prior. The restorer then "
-            "learns from these targets; poor ones are drawn again or refused.",
+            "Turns each damaged face into a clean one that agrees with it, by the diffusion prior. Restorers of "
+            "more than 256 pixels learn from these targets; smaller ones learn from sharp faces under the same damage, "
+            "and are judged on these. Poor targets are drawn again or refused.",
             [
                 host.FacesType.Input("faces", tooltip="The damaged faces."),
                 host.RestorerType.Input("restorer", tooltip="The restorer that is to be tuned."),

@@ -45,7 +45,9 @@ class Compare(host.Node):
                 name_widget("other"),
             ],
             [
-                io.Image.Output(display_name="grid", tooltip="A row a picture: damaged, restored, other, clean."),
+                io.Image.Output(
+                    display_name="grid", tooltip="One row for each picture: damaged, restored, other, clean."
+                ),
                 io.String.Output(display_name="figures", tooltip="Mean over the pictures and its 95 % interval."),
             ],
             ("psnr", "ssim", "metrics", "before after"),

@@ -41,7 +41,7 @@ SECONDS = 120.0  # that it is to take; the search for the damage may leave the t
 MIN_SECONDS = 20.0  # that are spent on the tuning at least
 MAX_PHOTOS = 24  # photos that are searched for faces at most
 PICTURES = ("damaged", "before", "after", "target")  # the folders that its pictures are in
-COLUMNS = ("damaged", "base restorer", "adapted for a first look", "clean face to learn from")
+COLUMNS = ("damaged", "base restorer", "adapted for a first look", "pseudo target")
 
 
 @dataclass(frozen=True)

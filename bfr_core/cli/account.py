@@ -27,7 +27,7 @@ RESTORED = {
     "skipped": "there already",
     "left_out": "left out",
 }
-FACES = {"used": "photos give faces", "no_face": "without a face", "failed": "failed", "left_out": "left out"}
+FACES = {"used": "with faces", "no_face": "without a face", "failed": "failed", "left_out": "left out"}
 
 
 class Results:

@@ -26,6 +26,7 @@ UNET, VAE = "model.diffusion_model.", "first_stage_model."
 # Where single-file checkpoints keep their text encoders: SD 1.5's; SDXL's two.
 CLIP = "cond_stage_model.transformer.text_model."
 CLIP_L, OPEN_CLIP = "conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."
+QUICK_GELU, OPEN_CLIP_H_WIDTH = "quick_gelu", 1024  # of SD 1.5's text encoder; of SD 2.x's, which counts otherwise
 SCHEDULER: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 NEEDS = ("input_blocks.0.0.weight", "time_embed.0.weight", "out.2.weight")  # of a U-Net in a single file
 VAE_CONFIG: dict[str, Any] = {
@@ -298,6 +299,7 @@ def _from_folder(folder: Path) -> LatentPrior:
         _refuse_absurd(folder, config)
     if unet_config.get("in_channels", 4) != vae_config.get("latent_channels", 4):
         raise ValueError(f"{folder.name}: its U-Net takes more than the VAE's latents; give the ordinary model")
+    _refuse_other_text_encoder(folder, unet_config)
     weights, unet_state = _weights(folder / "unet")
     unet = _built(folder, UNet2DConditionModel, _plain(unet_config), lambda _: unet_state)
     vae_state = _weights(folder / "vae")[1]
@@ -341,6 +343,19 @@ def _weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
 def _text_tensors(folder: Path) -> dict[str, Tensor]:
     state = _weights(folder)[1]
     return {name.removeprefix("text_model."): value for name, value in state.items()}
+
+
+def _refuse_other_text_encoder(folder: Path, unet: Mapping[str, Any]) -> None:
+    """Raise ValueError for SD 2.x, whose one text encoder is another than SD 1.5's: its answers would mean nothing."""
+    place = folder / "text_encoder" / "config.json"
+    if (folder / "text_encoder_2").is_dir():
+        return
+    activation = read_config(place).get("hidden_act", QUICK_GELU) if place.is_file() else QUICK_GELU
+    if unet.get("cross_attention_dim") == OPEN_CLIP_H_WIDTH or activation != QUICK_GELU:
+        raise ValueError(
+            f"{folder.name}: its text encoder is neither SD 1.5's nor SDXL's, as in SD 2.x; give one of these, or use "
+            "it in ComfyUI as a teacher"
+        )
 
 
 def _refuse_absurd(folder: Path, config: Mapping[str, Any]) -> None:

@@ -48,8 +48,8 @@ class SamplerConfig:
 
     kind: Literal["paper", "fast"] = setting(
         "fast",
-        "The sampler that draws the pseudo targets: fast makes a few network calls a face, paper makes one for every "
-        "noise level.",
+        "The sampler that draws the pseudo targets: fast makes a few network calls for each face, paper makes one for "
+        "every noise level.",
         choices=("fast", "paper"),
         label="Sampler",
     )
@@ -74,7 +74,9 @@ class SamplerConfig:
         low=1,
         label="Coarseness",
     )
-    calls: int = setting(10, "How many network calls the fast sampler makes a face.", low=1, label="Network calls")
+    calls: int = setting(
+        10, "How many network calls the fast sampler makes for each face.", low=1, label="Network calls"
+    )
     eta: float = setting(
         1.0,
         "How much fresh noise the fast sampler draws at each step, from none at 0 to all of it at 1.",

@@ -35,10 +35,10 @@ STAGES = {
 }
 STATES = {
     "waiting": "Waiting for another run to finish",
-    "cancelled": "Stopped by you; it goes on where it was",
+    "cancelled": "Stopped by you; start it again and it goes on where it was",
     "failed": "Failed",
     "elsewhere": "Another program is at work on this run; this page only shows it",
-    "stopped": "Interrupted; it goes on where it was",
+    "stopped": "Interrupted; start it again and it goes on where it was",
 }
 KINDS = {"faces": "finding faces", "look": "the first look", "adapt": "adapting", "repair": "repairing photos"}
 NEXT = {
@@ -109,7 +109,7 @@ def failed(error: Exception) -> str:
 
 def headline(status: Status) -> str:
     if status.state == "new":
-        return quiet("Nothing was started yet.")
+        return quiet("Nothing has been started yet.")
     if status.state == "failed":
         what = KINDS.get(status.kind, "the job").capitalize()
         return f'<p class="error" role="alert">{text(what)} failed: {text(status.error)}</p>'

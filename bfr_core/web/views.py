@@ -124,7 +124,7 @@ class RunViews(RunFolders):
             files = [folder / f"{n}.png" for folder in (run.faces, run.restored, run.targets)]
             if all(file.is_file() for file in files):
                 rows.append((n, [read_image(file) for file in files]))
-        return grid(("damaged", "base restorer", "clean face to learn from"), rows)
+        return grid(("damaged", "base restorer", "pseudo target"), rows)
 
     def first_look(self, name: str | None) -> str:
         """The run's last first look, as HTML; "" if it has none."""

@@ -226,6 +226,20 @@ def test_a_diffusers_folder_is_the_same_prior(
         load_prior(folder)
 
 
+@pytest.mark.parametrize("by", ["its width", "its activation"])
+def test_a_folder_with_the_text_encoder_of_another_family_is_refused(
+    sd15: tuple[Path, Family], tmp_path: Path, by: str
+) -> None:
+    folder = as_folder(*sd15, tmp_path / "folder")
+    if by == "its activation":
+        (folder / "text_encoder/config.json").write_text(json.dumps({"hidden_act": "gelu"}))
+    else:
+        place = folder / "unet/config.json"
+        place.write_text(json.dumps(json.loads(place.read_text()) | {"cross_attention_dim": 1024}))
+    with pytest.raises(ValueError, match="folder: its text encoder is neither SD 1.5's nor SDXL's"):
+        load_prior(folder)
+
+
 @torch.no_grad()
 def test_it_says_what_the_network_predicts(sd15: tuple[Path, Family], tmp_path: Path) -> None:
     path, family = sd15
