@@ -15,7 +15,7 @@ from io import BytesIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -430,12 +430,14 @@ def _lines_moved(image: Tensor, moves: Tensor) -> Tensor:
 # ---------------------------------------------------------------- files, light and dots
 
 
-def stored_as_jpeg(image: Tensor, quality: float) -> Tensor:
-    """`image` (3, H, W) after being stored as JPEG with halved colour resolution."""
+def stored_as_jpeg(image: Tensor, quality: float, *, full_colour: bool = False) -> Tensor:
+    """`image` (3, H, W) after being stored as JPEG, with halved colour resolution unless `full_colour` is asked for."""
     pixels = as_bytes(image).permute(1, 2, 0).numpy()
     stored = BytesIO()
-    Image.fromarray(pixels).save(stored, "JPEG", quality=int(quality), subsampling=2)
-    return torch.from_numpy(np.array(Image.open(stored))).permute(2, 0, 1).float() / 255
+    Image.fromarray(pixels).save(stored, "JPEG", quality=int(quality), subsampling=0 if full_colour else 2)
+    stored.seek(0)
+    again = JpegImagePlugin.jpeg_factory(stored)  # Image.open refuses large photos
+    return torch.from_numpy(np.array(again)).permute(2, 0, 1).float() / 255
 
 
 def _to_linear(display: Tensor) -> Tensor:

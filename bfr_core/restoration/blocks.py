@@ -125,10 +125,13 @@ def _quality_of(coefficients: Tensor) -> int:
 
 
 def _stored_elsewhere(photo: Tensor, jpeg: Jpeg, rows: int, columns: int) -> Tensor:
-    """`photo` stored once more, in blocks that lie so many rows and columns from those that it has."""
+    """`photo` stored once more, in blocks that lie so many rows and columns from those that it has.
+
+    In full colour resolution, whatever the file had: halved, the error of colours grows by up to a third.
+    """
     top, left = -(jpeg.top + rows) % BLOCK, -(jpeg.left + columns) % BLOCK
     larger = F.pad(photo[None], (left, 0, top, 0), mode="replicate")[0]
-    return stored_as_jpeg(larger, jpeg.quality)[:, top:, left:]
+    return stored_as_jpeg(larger, jpeg.quality, full_colour=True)[:, top:, left:]
 
 
 def _steps_on_a_grid(grey: Tensor) -> tuple[float, int]:

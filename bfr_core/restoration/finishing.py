@@ -18,7 +18,7 @@ from ..device import where_all_works
 from ..faces.align import Face, crop_face
 from ..faces.paste import STRIP_PIXELS, Patch
 from ..metrics.detail import sharpness
-from ..pixels import as_bytes
+from ..pixels import as_bytes, luma
 from .blocks import BLOCK, Jpeg, read_jpeg, unblocked, within_steps
 from .finest_band import levels_for, weights
 from .grain import ALL_COARSE_GRAIN, grain_bands, grain_strength, white_rows
@@ -136,8 +136,9 @@ def _read_jpeg_around(photo: Tensor, patches: list[Patch]) -> Jpeg | None:
 
 def _within_steps(photo: Tensor, patches: list[Patch], jpeg: Jpeg) -> list[Patch]:
     """`patches` as `blocks.within_steps` gives them. jpeg: its first corner is counted from the patches' box."""
-    old = _covered(photo, patches).detach().cpu().float()
-    pixels = within_steps(old, _pasted(patches).cpu().float(), jpeg, _mask(patches).cpu())
+    old, mask = _covered(photo, patches).detach().cpu().float(), _mask(patches).cpu()
+    new = _pasted(patches).cpu().float()
+    pixels = torch.where(mask > 0, within_steps(old, new, jpeg, mask), new)  # blocks reach beyond the mask
     parts = pixels.split([patch.pixels.shape[-2] for patch in patches], 1)
     return [replace(patch, pixels=part.to(patch.pixels)) for patch, part in zip(patches, parts, strict=True)]
 
@@ -210,7 +211,7 @@ def _finished_strips(
     mask = _mask(patches)
     grey = is_grey(old)
     if grey:  # one channel throughout, so that rounding cannot tint it
-        old, new, source = old[:1], new[:1], source[:1]
+        old, new, source = old[:1], new[:1] if is_grey(new) else luma(new), source[:1]
         error = None if error is None else error[:1]
     height, width = old.shape[-2:]
     step = 2**levels
@@ -229,7 +230,7 @@ def _finished_strips(
         if match_grain:
             lost = [gone - back for gone, back in zip(lost, added, strict=True)]
             newness = [F.avg_pool2d(m, 2**k) * (1 - share) for k, share in enumerate(kept)]
-            white = split(padded(white_rows(first, last, width, *place), levels), levels)
+            white = split(padded(white_rows(first, last, width, *place).to(old), levels), levels)
             grain = grain_bands(lost, newness, white, tones, noise)
             added = [one + other for one, other in zip(added, grain, strict=True)]
         finer = (p + joined(added))[:, top - first : bottom - first, :width].clamp(0, 1)

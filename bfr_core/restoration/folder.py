@@ -499,7 +499,8 @@ def _restore_rest(job: Job, background: Background | None, config: RestoreConfig
     try:
         job.ground = restored_background(job.photo.pixels, background, job.all_faces, _told(job.served), config)
     except (ValueError, RuntimeError, MemoryError) as error:
-        job.problem, job.photo, job.crops = f"the rest of the photo failed: {_reason(error, job)}", None, []
+        job.problem, job.photo = f"the rest of the photo failed: {_reason(error, job)}", None
+        job.faces, job.crops, job.restored, job.served = [], [], [], ()
 
 
 def _act(job: Job, check: LikenessCheck | None) -> None:

@@ -99,6 +99,8 @@ def read_coarse_grain(photo: Tensor, width: float) -> tuple[float, ...]:
 
 def _excess(energy: Tensor, coarser: Tensor, tone: Tensor) -> float:
     """A deviation, see `read_coarse_grain`. energy: (1, 1, h, w); coarser: half as large; tone: (1, h, w)."""
+    if min(energy.shape[-2:]) < TILE:
+        return 0.0
     lit = ((tone > DARK) & (tone < LIGHT)).to(energy)[None]
     maps = (energy, F.interpolate(coarser, energy.shape[-2:], mode="nearest"), lit)
     own, next_one, whole = (F.avg_pool2d(one, TILE, TILE // 2).flatten() for one in maps)

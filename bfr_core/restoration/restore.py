@@ -308,7 +308,8 @@ def put_together(
         crops = [crop_face(photo, face, restorer.size) for face in faces]
     result = paste_faces(photo, faces, crops, restored, skipped, config, parser, ground, () if enlarge else alone)
     said = with_left_alone(likeness, judged, made if enlarge else result.generated)
-    return replace(result, likeness=said)
+    mask = torch.ones_like(result.mask) if background else result.mask
+    return replace(result, likeness=said, mask=mask)
 
 
 def restored_background(
@@ -628,17 +629,21 @@ def paste_faces(
     if ground is None:
         pixels, mask = photo.clone(), photo.new_zeros(1, *photo.shape[-2:])
     else:
-        pixels, mask = ground.clone(), photo.new_ones(1, *photo.shape[-2:])
+        failed = [face for face, new in zip(faces, restored, strict=True) if isinstance(new, str)]
+        pixels, mask = with_faces_of(photo, ground, failed), photo.new_ones(1, *photo.shape[-2:])
+    pasted = torch.zeros_like(mask)
     done, unblocked, new_crops, skipped = [], [], [], list(skipped)
     for face, crop, new, alone in zip(faces, crops, restored, may_be_left_alone or [False] * len(faces), strict=True):
         if isinstance(new, str):
             skipped.append(f"a face {face.width:.0f} pixels wide failed: {new}")
-            pixels = pixels if ground is None else with_faces_of(photo, pixels, [face])
             continue
         how: dict[str, Any] = {"blend": config.blend, "match_colour": config.match_colour}
         size, region = crop.shape[-1], parser(new) if parser else None
         under = crop if ground is None else crop_face(pixels, face, size)
         patches = face_patches(pixels, new, face, under, **how, region=region)
+        if not patches:
+            skipped.append(f"a face {face.width:.0f} pixels wide is left out: it lies outside the photo")
+            continue
         better = {"keep_detail": config.keep_detail, "match_grain": config.match_grain}
         better["may_leave_alone"] = alone
         if ground is None:
@@ -648,11 +653,13 @@ def paste_faces(
         if not_restored:
             skipped.append(not_restored)
         if not_restored and not patches:
-            pixels = pixels if ground is None else with_faces_of(photo, pixels, [face])
+            if ground is not None:  # it stays as the photo has it, but for what is pasted of its neighbours
+                pixels = torch.lerp(with_faces_of(photo, pixels, [face]), pixels, pasted)
             continue
         for patch in patches:
             pixels[patch.place] = patch.pixels
-            mask[patch.place] = torch.maximum(mask[patch.place], patch.mask)
+            for which in (mask, pasted):
+                which[patch.place] = torch.maximum(which[patch.place], patch.mask)
         done.append(face)
         unblocked += [face] if not_restored else []
         new_crops.append(crop_face(pixels, face, crop.shape[-1]) if not_restored else new)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from torch.nn import functional as F
 
 from bfr_core.damage.groups import FEATURES, DamageGroups
 from bfr_core.damage.synthetic import stored_as_jpeg
-from bfr_core.faces.align import Face, template
+from bfr_core.faces.align import Face, crop_face, template
 from bfr_core.files.photos import read_image, read_photo, write_image
 from bfr_core.files.tensors import save_tensors
 from bfr_core.restoration import folder as module
+from bfr_core.restoration import restore as restore_module
 from bfr_core.restoration.background import (
     LARGEST_SCALE,
     Background,
@@ -25,7 +27,7 @@ from bfr_core.restoration.background import (
 )
 from bfr_core.restoration.blocks import read_blocks
 from bfr_core.restoration.folder import restore_folder
-from bfr_core.restoration.restore import RestoreConfig, restore_photo
+from bfr_core.restoration.restore import RestoreConfig, paste_faces, restore_photo
 from bfr_core.restorers import load_restorer
 from bfr_core.restorers.base import Restorer
 from bfr_core.restorers.codeformer import CodeFormer
@@ -163,6 +165,11 @@ def test_grey_and_tinted_photos_stay_so() -> None:
     restorer.module.register_forward_hook(lambda module, args, out: out + colours * torch.rand_like(out))
     made = restored(grey, restorer)
     assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+    casts = torch.tensor([0.06, 0.0, -0.06]).view(1, 3, 1, 1)
+    other = smoothing()
+    other.module.register_forward_hook(lambda module, args, out: out + casts)
+    shift = [float((restored(grey, other, keep_detail=keep) - grey).mean()) for keep in (False, True)]
+    assert shift[1] == pytest.approx(shift[0], abs=1.5 / 255), "of the network's answer its luma counts"
     sepia = grey * torch.tensor([1.0, 0.96, 0.9]).view(3, 1, 1)
     made = restored(sepia, restorer)
     assert ((made[0] - made[2]) - (sepia[0] - sepia[2])).abs().mean() < 0.01
@@ -175,8 +182,9 @@ def test_the_enlarged_background_is_that_of_the_restored_rest() -> None:
         return picture.repeat_interleave(2, -1).repeat_interleave(2, -2)
 
     made = restore_photo(photo, smoothing(), ADAPTED, found(face), enlarge=twice)
+    assert made.mask.shape == (1, 200, 280) and (made.mask == 1).all(), "all of it is new"
     expected = twice(Smoothing()(photo[None])[0])
-    outside = made.mask[0] == 0
+    outside = restore_photo(photo, smoothing(), PLAIN, found(face), enlarge=twice).mask[0] == 0
     assert outside.any() and (made.pixels - expected)[:, outside].abs().max() < 2 / 255
 
 
@@ -265,6 +273,51 @@ def test_a_rest_that_fails_fails_its_photo(tmp_path: Path, monkeypatch: pytest.M
     (file,) = result.files
     assert file.status == "failed" and "the rest of the photo failed" in file.reason
     assert not (tmp_path / "out" / "a.png").exists()
+
+
+def test_a_rest_that_fails_ends_no_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photos").mkdir()
+    for width in (80, 90, 100):
+        write_image(tmp_path / "photos" / f"{width}.png", noisy(80, width))
+    monkeypatch.setattr(module, "load_detector", lambda *_: found(face_at(10, 10, 50)))
+    whole = module.restored_background
+
+    def fails_once(photo: Tensor, *rest: Any) -> Tensor:
+        if photo.shape[-1] == 90:
+            raise ValueError("the network gave NaN")
+        return whole(photo, *rest)
+
+    monkeypatch.setattr(module, "restored_background", fails_once)
+    files = restore_folder(tmp_path / "photos", tmp_path / "out", smoothing(), ADAPTED).files
+    said = {file.path.name: (file.status, file.faces) for file in files}
+    assert said == {"80.png": ("restored", 1), "90.png": ("failed", 0), "100.png": ("restored", 1)}
+
+
+@pytest.mark.parametrize("small_one", ["fails", "is left alone"])
+def test_a_face_that_is_not_restored_takes_nothing_from_its_neighbour(
+    small_one: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo, large, small = noisy(200, 300), face_at(40, 40, 120), face_at(130, 70, 60)
+    ground, new = torch.full_like(photo, 0.3), torch.full((3, SIZE, SIZE), 0.7)
+    crops = [crop_face(photo, face, SIZE) for face in (large, small)]
+    alone = paste_faces(photo, [large], crops[:1], [new], [], PLAIN, ground=ground)
+    plain = paste_faces(photo, [large], crops[:1], [new], [], PLAIN)
+    second: Tensor | str = new
+    if small_one == "fails":
+        second = "NaN"
+    else:
+        finish = restore_module.finished_on
+
+        def leaves_small_ones(ground: Tensor, photo: Tensor, patches: list, face: Face, *rest: Any, **more: Any) -> Any:
+            return ([], "left alone") if face is small else finish(ground, photo, patches, face, *rest, **more)
+
+        monkeypatch.setattr(restore_module, "finished_on", leaves_small_ones)
+    made = paste_faces(photo, [large, small], crops, [new, second], [], PLAIN, ground=ground)
+    assert made.faces == [large] and len(made.skipped) == 1
+    pasted = plain.mask[0] == 1
+    assert torch.allclose(made.pixels[:, pasted], alone.pixels[:, pasted], atol=1e-5)
+    beside = (slice(None), slice(90, 110), slice(165, 175))
+    assert torch.allclose(made.pixels[beside], photo[beside], atol=1e-5), "and itself it stays as the photo has it"
 
 
 def test_the_group_of_most_faces_restores_the_rest_and_the_base_where_there_are_none() -> None:

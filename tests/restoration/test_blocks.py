@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from bfr_core.damage.jpeg import LUMA_TABLE, block_cosines, from_block_cosines, scaled_table
 from bfr_core.damage.synthetic import stored_as_jpeg
+from bfr_core.faces.paste import Patch
 from bfr_core.files.photos import read_photo, write_image
 from bfr_core.pixels import gaussian_blur, luma, resized
+from bfr_core.restoration import finishing
 from bfr_core.restoration.blocks import Jpeg, read_jpeg, unblocked, within_steps
 from bfr_core.restoration.folder import restore_folder
 from bfr_core.restoration.restore import RestoreConfig, restore_photo
@@ -76,6 +79,33 @@ def test_without_its_blocks_a_photo_is_nearer_to_what_was_stored(quality: int) -
     assert steps_at_edges(made, jpeg) < 0.65 * steps_at_edges(photo, jpeg)
 
 
+@pytest.mark.parametrize("full_colour", [False, True])
+@pytest.mark.parametrize("quality", [20, 60, 85])
+def test_its_colours_are_nearer_too(quality: int, full_colour: bool) -> None:
+    other = natural()
+    clean = torch.stack([other[0], other[1].flip(0), other[2].flip(1)])  # whose colours have detail, too
+    photo = stored_as_jpeg(clean, quality, full_colour=full_colour)
+    made = unblocked(photo, Jpeg(quality, 0, 0))
+    colours = [picture - luma(picture) for picture in (made, photo, clean)]
+    assert rms(colours[0], colours[2]) < rms(colours[1], colours[2])
+
+
+def test_a_photo_above_pillows_limit_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert stored_as_jpeg(natural(), 50).shape == (3, SIDE, SIDE)
+
+
+def test_outside_the_mask_a_face_of_a_jpeg_is_as_it_was() -> None:
+    photo = stored_as_jpeg(natural(), 30)
+    mask = torch.zeros(1, 100, 100)
+    mask[:, 33:70, 29:75] = 1
+    covered = photo[:, 50:150, 60:160]
+    new = torch.where(mask > 0, gaussian_blur(covered[None], 1.5)[0], covered)
+    (kept,) = finishing._within_steps(photo, [Patch(50, 60, new, mask)], Jpeg(30, -50 % 8, -60 % 8))
+    outside = mask[0] == 0
+    assert torch.equal(kept.pixels[:, outside], covered[:, outside])
+
+
 def steps_changed(photo: Tensor, new: Tensor, jpeg: Jpeg) -> Tensor:
     """By how many of its steps each coefficient of luma differs: (m, n, 8, 8), away from the borders' cut blocks."""
     change = luma(new - photo)[0][jpeg.top :, jpeg.left :]
@@ -132,7 +162,7 @@ def test_a_sharp_face_of_a_jpeg_loses_its_blocks_and_no_detail() -> None:
     assert result.faces == result.unblocked == [FACE] and result.step is None, "nothing is generated"
     (said,) = result.skipped
     assert said.startswith("of a face 200 pixels wide only the blocks of the JPEG are taken out: it is sharper (")
-    assert rms(result.pixels[place], clean[place]) < 0.97 * rms(photo[place], clean[place])
+    assert rms(result.pixels[place], clean[place]) < 0.99 * rms(photo[place], clean[place])
     untouched = result.mask[0] == 0
     assert torch.equal(result.pixels[:, untouched], photo[:, untouched])
     rim = (result.mask[0] > 0) & (result.mask[0] < 0.02)

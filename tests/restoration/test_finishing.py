@@ -25,6 +25,7 @@ from bfr_core.restoration.noise import read_coarse_grain, read_noise
 from bfr_core.restoration.pyramid import split
 from bfr_core.restoration.restore import RestoreConfig, RestoredPhoto, restore_aligned, restore_photo
 from bfr_core.restorers import load_restorer
+from tests.pretended_device import DEVICE, PretendedDevice
 from tests.restoration.faces_in_photos import SIDE, a_face, noise, restorer, sharp, soft, within
 from tests.restoration.test_blocks import natural
 
@@ -172,6 +173,17 @@ def test_a_pasted_face_has_the_grain_of_its_surroundings(correlated: bool) -> No
     assert ((ratio > 0.7) & (ratio < 1.4)).all(), ratio
     added = (grainy - smooth)[inside].flatten(1)
     assert (torch.corrcoef(added)[0, 1] > 0.8) == correlated
+
+
+def test_grain_is_put_back_where_the_photo_lies_and_in_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = (soft() + noise(soft(), 0.04)).clamp(0, 1)
+    expected = restore_photo(photo, restorer(3.0, 128), GRAIN, lambda photo: [FACE]).pixels
+    wide = restore_photo(photo.double(), restorer(3.0, 128), GRAIN, lambda photo: [FACE]).pixels
+    assert (wide - expected).abs().max() < 1 / 255
+    with PretendedDevice():
+        monkeypatch.setattr(finishing, "where_all_works", lambda tensor: tensor)  # as it is on a CUDA card
+        there = restore_photo(photo.to(DEVICE), restorer(3.0, 128).to(DEVICE), GRAIN, lambda photo: [FACE]).pixels
+        assert there.device.type == DEVICE.type and (there.cpu() - expected).abs().max() < 1 / 255
 
 
 def coarse_grain(like: Tensor, radius: float, sigma: float, seed: int = 0) -> Tensor:

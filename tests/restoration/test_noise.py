@@ -8,6 +8,7 @@ from bfr_core.damage.synthetic import degrade
 from bfr_core.restoration.noise import (
     ALL_PATTERN,
     NO_PATTERN,
+    read_coarse_grain,
     read_noise,
     share_without_blocks,
     share_without_pattern,
@@ -83,3 +84,4 @@ def test_a_photo_too_small_or_flat_has_no_noise() -> None:
     for side in (20, 38, 59, 61):
         assert read_noise(torch.rand(3, side, 2 * side), 3).pattern < NO_PATTERN
     assert read_noise(torch.zeros(3, 100, 100), 2).deviation(0) == 0
+    assert read_coarse_grain(torch.rand(3, 32, 32), 400.0) == (0.0, 0.0, 0.0)

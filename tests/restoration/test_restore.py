@@ -103,6 +103,13 @@ def test_one_failing_face_does_not_stop_the_others() -> None:
     assert torch.equal(result.pixels[:, :, 200:], photo[:, :, 200:])
 
 
+def test_a_face_outside_the_photo_is_said_and_nothing_is_claimed() -> None:
+    photo = smooth(200, 300)
+    result = restore_photo(photo, fake_restorer(), PLAIN, found(face_at(500, 600, 100)))
+    assert result.faces == [] and result.step is None and torch.equal(result.pixels, photo)
+    assert result.skipped == ["a face 100 pixels wide is left out: it lies outside the photo"]
+
+
 def test_a_grey_photo_stays_grey() -> None:
     photo = smooth(200, 200)[:1].expand(3, -1, -1).contiguous()
     restorer = fake_restorer()
@@ -864,8 +871,8 @@ def test_a_person_is_not_a_reference_and_must_be_there(photos: Path, tmp_path: P
     for known in ({"person": tmp_path / "nobody.jpg"}, {"references": [photos / "a.png", tmp_path / "nobody.jpg"]}):
         with pytest.raises(FileNotFoundError, match="nobody.jpg: no such file"):
             restore_folder(photos, tmp_path / "out", from_file(), PLAIN, **known)
-    for flag, known in (("--person", {"person": photos}), ("--reference", {"references": [photos]})):
-        with pytest.raises(ValueError, match=f"^{flag} .*: is a folder; name one photo in it"):
+    for name, known in (("person", {"person": photos}), ("reference", {"references": [photos]})):
+        with pytest.raises(ValueError, match=f"^{name} .*: is a folder; name one photo in it"):
             restore_folder(photos, tmp_path / "out", from_file(), PLAIN, **known)
 
 
