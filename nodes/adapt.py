@@ -144,7 +144,8 @@ class MakePseudoTargets(host.Node):
         if first_look:
             return cls.show_first_look(run, restorer, prior, config)
         otherwise = [] if config.finetune.sharp or settings != OWN else ["by the noise"]
-        made_with = fingerprint(restorer.network.sha256, prior.network.sha256, asdict(config.targets), *otherwise)
+        own_targets = asdict(replace(config.targets, batch_size=TargetConfig().batch_size))  # which changes no target
+        made_with = fingerprint(restorer.network.sha256, prior.network.sha256, own_targets, *otherwise)
         faces = replace(faces, folder=with_settings(faces, "targets", made_with).folder)
         run, found = faces.opened()
         progress = host.NodeProgress(cls, "making targets ...")

@@ -245,9 +245,19 @@ def open_run(name: str) -> Run:
 
 
 def weight_files(kind: str) -> list[str]:
-    """Files of weights in ComfyUI's folders of this kind, by relative path; nothing is opened."""
-    suffixes = RESTORER_SUFFIXES if kind == RESTORERS else WEIGHT_SUFFIXES
-    return [name for name in folder_paths.get_filename_list(kind) if name.lower().endswith(suffixes)]
+    """Files of weights in ComfyUI's folders of this kind, by relative path; nothing is opened.
+
+    Restorers are looked for here: other packs (ReActor, facerestore_cf) set ComfyUI's list to suffixes without .onnx.
+    """
+    if kind != RESTORERS:
+        return [name for name in folder_paths.get_filename_list(kind) if name.lower().endswith(WEIGHT_SUFFIXES)]
+    found = {
+        os.path.relpath(os.path.join(at, name), root)
+        for root in folder_paths.get_folder_paths(kind)
+        for at, _, names in os.walk(root, followlinks=True)
+        for name in names
+    }
+    return sorted(name for name in found if name.lower().endswith(RESTORER_SUFFIXES))
 
 
 def prior_folders() -> list[str]:

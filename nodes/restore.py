@@ -20,7 +20,14 @@ from ..bfr_core.faces.likeness import OTHER
 from ..bfr_core.files.photos import printable
 from ..bfr_core.files.records import fingerprint
 from ..bfr_core.restoration.background import ADAPTED, BACKGROUND_TEXT, OFF
-from ..bfr_core.restoration.restore import NO_WORSE, RestoreConfig, RestoredPhoto, restore_aligned, restore_photo
+from ..bfr_core.restoration.restore import (
+    NO_WORSE,
+    RestoreConfig,
+    RestoredPhoto,
+    load_parser,
+    restore_aligned,
+    restore_photo,
+)
 from ..bfr_core.restoration.same_person import FaceLikeness, counted, load_check, warnings_of
 from ..bfr_core.restoration.video import VIDEO_TEXT, FrameStore, VideoConfig, restore_frames
 from ..bfr_core.restorers import Restorer, load_restorer
@@ -251,6 +258,7 @@ class RestoreFaces(host.Node):
                 store = frame_store(images, network, fidelity, config, steady, boxes)
                 results = restore_frames(made.photos(), network, config, None, steady, find=find, store=store, **how)
             else:
+                how["parser"] = load_parser(config, network)
                 results = (
                     restore_photo(photo, network, config, partial(find, i), name=f"photo {i + 1}", **how)
                     for i, photo in enumerate(made.photos())

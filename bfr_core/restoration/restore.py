@@ -225,6 +225,7 @@ def restore_photo(
     name: str = "",
     likeness: LikenessCheck | None = None,
     background: Background | None = None,
+    parser: Parser | None = None,
 ) -> RestoredPhoto:
     """`photo` (3, H, W) RGB in [0, 1] with its faces restored; without config.background all else is as it was.
 
@@ -232,6 +233,7 @@ def restore_photo(
     background that the faces, restored from `photo` itself, are pasted into. name: of the photo, for the log.
     likeness: the check of config.likeness, where it is loaded already or looks for one person. background: the network
     of config.background, where it is loaded already; a face that is found and not restored stays as the photo has it.
+    parser: that of config.mask, where it is loaded already.
     A face that fails does not stop the others: the reason is in `skipped`. A grey photo stays grey, and a face that is
     nearly grey keeps its tint and gets no other colours. Whoever writes the result as a file must record in it what it
     is: `replace(photo, pixels=..., record=photo.record.with_step(result.step))`.
@@ -254,7 +256,7 @@ def restore_photo(
     judged = [faces[i] for i in acted.judged]
     faces, crops = [faces[i] for i in acted.kept], [crops[i] for i in acted.kept]
     restored = [acted.restored[i] for i in acted.kept]
-    parser = load_parser(config, restorer)
+    parser = parser or (load_parser(config, restorer) if crops else None)
     result = put_together(
         photo, found, faces, crops, restored, skipped + acted.reasons, restorer, config, parser,
         check=check, enlarge=enlarge, background=rest, served=served, likeness=acted.likeness, judged=judged,

@@ -205,16 +205,18 @@ class _GrainLimit:
     Each frame gets grain of its own, see `finishing`, beside what the restored face itself still changes by. Let x, b
     and g be the input, the faces without grain, and the grain. The grain is multiplied by
     k = sqrt((m(dx) - m(db)) / m(dg)), at most 1, where d is the change since the frame before, and m the median of its
-    squares in the faces, so that what moves does not count. before: x, b and g of the frame `last`.
+    squares in the faces, so that what moves does not count. before: x, b and g of the frame `last`. blend: as in
+    `RestoreConfig`, which a face's mask is multiplied by.
     """
 
+    blend: float = 1.0
     before: tuple[Tensor, Tensor, Tensor] | None = None
     last: int = -1
 
     def __call__(self, number: int, photo: Tensor, plain: RestoredPhoto, grainy: RestoredPhoto) -> Tensor:
         """The pixels of `grainy` with less grain; plain: the same without grain."""
         now = (photo, plain.pixels, grainy.pixels - plain.pixels)
-        where, limited = plain.mask > 0.5, grainy.pixels
+        where, limited = plain.mask > 0.5 * self.blend, grainy.pixels
         if self.before and number == self.last + 1 and photo.shape == self.before[0].shape and where.any():
             changed = [(new - old)[where.expand_as(new)].square() for new, old in zip(now, self.before, strict=True)]
             still, own, grain = (float(change.median()) for change in changed)
@@ -234,6 +236,7 @@ class _Choice:
         self.config = config
         self.scene = -1
         self.numbers: dict[int, int] = {}
+        self.seen: set[int] = set()
         self.large_enough: set[int] = set()
         self.one: int | None = None
 
@@ -241,17 +244,19 @@ class _Choice:
         """Tracks of this frame that are restored, and why others are not, where they are first seen."""
         if frame.scene != self.scene:
             self.scene, self.numbers, self.large_enough, self.one = frame.scene, {}, set(), None
-        new = [track for track in frame.faces if track not in self.numbers]
+            self.seen = set()
         skipped = []
-        for track in sorted(new, key=lambda track: ORDERS[self.config.order](frame.faces[track])):
-            self.numbers[track] = 1 + len(self.numbers)
         for track, face in frame.faces.items():
             if face.width >= self.config.min_face:
                 self.large_enough.add(track)  # and stays so: a face at the limit would come and go
-            elif track in new:
+            elif track not in self.seen:
                 skipped.append(
                     f"a face {face.width:.0f} pixels wide is narrower than min_face ({self.config.min_face})"
                 )
+        self.seen.update(frame.faces)
+        new = [track for track in frame.faces if track in self.large_enough and track not in self.numbers]
+        for track in sorted(new, key=lambda track: ORDERS[self.config.order](frame.faces[track])):
+            self.numbers[track] = 1 + len(self.numbers)  # as `choose_faces` counts: narrower ones have no number
         tracks = [track for track in frame.faces if track in self.large_enough]
         if self.config.faces == "numbered":
             wanted = numbers_in(self.config.numbers)
@@ -324,6 +329,7 @@ def restore_frames(
         enlarge,
         store,
         detector,
+        grain=_GrainLimit(config.blend),
     )
     choice, works = _Choice(config), []
     for frame in followed(frames, job.kept_or(look_in), video.patience):
@@ -351,7 +357,7 @@ class _Job:
     store: FrameStore | None
     detector: FindFaces | None
     held: dict[int, _Held] = field(default_factory=dict)
-    grain: _GrainLimit = field(default_factory=_GrainLimit)
+    grain: _GrainLimit = field(kw_only=True)
 
     def kept_or(self, find: Callable[[int, Tensor], list[Face]]) -> Callable[[int, Tensor], list[Face]]:
         """`find`, but faces that the store has are taken from there."""

@@ -12,6 +12,7 @@ from typing import Any
 from ..adaptation.config import FIRST_LOOK_TEXT, LOW_MEMORY_TEXT, MIXED_TEXT, SMALL, AdaptConfig
 from ..adaptation.published import RECIPES
 from ..damage.groups import MIN_FACES
+from ..device import is_out_of_memory
 from ..files.names import printable
 from ..restoration.background import OFF, offered_background, offered_backgrounds
 from ..restoration.restore import CHOICES, NO_WORSE, RestoreConfig
@@ -339,6 +340,11 @@ def build(page: Page) -> Any:
                 try:
                     return act(*values)
                 except (ValueError, OSError) as error:
+                    return tell(failed(error))
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    page.forget()  # the networks that are held for showing faces
                     return tell(failed(error))
 
             return answer

@@ -14,6 +14,7 @@ from ..adaptation.faces import left_out_of
 from ..adaptation.first_look import COLUMNS, place_of, read_first_look
 from ..adaptation.report import PERSON_TABLE
 from ..adaptation.run import Run
+from ..errors import first_line
 from ..files.ownership import free_name
 from ..files.photos import list_images, photo_name, printable, read_image, read_photo, write_image, write_photo
 from ..files.provenance import Step
@@ -210,8 +211,11 @@ class RunViews(RunFolders):
         for part in parts:
             names = [n for n in self.face_names(part) if (part.faces / f"{n}.png").is_file()]
             for n in names[: math.ceil(COMPARED_FACES / len(parts))]:
-                lq = read_image(part.faces / f"{n}.png")
-                rows.append((n, [lq, *(self._restored(one, lq) for one in restorers.values())]))
+                try:
+                    lq = read_image(part.faces / f"{n}.png")
+                    rows.append((n, [lq, *(self._restored(one, lq) for one in restorers.values())]))
+                except (ValueError, OSError, RuntimeError, MemoryError) as error:  # such as a card that is full
+                    return quiet(f"No faces can be shown now: {first_line(error)}")
         return grid(("damaged", *restorers), rows) + said
 
     def _restored(self, restorer: Restorer, face: Tensor) -> Tensor:

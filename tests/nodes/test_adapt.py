@@ -127,6 +127,11 @@ def test_targets_report_what_was_refused(
     assert any(picture.size == (96, 32) for _, picture, _ in host.previews), "triplets were shown as it went"
     assert accepted + refused == 10 and refused > 0 and len(report.splitlines()) == refused + 1
     assert examples.shape[-1] == 3 and pairs.faces == faces
+    again = run(
+        "BFR_MakePseudoTargets", faces=faces, restorer=restorer, prior=prior, settings="as set below", start=8,
+        calls=2, hold_until=0, factor=2, gate=0.2, batch_size=2,
+    )  # fmt: skip
+    assert again[0].faces == faces, "fewer faces at once change no target, and go on in the same run"
 
 
 def test_names_are_escaped(run: Run, models: tuple[Any, Any], host: Any) -> None:

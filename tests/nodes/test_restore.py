@@ -444,9 +444,15 @@ def test_live_pictures_are_rounded(pack: Any) -> None:
 
 
 def test_onnx_restorers_are_listed_and_restore_but_cannot_be_tuned(
-    run: Callable[..., tuple], nodes: dict[str, type], models: tuple[Any, Any], host: Any
+    run: Callable[..., tuple],
+    nodes: dict[str, type],
+    models: tuple[Any, Any],
+    host: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("onnxruntime")
+    names = sys.modules["any-name.nodes.host"].folder_paths  # ReActor sets the kind's suffixes to some without .onnx
+    monkeypatch.setattr(names, "get_filename_list", lambda kind: ["tiny.safetensors"])
     write_onnx(host.root / "models/facerestore_models/GPEN-BFR-64.onnx", side=64)
     (host.root / "models/upscale_models/other.onnx").write_bytes(b"\x08\x06")
     options = {s.id: s.options.get("options") for s in nodes["BFR_LoadRestorer"].define_schema().inputs}  # type: ignore[attr-defined]

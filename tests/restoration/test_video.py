@@ -92,6 +92,18 @@ def test_a_still_picture_keeps_its_grain() -> None:
     assert (results[-1].pixels - without).std() > 0.002, "there is grain"
 
 
+def test_grain_is_held_still_at_any_visibility() -> None:
+    still, faces, flicker = filmed(1, 0.06)[0], [face_at(20.3, 20.4)], []
+    draws = [torch.randn(still.shape, generator=torch.Generator().manual_seed(i)) for i in range(6)]
+    frames = [(still + 0.002 * draw).clamp(0, 1) for draw in draws]  # grain that hardly moves
+    for blend in (1.0, 0.4):
+        config = replace(PLAIN, match_grain=True, blend=blend)
+        results = list(restore_frames(iter(frames), sharpener(), config, lambda _: faces))
+        part = results[0].mask > 0.5 * blend
+        flicker.append(change([result.pixels for result in results], part))
+    assert flicker[1] < flicker[0], "what is shown less flickers less"
+
+
 def test_what_moves_is_not_held() -> None:
     frames = filmed(8)
     for frame in frames[4:]:
@@ -130,6 +142,15 @@ def test_a_face_keeps_its_number_when_others_pass(numbers: str, at_first: float,
     assert all(len(result.faces) == 1 and result.found == 2 for result in results)
     middles = [float(result.faces[0].landmarks[:, 0].mean()) for result in results]
     assert middles[0] == pytest.approx(at_first, abs=4) and middles[-1] == pytest.approx(at_last, abs=8)
+
+
+@pytest.mark.parametrize(("numbers", "restored"), [("1", 1), ("2", 0)])
+def test_faces_below_the_limit_of_size_have_no_number_as_in_photos(numbers: str, restored: int) -> None:
+    config = replace(PLAIN, faces="numbered", numbers=numbers, min_face=50)
+    faces = [face_at(10, 18, 30), face_at(100, 18, 80)]
+    results = list(restore_frames(filmed(3), sharpener(), config, find=lambda i, _: faces))
+    assert [len(result.faces) for result in results] == [restored] * 3
+    assert len(restore_photo(filmed(1)[0], sharpener(), config, lambda _: faces).faces) == restored
 
 
 def test_one_chosen_face_stays_the_one_until_it_is_gone() -> None:

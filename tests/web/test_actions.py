@@ -98,6 +98,15 @@ def judged(shown):
     return any(verdict in shown for verdict in VERDICTS.values())
 
 
+def test_a_card_that_is_full_hides_nothing_else_of_a_run(page, adapted, monkeypatch):
+    def full(self, lq):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("bfr_core.restorers.base.Restorer.restore", full)
+    shown = page.details(adapted)
+    assert "No faces can be shown now: CUDA out of memory" in shown and "tuning steps" in shown
+
+
 def test_from_photos_to_a_zip(page, adapted, photos, tmp_path):
     assert adapted == "old album" and page.names() == ["old album"] and page.latest() == "old album"
     assert "Adapted" in page.state(adapted) and page.progress(adapted).count("<img") == 12
