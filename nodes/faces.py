@@ -38,7 +38,8 @@ from . import convert, host, paths
 STAGES = ("targets", "finetune")
 # The files and folders of a run that a stage begins with.
 BEGINS_WITH = {"targets": ["faces", "left_out.json", "damage.json"]}
-BEGINS_WITH["finetune"] = [*BEGINS_WITH["targets"], "settled.json", "restored", "targets", "given", "gate.json"]
+BEGINS_WITH["finetune"] = [*BEGINS_WITH["targets"], "settled.json", "restored", "targets", "given"]
+BEGINS_WITH["finetune"] += ["gate.json", "gate_given.json"]
 LISTED = 20  # lines of a report before it says how many more there are
 ROWS = 8  # of a picture that shows examples
 MARK = "comfyui.json"  # file of a run that says what it was made of, and tells it from an earlier one of its name
@@ -89,13 +90,17 @@ class Pairs:
     def opened(self) -> tuple[Run, FaceSet, dict[str, Path]]:
         """The run, its faces, and the accepted targets by face name. Raises ValueError if they were replaced since."""
         run, faces = self.faces.opened()
-        if read_table(run.target_checks).get("made_from") != self.made_from:
+        if read_table(self.checks(run)).get("made_from") != self.made_from:
             raise ValueError(
                 f"run {printable(run.folder.name)} got other targets since; give each graph its own run name, "
                 "and queue again"
             )
         files = targets_of(run, faces) if self.prior else given_targets(run, faces)
         return run, faces, accepted_targets(run, files, self.made_from)
+
+    def checks(self, run: Run) -> Path:
+        """Where what the checks found of the targets is kept."""
+        return run.target_checks if self.prior else run.given_checks
 
 
 FACES = FaceConfig()
@@ -394,7 +399,7 @@ def paired(
     progress: host.NodeProgress,
 ) -> io.NodeOutput:
     """The outputs of a node that has made targets."""
-    refused = read_table(run.target_checks).get("refused", {})
+    refused = read_table(pairs.checks(run)).get("refused", {})
     reasons = [f"{printable(name)}: {reason}" for name, reason in refused.items()]
     said = [f"{len(accepted)} targets are fit to learn from, {len(refused)} are refused"]
     text = lines([*said, *reasons])

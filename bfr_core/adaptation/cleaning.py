@@ -73,8 +73,8 @@ def _best_level(
 ) -> int:
     """The level of the highest PSNR among some, and between the best of them and its neighbours, whose GMSD is no
     worse than at level 0 and at `own`; `own` if it is one of them and nearly as good."""
-    coarse = {own, *(round(level * num_steps / LEVELS_OF) for level in LEVELS)}
-    levels = sorted(level for level in coarse if level == own or level < num_steps // 4)
+    coarse = {0, own, *(round(level * num_steps / LEVELS_OF) for level in LEVELS)}
+    levels = sorted(level for level in coarse if level in (0, own) or level < num_steps // 4)
     answers: dict[int, Answer] = {}
 
     def harmless(level: int) -> bool:

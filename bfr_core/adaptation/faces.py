@@ -17,13 +17,24 @@ import torch
 from torch import Tensor
 
 from ..damage.grey import given_to_restorer
+from ..device import is_out_of_memory, release_memory
 from ..faces.align import crop_face
 from ..files.kinds import LeftOutError, without_name
 from ..files.ownership import is_own, note, sha256_of
-from ..files.photos import look_through, photo_names, printable, read_image, read_photo, replace_atomically, write_image
+from ..files.photos import (
+    look_through,
+    photo_names,
+    printable,
+    read_image,
+    read_photo,
+    replace_atomically,
+    status_of,
+    write_image,
+)
 from ..files.records import fingerprint, read_table, write_json
 from ..files.shards import WHOLE, Shard
 from ..files.stages import growing, open_stage, remove
+from ..files.tensors import reason_of
 from ..restoration.restore import square
 from .run import Run
 
@@ -88,8 +99,21 @@ class FaceSet:
         return self.folder / f"{name}.png"
 
     def read(self, names: Sequence[str]) -> Tensor:
-        """The crops of these faces as (B, 3, S, S) RGB in [0, 1]."""
-        return torch.stack([read_image(self.crop(name)) for name in names])
+        """The crops of these faces as (B, 3, S, S) RGB in [0, 1].
+
+        A crop that was changed by hand may have another size. Raises ValueError naming one that is not square.
+        """
+        crops = [read_image(self.crop(name)) for name in names]
+        size = self.size or max(crop.shape[-1] for crop in crops)
+        return torch.stack(
+            [resize_square(crop, size, self.crop(name)) for name, crop in zip(names, crops, strict=True)]
+        )
+
+    @cached_property
+    def size(self) -> int:
+        """Side of the crops in pixels, as they were cut; 0 where no list says it."""
+        size = read_table(self.folder / "faces.json").get("size", 0)
+        return size if isinstance(size, int) else 0
 
     def batch(self, start: int, stop: int) -> Tensor:
         """Crops start ... stop - 1 as (B, 3, S, S) RGB in [0, 1]."""
@@ -121,8 +145,9 @@ def collect_faces(
     size: side of the crops in pixels, 16 to 2048. device: where the detector's network runs.
     files: the photos under it that are used; by default all that `look_through` finds.
     Only photos that are new, that failed, or whose content, name or settings changed, are examined, and those without
-    a face if there is a better detector now. Crops of photos that are gone are deleted; a crop that was changed by hand
-    is kept and used. Of equal crops the first one counts: a copy must not be held out to judge what the other taught.
+    a face if there is a better detector now. Crops of photos that are gone are deleted, not those of photos that cannot
+    be read now; a crop that was changed by hand is kept and used. Of equal crops the first one counts: a copy must not
+    be held out to judge what the other taught.
     Raises FileNotFoundError or ValueError if there are no photos, or no face in any of them.
     """
     records, before, others = _examine(photos, run, size, config, callback, device, files)
@@ -139,13 +164,16 @@ def collect_faces(
         if r["problem"]
     ]
     problems += [
-        {"photo": path.as_posix(), "problem": f"{printable(path)}: {reason}", "status": "left_out"}
+        {"photo": path.as_posix(), "problem": f"{printable(path)}: {reason}", "status": status_of(reason)}
         for path, reason in others.items()
     ]
     if not found:  # the crops that the run has are those of other photos, and stay
         raise ValueError(f"{printable(photos)}: no face could be taken from its {len(records)} images")
     now = {face["name"] for face in found}
-    remove(run.faces / f"{n}.png" for r in before.values() for n in _names_of(r) if n not in now)
+    unseen = [path for path, reason in others.items() if status_of(reason) == "failed"]
+    failed = {r["photo"] for r in records if r.get("status") == "failed"}  # which may be there again next time
+    gone = (r for photo, r in before.items() if photo not in failed and not _is_below(Path(photo), unseen))
+    remove(run.faces / f"{n}.png" for r in gone for n in _names_of(r) if n not in now)
     faces, copies = _without_copies(found)
     problems += [{"photo": photo, "problem": problem, "status": "left_out"} for photo, problem in copies.items()]
     made = {"size": size, "fingerprint": fingerprint(size, [(face["name"], face["sha256"]) for face in faces])}
@@ -153,7 +181,12 @@ def collect_faces(
     write_json(run.faces / "faces.json", made | {"faces": faces, "problems": problems, "notes": of_photos})
     run.record("faces", {"photos": str(photos.name), "size": size} | asdict(config))
     remove(path for path in _journals(run) if path.name.startswith("photos-"))  # of shards; photos.jsonl has it all
+    _warn_of_marks_that_are_gone(run, {face["photo"] for face in found})
     return faces_of(run)
+
+
+def _is_below(photo: Path, folders: Iterable[Path]) -> bool:
+    return any(folder == Path() or folder in photo.parents for folder in folders)
 
 
 def _without_copies(found: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -195,7 +228,9 @@ def collect_shard(
         for one in records
     ]
     if shard.number == 1:
-        files += [{"photo": p.as_posix(), "status": "left_out", "reason": reason} for p, reason in others.items()]
+        files += [
+            {"photo": p.as_posix(), "status": status_of(reason), "reason": reason} for p, reason in others.items()
+        ]
     return sum(len(one["faces"]) for one in records), sorted(files, key=lambda file: Path(file["photo"]).parts)
 
 
@@ -253,6 +288,12 @@ def _examine(
                     reason = without_name(str(error), printable(file.name))
                     status = "left_out" if isinstance(error, LeftOutError) else "failed"
                     record |= {"problem": f"{printable(relative)}: {reason}", "status": status}
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    why = f"needs more memory than there is ({reason_of(error)})"
+                    record |= {"problem": f"{printable(relative)}: {why}", "status": "failed", "faces": []}
+                    release_memory()
                 if record["problem"] and record["status"] != "left_out":
                     log.warning("%s", record["problem"])
             if record != own.get(photo):
@@ -312,7 +353,10 @@ def faces_of(run: Run, size: int | None = None) -> FaceSet:
 
 
 def leave_out(run: Run, names: Iterable[str]) -> None:
-    """Use all faces of the run but these from now on; a face is used again once its photo has changed."""
+    """Use all faces of the run but these from now on.
+
+    A face is used again once its photo or the settings of finding faces have changed, which is logged.
+    """
     left = {face["name"] for face in face_index(run)["faces"]} & set(names)
     marks = [mark for name, mark in _marks(run).items() if name in left]
     write_json(run.left_out, {"faces": marks})
@@ -330,6 +374,18 @@ def left_out_of(run: Run) -> list[str]:
         return sorted(now.keys() & set(marked))
     of_old = {name for name, found in marked.items() if name in now and now[name]["found"] == found}  # of version 0.2
     return sorted({name for name, mark in now.items() if mark in marks} | of_old)
+
+
+def _warn_of_marks_that_are_gone(run: Run, photos: set[str]) -> None:
+    """Say of which photos a face was left out that is not known again, so that it, or its copy, is used."""
+    marks, now = read_table(run.left_out, faces=list).get("faces", []), list(_marks(run).values())
+    again = {str(mark.get("photo")) for mark in marks if isinstance(mark, dict) and mark not in now} & photos
+    for photo in sorted(again):
+        log.warning(
+            "%s: a face that was left out is used again, because the photo, its copies or the settings of faces "
+            "have changed; leave it out again if it is not wanted",
+            printable(photo),
+        )
 
 
 def _marks(run: Run) -> dict[str, dict[str, Any]]:

@@ -117,6 +117,7 @@ def few_faces(
         return replace(known, names=names, fingerprint=fingerprint(known.fingerprint, names)), own, len(known)
     if photos is None:
         raise ValueError(f"{printable(run.folder)}: holds no faces yet; name the folder of the photos")
+    remove([place.left_out])  # by an earlier look, which may have had other photos
     files, found, count = list_images(photos), None, FACES
     while found is None or (len(found) < FACES and count <= min(MAX_PHOTOS, 2 * len(files))):
         copy_photos(place, [files[i] for i in spread(len(files), count)], photos)

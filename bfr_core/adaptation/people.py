@@ -13,7 +13,7 @@ from ..faces.recognise import embed_faces
 from ..files.records import fingerprint, read_table, write_json
 from ..restoration.same_person import LikenessMeter, at_side
 from ..settings import check_settings, setting
-from .faces import FaceSet, StageCallback
+from .faces import FaceSet, StageCallback, content_hash
 from .run import Run
 
 log = logging.getLogger(__name__)
@@ -61,14 +61,21 @@ def find_people(
             callback("people", len(says_who), len(faces), None)
     numbers = numbered_people(torch.cat(embeddings), config.limit, says_who)
     found = dict(zip(faces.names, numbers, strict=True))
-    write_json(run.people, {"made_from": made_from, "people": found})
+    write_json(run.people, {"made_from": made_from, "people": found, "crops": _crops(faces)})
     return found
 
 
 def known_people(run: Run, faces: FaceSet) -> dict[str, int]:
-    """What `find_people` found last of these faces; empty if nothing."""
-    kept = read_table(run.people, people=dict).get("people", {})
-    return {name: kept[name] for name in faces.names if type(kept.get(name)) is int}
+    """What `find_people` found last of these faces, less those that have changed since; empty if nothing."""
+    table = read_table(run.people, people=dict, crops=dict)
+    kept, crops, now = table.get("people", {}), table.get("crops"), _crops(faces)
+    same = [name for name in faces.names if crops is None or crops.get(name) == now[name]]
+    return {name: kept[name] for name in same if type(kept.get(name)) is int}
+
+
+def _crops(faces: FaceSet) -> dict[str, str]:
+    """A hash of each face's crop."""
+    return {name: content_hash(faces.crop(name)) for name in faces.names}
 
 
 def people_lines(people: Mapping[str, int], faces: FaceSet) -> list[str]:

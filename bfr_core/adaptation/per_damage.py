@@ -17,7 +17,7 @@ from ..damage.grey import given_to_restorer
 from ..damage.groups import KNOWN_FACES, DamageGroups, describe, known_descriptions, one_damage, units_of
 from ..diffusion.prior import Prior, load_prior
 from ..files.ownership import is_own, sha256_of
-from ..files.photos import read_image, replace_atomically
+from ..files.photos import replace_atomically
 from ..files.records import fingerprint
 from ..files.stages import open_stage, remove
 from ..files.tensors import load_tensors, save_tensors
@@ -250,7 +250,7 @@ def rows_of(faces: FaceSet, names: Sequence[str], restorers: Sequence[Restorer])
     """The rows of a gallery: each face, damaged and as each restorer restores it."""
     rows = []
     for name in names:
-        lq = read_image(faces.crop(name))
+        lq = faces.read([name])[0]
         rows.append((faces.label(name), [lq, *(one.restore(lq[None])[0].cpu() for one in restorers)]))
     return rows
 

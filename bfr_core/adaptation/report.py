@@ -54,7 +54,7 @@ def report_adaptation(result: Adapted, config: FinetuneConfig, recogniser: Recog
     rows = []
     for i in chosen:
         name = names[i]
-        lq = read_image(result.faces.crop(name))
+        lq = result.faces.read([name])[0]
         base, tuned = (r.restore(lq[None])[0].cpu() for r in (result.base, result.restorer))
         target = resized(read_image(result.targets[name])[None], lq.shape[-2:], "area")[0]
         label = result.faces.label(name)
@@ -235,11 +235,12 @@ def kept_by_width(damage: FolderDamage) -> list[tuple[int, float]]:
 def refused_faces(result: Adapted) -> list[Gallery]:
     """The faces whose target the checks refused, with the reason; nothing if there are none."""
     known = set(result.faces.names) - set(result.targets)  # a face that was refused may have left the photos since
-    found = read_json(result.run.target_checks, {}).get("refused", {})
+    own = any(result.run.targets in path.parents for path in result.targets.values())
+    found = read_json(result.run.target_checks if own else result.run.given_checks, {}).get("refused", {})
     refused = {n: why for n, why in found.items() if n in known}
     rows = []
     for name, why in list(refused.items())[:ROWS]:
-        lq = read_image(result.faces.crop(name))
+        lq = result.faces.read([name])[0]
         target = result.run.targets / f"{name}.png"
         shown = read_image(target) if target.exists() else torch.zeros_like(lq)
         rows.append((f"{result.faces.label(name)}: {why}", [lq, shown]))

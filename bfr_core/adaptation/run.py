@@ -51,7 +51,7 @@ class Run:
     real/             faces of photos that the discriminator takes for real
     settled.json      settings that were left to the faces ("auto")
     damage.json       what the photos lost and gained, estimated over all of them
-    gate.json         what the checks of the targets found of each
+    gate.json         what the checks of the targets found of each; gate_given.json: of targets that were made elsewhere
     checkpoints/      training state
     restorer.safetensors, report.html, report.json, log.txt
     job.json          how far the last job in the background is, see `jobs`
@@ -121,6 +121,10 @@ class Run:
     @property
     def target_checks(self) -> Path:
         return self.folder / "gate.json"
+
+    @property
+    def given_checks(self) -> Path:
+        return self.folder / "gate_given.json"
 
     @property
     def checkpoint(self) -> Path:

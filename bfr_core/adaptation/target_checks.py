@@ -235,40 +235,50 @@ def checked_targets(
     config: TargetCheckConfig,
     redraw: Redraw | None = None,
     callback: StageCallback | None = None,
+    record: Path | None = None,
 ) -> dict[str, Path]:
     """The targets, by face name, that pass the checks; those refused are drawn again where `redraw` is given.
 
     files: targets by face name. made_from: their fingerprint. Those that were changed by hand always pass. The findings
-    of every face are kept in gate.json, and taken from there when nothing changed. Raises ValueError if none passes.
+    of every face are kept in `record`, or else in gate.json, and taken from there when nothing changed. Raises
+    ValueError if none passes.
     """
+    record = record or run.target_checks
     by_hand = made_by_hand(files)
     fingerprint_value = fingerprint(made_from, sorted(files), asdict(config), redraw is not None, *by_hand)
-    found = read_table(run.target_checks, seen=dict, refused=dict, redrawn=list)
+    found = read_table(record, seen=dict, refused=dict, redrawn=list)
     missing = [name for name in found.get("redrawn", ()) if not (run.redrawn / f"{name}.png").exists()]
     if found.get("fingerprint") != fingerprint_value or missing:
         found = _checked(run, faces, files, by_hand, config, redraw, callback)
         seen = {name: sha256_of(path) for name, path in files.items()}
-        write_json(run.target_checks, {"fingerprint": fingerprint_value, "made_from": made_from, "seen": seen} | found)
+        write_json(record, {"fingerprint": fingerprint_value, "made_from": made_from, "seen": seen} | found)
     accepted = accepted_targets(run, files, made_from)
     if len(accepted) < len(files):
         log.warning("%d of %d targets are left out; the report says why", len(files) - len(accepted), len(files))
     if not accepted:
         raise ValueError(
-            f"{printable(run.folder)}: none of the {len(files)} targets is fit to learn from: see gate.json"
+            f"{printable(run.folder)}: none of the {len(files)} targets is fit to learn from: see {record.name}"
         )
     return accepted
 
 
 def accepted_targets(run: Run, files: dict[str, Path], made_from: str) -> dict[str, Path]:
     """Those of `files` that the checks did not refuse; a file that has changed since they saw it passes."""
-    found = read_table(run.target_checks, seen=dict, refused=dict, redrawn=list)
-    seen, redrawn, refused = found.get("seen", {}), set(found.get("redrawn", ())), found.get("refused", {})
+    places = (run.target_checks, run.given_checks)
+    tables = [read_table(place, seen=dict, refused=dict, redrawn=list) for place in places]
+    tables.sort(key=lambda found: found.get("made_from") != made_from)  # what was found of these files counts first
     accepted = {}
     for name, path in files.items():
-        known = found.get("made_from") == made_from or (name in seen and seen[name] == content_hash(path))
-        if not known or name not in refused:
-            accepted[name] = run.redrawn / f"{name}.png" if known and name in redrawn else path
+        found = next((found for found in tables if _has_seen(found, name, path, made_from)), {})
+        if name not in found.get("refused", {}):
+            accepted[name] = run.redrawn / f"{name}.png" if name in found.get("redrawn", ()) else path
     return accepted
+
+
+def _has_seen(found: dict[str, Any], name: str, path: Path, made_from: str) -> bool:
+    """Whether findings are of this target of a face, as it is now."""
+    seen = found.get("seen", {})
+    return found.get("made_from") == made_from or (name in seen and bool(seen[name] == content_hash(path)))
 
 
 def _checked(

@@ -81,7 +81,8 @@ def settled_target_config(
     callback: StageCallback | None = None,
 ) -> TargetConfig:
     """`config.targets` with all that is left to the faces. Where the tuning needs the folder's damage this is estimated
-    first, and a `t_clean` that is left to the faces is chosen by it, see `cleaning`; that is kept in settled.json.
+    first, and a `t_clean` that is left to the faces is chosen by it, see `cleaning`; that is kept in settled.json, and
+    holds as long as what `resolved_target_config` found: another estimate alone would have all targets drawn anew.
     """
     clear = resolved_target_config(run, faces, restorer, prior, config.targets, callback)
     if not config.finetune.sharp:
@@ -90,7 +91,7 @@ def settled_target_config(
     if config.targets.t_clean != "auto":
         return clear
     found = read_table(run.resolved_settings)
-    chosen_with = fingerprint(restorer.sha256, prior.sha256, asdict(clear), damage.as_json())
+    chosen_with = fingerprint(restorer.sha256, prior.sha256, asdict(clear))
     if found.get("chosen_with") != chosen_with:
 
         def step(done: int, total: int) -> None:
@@ -259,9 +260,10 @@ def _markers(run: Run) -> list[Path]:
 
 
 def _without_strays(run: Run, made: dict[str, str], faces: FaceSet) -> dict[str, str]:
-    """`made` less the targets of faces that are no longer in the photos, which are deleted; those left out stay."""
+    """`made` less the targets of faces that are no longer in the photos, which are deleted; those left out stay, and
+    those whose crop is kept because their photo cannot be read now."""
     found = read_table(run.faces / "faces.json", faces=list).get("faces", [])
-    known = {face["name"] for face in found} | set(faces.names)
+    known = {face["name"] for face in found} | set(faces.names) | {n for n in made if faces.crop(n).is_file()}
     strays = [name for name in made if name not in known]
     folders = (run.restored, run.targets, run.redrawn)
     remove(folder / f"{name}.png" for name in strays for folder in folders)
@@ -336,7 +338,7 @@ def check_given(
     files: targets by face name. Returns what `make_targets` does. Raises ValueError if none passes.
     """
     made_from = targets_fingerprint(faces, files)
-    return checked_targets(run, faces, files, made_from, config, None, callback), made_from
+    return checked_targets(run, faces, files, made_from, config, None, callback, run.given_checks), made_from
 
 
 def made_targets(run: Run, faces: FaceSet) -> tuple[dict[str, Path], str]:
@@ -371,10 +373,13 @@ def made_targets(run: Run, faces: FaceSet) -> tuple[dict[str, Path], str]:
 def match_targets(faces: FaceSet, folder: Path) -> dict[str, Path]:
     """Images of `folder` by the face they belong to: a target has the name of its crop, in any image format.
 
-    Raises ValueError if none matches; what does not match is logged.
+    In a run's folder of targets the one that was drawn again counts. Raises ValueError if none matches; what does not
+    match is logged.
     """
     found: dict[str, Path] = {}
-    for file in list_images(folder):
+    redrawn = folder / "redrawn" if (folder / "stage.json").is_file() else None
+    files = [file for file in list_images(folder) if redrawn is None or redrawn / "tries" not in file.parents]
+    for file in sorted(files, key=lambda file: file.parent != redrawn):
         found.setdefault(file.stem, file)
     matched = {name: found[name] for name in faces.names if name in found}
     if not matched:

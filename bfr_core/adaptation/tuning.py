@@ -214,9 +214,11 @@ def save_tuned(
     teacher = dict(teacher or (origin_of(prior) if prior else {}))
     made = {"finetune": asdict(config), "steps": progress.step, "best_step": progress.best_step, "faces": faces}
     made |= {"verdict": judgement.verdict, "verdict_sentence": judgement.sentence}
+    before = sha256_of(run.restorer) if run.restorer.is_file() else ""
     save_restorer(run.restorer, tuned, origin | teacher | made)
     exported = {run.exported(architecture) for architecture in ("CodeFormer", tuned.architecture)}
-    remove([run.groups, run.change, *exported])  # left from an earlier adaptation
+    changed = sha256_of(run.restorer) != before
+    remove([run.groups, run.change, *(exported if changed else ())])  # left from an earlier adaptation
     if config.trainable == "lora":
         save_change(run.change, base, tuned, config.rank, teacher | made)
 

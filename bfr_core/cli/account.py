@@ -97,12 +97,14 @@ def each_photo(
     The account has photo, status ("done", "failed" or "left_out") and reason of every file below the folder. A photo
     that cannot be read or written is logged, and the others are still done.
     """
-    from ..files.photos import look_through
+    from ..files.photos import look_through, status_of
 
     photos, left_out = ([folder], {}) if folder.is_file() else look_through(folder)
     folder = folder.parent if folder.is_file() else folder
     done: dict[str, dict[str, Any]] = {}
-    files = [{"photo": path.as_posix(), "status": "left_out", "reason": reason} for path, reason in left_out.items()]
+    files = [
+        {"photo": path.as_posix(), "status": status_of(reason), "reason": reason} for path, reason in left_out.items()
+    ]
     for step, file in enumerate(photos):
         relative = file.relative_to(folder)
         name, reason, status = relative.as_posix(), "", "done"

@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any
 
 from ..files.ownership import claim_results, tidy
+from ..files.photos import status_of
 from ..restoration.folder import FileResult, FolderRestorer, FolderResult, Job, plan_folder, refuse_missing, warn_of
 from ..restoration.record import RestorationRecord, line_of, read_line
 from ..restoration.restore import RestoreCallback, RestoreConfig, with_known_mask
@@ -149,7 +150,7 @@ def restore_on_ray(
         if job.relative not in results:
             results[job.relative] = FileResult(job.relative, "failed", ALONE)
             warn_of(results[job.relative])
-    results |= {path: FileResult(path, "left_out", reason) for path, reason in left_out.items()}
+    results |= {path: FileResult(path, status_of(reason), reason) for path, reason in left_out.items()}
     files = sorted(results.values(), key=lambda file: file.path.parts)
     return FolderResult(files, monotonic() - started, seconds)
 

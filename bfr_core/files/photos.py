@@ -142,6 +142,11 @@ def list_images(folder: Path) -> list[Path]:
     return found
 
 
+def status_of(reason: str) -> str:
+    """Of what `look_through` leaves out, whether it was "left_out" or has "failed": a folder that cannot be listed."""
+    return "failed" if reason.startswith(_UNLISTED) else "left_out"
+
+
 def look_through(folder: Path) -> tuple[list[Path], dict[Path, str]]:
     """Every image file under `folder`, as `list_images` gives them, and why each of the others is left out.
 

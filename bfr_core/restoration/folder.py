@@ -41,6 +41,7 @@ from ..files.photos import (
     read_photo,
     refuse_other_kinds,
     replace_atomically,
+    status_of,
     without_place,
     write_photo,
 )
@@ -220,7 +221,7 @@ def restore_folder(
                     preview = next((crop for crop in job.restored if isinstance(crop, Tensor)), None)
                     callback(len(results), len(jobs), preview)
     if shard.number == 1:
-        results |= {path: FileResult(path, "left_out", reason) for path, reason in left_out.items()}
+        results |= {path: FileResult(path, status_of(reason), reason) for path, reason in left_out.items()}
     files = sorted(results.values(), key=lambda file: file.path.parts)
     return FolderResult(files, time.monotonic() - started, work.network_seconds)
 

@@ -382,6 +382,9 @@ def test_nothing_of_an_earlier_tuning_lies_beside_a_later_one(photos, config, fi
     assert run.change.is_file() and run.exported("NAFNet").is_file()
     adapt(photos, finished, config)
     assert not run.change.exists() and not run.exported("NAFNet").exists()
+    export_pth(run.exported("NAFNet"), load_restorer(run.restorer))
+    adapt(photos, finished, config)
+    assert run.exported("NAFNet").exists(), "the restorer is the same, and others may use this file"
 
 
 def test_the_report_tells_the_damage_only_where_it_was_learned_from(photos, config, tmp_path):

@@ -91,3 +91,7 @@ def test_noise_that_was_enlarged_is_cleaned() -> None:
         psnr(restored_for_estimate(lq, restorer, prior, replace(config, t_clean=t)), clean) for t in (own, level)
     )
     assert level > own and cleaned.mean() > plain.mean() + 0.1
+
+
+def test_with_few_levels_none_is_missing() -> None:
+    assert cleaning._best_level(lambda t: Answer(30 - t, 0.1), 1, 2) == 0

@@ -207,3 +207,65 @@ def test_faces_of_another_size_are_refused(photos, tmp_path):
     assert len(faces_of(Run(tmp_path), 32)) == 10
     with pytest.raises(ValueError, match="its faces are 32 pixels wide, and the restorer takes 64"):
         faces_of(Run(tmp_path), 64)
+
+
+def test_a_crop_that_was_changed_by_hand_may_have_another_size(photos, tmp_path):
+    run = Run(tmp_path / "run")
+    faces = collect_faces(photos, run, 32, ALIGNED)
+    write_image(faces.crop(faces.names[1]), torch.rand(3, 48, 48))
+    assert faces.batch(0, 3).shape == (3, 3, 32, 32)
+    write_image(faces.crop(faces.names[1]), torch.rand(3, 32, 30))
+    with pytest.raises(ValueError, match=f"{faces.names[1]}.png: is 30 x 32 pixels; an aligned face is square"):
+        faces.batch(0, 3)
+
+
+def test_a_photo_that_is_too_large_for_the_memory_fails_alone(photos, tmp_path, monkeypatch):
+    def detector(photo):
+        if bool((photo[0] - read_image(photos / "face 0.png")[0]).abs().max() == 0):
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 GB")
+        return [Face(template(1) * 40)]
+
+    monkeypatch.setattr("bfr_core.faces.detect.load_detector", lambda *_: detector)
+    found = collect_faces(photos, Run(tmp_path / "run"), 32, FaceConfig())
+    (failed,) = [line for line in found.account() if line["status"] == "failed"]
+    assert failed["photo"] == "face 0.png" and failed["reason"].startswith("needs more memory than there is")
+
+
+@pytest.mark.parametrize("what", ["folder", "photo"])
+def test_what_cannot_be_read_for_a_moment_loses_no_crop(photos, tmp_path, monkeypatch, what):
+    run = Run(tmp_path / "run")
+    before = collect_faces(photos, run, 32, ALIGNED)
+    crops = {name: before.crop(name).read_bytes() for name in before.names}
+    whole, still_true = faces_module.look_through, faces_module._still_true
+
+    def without_below(folder):
+        below = {Path("below"): "is a folder that cannot be listed (Permission denied)"}
+        return [path for path in whole(folder)[0] if path.parent == folder], below
+
+    def looks_anew(record, key, file, *rest):
+        return None if "below" in file.parts else still_true(record, key, file, *rest)
+
+    def unreadable(*_):
+        raise ValueError("cannot be read")
+
+    with monkeypatch.context() as patch:
+        if what == "folder":
+            patch.setattr(faces_module, "look_through", without_below)
+        else:
+            patch.setattr(faces_module, "_still_true", looks_anew)
+            patch.setattr(faces_module, "_crops_of", unreadable)
+        found = collect_faces(photos, run, 32, ALIGNED)
+    assert 0 < len(found) < len(before) and {name: before.crop(name).read_bytes() for name in before.names} == crops
+    lost = [line for line in found.account() if line["photo"].startswith("below")]
+    assert lost and all(line["status"] == "failed" for line in lost), "so that the command says so"
+    again = collect_faces(photos, run, 32, ALIGNED)
+    assert again.names == before.names and again.fingerprint == before.fingerprint
+
+
+def test_that_a_face_that_was_left_out_is_used_again_is_said(photos, tmp_path, caplog):
+    run = Run(tmp_path / "run")
+    name = collect_faces(photos, run, 32, ALIGNED).names[0]
+    leave_out(run, [name])
+    assert len(collect_faces(photos, run, 32, ALIGNED)) == 9 and "is used again" not in caplog.text
+    assert len(collect_faces(photos, run, 32, FaceConfig(aligned=True, min_face=40))) == 10
+    assert "a face that was left out is used again" in caplog.text

@@ -134,3 +134,16 @@ def test_a_second_look_at_photos_of_several_people_is_like_the_first(config, tmp
     own = changed(config, {"faces.aligned": False})
     first, second = (first_look(tmp_path / "photos", Run(tmp_path / "run"), own) for _ in range(2))
     assert len(first.rows) == 3 and [name for name, _ in first.rows] == [name for name, _ in second.rows]
+
+
+def test_what_an_earlier_look_left_out_is_not_left_out_of_the_next(config, tmp_path, monkeypatch):
+    sizes = {"a group": 130, "one": 90, "two": 100}
+    for name, size in sizes.items():
+        write_image(tmp_path / "photos" / f"{name}.png", torch.rand(3, size, size))
+    faces = [Face(template(1) * 40 + 10 * k) for k in range(4)]
+    found = {130: faces, 90: faces[:1], 100: faces[:1]}
+    monkeypatch.setattr("bfr_core.faces.detect.load_detector", lambda *_: lambda photo: found[photo.shape[-1]])
+    own = changed(config, {"faces.aligned": False})
+    first_look(tmp_path / "photos", Run(tmp_path / "run"), own)
+    (tmp_path / "photos" / "a group.png").unlink()
+    assert len(first_look(tmp_path / "photos", Run(tmp_path / "run"), own).rows) == 2

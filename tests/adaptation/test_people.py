@@ -58,6 +58,9 @@ def test_people_are_found_once_and_anew_when_faces_change(photos: Path, tmp_path
     fewer = collect_faces(photos, run, 64, FaceConfig(aligned=True))
     assert set(find_people(run, fewer, PeopleConfig(limit=5))) == {"a", "c", "d", "e"}
     assert people_lines({}, faces) == []
+    write_image(photos / "c.png", torch.full((3, 64, 64), 0.9))  # somebody else's, under the same name
+    changed = collect_faces(photos, run, 64, FaceConfig(aligned=True))
+    assert set(known_people(run, changed)) == {"a", "d", "e"}
 
 
 def test_the_command_says_who_is_where(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,14 +5,18 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from bfr_core.adaptation import target_stage
 from bfr_core.adaptation.config import FaceConfig
 from bfr_core.adaptation.faces import collect_faces, collect_shard, faces_of
 from bfr_core.adaptation.run import Run
+from bfr_core.adaptation.target_checks import accepted_targets
 from bfr_core.adaptation.target_stage import (
+    check_given,
     draw_shard,
     draw_targets,
     drawn_by,
@@ -225,3 +229,43 @@ def test_a_run_whose_targets_are_all_of_former_faces_says_so(photos, config, tin
         write_image(photo, 1 - read_image(photo))
     with pytest.raises(ValueError, match="holds no targets of its faces; make them first"):
         made_targets(run, collect_faces(folder, run, 32, ALIGNED))
+
+
+def test_checks_of_other_targets_leave_those_of_the_runs_own(photos, config, tiny_restorer, tiny_prior, tmp_path):
+    restorer, prior, run = load_restorer(tiny_restorer), load_prior(tiny_prior), Run(tmp_path / "run")
+    faces = collect_faces(photos, run, 32, ALIGNED)
+    strict = replace(config.gate, limit=0.2, tries=0)
+    passed, _ = make_targets(run, faces, restorer, prior, replace(config, gate=strict))
+    assert 0 < len(passed) < len(faces)
+    others = {}
+    for name in faces.names:
+        others[name] = tmp_path / "others" / f"{name}.png"
+        write_image(others[name], read_image(faces.crop(name)).flip(2))
+    given, made_from = check_given(run, faces, others, replace(config.gate, limit=0.0))
+    assert set(given) == set(faces.names)
+    assert set(made_targets(run, faces)[0]) == set(passed), "those that were refused stay refused"
+    assert set(accepted_targets(run, others, made_from)) == set(faces.names)
+
+
+def test_of_the_targets_of_another_run_the_one_that_was_drawn_again_counts(photos, tmp_path):
+    run, other = Run(tmp_path / "run"), tmp_path / "other" / "targets"
+    faces = collect_faces(photos, run, 32, ALIGNED)
+    name = faces.names[0]
+    for place in (other / f"{name}.png", other / "redrawn" / f"{name}.png", other / "redrawn" / "tries" / "z_1.png"):
+        write_image(place, torch.rand(3, 32, 32))
+    (other / "stage.json").write_text("{}")
+    assert match_targets(faces, other) == {name: other / "redrawn" / f"{name}.png"}
+
+
+def test_another_estimate_of_the_damage_alone_draws_no_target_anew(
+    photos, config, tiny_restorer, tiny_prior, tmp_path, monkeypatch
+):
+    restorer, prior, run = load_restorer(tiny_restorer), load_prior(tiny_prior), Run(tmp_path / "run")
+    faces = collect_faces(photos, run, 32, ALIGNED)
+    estimates, levels = iter("ab"), iter((8, 12))
+    damage = lambda *_: SimpleNamespace(as_json=lambda: next(estimates))  # noqa: E731
+    monkeypatch.setattr(target_stage, "folder_damage", damage)
+    monkeypatch.setattr(target_stage, "level_by_known_answers", lambda *_: next(levels))
+    own = replace(config, targets=replace(config.targets, t_clean="auto"), finetune=replace(config.finetune, sharp=1.0))
+    settled = [target_stage.settled_target_config(run, faces, restorer, prior, own) for _ in range(2)]
+    assert [one.t_clean for one in settled] == [8, 8]
