@@ -38,12 +38,14 @@ class Value(NamedTuple):
 def psnr_of(page: str) -> dict[tuple[str, str], Value]:
     """PSNR by (damage, method), from the rows `| damage: method | mean (low to high) | ...` of a page in Markdown.
 
-    Of tables that have the same row the first counts: it is the one of the most steps.
+    Of tables that have the same damage the first counts: it is the one of the most steps.
     """
     row = re.compile(r"^\| (\w+): ([^|]+) \| ([\d.]+) \(([\d.]+) to ([\d.]+)\) \|", re.MULTILINE)
     found: dict[tuple[str, str], Value] = {}
-    for kind, name, *numbers in row.findall(page):
-        found.setdefault((kind, name), Value(*map(float, numbers)))
+    for table in re.split(r"\n\s*\n", page):
+        known = {kind for kind, _ in found}
+        rows = [(kind, name, numbers) for kind, name, *numbers in row.findall(table) if kind not in known]
+        found |= {(kind, name): Value(*map(float, numbers)) for kind, name, numbers in rows}
     return found
 
 

@@ -126,7 +126,7 @@ def test_a_cell_of_another_recipe_is_as_good_as_none(tmp_path):
     [
         ("results/models256_600", "--summary", "docs/results.md", 5),
         ("results/unseen_200", "--summary", "docs/results.md", 3),
-        ("results/models256_200", "--summary", "docs/results.md", 5),
+        ("results/models256_200", "--summary", "docs/results.md", 8),
         ("results", "--brief", "benchmarks/README.md", 4),
     ],
 )
