@@ -83,7 +83,7 @@ class MakePseudoTargets(host.Node):
             "Make Pseudo Targets (BFR)",
             "Turns each damaged face into a clean one that agrees with it, by the diffusion prior. Restorers of "
             "more than 256 pixels learn from these targets; smaller ones learn from sharp faces under the same damage, "
-            "and are judged on these. Poor targets are drawn again or refused.",
+            "and the targets help to judge them. Poor targets are drawn again or refused.",
             [
                 host.FacesType.Input("faces", tooltip="The damaged faces."),
                 host.RestorerType.Input("restorer", tooltip="The restorer that is to be tuned."),

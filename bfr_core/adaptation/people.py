@@ -61,21 +61,20 @@ def find_people(
             callback("people", len(says_who), len(faces), None)
     numbers = numbered_people(torch.cat(embeddings), config.limit, says_who)
     found = dict(zip(faces.names, numbers, strict=True))
-    write_json(run.people, {"made_from": made_from, "people": found, "crops": _crops(faces)})
+    crops = {name: content_hash(faces.crop(name)) for name in faces.names}
+    write_json(run.people, {"made_from": made_from, "people": found, "crops": crops})
     return found
 
 
 def known_people(run: Run, faces: FaceSet) -> dict[str, int]:
     """What `find_people` found last of these faces, less those that have changed since; empty if nothing."""
     table = read_table(run.people, people=dict, crops=dict)
-    kept, crops, now = table.get("people", {}), table.get("crops"), _crops(faces)
-    same = [name for name in faces.names if crops is None or crops.get(name) == now[name]]
-    return {name: kept[name] for name in same if type(kept.get(name)) is int}
+    kept, crops = table.get("people", {}), table.get("crops")
 
+    def is_same(name: str) -> bool:
+        return crops is None or crops.get(name) == content_hash(faces.crop(name))
 
-def _crops(faces: FaceSet) -> dict[str, str]:
-    """A hash of each face's crop."""
-    return {name: content_hash(faces.crop(name)) for name in faces.names}
+    return {name: kept[name] for name in faces.names if type(kept.get(name)) is int and is_same(name)}
 
 
 def people_lines(people: Mapping[str, int], faces: FaceSet) -> list[str]:

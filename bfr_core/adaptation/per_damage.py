@@ -119,7 +119,7 @@ def adapt_mixed(
     errors as in `adaptation.adapt`.
     """
     if config.album.find:
-        raise ValueError("album cannot be used with mixed: good faces are a group of their own; give them as good")
+        raise ValueError("album cannot be used with mixed: good faces are a group of their own; give them by good")
     run = Run(run_dir)
     base = (restorer or load_restorer(config.restorer)).to(device)
     with run.locked():

@@ -157,11 +157,11 @@ def convert_prior(name_or_path: str | Path, folder: Path) -> Path:
     """Write a guided-diffusion checkpoint as a folder that holds everything that loading needs; returns the folder.
 
     The tensors stay as they are; settings, licence and the SHA-256 of the source travel in the file. Raises as
-    `load_prior`, and ValueError if the folder holds a converted prior already.
+    `load_prior`, and ValueError if the folder holds such a file already.
     """
     path = resolve(name_or_path)
     if (folder / CONVERTED).exists():
-        raise ValueError(f"{printable(folder)}: holds a converted prior already; give another folder")
+        raise ValueError(f"{printable(folder)}: holds {CONVERTED} already; give another folder")
     state, metadata = load_tensors(path)
     digest = sha256_of(path)
     settings = _settings_of(path, metadata, digest)

@@ -628,12 +628,9 @@ def paste_faces(
     may_be_left_alone: of each face, whether it is left alone if it would be less sharp than its photo, see
     `hardly_changed` and `finishing.finished`; none is where this is empty.
     """
-    if ground is None:
-        pixels, mask = photo.clone(), photo.new_zeros(1, *photo.shape[-2:])
-    else:
-        failed = [face for face, new in zip(faces, restored, strict=True) if isinstance(new, str)]
-        pixels, mask = with_faces_of(photo, ground, failed), photo.new_ones(1, *photo.shape[-2:])
-    pasted = torch.zeros_like(mask)
+    failed = [face for face, new in zip(faces, restored, strict=True) if isinstance(new, str)]
+    pixels = photo.clone() if ground is None else with_faces_of(photo, ground, failed)
+    pasted = photo.new_zeros(1, *photo.shape[-2:])
     done, unblocked, new_crops, skipped = [], [], [], list(skipped)
     for face, crop, new, alone in zip(faces, crops, restored, may_be_left_alone or [False] * len(faces), strict=True):
         if isinstance(new, str):
@@ -660,11 +657,11 @@ def paste_faces(
             continue
         for patch in patches:
             pixels[patch.place] = patch.pixels
-            for which in (mask, pasted):
-                which[patch.place] = torch.maximum(which[patch.place], patch.mask)
+            pasted[patch.place] = torch.maximum(pasted[patch.place], patch.mask)
         done.append(face)
         unblocked += [face] if not_restored else []
         new_crops.append(crop_face(pixels, face, crop.shape[-1]) if not_restored else new)
+    mask = pasted if ground is None else torch.ones_like(pasted)
     return RestoredPhoto(pixels, done, skipped, mask, new_crops, unblocked=unblocked)
 
 

@@ -109,7 +109,7 @@ def finetune(
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                raise ValueError("too little memory to tune on one face at a time; try low memory") from None
+                raise ValueError("too little memory to tune on one face at a time; try low_memory") from None
             losses = team.sum_losses(losses)
             team.sum_gradients(tuning.moved)
             if not all(map(math.isfinite, losses.values())):

@@ -14,6 +14,7 @@ from ..adaptation.faces import left_out_of
 from ..adaptation.first_look import COLUMNS, place_of, read_first_look
 from ..adaptation.report import PERSON_TABLE
 from ..adaptation.run import Run
+from ..device import is_out_of_memory
 from ..errors import first_line
 from ..files.ownership import free_name
 from ..files.photos import list_images, photo_name, printable, read_image, read_photo, write_image, write_photo
@@ -214,7 +215,9 @@ class RunViews(RunFolders):
                 try:
                     lq = read_image(part.faces / f"{n}.png")
                     rows.append((n, [lq, *(self._restored(one, lq) for one in restorers.values())]))
-                except (ValueError, OSError, RuntimeError, MemoryError) as error:  # such as a card that is full
+                except (ValueError, OSError, RuntimeError, MemoryError) as error:
+                    if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                        raise
                     return quiet(f"No faces can be shown now: {first_line(error)}")
         return grid(("damaged", *restorers), rows) + said
 

@@ -228,7 +228,7 @@ def test_a_converted_prior_is_the_same_prior(narrow, tmp_path):
     assert torch.equal(converted(x, t)[0], original(x, t)[0])
     assert (converted.name, converted.sha256) == (original.name, original.sha256)
     before = (folder / "prior.safetensors").read_bytes()
-    with pytest.raises(ValueError, match="holds a converted prior already; give another folder"):
+    with pytest.raises(ValueError, match="holds prior.safetensors already; give another folder"):
         convert_prior(narrow, folder)
     assert (folder / "prior.safetensors").read_bytes() == before
 

@@ -267,7 +267,7 @@ def test_too_little_memory_halves_the_pass_and_goes_on(pairs, monkeypatch):
     assert progress.step == CONFIG.iterations and sizes[:7] == [1, 1, 1, 1, 4, 2, 1]  # four held out, then a pass
     assert same(tuned, whole)
     monkeypatch.setattr(Pixels, "terms", lambda *_: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("no room")))
-    with pytest.raises(ValueError, match="try low memory"):
+    with pytest.raises(ValueError, match="try low_memory"):
         finetune(toy(), pairs, replace(CONFIG, held_out=0))
 
 
