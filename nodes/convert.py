@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -10,17 +11,24 @@ from torch import Tensor
 
 from ..bfr_core.pixels import as_bytes, resized
 
+log = logging.getLogger(__name__)
+
 
 def to_photos(image: Tensor, name: str = "images") -> Tensor:
     """IMAGE with 1, 3 or 4 channels -> a copy (B, 3, H, W) float32 RGB on the CPU, usable in training.
 
-    name: of the input. Raises ValueError, which names it, for another shape, or where there is no picture.
+    name: of the input. Raises ValueError, which names it, for another shape, or where there is no picture. Pixels that
+    are not a number, as a VAE in half precision gives them, become black, with a warning.
     """
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
         raise ValueError(f"{name} has the shape {tuple(image.shape)}; it must be pictures of 1, 3 or 4 channels")
     if not image.numel():
         raise ValueError(f"{name} is empty; connect a node that gives at least one picture")
     photos = image.detach().to("cpu", torch.float32, copy=True).movedim(-1, 1)[:, :3]
+    unknown = int(photos.isnan().any(1).sum())
+    if unknown:
+        log.warning("%s: NaN at %d of the pixels, which are taken as black", name, unknown)
+        photos = photos.nan_to_num(0.0)
     return photos.expand(-1, 3, -1, -1).clamp(0, 1).contiguous()
 
 

@@ -9,14 +9,16 @@ import os
 from pathlib import Path
 
 import numpy as np
-from modules import devices, face_restoration, paths, script_callbacks, scripts_postprocessing, shared
+from modules import devices, face_restoration, images, paths, script_callbacks, scripts_postprocessing, shared
 from modules.initialize_util import get_gradio_auth_creds
 from modules.ui_common import create_refresh_button
 from modules.ui_components import InputAccordion
 from PIL import Image
 
 from bfr_core.errors import first_line
+from bfr_core.files.photos import printable
 from bfr_core.files.weights import ALSO
+from bfr_core.restoration.background import GENERAL_FOLDERS
 from bfr_core.web import gradio_compat
 from bfr_core.web import gradio_page as ui
 from bfr_core.web.actions import Page
@@ -33,12 +35,12 @@ def host_service() -> HostService:
     """The one page of this WebUI, with its restorers."""
     if not hasattr(shared, TAB):
         set_weight_folders()
-        outputs = Path(paths.data_path, "outputs")
+        outputs, hidden = Path(paths.data_path, "outputs"), OPTIONS.hide_ui_dir_config
         page = Page(
             outputs / "bfr_runs",
             allowed_folders(outputs),
             str(devices.get_device_for("codeformer")),
-            how_to_allow="start WebUI with --bfr-allow DIR",
+            how_to_allow=f"start WebUI with{'out --hide-ui-dir-config' if hidden else ' --bfr-allow DIR'}",
             uploads=gradio_compat.host_uploads(),
             changed=register,
         )
@@ -59,13 +61,19 @@ def run_names() -> list[str]:
 
 
 def allowed_folders(outputs: Path) -> list[Path]:
-    """Folders that may be named on the page: none where WebUI itself lets none be named."""
+    """Folders that may be named on the page: none where WebUI itself lets none be named.
+
+    WebUI takes a folder of results that is no whole path from where it was started, as `Path.resolve` does.
+    """
     if OPTIONS.hide_ui_dir_config:
         return []
     outputs.mkdir(parents=True, exist_ok=True)
-    outdirs = [str(value) for name, value in shared.opts.data.items() if name.startswith("outdir_")]
-    own = [folder for folder in outdirs if Path(folder).is_absolute()]
-    return existing([outputs, *own, *OPTIONS.gradio_allowed_path, *getattr(OPTIONS, "bfr_allow", [])])
+    own = [str(value) for name, value in shared.opts.data.items() if name.startswith("outdir_") and value]
+    named = getattr(OPTIONS, "bfr_allow", [])
+    for folder in named:
+        if not Path(folder).is_dir():
+            log.warning("--bfr-allow %s: there is no such folder", printable(folder))
+    return existing([outputs, *own, *OPTIONS.gradio_allowed_path, *named])
 
 
 def named_folders(option: str) -> list[str]:
@@ -75,11 +83,11 @@ def named_folders(option: str) -> list[str]:
 
 
 def set_weight_folders() -> None:
-    """Add WebUI's own folders of CodeFormer, GFPGAN, RestoreFormer and checkpoints to those searched for weights."""
+    """Add WebUI's own folders of face restorers, checkpoints and upscalers to those searched for weights."""
     models = Path(paths.models_path)
     options = ("codeformer_models_path", "gfpgan_models_path", "ckpt_dir", "ckpt_dirs")
     own = [folder for option in options for folder in named_folders(option)]
-    names = ("Codeformer", "GFPGAN", "RestoreFormer", "Stable-diffusion")
+    names = ("Codeformer", "GFPGAN", "RestoreFormer", "Stable-diffusion", *GENERAL_FOLDERS)
     folders = existing([*own, *(models / name for name in names)])
     known = [folder for folder in os.environ.get(ALSO, "").split(os.pathsep) if folder]
     os.environ[ALSO] = os.pathsep.join(dict.fromkeys([*known, *map(str, folders)]))
@@ -104,10 +112,24 @@ class AdaptedRestorer(face_restoration.FaceRestoration):
 
     def restore(self, np_image: np.ndarray) -> np.ndarray:
         """The picture with restored faces, (H, W, 3) uint8 RGB. Raises ValueError in one line, because a picture that
-        came back unchanged would not tell the reason."""
+        came back unchanged would not tell the reason; WebUI ends the job there, so the picture is saved before."""
         fidelity = float(getattr(shared.opts, "code_former_weight", RestoreRequest.fidelity))
-        made, _ = restored(np_image, RestoreRequest(self.run, fidelity=fidelity))
-        return made
+        try:
+            return restored(np_image, RestoreRequest(self.run, fidelity=fidelity))[0]
+        except Exception as error:
+            raise ValueError(f"{first_line(error)}{kept(np_image)}") from error
+
+
+def kept(np_image: np.ndarray) -> str:
+    """Where WebUI saved a picture that it had just made, for the message; "" if it could not."""
+    folder = shared.opts.data.get("outdir_samples") or shared.opts.data.get("outdir_txt2img_samples")
+    folder = folder or str(Path(paths.data_path, "outputs"))
+    try:
+        file, _ = images.save_image(Image.fromarray(np_image), folder, "", suffix="-before-face-restoration")
+    except Exception:
+        log.exception("the picture could not be saved")
+        return ""
+    return f"; the picture is saved without that: {file}"
 
 
 def restored(picture, request: RestoreRequest):
@@ -115,9 +137,14 @@ def restored(picture, request: RestoreRequest):
     try:
         return host_service().restore(picture, request)
     finally:
-        if shared.opts.face_restoration_unload:
-            host_service().forget()
-            devices.torch_gc()
+        unload_as_set()
+
+
+def unload_as_set() -> None:
+    """Give the memory of the networks back, if WebUI's settings ask for that."""
+    if shared.opts.face_restoration_unload:
+        host_service().forget()
+        devices.torch_gc()
 
 
 def register() -> None:
@@ -200,10 +227,18 @@ def started(demo, app) -> None:
         gradio_compat.serve_also(demo, host_service().page.cache)
     if OPTIONS.api or OPTIONS.nowebui:
         names = [pair.split(":", 1) for pair in (OPTIONS.api_auth or "").split(",") if ":" in pair]
-        add_routes(app, host_service(), dict([*names, *(pair for pair in get_gradio_auth_creds() if len(pair) == 2)]))
+        logins = dict([*names, *(pair for pair in get_gradio_auth_creds() if len(pair) == 2)])
+        add_routes(app, host_service(), logins, unload_as_set)
 
 
 def before_ui() -> None:
+    # What outlives a reload follows WebUI's settings, which may have been changed before it.
+    set_weight_folders()
+    try:
+        page = host_service().page
+        page.allowed = allowed_folders(Path(paths.data_path, "outputs"))
+    except (ValueError, OSError) as error:
+        log.warning("%s", first_line(error))
     register()
     make_list_renewable()
 

@@ -149,17 +149,21 @@ def tensor_names(path: Path) -> set[str]:
 
 
 def read_pickle(path: Path) -> Any:
-    """What `torch.save` wrote, tensors on the CPU and mapped to the file. Raises ValueError; nothing is executed."""
+    """What `torch.save` wrote, tensors on the CPU and mapped to the file. Raises ValueError; nothing is executed.
+
+    It is read by `torch.serialization.load`: hosts put functions of their own in place of `torch.load`, of which some
+    rename what they cannot read, and some refuse files of newer PyTorch.
+    """
     zipped = _is_honest_zip(path)
     try:
         # Mapped into memory: older PyTorch would otherwise read past a record that claims more bytes than it has.
-        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
+        return torch.serialization.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         reason = str(error).rpartition("WeightsUnpickler error: ")[2]
         if "resize storage" in reason:  # so older PyTorch refuses a tensor that reaches past its bytes
             raise ValueError(f"{path.name}: not a readable PyTorch file ({reason}); it may be cut short") from None
         raise ValueError(f"{path.name}: holds more than tensors; such a file can run code and is refused") from None
-    except Exception as error:  # torch.load raises many kinds on a damaged file
+    except Exception as error:  # it raises many kinds on a damaged file
         raise ValueError(
             f"{path.name}: not a readable PyTorch file ({reason_of(error)}); it may be cut short"
         ) from None

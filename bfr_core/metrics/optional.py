@@ -188,10 +188,10 @@ def _read_arrays(path: Path) -> Mapping[str, Any]:
     named: list[Any] = [*makers, *((rebuild, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core"))]
     try:
         with torch.serialization.safe_globals(named):
-            content = torch.load(str(path), map_location="cpu", weights_only=True)
+            content = torch.serialization.load(str(path), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError("it holds more than arrays; such a file can run code and is refused") from None
-    except Exception as error:  # torch.load raises many kinds on a damaged file
+    except Exception as error:  # it raises many kinds on a damaged file
         raise ValueError(reason_of(error)) from None
     if not isinstance(content, Mapping):
         raise ValueError("it is no table of arrays")

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..adaptation.faces import StageCallback, leave_out, left_out_of
 from ..adaptation.old_runs import list_old_run
 from ..adaptation.run import Run
-from ..files.ownership import claim, delete, empty, free_name
+from ..files.ownership import LIST, claim, delete, empty, free_name
 from ..files.photos import list_images, photo_name, printable, replace_atomically
 from ..files.records import read_table, write_json
 from ..files.stages import say_kept
@@ -22,7 +22,7 @@ from ..restoration.restore import RestoreConfig
 from ..restorers.routed import group_files
 from .choices import Choices
 from .jobs import Outcome, Status, adapt_restorer, find_faces, look_first, repair_photos, zip_files
-from .runs import adapted_file, touched
+from .runs import MARKS, adapted_file, touched
 from .views import RunViews
 
 NO_RESTORER = "adapt first, or repair with the base"
@@ -110,8 +110,13 @@ class Page(RunViews):
             raise ValueError(f"{printable(str(name))}: is at work; stop it first")
         list_old_run(run)
         self.forget_pictures(run)
-        kept = delete(run.folder)
-        self.changed()
+        try:
+            for path in sorted(run.folder.iterdir()):
+                if path.name not in (LIST, *MARKS):  # which go last: what is left after an error can be deleted again
+                    delete(path)
+            kept = delete(run.folder)
+        finally:
+            self.changed()
         return [path.relative_to(run.folder).as_posix() for path in kept]
 
     def toggle(self, name: str | None, index: int) -> None:

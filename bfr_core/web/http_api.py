@@ -20,6 +20,7 @@ from dataclasses import MISSING, asdict, fields, replace
 from typing import Any
 
 from ..adaptation.published import recipe_of
+from ..device import is_out_of_memory
 from ..errors import first_line
 from ..files.kinds import UnreadableError
 from ..files.ownership import scratch
@@ -28,14 +29,19 @@ from ..files.records import read_table
 from .actions import Page
 from .choices import ADVANCED, Choices, value_at
 from .host_service import HostService, RestoreRequest, restore_request_of, summary_of
-from .runs import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
+from .runs import FOR_SETTINGS, MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
 
 PREFIX = "/bfr-adapt/v1"
 Reply = dict[str, Any]
 
 
-def add_routes(app: Any, service: HostService, logins: Mapping[str, str]) -> None:
-    """Answer below `PREFIX` in a FastAPI `app`; with `logins`, user -> password, only after HTTP Basic login."""
+def add_routes(
+    app: Any, service: HostService, logins: Mapping[str, str], restored_one: Callable[[], None] = lambda: None
+) -> None:
+    """Answer below `PREFIX` in a FastAPI `app`; with `logins`, user -> password, only after HTTP Basic login.
+
+    restored_one: called after every picture that was restored, or could not be.
+    """
     import fastapi
 
     def guard(request: Any) -> None:
@@ -49,11 +55,16 @@ def add_routes(app: Any, service: HostService, logins: Mapping[str, str]) -> Non
             return act()
         except (ValueError, TypeError, OverflowError, OSError) as error:
             raise fastapi.HTTPException(400, first_line(error)) from None
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            service.forget()
+            raise fastapi.HTTPException(400, first_line(error)) from None
 
     page, given = service.page, fastapi.Body({})
 
     def runs() -> Reply:
-        return {"runs": [about(page, name) for name in page.names()]}
+        return safe(lambda: {"runs": [about(page, name) for name in page.names()]})
 
     def start(body: dict[str, Any] = given) -> Reply:
         return safe(lambda: {"run": new_run(page, body)})
@@ -69,7 +80,10 @@ def add_routes(app: Any, service: HostService, logins: Mapping[str, str]) -> Non
         return safe(act)
 
     def restore(body: dict[str, Any] = given) -> Reply:
-        return safe(lambda: restored(service, body))
+        try:
+            return safe(lambda: restored(service, body))
+        finally:
+            restored_one()
 
     for path, act, method in (
         ("/runs", runs, "GET"),
@@ -139,7 +153,7 @@ def go_on(page: Page, name: str, body: Mapping[str, Any]) -> Reply:
     changes = body.get("changes", {})
     if not isinstance(changes, Mapping) or not set(changes) <= set(ADVANCED):
         raise ValueError(f"changes must be settings among {', '.join(ADVANCED)}")
-    config = recipe_of(page.restorer_named(own.restorer), own.recipe)
+    config = recipe_of(page.restorer_named(own.restorer, FOR_SETTINGS), own.recipe)
     typed = given_as(changes, {path: type(value_at(config, path)) for path in changes})
     asked = given_as(body, {"minutes": float, "mixed": bool})
     page.adapt(name, replace(own, **asked, changes=dict(own.changes) | typed))

@@ -9,8 +9,8 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain, count
@@ -37,6 +37,8 @@ from .jobs import Jobs, Status
 MAX_UPLOAD_BYTES = 200 << 20  # of one file
 MAX_UPLOAD_PIXELS = 100_000_000
 MAX_UPLOADS = 2000
+FOR_SETTINGS = "cpu"  # where a restorer that only tells its recipe is kept: a card's memory is not taken for that
+MARKS = ("request.json", "config.json", "job.json")  # one of them makes a folder a run
 CACHE = "_page"  # below the runs: all that the page serves, and nothing else is served
 
 
@@ -67,14 +69,14 @@ class RunFolders:
         self.uploads = Path(uploads).resolve() if uploads else self.cache
         self.jobs = Jobs()
         self._loaded: dict[tuple[Any, ...], Restorer] = {}
+        self._grids: dict[str, str] = {}  # what the views made of faces and networks, the last few
         self._loading = threading.Lock()  # buttons, hosts and HTTP calls ask from threads of their own
         self._leaving_out = threading.Lock()  # a click may come before the one before it is done
 
     def names(self) -> list[str]:
         """The runs, the one touched last first."""
         self._make_folders()
-        marks = ("request.json", "config.json", "job.json")
-        runs = [path for path in self.runs.iterdir() if any((path / mark).is_file() for mark in marks)]
+        runs = [path for path in self.runs.iterdir() if any((path / mark).is_file() for mark in MARKS)]
         return [path.name for path in sorted(runs, key=touched, reverse=True)]
 
     def _make_folders(self) -> None:
@@ -154,7 +156,7 @@ class RunFolders:
 
     def defaults(self, restorer: str, recipe: str = RECOMMENDED) -> dict[str, Any]:
         """Values of the `ADVANCED` settings in the recipe of this name for `restorer`."""
-        config = recipe_of(self.restorer_named(restorer), recipe)
+        config = recipe_of(self.restorer_named(restorer, FOR_SETTINGS), recipe)
         return {path: value_at(config, path) for path in ADVANCED}
 
     def photos_of(self, run: Run) -> Path:
@@ -234,7 +236,8 @@ class RunFolders:
 
     def forget_pictures(self, run: Run) -> None:
         """Delete what the page's cache, and a host's folder of uploads, hold of a run: its uploads, and pictures and
-        files that were shown of it."""
+        files that were shown of it. The same photo, dropped again since, is another's and stays."""
+        self._grids.clear()
         own = [*photos_below(run.photos), *photos_below(run.folder / "to_repair")]
         sizes: dict[int, list[Path]] = {}
         for file in own:
@@ -243,7 +246,8 @@ class RunFolders:
         for file in chain.from_iterable(where.rglob("*") for where in {self.cache, self.uploads}):
             if file.is_file() and not any(folder in file.parents for folder in shown):
                 for photo in sizes.get(file.stat().st_size, ()):
-                    delete(file, like=photo)
+                    if touched(file) <= touched(photo):
+                        delete(file, like=photo)
         for folder in shown:
             delete(folder)
 
@@ -269,11 +273,11 @@ class RunFolders:
         """The runs that have an adapted restorer."""
         return [name for name in self.names() if Run(self.runs / name).result.is_file()]
 
-    def restorer_named(self, name: str) -> Restorer:
-        """A restorer that the page offers."""
+    def restorer_named(self, name: str, device: str = "") -> Restorer:
+        """A restorer that the page offers; device: see `loaded`."""
         if name not in restorers():
             raise ValueError(f"{printable(name)}: is not one of {', '.join(restorers())}")
-        return self.loaded(SHIPPED.get(name) or locate(name) or Path(name))
+        return self.loaded(SHIPPED.get(name) or locate(name) or Path(name), device)
 
     def settings_of(self, choices: Choices) -> dict[str, Any]:
         """Changes to the recipe, by dotted path, with the prior that was chosen. Raises ValueError for one that the
@@ -289,7 +293,7 @@ class RunFolders:
         Raises ValueError for choices with which an adaptation would not begin.
         """
         settings = self.settings_of(choices)
-        recipe_with(self.restorer_named(choices.restorer), choices.recipe, settings)
+        recipe_with(self.restorer_named(choices.restorer, FOR_SETTINGS), choices.recipe, settings)
         if choices.real.strip():
             try:
                 list_images(self.typed_folder(choices.real))
@@ -308,16 +312,31 @@ class RunFolders:
             raise ValueError(f"{printable(run.folder.name)}: its base, {name}, is not among the restorers here")
         return base
 
-    def loaded(self, source: str | Path) -> Restorer:
-        """The restorer in a file; the last few are kept in memory, each while its file stays the same."""
+    def loaded(self, source: str | Path, device: str = "") -> Restorer:
+        """The restorer in a file; the last few are kept in memory, each while its file stays the same.
+
+        device: by default that of the page.
+        """
         status = Path(source).stat() if isinstance(source, Path) else None
-        key = (str(source), status and (status.st_size, status.st_mtime_ns))
+        device = device or self.device
+        key = (str(source), status and (status.st_size, status.st_mtime_ns), device)
         with self._loading:
             if key not in self._loaded:
                 while len(self._loaded) > 2:
                     self._loaded.pop(next(iter(self._loaded)))
-                self._loaded[key] = load_restorer(source).to(choose_device(self.device))
+                self._loaded[key] = load_restorer(source).to(choose_device(device))
             return self._loaded[key]
+
+    @contextmanager
+    def only_to_look(self) -> Iterator[None]:
+        """What is `loaded` meanwhile, and was not before, is let go of afterwards."""
+        with self._loading:
+            before = set(self._loaded)
+        try:
+            yield
+        finally:
+            with self._loading:
+                self._loaded = {key: kept for key, kept in self._loaded.items() if key in before}
 
     def forget(self) -> None:
         """Let go of the networks that were kept; jobs keep their own."""

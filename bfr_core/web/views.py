@@ -191,16 +191,40 @@ class RunViews(RunFolders):
             figures += "".join(row(cells) for cells in rows if isinstance(cells, list))
         likeness = [quiet(str(table.get("note", ""))) for table in tables if table.get("title") == PERSON_TABLE]
         notes = "".join(quiet(str(note)) for note in report.get("notes", []))
-        return block(f"{self._adapted_faces(run)}{''.join(likeness)}<table>{figures}</table>{notes}")
+        return block(f"{self._few_faces(run)}{''.join(likeness)}<table>{figures}</table>{notes}")
 
-    def _adapted_faces(self, run: Run) -> str:
-        """A few faces: damaged, base, adapted; without the base if its file is not on this machine."""
+    def _few_faces(self, run: Run) -> str:
+        """`_adapted_faces`, made once for a restorer and its faces; the networks go when they are made."""
         if not run.result.is_file():
             return ""
+        faces = [(n, touched(part.faces / f"{n}.png")) for part, n in self._compared(run)]
+        key = fingerprint(run.folder.name, touched(run.result), chosen_for(run).get("restorer"), faces)
+        if key not in self._grids:
+            with self.only_to_look():
+                made, whole = self._adapted_faces(run)
+            if not whole:
+                return made
+            while len(self._grids) > 3:
+                self._grids.pop(next(iter(self._grids)), None)
+            self._grids[key] = made
+        return self._grids[key]
+
+    def _compared(self, run: Run) -> list[tuple[Run, str]]:
+        """The faces that `_adapted_faces` shows: of a run, or of each of its groups."""
+        parts = run.by_group() or [run]
+        each = math.ceil(COMPARED_FACES / len(parts))
+        there = [(part, [n for n in self.face_names(part) if (part.faces / f"{n}.png").is_file()]) for part in parts]
+        return [(part, n) for part, names in there for n in names[:each]]
+
+    def _adapted_faces(self, run: Run) -> tuple[str, bool]:
+        """A few faces: damaged, base, adapted; without the base if its file is not on this machine.
+
+        Also whether nothing is missing.
+        """
         try:
             tuned = self.loaded(run.result)
         except (ValueError, OSError) as error:  # a damaged file hides nothing else of the run
-            return quiet(str(error))
+            return quiet(str(error)), False
         restorers = {"base restorer": tuned, "adapted restorer": tuned}
         said = ""
         try:
@@ -208,18 +232,16 @@ class RunViews(RunFolders):
         except (ValueError, OSError) as error:
             said = quiet(str(error))
             del restorers["base restorer"]
-        rows, parts = [], run.by_group() or [run]
-        for part in parts:
-            names = [n for n in self.face_names(part) if (part.faces / f"{n}.png").is_file()]
-            for n in names[: math.ceil(COMPARED_FACES / len(parts))]:
-                try:
-                    lq = read_image(part.faces / f"{n}.png")
-                    rows.append((n, [lq, *(self._restored(one, lq) for one in restorers.values())]))
-                except (ValueError, OSError, RuntimeError, MemoryError) as error:
-                    if isinstance(error, RuntimeError) and not is_out_of_memory(error):
-                        raise
-                    return quiet(f"No faces can be shown now: {first_line(error)}")
-        return grid(("damaged", *restorers), rows) + said
+        rows = []
+        for part, n in self._compared(run):
+            try:
+                lq = read_image(part.faces / f"{n}.png")
+                rows.append((n, [lq, *(self._restored(one, lq) for one in restorers.values())]))
+            except (ValueError, OSError, RuntimeError, MemoryError) as error:
+                if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                    raise
+                return quiet(f"No faces can be shown now: {first_line(error)}"), False
+        return grid(("damaged", *restorers), rows) + said, not said
 
     def _restored(self, restorer: Restorer, face: Tensor) -> Tensor:
         return restorer.restore(square(face, restorer.size)[None])[0].cpu()
@@ -239,6 +261,7 @@ class RunViews(RunFolders):
         files = {path.relative_to(folder).as_posix(): path for path in list_images(folder)}
         if photo not in files:
             raise ValueError(f"{printable(str(photo))}: is not one of the run's photos")
+        which = fingerprint(photo, touched(files[photo]))[:6]  # "1.jpg" is not "1.png", nor itself after a change
         source = read_photo(files[photo], MAX_UPLOAD_PIXELS)
         tuned = self.loaded(restores)
         versions = [self.base_of(run, tuned) if before == "base" else None, tuned]
@@ -247,7 +270,8 @@ class RunViews(RunFolders):
         shown = []
         for restorer in versions:
             key = restorer.sha256[:12] if restorer else "damaged"
-            path = free_name(self.shown_of(run, "compare") / f"{photo_name(Path(photo))} {key}{suffix}")
+            shown_as = f"{photo_name(Path(photo))} {which} {key}{suffix}"
+            path = free_name(self.shown_of(run, "compare") / shown_as)
             pixels, step = (
                 (source.pixels, None) if restorer is None else self._repaired(source.pixels, restorer, aligned)
             )

@@ -85,6 +85,17 @@ def test_wrapped_pytorch_files(tmp_path, wrapper):
     assert list(load_tensors(tmp_path / "a.pth")[0]) == ["x"]
 
 
+def test_what_a_host_puts_in_place_of_torch_load_is_not_asked(tmp_path, monkeypatch):
+    """Forge's renames what it cannot read, and A1111's refuses what newer PyTorch wrote."""
+    monkeypatch.setattr("torch.load", lambda *_, **__: pytest.fail("the host's function was called"))
+    torch.save({"x": torch.ones(2)}, tmp_path / "a.pth")
+    assert list(load_tensors(tmp_path / "a.pth")[0]) == ["x"]
+    torch.save({"x": Bomb()}, tmp_path / "b.pth")
+    with pytest.raises(ValueError, match="holds more than tensors"):
+        load_tensors(tmp_path / "b.pth")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.pth", "b.pth"]
+
+
 def test_prefixes_that_wrappers_of_networks_add_are_taken_off():
     assert list(without_prefix({"module.a.weight": X, "module.b": X})) == ["a.weight", "b"]
     assert list(without_prefix({"module.a.weight": X, "b": X})) == ["module.a.weight", "b"]

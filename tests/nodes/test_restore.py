@@ -443,6 +443,16 @@ def test_live_pictures_are_rounded(pack: Any) -> None:
     assert np.array_equal(np.array(to_pillow(levels))[0, :, 0], np.arange(256))
 
 
+def test_pixels_that_are_no_number_do_not_take_a_picture_along(
+    run: Run, models: tuple[Any, Any], found: list[Face], caplog: pytest.LogCaptureFixture
+) -> None:
+    images = photo(2)
+    images[1, 2, 90, 0] = torch.nan  # outside the faces
+    made, *_, restored, skipped, _, _ = run("BFR_RestoreFaces", restorer=models[0], images=images, background="adapted")
+    assert (restored, skipped) == (4, 0) and made.isfinite().all()
+    assert "images: NaN at 1 of the pixels" in caplog.text
+
+
 def test_onnx_restorers_are_listed_and_restore_but_cannot_be_tuned(
     run: Callable[..., tuple],
     nodes: dict[str, type],

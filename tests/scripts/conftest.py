@@ -59,6 +59,13 @@ class WebUI:
         for name in ("models/Codeformer", "models/GFPGAN"):
             (root / name).mkdir(parents=True)
 
+    def save_image(self, image: Any, path: str, basename: str, suffix: str = "") -> tuple[str, None]:
+        """WebUI's own way to save a picture."""
+        Path(path).mkdir(parents=True, exist_ok=True)
+        file = Path(path, f"00000{basename}{suffix}.png")
+        image.save(file)
+        return str(file), None
+
     @staticmethod
     def _module(name: str, **names: Any) -> ModuleType:
         made = ModuleType(f"modules.{name}")
@@ -79,6 +86,7 @@ class WebUI:
             self.shared,
             made("devices", get_device_for=lambda task: torch.device("cpu"), torch_gc=collect),
             made("face_restoration", FaceRestoration=FaceRestoration),
+            made("images", save_image=self.save_image),
             made("paths", data_path=str(self.root), models_path=str(self.root / "models")),
             made("script_callbacks", **{f"on_{event}": registers(event) for event in EVENTS}),
             made("scripts_postprocessing", ScriptPostprocessing=ScriptPostprocessing),

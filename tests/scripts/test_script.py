@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from bfr_core.faces.align import Face, template
 from bfr_core.files.ownership import LIST, Ledger
 from bfr_core.files.weights import locate, search_folders
+from bfr_core.restoration.background import offered_backgrounds
 from bfr_core.restoration.restore import NO_WORSE, RestoredPhoto
 from bfr_core.restorers.load import SHIPPED
 from bfr_core.web import host_service as host_service_module
@@ -142,8 +143,13 @@ def test_a_restorer_that_is_gone_is_an_error_and_not_an_unchanged_picture(album:
     album.callbacks["before_ui"]()
     gone = album.shared.face_restorers[1]
     shutil.rmtree(album.root / "outputs" / "bfr_runs" / "album")
-    with pytest.raises(ValueError, match="album: there is no adapted restorer of this name; there are: none yet"):
-        gone.restore(picture())
+    made = picture()
+    said_first = "album: there is no adapted restorer of this name; there are: none yet"
+    with pytest.raises(ValueError, match=said_first) as said:
+        gone.restore(made)
+    saved = album.root / "outputs" / "00000-before-face-restoration.png"
+    assert str(said.value).endswith(f"; the picture is saved without that: {saved}"), "WebUI throws it away"
+    assert (np.asarray(Image.open(saved)) == made).all()
 
 
 def test_a_chosen_restorer_whose_run_is_deleted_stays_in_the_list_and_says_so(album: WebUI) -> None:
@@ -268,15 +274,28 @@ def test_every_folder_of_checkpoints_is_searched_however_webui_names_it(webui: W
     assert set(folders) <= set(search_folders())
 
 
-def test_folders_that_may_be_named(webui: WebUI, photos: Path, tmp_path: Path) -> None:
-    webui.shared.opts.data = {"outdir_samples": str(photos), "outdir_grids": "relative", "other": str(tmp_path)}
-    webui.shared.cmd_opts.bfr_allow = [str(photos / "below"), str(tmp_path / "gone")]
+def test_folders_that_may_be_named(
+    webui: WebUI,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "log" / "images").mkdir(parents=True)
+    webui.shared.opts.data = {"outdir_samples": str(photos), "outdir_grids": "log/images", "outdir_save": "gone"}
+    webui.shared.opts.data |= {"outdir_init_images": "", "other": str(tmp_path)}
+    webui.shared.cmd_opts.bfr_allow = [str(photos / "below"), str(tmp_path / "unplugged")]
     webui.load()
     webui.callbacks["before_ui"]()
     page = webui.shared.bfr_adapt.page
-    assert page.allowed == [webui.root / "outputs", photos, photos / "below"]
+    assert page.allowed == [webui.root / "outputs", photos, tmp_path / "log" / "images", photos / "below"]
+    assert f"--bfr-allow {tmp_path / 'unplugged'}: there is no such folder" in caplog.text
     with pytest.raises(ValueError, match="start WebUI with --bfr-allow DIR"):
         page.typed_folder(str(tmp_path))
+    webui.shared.opts.data["outdir_save"] = str(tmp_path)
+    webui.reload()
+    assert page.typed_folder(str(tmp_path)) == tmp_path
 
 
 def test_no_folder_may_be_named_where_webui_forbids_it(webui: WebUI, photos: Path) -> None:
@@ -284,7 +303,16 @@ def test_no_folder_may_be_named_where_webui_forbids_it(webui: WebUI, photos: Pat
     webui.shared.cmd_opts.bfr_allow = [str(photos)]
     webui.load()
     webui.callbacks["before_ui"]()
-    assert webui.shared.bfr_adapt.page.allowed == []
+    page = webui.shared.bfr_adapt.page
+    assert page.allowed == [] and page.how_to_allow == "start WebUI without --hide-ui-dir-config"
+
+
+def test_upscalers_of_webui_are_offered_for_the_rest_of_a_photo(webui: WebUI) -> None:
+    (webui.root / "models" / "ESRGAN").mkdir(parents=True)
+    (webui.root / "models" / "ESRGAN" / "4x.pth").write_bytes(b"")
+    webui.load()
+    webui.callbacks["before_ui"]()
+    assert list(offered_backgrounds()) == ["off", "adapted", "4x.pth"]
 
 
 def test_what_was_dropped_stays_for_the_hosts_other_fields(

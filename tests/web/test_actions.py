@@ -830,6 +830,65 @@ def test_of_a_deleted_run_nothing_stays_where_a_host_keeps_uploads(page, tmp_pat
     assert [file.is_file() for file in files] == [False, True]
 
 
+def test_the_same_photo_dropped_again_since_is_not_deleted_with_a_run(page):
+    file = Path(upload(page, "a.png"))
+    name, _ = page.new_run("x", [str(file)], "", FEW)
+    finished(page, name)
+    again = page.cache / "later" / "a.png"
+    again.parent.mkdir()
+    shutil.copyfile(file, again)
+    os.utime(again, (time.time() + 2, time.time() + 2))
+    page.delete(name)
+    assert not file.exists() and again.is_file()
+
+
+def test_a_run_whose_deletion_met_a_locked_file_can_be_deleted_again(page, adapted, monkeypatch):
+    told, unlink = [], Path.unlink
+    page.changed = lambda: told.append(page.names())
+
+    def held(self, **how):
+        if self.name == "restorer.safetensors":
+            raise PermissionError(13, "another program uses the file", str(self))
+        unlink(self, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", held)
+        with pytest.raises(PermissionError):
+            page.delete(adapted)
+    assert page.names() == [adapted] and told == [[adapted]]
+    page.delete(adapted)
+    assert page.names() == [] and not (page.runs / adapted).exists() and told[1:] == [[]]
+
+
+def test_two_photos_whose_names_differ_in_their_ending_are_shown_as_two(page, photos, tmp_path):
+    photos = shutil.copytree(photos, tmp_path / "twins")
+    page.allowed.append(photos)
+    for twin in ("twin.png", "twin.jpg"):
+        Image.effect_noise((32, 32), 60).convert("RGB").save(photos / twin)
+    name, _ = page.new_run("x", [], str(photos), FEW)
+    finished(page, name)
+    page.adapt(name, FEW)
+    finished(page, name)
+    shown = [page.before_after(name, photo)[k] for photo in ("twin.png", "twin.jpg") for k in (0, 1)]
+    assert len(set(shown)) == 4 and page.before_after(name, "twin.png") == tuple(shown[:2])
+    Image.effect_noise((32, 32), 60).convert("RGB").save(photos / "twin.png")
+    os.utime(photos / "twin.png", (1, 1))
+    assert page.before_after(name, "twin.png")[0] not in shown, "a browser would show the picture that it has"
+
+
+def test_looking_at_a_run_keeps_no_networks_and_restores_its_faces_once(page, adapted, monkeypatch):
+    page.defaults("embedded")
+    assert {key[-1] for key in page._loaded} == {"cpu"}, "whatever the page's device"
+    kept, calls, restored = list(page._loaded), [], views.RunViews._restored
+    monkeypatch.setattr(views.RunViews, "_restored", lambda *given: calls.append(1) or restored(*given))
+    shown = page.details(adapted)
+    assert list(page._loaded) == kept and len(calls) == 12
+    assert page.details(adapted) == shown and len(calls) == 12
+    page.run(adapted).result.touch()
+    page.details(adapted)
+    assert len(calls) == 24, "a restorer that was adapted again"
+
+
 def test_dropped_photos_and_a_named_folder_are_not_one_ignored(page, adapted, photos):
     with pytest.raises(ValueError, match="photos were dropped and a folder is named"):
         page.new_run("", [upload(page, "a.png")], str(photos), FEW)

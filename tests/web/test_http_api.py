@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from bfr_core.files.ownership import LIST
@@ -31,11 +33,11 @@ def service(tmp_path, photos, tiny_restorer, tiny_prior, monkeypatch):
     service.page.jobs.stop_all()
 
 
-def client(service, logins=None):
+def client(service, logins=None, **more):
     import fastapi
 
     app = fastapi.FastAPI()
-    add_routes(app, service, logins or {})
+    add_routes(app, service, logins or {}, **more)
     return testclient.TestClient(app)
 
 
@@ -98,6 +100,23 @@ def test_what_cannot_be_done_is_one_line(service, photos, path, body, reason):
     assert answer.status_code in (400, 404)
     if reason:
         assert reason in answer.json()["detail"] and "\n" not in answer.json()["detail"]
+
+
+def test_a_full_card_and_a_folder_that_is_a_file_are_one_line_and_memory_is_given_back(service, photos, monkeypatch):
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    called = []
+    web = client(service, restored_one=lambda: called.append("restored"))
+    monkeypatch.setattr(service, "restored", full)
+    monkeypatch.setattr(service, "forget", lambda: called.append("forgotten"))
+    picture = base64.b64encode(next(photos.glob("*.png")).read_bytes()).decode()
+    answer = web.post(f"{PREFIX}/restore", json={"image": picture, "restorer": "album"})
+    assert answer.status_code == 400 and "out of memory" in answer.json()["detail"]
+    assert called == ["forgotten", "restored"]
+    monkeypatch.setattr(service.page, "names", lambda: os.listdir(service.page.cache / "gone"))
+    answer = web.get(f"{PREFIX}/runs")
+    assert answer.status_code == 400 and "No such file" in answer.json()["detail"]
 
 
 def test_behind_a_login_nothing_is_answered_without_it(service):
