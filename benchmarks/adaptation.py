@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bfr_core import metrics
 from bfr_core.adaptation.config import SMALL
-from bfr_core.adaptation.tuning import perceptual_term
+from bfr_core.adaptation.tuning import perceptual_by, perceptual_term
 from bfr_core.device import choose_device
-from bfr_core.diffusion.prior import load_prior
+from bfr_core.diffusion.prior import Prior, load_prior
 from bfr_core.faces.align import Face, crop_face
 from bfr_core.files.photos import read_image, replace_atomically, write_image
 from bfr_core.files.records import fingerprint
@@ -47,6 +47,7 @@ from bfr_core.studies.benchmark import (
 )
 from bfr_core.studies.evaluate import MEASURES, face_measures, format_interval
 from bfr_core.studies.paper_table import strip
+from bfr_core.training.config import FinetuneConfig
 
 DAMAGES = (
     "camera_x4_iso1500",
@@ -75,6 +76,11 @@ def held_out_faces(portraits: Path, size: int) -> tuple[Tensor, Tensor]:
     crops = [crop_face(read_image(portraits / n), Face(np.array(landmarks[n]["landmarks"])), size) for n in names]
     faces = torch.stack(crops).clamp(0, 1)
     return faces[::2], faces[1::2]
+
+
+def other_loss(config: FinetuneConfig, prior: Prior) -> list[str]:
+    """What took the place of the prior's encoder in the perceptual term on this machine; [] if nothing did."""
+    return [name for name in [perceptual_by(config, prior)] if name not in ("", prior.sha256)]
 
 
 # ---------------------------------------------------------------- the table
@@ -202,7 +208,7 @@ def main() -> None:
     device = choose_device(args.device)
     restorer, prior = load_restorer().to(device), load_prior().to(device)
     recipe = changed(SMALL, {"finetune.iterations": args.iterations})
-    made_from = fingerprint(restorer.sha256, prior.sha256, own_settings(recipe))
+    made_from = fingerprint(restorer.sha256, prior.sha256, own_settings(recipe), *other_loss(recipe.finetune, prior))
     if args.portraits:
         adapt_hq, hq = held_out_faces(args.portraits, restorer.size)
         clean = metrics.kid_features(hq)

@@ -153,10 +153,9 @@ def collect_faces(
     records, before, others = _examine(photos, run, size, config, callback, device, files)
     found_with = fingerprint(asdict(config))
     found = [
-        face | {"photo": r["photo"], "found": fingerprint(found_with, r["sha256"]), "sha256": content_hash(crop)}
+        face | {"photo": r["photo"], "found": fingerprint(found_with, r["sha256"])} | _content_of(run, face["name"])
         for r in records
         for face in r["faces"]
-        if (crop := run.faces / f"{face['name']}.png")
     ]
     problems = [
         {"photo": r["photo"], "problem": r["problem"], "status": r.get("status", "failed")}
@@ -176,7 +175,7 @@ def collect_faces(
     remove(run.faces / f"{n}.png" for r in gone for n in _names_of(r) if n not in now)
     faces, copies = _without_copies(found)
     problems += [{"photo": photo, "problem": problem, "status": "left_out"} for photo, problem in copies.items()]
-    made = {"size": size, "fingerprint": fingerprint(size, [(face["name"], face["sha256"]) for face in faces])}
+    made = {"size": size, "fingerprint": _fingerprint_of(size, faces)}
     of_photos = {r["photo"]: "; ".join(r["notes"]) for r in records if r.get("notes")}
     write_json(run.faces / "faces.json", made | {"faces": faces, "problems": problems, "notes": of_photos})
     run.record("faces", {"photos": str(photos.name), "size": size} | asdict(config))
@@ -332,7 +331,7 @@ def _names_of(record: dict[str, Any]) -> list[str]:
 
 
 def faces_of(run: Run, size: int | None = None) -> FaceSet:
-    """The faces that a run holds, less those left out.
+    """The faces that a run holds, less those left out; a crop that was changed by hand gives them another fingerprint.
 
     size: of the crops, in pixels. Raises ValueError if there are none yet, none is in use, or they have another size.
     """
@@ -347,9 +346,28 @@ def faces_of(run: Run, size: int | None = None) -> FaceSet:
     names = [face["name"] for face in index["faces"] if face["name"] not in left_out]
     if not names:
         raise ValueError(f"{printable(run.folder)}: all of its {len(left_out)} faces are left out")
-    fingerprint_value = fingerprint(index["fingerprint"], left_out) if left_out else index["fingerprint"]
+    value = index["fingerprint"]
+    if all("sha256" in face for face in index["faces"]):  # version 0.1 did not keep it
+        value = _fingerprint_of(index.get("size"), [_as_it_is_now(run, face) for face in index["faces"]])
+    value = fingerprint(value, left_out) if left_out else value
     photos = {face["name"]: face["photo"] for face in index["faces"] if "photo" in face}
-    return FaceSet(run.faces, names, fingerprint_value, index["problems"], photos, index.get("notes", {}))
+    return FaceSet(run.faces, names, value, index["problems"], photos, index.get("notes", {}))
+
+
+def _fingerprint_of(size: int | None, faces: Sequence[dict[str, Any]]) -> str:
+    return fingerprint(size, [(face["name"], face["sha256"]) for face in faces])
+
+
+def _content_of(run: Run, name: str) -> dict[str, Any]:
+    """What the crop of a face holds, and its `_stamp` then."""
+    crop = run.faces / f"{name}.png"
+    return {"sha256": content_hash(crop), "crop_stamp": _stamp(crop)}
+
+
+def _as_it_is_now(run: Run, face: dict[str, Any]) -> dict[str, Any]:
+    """The record of a face, whose crop is read again only where its stamp is another."""
+    crop = run.faces / f"{face['name']}.png"
+    return face if face.get("crop_stamp") == _stamp(crop) else face | _content_of(run, face["name"])
 
 
 def leave_out(run: Run, names: Iterable[str]) -> None:

@@ -32,6 +32,7 @@ from .adapt import Adapted, Before, adapt
 from .config import AdaptConfig
 from .faces import FaceSet, StageCallback, collect_faces
 from .good_faces import Examples, take_good_faces
+from .people import find_people, known_people, people_lines
 from .report import account_notes, likeness_tables
 from .run import Run
 from .same_person import NOT_MEASURED, FolderLikeness
@@ -150,6 +151,8 @@ def adapt_groups(
         return None
     named = [[name for name, route in zip(faces.names, routes, strict=True) if route == i] for i in range(len(groups))]
     log.info("groups: %s", ", ".join(f"{len(names)} faces" for names in named))
+    if config.people.find:
+        find_people(run, faces, config.people, callback)
     prior = prior or load_prior(config.prior)
     _, good = take_good_faces(run, faces, base, prior, config, callback)
     made_with = {"restorer": base.name, "prior": prior.name}
@@ -157,6 +160,7 @@ def adapt_groups(
     run.record("finetune", asdict(config.finetune) | made_with | {"groups": len(named)})
     minutes = config.finetune.minutes / len(named)
     own = replace(config, faces=replace(config.faces, aligned=True), finetune=replace(config.finetune, minutes=minutes))
+    own = replace(own, people=replace(own.people, find=False))  # somebody may be in several groups
     done = []
     for i, names in enumerate(named, 1):
         if callback:
@@ -292,7 +296,11 @@ def report_mixed(result: Mixed, faces: FaceSet, base: Restorer, origin: dict[str
             Table("Groups", "", ["group", "faces", "verdict", "why"], lines),
             *likeness_tables(result.likeness, faces.label),
         ],
-        notes=[*account_notes(faces), *([] if result.likeness.adapted else [NOT_MEASURED])],
+        notes=[
+            *account_notes(faces),
+            *people_lines(known_people(result.run, faces), faces),
+            *([] if result.likeness.adapted else [NOT_MEASURED]),
+        ],
         settings=result.run.config(),
         licences=[
             f"{what}: {origin[key]}, {origin.get(f'{key}_licence', 'unknown')}"

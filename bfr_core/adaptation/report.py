@@ -20,7 +20,7 @@ from ..reports.html import Gallery, ReportData, Table, write_report
 from ..restoration.restore import square
 from ..training.batches import split
 from ..training.config import FinetuneConfig
-from .faces import FaceSet
+from .faces import FaceSet, faces_of
 from .folder_damage import read_damage
 from .good_faces import MAX_EXAMPLES
 from .people import known_people, people_lines
@@ -88,7 +88,7 @@ def report_adaptation(result: Adapted, config: FinetuneConfig, recogniser: Recog
         notes=[
             *progress.notes,
             *account_notes(result.faces),
-            *people_lines(known_people(result.run, result.faces), result.faces),
+            *lines_of_people(result),
             *([] if result.likeness.adapted else [NOT_MEASURED]),
         ],
         settings=result.run.config(),
@@ -106,6 +106,14 @@ def report_adaptation(result: Adapted, config: FinetuneConfig, recogniser: Recog
         | ({"likeness_to_good": known} if known else {}),
     )
     return write_report(result.run.folder, data)
+
+
+def lines_of_people(result: Adapted) -> list[str]:
+    """`people_lines` of all of the run's faces, also those taken as good examples; [] if none were grouped."""
+    if not result.run.people.is_file():
+        return []
+    everybody = faces_of(result.run)
+    return people_lines(known_people(result.run, everybody), everybody)
 
 
 def account_notes(faces: FaceSet) -> list[str]:

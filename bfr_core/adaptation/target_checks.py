@@ -191,9 +191,12 @@ def refusals(checks: TargetChecks, config: TargetCheckConfig, of: TargetChecks |
     if not config.limit:
         return reasons
     worst = [config.limit] * len(reasons)
-    relative_checks = RELATIVE if len(of.low_band) >= MIN_FACES else ()  # of two faces, one always stands out
-    for name in relative_checks:
+    for name in RELATIVE:
         values, whole = getattr(checks, name), getattr(of, name)
+        if name == "moved":
+            whole = whole[of.readable]  # the others count as not moved, which says nothing of these
+        if len(whole) < MIN_FACES:  # of two faces, one always stands out
+            continue
         middle = whole.median()
         # Half of them lie within one median deviation; 1.48 of it is a standard deviation of a normal distribution.
         deviation = (1.4826 * (whole - middle).abs().median()).clamp_min(MIN_DEVIATION[name])

@@ -208,7 +208,9 @@ def resolved_settings(
             level = estimate_noise_level(prior, image, config.sampler.num_steps, callback)
         config = replace(config, t_clean=level)
     if config.search:
-        sampler = best_sampler(lq[:SEARCH_FACES], restorer, prior, config, callback)
+        some = min(SEARCH_FACES, len(lq))
+        searched = lq[[i * len(lq) // some for i in range(some)]]  # evenly: a folder may be sorted
+        sampler = best_sampler(searched, restorer, prior, config, callback)
         config = replace(config, sampler=sampler, search=())
     if config.detail == "auto":
         config = replace(

@@ -128,7 +128,7 @@ def tune(
     shown += [good.real_fingerprint] if real else []
     redrawn = [[name, sha256_of(targets[name])] for name in names if targets[name].parent == run.redrawn]
     shown += [fingerprint(redrawn)] if redrawn else []
-    shown += ["LPIPS" if find_vgg() else getattr(prior, "sha256", "")] if perceptual else []
+    shown += [perceptual_by(config, prior)] if perceptual else []
     sharp = None
     if config.sharp:
         with team.first_goes_first():
@@ -185,7 +185,9 @@ def judge_tuning(
     judgement = NOT_JUDGED
     if config.held_out:
         pairs = pairs_of(faces, targets, base.size)
-        held = [pairs[i] for i in split(len(pairs), config)[1][:MAX_JUDGED]]
+        apart = split(len(pairs), config)[1]
+        some = min(MAX_JUDGED, len(apart))
+        held = [pairs[apart[i * len(apart) // some]] for i in range(some)]  # evenly: a folder may be sorted
         damage = read_damage(run) if config.sharp and held else None
         judgement = judged_on_faces(base, tuned, held, model_for(damage, pairs) if damage else None, callback)
         if progress.held_out and not progress.best_step and judgement.verdict == "cannot_tell":
@@ -266,6 +268,13 @@ def judged_on_faces(
         partial(one_by_one, base), partial(one_by_one, tuned), lq, targets, statistics, load_landmark_net(),
         likeness=likeness, damage=damage,
     )  # fmt: skip
+
+
+def perceptual_by(config: FinetuneConfig, prior: Prior | None) -> str:
+    """By which network `perceptual_term` measures, for fingerprints; "" if by none."""
+    if not config.perceptual:
+        return ""
+    return "LPIPS" if find_vgg() else getattr(prior, "sha256", "")
 
 
 def perceptual_term(config: FinetuneConfig, prior: Prior | None, device: torch.device) -> ImageLoss | None:

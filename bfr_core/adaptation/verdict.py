@@ -174,7 +174,7 @@ def gather(
     restored, answered: `restore(lq)` and `restore(folder.given)`, if they are known already.
     """
     restored = restore(lq) if restored is None else restored
-    others = targets.roll(1, 0)
+    others = grey_like(targets.roll(1, 0), lq)  # as in the tuning: what gets a grey face's damage is grey
     again = restore(torch.stack([transplanted(*faces) for faces in zip(others, lq, targets, strict=True)]))
     return Cues(
         appearance_of(restored, lq, statistics, net),

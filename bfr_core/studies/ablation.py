@@ -16,7 +16,7 @@ from ..adaptation.config import AdaptConfig
 from ..adaptation.faces import resize_square
 from ..adaptation.target_stage import EXAMINED_FACES
 from ..adaptation.targets import TargetConfig, make_pseudo_targets, resolved_settings
-from ..adaptation.tuning import perceptual_term
+from ..adaptation.tuning import perceptual_by, perceptual_term
 from ..diffusion.prior import Prior
 from ..files.ownership import free_place
 from ..files.photos import printable, read_image
@@ -90,10 +90,9 @@ def ablate(
     if not wanted:
         raise ValueError("no combination is left: every --ends is at or above every --starts")
     results = []
+    tuning = [asdict(config.finetune), perceptual_by(config.finetune, prior)] if tune else None
     for step, targets in enumerate(wanted):
-        key = fingerprint(
-            stamps, restorer.sha256, prior.sha256, asdict(targets), asdict(config.finetune) if tune else None
-        )
+        key = fingerprint(stamps, restorer.sha256, prior.sha256, asdict(targets), tuning)
         if key not in cells:
             cells[key] = _cell(faces, half, list(pairs), restorer, prior, replace(config, targets=targets), tune)
             write_json(kept, cells)

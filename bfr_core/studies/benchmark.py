@@ -20,16 +20,14 @@ from torch import Tensor
 from .. import metrics
 from ..adaptation.cleaning import level_by_known_answers
 from ..adaptation.config import AdaptConfig
-from ..adaptation.folder_damage import estimated
+from ..adaptation.folder_damage import estimated, restored_for_estimate
 from ..adaptation.targets import TargetConfig, draw_in_batches, resolved_settings
 from ..adaptation.tuning import sharp_faces
 from ..damage.estimate import FolderDamage
 from ..damage.synthetic import degrade
 from ..diffusion.low_pass import low_pass
 from ..diffusion.prior import Prior
-from ..diffusion.sampler import denoise_once
 from ..faces.sharp_faces import SharpFaces
-from ..files.photos import to_signed, to_unit
 from ..randomness import keyed_generator
 from ..restorers import Restorer
 from ..training.batches import split
@@ -146,16 +144,6 @@ def restored_by(restorer: Restorer, lq: Tensor) -> Tensor:
     return torch.cat([restorer.restore(some).cpu() for some in lq.split(16 if restorer.size <= 256 else 1)])
 
 
-def cleaned(lq: Tensor, prior: Prior, config: TargetConfig) -> Tensor:
-    """The damaged faces after one call of the prior at level `config.t_clean`; unchanged where that is 0 or "auto"."""
-    steps, index = config.sampler.num_steps, config.t_clean
-    if not isinstance(index, int) or not index:
-        return lq
-    return torch.cat(
-        [to_unit(denoise_once(prior, to_signed(some.to(prior.device)), steps, index)).cpu() for some in lq.split(16)]
-    )
-
-
 def tuned(
     restorer: Restorer, lq: Tensor, targets: Tensor, config: FinetuneConfig, perceptual: ImageLoss | None = None
 ) -> Restorer:
@@ -195,19 +183,31 @@ def settled_for(
     clear = resolved_settings(config.targets, some, restorer, prior)
     if not config.finetune.sharp:
         return clear, None
-    damage = estimated(lq, restored_by(restorer, cleaned(lq, prior, clear)), restorer.size)
+    damage = estimated(lq, restored_for_estimate(lq, restorer, prior, clear), restorer.size)
     if config.targets.t_clean == "auto":
         clear = replace(clear, t_clean=level_by_known_answers(damage, some, restorer, prior, clear))
     return clear, damage
 
 
 def tuned_on_generic_damage(restorer: Restorer, config: AdaptConfig, perceptual: ImageLoss | None = None) -> Restorer:
-    """`restorer` tuned with the recipe on sharp faces under ordinary damage: what tuning brings without the folder."""
+    """`restorer` tuned with the recipe on sharp faces under ordinary damage: what tuning brings without the folder.
+
+    There are more pairs than faces; no face of those by which the best state is chosen is also learned from.
+    """
     faces = SharpFaces(restorer.size).stacked(GENERIC_PAIRS)
-    known = faces[torch.arange(GENERIC_PAIRS) % len(faces)]
+    known = faces[faces_of_pairs(GENERIC_PAIRS, len(faces), config.finetune)]
     given = damaged(known, "blind", config.finetune.seed, "generic", GENERIC_STRENGTH)
     alone = replace(config.finetune, sharp=0.0, transplant=0.0, judged_on="own")
     return tuned(restorer, given, known, alone, perceptual)
+
+
+def faces_of_pairs(pairs: int, faces: int, config: FinetuneConfig) -> list[int]:
+    """Which of so many faces each of so many pairs shows; those of pairs held out by `split` are in no other pair."""
+    learned, held = split(pairs, config)
+    apart = min(len(held), faces // 4)
+    shown = {pair: i % apart for i, pair in enumerate(held)}
+    shown |= {pair: apart + i % (faces - apart) for i, pair in enumerate(learned)}
+    return [shown[pair] for pair in range(pairs)]
 
 
 def run_cell(
@@ -257,7 +257,7 @@ def run_cell(
     rows: dict[str, Callable[[], Tensor]] = {
         "damaged": lambda: lq,
         "base": lambda: restored_by(restorer, lq),
-        TEACHER: lambda: restored_by(restorer, cleaned(lq, prior, settled()[0])),
+        TEACHER: lambda: restored_for_estimate(lq, restorer, prior, settled()[0]),
         "tuned on own outputs": lambda: restored_by(tuned_on(own_outputs()), lq),
         "tuned on low-pass targets": lambda: restored_by(
             tuned_on(low_pass(own_outputs(), settled()[0].sampler.factor).clamp(0, 1)), lq

@@ -4,7 +4,9 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +25,9 @@ from bfr_core.files.ownership import LIST, is_own
 from bfr_core.files.photos import write_image
 from bfr_core.restorers import export_pth, load_restorer
 from bfr_core.settings import changed
+from bfr_core.training.batches import split
+from bfr_core.training.checkpoint import TuningProgress
+from bfr_core.training.config import FinetuneConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 ALIGNED = FaceConfig(aligned=True)
@@ -427,3 +432,20 @@ def test_a_run_that_is_stopped_at_the_likeness_keeps_the_restorer_of_its_report(
     with pytest.raises(Stop):
         adapt(photos, tmp_path, changed(config, {"finetune.iterations": 9}), stop)
     assert before == {name: (tmp_path / name).read_bytes() for name in before}
+
+
+def test_the_verdict_looks_at_faces_from_the_whole_folder(tmp_path, monkeypatch):
+    """A folder may be sorted by year, or by kind."""
+    judged = []
+    faces = [(torch.tensor(i), torch.tensor(i)) for i in range(2000)]
+    monkeypatch.setattr(tuning, "pairs_of", lambda *_: faces)
+    monkeypatch.setattr(
+        tuning, "judged_on_faces", lambda base, tuned, held, *_: judged.extend(held) or tuning.NOT_JUDGED
+    )
+    net = SimpleNamespace(size=32)
+    config = FinetuneConfig(held_out=0.1, sharp=0)
+    tuning.judge_tuning(Run(tmp_path), net, net, (), {}, config, TuningProgress())  # type: ignore[arg-type]
+    places = [int(lq) for lq, _ in judged]
+    held = split(2000, config)[1]
+    assert len(set(places)) == tuning.MAX_JUDGED < len(held) and set(places) <= set(held)
+    assert max(b - a for a, b in pairwise(places)) < 200 and places[-1] > 1800

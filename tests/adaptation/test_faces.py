@@ -1,6 +1,7 @@
 """The faces of a run: taken from photos, kept, and found again."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from bfr_core.faces import detect
 from bfr_core.faces.align import Face, template
 from bfr_core.files.kinds import LeftOutError
 from bfr_core.files.photos import read_image, write_image
+from bfr_core.files.records import write_json
 
 ALIGNED = FaceConfig(aligned=True)
 
@@ -217,6 +219,27 @@ def test_a_crop_that_was_changed_by_hand_may_have_another_size(photos, tmp_path)
     write_image(faces.crop(faces.names[1]), torch.rand(3, 32, 30))
     with pytest.raises(ValueError, match=f"{faces.names[1]}.png: is 30 x 32 pixels; an aligned face is square"):
         faces.batch(0, 3)
+
+
+def test_a_crop_that_was_changed_by_hand_makes_other_faces_at_once(photos, tmp_path, monkeypatch):
+    """Targets, their checks, the estimate of damage and the tuning are known again by this fingerprint."""
+    run = Run(tmp_path / "run")
+    before = collect_faces(photos, run, 32, ALIGNED)
+    with monkeypatch.context() as patch:
+        patch.setattr(faces_module, "content_hash", lambda crop: pytest.fail(f"{crop} was read again"))
+        assert faces_of(run).fingerprint == before.fingerprint
+    crop = before.crop(before.names[0])
+    os.utime(crop, (1, 1))
+    assert faces_of(run).fingerprint == before.fingerprint, "copied to another disk"
+    write_image(crop, read_image(crop).flip(-1))
+    now = faces_of(run)
+    assert now.fingerprint != before.fingerprint
+    assert collect_faces(photos, run, 32, ALIGNED).fingerprint == now.fingerprint
+    index = json.loads((run.faces / "faces.json").read_text())
+    for face in index["faces"]:
+        del face["sha256"]
+    write_json(run.faces / "faces.json", index | {"fingerprint": "as version 0.1 kept it"})
+    assert faces_of(run).fingerprint == "as version 0.1 kept it"
 
 
 def test_a_photo_that_is_too_large_for_the_memory_fails_alone(photos, tmp_path, monkeypatch):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from bfr_core.adaptation import people as module
 from bfr_core.adaptation.config import FaceConfig
 from bfr_core.adaptation.faces import collect_faces, leave_out
 from bfr_core.adaptation.people import PeopleConfig, find_people, known_people, people_lines
+from bfr_core.adaptation.report import lines_of_people
 from bfr_core.adaptation.run import Run
 from bfr_core.cli.commands import main
 from bfr_core.files.photos import write_image
@@ -61,6 +65,17 @@ def test_people_are_found_once_and_anew_when_faces_change(photos: Path, tmp_path
     write_image(photos / "c.png", torch.full((3, 64, 64), 0.9))  # somebody else's, under the same name
     changed = collect_faces(photos, run, 64, FaceConfig(aligned=True))
     assert set(known_people(run, changed)) == {"a", "d", "e"}
+
+
+def test_the_report_counts_faces_that_were_taken_as_good_examples(photos: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    faces = collect_faces(photos, run, 64, FaceConfig(aligned=True))
+    find_people(run, faces, PeopleConfig(limit=0.1))
+    without = replace(faces, names=[name for name in faces.names if name not in ("b", "c")])
+    result: Any = SimpleNamespace(run=run, faces=without)
+    assert lines_of_people(result) == ["person 1: 3 faces: b.png, c.png, e.png", "2 faces are like no other"]
+    run.people.unlink()
+    assert lines_of_people(result) == []
 
 
 def test_the_command_says_who_is_where(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from bfr_core.adaptation import per_damage
 from bfr_core.adaptation.config import SMALL, FaceConfig
-from bfr_core.adaptation.faces import collect_faces
+from bfr_core.adaptation.faces import collect_faces, faces_of
 from bfr_core.adaptation.per_damage import adapt_mixed, group_faces
 from bfr_core.adaptation.run import Run
 from bfr_core.adaptation.same_person import FolderLikeness
@@ -25,6 +25,7 @@ from bfr_core.damage.groups import MIN_FACES
 from bfr_core.faces.align import Face, template
 from bfr_core.faces.likeness import OTHER
 from bfr_core.files.photos import read_image, write_image
+from bfr_core.files.records import write_json
 from bfr_core.restoration.restore import restore_crops
 from bfr_core.restorers import load_restorer, routed
 from bfr_core.restorers.routed import Routed
@@ -272,3 +273,20 @@ def test_groups_that_nothing_judges_have_their_own_restorers(mixed_photos, confi
         "Restorers of their own serve 2 of them"
         in json.loads((tmp_path / "report.json").read_text())["verdict_sentence"]
     )
+
+
+def test_people_are_found_over_all_groups(mixed_photos, config, tmp_path, monkeypatch):
+    """Somebody may have photos of two damages, and of none."""
+    monkeypatch.setattr("bfr_core.adaptation.tuning.judged_on_faces", judged)
+    asked = []
+
+    def find(run, faces, *rest):
+        asked.append(len(faces))
+        write_json(run.people, {"people": dict.fromkeys(faces.names, 1)})
+
+    for module in ("per_damage", "adapt"):
+        monkeypatch.setattr(f"bfr_core.adaptation.{module}.find_people", find)
+    result = adapt_mixed(mixed_photos, tmp_path, changed(config, {"people.find": True}))
+    assert len(result.groups) == 2 and asked == [len(faces_of(result.run))]
+    notes = json.loads((tmp_path / "report.json").read_text())["notes"]
+    assert any(note.startswith(f"person 1: {asked[0]} faces: ") for note in notes)

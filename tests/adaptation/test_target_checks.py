@@ -99,6 +99,20 @@ def test_batches_give_what_all_at_once_give(net):
     assert set(as_record(check_targets(whole), 3)) == set(REASONS)
 
 
+def test_faces_that_cannot_be_read_do_not_say_how_far_landmarks_move(net):
+    """They count as not moved; where they were the most, every other target was refused."""
+    clean = pictures(24)
+    measured = measurements_of(clean, clean, net)
+    readable = torch.arange(24) < 10
+    moved = torch.where(readable, torch.linspace(0.05, 0.08, 24), torch.zeros(24))
+    few = check_targets(measured._replace(moved=moved, readable=readable, faceless=torch.zeros(24)))
+    assert refusals(few, TargetCheckConfig()) == [""] * 24
+    far = moved.clone()
+    far[3] = 0.2
+    reasons = refusals(few._replace(moved=far), TargetCheckConfig())
+    assert reasons[3].startswith(REASONS["moved"]) and not any(reasons[:3] + reasons[4:])
+
+
 def test_a_new_draw_is_held_to_the_folders_measure(net):
     clean = pictures(24)
     measured = measurements_of(clean, clean, net)

@@ -24,7 +24,7 @@ from bfr_core.adaptation.verdict import (
     load_face_statistics,
     realism,
 )
-from bfr_core.damage.grey import greyed
+from bfr_core.damage.grey import greyed, is_nearly_grey
 from bfr_core.faces import sharp_faces
 from bfr_core.faces.align import Face, crop_face
 from bfr_core.faces.landmarks import load_landmark_net
@@ -374,3 +374,21 @@ def test_grey_faces_are_judged_by_grey_answers(scene):
     restored = torch.stack([greyed(face) for face in colouring(grey)])
     wanted = float(agreement(restored, grey_clean).fidelity.mean())
     assert found.measures["base teacher fidelity"] == pytest.approx(wanted, abs=1e-3)
+
+
+def test_what_gets_the_damage_of_a_grey_face_is_grey(scene):
+    """As in the tuning: a print's grain on a face in colour is in no folder."""
+    clean, lq, statistics, net = scene
+    grey = torch.arange(len(clean)) % 2 == 0
+    faces, targets = (
+        torch.stack([greyed(x) if g else x for x, g in zip(some, grey, strict=True)]) for some in (lq, clean)
+    )
+    given = []
+
+    def restore(some):
+        given.append(some)
+        return some
+
+    gather(restore, faces, targets, KnownAnswers.of(faces, targets, statistics), statistics, net)
+    again = given[1]
+    assert [is_nearly_grey(face) for face in again] == grey.tolist()

@@ -5,10 +5,13 @@ import json
 import pytest
 
 from bfr_core.adaptation.targets import TargetConfig
+from bfr_core.adaptation.tuning import perceptual_by
 from bfr_core.cli.commands import main
+from bfr_core.diffusion.prior import load_prior
 from bfr_core.diffusion.sampler import SamplerConfig
 from bfr_core.files.records import write_json
 from bfr_core.studies.ablation import Grid
+from bfr_core.training.config import FinetuneConfig
 
 
 def test_the_grid_leaves_out_what_makes_no_sense():
@@ -31,7 +34,7 @@ def command(photos, tiny_restorer, tiny_prior, tmp_path):
             "--restorer", str(tiny_restorer), "--prior", str(tiny_prior), "--json"]  # fmt: skip
 
 
-def test_every_cell_is_measured_once_and_kept(command, tmp_path, capsys):
+def test_every_cell_is_measured_once_and_kept(command, tmp_path, capsys, monkeypatch):
     assert main([*command, "--tune"]) == 0
     cells = json.loads(capsys.readouterr().out)["cells"]
     assert [(c["factor"], c["t_constrain_end"]) for c in cells] == [(2, 0), (2, 5), (4, 0), (4, 5)]
@@ -44,6 +47,18 @@ def test_every_cell_is_measured_once_and_kept(command, tmp_path, capsys):
     write_json(kept, first)  # as the program writes it: a file changed by hand would be kept beside a new one
     assert main([*command, "--tune"]) == 0
     assert json.loads(capsys.readouterr().out)["cells"][0]["factor"] == 99
+    monkeypatch.setattr("bfr_core.studies.ablation.perceptual_by", lambda *_: "LPIPS")  # was installed since
+    assert main([*command, "--tune"]) == 0
+    assert json.loads(capsys.readouterr().out)["cells"][0]["factor"] == 2
+
+
+def test_it_is_known_by_which_network_the_perceptual_term_measures(tiny_prior, monkeypatch, tmp_path):
+    prior, config = load_prior(tiny_prior), FinetuneConfig(perceptual=0.1)
+    monkeypatch.setattr("bfr_core.adaptation.tuning.find_vgg", lambda: None)
+    assert perceptual_by(config, prior) == prior.sha256 and perceptual_by(config, None) == ""
+    monkeypatch.setattr("bfr_core.adaptation.tuning.find_vgg", lambda: tmp_path)
+    assert perceptual_by(config, prior) == "LPIPS"
+    assert perceptual_by(FinetuneConfig(perceptual=0), prior) == ""
 
 
 def test_what_cannot_be_ablated_is_one_line(command, capsys):

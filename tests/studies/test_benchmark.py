@@ -15,11 +15,13 @@ import pytest
 import torch
 
 from bfr_core.adaptation.config import SMALL, AdaptConfig
+from bfr_core.adaptation.folder_damage import restored_for_estimate
 from bfr_core.diffusion.prior import load_prior
 from bfr_core.restorers import load_restorer
 from bfr_core.settings import changed
 from bfr_core.studies import benchmark
 from bfr_core.studies.benchmark import ROWS, make_cell_faces, own_settings, read_cell, run_cell
+from bfr_core.training.batches import split
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -100,6 +102,33 @@ def test_one_tuning_on_generic_damage_serves_the_cells_of_every_damage(lab, monk
         run_cell(faces, restorer, prior, config, others, lambda _, faces, __: shared.append(faces), generic=generic)
     assert len(tunings) == 2  # one by itself, one for both damages
     assert torch.equal(shared[0], by_itself[0]) and not torch.equal(shared[0], shared[1])
+
+
+@pytest.mark.parametrize("share", [0.1, 0.0, 0.5])
+def test_the_generic_control_is_chosen_on_faces_that_it_does_not_learn_from(share):
+    config = changed(SMALL, {"finetune.held_out": share}).finetune
+    shown = benchmark.faces_of_pairs(300, 174, config)
+    learned, held = split(300, config)
+    assert not {shown[i] for i in learned} & {shown[i] for i in held}
+    assert set(shown) == set(range(174)) and len(shown) == 300
+
+
+def test_the_benchmark_cleans_faces_as_the_program_does(lab, monkeypatch):
+    """At the prior's size, whichever the restorer's is."""
+    restorer, prior, config, cell_faces = lab
+    config = changed(config, {"targets.t_clean": 12})
+    asked = []
+
+    def restored(lq, base, by, how):
+        asked.append((base, by, how.t_clean))
+        return restored_for_estimate(lq, base, by, how)
+
+    monkeypatch.setattr(benchmark, "restored_for_estimate", restored)
+    made: list[torch.Tensor] = []
+    rest = set(ROWS) - {benchmark.TEACHER}
+    run_cell(cell_faces, restorer, prior, config, rest, lambda _, faces, __: made.append(faces))
+    assert asked == [(restorer, prior, 12)]
+    assert torch.equal(made[0], restored_for_estimate(cell_faces.lq, restorer, prior, config.targets))
 
 
 def test_faces_are_damaged_alike_in_any_number_and_otherwise_in_each_half():

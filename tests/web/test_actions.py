@@ -880,7 +880,12 @@ def test_looking_at_a_run_keeps_no_networks_and_restores_its_faces_once(page, ad
     page.defaults("embedded")
     assert {key[-1] for key in page._loaded} == {"cpu"}, "whatever the page's device"
     kept, calls, restored = list(page._loaded), [], views.RunViews._restored
-    monkeypatch.setattr(views.RunViews, "_restored", lambda *given: calls.append(1) or restored(*given))
+
+    def counted(*given):
+        calls.append(1)
+        return restored(*given)
+
+    monkeypatch.setattr(views.RunViews, "_restored", counted)
     shown = page.details(adapted)
     assert list(page._loaded) == kept and len(calls) == 12
     assert page.details(adapted) == shown and len(calls) == 12
