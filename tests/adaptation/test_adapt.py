@@ -436,12 +436,15 @@ def test_a_run_that_is_stopped_at_the_likeness_keeps_the_restorer_of_its_report(
 
 def test_the_verdict_looks_at_faces_from_the_whole_folder(tmp_path, monkeypatch):
     """A folder may be sorted by year, or by kind."""
-    judged = []
+    judged: list[tuple[torch.Tensor, torch.Tensor]] = []
     faces = [(torch.tensor(i), torch.tensor(i)) for i in range(2000)]
+
+    def judged_on_faces(base, tuned, held, *_):
+        judged.extend(held)
+        return tuning.NOT_JUDGED
+
     monkeypatch.setattr(tuning, "pairs_of", lambda *_: faces)
-    monkeypatch.setattr(
-        tuning, "judged_on_faces", lambda base, tuned, held, *_: judged.extend(held) or tuning.NOT_JUDGED
-    )
+    monkeypatch.setattr(tuning, "judged_on_faces", judged_on_faces)
     net = SimpleNamespace(size=32)
     config = FinetuneConfig(held_out=0.1, sharp=0)
     tuning.judge_tuning(Run(tmp_path), net, net, (), {}, config, TuningProgress())  # type: ignore[arg-type]

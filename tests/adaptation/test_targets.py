@@ -53,11 +53,14 @@ def test_targets_are_drawn_from_what_the_restorer_makes_of_the_cleaned_face(netw
 
 
 def test_settings_are_searched_for_on_faces_from_the_whole_folder(networks, monkeypatch):
-    seen = []
+    seen: list[torch.Tensor] = []
+
+    def best(lq, *_):
+        seen.append(lq[:, 0, 0, 0])
+        return SAMPLER
+
     monkeypatch.setattr("bfr_core.adaptation.targets.SEARCH_FACES", 8)
-    monkeypatch.setattr(
-        "bfr_core.adaptation.targets.best_sampler", lambda lq, *_: seen.append(lq[:, 0, 0, 0]) or SAMPLER
-    )
+    monkeypatch.setattr("bfr_core.adaptation.targets.best_sampler", best)
     lq = torch.arange(16.0).view(-1, 1, 1, 1).expand(-1, 3, 32, 32) / 16
     resolved_settings(TargetConfig(SAMPLER, t_clean=0, detail=1.0, search=("t_start",)), lq, *networks)
     assert (seen[0] * 16).tolist() == [0, 2, 4, 6, 8, 10, 12, 14]
