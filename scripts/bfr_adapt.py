@@ -22,7 +22,14 @@ from bfr_core.restoration.background import GENERAL_FOLDERS
 from bfr_core.web import gradio_compat
 from bfr_core.web import gradio_page as ui
 from bfr_core.web.actions import Page
-from bfr_core.web.host_service import HostService, RestoreRequest, existing, restore_request_of, summary_of
+from bfr_core.web.host_service import (
+    HostService,
+    NothingRestoredError,
+    RestoreRequest,
+    existing,
+    restore_request_of,
+    summary_of,
+)
 from bfr_core.web.http_api import add_routes
 
 NAME = "BFR Adapt"
@@ -193,14 +200,23 @@ class ScriptPostprocessingAdapted(scripts_postprocessing.ScriptPostprocessing):
         return {"enable": enable, **widgets}
 
     def process(self, pp, enable=False, **settings):
-        """Restore the faces of `pp.image`; without these settings, or with empty ones, nothing is done."""
+        """Restore the faces of `pp.image`; without these settings, or with empty ones, nothing is done.
+
+        A picture of which nothing can be restored stays as it is, which its record and the page say: an error would end
+        WebUI's batch there.
+        """
         request = restore_request_of(settings) if enable else None
         if request is None or request.visibility == 0:
             if enable and not settings.get("restorer"):
                 raise ValueError(f"{NAME}: choose a restorer; the tab {NAME} makes one, the button beside it finds it")
             return
         picture = pp.image if pp.image.mode == "RGB" else pp.image.convert("RGB")
-        pixels, result = restored(np.asarray(picture), request)
+        try:
+            pixels, result = restored(np.asarray(picture), request)
+        except NothingRestoredError as error:
+            pp.info[NAME] = f"nothing restored: {first_line(error)}"
+            gradio_compat.load().Warning(f"{NAME}: nothing restored: {first_line(error)}")
+            return
         made = Image.fromarray(pixels)
         if "A" in pp.image.getbands():
             made.putalpha(pp.image.getchannel("A"))

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..device import is_out_of_memory
+from ..errors import first_line
 from ..faces.detect import load_detector
 from ..files.photos import Photo, printable
 from ..pixels import as_bytes
@@ -27,6 +29,10 @@ from .actions import Page
 log = logging.getLogger(__name__)
 VISIBILITY = replace(setting_at(RestoreConfig, "blend"), path="visibility")
 FIDELITY = Setting("fidelity", CodeFormer.fidelity_weight, FIDELITY_TEXT, low=0, high=1, kind=float)
+
+
+class NothingRestoredError(ValueError):
+    """Nothing of a picture could be restored; another picture may do."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,8 @@ class HostService:
     def restore(self, picture: np.ndarray, request: RestoreRequest) -> tuple[np.ndarray, RestoredPhoto]:
         """`picture` (H, W, 3) uint8 RGB with what was asked for restored, and what was done.
 
-        Raises ValueError for a restorer or a setting that does not exist, or if every face failed.
+        Raises ValueError for a restorer or a setting that does not exist, and `NothingRestoredError` if every face
+        failed, or memory was too small.
         """
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
         result = self.restored(pixels, request)
@@ -100,14 +107,20 @@ class HostService:
     def restored(self, pixels: Tensor, request: RestoreRequest) -> RestoredPhoto:
         """As `restore`, for pixels (3, H, W) in [0, 1]."""
         config = request.config()
-        with self._one_at_a_time:
-            restorer = with_fidelity(self._restorer(request.restorer), request.fidelity)
-            result = restore_photo(pixels, restorer, config, self._detector_for(restorer, config))
+        try:
+            with self._one_at_a_time:
+                restorer = with_fidelity(self._restorer(request.restorer), request.fidelity)
+                result = restore_photo(pixels, restorer, config, self._detector_for(restorer, config))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.forget()
+            raise NothingRestoredError(f"{printable(request.restorer)}: {first_line(error)}") from None
         for reason in (*result.skipped, *warnings_of(result.likeness)):
             log.warning("%s: %s", printable(request.restorer), printable(reason))
         wrong = [reason for reason in result.skipped if " failed: " in reason]
         if wrong and not result.faces:
-            raise ValueError(f"{printable(request.restorer)}: {printable(wrong[0])}")
+            raise NothingRestoredError(f"{printable(request.restorer)}: {printable(wrong[0])}")
         return result
 
     def forget(self) -> None:

@@ -170,6 +170,10 @@ def test_a_chosen_restorer_whose_run_is_deleted_stays_in_the_list_and_says_so(al
 # ---------------------------------------------------------------- Extras
 
 
+def no_number(*_: object) -> torch.Tensor:
+    raise ValueError("restorer gave NaN")
+
+
 def extras(album: WebUI, image: Image.Image, **settings: object) -> PostprocessedImage:
     pp = PostprocessedImage(image)
     album.load().ScriptPostprocessingAdapted().process(pp, **settings)
@@ -229,6 +233,29 @@ def test_extras_restore_what_was_asked_for(album: WebUI) -> None:
         extras(album, Image.fromarray(before), enable=True)
     with pytest.raises(ValueError, match="no adapted restorer of this name; there are: album"):
         extras(album, Image.fromarray(before), enable=True, restorer="../album")
+
+
+def test_a_picture_of_which_nothing_can_be_restored_does_not_end_the_batch(
+    album: WebUI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradio, warned = pytest.importorskip("gradio", reason="gradio is not installed"), []
+    monkeypatch.setattr(gradio, "Warning", lambda said: warned.append(said))
+    image = Image.fromarray(picture())
+    with monkeypatch.context() as patch:
+        patch.setattr("bfr_core.restorers.base.Restorer.restore", no_number)
+        pp = extras(album, image, enable=True, restorer="album")
+    assert pp.image is image and pp.info["BFR Adapt"].startswith("nothing restored: album: a face ")
+    assert warned == [f"BFR Adapt: {pp.info['BFR Adapt']}"]
+
+    def full(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host_service_module, "restore_photo", full)
+        pp = extras(album, image, enable=True, restorer="album")
+    assert pp.image is image and pp.info == {"BFR Adapt": "nothing restored: album: CUDA out of memory"}
+    assert not album.shared.bfr_adapt.page._loaded, "the card's memory is given back"
+    assert extras(album, image, enable=True, restorer="album").image is not image
 
 
 def test_extras_keep_transparency(album: WebUI) -> None:
