@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..device import is_out_of_memory
 from ..errors import first_line
 from ..training.team import ALONE, Team
 
@@ -25,6 +26,8 @@ def with_the_others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if is_out_of_memory(error):  # of this one
+            raise
         ended = f"another process of this tuning has ended ({first_line(error)})"
         raise ValueError(f"{ended}; the same command goes on from the last checkpoint") from error
 

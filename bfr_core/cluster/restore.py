@@ -137,7 +137,7 @@ def restore_on_ray(
             if attempt > 1:
                 log.warning("%d photos are tried again, because their worker or its machine died", len(missing))
             workers = room_for(pool)
-            tasks = cut(missing, record, order, workers if attempt < ATTEMPTS else len(missing))
+            tasks = cut(missing, record, order, 0 if attempt == ATTEMPTS else workers)
             for row in rows_of(tasks, Worker, order, pool, workers):
                 result, of_network = result_of(row, order.out)
                 seconds += of_network
@@ -168,9 +168,14 @@ def refuse_faceless(order: Order) -> None:
 
 
 def cut(jobs: Sequence[Job], record: RestorationRecord, order: Order, workers: int) -> list[str]:
-    """Tasks for the workers, as JSON: the photos of each, and what is known of results made earlier."""
-    least = -(-len(jobs) // (TASKS_A_WORKER * workers))
-    size = order.together * max(1, min(PHOTOS_A_TASK, least) // order.together)
+    """Tasks for so many workers, as JSON: the photos of each, and what is known of results made earlier.
+
+    workers: 0 gives each photo a task of its own, also those that are restored together otherwise.
+    """
+    size = 1
+    if workers:
+        least = -(-len(jobs) // (TASKS_A_WORKER * workers))
+        size = order.together * max(1, min(PHOTOS_A_TASK, least) // order.together)
     lines = [
         {"photo": str(job.relative), "known": [line_of(written) for written in record.about(job.relative.as_posix())]}
         for job in jobs

@@ -1,8 +1,8 @@
 """The U-Net of guided-diffusion and improved-diffusion, rebuilt from the tensors of a checkpoint.
 
 Parameter names follow those checkpoints; the layout is read off their shapes. What shapes cannot tell comes from
-`settings` in guided-diffusion's argument names: `num_head_channels` or `num_heads`, `resblock_updown`,
-`use_new_attention_order`. Sources: arXiv:2105.05233, arXiv:2102.09672.
+`settings` in guided-diffusion's argument names: `num_head_channels` or `num_heads`, `use_new_attention_order`. Sources:
+arXiv:2105.05233, arXiv:2102.09672.
 """
 
 from __future__ import annotations
@@ -28,16 +28,14 @@ class UNet(nn.Module):
         self.channels = state["input_blocks.0.0.weight"].shape[0]
         width = state["time_embed.0.weight"].shape[0]
         self.time_embed = nn.Sequential(nn.Linear(self.channels, width), nn.SiLU(), nn.Linear(width, width))
-        down, up = ("down", "up") if settings.get("resblock_updown") else (None, None)
+        inputs = [_under(state, f"input_blocks.{i}.") for i in range(_count(state, "input_blocks"))]
+        outputs = [_under(state, f"output_blocks.{i}.") for i in range(_count(state, "output_blocks"))]
+        level = blocks_of_a_level(outputs)
         self.input_blocks = nn.ModuleList(
-            _block(_under(state, f"input_blocks.{i}."), settings, "down", down)
-            for i in range(_count(state, "input_blocks"))
+            _block(block, settings, "down", bool(level and i and i % level == 0)) for i, block in enumerate(inputs)
         )
         self.middle_block = _block(_under(state, "middle_block."), settings)
-        self.output_blocks = nn.ModuleList(
-            _block(_under(state, f"output_blocks.{i}."), settings, "up", up)
-            for i in range(_count(state, "output_blocks"))
-        )
+        self.output_blocks = nn.ModuleList(_block(block, settings, "up", bool(level)) for block in outputs)
         out_channels, final = state["out.2.weight"].shape[:2]
         self.out = nn.Sequential(nn.GroupNorm(GROUPS, final), nn.SiLU(), nn.Conv2d(final, out_channels, 3, padding=1))
         self.load_state_dict(state, assign=True)
@@ -130,7 +128,7 @@ class Attention(nn.Module):
         if not heads and head < 1:
             raise ValueError(
                 "tensor shapes do not tell the number of attention heads; put a .json file of the same name beside it "
-                'that says {"num_head_channels": 64}, or num_heads, as in its training'
+                'that says {"num_head_channels": 64, "image_size": 256}, or num_heads, as in its training'
             )
         if heads < 1 or channels % heads:
             told = f"num_head_channels is {head}" if head > 0 else f"num_heads is {heads}"
@@ -182,10 +180,26 @@ def _resize(x: Tensor, updown: str | None) -> Tensor:
     return F.avg_pool2d(x, 2) if updown == "down" else F.interpolate(x, scale_factor=2, mode="nearest")
 
 
+def blocks_of_a_level(outputs: list[dict[str, Tensor]]) -> int:
+    """How many output blocks each size of the image has in a network trained with `resblock_updown`; 0 for others.
+
+    In such a network the last block of a size ends in a residual block that doubles the size, after a residual block
+    and, in some, attention; in others it ends in a convolution. As many input blocks lead to the next halving.
+    """
+    for i, block in enumerate(outputs):
+        last = _count(block, "") - 1
+        if last > 0 and f"{last}.in_layers.2.weight" in block:
+            return i + 1
+    return 0
+
+
 def _block(
-    state: Mapping[str, Tensor], settings: Mapping[str, Any], direction: str = "down", res_updown: str | None = None
+    state: Mapping[str, Tensor], settings: Mapping[str, Any], direction: str = "down", resizes: bool = False
 ) -> Block:
-    """One entry of input_blocks, middle_block or output_blocks, from the tensors below it."""
+    """One entry of input_blocks, middle_block or output_blocks, from the tensors below it.
+
+    resizes: whether a residual block halves the image on the way down, or doubles it if it ends a block on the way up.
+    """
     if not state:  # a resampling without parameters
         return Block(Resample(state, direction))
     layers: list[nn.Module] = []
@@ -193,10 +207,8 @@ def _block(
     for j in range(count):
         layer = _under(state, f"{j}.")
         if "in_layers.2.weight" in layer:
-            # With resblock_updown the resampling block stands alone on the way down, last on the way up.
-            alone = direction == "down" and count == 1 and "skip_connection.weight" not in layer
-            last = direction == "up" and j == count - 1 and j > 0
-            layers.append(ResBlock(layer, res_updown if res_updown and (alone or last) else None))
+            at_end = direction == "down" or j == count - 1 > 0
+            layers.append(ResBlock(layer, direction if resizes and at_end else None))
         elif "qkv.weight" in layer:
             layers.append(Attention(layer["qkv.weight"].shape[1], settings))
         elif "op.weight" in layer or "conv.weight" in layer:

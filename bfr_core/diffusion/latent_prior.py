@@ -16,16 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from ..device import full_precision
-from ..files.tensors import load_tensors, reason_of, sha256_of, tensor_names
+from ..files.names import printable
+from ..files.tensors import MAX_BYTES, load_tensors, reason_of, sha256_of, tensor_names
 from ..files.weights import licence_of
 from .library import from_diffusers
-from .prior import MAX_CHANNELS, MAX_LAYERS, Prior, alpha_bar_of, prior_size, read_config, schedule_of
+from .prior import MAX_CHANNELS, MAX_LAYERS, Prior, alpha_bar_of, prior_size, read_config, schedule_of, todays_name
 from .text_encoder import OPEN_CLIP_PAD, PROMPT, from_open_clip, hidden_states, prompt_ids
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 # Where single-file checkpoints keep their text encoders: SD 1.5's; SDXL's two.
-CLIP = "cond_stage_model.transformer.text_model."
-CLIP_L, OPEN_CLIP = "conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."
+CLIP = "cond_stage_model.transformer."
+CLIP_L, OPEN_CLIP = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
 QUICK_GELU, OPEN_CLIP_H_WIDTH = "quick_gelu", 1024  # of SD 1.5's text encoder; of SD 2.x's, which counts otherwise
 SCHEDULER: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 NEEDS = ("input_blocks.0.0.weight", "time_embed.0.weight", "out.2.weight")  # of a U-Net in a single file
@@ -254,9 +255,13 @@ def _told_by_single_file(state: Mapping[str, Tensor], family: Family) -> Told:
     def part(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
+    def text_part(prefix: str) -> dict[str, Tensor]:
+        """Some older merges leave "text_model." out of the names."""
+        return {name.removeprefix("text_model."): value for name, value in part(prefix).items()}
+
     if "addition_embed_type" not in family.unet:
-        return told_by_clip(part(CLIP), family.prompt)
-    return told_by_two(part(CLIP_L), from_open_clip(part(OPEN_CLIP)), family.prompt)
+        return told_by_clip(text_part(CLIP), family.prompt)
+    return told_by_two(text_part(CLIP_L), from_open_clip(part(OPEN_CLIP)), family.prompt)
 
 
 def told_by_clip(clip: Mapping[str, Tensor], prompt: tuple[int, ...] = PROMPT) -> Told:
@@ -303,7 +308,7 @@ def _from_folder(folder: Path) -> LatentPrior:
     weights, unet_state = _weights(folder / "unet")
     unet = _built(folder, UNet2DConditionModel, _plain(unet_config), lambda _: unet_state)
     vae_state = _weights(folder / "vae")[1]
-    vae = _built(folder, AutoencoderKL, _plain(vae_config), lambda _: vae_state)
+    vae = _built(folder, AutoencoderKL, _plain(vae_config), lambda _: {todays_name(k): v for k, v in vae_state.items()})
     clip = _text_tensors(folder / "text_encoder")
     second = folder / "text_encoder_2"
     try:
@@ -337,6 +342,11 @@ def _weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     files = sorted(folder.glob("*.safetensors"), key=lambda path: path.name.count("."))
     if not files:
         raise FileNotFoundError(f"{folder}: it holds no .safetensors file; this part of the prior is missing")
+    whole = [file for file in files if "-of-" not in file.name]
+    if not whole:
+        said = "its weights are in several parts; give the folder with the file in one, such as its fp16 variant"
+        raise ValueError(f"{printable(folder)}: {said}")
+    files = [file for file in whole if file.stat().st_size <= MAX_BYTES] or whole
     return files[0], load_tensors(files[0])[0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from .schedule import linear_alpha_bar
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "prior256"
 MAX_CHANNELS = 8192
 MAX_LAYERS = 64  # layers of one level, and also levels
+log = logging.getLogger(__name__)
 MAX_STEPS = 100_000  # of a schedule
 SIZES = (16, 2048)  # smallest and largest image side, in pixels, that a file may state
 CONVERTED = "prior.safetensors"  # the file in a folder that `convert_prior` wrote
@@ -42,7 +44,6 @@ KNOWN_SETTINGS: dict[str, dict[str, Any]] = {
     "e16446b14cff4fedf1102ba67945fcced2074500a3fe8fd2bfad5d818928d1d0": {
         "image_size": 512,
         "num_head_channels": 64,
-        "resblock_updown": False,
         "use_new_attention_order": False,
     },
 }
@@ -188,6 +189,8 @@ def _settings_of(path: Path, metadata: Mapping[str, str], digest: str) -> dict[s
 
 
 def _build_unet(path: Path, state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> UNet:
+    if any(name.startswith("label_emb.") for name in without_prefix(state)):
+        raise ValueError(f"{path.name}: is told what a picture shows (label_emb); give a prior that is not")
     state = {name: value.float() for name, value in _unet_of(state).items()}
     if not holds_unet(state):
         raise ValueError(f"{path.name}: it holds no guided-diffusion U-Net")
@@ -206,16 +209,39 @@ def _load_guided_diffusion(path: Path) -> Prior:
     digest = metadata.get("source_sha256") or sha256_of(path)
     settings = _settings_of(path, metadata, digest)
     network = _build_unet(path, state, settings)
+    alpha_bar, prediction = _trained_with(path, settings)
+    if "image_size" not in settings:
+        log.warning("%s: does not say how large its images are; 512 x 512 is taken", printable(path.name))
     return Prior(
         network,
         network.encode,
-        linear_alpha_bar(),
+        alpha_bar,
         encoder=network.encoder,
+        prediction=prediction,
         size=prior_size(path, "image_size", settings.get("image_size", 512)),
         name=metadata.get("source", path.name),
         sha256=digest,
         licence=metadata.get("licence") or licence_of(digest),
     )
+
+
+def _trained_with(path: Path, settings: Mapping[str, Any]) -> tuple[Tensor, str]:
+    """alpha_bar and what the network predicts, by guided-diffusion's names: 1,000 linear steps, and the noise, where
+    the settings do not say otherwise. Raises ValueError for settings that cannot be used."""
+    kind = settings.get("noise_schedule", "linear")
+    named = {"linear": "linear", "cosine": "squaredcos_cap_v2"}.get(kind) if isinstance(kind, str) else None
+    if named is None:
+        raise ValueError(f"{path.name}: noise_schedule is {kind!r:.40}; it must be linear or cosine")
+    try:
+        steps = whole_number(settings.get("diffusion_steps", 1000), 2, MAX_STEPS)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: diffusion_steps {error}") from None
+    if settings.get("rescale_timesteps") and steps != 1000:
+        raise ValueError(f"{path.name}: rescale_timesteps is not supported with {steps} diffusion_steps")
+    # Fewer or more than 1,000 linear steps end at the same noise.
+    ends = {"beta_start": 0.1 / steps, "beta_end": min(20 / steps, 0.999)}
+    alpha_bar = alpha_bar_of({"beta_schedule": named, "num_train_timesteps": steps} | ends)
+    return alpha_bar, "sample" if settings.get("predict_xstart") else "epsilon"
 
 
 def holds_unet(state: Mapping[str, Tensor]) -> bool:
@@ -235,9 +261,15 @@ def _load_diffusers(folder: Path) -> Prior:
     if not (inner / "config.json").exists():
         said = "is a folder without the config.json of a prior; give the folder of a prior, or one file"
         raise FileNotFoundError(f"{printable(folder)}: {said}")
+    for name in ("vae", "vqvae"):
+        if (folder / name).is_dir():
+            said = f"works on the latents of its {name}; of such priors only Stable Diffusion's are known here"
+            raise ValueError(f"{folder.name}: {said}")
     config = read_config(inner / "config.json")
     if config.get("_class_name") != "UNet2DModel":
         raise ValueError(f"{folder.name}: config.json describes {config.get('_class_name')!r}, not a UNet2DModel")
+    if (kind := config.get("time_embedding_type", "positional")) != "positional":
+        raise ValueError(f"{folder.name}: is told noise levels as {kind!r:.40}; it must be a DDPM, told steps")
     scheduler_file = next(
         (f for f in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json") if f.exists()),
         None,
@@ -252,7 +284,7 @@ def _load_diffusers(folder: Path) -> Prior:
     try:
         with torch.device("meta"):  # no memory is taken, whatever the config asks for; the tensors are the file's
             network = UNet2DModel.from_config({k: v for k, v in config.items() if not k.startswith("_")})
-        network.load_state_dict({_todays_name(k): v.float() for k, v in state.items()}, assign=True)
+        network.load_state_dict({todays_name(k): v.float() for k, v in state.items()}, assign=True)
     except Exception as error:  # whatever a strange config makes diffusers stumble on
         raise ValueError(f"{folder.name}: its weights do not fit its config.json ({reason_of(error)})") from None
     channels = network.config.in_channels
@@ -273,7 +305,7 @@ def _load_diffusers(folder: Path) -> Prior:
     )
 
 
-def _todays_name(name: str) -> str:
+def todays_name(name: str) -> str:
     """A tensor's name in diffusers since 0.12; google/ddpm-ema-celebahq-256 and others of its age use older names."""
     block, found, part = name.rpartition(".attentions.")
     number, *rest = part.split(".")
@@ -336,6 +368,10 @@ def _alpha_bar_by_name(scheduler: Mapping[str, Any]) -> Tensor:
 
 def schedule_of(folder: Path, scheduler: Mapping[str, Any]) -> Tensor:
     """`alpha_bar_of` the scheduler in `folder`. Raises ValueError, naming the folder, for one that cannot be used."""
+    kind = scheduler.get("_class_name")
+    if kind and not {"beta_start", "beta_schedule", "trained_betas"} & set(scheduler):
+        said = f"was trained with a {kind!s:.40}, which has no betas; it must be a DDPM's noise"
+        raise ValueError(f"{folder.name}: {said}")
     try:
         whole_number(scheduler.get("num_train_timesteps", 1000), 2, MAX_STEPS)
         alpha_bar = alpha_bar_of(scheduler)

@@ -21,7 +21,7 @@ from .ownership import sha256_of as sha256_of
 from .photos import printable, replace_atomically
 
 MAX_TENSORS = 20_000
-MAX_BYTES = 1 << 33  # of a file; published face networks have less than a tenth
+MAX_BYTES = 1 << 34  # of a file: SDXL's U-Net in full precision has 10 GB; published face networks have far less
 MAX_AXIS = 1 << 20  # entries of a tensor along one axis
 MAX_HEADER = 1 << 24  # bytes of a safetensors file's table of contents
 MAX_JSON = 1 << 20  # bytes of a side-car or config

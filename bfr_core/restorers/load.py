@@ -26,7 +26,7 @@ from ..files.tensors import (
     whole_number,
     without_prefix,
 )
-from ..files.weights import entry_of, licence_of, locations, resolve
+from ..files.weights import entry_of, licence_of, locations, resolve, search_folders
 from .base import Restorer
 from .codeformer import CodeFormer
 from .gfpgan import GFPGAN
@@ -241,11 +241,13 @@ def _with_change(path: Path, factors: Mapping[str, torch.Tensor], metadata: Mapp
     name = Path(name).name  # a file from a stranger: never a path
     published = entry_of(wanted)  # whoever shared the change may have had it under another name
     places = [*SHIPPED.values(), path.parent / name, *locations(published.name if published else name)]
+    places += [folder / name for folder in search_folders()]  # the user's own, which no table knows
     base = next((p for p in places if p.is_file() and sha256_of(p) == wanted), None)
     if base is None:
+        taken = (path.parent / name).exists()  # by another, such as the restorer of the run
         raise FileNotFoundError(
             f"{path.name}: changes {printable(name)} (SHA-256 {printable(wanted[:12])}...), which is not on this "
-            "machine; put that file beside it"
+            f"machine; put that file beside it{', or both into another folder' if taken else ''}"
         )
     restorer = load_restorer(base)
     try:

@@ -31,6 +31,8 @@ from .objectives import Objective, objective_of, weighted
 from .stochastic_depth import drawing, switch_on
 from .team import ALONE, Team
 
+NOT_FINITE = "the {} became NaN at step {}; try a lower lr or precision float32"
+
 log = logging.getLogger(__name__)
 
 
@@ -113,9 +115,9 @@ def finetune(
             losses = team.sum_losses(losses)
             team.sum_gradients(tuning.moved)
             if not all(map(math.isfinite, losses.values())):
-                raise ValueError(f"the loss became NaN at step {progress.step}; try a lower lr or precision float32")
-            if config.clip:
-                nn.utils.clip_grad_norm_(tuning.optimizer.param_groups[0]["params"], config.clip)
+                raise ValueError(NOT_FINITE.format("loss", progress.step))
+            if not all(map(math.isfinite, limited_gradients(tuning, config.clip))):  # else it would be kept in weights
+                raise ValueError(NOT_FINITE.format("gradient", progress.step))
 
             # Step: until it is complete, the state is part of the old step and part of the new one.
             between_steps = False
@@ -150,6 +152,16 @@ def finetune(
     tuning.ema.load_state_dict(tuning.best)
     merge_low_rank(tuning.ema)
     return average, progress
+
+
+def limited_gradients(tuning: Tuning, clip: float) -> list[float]:
+    """Norms of the gradients of the restorer, then limited to `clip` unless that is 0, and of the critic, if any."""
+    limits = [(tuning.optimizer, clip or math.inf), (tuning.critic_optimizer, math.inf)]
+    return [
+        float(nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], limit))
+        for optimizer, limit in limits
+        if optimizer is not None
+    ]
 
 
 def begin(restorer: Restorer, config: FinetuneConfig) -> Tuning:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import pytest
 import torch
 
 from bfr_core.cluster import restore
-from bfr_core.cluster.restore import Order, restore_on_ray
+from bfr_core.cluster.processes import with_the_others
+from bfr_core.cluster.restore import Order, cut, restore_on_ray
 from bfr_core.files.photos import write_image
+from bfr_core.restoration.folder import Job
+from bfr_core.restoration.record import RestorationRecord
 from bfr_core.restoration.restore import RestoreConfig
 
 
@@ -30,3 +34,19 @@ def test_a_person_without_a_face_ends_the_command_and_no_worker(
     assert not (tmp_path / "out").exists()
     with pytest.raises(AssertionError, match="would be started"):
         restore_on_ray(order)
+
+
+def test_in_the_last_attempt_each_photo_has_a_task_of_its_own(tmp_path: Path) -> None:
+    """Of photos that are restored together, one that ends its worker would take the others along."""
+    order = Order(tmp_path, tmp_path / "out", "embedded128", RestoreConfig(), aligned=True)
+    jobs = [Job(tmp_path / f"{i}.png", Path(f"{i}.png"), tmp_path / "out" / f"{i}.png") for i in range(6)]
+    known = RestorationRecord(tmp_path / "out")
+    assert order.together > 1 and [len(json.loads(task)) for task in cut(jobs, known, order, 1)] == [6]
+    assert [len(json.loads(task)) for task in cut(jobs, known, order, 0)] == [1] * 6
+
+
+def test_ones_own_memory_is_not_called_the_end_of_another_process() -> None:
+    with pytest.raises(torch.cuda.OutOfMemoryError), with_the_others():
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(ValueError, match="another process of this tuning has ended"), with_the_others():
+        raise RuntimeError("Connection closed by peer")

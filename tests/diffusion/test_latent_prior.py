@@ -22,6 +22,7 @@ from bfr_core.diffusion.low_pass import low_pass
 from bfr_core.diffusion.prior import load_prior
 from bfr_core.diffusion.sampler import SamplerConfig, denoise_once, sample_constrained
 from bfr_core.diffusion.schedule import linear_alpha_bar
+from bfr_core.files.tensors import sha256_of
 from bfr_core.restorers import load_restorer
 from tests.checkpoint_layouts import CLIP_G, CLIP_L, FAMILIES, layout, layout_of, write_checkpoint
 
@@ -197,7 +198,7 @@ def as_folder(path: Path, family: Family, folder: Path) -> Path:
             continue
         found = latent_prior.from_open_clip(found) if part == "text_encoder_2" else found
         projection = found.pop("text_projection.weight", None)
-        named = {f"text_model.{name}": value.contiguous() for name, value in found.items()}
+        named = {f"text_model.{name.removeprefix('text_model.')}": v.contiguous() for name, v in found.items()}
         named |= {} if projection is None else {"text_projection.weight": projection.contiguous()}
         (folder / part).mkdir()
         save_file(named, folder / part / "model.safetensors")
@@ -224,6 +225,50 @@ def test_a_diffusers_folder_is_the_same_prior(
     shutil.rmtree(folder / "vae")
     with pytest.raises(FileNotFoundError, match="vae"):
         load_prior(folder)
+
+
+@torch.no_grad()
+def test_older_names_and_variants_of_a_folder_are_read(
+    sd15: tuple[Path, Family], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SD 1.5's VAE calls its attention as diffusers did then; SDXL's U-Net in full precision has 10 GB."""
+    monkeypatch.setattr(latent_prior.told_by_clip, "__defaults__", (PROMPT,))
+    folder = as_folder(*sd15, tmp_path / "folder")
+
+    def latents() -> Tensor:
+        prior = load_prior(folder)
+        assert isinstance(prior, LatentPrior)
+        return prior.encode(images())
+
+    before = latents()
+    place = folder / "vae/diffusion_pytorch_model.safetensors"
+    state = load_file(place)
+    for new, old in {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}.items():
+        state = {name.replace(new, old): value for name, value in state.items()}
+    assert any(".query." in name for name in state)
+    save_file(state, place)
+    assert torch.equal(latents(), before)
+    unet = folder / "unet/diffusion_pytorch_model.safetensors"
+    half = {name: value.half() for name, value in load_file(unet).items()}
+    save_file(half, unet.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert load_prior(folder).sha256 == sha256_of(unet)
+    monkeypatch.setattr(latent_prior, "MAX_BYTES", unet.stat().st_size - 1)
+    assert load_prior(folder).sha256 == sha256_of(unet.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    unet.with_name("diffusion_pytorch_model.fp16.safetensors").unlink()
+    unet.rename(unet.with_name("diffusion_pytorch_model-00001-of-00002.safetensors"))
+    with pytest.raises(ValueError, match="its weights are in several parts"):
+        load_prior(folder)
+
+
+@torch.no_grad()
+def test_a_text_encoder_without_the_name_of_its_model_is_read(sd15: tuple[Path, Family], tmp_path: Path) -> None:
+    path, family = sd15
+    told = from_single_file(path, (family,)).network.context
+    other = tmp_path / "merged.safetensors"
+    save_file(
+        {name.replace("transformer.text_model.", "transformer."): v for name, v in load_file(path).items()}, other
+    )
+    assert torch.equal(from_single_file(other, (family,)).network.context, told)
 
 
 @pytest.mark.parametrize("by", ["its width", "its activation"])

@@ -415,3 +415,131 @@ def test_features_of_an_image_that_ends_within_a_patch(tiny_prior, left_out):
     sum(level.square().mean() for level in found).backward()
     assert part.grad is not None and part.grad.isfinite().all() and part.grad.abs().sum() > 0
     assert found[0].shape[-1] == -(-(32 - left_out) // prior.patch)
+
+
+# ---------------------------------------------------------------- other guided-diffusion files
+
+
+def adm_blocks(blocks, levels, attention, resamples_by_blocks):
+    """Kinds of layers in input_blocks and output_blocks, as guided-diffusion's UNetModel lays them out."""
+    down, up = ("down", "up") if resamples_by_blocks else ("op", "conv_up")
+    inputs, outputs = [["conv"]], []
+    for level in range(levels):
+        attends = ["attention"] if level in attention else []
+        inputs += [["res", *attends] for _ in range(blocks)]
+        inputs += [[down]] if level < levels - 1 else []
+    for level in reversed(range(levels)):
+        attends = ["attention"] if level in attention else []
+        outputs += [["res", *attends, *([up] if level and i == blocks else [])] for i in range(blocks + 1)]
+    return inputs, outputs
+
+
+def adm_layer(kind, given=32, width=32):
+    def pair(name, *shape):
+        return {f"{name}.weight": torch.randn(shape) / 20, f"{name}.bias": torch.zeros(shape[0])}
+
+    if kind == "conv":
+        return pair("", width, 3, 3, 3)
+    if kind in ("op", "conv_up"):
+        return pair(kind.removesuffix("_up"), width, width, 3, 3)
+    if kind == "attention":
+        return pair("norm", width) | pair("qkv", 3 * width, width, 1) | pair("proj_out", width, width, 1)
+    made = pair("in_layers.0", given) | pair("in_layers.2", width, given, 3, 3) | pair("emb_layers.1", 2 * width, 128)
+    made |= pair("out_layers.0", width) | pair("out_layers.3", width, width, 3, 3)
+    return made | (pair("skip_connection", width, given, 1, 1) if given != width else {})
+
+
+def adm_state(inputs, outputs):
+    """Random tensors of a guided-diffusion network of one width, without conditions."""
+    state = {f"time_embed.{i}.{k}": v for i, n in ((0, 32), (2, 128)) for k, v in
+             {"weight": torch.randn(128, n) / 9, "bias": torch.zeros(128)}.items()}  # fmt: skip
+    named = [(f"input_blocks.{i}", block, 32) for i, block in enumerate(inputs)]
+    named += [("middle_block", ["res", "attention", "res"], 32)]
+    named += [(f"output_blocks.{i}", block, 64) for i, block in enumerate(outputs)]
+    for name, block, given in named:
+        for j, kind in enumerate(block):
+            layer = adm_layer(kind, given if j == 0 else 32)
+            state |= {f"{name}.{j}.{k.removeprefix('.')}": v for k, v in layer.items()}
+    state |= {"out.0.weight": torch.ones(32), "out.0.bias": torch.zeros(32)}
+    return state | {"out.2.weight": torch.randn(6, 32, 3, 3) / 20, "out.2.bias": torch.zeros(6)}
+
+
+@pytest.mark.parametrize("attention", [(), (1,), (2,)], ids=str)
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("by_blocks", [True, False])
+def test_where_a_network_halves_and_doubles_is_read_off_its_shapes(tmp_path, blocks, attention, by_blocks):
+    """As DPS's ffhq_10m.pt, which was trained with resblock_updown; what halves is else like any other block."""
+    inputs, outputs = adm_blocks(blocks, 3, attention, by_blocks)
+    torch.save(adm_state(inputs, outputs), tmp_path / "adm.pt")
+    (tmp_path / "adm.json").write_text(json.dumps({"num_head_channels": 32, "image_size": 64}))
+    prior = load_prior(tmp_path / "adm.pt")
+    for ours, wanted in ((prior.network.input_blocks, inputs), (prior.network.output_blocks, outputs)):
+        found = [[getattr(layer, "updown", None) for layer in block] for block in ours]
+        assert found == [[kind if kind in ("down", "up") else None for kind in block] for block in wanted]
+    eps, variance = prior(torch.rand(1, 3, 16, 16), torch.tensor([500]))
+    assert eps.shape == variance.shape == (1, 3, 16, 16) and [f.shape[-1] for f in prior.features(X0[:1])][-1] == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "alpha_bar", "prediction"),
+    [
+        ({}, linear_alpha_bar(), "epsilon"),
+        ({"diffusion_steps": 4000}, linear_alpha_bar(4000, 1e-4 / 4, 0.02 / 4), "epsilon"),
+        (
+            {"noise_schedule": "cosine", "diffusion_steps": 4000, "predict_xstart": True},
+            alpha_bar_of({"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 4000}),
+            "sample",
+        ),
+    ],
+    ids=["as ever", "more steps", "cosine"],
+)
+def test_what_a_network_was_trained_with_is_heard(narrow, tmp_path, caplog, settings, alpha_bar, prediction):
+    (tmp_path / "own.pth").symlink_to(narrow)
+    (tmp_path / "own.json").write_text(json.dumps({"num_head_channels": 64} | settings))
+    prior = load_prior(tmp_path / "own.pth")
+    assert torch.equal(prior.alpha_bar, alpha_bar) and prior.prediction == prediction
+    assert "own.pth: does not say how large its images are; 512 x 512 is taken" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"noise_schedule": "sqrt"}, "noise_schedule is 'sqrt'; it must be linear or cosine"),
+        ({"noise_schedule": []}, "noise_schedule is \\[\\]"),
+        ({"diffusion_steps": "all"}, "diffusion_steps"),
+        ({"diffusion_steps": 500, "rescale_timesteps": True}, "rescale_timesteps is not supported"),
+    ],
+    ids=str,
+)
+def test_what_a_network_cannot_have_been_trained_with(narrow, tmp_path, settings, said):
+    (tmp_path / "own.pth").symlink_to(narrow)
+    (tmp_path / "own.json").write_text(json.dumps({"num_head_channels": 64} | settings))
+    with pytest.raises(ValueError, match=f"^own.pth: {said}"):
+        load_prior(tmp_path / "own.pth")
+
+
+def test_a_network_that_is_told_classes_is_refused(tmp_path):
+    torch.save(adm_state(*adm_blocks(1, 2, (), True)) | {"label_emb.weight": torch.zeros(9, 128)}, tmp_path / "c.pt")
+    (tmp_path / "c.json").write_text('{"num_head_channels": 32}')
+    with pytest.raises(ValueError, match=r"^c.pt: is told what a picture shows"):
+        load_prior(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize("kind", ["vqvae", "continuous time", "no betas"])
+def test_foreign_pipelines_are_not_taken_for_priors_of_pixels(tiny_prior, tmp_path, kind):
+    shutil.copytree(tiny_prior, tmp_path / "unet")
+    config = json.loads((tmp_path / "unet/config.json").read_text())
+    scheduler = json.loads((tmp_path / "unet/scheduler_config.json").read_text())
+    if kind == "vqvae":
+        (tmp_path / "vqvae").mkdir()
+        said = "works on the latents of its vqvae"
+    elif kind == "continuous time":
+        config["time_embedding_type"], said = "fourier", "is told noise levels as 'fourier'"
+    else:
+        scheduler = {"_class_name": "EDMEulerScheduler", "sigma_min": 0.002, "num_train_timesteps": 1000}
+        said = "was trained with a EDMEulerScheduler, which has no betas"
+    (tmp_path / "unet/config.json").write_text(json.dumps(config))
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
+    with pytest.raises(ValueError, match=f"^{tmp_path.name}: {said}"):
+        load_prior(tmp_path)

@@ -87,14 +87,24 @@ def test_a_change_finds_its_base_under_a_hosts_name_for_it(tiny_restorer, tmp_pa
     save_change(tmp_path / "change.safetensors", base, base, 4, {})
     entry = weights.Weights("tiny.pth", "", "https://nowhere.invalid", 0, base.sha256, "MIT", True)
     monkeypatch.setattr(weights, "TABLE", (entry,))
-    for folder in (theirs, mine):  # the one has the same bytes under the published name, the other another file
-        monkeypatch.setenv("BFR_WEIGHTS", str(folder))
-        if folder == mine:
-            (mine / "tiny.pth").write_bytes((theirs / "tiny-v0.1.0.pth").read_bytes())
-            assert load_restorer(tmp_path / "change.safetensors").metadata["base"] == "tiny-v0.1.0.pth"
-        else:
-            with pytest.raises(FileNotFoundError, match="put that file beside it"):
-                load_restorer(tmp_path / "change.safetensors")
+    monkeypatch.setenv("BFR_WEIGHTS", str(mine))
+    with pytest.raises(FileNotFoundError, match="put that file beside it$"):
+        load_restorer(tmp_path / "change.safetensors")  # this file of the published name is another
+    (mine / "tiny.pth").write_bytes((theirs / "tiny-v0.1.0.pth").read_bytes())
+    assert load_restorer(tmp_path / "change.safetensors").metadata["base"] == "tiny-v0.1.0.pth"
+
+
+def test_a_change_finds_a_base_of_the_users_own_where_hosts_keep_theirs(tiny_restorer, tmp_path, monkeypatch):
+    """No table names it."""
+    base = load_restorer(tiny_restorer)
+    save_change(tmp_path / "run" / "change.safetensors", base, base, 4, {})
+    (tmp_path / "run" / base.name).write_bytes(b"as a run's own restorer has the name of its base")
+    monkeypatch.setenv("BFR_WEIGHTS_ALSO", str(tmp_path / "models"))
+    with pytest.raises(FileNotFoundError, match="put that file beside it, or both into another folder$"):
+        load_restorer(tmp_path / "run" / "change.safetensors")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / base.name).write_bytes(tiny_restorer.read_bytes())
+    assert load_restorer(tmp_path / "run" / "change.safetensors").metadata["base"] == base.name
 
 
 def test_a_wrapped_networks_own_names_are_kept(tiny_restorer, tmp_path):

@@ -252,6 +252,29 @@ def test_nan_is_refused_and_the_checkpoint_survives(pairs, tmp_path):
     assert all(torch.isfinite(v).all() for v in state["net"].values())
 
 
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_gradient_that_is_no_number_is_refused_before_it_is_in_the_weights(pairs, tmp_path, monkeypatch, clip):
+    """The loss may be sound, as with a square root at 0; the next session goes on from the last sound step."""
+    checkpoint, passes = tmp_path / "last.pt", finetuning.gradients
+
+    def broken(tuning, *given, **more):
+        losses = passes(tuning, *given, **more)
+        if tuning.progress.step == 7:
+            tuning.net.conv.weight.grad[0, 0, 0, 0] = torch.inf
+        return losses
+
+    config = replace(CONFIG, clip=clip)
+    with monkeypatch.context() as patch:
+        patch.setattr(finetuning, "gradients", broken)
+        with pytest.raises(ValueError, match="the gradient became NaN at step 7; try a lower lr"):
+            finetune(toy(), pairs, config, checkpoint=checkpoint)
+    state = torch.load(checkpoint, weights_only=True)
+    assert all(torch.isfinite(v).all() for part in ("net", "ema") for v in state[part].values())
+    resumed, _ = finetune(toy(), pairs, config, checkpoint=checkpoint)
+    whole, _ = finetune(toy(), pairs, config)
+    assert torch.equal(*(net.module.get_parameter("conv.weight") for net in (resumed, whole)))
+
+
 def test_too_little_memory_halves_the_pass_and_goes_on(pairs, monkeypatch):
     whole, _ = finetune(toy(), pairs, replace(CONFIG, micro_batch=1))
     real, sizes = Pixels.terms, []
