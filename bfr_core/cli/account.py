@@ -63,12 +63,16 @@ class Results:
         return free_place(self.out / name, maker=maker_of(self.command, self.photos))
 
 
-def importable(package: str, flag: str) -> None:
-    """Raise ValueError if an optional package that a flag needs is not installed: before the work, not after it."""
+def importable(package: str, flag: str, name: str = "") -> None:
+    """Raise ValueError if an optional package that a flag or command needs is not installed: before the work.
+
+    name: by which pip knows it, where that is another.
+    """
     try:
         importlib.import_module(package)
     except ImportError:
-        raise ValueError(f"{flag}: {package} is not installed; install it with pip install {package}") from None
+        name = name or package
+        raise ValueError(f"{flag}: {name} is not installed; install it with pip install {name}") from None
 
 
 def photos_in(place: Path) -> tuple[list[Path], Path]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..device import choose_device
 from ..files.ownership import free_place, maker_of, note_result
 from ..files.photos import printable
-from .account import DONE, Results, each_photo, importable, photos_in, print_account, problems_of
+from .account import DONE, FACES, Results, each_photo, importable, photos_in, print_account, problems_of
 from .flags import (
     FACE_FLAGS,
     SOURCES,
@@ -35,6 +36,7 @@ GRID_TEXT = {
     "--ends": "values of L: the last level at which the low band is held",
     "--clean-levels": "levels at which the prior cleans the face before it is restored; 0, the default, is not at all",
 }
+PORTRAITS_IN = {"matplotlib": "matplotlib", "skimage": "scikit-image"}  # two real photographs come with these
 REFERENCE_TEXT = "for FID: statistics of a reference set (.npz: mu, sigma; .pth: mean, cov), or a folder of faces"
 
 
@@ -42,6 +44,8 @@ def demo(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from ..studies.demo import demo as run_demo
     from ..studies.demo import read_table
 
+    for package, name in PORTRAITS_IN.items():
+        importable(package, "demo", name)
     page = run_demo(args.run, bars)
     print(read_table(args.run), file=sys.stderr)
     print(f"\nLook at it: {page}", file=sys.stderr)
@@ -51,7 +55,7 @@ def demo(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 def degrade(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from ..damage.synthetic import check_damage
     from ..damage.synthetic import degrade as damage
-    from ..files.photos import png_names, read_photo, write_image
+    from ..files.photos import png_names, read_photo, write_photo
     from ..files.records import write_json
     from ..randomness import keyed_generator
 
@@ -60,9 +64,9 @@ def degrade(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         photo = read_photo(file)
         result = damage(photo.pixels[None], args.kind, key, args.strength)
         place = results.place(file, relative)
-        write_image(place, result.lq[0])
+        lost = write_photo(place, replace(photo, pixels=result.lq[0]))
         results.written(place)
-        return result.parameters[0], photo.notes
+        return result.parameters[0], (*photo.notes, *lost)
 
     check_damage(args.kind, args.strength)
     photos, folder = photos_in(args.photos)
@@ -139,12 +143,15 @@ def bench(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         with_published=args.published,
     )
     print(format_table(table), file=sys.stderr if args.json else sys.stdout)
+    print_account(table.files, FACES, f"{table.adapted_to} faces adapted to, {table.measured} measured")
     return as_dict(table)
 
 
 def verify_real(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from ..studies.verification import verify_real as check
 
+    for package, name in PORTRAITS_IN.items():
+        importable(package, "verify-real", name)
     page, findings = check(args.out, str(choose_device(args.device)), bars.named("verify"), args.prior, args.faces)
     failed = [f.name for f in findings if f.failed]
     print(f"{len(findings)} checks, {len(failed)} failed; attach to an issue: {page}", file=sys.stderr)

@@ -44,7 +44,8 @@ def weights(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     if args.action == "list":
         print(f"looked for in: {', '.join(printable(folder) for folder in search_folders())}", file=sys.stderr)
         print(f"other folders, of ComfyUI or WebUI for instance, may be named in {ALSO}, as in PATH", file=sys.stderr)
-    return {"weights": rows, "failed": [row["name"] for row in rows if row["state"].startswith("wrong")]}
+    bad = ("wrong", "not here") if args.action == "verify" and entry else ("wrong",)
+    return {"weights": rows, "failed": [row["name"] for row in rows if row["state"].startswith(bad)]}
 
 
 def add_commands(commands: Commands) -> None:

@@ -24,6 +24,7 @@ from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImage
 from torch import Tensor
 
 from . import kinds, sixteen_bits
+from .exif import BLOCKS, GPS, exif_of, tags_of
 from .kinds import LeftOutError, UnreadableError, why_left_out
 from .names import numbered, printable
 from .ownership import (
@@ -70,9 +71,8 @@ _UPRIGHT = {
 }
 # Tags that describe the photo and not how a file lays it out: description, camera, resolution, software, date, artist,
 # copyright, the Exif and GPS blocks, and the titles that Windows writes.
-_GPS, _MAKER_NOTE = 0x8825, 0x927C
-_EXIF_BLOCKS = (0x8769, _GPS)
-_EXIF_KEPT = {0x010E, 0x010F, 0x0110, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x8298, *_EXIF_BLOCKS}
+_MAKER_NOTE = 0x927C
+_EXIF_KEPT = {0x010E, 0x010F, 0x0110, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x8298, *BLOCKS}
 _EXIF_KEPT |= set(range(0x9C9B, 0x9CA0))
 BEYOND_WHITE = 4.0  # times white that the floats of a photo may reach
 _JPEG_EXIF_BYTES = 65000  # one JPEG segment, less its header
@@ -128,14 +128,15 @@ def to_unit(x: Tensor) -> Tensor:
 # ---------------------------------------------------------------- finding and naming
 
 
-def list_images(folder: Path) -> list[Path]:
+def list_images(folder: Path, with_results: bool = False) -> list[Path]:
     """Every image file under `folder`, sorted by relative path; names and folders that start with a dot are skipped.
 
     Whatever has an image suffix is listed, readable or not, so that each one is accounted for. Links to folders are
     not followed. A run below `folder`, and results such as restored copies, are not taken for photos, unless there is
-    nothing else. Raises FileNotFoundError if there is no such folder, ValueError if it is a file or has no images.
+    nothing else, or with_results says so. Raises FileNotFoundError if there is no such folder, ValueError if it is a
+    file or has no images.
     """
-    found, left_out = look_through(folder)
+    found, left_out = look_through(folder, with_results)
     for path, reason in left_out.items():
         if reason == kinds.LINKED_FOLDER or reason.startswith(_UNLISTED):
             log.warning("%s: %s", printable(path), reason)
@@ -147,7 +148,7 @@ def status_of(reason: str) -> str:
     return "failed" if reason.startswith(_UNLISTED) else "left_out"
 
 
-def look_through(folder: Path) -> tuple[list[Path], dict[Path, str]]:
+def look_through(folder: Path, with_results: bool = False) -> tuple[list[Path], dict[Path, str]]:
     """Every image file under `folder`, as `list_images` gives them, and why each of the others is left out.
 
     The others are files and whole folders (links, hidden ones), by path relative to `folder`. Raises FileNotFoundError
@@ -183,10 +184,10 @@ def look_through(folder: Path) -> tuple[list[Path], dict[Path, str]]:
                 found.append(Path(parent, name))
             elif not name.startswith(".bfr"):  # this program's own lists need not be mentioned
                 left_out[inside / name] = why_left_out(Path(name))
-    if found:
+    if found and not with_results:
         left_out |= {path.relative_to(folder): kinds.OWN for path in own}
     else:
-        found = [path for path in own if path.suffix.lower() in FORMATS]
+        found += [path for path in own if path.suffix.lower() in FORMATS]
     if not found:
         others = "".join(f"; {printable(path)}: {reason}" for path, reason in list(left_out.items())[:3])
         raise ValueError(f"{printable(folder)}: holds no images ({', '.join(sorted(FORMATS))}){others}")
@@ -589,9 +590,7 @@ def _exif(image: Image.Image, notes: list[str]) -> tuple[int, bytes | None]:
     try:
         exif = image.getexif()
         orientation = exif.get(_ORIENTATION, 1)
-        kept = Image.Exif()
-        for tag in _EXIF_KEPT & set(exif):
-            kept[tag] = exif.get_ifd(tag) if tag in _EXIF_BLOCKS else exif[tag]
+        kept = exif_of({tag: value for tag, value in tags_of(exif).items() if tag in _EXIF_KEPT})
         if len(kept):
             kept[_ORIENTATION] = 1
         return orientation, kept.tobytes() if len(kept) else None
@@ -667,7 +666,8 @@ def write_photo(path: Path, photo: Photo) -> tuple[str, ...]:
     if photo.exif and file_format == "JPEG" and len(photo.exif) > _JPEG_EXIF_BYTES:
         notes.append("its EXIF is larger than a JPEG can hold; it is left out")
     elif photo.exif and not bare:
-        options["exif"] = photo.exif
+        # Of a TIFF they are tags like any other, which Pillow would read from the bytes and write anew.
+        options["exif"] = exif_of(tags_of(photo.exif)) if file_format == "TIFF" else photo.exif
     if file_format == "JPEG2000" and (photo.exif or photo.icc):
         notes.append("JPEG 2000 is written without EXIF and colour profile; they are left out")
     if photo.dpi and file_format in ("JPEG", "PNG", "TIFF", "BMP"):
@@ -695,13 +695,11 @@ def without_place(photo: Photo) -> Photo:
     text = {key: value for key, value in photo.text.items() if not re.search("gps|location", key, re.IGNORECASE)}
     if photo.exif is None:
         return replace(photo, text=text)
-    exif, kept = Image.Exif(), Image.Exif()
-    exif.load(photo.exif)
-    for tag in set(exif) - {_GPS}:
-        kept[tag] = exif.get_ifd(tag) if tag in _EXIF_BLOCKS else exif[tag]
-        if tag in _EXIF_BLOCKS:
-            kept[tag].pop(_MAKER_NOTE, None)
-    return replace(photo, text=text, exif=kept.tobytes())
+    kept = tags_of(photo.exif)
+    kept.pop(GPS, None)
+    for block in filter(None, map(kept.get, BLOCKS)):
+        block.pop(_MAKER_NOTE, None)
+    return replace(photo, text=text, exif=exif_of(kept).tobytes())
 
 
 def write_image(path: Path, pixels: Tensor) -> None:
@@ -791,10 +789,7 @@ def _with_packet(file_format: str, packet: bytes, exif: bytes | None, notes: lis
         segment = _XMP_IN_JPEG + packet
         return {"extra": b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment}
     if file_format == "TIFF" and exif:
-        both = Image.Exif()
-        both.load(exif)
-        both[_XMP_TAG] = packet
-        return {"exif": both}
+        return {"exif": exif_of(tags_of(exif) | {_XMP_TAG: packet})}
     if file_format == "TIFF":
         tags = TiffImagePlugin.ImageFileDirectory_v2()
         tags[_XMP_TAG] = packet

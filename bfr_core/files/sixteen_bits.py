@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
+from .exif import tags_of
+
 _NATIVE, _OTHER = ("L", "B") if sys.byteorder == "little" else ("B", "L")
 _SWAPPED = {
     f"{mode};16{order}": f"{mode};16{other}"
@@ -117,12 +119,7 @@ def tiff_bytes(values: np.ndarray, options: Mapping[str, Any]) -> bytes:
 
 def _described(options: Mapping[str, Any]) -> Iterator[tuple[int, Any]]:
     """Tags that describe the picture and not how it lies in its file."""
-    exif = options.get("exif") or Image.Exif()
-    if isinstance(exif, bytes):
-        content, exif = exif, Image.Exif()
-        exif.load(content)
-    for tag in exif:
-        yield tag, exif.get_ifd(tag) if tag in (0x8769, 0x8825) else exif[tag]
+    yield from tags_of(options.get("exif") or Image.Exif()).items()
     yield from (options.get("tiffinfo") or {}).items()
     if options.get("icc_profile"):
         yield 34675, options["icc_profile"]

@@ -6,6 +6,7 @@ Nothing is fetched unasked. A file counts as the published one only if its SHA-2
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import time
@@ -23,6 +24,7 @@ from .tensors import MAX_BYTES, sha256_of
 CHUNK = 1 << 18
 TIMEOUT = 30.0  # seconds without a byte before a connection is given up
 RETRY_SECONDS = 0.5
+OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES}
 ATTEMPTS = 5  # connections that bring nothing new, in a row, before fetching fails
 
 
@@ -293,6 +295,8 @@ def fetch(entry: Weights, folder: Path | None = None, callback: Callable[[int, i
             failures += 1
             reason = "the connection ended early"
         except (OSError, HTTPException) as error:
+            if getattr(error, "errno", None) in OF_THE_DISK:  # asking again would not help
+                raise
             reason = str(error) or type(error).__name__
             failures += 1
             if isinstance(error, HTTPError) and 400 <= error.code < 500:  # asking again would not help

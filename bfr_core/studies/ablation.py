@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -141,9 +142,10 @@ def _cell(
     return record
 
 
-def _measured(restored: Tensor, hq: Tensor) -> dict[str, list[float]]:
+def _measured(restored: Tensor, hq: Tensor) -> dict[str, list[float | None]]:
+    """Mean and interval of each measure, for JSON: null where undefined, as the interval of one face is."""
     values = {key: value for key, value in face_measures(restored, hq).items() if key in SHOWN}
-    return {key: list(interval) for key, interval in summarise(values).items()}
+    return {key: [x if math.isfinite(x) else None for x in interval] for key, interval in summarise(values).items()}
 
 
 def as_table(cells: list[dict[str, Any]]) -> str:
@@ -153,7 +155,10 @@ def as_table(cells: list[dict[str, Any]]) -> str:
     lines = [["", "N", "K", "L", "clean", *(f"{judged}: {MEASURES[key].title}" for key in SHOWN)]]
     for cell in cells:
         settings = [str(cell[key]) for key in ("factor", "t_start", "t_constrain_end", "t_clean")]
-        shown = [format_interval(Interval(*cell[judged][key]), MEASURES[key].decimals) for key in SHOWN]
+        numbers = ([math.nan if x is None else x for x in cell[judged][key]] for key in SHOWN)
+        shown = [
+            format_interval(Interval(*kept), MEASURES[key].decimals) for key, kept in zip(SHOWN, numbers, strict=True)
+        ]
         lines.append(["*" if cell is best else "", *settings, *shown])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)

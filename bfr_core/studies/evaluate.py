@@ -474,7 +474,8 @@ def match_files(folders: dict[str, Path]) -> tuple[dict[str, dict[str, Path]], l
     Raises FileNotFoundError or ValueError, in one line, for a folder without images or when nothing matches.
     """
     found = {
-        role: [(path.relative_to(folder), path) for path in list_images(folder)] for role, folder in folders.items()
+        role: [(path.relative_to(folder), path) for path in list_images(folder, with_results=True)]
+        for role, folder in folders.items()
     }
     stems = {role: Counter(_stem(relative) for relative, _ in paths) for role, paths in found.items()}
     doubled = {stem for counts in stems.values() for stem, count in counts.items() if count > 1}

@@ -11,8 +11,9 @@ import io
 import json
 import logging
 import math
+import unicodedata
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ class PaperTable:
 
     sets: set -> method -> measure -> interval over faces. gains: set -> group of people, `EVERYONE` first -> measure ->
     interval of adapted - base. groups: number of faces in each. notes: what was left out, and why. reading: how the
-    sets were shrunk, one of `READINGS`.
+    sets were shrunk, one of `READINGS`. files: what became of each photo, see `FaceSet.account`.
     """
 
     adapted_to: int
@@ -112,6 +113,7 @@ class PaperTable:
     groups: dict[str, int]
     notes: list[str] = field(default_factory=list)
     reading: str = "ratio"
+    files: list[dict[str, str]] = field(default_factory=list)
 
 
 def bench_paper(
@@ -197,6 +199,7 @@ def bench_paper(
             preset = fingerprint(asdict(published_settings(restorer, config, reading)))
         cells = {name: cell(published_kind(*SETS[name], reading), i * len(rows)) for i, name in enumerate(sets)}
         table = tabulate(cells, adapt_to, measure_on, group_of, judge.notes, reading)
+        table = replace(table, files=faces.account())
         write_table(run.folder, table)
     return table
 
@@ -334,17 +337,24 @@ def read_groups(path: Path, photos: dict[str, str]) -> dict[str, str]:
         raise ValueError(f"{printable(path)}: not a CSV file in UTF-8 ({error})") from None
     if not lines or not {"name", "group"} <= set(lines[0]):
         raise ValueError(f"{printable(path)}: must have the columns name and group, and a line for each face")
-    known = {(line["name"] or "").strip(): (line["group"] or "").strip() for line in lines}
+    known = {_plain_name(line["name"] or ""): (line["group"] or "").strip() for line in lines}
     found: dict[str, str] = {}
     for face, photo in photos.items():
         place = Path(photo)
         calls = (face, photo, place.with_suffix("").as_posix(), place.name, place.stem)
-        group = next((known[call] for call in calls if call in known), "")
+        group = next((known[call] for call in map(_plain_name, calls) if call in known), "")
         if group:
             found[face] = printable(group)
     if not found:
         raise ValueError(f"{printable(path)}: names none of the {len(photos)} faces; one would be {min(photos)}")
+    if len(found) < len(photos):
+        log.warning("%s: %d of %d faces are in no group", printable(path), len(photos) - len(found), len(photos))
     return found
+
+
+def _plain_name(name: str) -> str:
+    """A name as it is compared, whichever system wrote it."""
+    return unicodedata.normalize("NFC", name.strip().replace("\\", "/"))
 
 
 # ---------------------------------------------------------------- the table

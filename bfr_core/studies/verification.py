@@ -28,7 +28,7 @@ from ..faces.align import crop_face
 from ..faces.arcface import Recogniser, likeness
 from ..faces.detect import load_detector
 from ..faces.parse import FaceParser
-from ..files.photos import to_signed, to_unit
+from ..files.photos import printable, to_signed, to_unit
 from ..files.provenance import pathless
 from ..files.stages import open_stage
 from ..files.tensors import reason_of, sha256_of
@@ -134,6 +134,10 @@ def _compare(faces: Path, folder: Path, device: str, before: Sequence[Finding]) 
         found.table = table_of(peers, len(clean))
         rows = [(f"face {i + 1}", [peer.shown[i] for peer in peers]) for i in range(len(peers[0].shown))]
         found.gallery = Gallery("The same faces", "", [peer.name for peer in peers], rows)
+        broken = [file["photo"] for file in names.account() if file["status"] == "failed"]
+        if broken:
+            found.failed = True
+            found.rows.append(("photos that cannot be used", ", ".join(map(printable, broken))))
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         found.failed = True
         found.rows.append(("failed", pathless(reason_of(error))))
@@ -330,7 +334,7 @@ def _short_adaptation(restorer: str, prior: str, folder: Path, device: str) -> F
         result = adapt(photos, folder / "run", config, device=device, restorer=base)
         found.rows.append(("seconds", f"{time.perf_counter() - started:.1f}"))
         found.rows += [(f"loss: {name}", f"{points[-1][1]:.4f}") for name, points in result.progress.losses.items()]
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
         found.failed = True
         found.rows.append(("failed", pathless(reason_of(error))))
     note_memory(found, device)

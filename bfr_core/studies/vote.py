@@ -123,20 +123,28 @@ def _free_pair(out: Path, ballot: str) -> tuple[Path, Path]:
 def tally(key: Path, votes: list[Path]) -> Tally:
     """Count the files that voters sent back against the key.
 
-    A file that is none, or of another ballot, is reported and left out. Raises ValueError if none is left.
+    A file that is none, or of another ballot, is reported and left out. Of several files of one voter, the one that was
+    written last counts. Raises ValueError if none is left.
     """
     secret = _read_json(key)
     if not (isinstance(secret, dict) and isinstance(secret.get("photos"), list)):
         raise ValueError(f"{printable(key)}: is no key of a vote; give the key.json beside vote.html")
     counts, voters, failed = {"a": 0, "b": 0, "same": 0}, 0, []
     of_photo = [Counter[str]() for _ in secret["photos"]]
-    for path in votes:
+    seen: set[str] = set()
+    for path in sorted({path.resolve(): path for path in votes}.values(), key=_written, reverse=True):
         try:
-            given = _choices(_read_json(path), secret, path)
+            content = _read_json(path)
+            given = _choices(content, secret, path)
         except ValueError as error:
             log.warning("left out: %s", error)
             failed.append(path.name)
             continue
+        voter = str(content.get("voter") or path.resolve())  # version 0.1 did not say who
+        if voter in seen:
+            log.warning("left out: %s: is of a voter who saved another file later", printable(path.name))
+            continue
+        seen.add(voter)
         voters += 1
         for choice, photo, own in zip(given, secret["photos"], of_photo, strict=True):
             if choice:
@@ -146,6 +154,13 @@ def tally(key: Path, votes: list[Path]) -> Tally:
         raise ValueError(f"none of the {len(votes)} files holds votes of this ballot")
     shares = [own["a"] / (own["a"] + own["b"]) for own in of_photo if own["a"] + own["b"]]
     return Tally(**counts, voters=voters, share=_share_over_photos(shares) if shares else None, failed=failed)
+
+
+def _written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # which reading it will say
+        return 0.0
 
 
 def _share_over_photos(shares: list[float]) -> Interval:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from safetensors.torch import load_file, save_file
 
 from bfr_core import cli
@@ -495,6 +495,30 @@ def test_degrade_without_the_package_that_a_damage_needs_says_so(photos, tmp_pat
     assert "the package av: pip install av" in said.err and "Traceback" not in said.err
 
 
+def test_degrade_changes_nothing_but_the_damage(tmp_path):
+    """Without its profile a photo in another colour space would be shown in other colours."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    (tmp_path / "photos").mkdir()
+    photo = Image.effect_noise((32, 32), 60).convert("RGBA")
+    photo.putalpha(Image.linear_gradient("L").resize((32, 32)))
+    photo.save(tmp_path / "photos" / "a.png", icc_profile=profile)
+    assert main(["degrade", str(tmp_path / "photos"), "--kind", "blind", "--out", str(tmp_path / "lq")]) == 0
+    (made,) = (tmp_path / "lq").glob("*.png")
+    damaged = Image.open(made)
+    assert damaged.info["icc_profile"] == profile and damaged.mode == "RGBA"
+    assert damaged.getchannel("A").tobytes() == photo.getchannel("A").tobytes()
+
+
+@pytest.mark.parametrize(("command", "gone"), [("demo", "matplotlib"), ("verify-real", "skimage")])
+def test_what_real_photographs_need_is_asked_for_first(command, gone, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, gone, None)
+    where = ["--run"] if command == "demo" else ["--out"]
+    assert main([command, *where, str(tmp_path / "new")]) == 2
+    name = {"skimage": "scikit-image"}.get(gone, gone)
+    assert f"{command}: {name} is not installed; install it with pip install {name}" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_degrade_records_what_it_drew(photos, tmp_path, capsys):
     assert main(["degrade", str(photos), "--kind", "film_grain", "--out", str(tmp_path / "lq"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 10
@@ -604,6 +628,10 @@ def test_weights_that_are_here_are_verified(tmp_path, monkeypatch, capsys):
     assert main(["weights", "list", "codeformer"]) == 0
     assert main(["weights", "verify", "codeformer", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["weights"][0]["state"].startswith("wrong size")
+    (tmp_path / "codeformer.pth").unlink()
+    assert main(["weights", "verify", "codeformer.pth", "--json"]) == 1, "a script is to check before a long run"
+    assert json.loads(capsys.readouterr().out)["failed"] == ["codeformer.pth"]
+    assert main(["weights", "verify"]) == 0
 
 
 def test_the_exit_status_is_1_if_a_face_or_a_check_failed():

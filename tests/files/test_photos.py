@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageCms, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from bfr_core.files import photos as images
+from bfr_core.files.exif import StoredText, exif_of
 from bfr_core.files.kinds import LeftOutError, UnreadableError
 from bfr_core.files.photos import (
     Photo,
@@ -153,6 +154,25 @@ def test_exif_keeps_camera_and_place_and_drops_layout_tags(tmp_path: Path, sourc
         kept[0x010F] == "Maker" and kept.get_ifd(0x8769)[0x9003].startswith("2001") and kept.get_ifd(0x8825)[1] == "N"
     )
     assert 0x0201 not in kept and (target == "b.tif" or 0x0111 not in kept)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_names_in_exif_stay_the_bytes_that_they_were(tmp_path: Path, suffix: str, deep: bool):
+    """Lightroom and exiftool write UTF-8, which Pillow takes for latin-1 and would not write."""
+    raw = {0x013B: "José Müller".encode(), 0x8298: "© 2020".encode(), 0x010F: b"Maker"}
+    exif = exif_of({tag: StoredText(text.decode("latin-1")) for tag, text in raw.items()})
+    exif[0x8769] = {0xA430: StoredText("Zoë".encode().decode("latin-1"))}
+    smooth().save(tmp_path / f"a{suffix}", exif=exif if suffix == ".tif" else exif.tobytes())
+    photo = read_photo(tmp_path / f"a{suffix}")
+    changed = replace(photo, record=Record().with_step(Step("BFR Adapt", "r.pth")), depth=16 if deep else 8)
+    write_photo(tmp_path / f"b{suffix}", changed)
+    write_photo(tmp_path / f"c{suffix}", without_place(changed))
+    write_photo(tmp_path / f"d{suffix}", replace(changed, record=Record()))
+    for name in ("b", "c", "d"):
+        kept = Image.open(tmp_path / f"{name}{suffix}").getexif()
+        assert {tag: str(kept[tag]).encode("latin-1") for tag in raw} == raw
+        assert str(kept.get_ifd(0x8769)[0xA430]).encode("latin-1") == "Zoë".encode()
 
 
 WITH_RECORD = pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import sys
 import threading
 from dataclasses import replace
@@ -140,6 +142,17 @@ def test_a_broken_connection_is_taken_up_where_it_ended(entry, tmp_path, server,
     assert fetch(entry, tmp_path).read_bytes() == CONTENT
     assert server.ranges[0] == "" and all(r.startswith("bytes=") for r in server.ranges[1:])
     assert len(server.ranges) == 3
+
+
+def test_a_full_disk_is_no_broken_connection(entry, tmp_path, server, monkeypatch):
+    monkeypatch.setattr(weights, "_fetch_rest", full)
+    with pytest.raises(OSError, match="No space left on device") as error:
+        fetch(entry, tmp_path)
+    assert error.value.errno == errno.ENOSPC and not server.ranges
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_cancelled_and_gone_on_with(entry, tmp_path, server):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from bfr_core.adaptation.targets import TargetConfig
 from bfr_core.adaptation.tuning import perceptual_by
@@ -10,7 +11,7 @@ from bfr_core.cli.commands import main
 from bfr_core.diffusion.prior import load_prior
 from bfr_core.diffusion.sampler import SamplerConfig
 from bfr_core.files.records import write_json
-from bfr_core.studies.ablation import Grid
+from bfr_core.studies.ablation import Grid, _measured, as_table
 from bfr_core.training.config import FinetuneConfig
 
 
@@ -66,3 +67,12 @@ def test_what_cannot_be_ablated_is_one_line(command, capsys):
     command[command.index("0")] = "6"
     assert main(command) == 2
     assert "no combination is left" in capsys.readouterr().err
+
+
+def test_what_one_face_has_no_interval_of_is_null_and_can_be_shown():
+    face = torch.rand(1, 3, 32, 32)
+    measured = _measured((face + 0.1).clamp(0, 1), face)
+    assert measured["psnr"][0] > 10 and measured["psnr"][1:] == [None, None]
+    json.dumps(measured, allow_nan=False)
+    cell = {"factor": 2, "t_start": 8, "t_constrain_end": 0, "t_clean": 0, "targets": measured}
+    assert f"{measured['psnr'][0]:.2f}" in as_table([cell])

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from bfr_core import metrics
 from bfr_core.cli.commands import main
+from bfr_core.files.ownership import note_result
 from bfr_core.files.photos import read_image, write_image
 from bfr_core.metrics.optional import write_statistics
 from bfr_core.pixels import gaussian_blur, resized
@@ -117,6 +119,19 @@ def test_same_stem_twice_is_told_apart_by_suffix(tmp_path):
     result = ev.evaluate(tmp_path / "restored", tmp_path / "clean")
     assert sorted(result.faces) == ["x.jpg", "x.png"]
     assert min(result.per_face["restored"]["psnr"]) > 35
+
+
+def test_results_beside_a_picture_of_somebody_else_are_measured(tmp_path):
+    """Only in a folder of photos to restore are results passed over."""
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    Image.new("RGB", (48, 48)).save(mixed / "montage.png")
+    for i in range(2):
+        save(mixed, f"p{i}.png", picture(i))
+        note_result(mixed / f"p{i}.png")
+        save(tmp_path / "clean", f"p{i}.png", picture(i))
+    pairs, notes = ev.match_files({"restored": mixed, "clean": tmp_path / "clean"})
+    assert set(pairs) == {"p0", "p1"} and notes == ["1 of 3 in the restored folder have no counterpart: montage"]
 
 
 def test_names_match_however_their_accents_are_encoded(tmp_path):

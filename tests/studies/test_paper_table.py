@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import unicodedata
 
 import numpy as np
 import pytest
@@ -178,11 +179,14 @@ def test_too_few_faces_are_one_line(command, capsys):
     assert "2 faces are too few" in capsys.readouterr().err
 
 
-def test_groups_name_faces_or_photos(tmp_path):
+def test_groups_name_faces_or_photos(tmp_path, caplog):
     photos = {"a_0": "x/a.jpg", "a_1": "x/a.jpg", "b_0": "b.jpg", "c_0": "c.jpg", "d_0": "d.jpg"}
     path = tmp_path / "groups.csv"
     path.write_text("﻿name,group,more\nx/a.jpg,one,\na_1,two,\nb,one,\nc.jpg,,\n", encoding="utf-8")
     assert read_groups(path, photos) == {"a_0": "one", "a_1": "two", "b_0": "one"}
+    accented = {"e_0": unicodedata.normalize("NFD", "x/José.jpg"), "a_0": "a.jpg"}
+    path.write_text("name,group\nx\\José.jpg,one\n", encoding="utf-8")
+    assert read_groups(path, accented) == {"e_0": "one"} and "1 of 2 faces are in no group" in caplog.text
     for text, said in (
         ("name;group\na;b\n", "must have the columns name and group"),
         ("", "must have the columns"),

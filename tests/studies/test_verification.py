@@ -176,6 +176,15 @@ def test_with_clean_photos_the_restorers_that_are_here_are_compared(table, alone
     assert "Restorers against one another" in page.read_text() and "The same faces" in page.read_text()
 
 
+def test_a_photo_that_cannot_be_used_fails_the_comparison_and_is_named(table, alone):
+    for i, face in enumerate(SharpFaces(256).stacked(2)):
+        write_image(table / "photos" / f"{i}.png", F.pad(face[None], (64,) * 4, "reflect")[0])
+    (table / "photos" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    _, findings = verify_real(table / "out", faces=table / "photos")
+    assert findings[-1].failed and findings[-1].table
+    assert dict(findings[-1].rows)["photos that cannot be used"] == "broken.jpg"
+
+
 def test_photos_without_faces_are_said_and_the_rest_stays(table, alone):
     write_image(table / "photos" / "grey.png", torch.full((3, 200, 200), 0.5))
     page, findings = verify_real(table / "out", faces=table / "photos")

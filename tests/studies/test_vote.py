@@ -1,6 +1,7 @@
 """The vote is blind, whole and counted right; files from voters are not trusted."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -103,6 +104,34 @@ def test_a_photo_that_cannot_be_read_is_left_out_and_the_exit_status_says_so(fol
     assert {photo["photo"] for photo in json.loads(Path(summary["key"]).read_text())["photos"]} == {*NAMES} - {NAMES[3]}
 
 
+def test_a_voter_counts_once_and_by_the_last_file(folders, ballot, caplog):
+    _, key = ballot
+    files = [folders / name for name in ("votes-x.json", "votes-x (1).json", "votes-y.json")]
+    for number, (file, voter, choice) in enumerate(zip(files, "xxy", ("left", "same", "same"), strict=True)):
+        file.write_text(json.dumps({"ballot": key["ballot"], "voter": voter, "votes": [choice] * 8}))
+        os.utime(file, (number, number))
+    found = tally(folders / "out" / "key.json", [*files, files[2]])
+    assert (found.voters, found.same, found.failed) == (2, 16, [])
+    assert "votes-x.json: is of a voter who saved another file later" in caplog.text
+
+
+ANOTHER = """
+const before = state.voter;
+while (place < state.votes.length) vote("left");
+const shown = !element("end").hidden && element("save").download === `votes-${before}.json`;
+element("next").click();
+return [shown, state.voter !== before, place === 0, state.votes.every(v => v === ""), element("end").hidden];
+"""
+
+
+def test_another_person_votes_on_the_same_computer(folders, ballot, browser):
+    browser.get((folders / "out" / "vote.html").as_uri())
+    assert browser.execute_script(ANOTHER) == [True] * 5
+    voter = browser.execute_script("vote('same'); return state.voter;")
+    browser.refresh()
+    assert browser.execute_script("return [state.voter, place];") == [voter, 1], "a page that was reloaded goes on"
+
+
 def test_many_voters_are_no_more_photos(folders, ballot):
     """Where people prefer A on half of the photos and B on the others, no number of people makes a preference."""
     _, key = ballot
@@ -120,11 +149,11 @@ def test_many_voters_are_no_more_photos(folders, ballot):
 
 PRESSED = """
 const press = more => document.dispatchEvent(new KeyboardEvent("keydown", {key: "1", bubbles: true, ...more}));
-const before = JSON.stringify(votes);
+const before = JSON.stringify(state.votes);
 press({ctrlKey: true}); press({metaKey: true}); press({repeat: true});
-const after = JSON.stringify(votes);
+const after = JSON.stringify(state.votes);
 press({});
-return [before === after, JSON.stringify(votes) !== after];
+return [before === after, JSON.stringify(state.votes) !== after];
 """
 
 
