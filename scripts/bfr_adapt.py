@@ -123,7 +123,7 @@ class AdaptedRestorer(face_restoration.FaceRestoration):
         fidelity = float(getattr(shared.opts, "code_former_weight", RestoreRequest.fidelity))
         try:
             return restored(np_image, RestoreRequest(self.run, fidelity=fidelity))[0]
-        except Exception as error:
+        except Exception as error:  # whatever it is, WebUI throws the picture away
             raise ValueError(f"{first_line(error)}{kept(np_image)}") from error
 
 
@@ -248,13 +248,12 @@ def started(demo, app) -> None:
 
 
 def before_ui() -> None:
-    # What outlives a reload follows WebUI's settings, which may have been changed before it.
-    set_weight_folders()
-    try:
-        page = host_service().page
-        page.allowed = allowed_folders(Path(paths.data_path, "outputs"))
-    except (ValueError, OSError) as error:
-        log.warning("%s", first_line(error))
+    if hasattr(shared, TAB):  # after a reload, before which WebUI's settings may have been changed
+        set_weight_folders()
+        try:
+            host_service().page.allowed = allowed_folders(Path(paths.data_path, "outputs"))
+        except OSError as error:  # the folder of outputs cannot be made; WebUI builds no page if a part of it raises
+            log.warning("%s", first_line(error))
     register()
     make_list_renewable()
 

@@ -32,10 +32,10 @@ from .guided_unet import UNet
 from .library import from_diffusers
 from .schedule import linear_alpha_bar
 
+log = logging.getLogger(__name__)
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "prior256"
 MAX_CHANNELS = 8192
 MAX_LAYERS = 64  # layers of one level, and also levels
-log = logging.getLogger(__name__)
 MAX_STEPS = 100_000  # of a schedule
 SIZES = (16, 2048)  # smallest and largest image side, in pixels, that a file may state
 CONVERTED = "prior.safetensors"  # the file in a folder that `convert_prior` wrote

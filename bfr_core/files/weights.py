@@ -275,7 +275,7 @@ def fetch(entry: Weights, folder: Path | None = None, callback: Callable[[int, i
     callback: (bytes there, bytes in all or 0), after every piece; what it raises ends the fetching, which can go on
     later. The file appears under its name only once its SHA-256 is right.
     Raises ValueError if the table has no SHA-256 or what came is not the published file, OSError if it cannot be
-    reached; both say where to get the file and where to put it.
+    reached; both say where to get the file and where to put it. Raises the OSError of a disk that is full or protected.
     """
     place = (folder or weights_folder()) / entry.name
     if place.is_file() and verify(entry, place) == "ok":
