@@ -318,13 +318,13 @@ class RunFolders:
         device: by default that of the page.
         """
         status = Path(source).stat() if isinstance(source, Path) else None
-        device = device or self.device
-        key = (str(source), status and (status.st_size, status.st_mtime_ns), device)
+        place = choose_device(device or self.device)
+        key = (str(source), status and (status.st_size, status.st_mtime_ns), str(place))
         with self._loading:
             if key not in self._loaded:
                 while len(self._loaded) > 2:
                     self._loaded.pop(next(iter(self._loaded)))
-                self._loaded[key] = load_restorer(source).to(choose_device(device))
+                self._loaded[key] = load_restorer(source).to(place)
             return self._loaded[key]
 
     @contextmanager

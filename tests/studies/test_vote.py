@@ -119,14 +119,19 @@ ANOTHER = """
 const before = state.voter;
 while (place < state.votes.length) vote("left");
 const shown = !element("end").hidden && element("save").download === `votes-${before}.json`;
+const untilSaved = element("next").disabled;
 element("next").click();
-return [shown, state.voter !== before, place === 0, state.votes.every(v => v === ""), element("end").hidden];
+const stays = state.voter === before;
+element("save").click();
+element("next").click();
+const anew = [state.voter !== before, place === 0, state.votes.every(v => v === ""), element("end").hidden];
+return [shown, untilSaved, stays, ...anew];
 """
 
 
 def test_another_person_votes_on_the_same_computer(folders, ballot, browser):
     browser.get((folders / "out" / "vote.html").as_uri())
-    assert browser.execute_script(ANOTHER) == [True] * 5
+    assert browser.execute_script(ANOTHER) == [True] * 7
     voter = browser.execute_script("vote('same'); return state.voter;")
     browser.refresh()
     assert browser.execute_script("return [state.voter, place];") == [voter, 1], "a page that was reloaded goes on"

@@ -24,6 +24,7 @@ function show() {
     const file = new Blob([JSON.stringify(content)], {type: "application/json"});
     element("save").href = URL.createObjectURL(file);
     element("save").download = `votes-${state.voter}.json`;
+    element("next").disabled = !state.saved; // what nobody has saved is not given up for another's votes
   } else {
     ["damaged", "left", "right"].forEach((id, i) => { element(id).src = DATA.photos[place][i]; });
   }
@@ -31,12 +32,14 @@ function show() {
 function vote(choice) {
   if (place >= state.votes.length) return;
   state.votes[place] = choice;
+  state.saved = false;
   keep();
   place += 1;
   show();
 }
 document.querySelectorAll("[data-vote]").forEach(b => b.addEventListener("click", () => vote(b.dataset.vote)));
 element("back").addEventListener("click", () => { place = Math.max(0, place - 1); show(); });
+element("save").addEventListener("click", () => { state.saved = true; keep(); element("next").disabled = false; });
 element("next").addEventListener("click", () => { state = newVoter(); keep(); place = 0; show(); });
 document.addEventListener("keydown", event => {
   if (event.repeat || event.ctrlKey || event.altKey || event.metaKey) return; // a key held down, or a shortcut
