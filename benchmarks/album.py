@@ -33,6 +33,7 @@ from bfr_core.diffusion.prior import Prior
 from bfr_core.faces.align import Face, crop_face
 from bfr_core.files.photos import read_image
 from bfr_core.restorers import Restorer
+from bfr_core.spread import evenly
 from bfr_core.studies.benchmark import damaged, drawn_targets, restored_by, settled_for, tuned_under
 from bfr_core.studies.evaluate import format_interval
 
@@ -57,7 +58,7 @@ def training_faces(portraits: Path, count: int, size: int) -> Tensor:
     held = set((Path(__file__).parents[1] / "bfr_core/embedded/held_out.txt").read_text().split())
     landmarks = json.loads((portraits / "landmarks.json").read_text())
     names = [name for name in sorted(landmarks) if name not in held]
-    names = [names[i * len(names) // count] for i in range(count)]
+    names = [names[i] for i in evenly(len(names), count)]
     crops = [crop_face(read_image(portraits / n), Face(np.array(landmarks[n]["landmarks"])), size) for n in names]
     return torch.stack(crops).clamp(0, 1)
 

@@ -41,6 +41,7 @@ from bfr_core.pixels import as_bytes
 from bfr_core.randomness import keyed_generator
 from bfr_core.restorers import Restorer, save_restorer
 from bfr_core.settings import changed
+from bfr_core.spread import evenly
 from bfr_core.studies.benchmark import damaged, drawn_targets, own_settings, restored_by, settled_for, tuned_under
 from bfr_core.studies.evaluate import format_interval
 from bfr_core.training.batches import split
@@ -80,11 +81,6 @@ def make_mix(hq: Tensor, kinds: tuple[str, ...], seed: int, restorer: Restorer) 
     return Mix(lq, truth, restored_by(restorer, lq))
 
 
-def evenly(faces: Tensor, count: int) -> Tensor:
-    count = min(count, len(faces))
-    return faces[[i * len(faces) // count for i in range(count)]]
-
-
 def adapted(
     lq: Tensor, steps: int, restorer: Restorer, prior: Prior, config: object, work: Path
 ) -> tuple[Restorer, str]:
@@ -119,7 +115,8 @@ def compare(args: argparse.Namespace, restorer: Restorer, prior: Prior) -> None:
     config = changed(SMALL, {"targets.seed": args.seed, "finetune.seed": args.seed})
     adapt_hq, hq = held_out_faces(args.portraits, restorer.size)
     mix = make_mix(adapt_hq, DAMAGES, args.seed, restorer)
-    units = units_of(known_descriptions(evenly(mix.restored, KNOWN_FACES), lambda lq: restored_by(restorer, lq)))
+    known = mix.restored[evenly(len(mix.restored), KNOWN_FACES)]
+    units = units_of(known_descriptions(known, lambda lq: restored_by(restorer, lq)))
     groups = DamageGroups.of(describe(mix.lq, mix.restored), units)
     labels = torch.tensor(groups.route(describe(mix.lq, mix.restored)))
     print(f"{len(groups)} groups found; {purity(labels, mix.truth):.3f} of their faces have the damage of most in it")

@@ -36,6 +36,7 @@ from bfr_core.pixels import resized
 from bfr_core.randomness import keyed_generator
 from bfr_core.restoration.same_person import LIMITS, LikenessMeter, Limits
 from bfr_core.restorers import Restorer, load_restorer
+from bfr_core.spread import evenly
 
 SOURCES = {"portraits": 5, "faces_t2i": 10}  # folder -> of so many names, in order, the first is kept from training
 PEOPLE = 60  # of each folder
@@ -52,7 +53,7 @@ def people_of(shared: Path, folder: str, every: int) -> Tensor:
     """Clean standard crops of so many people, evenly chosen: (N, 3, S, S) of the largest size."""
     records = json.loads((shared / folder / "landmarks.json").read_text(encoding="utf-8"))
     names = [name for i, name in enumerate(sorted(records)) if i % every]
-    chosen = [names[i * len(names) // PEOPLE] for i in range(PEOPLE)]
+    chosen = [names[i] for i in evenly(len(names), PEOPLE)]
     faces = [Face(np.array(records[name]["landmarks"])) for name in chosen]
     return torch.stack(
         [crop_face(read_image(shared / folder / name), face, SIZE) for name, face in zip(chosen, faces, strict=True)]

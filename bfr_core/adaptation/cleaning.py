@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from ..damage.estimate import FolderDamage
-from ..damage.grey import donors_of, grey_like
+from ..damage.grey import grey_like
 from ..diffusion.prior import Prior
 from ..faces.sharp_faces import SharpFaces
 from ..metrics.gmsd import gmsd
 from ..metrics.psnr import psnr
 from ..restorers import Restorer
+from ..spread import donors_of
 from .folder_damage import model_of, restored_for_estimate
 from .targets import TargetConfig
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..damage.estimate import FolderDamage, InTurn, KnownDamage, estimate_damage
 from ..damage.family import photographed
-from ..damage.grey import donors_of, grey_like
+from ..damage.grey import grey_like
 from ..damage.light import lit_like
 from ..damage.search import closest_damage
 from ..damage.statistics import Looks, statistics
@@ -24,6 +24,7 @@ from ..files.records import fingerprint, read_table, write_json
 from ..pixels import resized
 from ..randomness import keyed_generator
 from ..restorers import Restorer
+from ..spread import donors_of, evenly
 from ..training.batches import DamageModel
 from .faces import FaceSet, StageCallback
 from .run import Run
@@ -62,8 +63,7 @@ def folder_damage(
     kept = read_damage(run) if found.get("made_from") == made_from else None
     if kept is not None and (config is None or found.get("cleaned_by") == cleaned_by):
         return kept
-    count = min(ESTIMATED_FACES, len(faces))
-    lq = faces.read([faces.names[i * len(faces) // count] for i in range(count)])
+    lq = faces.read([faces.names[i] for i in evenly(len(faces), ESTIMATED_FACES)])
     restored = restored_for_estimate(lq, base, prior, config)
     damage = estimated(lq, restored, base.size, callback)
     write_json(run.damage, {"made_from": made_from, "cleaned_by": cleaned_by, "damage": damage.as_json()})

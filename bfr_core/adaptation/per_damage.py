@@ -26,6 +26,7 @@ from ..restoration.same_person import FaceLikeness
 from ..restorers import Restorer, load_restorer, save_restorer
 from ..restorers.load import metadata_in
 from ..restorers.routed import read_groups, replace_member, save_groups, tensors_of
+from ..spread import evenly
 from ..training.batches import split
 from ..training.checkpoint import TuningProgress
 from .adapt import Adapted, Before, adapt
@@ -189,8 +190,7 @@ def group_faces(
         routes = tensors.pop("routes", torch.empty(0)).tolist()
         if metadata.get("fingerprint") == fingerprint_value and len(routes) == len(faces):
             return read_groups(kept, tensors), routes
-    some = min(KNOWN_FACES, len(faces))
-    sample = {i * len(faces) // some for i in range(some)}
+    sample = set(evenly(len(faces), KNOWN_FACES))
     described: list[Tensor] = []
     restored: list[Tensor] = []
     done = 0

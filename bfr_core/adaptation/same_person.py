@@ -12,6 +12,7 @@ from ..faces.likeness import OTHER, LikenessConfig
 from ..metrics.intervals import bootstrap_difference
 from ..restoration.same_person import FaceLikeness, LikenessMeter, counted, counts_of
 from ..restorers import Restorer
+from ..spread import evenly
 from .faces import FaceSet, StageCallback
 
 MAX_FACES = 128  # faces of a folder that are measured
@@ -89,8 +90,7 @@ def measure_likeness(
 ) -> FolderLikeness:
     """The likeness of the faces of these names, of all if left out, but of `MAX_FACES` at most, evenly chosen."""
     names = list(faces.names if names is None else names)
-    some = min(MAX_FACES, len(names))
-    chosen = [names[i * len(names) // some] for i in range(some)]
+    chosen = [names[i] for i in evenly(len(names), MAX_FACES)]
     if not chosen:
         return FolderLikeness()
     meter = LikenessMeter(base.device)

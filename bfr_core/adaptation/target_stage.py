@@ -18,6 +18,7 @@ from ..files.shards import WHOLE, Shard
 from ..files.stages import open_stage, remove, stage_folder
 from ..pixels import as_bytes
 from ..restorers import Restorer
+from ..spread import evenly
 from .cleaning import level_by_known_answers
 from .config import AdaptConfig
 from .faces import FaceSet, StageCallback, content_hash, old_crops, resize_square, write_or_keep
@@ -107,8 +108,7 @@ def settled_target_config(
 
 def examined(faces: FaceSet) -> list[str]:
     """Names of the faces, evenly over all, from which settings are resolved."""
-    some = min(EXAMINED_FACES, len(faces))
-    return [faces.names[i * len(faces) // some] for i in range(some)]
+    return [faces.names[i] for i in evenly(len(faces), EXAMINED_FACES)]
 
 
 def _still_typical(found: dict[str, Any], faces: FaceSet) -> bool:

@@ -26,6 +26,7 @@ from ..pixels import resized
 from ..randomness import keyed_noise
 from ..restorers import Restorer
 from ..settings import check_settings, setting
+from ..spread import evenly
 
 log = logging.getLogger(__name__)
 
@@ -208,8 +209,7 @@ def resolved_settings(
             level = estimate_noise_level(prior, image, config.sampler.num_steps, callback)
         config = replace(config, t_clean=level)
     if config.search:
-        some = min(SEARCH_FACES, len(lq))
-        searched = lq[[i * len(lq) // some for i in range(some)]]  # evenly: a folder may be sorted
+        searched = lq[evenly(len(lq), SEARCH_FACES)]
         sampler = best_sampler(searched, restorer, prior, config, callback)
         config = replace(config, sampler=sampler, search=())
     if config.detail == "auto":

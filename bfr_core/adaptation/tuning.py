@@ -24,6 +24,7 @@ from ..files.stages import remove
 from ..pixels import as_bytes
 from ..restoration.same_person import LikenessMeter
 from ..restorers import Restorer, save_change, save_restorer
+from ..spread import evenly
 from ..training.batches import DamageModel, Pairs, SharpFaces
 from ..training.config import FinetuneConfig
 from ..training.finetune import TuningProgress, Watch, finetune, split
@@ -163,8 +164,7 @@ def sharp_faces(damage: FolderDamage, pairs: Pairs, held: int) -> SharpFaces:
 
 def model_for(damage: FolderDamage, pairs: Pairs) -> DamageModel:
     """What puts the folder's damage on a sharp face, with some of the pairs as donors."""
-    count = min(len(pairs), ESTIMATED_FACES)
-    some = [pairs[i * len(pairs) // count] for i in range(count)]
+    some = [pairs[i] for i in evenly(len(pairs), ESTIMATED_FACES)]
     return model_of(damage, *(torch.stack([pair[k] for pair in some]) for k in (0, 1)))
 
 
@@ -186,8 +186,7 @@ def judge_tuning(
     if config.held_out:
         pairs = pairs_of(faces, targets, base.size)
         apart = split(len(pairs), config)[1]
-        some = min(MAX_JUDGED, len(apart))
-        held = [pairs[apart[i * len(apart) // some]] for i in range(some)]  # evenly: a folder may be sorted
+        held = [pairs[apart[i]] for i in evenly(len(apart), MAX_JUDGED)]
         damage = read_damage(run) if config.sharp and held else None
         judgement = judged_on_faces(base, tuned, held, model_for(damage, pairs) if damage else None, callback)
         if progress.held_out and not progress.best_step and judgement.verdict == "cannot_tell":

@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..damage.grey import donors_of, grey_like
+from ..damage.grey import grey_like
 from ..damage.light import lit_like
 from ..damage.statistics import Looks
 from ..damage.statistics import statistics as looks_of
@@ -38,6 +38,7 @@ from ..metrics.intervals import Interval, student_difference, welch_difference
 from ..metrics.kid import kid_features
 from ..metrics.psnr import psnr
 from ..pixels import resized
+from ..spread import donors_of
 from ..training.batches import DamageModel
 from .target_checks import CHECKED_SIZE, at_checked_size
 

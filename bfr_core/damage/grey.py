@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..pixels import luma
+from ..spread import donors_of
 
 MAX_COLOUR = 10 / 255**2  # mean variance of the differences between channels up to which a face is nearly grey
 # Of luma's variance: colour photographs have 0.0095 and more, and toned ones mostly less than 0.005.
@@ -48,14 +49,6 @@ def given_to_restorer(face: Tensor) -> Tensor:
 def greyed(face: Tensor) -> Tensor:
     """The luma of `face` (3, H, W) in each channel; `face` itself where the channels are equal."""
     return face if is_grey(face) else luma(face).expand(3, -1, -1)
-
-
-def donors_of(faces: int, donors: int) -> list[int]:
-    """The donor of each of so many faces: evenly spread where there are more donors than faces, else in turn.
-
-    Folders are often sorted by year or by kind, so that the first of their faces are not like the others.
-    """
-    return [i * donors // faces if donors > faces else i % donors for i in range(faces)]
 
 
 def grey_like(faces: Tensor, donors: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..files.tensors import reason_of, sha256_of
 from ..pixels import resized
+from ..spread import evenly
 
 SHARP_FACES = Path(__file__).parents[1] / "embedded" / "sharp_faces.safetensors"
 KEPT_APART = 16  # the last ones
@@ -44,8 +45,7 @@ class SharpFaces:
 
     def stacked(self, count: int) -> Tensor:
         """(count, 3, S, S): so many of them, spread evenly over all; all if there are fewer."""
-        count = min(count, len(self))
-        return torch.stack([self[i * len(self) // count] for i in range(count)])
+        return torch.stack([self[i] for i in evenly(len(self), count)])
 
     def kept_apart(self) -> Tensor:
         """(K, 3, S, S): those that no tuning learns from, so that they can be known answers afterwards."""

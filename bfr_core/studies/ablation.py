@@ -24,6 +24,7 @@ from ..files.photos import printable, read_image
 from ..files.records import fingerprint, read_json, write_json
 from ..metrics.intervals import Interval
 from ..restorers import Restorer
+from ..spread import evenly
 from ..training.finetune import finetune
 from .evaluate import MEASURES, face_measures, format_interval, match_files, summarise
 
@@ -113,7 +114,7 @@ def _cell(
     tune: bool,
 ) -> dict[str, Any]:
     lq, hq = faces["damaged"][:half], faces["clean"][:half]
-    targets = resolved_settings(config.targets, lq[:EXAMINED_FACES], restorer, prior)
+    targets = resolved_settings(config.targets, lq[evenly(half, EXAMINED_FACES)], restorer, prior)
     size = targets.batch_size
     made = torch.cat(
         [

@@ -39,6 +39,7 @@ from ..pixels import gaussian_blur
 from ..randomness import keyed_generator, keyed_noise
 from ..reports.html import Gallery, ReportData, Table, write_report
 from ..restorers import Restorer, load_restorer
+from ..spread import evenly
 from .demo import real_photos
 from .peers import SIZE, compare_restorers, table_of
 
@@ -128,7 +129,7 @@ def _compare(faces: Path, folder: Path, device: str, before: Sequence[Finding]) 
     try:
         run = Run(folder)
         names = collect_faces(faces, run, SIZE, FaceConfig(), device=device)
-        clean = names.read(names.names[:MOST_COMPARED])
+        clean = names.read([names.names[i] for i in evenly(len(names), MOST_COMPARED)])
         loaded = {name: partial(_loaded, path, device) for name, path in paths.items()}
         peers = compare_restorers(clean, {"embedded": partial(_loaded, "embedded", device)} | loaded)
         found.table = table_of(peers, len(clean))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bfr_core.damage.grey import MAX_COLOUR, donors_of, grey_like, greyed, is_grey, is_nearly_grey, tinted
+from bfr_core.damage.grey import MAX_COLOUR, grey_like, greyed, is_grey, is_nearly_grey, tinted
 from bfr_core.damage.synthetic import stored_as_jpeg
 from bfr_core.files.photos import read_image
 from bfr_core.pixels import luma
@@ -100,7 +100,6 @@ def test_a_grey_face_comes_back_grey_to_the_bit() -> None:
 
 def test_faces_at_the_end_of_a_folder_are_donors_too() -> None:
     """Folders are sorted by year or by kind: a quarter of grey ones at the end is a quarter of the sharp faces'."""
-    assert donors_of(5, 3) == [0, 1, 2, 0, 1] and donors_of(4, 8) == [0, 2, 4, 6] and donors_of(0, 3) == []
     folder = torch.rand(16, 3, 8, 8)
     folder[12:] = luma(folder[12:])
     faces = torch.rand(12, 3, 8, 8)
