@@ -28,7 +28,7 @@ from ..bfr_core.adaptation.run import Run
 from ..bfr_core.diffusion.prior import Prior
 from ..bfr_core.faces.detect import RETINAFACE_FILE
 from ..bfr_core.files.photos import printable
-from ..bfr_core.files.weights import ALSO
+from ..bfr_core.files.weights import ALSO, name_more_folders
 from ..bfr_core.pixels import resized
 from ..bfr_core.reports.pictures import sheet
 from ..bfr_core.restoration.background import ADAPTED, OFF, Background, load_background
@@ -78,8 +78,7 @@ def register_folders() -> None:
     for name in (RESTORERS, PRIORS, DETECTORS):
         folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / name))
     folders = [folder for name in (DETECTORS, RESTORERS, UPSCALERS) for folder in folder_paths.get_folder_paths(name)]
-    known = [folder for folder in os.environ.get(ALSO, "").split(os.pathsep) if folder]
-    os.environ[ALSO] = os.pathsep.join(dict.fromkeys([*known, *folders]))
+    name_more_folders(ALSO, folders)
 
 
 def missing_packages() -> str:

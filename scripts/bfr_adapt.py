@@ -5,7 +5,6 @@ kept in WebUI's own module `shared`.
 """
 
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,8 @@ from PIL import Image
 
 from bfr_core.errors import first_line
 from bfr_core.files.photos import printable
-from bfr_core.files.weights import ALSO
-from bfr_core.restoration.background import GENERAL_FOLDERS
+from bfr_core.files.weights import ALSO, name_more_folders
+from bfr_core.restoration.background import ALSO_GENERAL, GENERAL_FOLDERS
 from bfr_core.web import gradio_compat
 from bfr_core.web import gradio_page as ui
 from bfr_core.web.actions import Page
@@ -35,6 +34,15 @@ from bfr_core.web.http_api import add_routes
 NAME = "BFR Adapt"
 TAB = "bfr_adapt"
 OPTIONS = shared.cmd_opts
+WEIGHT_OPTIONS = ("codeformer_models_path", "gfpgan_models_path", "ckpt_dir", "ckpt_dirs")
+UPSCALER_OPTIONS = (
+    "esrgan_models_path",
+    "realesrgan_models_path",
+    "bsrgan_models_path",
+    "dat_models_path",
+    "scunet_models_path",
+    "swinir_models_path",
+)
 log = logging.getLogger(NAME)
 
 
@@ -83,21 +91,18 @@ def allowed_folders(outputs: Path) -> list[Path]:
     return existing([outputs, *own, *OPTIONS.gradio_allowed_path, *named])
 
 
-def named_folders(option: str) -> list[str]:
-    """The folders that an option of WebUI names: none, one, or a list (checkpoints in Forge Neo)."""
-    given = getattr(OPTIONS, option, None) or []
-    return given if isinstance(given, list) else [given]
+def options_of(names: tuple[str, ...]) -> list[str]:
+    """The folders that these options of WebUI name, each none, one, or a list (checkpoints in Forge Neo)."""
+    given = [getattr(OPTIONS, name, None) or [] for name in names]
+    return [folder for one in given for folder in (one if isinstance(one, list) else [one])]
 
 
 def set_weight_folders() -> None:
     """Add WebUI's own folders of face restorers, checkpoints and upscalers to those searched for weights."""
     models = Path(paths.models_path)
-    options = ("codeformer_models_path", "gfpgan_models_path", "ckpt_dir", "ckpt_dirs")
-    own = [folder for option in options for folder in named_folders(option)]
     names = ("Codeformer", "GFPGAN", "RestoreFormer", "Stable-diffusion", *GENERAL_FOLDERS)
-    folders = existing([*own, *(models / name for name in names)])
-    known = [folder for folder in os.environ.get(ALSO, "").split(os.pathsep) if folder]
-    os.environ[ALSO] = os.pathsep.join(dict.fromkeys([*known, *map(str, folders)]))
+    name_more_folders(ALSO, existing([*options_of(WEIGHT_OPTIONS), *(models / name for name in names)]))
+    name_more_folders(ALSO_GENERAL, existing(options_of(UPSCALER_OPTIONS)))
 
 
 # ---------------------------------------------------------------- Settings, Face restoration

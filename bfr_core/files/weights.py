@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -216,8 +216,19 @@ def search_folders() -> list[Path]:
         own.append(earlier)
     pack = Path(__file__).resolve().parents[2]
     hosts = [pack.parents[1]] if pack.parent.name in ("custom_nodes", "extensions") else []
-    also = [Path(folder) for folder in os.environ.get(ALSO, "").split(os.pathsep) if folder]
-    return list(dict.fromkeys([*own, *also, *(host / folder for host in hosts for folder in HOST_FOLDERS)]))
+    of_host = [host / folder for host in hosts for folder in HOST_FOLDERS]
+    return list(dict.fromkeys([*own, *folders_named_by(ALSO), *of_host]))
+
+
+def folders_named_by(variable: str) -> list[Path]:
+    """The folders that an environment variable lists, as PATH does."""
+    return [Path(folder) for folder in os.environ.get(variable, "").split(os.pathsep) if folder]
+
+
+def name_more_folders(variable: str, folders: Iterable[Path | str]) -> None:
+    """Add folders to those that an environment variable lists, each once and after those that are there."""
+    named = dict.fromkeys(map(str, [*folders_named_by(variable), *folders]))
+    os.environ[variable] = os.pathsep.join(named)
 
 
 def locate(name: str) -> Path | None:

@@ -24,7 +24,7 @@ from ..faces.align import Face, crop_face
 from ..faces.paste import face_patches
 from ..files.photos import printable
 from ..files.tensors import sha256_of
-from ..files.weights import licence_of, search_folders, weights_folder
+from ..files.weights import folders_named_by, licence_of, search_folders, weights_folder
 from ..pixels import resized
 from ..restorers import Restorer
 from ..restorers.load import load_general
@@ -41,6 +41,7 @@ BACKGROUND_TEXT = (
     "denoiser or Real-ESRGAN, whose result gets the photo's size."
 )
 GENERAL_FOLDERS = ("upscale_models", "ESRGAN", "RealESRGAN")  # as hosts name theirs
+ALSO_GENERAL = "BFR_UPSCALERS_ALSO"  # the variable that names more such folders, as PATH does
 SUFFIXES = (".safetensors", ".pth")
 LARGEST_SCALE = 4.0  # a photo is not enlarged more than so for the sake of tiny faces
 SHARE = 3 / 8  # of the adapted network's size: what its tiles have in common
@@ -69,12 +70,14 @@ class Background:
 def offered_backgrounds() -> dict[str, str]:
     """What pages and hosts offer for `RestoreConfig.background`, by the name that is shown: no other file may be named.
 
-    The files are those of the folders of general restorers among `weights.search_folders`.
+    The files are those of the folders of general restorers among `weights.search_folders`, and of those that
+    $BFR_UPSCALERS_ALSO names, whatever they are called.
     """
     own: list[Path] = []
     with contextlib.suppress(ValueError):  # a computer that has no such folder
         own = [weights_folder() / GENERAL_FOLDERS[0]]
-    folders = [*own, *(folder for folder in search_folders() if folder.name in GENERAL_FOLDERS)]
+    known = [folder for folder in search_folders() if folder.name in GENERAL_FOLDERS]
+    folders = [*own, *folders_named_by(ALSO_GENERAL), *known]
     files = [file for folder in folders for file in sorted(folder.glob("*")) if file.suffix.lower() in SUFFIXES]
     return {OFF: OFF, ADAPTED: ADAPTED} | {file.name: str(file) for file in reversed(files)}
 

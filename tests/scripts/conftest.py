@@ -127,7 +127,8 @@ class WebUI:
 def webui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebUI]:
     """A WebUI with nothing in it."""
     host = WebUI(tmp_path / "webui")
-    monkeypatch.setenv("BFR_WEIGHTS_ALSO", "")
+    for variable in ("BFR_WEIGHTS_ALSO", "BFR_UPSCALERS_ALSO"):
+        monkeypatch.setenv(variable, "")
     monkeypatch.setenv("BFR_WEIGHTS", str(tmp_path / "none"))
     for name, module in host.modules().items():
         monkeypatch.setitem(sys.modules, name, module)

@@ -337,9 +337,13 @@ def test_no_folder_may_be_named_where_webui_forbids_it(webui: WebUI, photos: Pat
 def test_upscalers_of_webui_are_offered_for_the_rest_of_a_photo(webui: WebUI) -> None:
     (webui.root / "models" / "ESRGAN").mkdir(parents=True)
     (webui.root / "models" / "ESRGAN" / "4x.pth").write_bytes(b"")
+    (elsewhere := webui.root / "my enlargers").mkdir()
+    (elsewhere / "denoiser.safetensors").write_bytes(b"")
+    webui.shared.cmd_opts.esrgan_models_path = str(elsewhere)
+    webui.shared.cmd_opts.dat_models_path = str(webui.root / "unplugged")
     webui.load()
     webui.callbacks["before_ui"]()
-    assert list(offered_backgrounds()) == ["off", "adapted", "4x.pth"]
+    assert list(offered_backgrounds()) == ["off", "adapted", "4x.pth", "denoiser.safetensors"]
 
 
 def test_what_was_dropped_stays_for_the_hosts_other_fields(
