@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .adaptation.adapt import adapt
-    from .adaptation.config import AdaptConfig
+    from .adaptation.config import AdaptConfig, recipe
     from .adaptation.targets import TargetConfig, make_pseudo_targets
     from .diffusion.low_pass import low_pass
     from .diffusion.prior import load_prior
@@ -34,6 +34,7 @@ __all__ = [
     "load_restorer",
     "low_pass",
     "make_pseudo_targets",
+    "recipe",
     "restore_frames",
     "restore_photo",
     "sample_constrained",
@@ -50,6 +51,7 @@ _PLACES = {
     "load_restorer": "restorers",
     "low_pass": "diffusion.low_pass",
     "make_pseudo_targets": "adaptation.targets",
+    "recipe": "adaptation.config",
     "restore_frames": "restoration.video",
     "restore_photo": "restoration.restore",
     "sample_constrained": "diffusion.sampler",

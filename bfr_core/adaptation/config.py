@@ -89,7 +89,7 @@ class AdaptConfig:
 
 
 # Recipe for small networks of up to 256 x 256 pixels, where a step takes half a second of a CPU; the dataclasses' own
-# defaults are the paper's, for 512 x 512.
+# defaults are for 512 x 512, where they follow the paper more closely; its own settings are in `published`.
 SMALL = AdaptConfig(
     targets=TargetConfig(
         sampler=SamplerConfig(t_start=16, t_constrain_end=2, factor=2, calls=3), t_clean="auto", detail=1.1
@@ -135,7 +135,7 @@ LOW_MEMORY = {
 
 
 def recipe(restorer: Restorer) -> AdaptConfig:
-    """Default settings for tuning `restorer`: the paper's, or `SMALL` for small networks.
+    """Default settings for tuning `restorer`: those of `AdaptConfig()`, or `SMALL` for networks of up to 256 pixels.
 
     Raises ValueError for a restorer that cannot be tuned: several in one, or an ONNX file.
     """

@@ -81,12 +81,13 @@ class TargetCheckConfig:
 
 
 class TargetChecks(NamedTuple):
-    """One number a face, (B,), higher is worse.
+    """Numbers of faces, (B,), of which higher is worse, and whether each can be read.
 
     low_band: root mean square difference from the damaged face in the low band. moved: landmarks, in eye distances.
     faceless: 1 - score of the face. unlike: distance from the folder's other targets in random-convolution features.
     noisy: log10 of the fine detail where there is least, in the flat parts. stranger: distance to the damaged face,
     like with like, over the distance beyond which it is another person's; 0 where nobody can tell.
+    readable: whether the damaged face is plainly a face, bool.
     """
 
     low_band: Tensor

@@ -52,8 +52,8 @@ class TargetConfig:
     t_clean: int | Literal["auto"] = setting(
         0,
         "Noise level at which one call of the prior cleans the damaged face before it is restored, so that noise which "
-        "the restorer never saw does not reach the target. 0 does not clean, as in the paper; auto takes the level of "
-        "the noise that the faces have.",
+        "the restorer never saw does not reach the target. 0 does not clean, as in the paper; auto finds it by sharp "
+        "faces under the folder's estimated damage where finetune.sharp is above 0, else by the noise of the faces.",
         low=0,
         auto=True,
     )

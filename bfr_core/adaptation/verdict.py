@@ -125,7 +125,7 @@ def load_face_statistics(size: int = CHECKED_SIZE) -> FaceStatistics:
 
 class KnownAnswers(NamedTuple):
     """Clean faces that a restorer must recover. clean: faces of nobody in the folder. given: the same faces with the
-    folder's damage. (R * B, 3, S, S) both, the B damages in turn."""
+    folder's damage. (M, 3, S, S) both, as many as there are clean faces."""
 
     clean: Tensor
     given: Tensor
@@ -134,7 +134,8 @@ class KnownAnswers(NamedTuple):
     def of(cls, lq: Tensor, restored: Tensor, statistics: FaceStatistics) -> KnownAnswers:
         """Sharp faces with the damage that makes `lq` of `restored`; (B, 3, S, S) in [0, 1] both.
 
-        Frequencies are never amplified; otherwise a restorer that only blurs would score well.
+        There are R * B of them, the B damages in turn. Frequencies are never amplified; otherwise a restorer that only
+        blurs would score well.
         """
         rounds = -(-TRIED // len(lq))
         known = resized(statistics.known, lq.shape[-2:]).clamp(0, 1).to(lq.device)

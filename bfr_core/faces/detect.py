@@ -76,9 +76,9 @@ def load_detector(
 ) -> FaceDetector:
     """The detector `kind`: "embedded", "retinaface", or "auto", which is RetinaFace if it is installed.
 
-    threshold: least score of a face, in [0, 1]. weights: folder with RetinaFace's file, looked in before the one
-    that the environment variable BFR_WEIGHTS names and facexlib's own. Nothing is ever downloaded.
-    Raises ValueError for another `kind` and FileNotFoundError if "retinaface" is not there.
+    threshold: least score of a face, in [0, 1]. weights: folder with RetinaFace's file, looked in before
+    `weights.search_folders` and facexlib's own. Nothing is ever downloaded.
+    Raises ValueError for another `kind` or a threshold outside [0, 1], FileNotFoundError if "retinaface" is not there.
     """
     check_detector(kind, threshold)
     if kind != "embedded":

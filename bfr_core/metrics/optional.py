@@ -4,7 +4,7 @@ Nothing is ever fetched. The packages' own loaders would run code that a file ho
 first, which refuses such files.
 
 NIQE, MUSIQ and MANIQA come from pyiqa (PolyForm Noncommercial 1.0.0), FID's network from piq (Apache-2.0). They are
-tested with stand-ins; MUSIQ and MANIQA were not run with their published weights.
+tested with stand-ins and were not run with their published weights.
 """
 
 from __future__ import annotations

@@ -33,6 +33,9 @@ def psnr_after_affine_fit(restored: Tensor, hq: Tensor) -> Tensor:
 
 
 def psnr_matched(restored: Tensor, hq: Tensor) -> Tensor:
-    """PSNR of `colour_matched`, in dB, as published; up to about 2 dB above `psnr`. 100 (the cap) for equal images."""
+    """PSNR of `colour_matched`, in dB, as published; 100 (the cap) for equal images.
+
+    Mostly up to about 2 dB above `psnr`, and below it where the two hardly correlate.
+    """
     error = (colour_matched(restored, hq) - checked_pair(hq, hq)[0]).square().mean((1, 2, 3))
     return (-10 * torch.log10(error)).clamp(max=PSNR_CAP)

@@ -236,7 +236,8 @@ def restore_photo(
     parser: that of config.mask, where it is loaded already.
     A face that fails does not stop the others: the reason is in `skipped`. A grey photo stays grey, and a face that is
     nearly grey keeps its tint and gets no other colours. Whoever writes the result as a file must record in it what it
-    is: `replace(photo, pixels=..., record=photo.record.with_step(result.step))`.
+    is: `replace(file, pixels=result.pixels, record=file.record.with_step(result.step))`, `file` being the
+    `files.photos.Photo` that was read.
     Raises ValueError or FileNotFoundError if the photo's shape or the detector is wrong.
     """
     config = with_known_mask(config or RestoreConfig())

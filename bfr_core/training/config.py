@@ -19,7 +19,7 @@ FREE = ("iterations", "minutes", "judge_every", "checkpoint_seconds", "micro_bat
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Recipe of the fine-tuning; the defaults are the paper's for restorers of 512 x 512 pixels."""
+    """Recipe of the fine-tuning; the defaults are for restorers of 512 x 512 pixels, see `adaptation.published`."""
 
     iterations: int = setting(
         20_000, "How many steps the restorer is tuned for.", unit="steps", low=1, label="Tuning steps"
@@ -132,8 +132,9 @@ class FinetuneConfig:
     )
     anchor: float = setting(
         0.0,
-        "Share of each step spent on faces with ordinary blind damage, on which the restorer is held to what the base "
-        "makes of them, so that it stays good at what the base could do.",
+        "How many faces with ordinary blind damage each step sees besides its own, as a share of the batch, and the "
+        "weight of their loss; 1 adds as many again. On them the restorer is held to what the base makes of them, so "
+        "that it stays good at what the base could do.",
         low=0,
         high=1,
         label="Keep old skills",
