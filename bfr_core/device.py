@@ -42,7 +42,12 @@ def full_precision(device: torch.device) -> contextlib.AbstractContextManager:
 def has_autocast(device: torch.device) -> bool:
     """Whether PyTorch can switch the number format of networks on this kind of device."""
     tell = getattr(torch.amp, "is_autocast_available", None)  # since PyTorch 2.4
-    return tell(device.type) if tell else device.type in ("cpu", "cuda")
+    if not tell:
+        return device.type in ("cpu", "cuda")
+    with contextlib.suppress(AssertionError, RuntimeError):  # of a backend of its own it says yes without asking it
+        torch.autocast(device.type, enabled=False)
+        return bool(tell(device.type))
+    return False
 
 
 def check_precision(precision: Precision) -> Precision:
@@ -84,7 +89,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device's or the computer's memory is too small."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
+    words = ("out of memory", "can't allocate memory", "not enough memory", "not enough gpu video memory")
     said = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
     return said or isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
 

@@ -44,6 +44,19 @@ def gaussian_blur(
     return F.conv2d(F.conv2d(image, across, groups=groups), across.mT, groups=groups)
 
 
+def sampled_within(image: Tensor, grid: Tensor) -> Tensor:
+    """`image` (B, C, H, W) at the places of `grid` (B, h, w, 2), as torch's grid_sample counts them with the corners of
+    pixels at -1 and 1: bilinear, and beyond the edge what lies at the edge.
+
+    PyTorch before 2.11 does not offer that on Apple's GPUs, where places beyond the edge are brought to it before.
+    """
+    if image.device.type != "mps":
+        return F.grid_sample(image, grid, padding_mode="border", align_corners=False)
+    height, width = image.shape[-2:]
+    edge = grid.new_tensor([1 - 1 / width, 1 - 1 / height])  # the middle of the last pixels
+    return F.grid_sample(image, grid.clamp(-edge, edge), padding_mode="zeros", align_corners=False)
+
+
 def resized(
     image: Tensor, size: int | Sequence[int], mode: Literal["bicubic", "bilinear", "area"] = "bicubic"
 ) -> Tensor:

@@ -141,6 +141,8 @@ class PretendedDevice(TorchFunctionMode):
             raise Refused(f"PyTorch 2.1 has no antialiased or bicubic {name} on {DEVICE}")
         if name == "grid_sample" and kwargs.get("mode") == "bicubic":
             raise Refused(f"PyTorch has no bicubic {name} on {DEVICE}")
+        if name == "grid_sample" and kwargs.get("padding_mode") == "border":
+            raise Refused(f"PyTorch before 2.11 has no {name} with padding_mode border on {DEVICE}")
         if name in MOVES or (name in TRANSFERS and name not in INDEXED_BY):
             return
         looked_at = (args[0], *args[2:]) if name in INDEXED_BY else args

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bfr_core.device import halving, in_batches
+from bfr_core.device import full_precision, halving, in_batches
 
 
 def room_for(most: int, sizes: list[int]):
@@ -59,3 +59,9 @@ def test_every_face_is_in_one_batch_and_a_size_that_fitted_is_kept(most, slices)
 
     assert list(in_batches(work, 9, 4)) == slices
     assert tried.count(4) == (1 if most < 4 else 2)
+
+
+def test_a_backend_of_its_own_that_has_no_autocast_is_let_be():
+    """DirectML is one: PyTorch says that it has autocast, and fails when it is asked for it."""
+    with full_precision(torch.device("privateuseone:0")):
+        pass

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from bfr_core.pixels import as_bytes, gaussian_blur, luma, resized
+from bfr_core.pixels import as_bytes, gaussian_blur, luma, resized, sampled_within
+from tests.pretended_device import PretendedDevice
 
 
 def test_luma_of_grey_is_itself_and_green_weighs_most():
@@ -34,3 +35,14 @@ def test_a_picture_is_shrunk_without_aliasing_and_comes_back_itself_at_its_own_s
     small = resized(stripes, (12, 16))
     assert small.shape == (1, 3, 12, 16) and (small[..., 2:-2] - 0.5).abs().max() < 0.05
     assert resized(stripes, 32, "bilinear").shape == (1, 3, 32, 32)
+
+
+def test_beyond_the_edge_lies_the_edge_on_apples_gpus_too():
+    """PyTorch before 2.11 refuses padding by the border there."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(2, 1, 7, 5, generator=generator)
+    grid = 3 * torch.rand(2, 9, 9, 2, generator=generator) - 1.5
+    expected = sampled_within(image, grid)
+    with PretendedDevice():
+        found = sampled_within(image.to("mps"), grid.to("mps")).cpu()
+    assert torch.allclose(found, expected, atol=1e-6)

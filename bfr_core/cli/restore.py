@@ -40,6 +40,7 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     from ..restorers.codeformer import with_fidelity
 
     config = restore_config(args)
+    _warn_of_idle(args, config)
     if args.parquet:  # before hours of work, not after them
         importable("pyarrow", "--parquet")
     restorer = load_restorer(args.restorer)
@@ -84,6 +85,21 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     times = {"seconds": round(result.seconds, 2), "network_seconds": round(result.network_seconds, 2)}
     words = {"likeness": counts_of(likeness)} if likeness else {}
     return counts | times | {"files": files, "problems": problems} | ({"served_by": served} if served else {}) | words
+
+
+def _warn_of_idle(args: argparse.Namespace, config: Any) -> None:
+    """Say which of the settings that were given change nothing, because another is missing."""
+    default = type(config)()
+    needs = {
+        "numbers": ("--faces numbered", config.faces == "numbered"),
+        "order": ("--faces numbered", config.faces == "numbered"),
+        "person_limit": ("--person", args.person),
+        "reference_strength": ("--reference", args.reference),
+        "reference_limit": ("--reference", args.reference),
+    }
+    for name, (wanted, there) in needs.items():
+        if not there and (value := getattr(config, name)) != getattr(default, name):
+            log.warning("--%s %s: changes nothing without %s", name.replace("_", "-"), value, wanted)
 
 
 def _on_workers(

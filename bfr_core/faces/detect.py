@@ -18,7 +18,7 @@ from ..device import where_all_works
 from ..files.photos import printable
 from ..files.tensors import load_tensors, reason_of
 from ..files.weights import search_folders
-from ..pixels import luma, resized
+from ..pixels import luma, resized, sampled_within
 from .align import Face, invert, part_seen, similarity, similarity_scale, template, warp
 from .landmarks import CROP, SCAN_CROP, WINDOW, LandmarkNet, ScanNet, load_landmark_net, load_scan_net
 from .second_look import SecondLook, load_second_look
@@ -297,7 +297,7 @@ def refine(
         matrices = [similarity(face.landmarks, template(WIDE_CROP) + (WIDE - WIDE_CROP) / 2) for face in part]
         wide = torch.stack([wide_window(copies, matrix) for matrix in matrices]).to(views)
         grid = F.affine_grid(views, [count, 1, WINDOW, WINDOW], align_corners=False).repeat(len(part), 1, 1, 1)
-        windows = F.grid_sample(wide.repeat_interleave(count, 0), grid, padding_mode="border", align_corners=False)
+        windows = sampled_within(wide.repeat_interleave(count, 0), grid)
         logit, landmarks = net(windows)
         points = landmarks[:, 1, 1].unflatten(0, (-1, count)) * (2 / WINDOW)  # from the middle, half a side being 1
         points = points @ views[:, :, :2].mT + views[:, None, :, 2]

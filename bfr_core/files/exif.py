@@ -14,6 +14,7 @@ from PIL import Image
 
 GPS = 0x8825
 BLOCKS = (0x8769, GPS)  # tags that hold a table of tags
+INTEROP = 0xA005  # a tag in the first of them that holds a table, too: whether the colours are Adobe's, for instance
 
 
 class StoredText(str):
@@ -37,7 +38,11 @@ def tags_of(exif: bytes | Image.Exif) -> dict[int, Any]:
     if isinstance(exif, bytes):
         content, exif = exif, Image.Exif()
         exif.load(content)
-    return {tag: _as_stored(exif.get_ifd(tag) if tag in BLOCKS else exif[tag]) for tag in exif}
+    tags = {tag: _as_stored(exif.get_ifd(tag) if tag in BLOCKS else exif[tag]) for tag in exif}
+    for block in tags.values():
+        if isinstance(block, dict) and block.pop(INTEROP, None) is not None and (table := exif.get_ifd(INTEROP)):
+            block[INTEROP] = _as_stored(table)
+    return tags
 
 
 def exif_of(tags: Mapping[int, Any]) -> Image.Exif:

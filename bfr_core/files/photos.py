@@ -23,7 +23,7 @@ import torch
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 from torch import Tensor
 
-from . import kinds, sixteen_bits
+from . import kinds, sixteen_bits, wide_colour
 from .exif import BLOCKS, GPS, exif_of, tags_of
 from .kinds import LeftOutError, UnreadableError, why_left_out
 from .names import numbered, printable
@@ -46,6 +46,7 @@ FORMATS = {
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
     ".jfif": "JPEG",
+    ".jpe": "JPEG",
     ".mpo": "JPEG",
     ".webp": "WEBP",
     ".bmp": "BMP",
@@ -56,6 +57,7 @@ FORMATS = {
     ".j2k": "JPEG2000",
     ".heic": "HEIF",
     ".heif": "HEIF",
+    ".hif": "HEIF",
 }
 IMAGE_SUFFIXES = frozenset(FORMATS)
 
@@ -80,6 +82,8 @@ _XMP_TAG = 700
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT, _WHITE_IS_ZERO = 258, 262, 339, 0  # TIFF 6.0, sections 8 and 19
 _XMP_IN_JPEG = b"http://ns.adobe.com/xap/1.0/\0"
 _XMP_IN_PNG = "XML:com.adobe.xmp"
+_IPTC = 0x0404  # the number of IPTC-IIM among Photoshop's blocks
+_JPEG_IPTC_BYTES = 65_500
 _RAW_TEXTS = (_XMP_IN_PNG, "Raw profile type ")  # EXIF and XMP again, which speak of the file as it lay
 _UNLISTED = "is a folder that cannot be listed"
 _NAME_BYTES = 180  # leaves room for a face number and a suffix in the 255 bytes that file systems allow
@@ -96,6 +100,7 @@ class Photo:
     icc: the profile that `pixels` are in, None meaning sRGB. exif: without orientation and thumbnail.
     format: what the file was ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000", "HEIF", "GIF").
     text: PNG key -> text. dpi: x, y. depth: bits a channel, 8 or 16. lossless: whether a WebP was coded without loss.
+    comment, iptc: of a JPEG, its comment and its block of captions and names (IPTC-IIM), as stored.
     record: what was done to the photo before; nothing else is kept of its XMP, which may repeat orientation and place.
     notes: what of the file is not in here, a sentence each.
     """
@@ -109,6 +114,8 @@ class Photo:
     mode: str = "RGB"
     text: dict[str, str] = field(default_factory=dict)
     dpi: tuple[float, float] | None = None
+    comment: bytes = b""
+    iptc: bytes = b""
     record: Record = field(default_factory=Record)
     depth: int = 8
     lossless: bool = False
@@ -402,6 +409,14 @@ def _open_heif(file: _WholeFile) -> Image.Image:
     return HeifImageFile(file)
 
 
+def stated_pixels(path: Path) -> int:
+    """How many pixels a photo has, as its file says without being decoded; 0 where it says nothing that can be read."""
+    with contextlib.suppress(Exception), _WholeFile(path) as file:
+        image = _open(file)
+        return int(image.width * image.height)
+    return 0
+
+
 def _photo(image: Image.Image, file: _WholeFile, name: str) -> Photo:
     """`image`, which is opened in `file` and not decoded yet, as a Photo."""
     file_format = "JPEG" if image.format == "MPO" else image.format or ""
@@ -440,6 +455,7 @@ def _photo(image: Image.Image, file: _WholeFile, name: str) -> Photo:
     icc = image.info.get("icc_profile") or None
     transparent = image.info.get("transparency")
     lossless = file_format == "WEBP" and kinds.is_lossless_webp(_content(file))
+    primaries = _named_colours(image, icc) if file_format == "HEIF" else 1
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
         deep = deep.transpose(_UPRIGHT[orientation]) if deep else None
@@ -471,6 +487,10 @@ def _photo(image: Image.Image, file: _WholeFile, name: str) -> Photo:
         pixels = torch.empty(3, image.height, image.width)
         for i in range(3):
             pixels[i] = _plane(image.getchannel(i))
+    if primaries in wide_colour.TO_SRGB:
+        pixels = wide_colour.in_srgb(pixels, primaries)
+    elif primaries not in wide_colour.SRGB_PRIMARIES:
+        notes.append("its colours are of a kind that is not known here, and are taken for sRGB")
     for line in notes:
         log.warning("%s: %s", name, line)
     grey = bool(torch.equal(pixels[0], pixels[1]) and torch.equal(pixels[1], pixels[2]))
@@ -484,6 +504,8 @@ def _photo(image: Image.Image, file: _WholeFile, name: str) -> Photo:
         mode=mode,
         text={str(key): str(value) for key, value in text.items() if not str(key).startswith(_RAW_TEXTS)},
         dpi=(float(dpi[0]), float(dpi[1])) if dpi and min(dpi) > 0 else None,
+        comment=_bytes_in(image.info, "comment") if file_format == "JPEG" else b"",
+        iptc=_bytes_in(image.info.get("photoshop"), _IPTC) if file_format == "JPEG" else b"",
         record=record,
         depth=depth,
         lossless=lossless,
@@ -513,6 +535,22 @@ def _deep_planes(values: np.ndarray, transparent: object) -> tuple[Tensor, Tenso
     if isinstance(transparent, tuple) and len(transparent) == 3:
         return planes, torch.from_numpy((values != np.array(transparent)).any(-1).astype(np.float32))[None]
     return planes, None
+
+
+def _named_colours(image: Image.Image, icc: bytes | None) -> int:
+    """The primaries that a HEIF file without a profile names, see `wide_colour`; those of sRGB if it names none."""
+    named = image.info.get("nclx_profile")
+    if icc or not isinstance(named, dict):
+        return wide_colour.SRGB_PRIMARIES[0]
+    if named.get("transfer_characteristics") in wide_colour.HIGH_RANGE:
+        raise _OtherKind("is brighter than a usual picture can be (HDR); save it in the standard range, as JPEG or PNG")
+    return int(named.get("color_primaries", wide_colour.SRGB_PRIMARIES[0]))
+
+
+def _bytes_in(table: object, key: object) -> bytes:
+    """What a table that Pillow read holds there, as bytes; none where either is missing or of another kind."""
+    value = table.get(key) if isinstance(table, dict) else None
+    return value if isinstance(value, bytes) else b""
 
 
 def _kept_profile(icc: bytes | None, space: bytes, notes: list[str]) -> bytes | None:
@@ -679,6 +717,12 @@ def write_photo(path: Path, photo: Photo) -> tuple[str, ...]:
         options["pnginfo"] = _png_text(photo.text, photo.record.words(), packet)
     elif packet:
         options |= _with_packet(file_format, packet, photo.exif, notes)
+    if file_format == "JPEG" and photo.comment:
+        options["comment"] = photo.comment
+    if file_format == "JPEG" and 0 < len(photo.iptc) <= _JPEG_IPTC_BYTES:
+        options["extra"] = options.get("extra", b"") + _photoshop(photo.iptc)  # type: ignore[operator]
+    elif photo.iptc:
+        notes.append(f"its captions and names (IPTC) do not fit into one block of a {file_format}; they are left out")
     try:  # in memory, so that the disk's errors come from one plain write, with their reason
         encoded = BytesIO(_encoded(planes, mode, file_format, options, deep))
     except (OSError, ValueError, OverflowError, RuntimeError, struct.error) as error:
@@ -691,7 +735,9 @@ def write_photo(path: Path, photo: Photo) -> tuple[str, ...]:
 
 
 def without_place(photo: Photo) -> Photo:
-    """`photo` without what may say where it was taken: GPS block, camera maker's notes, texts that repeat them."""
+    """`photo` without what may say where it was taken: GPS block, camera maker's notes, texts that repeat them, and
+    captions and comments of a JPEG."""
+    photo = replace(photo, comment=b"", iptc=b"")
     text = {key: value for key, value in photo.text.items() if not re.search("gps|location", key, re.IGNORECASE)}
     if photo.exif is None:
         return replace(photo, text=text)
@@ -781,13 +827,23 @@ def _encoded(planes: list[np.ndarray], mode: str, file_format: str, options: dic
     return encoded.getvalue()
 
 
+def _segment(marker: bytes, content: bytes) -> bytes:
+    """A segment of a JPEG file."""
+    return marker + (len(content) + 2).to_bytes(2, "big") + content
+
+
+def _photoshop(iptc: bytes) -> bytes:
+    """The segment of a JPEG that holds IPTC-IIM, as Photoshop lays it out."""
+    block = b"8BIM" + _IPTC.to_bytes(2, "big") + b"\0\0" + len(iptc).to_bytes(4, "big") + iptc + b"\0" * (len(iptc) % 2)
+    return _segment(b"\xff\xed", b"Photoshop 3.0\0" + block)
+
+
 def _with_packet(file_format: str, packet: bytes, exif: bytes | None, notes: list[str]) -> dict[str, object]:
     """Options of Pillow, whatever its version, that write an XMP packet beside `exif`; a note if there is no place."""
     if file_format in ("WEBP", "AVIF", "HEIF"):
         return {"xmp": packet}
     if file_format == "JPEG":
-        segment = _XMP_IN_JPEG + packet
-        return {"extra": b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment}
+        return {"extra": _segment(b"\xff\xe1", _XMP_IN_JPEG + packet)}
     if file_format == "TIFF" and exif:
         return {"exif": exif_of(tags_of(exif) | {_XMP_TAG: packet})}
     if file_format == "TIFF":

@@ -40,11 +40,21 @@ SHIFTS = ((4, 4), (0, 4), (4, 0), (2, 6), (6, 2))  # rows and columns that the b
 
 
 class Jpeg(NamedTuple):
-    """quality: of the file that a photo was stored in. top, left: row and column of a first corner, 0 to 7."""
+    """quality: of the file that a photo was stored in. top, left: row and column of a first corner, 0 to 7.
+
+    turned: whether the file held the photo lying on its side, as cameras store what is taken upright: its steps, which
+    are not the same for rows and columns, lie the other way then.
+    """
 
     quality: int
     top: int
     left: int
+    turned: bool = False
+
+    @property
+    def steps(self) -> Tensor:
+        """The step of each coefficient of luma, (8, 8), for values from 0 to 255."""
+        return _steps(self.quality, self.turned)
 
 
 def read_blocks(photo: Tensor) -> float:
@@ -74,8 +84,11 @@ def read_jpeg(photo: Tensor) -> Jpeg | None:
     )
     part = grey[first_row:, first_column:][:MAX_PIXELS, :MAX_PIXELS]
     rows, columns = (side // BLOCK * BLOCK for side in part.shape)
-    quality = _quality_of(block_cosines(part[:rows, :columns])[..., :LOW, :LOW].flatten(0, 1))
-    return Jpeg(quality, top, left) if quality else None
+    coefficients = block_cosines(part[:rows, :columns])[..., :LOW, :LOW].flatten(0, 1)
+    (quality, fit), (quality_turned, fit_turned) = (_quality_of(coefficients, turned) for turned in (False, True))
+    turned = fit_turned > fit
+    quality = quality_turned if turned else quality
+    return Jpeg(quality, top, left, turned) if quality else None
 
 
 def unblocked(photo: Tensor, jpeg: Jpeg) -> Tensor:
@@ -93,7 +106,7 @@ def within_steps(photo: Tensor, new: Tensor, jpeg: Jpeg, mask: Tensor | None = N
     the energy of what it changes is beyond half a step: then the photo has other damage, too. mask: (1, H, W), how much
     of `new` will be shown; that alone is judged.
     """
-    steps = scaled_table(LUMA_TABLE, jpeg.quality) / 255
+    steps = jpeg.steps / 255
     top, left = jpeg.top, jpeg.left
     height, width = ((side - first) // BLOCK * BLOCK for side, first in zip(photo.shape[-2:], (top, left), strict=True))
     result, changed, beyond = new.clone(), 0.0, 0.0
@@ -109,11 +122,16 @@ def within_steps(photo: Tensor, new: Tensor, jpeg: Jpeg, mask: Tensor | None = N
     return result.clamp(0, 1) if beyond <= OTHER * changed else new
 
 
-def _quality_of(coefficients: Tensor) -> int:
-    """The quality of the table at whose multiples the coefficients (N, LOW, LOW) lie; 0 if they lie at none's."""
+def _steps(quality: int, turned: bool) -> Tensor:
+    table = scaled_table(LUMA_TABLE, quality)
+    return table.T if turned else table
+
+
+def _quality_of(coefficients: Tensor, turned: bool) -> tuple[int, float]:
+    """The quality of the table at whose multiples the coefficients (N, LOW, LOW) lie, 0 if at none's; and the fit."""
     fits = {}
     for quality in QUALITIES:
-        step = scaled_table(LUMA_TABLE, quality)[:LOW, :LOW].expand_as(coefficients)
+        step = _steps(quality, turned)[:LOW, :LOW].expand_as(coefficients)
         says = coefficients.abs() > AWAY_FROM_ZERO * step
         says[:, 0, 0] = False  # the mean, which fits anything if it is cut off at black or white
         count = int(says.sum())
@@ -121,7 +139,7 @@ def _quality_of(coefficients: Tensor) -> int:
             float(torch.cos(2 * math.pi * (coefficients / step)[says]).mean()) if count >= MIN_COEFFICIENTS else 0.0
         )
     best = max(fits.values())
-    return min(quality for quality, fit in fits.items() if fit >= NEARLY_AS_GOOD * best) if best >= FITS else 0
+    return min(quality for quality, fit in fits.items() if fit >= NEARLY_AS_GOOD * best) if best >= FITS else 0, best
 
 
 def _stored_elsewhere(photo: Tensor, jpeg: Jpeg, rows: int, columns: int) -> Tensor:
@@ -131,6 +149,8 @@ def _stored_elsewhere(photo: Tensor, jpeg: Jpeg, rows: int, columns: int) -> Ten
     """
     top, left = -(jpeg.top + rows) % BLOCK, -(jpeg.left + columns) % BLOCK
     larger = F.pad(photo[None], (left, 0, top, 0), mode="replicate")[0]
+    if jpeg.turned:
+        return stored_as_jpeg(larger.mT, jpeg.quality, full_colour=True).mT[:, top:, left:]
     return stored_as_jpeg(larger, jpeg.quality, full_colour=True)[:, top:, left:]
 
 

@@ -131,7 +131,7 @@ def _read_jpeg_around(photo: Tensor, patches: list[Patch]) -> Jpeg | None:
     jpeg = read_jpeg(around.detach().cpu().float())
     if not jpeg:
         return None
-    return Jpeg(jpeg.quality, (jpeg.top + first_row - top) % BLOCK, (jpeg.left + first_column - left) % BLOCK)
+    return jpeg._replace(top=(jpeg.top + first_row - top) % BLOCK, left=(jpeg.left + first_column - left) % BLOCK)
 
 
 def _within_steps(photo: Tensor, patches: list[Patch], jpeg: Jpeg) -> list[Patch]:

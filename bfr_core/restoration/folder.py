@@ -18,6 +18,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..device import is_out_of_memory, release_memory
 from ..errors import first_line
 from ..faces.align import Face, crop_face
 from ..faces.detect import load_detector
@@ -41,6 +42,7 @@ from ..files.photos import (
     read_photo,
     refuse_other_kinds,
     replace_atomically,
+    stated_pixels,
     status_of,
     without_place,
     write_photo,
@@ -82,6 +84,7 @@ from .same_person import (
 log = logging.getLogger(__name__)
 
 COMMAND = "restore"  # in the lists of results, as their maker
+HELD_PIXELS = 100_000_000  # of photos that wait to be restored, and of those that wait to be written
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,7 @@ class Job:
     ground: Tensor | None = None  # the photo with its rest restored
     may_be_left_alone: list[bool] = field(default_factory=list)  # each of `faces`, see `paste_faces`
     key: str = ""  # for the record of the folder of results
+    pixels: int = 0  # of the photo, as its file states them
 
     @property
     def name(self) -> str:
@@ -414,6 +418,8 @@ class FolderRestorer:
                 self._restore(group)
                 writing += [(job, writers.submit(self._write, job)) for job in group]
                 yield from written(2 * group_size)
+                while sum(job.pixels for job, _ in writing) > HELD_PIXELS:
+                    yield from written(len(writing) - 1)
             yield from written(0)
         finally:
             for pool in (readers, writers):
@@ -433,8 +439,7 @@ class FolderRestorer:
             _restore_rest(job, self.rest, self.config)
         self.network_seconds += time.monotonic() - started
         for job in group:
-            _act(job, self.look)
-            job.may_be_left_alone = hardly_changed(job.crops, job.restored, self.restorer)
+            _judge(job, self.look, self.restorer)
 
     def _write(self, job: Job) -> FileResult:
         made_by = (self.restorer, self.config, self.detector)
@@ -500,8 +505,24 @@ def _restore_rest(job: Job, background: Background | None, config: RestoreConfig
     try:
         job.ground = restored_background(job.photo.pixels, background, job.all_faces, _told(job.served), config)
     except (ValueError, RuntimeError, MemoryError) as error:
-        job.problem, job.photo = f"the rest of the photo failed: {_reason(error, job)}", None
-        job.faces, job.crops, job.restored, job.served = [], [], [], ()
+        _give_up(job, f"the rest of the photo failed: {_reason(error, job)}")
+
+
+def _give_up(job: Job, problem: str) -> None:
+    """Leave the photo without a result: let go of all that was made for it, and note why."""
+    job.problem, job.photo, job.ground = problem, None, None
+    job.faces, job.crops, job.restored, job.judged, job.served = [], [], [], [], ()
+
+
+def _judge(job: Job, check: LikenessCheck | None, restorer: Restorer) -> None:
+    """Leave alone what the check says, and note what may be; a failure is the photo's problem, and no other's."""
+    try:
+        _act(job, check)
+        job.may_be_left_alone = hardly_changed(job.crops, job.restored, restorer)
+    except (ValueError, RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            release_memory()
+        _give_up(job, f"its restored faces could not be judged: {_reason(error, job)}")
 
 
 def _act(job: Job, check: LikenessCheck | None) -> None:
@@ -555,14 +576,20 @@ def _left_alone(job: Job, record: RestorationRecord, made_with: str) -> FileResu
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable[[Job], Job], jobs: Iterable[Job], count: int) -> Iterator[Job]:
-    """`map(work, jobs)` in order, with up to `count` of them in the pool before they are asked for."""
-    waiting: deque[Future[Job]] = deque()
+    """`map(work, jobs)` in order, with up to `count` of them in the pool before they are asked for.
+
+    Of large photos there are fewer, one at least: together they have at most `HELD_PIXELS`.
+    """
+    waiting: deque[tuple[Job, Future[Job]]] = deque()
     for job in jobs:
-        waiting.append(pool.submit(work, job))
+        job.pixels = stated_pixels(job.source)
+        while waiting and job.pixels + sum(one.pixels for one, _ in waiting) > HELD_PIXELS:
+            yield waiting.popleft()[1].result()
+        waiting.append((job, pool.submit(work, job)))
         if len(waiting) > count:
-            yield waiting.popleft().result()
+            yield waiting.popleft()[1].result()
     while waiting:
-        yield waiting.popleft().result()
+        yield waiting.popleft()[1].result()
 
 
 def _groups(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:

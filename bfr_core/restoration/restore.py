@@ -257,13 +257,15 @@ def restore_photo(
     judged = [faces[i] for i in acted.judged]
     faces, crops = [faces[i] for i in acted.kept], [crops[i] for i in acted.kept]
     restored = [acted.restored[i] for i in acted.kept]
+    served = [served[i] for i in acted.kept]
     parser = parser or (load_parser(config, restorer) if crops else None)
     result = put_together(
         photo, found, faces, crops, restored, skipped + acted.reasons, restorer, config, parser,
         check=check, enlarge=enlarge, background=rest, served=served, likeness=acted.likeness, judged=judged,
     )  # fmt: skip
     counts = (len(found), len(result.generated))
-    step = restoration_step(restorer, config, detector, *counts, likeness=result.likeness, background=rest)
+    by = [by for by in served if by]
+    step = restoration_step(restorer, config, detector, *counts, by, result.likeness, rest)
     return replace(result, found=len(found), step=step)
 
 
@@ -359,7 +361,8 @@ def restore_aligned(
     restorer = restorer.at_precision(config.precision)
     size = max(restorer.size, photo.shape[-1])
     crop, large = square(photo, restorer.size), square(photo, size)
-    restored = restore_crops([crop], restorer, 1, check)[0]
+    served: list[str] = []
+    restored = restore_crops([crop], restorer, 1, check, served)[0]
     if isinstance(restored, str):
         return RestoredPhoto(large, [], [f"the face failed: {restored}"], large.new_zeros(1, size, size), [], 1)
     look = likeness or load_check(config.likeness, restorer)
@@ -372,7 +375,7 @@ def restore_aligned(
     grey = is_grey(photo)
     pixels = whole(restored, large, size, grey, config)
     mask = large.new_full((1, size, size), config.blend)
-    step = restoration_step(restorer, config, None, 1, 1, likeness=said)
+    step = restoration_step(restorer, config, None, 1, 1, [by for by in served if by], said)
     return RestoredPhoto(pixels, [Face(template(size))], [], mask, [restored], 1, step, said)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ from .base import Restorer
 
 SUFFIX = ".onnx"
 DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
-PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # in this order, as far as onnxruntime has them
+ON_CARD, ON_CPU = "CUDAExecutionProvider", "CPUExecutionProvider"  # what onnxruntime computes with
 # A key of the format's external data, with the bytes before it: the weights would be read from a path in the file.
 ELSEWHERE = b"\x0a\x08location"
 
@@ -26,13 +27,22 @@ ELSEWHERE = b"\x0a\x08location"
 class Session(nn.Module):
     """An onnxruntime session as a module. Faces go through it one by one, because most such files take one at a time.
 
-    session: takes a picture (1, 3, S, S) of `dtype` and gives one of the same shape.
+    session: takes a picture (1, 3, S, S) of `dtype` and gives one of the same shape. available: what this onnxruntime
+    can compute with, by its names.
     """
 
-    def __init__(self, session: Any, name: str, dtype: torch.dtype) -> None:
+    def __init__(self, session: Any, name: str, dtype: torch.dtype, available: Sequence[str] = ()) -> None:
         super().__init__()
+        self.available = tuple(available)
         self.session, self.name, self.dtype = session, name, dtype
         self.place = nn.Parameter(torch.zeros(1), requires_grad=False)  # says to which device results go
+
+    def run_on(self, device: torch.device) -> None:
+        """Let onnxruntime compute on this device, if it has a part for it, else on the CPU."""
+        if device.type == "cuda" and ON_CARD in self.available:
+            self.session.set_providers([(ON_CARD, {"device_id": device.index or 0}), ON_CPU])
+        elif ON_CARD in self.session.get_providers():
+            self.session.set_providers([ON_CPU])
 
     def forward(self, faces: Tensor) -> Tensor:
         """(B, 3, S, S) -> the same shape, float32. Raises ValueError for a network that gives anything else."""
@@ -58,6 +68,13 @@ class OnnxRestorer(Restorer):
     makes_faces_only: ClassVar[bool] = True
     not_tuned_because = "is an ONNX file, which restores and cannot be tuned or saved; give its .pth or .safetensors"
 
+    def to(self, device: torch.device | str) -> OnnxRestorer:
+        """As `Restorer.to`; onnxruntime goes on that card, where it can use one, or on the CPU."""
+        super().to(device)
+        assert isinstance(self.module, Session)
+        self.module.run_on(self.device)
+        return self
+
     def default_precision(self) -> Precision:
         """float32, because the file says in which precision it computes."""
         return "float32"
@@ -67,7 +84,7 @@ class OnnxRestorer(Restorer):
 
 
 def load_onnx(path: Path, sizes: tuple[int, int], default_size: int) -> OnnxRestorer:
-    """The restorer in an ONNX file, on the CPU, or on the GPU where onnxruntime has it.
+    """The restorer in an ONNX file, on the CPU until it is moved to a GPU that onnxruntime can use.
 
     sizes: the smallest and the largest side in pixels. default_size: where the file leaves the side open. Nothing
     outside the file is read. Raises ValueError if the file is damaged, is no network from a face to a face, or the
@@ -85,9 +102,8 @@ def load_onnx(path: Path, sizes: tuple[int, int], default_size: int) -> OnnxRest
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # what fails is raised, too
-    providers = [name for name in PROVIDERS if name in onnxruntime.get_available_providers()]
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=providers)
+        session = onnxruntime.InferenceSession(content, options, providers=[ON_CPU])
     except Exception as error:  # onnxruntime has a class of its own for each reason
         raise ValueError(f"{path.name}: is not a readable ONNX file ({_line_of(error)})") from None
     name, dtype, side = _picture_in(path, session.get_inputs())
@@ -97,7 +113,7 @@ def load_onnx(path: Path, sizes: tuple[int, int], default_size: int) -> OnnxRest
             f"{path.name}: takes pictures of {size} pixels a side; {sizes[0]} to {sizes[1]} are known here"
         )
     digest = sha256_of(path)
-    module = Session(session, name, dtype).eval()
+    module = Session(session, name, dtype, onnxruntime.get_available_providers()).eval()
     return OnnxRestorer(module, "ONNX", size, path.name, digest, licence_of(digest))
 
 

@@ -200,6 +200,14 @@ def test_restore_warns_of_a_restorer_that_was_judged_no_better(photos, tiny_rest
     assert all(line.isprintable() and "base" in line for line in lines)
 
 
+def test_settings_that_change_nothing_are_said(photos, tmp_path, tiny_restorer, capsys):
+    command = ["restore", str(photos), "--aligned", "--restorer", str(tiny_restorer), "--out", str(tmp_path / "out")]
+    assert main([*command, "--numbers", "2", "--reference-strength", "0.3"]) == 0
+    said = capsys.readouterr().err
+    assert "--numbers 2: changes nothing without --faces numbered" in said
+    assert "--reference-strength 0.3: changes nothing without --reference" in said
+
+
 def test_restore_sets_codeformers_fidelity(photos, tmp_path, monkeypatch, capsys):
     from published_shapes import small_network
 

@@ -1073,3 +1073,62 @@ def test_a_file_of_a_known_kind_that_cannot_be_read_says_what_to_do(tmp_path: Pa
         read_photo(tmp_path / "gone.mp4")
     Image.new("RGB", (4, 4)).save(tmp_path / "a.ppm", "PNG")
     assert read_photo(tmp_path / "a.ppm").format == "PNG", "what it holds counts more"
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+def test_the_table_that_names_adobes_colours_stays_whole(tmp_path: Path, suffix: str, recwarn):
+    """Cameras name Adobe RGB by it alone; its place in the old file is no place in the new one."""
+    exif = exif_of({0x010F: "Maker", 0x8769: {0xA001: 65535, 0xA005: {1: "R03", 2: b"0100"}}})
+    smooth().save(tmp_path / f"a{suffix}", exif=exif if suffix == ".tif" else exif.tobytes())
+    assert Image.open(tmp_path / f"a{suffix}").getexif().get_ifd(0xA005)[1] == "R03", "the file before"
+    write_photo(tmp_path / f"b{suffix}", read_photo(tmp_path / f"a{suffix}"))
+    kept = Image.open(tmp_path / f"b{suffix}").getexif()
+    assert kept.get_ifd(0x8769)[0xA001] == 65535 and kept.get_ifd(0xA005)[1] == "R03"
+    assert not [warning for warning in recwarn if "EXIF" in str(warning.message)]
+
+
+def test_captions_and_comments_of_a_jpeg_stay_unless_its_place_is_to_be_left_out(tmp_path: Path):
+    caption = b"\x1c\x02\x78\x00\x05Anna!"
+    block = b"8BIM\x04\x04\0\0" + len(caption).to_bytes(4, "big") + caption
+    segment = b"Photoshop 3.0\0" + block
+    extra = b"\xff\xed" + (len(segment) + 2).to_bytes(2, "big") + segment
+    smooth().save(tmp_path / "a.jpg", comment=b"at the lake", extra=extra)
+    photo = read_photo(tmp_path / "a.jpg")
+    write_photo(tmp_path / "b.jpg", replace(photo, record=MARK))
+    kept = Image.open(tmp_path / "b.jpg")
+    assert kept.info["photoshop"][0x0404] == caption and kept.info["comment"] == b"at the lake"
+    assert read_photo(tmp_path / "b.jpg").record == MARK
+    write_photo(tmp_path / "c.jpg", without_place(photo))
+    left = Image.open(tmp_path / "c.jpg")
+    assert 0x0404 not in left.info.get("photoshop", {}) and not left.info.get("comment")
+    notes = write_photo(tmp_path / "d.jpg", replace(photo, iptc=b"x" * 70_000))
+    assert "IPTC" in notes[0]
+
+
+def test_colours_that_a_heic_only_names_come_into_srgb(tmp_path: Path):
+    """Display P3 without a profile would be taken for sRGB, and look dull."""
+    needs(".heic")
+    from pillow_heif import from_pillow
+
+    colours = torch.tensor([[0.8, 0.3, 0.2], [0.5, 0.5, 0.5], [0.2, 0.6, 0.3]])
+    picture = Image.fromarray((colours[None].repeat_interleave(64, 0).repeat_interleave(64, 1) * 255).byte().numpy())
+    named = {"color_primaries": 12, "transfer_characteristics": 13, "matrix_coefficients": 6, "full_range_flag": 1}
+    from_pillow(picture).save(tmp_path / "p3.heic", quality=-1, chroma=444, **named)
+    seen = read_image(tmp_path / "p3.heic")[:, 32, 32::64]
+    linear = torch.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    # To XYZ by the primaries of Display P3, and from there by the inverse of those of sRGB (IEC 61966-2-1).
+    p3 = torch.tensor([[0.48657, 0.26567, 0.19822], [0.22897, 0.69174, 0.07929], [0.0, 0.04511, 1.04394]])
+    srgb = torch.tensor([[0.41239, 0.35758, 0.18048], [0.21264, 0.71517, 0.07219], [0.01933, 0.11919, 0.95053]])
+    wanted = (torch.linalg.solve(srgb, p3) @ linear.T).clamp(0, 1)
+    wanted = torch.where(wanted <= 0.0031308, 12.92 * wanted, 1.055 * wanted ** (1 / 2.4) - 0.055)
+    assert torch.allclose(seen, wanted, atol=0.012), "two levels of 255 are lost in the file"
+    assert float((seen[:, 0] - colours[0]).abs().max()) > 0.03, "it is not what the numbers say"
+    from_pillow(picture).save(tmp_path / "hdr.heic", quality=-1, **named | {"transfer_characteristics": 16})
+    with pytest.raises(LeftOutError, match=r"hdr\.heic: is brighter than a usual picture can be \(HDR\)"):
+        read_photo(tmp_path / "hdr.heic")
+
+
+def test_a_camera_names_its_files_as_it_likes(tmp_path: Path):
+    for name in ("DSC1.HIF", "scan.jpe"):
+        (tmp_path / name).write_bytes(b"")
+    assert [path.name for path in list_images(tmp_path)] == ["DSC1.HIF", "scan.jpe"]

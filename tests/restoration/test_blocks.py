@@ -39,7 +39,18 @@ CONFIG = RestoreConfig(precision="float32", match_grain=False, likeness="off")
 def test_the_quality_and_the_corners_of_a_jpeg_are_read_off_its_pixels(quality: int, top: int, left: int) -> None:
     photo = stored_as_jpeg(natural(), quality)[:, top:, left:]
     read = read_jpeg(photo)
-    assert read and abs(read.quality - quality) <= 2 and read[1:] == (-top % 8, -left % 8)
+    assert read and abs(read.quality - quality) <= 2 and read == Jpeg(read.quality, -top % 8, -left % 8)
+
+
+@pytest.mark.parametrize("quality", [30, 75])
+def test_a_jpeg_that_was_stored_lying_on_its_side_is_read_and_used_as_one_that_was_not(quality: int) -> None:
+    """Cameras store what is taken upright so; libjpeg's steps are not the same for rows and columns."""
+    upright = stored_as_jpeg(natural(), quality)
+    jpeg, turned = read_jpeg(upright), read_jpeg(upright.mT)
+    assert jpeg and turned and turned == Jpeg(jpeg.quality, jpeg.left, jpeg.top, turned=True)
+    assert torch.allclose(unblocked(upright.mT, turned), unblocked(upright, jpeg).mT, atol=1 / 255)
+    new = (upright + noise(upright, 0.01)).clamp(0, 1)
+    assert torch.allclose(within_steps(upright.mT, new.mT, turned), within_steps(upright, new, jpeg).mT, atol=1e-5)
 
 
 def test_other_photos_come_from_no_jpeg() -> None:
@@ -120,7 +131,7 @@ def test_what_a_network_makes_up_beyond_the_steps_of_a_jpeg_is_taken_back(
     whole = 0.3 + 0.4 * natural()  # far from black and white, where values are cut off
     clean, photo = (picture[:, 3:, 5:] for picture in (whole, stored_as_jpeg(whole, quality)))
     jpeg = read_jpeg(photo)
-    assert jpeg and jpeg[1:] == (5, 3)
+    assert jpeg and (jpeg.top, jpeg.left) == (5, 3)
     rows, columns = (clean.shape[1] - 5) // 8, (clean.shape[2] - 3) // 8
     steps = scaled_table(LUMA_TABLE, quality).clamp(max=60) / 255
     made_up = from_block_cosines(noise(torch.empty(rows, columns, 8, 8), 0.3) * steps)

@@ -402,6 +402,43 @@ def test_a_photo_that_is_too_large_for_the_memory_does_not_end_the_batch(
     assert len(result.files) == len(list(photos.rglob("*.*")))
 
 
+def test_a_face_that_cannot_be_judged_does_not_end_the_batch(photos: Path, tmp_path: Path, monkeypatch) -> None:
+    calls = []
+
+    def judge(crops: list[Tensor], restored: list[Any], widths: list[float]) -> Acted:
+        calls.append(widths)
+        if len(calls) == 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return Acted(list(range(len(crops))), restored, (), [], [])
+
+    monkeypatch.setattr(module.FolderRestorer, "look", property(lambda self: judge))
+    result = restore_folder(photos, tmp_path / "out", from_file(), PLAIN)
+    (problem,) = [file.reason for file in result.files if "judged" in file.reason]
+    assert "could not be judged" in problem and len(calls) > 1
+    assert result.count("failed") == 2 and result.count("restored") == len(calls) - 1  # one is broken
+
+
+def test_of_large_photos_few_are_held_at_once(tmp_path: Path, monkeypatch) -> None:
+    """Eight scans of 100 megapixels, read ahead and waiting to be written, would need more memory than there is."""
+    monkeypatch.setattr(module, "HELD_PIXELS", 64 * 64)
+    alive: weakref.WeakSet[Photo] = weakref.WeakSet()
+    most = 0
+
+    def counting(path: Path) -> Photo:
+        nonlocal most
+        photo = read_photo(path)
+        alive.add(photo)
+        most = max(most, len(alive))
+        return photo
+
+    monkeypatch.setattr(module, "read_photo", counting)
+    for i in range(12):
+        write_image(tmp_path / "in" / f"{i:02}.png", smooth(64, 64))
+    monkeypatch.setattr("bfr_core.restoration.folder.load_detector", lambda *args: found(face_at(5, 5, 40)))
+    result = restore_folder(tmp_path / "in", tmp_path / "out", fake_restorer(), PLAIN)
+    assert result.count("restored") == 12 and most <= 4, "one read, one at work, one written, one that is let go"
+
+
 def test_a_damaged_record_only_costs_time(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     restore_folder(photos, out, from_file(), PLAIN)

@@ -78,3 +78,23 @@ def test_a_network_that_answers_with_another_shape_is_told(tmp_path):
     restorer = load_restorer(write_onnx(tmp_path / "GPEN.onnx"))
     with pytest.raises(ValueError, match=r"an ONNX network failed on a face of \(1, 3, 32, 32\)"):
         restorer.restore(torch.rand(1, 3, 32, 32))
+
+
+def test_it_computes_where_it_is_told_to(tmp_path):
+    class Noted:
+        def __init__(self) -> None:
+            self.used = ["CPUExecutionProvider"]
+
+        def get_providers(self) -> list[Any]:
+            return [one if isinstance(one, str) else one[0] for one in self.used]
+
+        def set_providers(self, names: list[Any]) -> None:
+            self.used = names
+
+    restorer = load_restorer(write_onnx(tmp_path / "GPEN.onnx"))
+    session: Any = restorer.module
+    session.session, session.available = Noted(), ("CUDAExecutionProvider", "CPUExecutionProvider")
+    session.run_on(torch.device("cuda:1"))
+    assert session.session.used[0] == ("CUDAExecutionProvider", {"device_id": 1})
+    restorer.to("cpu")
+    assert session.session.used == ["CPUExecutionProvider"]
