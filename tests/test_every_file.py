@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
 import sys
+import threading
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -23,6 +25,7 @@ from bfr_core.cli.progress import Bars, Cancel
 from bfr_core.faces.align import Face, template
 from bfr_core.faces.detect import load_detector
 from bfr_core.files import photos as images
+from bfr_core.files.ownership import LIST
 from bfr_core.files.photos import Photo, read_photo, write_image, write_photo
 from bfr_core.restorers.base import Restorer
 
@@ -338,3 +341,55 @@ def test_animations_under_any_name_are_left_out_of_every_command(tmp_path: Path,
         assert [line for line in lines if "move.png" in line] == [
             "left out (is an animation of 3 frames; save the frames to restore as pictures): move.png"
         ]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
+def test_a_pipe_among_the_photos_is_not_waited_for(tmp_path: Path, four_faces: None, capsys: Any) -> None:
+    write_image(tmp_path / "in" / "a.png", picture())
+    os.mkfifo(tmp_path / "in" / "pipe.jpg")
+    writer = threading.Timer(20, lambda: (tmp_path / "in" / "pipe.jpg").write_bytes(b""))  # who waits goes on, too late
+    writer.start()
+    status, summary, _ = command("faces", tmp_path / "in", "--run", tmp_path / "run", capsys=capsys)
+    assert writer.is_alive(), "it was waited for"
+    writer.cancel()
+    states = {file["photo"]: file["status"] for file in summary["files"]}
+    assert status == 1 and states == {"a.png": "used", "pipe.jpg": "failed"}
+
+
+def test_a_full_disk_is_not_bad_input_and_its_folder_is_named(
+    tmp_path: Path, four_faces: None, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_image(tmp_path / "in" / "a.png", picture())
+
+    class Full(io.BytesIO):
+        def write(self, content: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    opened = Path.open
+
+    def full(path: Path, mode: str = "r", *more: Any, **how: Any) -> Any:
+        return Full() if path.name == LIST and mode == "ab+" else opened(path, mode, *more, **how)
+
+    monkeypatch.setattr(Path, "open", full)
+    status, _, lines = command("faces", tmp_path / "in", "--run", tmp_path / "run", capsys=capsys)
+    assert status == 1 and "No space left" in lines[-1] and str(tmp_path / "run") in lines[-1]
+
+
+def test_a_table_that_cannot_be_written_is_told_before_the_work_or_costs_no_summary(
+    tmp_path: Path, plain: Restorer, four_faces: None, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow")
+    write_image(tmp_path / "in" / "a.png", picture())
+    (tmp_path / "file").write_text("")
+    work = ["restore", tmp_path / "in", "--out", tmp_path / "out", "--parquet"]
+    status, _, lines = command(*work, tmp_path / "file" / "table.parquet", capsys=capsys)
+    assert status == 2 and "file" in lines[-1] and not (tmp_path / "out").exists()
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("bfr_core.cluster.table.write_parquet", fails)
+    status, summary, lines = command(*work, tmp_path / "table.parquet", capsys=capsys)
+    assert status == 1 and [file["status"] for file in summary["files"]] == ["restored"]
+    assert summary["failed"] == [str(tmp_path / "table.parquet")]
+    assert any("--parquet: " in line and "No space left" in line for line in lines)

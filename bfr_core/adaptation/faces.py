@@ -5,6 +5,8 @@ from __future__ import annotations
 import glob
 import json
 import logging
+import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -490,9 +492,9 @@ def _stamp(file: Path) -> list[int]:
 
 
 def content_hash(file: Path) -> str:
-    """SHA-256 of a file; "" if it cannot be read."""
+    """SHA-256 of a file; "" if it cannot be read, or is a pipe or a device, which would be waited on for ever."""
     try:
-        return sha256_of(file)
+        return sha256_of(file) if stat.S_ISREG(os.stat(file).st_mode) else ""
     except OSError:
         return ""
 

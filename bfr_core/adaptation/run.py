@@ -209,9 +209,9 @@ class Run:
             ) from None
         except OSError as error:
             reason = error.strerror or str(error)
-            raise OSError(
-                f"run {printable(self.folder)}: cannot be written ({reason}); choose another folder"
-            ) from None
+            clear = OSError(f"run {printable(self.folder)}: cannot be written ({reason}); choose another folder")
+            clear.errno = error.errno
+            raise clear from None
         try:
             yield
         finally:

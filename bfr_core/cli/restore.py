@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..device import choose_device
-from ..files.ownership import free_place, maker_of
+from ..files.ownership import begin_list, free_place, maker_of
 from ..files.photos import printable
 from .account import DONE, RESTORED, Results, each_photo, importable, print_account, problems_of
 from .flags import (
@@ -41,8 +41,11 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
 
     config = restore_config(args)
     _warn_of_idle(args, config)
+    if args.again and args.skip_existing:
+        raise ValueError("--again and --skip-existing: make results anew, and leave them alone; give one of the two")
     if args.parquet:  # before hours of work, not after them
         importable("pyarrow", "--parquet")
+        begin_list(args.parquet.parent)
     restorer = load_restorer(args.restorer)
     if args.fidelity is not None:
         restorer = with_fidelity(restorer, args.fidelity)
@@ -78,13 +81,25 @@ def restore(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
     if likeness:
         print(counted(likeness), file=sys.stderr)
     print_account(files, RESTORED, f"results in {printable(args.out)}")
+    failed = {}
     if args.parquet:
         from ..cluster.table import write_parquet
 
-        write_parquet(free_place(args.parquet, maker=maker_of("restore --parquet", args.photos)), result)
+        try:
+            write_parquet(free_place(args.parquet, maker=maker_of("restore --parquet", args.photos)), result)
+        except (ValueError, OSError) as error:  # the photos are done, and their summary is not to be lost with it
+            log.error("--parquet: %s", printable(str(error)))
+            failed = {"failed": [str(args.parquet)]}
     times = {"seconds": round(result.seconds, 2), "network_seconds": round(result.network_seconds, 2)}
     words = {"likeness": counts_of(likeness)} if likeness else {}
-    return counts | times | {"files": files, "problems": problems} | ({"served_by": served} if served else {}) | words
+    return (
+        counts
+        | times
+        | {"files": files, "problems": problems}
+        | ({"served_by": served} if served else {})
+        | words
+        | failed
+    )
 
 
 def _warn_of_idle(args: argparse.Namespace, config: Any) -> None:

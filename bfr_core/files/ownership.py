@@ -457,6 +457,11 @@ def _add(folder: Path, line: str) -> None:
     A line that was cut short, by a full disk or a crash, is ended first: what follows it must not be lost with it.
     """
     begin_list(folder)
-    with (folder / LIST).open("ab+") as file:
-        cut_short = file.seek(0, os.SEEK_END) > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
-        file.write(b"\n" * cut_short + f"{line}\n".encode())
+    try:
+        with (folder / LIST).open("ab+") as file:
+            cut_short = file.seek(0, os.SEEK_END) > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
+            file.write(b"\n" * cut_short + f"{line}\n".encode())
+    except OSError as error:
+        if error.filename is None:  # of a full disk, which names no place
+            error.filename = str(folder)
+        raise
