@@ -9,10 +9,11 @@ import torch
 
 from bfr_core.adaptation.config import recipe
 from bfr_core.damage.groups import FEATURES, DamageGroups, describe
+from bfr_core.faces.align import Face, template
 from bfr_core.files.photos import read_photo, write_image
 from bfr_core.files.tensors import load_tensors, save_tensors, sha256_of
 from bfr_core.restoration.folder import restore_folder
-from bfr_core.restoration.restore import RestoreConfig
+from bfr_core.restoration.restore import RestoreConfig, restore_aligned, restore_photo
 from bfr_core.restorers import Restorer, export_pth, load_restorer, save_restorer
 from bfr_core.restorers.codeformer import CodeFormer, with_fidelity
 from bfr_core.restorers.routed import Routed, save_groups
@@ -80,6 +81,17 @@ def test_a_folder_says_who_served_each_face(file, lq, tmp_path):
     assert [one.served for one in result.files] == [("group 1",), ("base",)]
     step = read_photo(tmp_path / "out/0.png").record.steps[-1]
     assert step.settings["served_by"] == "group 1" and step.restorer == "groups.safetensors"
+
+
+def test_so_does_the_record_of_a_photo_in_memory(file, lq):
+    config = replace(EXACT, likeness="off")
+    face = Face(template(1) * 32 + [48, 48])
+    photo = torch.full((3, 96, 96), 0.5)
+    photo[:, 32:64, 32:64] = lq[0]
+    routed = load_restorer(file)
+    whole = restore_photo(photo, routed, config, lambda _: [face])
+    step = restore_aligned(lq[0], routed, config).step
+    assert whole.step.settings["served_by"] in ("group 1", "base") and step.settings["served_by"] == "group 1"
 
 
 def test_one_restorer_says_nothing_of_groups(tiny_restorer, lq, tmp_path):
