@@ -53,9 +53,11 @@ from .faces import (
     ROWS,
     Faces,
     Pairs,
+    check_size,
     folded,
     lines,
     paired,
+    pauses,
     target_check_widgets,
     target_outputs,
     times_paused,
@@ -66,6 +68,7 @@ from .faces import (
 SAMPLER, TARGETS, TUNING = SamplerConfig(), TargetConfig(), FinetuneConfig()
 OWN = "as set below"
 CURVE_PIXELS = 512  # width of a curve as it is drawn, which is enlarged to the width of the faces below it
+READ_BY_REACTOR = ("GFPGAN", "CodeFormer")  # kinds of restorers whose .pth files it reads
 RECIPES = [RECOMMENDED, PUBLISHED, OWN]
 SETTINGS = (
     "recommended takes what suits the restorer's size and kind, whatever is set below; published follows "
@@ -141,6 +144,7 @@ class MakePseudoTargets(host.Node):
             config = changed(config, {"targets.sampler": sampler, "targets.batch_size": own["batch_size"]})
             config = config if known_answers else changed(config, {"finetune.sharp": 0.0})
         run, found = faces.opened()
+        check_size(found, restorer)
         if first_look:
             return cls.show_first_look(run, restorer, prior, config)
         otherwise = [] if config.finetune.sharp or settings != OWN else ["by the noise"]
@@ -271,6 +275,12 @@ class FinetuneRestorer(host.Node):
         )  # fmt: skip
 
     @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> str:
+        """A text that changes when a tuning has been paused, so that queuing again goes on with it. That of any run,
+        because which one this node works in is not known before."""
+        return fingerprint(*pauses())
+
+    @classmethod
     def work(
         cls,
         pairs: Pairs,
@@ -291,7 +301,7 @@ class FinetuneRestorer(host.Node):
             raise ValueError("real is for one restorer; disconnect it, or switch mixed off")
         lasting = asdict(replace(config, iterations=1, micro_batch=1, recompute=False))
         tuned_with = fingerprint(restorer.network.sha256, lasting, mixed, real.folder if real else None)
-        pairs.opened()
+        check_size(pairs.opened()[1], restorer)
         folder = with_settings(pairs.faces, "finetune", tuned_with).folder
         pairs = replace(pairs, faces=replace(pairs.faces, folder=folder))
         if mixed and (output := cls.by_group(pairs, restorer, config, minutes_this_run)):
@@ -365,13 +375,13 @@ class FinetuneRestorer(host.Node):
         host.free()
         report = read_table(run.folder / "report.json")
         verdict = f"{VERDICTS.get(report['verdict'], 'Not judged')}. {report['verdict_sentence']}"
-        text = lines([verdict, *said, *(note for state in states.values() for note in state.notes)])
+        said = [verdict, *said, *(note for state in states.values() for note in state.notes)]
         finished = all(fraction_done(state, config) >= 1 for state in states.values())
         if not finished:
             with run.locked():
                 run.record("pauses", {"times": times_paused(run) + 1})
             steps = sum(state.step for state in states.values())
-            text = f"Paused at step {steps} of {config.iterations * len(states)}; queue again to go on.\n{text}"
+            said = [f"Paused at step {steps} of {config.iterations * len(states)}; queue again to go on.", *said]
         picture = host.shrunk(folded(rows)[None], host.RESULT_PIXELS)[0]
         width = picture.shape[-1]
         bigger = max(1, width // CURVE_PIXELS)  # so that its words can be read on the node
@@ -380,8 +390,8 @@ class FinetuneRestorer(host.Node):
         pictures = convert.to_image(sheet(curves(states))), convert.to_image(sheet(rows))
         adopt = report["verdict"] == "adopt"
         progress.end(picture)
-        values = (text, finished, *pictures, str(run.folder), adopt, *likeness_of(run))
-        return host.output(cls, host.managed(tuned), *values, text=text, picture=picture)
+        values = ("\n".join(said), finished, *pictures, str(run.folder), adopt, *likeness_of(run))
+        return host.output(cls, host.managed(tuned, not finished), *values, text=lines(said), picture=picture)
 
 
 def likeness_of(run: Run) -> tuple[str, int]:
@@ -502,7 +512,8 @@ class SaveRestorer(host.Node):
         return host.schema(
             "BFR_SaveRestorer",
             "Save Restorer (BFR)",
-            f"Writes the restorer into models/{host.RESTORERS}, for Load Restorer and for other programs.",
+            f"Writes the restorer into models/{host.RESTORERS}, for Load Restorer and for other programs. One whose "
+            "tuning is paused is saved when that is finished.",
             [
                 host.RestorerType.Input("restorer", tooltip="The restorer to save."),
                 io.String.Input(
@@ -521,7 +532,8 @@ class SaveRestorer(host.Node):
                     io.Boolean.Input(
                         "also_pth",
                         default=False,
-                        tooltip="Write a .pth, too, for packs that read only that (ReActor).",
+                        tooltip="Write a .pth, too, for packs that read only that. ReActor reads those of GFPGAN and "
+                        "CodeFormer only; that of a CodeFormer is called NAME_codeformer.pth, by which it is known.",
                     )
                 ),
                 io.Boolean.Input(
@@ -532,24 +544,34 @@ class SaveRestorer(host.Node):
                     "with a warning.",
                 ),
             ],
-            [io.String.Output(display_name="path", tooltip="The file that was written.")],
+            [
+                io.String.Output(
+                    display_name="path",
+                    tooltip="The file that was written; where none was, the nodes after it do not run.",
+                )
+            ],
             ("export", "checkpoint"),
             is_output_node=True,
         )
 
     @classmethod
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        """See `host.judged`."""
+        return host.judged(file_named, name)
+
+    @classmethod
     def work(
         cls, restorer: host.Managed, name: str, half: bool, also_pth: bool, only_adopted: bool = False
     ) -> io.NodeOutput:
-        if only_adopted and (caution := restorer.network.caution):
-            raise ValueError(f"{caution}; it is not saved, because only_adopted is on")
-        if not name.strip("./ "):
-            raise ValueError("name is empty; give the file a name")
-        root = host.save_folder()
-        wanted = paths.inside(root, f"{name.removesuffix('.safetensors')}.safetensors")
+        network, root = restorer.network, host.save_folder()
+        wanted = file_named(name)
+        if restorer.paused:
+            return cls.not_saved("the tuning is paused; the restorer is saved when it is finished")
+        if only_adopted and network.caution:
+            return cls.not_saved(f"only_adopted is on. {network.caution}")
         begin_list(wanted.parent)
-        path, pth = free_names(wanted, also_pth)
-        network = restorer.network
+        path = free_name(wanted, network, also_pth)
+        pth = pth_beside(path, network)
         if isinstance(network, Routed):
             if also_pth:
                 raise ValueError("also_pth: a .pth holds one restorer, and this is one for each group; switch it off")
@@ -559,21 +581,42 @@ class SaveRestorer(host.Node):
         made = [path, pth] if also_pth else [path]
         if also_pth:
             export_pth(pth, network)
-        if before := saved_before(wanted, made):  # the same graph was run again
+        if before := saved_before(wanted, made, network):  # the same graph was run again
             for place in (*made, path.with_suffix(".groups")):
                 delete(place)
             path = before
-        saved = f"saved: {printable(path.relative_to(root).as_posix())}"
-        return host.output(cls, str(path), text=lines([saved, *([network.caution] if network.caution else [])]))
+        saved = f"saved: {printable(path.relative_to(root).as_posix())} in {printable(root)}"
+        said = [saved, *([network.caution] if network.caution else [])]
+        if also_pth and network.architecture not in READ_BY_REACTOR:
+            said.append(f"ReActor reads .pth files of {' and '.join(READ_BY_REACTOR)} only, and not this one")
+        return host.output(cls, str(path), text=lines(said))
+
+    @classmethod
+    def not_saved(cls, why: str) -> io.NodeOutput:
+        """The node's outputs where nothing is written."""
+        return host.output(cls, host.nothing(), text=f"not saved: {why}")
 
 
-def saved_before(wanted: Path, made: list[Path]) -> Path | None:
+def file_named(name: str) -> Path:
+    """The file that is to be written under this name. Raises ValueError for one that leads elsewhere or is empty."""
+    if not name.strip("./ "):
+        raise ValueError("name is empty; give the file a name")
+    return paths.inside(host.save_folder(), f"{name.removesuffix('.safetensors')}.safetensors")
+
+
+def pth_beside(path: Path, network: Restorer) -> Path:
+    """The .pth that goes with the file `path`; other programs know a CodeFormer by its file's name."""
+    named = network.architecture != "CodeFormer" or "codeformer" in path.stem.lower()
+    return path.with_suffix(".pth") if named else path.with_name(f"{path.stem}_codeformer.pth")
+
+
+def saved_before(wanted: Path, made: list[Path], network: Restorer) -> Path | None:
     """`wanted`, or the first number of it, under which the same was saved as in the files `made`; None if nowhere."""
     for number in count(1):
         place = numbered(wanted, number)
         if place == made[0]:
             return None
-        before = [place.with_suffix(file.suffix) for file in made]
+        before = [place, pth_beside(place, network)][: len(made)]
         if all(is_own(old) and same_content(old, new) for old, new in zip(before, made, strict=True)):
             return place
     raise AssertionError("there is always a number")
@@ -599,11 +642,12 @@ def without_place(metadata: dict[str, str]) -> dict[str, Any]:
     return metadata | {"members": [one and [PurePosixPath(one["file"]).name, one["sha256"]] for one in members]}
 
 
-def free_names(path: Path, also_pth: bool) -> tuple[Path, Path]:
-    """`path`, and the same as .pth, with the first number under which there is nothing yet, nor a folder of groups."""
+def free_name(path: Path, network: Restorer, also_pth: bool) -> Path:
+    """`path` with the first number under which there is nothing yet, nor a folder of groups, nor a .pth if one is
+    wanted."""
     for number in count(1):
         place = numbered(path, number)
-        ends = (".safetensors", ".groups", *((".pth",) if also_pth else ()))
-        if not any(os.path.lexists(place.with_suffix(end)) for end in ends):
-            return place, place.with_suffix(".pth")
+        taken = [place, place.with_suffix(".groups"), *([pth_beside(place, network)] if also_pth else [])]
+        if not any(map(os.path.lexists, taken)):
+            return place
     raise AssertionError("there is always a number")

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
@@ -40,7 +42,7 @@ STAGES = ("targets", "finetune")
 BEGINS_WITH = {"targets": ["faces", "left_out.json", "damage.json"]}
 BEGINS_WITH["finetune"] = [*BEGINS_WITH["targets"], "settled.json", "restored", "targets", "given"]
 BEGINS_WITH["finetune"] += ["gate.json", "gate_given.json"]
-LISTED = 20  # lines of a report before it says how many more there are
+LISTED = 20  # lines of a text on a node before it says how many more there are
 ROWS = 8  # of a picture that shows examples
 MARK = "comfyui.json"  # file of a run that says what it was made of, and tells it from an earlier one of its name
 DEFAULT_RUN = "my_run"  # the name that a run has unless the user gives it one: other photos make another run beside it
@@ -107,7 +109,8 @@ FACES = FaceConfig()
 AS_TYPED = "as typed"
 RUN = (
     "Name of the run: a folder under output/bfr_runs in which the faces, targets and the restorer are kept, and from "
-    f"which work goes on after a stop. Under the name {DEFAULT_RUN}, other photos or settings make a new run beside it."
+    f"which work goes on after a stop. Under the name {DEFAULT_RUN}, another folder, other pictures of other nodes or "
+    "other settings make a new run beside it."
 )
 
 
@@ -184,9 +187,19 @@ class FacesFromFolder(host.Node):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, place: str, folder: str, run: str, input_folder: str = AS_TYPED, **_: Any) -> str:
-        """A text that changes when a photo does, and when `run_states` do."""
-        root, source = chosen_folder(place, folder, input_folder)
+    def validate_inputs(cls, run: str | None = None) -> bool | str:
+        """See `host.judged`."""
+        return host.judged(host.open_run, run)
+
+    @classmethod
+    def fingerprint_inputs(
+        cls, place: str | None, folder: str | None, run: str | None, input_folder: str | None = AS_TYPED, **_: Any
+    ) -> str | float:
+        """A text that changes when a photo does, and when `run_states` do; NaN, which is never the same, where the
+        folder comes from another node and is not known before that has run."""
+        if input_folder is None or (input_folder == AS_TYPED and (place is None or folder is None)):
+            return float("nan")  # a new one: ComfyUI compares in tuples, where one and the same NaN is equal to itself
+        root, source = chosen_folder(place or "", folder or "", input_folder)
         images, _left_out = paths.images_inside(source, root)
         stamps = [(f.relative_to(source).as_posix(), *host.stamp(f)[1:]) for f in images]
         return fingerprint(stamps, *run_states(run))
@@ -257,7 +270,12 @@ class FacesFromImages(host.Node):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, run: list[str], **_: Any) -> str:
+    def validate_inputs(cls, run: list[str | None] | None = None) -> bool | str:
+        """See `host.judged`."""
+        return host.judged(host.open_run, run[0] if run else None)
+
+    @classmethod
+    def fingerprint_inputs(cls, run: list[str | None], **_: Any) -> str:
         """A text that changes when `run_states` do."""
         return fingerprint(*run_states(run[0]))
 
@@ -326,11 +344,11 @@ def collected(
     said = [f"{'1 file' if len(problems) == 1 else f'{len(problems)} files'} gave none:", *problems] if problems else []
     links = "1 link was" if len(left_out) == 1 else f"{len(left_out)} links were"
     said += [f"{links} not followed:", *left_out] if left_out else []
-    text = lines([f"{len(faces)} face{'' if len(faces) == 1 else 's'}", *said, *map(printable, whose)])
+    report = [f"{len(faces)} face{'' if len(faces) == 1 else 's'}", *said, *map(printable, whose)]
     handle = Faces((with_the_same(run, faces) if by_default else run).folder, faces.fingerprint, by_default)
     picture = folded([[face] for face in shown[:ROWS]], ROWS // 2)[None]
-    values = (handle, convert.to_image(shown), len(faces), text, "\n".join(map(printable, whose)))
-    return host.output(cls, *values, text=text, picture=picture)
+    values = (handle, convert.to_image(shown), len(faces), "\n".join(report), "\n".join(map(printable, whose)))
+    return host.output(cls, *values, text=lines(report), picture=picture)
 
 
 # ---------------------------------------------------------------- targets made elsewhere
@@ -347,7 +365,11 @@ class TargetsFromImages(host.Node):
             "Takes clean faces as targets, which any other graph has made from the output 'images' of the faces node.",
             [
                 host.FacesType.Input("faces", tooltip="The faces that the pictures belong to."),
-                io.Image.Input("images", tooltip="A clean version of each face, in the order of the faces."),
+                io.Image.Input(
+                    "images",
+                    tooltip="A clean version of each face, in the order of the faces; a list of pictures is one row of "
+                    "them.",
+                ),
                 io.Int.Input(
                     "first",
                     default=0,
@@ -360,16 +382,34 @@ class TargetsFromImages(host.Node):
             target_outputs(),
             ("teacher", "pseudo targets", "training pairs"),
             is_output_node=True,
+            is_input_list=True,
         )
 
     @classmethod
-    def work(cls, faces: Faces, images: Tensor, first: int, gate: float) -> io.NodeOutput:
+    def work(cls, images: list[Tensor], **given: list[Any]) -> io.NodeOutput:
+        """The pairs of all pictures of the list, an IMAGE each, in their order; of everything else the list has one."""
+        pictures = [picture for some in images for picture in convert.to_photos(some)]
+        return cls.of_pictures(pictures, **{key: value[0] for key, value in given.items()})
+
+    @classmethod
+    def of_pictures(cls, pictures: list[Tensor], faces: Faces, first: int, gate: float) -> io.NodeOutput:
+        """`work` for pictures, (3, N, N) in [0, 1] each."""
         run, found = faces.opened()
         progress = host.NodeProgress()
         with run.locked():
-            files = match_in_order(run, found, convert.to_photos(images), first)
+            files = match_in_order(run, found, pictures, first)
             accepted, made_from = check_given(run, found, files, TargetCheckConfig(limit=gate), progress)
         return paired(cls, run, found, accepted, Pairs(faces, made_from, None), progress)
+
+
+def check_size(faces: FaceSet, restorer: host.Managed) -> None:
+    """Raises ValueError if the faces were cut out at another size than the restorer's."""
+    side, size = read_image(faces.crop(faces.names[0])).shape[-1], restorer.network.size
+    if side != size:
+        raise ValueError(
+            f"the faces are {side} pixels wide, but restorer takes {size}; connect the restorer of the faces node "
+            "here, or this one there"
+        )
 
 
 def target_check_widgets() -> list[Any]:
@@ -402,12 +442,12 @@ def paired(
     refused = read_table(pairs.checks(run)).get("refused", {})
     reasons = [f"{printable(name)}: {reason}" for name, reason in refused.items()]
     said = [f"{len(accepted)} targets are fit to learn from, {len(refused)} are refused"]
-    text = lines([*said, *reasons])
+    report = [*said, *reasons]
     examples = [triplet(run, faces, name, path) for name, path in list(accepted.items())[:ROWS]]
     picture = folded(examples)[None]
     progress.end(picture)
-    values = (pairs, convert.to_image(sheet(examples)), len(accepted), len(refused), text)
-    return host.output(cls, *values, text=text, picture=picture)
+    values = (pairs, convert.to_image(sheet(examples)), len(accepted), len(refused), "\n".join(report))
+    return host.output(cls, *values, text=lines(report), picture=picture)
 
 
 def folded(rows: list[list[Tensor]], columns: int = 2) -> Tensor:
@@ -445,27 +485,38 @@ def open_run(name: str, made_of: list[Any], size: int) -> Run:
     wanted = [*made_of, size]
     if name != DEFAULT_RUN:
         return host.open_run(name)
-    for run in default_runs():
-        mark = begun(run)
-        unused = "of" not in mark and not (run.faces / "faces.json").exists()
-        if unused:
-            write_json(run.folder / MARK, mark | {"of": wanted})
-        if unused or mark.get("of") == wanted:
-            return run
-    raise AssertionError("there is always a number")
+    there = next((run for run in runs_by_default() if made_of_what(run) == wanted), None)
+    if there:
+        return there
+    run = next(run for run in default_runs() if is_unused(run))
+    write_json(run.folder / MARK, begun(run) | {"of": wanted})
+    return run
 
 
 def with_the_same(run: Run, faces: FaceSet) -> Run:
     """`run`, or the first run called `DEFAULT_RUN`, or so with a number, that holds the same faces, however they were
-    found: what was made of them there is not made again."""
-    others = itertools.takewhile(lambda one: one.folder.exists() and one.folder != run.folder, default_runs())
-    tables = ((one, read_table(one.faces / "faces.json")) for one in others)
-    return next((one for one, table in tables if table.get("fingerprint") == faces.fingerprint), run)
+    found, if possible with targets: what was made of them there is not made again."""
+    tables = ((one, read_table(one.faces / "faces.json")) for one in runs_by_default())
+    same = [one for one, table in tables if table.get("fingerprint") == faces.fingerprint]
+    return next((one for one in same if one.targets.exists() or one.given.exists()), next(iter(same), run))
 
 
 def default_runs() -> Iterator[Run]:
     """The runs called `DEFAULT_RUN`, which is numbered 1, and so with a number, there or not, without end."""
     return (host.open_run(DEFAULT_RUN if n == 1 else f"{DEFAULT_RUN}_{n}") for n in itertools.count(1))
+
+
+def runs_by_default() -> list[Run]:
+    """Those of `default_runs` that are there, in their order; there are gaps where a user has deleted some."""
+    folders = (host.folder("output") / host.RUNS).glob(f"{DEFAULT_RUN}*")
+    names = (folder.name for folder in folders if folder.is_dir() and not folder.is_symlink())
+    found = (re.fullmatch(rf"{DEFAULT_RUN}(?:_([2-9]|[1-9]\d+))?", name) for name in names)
+    return [host.open_run(name) for _, name in sorted((int(one[1] or 1), one[0]) for one in found if one)]
+
+
+def is_unused(run: Run) -> bool:
+    """Whether the run is of nothing yet; one that is not there is begun."""
+    return "of" not in begun(run) and not (run.faces / "faces.json").exists()
 
 
 def with_settings(faces: Faces, stage: str, settings: str) -> Run:
@@ -479,23 +530,25 @@ def with_settings(faces: Faces, stage: str, settings: str) -> Run:
     if not faces.by_default:
         return run
     before = {key: value for key, value in begun(run).items() if key in ("of", *STAGES[: STAGES.index(stage)])}
-    for candidate in itertools.chain([run], (one for one in default_runs() if one.folder != run.folder)):
-        mark = begun(candidate)
-        unused = "of" not in mark and not (candidate.faces / "faces.json").exists()
-        same = all(mark.get(key) == value for key, value in before.items()) and mark.get(stage) in (None, settings)
-        if not (unused or same):
-            continue
-        with candidate.locked():
-            if candidate is not run:
-                copy_run(run, candidate, [name for name in BEGINS_WITH[stage] if (run.folder / name).exists()])
-                for done in ("faces", *STAGES[: STAGES.index(stage)]):
-                    if done in run.config():
-                        candidate.record(done, run.config()[done])
-            if stage == "targets" and (known := estimate_beside(candidate, before.get("of"))):
-                copy_run(known, candidate, ["damage.json"])
-            write_json(candidate.folder / MARK, mark | before | {stage: settings})
-        return candidate
-    raise AssertionError("there is always a number")
+
+    def is_made_with(candidate: Run, made_with: str | None) -> bool:
+        mark, known = read_table(candidate.folder / MARK), "of" in before or candidate.folder == run.folder
+        return known and mark.get(stage) == made_with and all(mark.get(key) == value for key, value in before.items())
+
+    there = [run, *(one for one in runs_by_default() if one.folder != run.folder)]
+    chosen = next((one for one in there if is_made_with(one, settings)), None) or next(
+        one for one in itertools.chain([run], default_runs()) if is_unused(one) or is_made_with(one, None)
+    )
+    with chosen.locked():
+        if chosen.folder != run.folder:
+            copy_run(run, chosen, [name for name in BEGINS_WITH[stage] if (run.folder / name).exists()])
+            for done in ("faces", *STAGES[: STAGES.index(stage)]):
+                if done in run.config():
+                    chosen.record(done, run.config()[done])
+        if stage == "targets" and (known := estimate_beside(chosen, before.get("of"))):
+            copy_run(known, chosen, ["damage.json"])
+        write_json(chosen.folder / MARK, begun(chosen) | before | {stage: settings})
+    return chosen
 
 
 def estimate_beside(run: Run, made_of: Any) -> Run | None:
@@ -503,8 +556,7 @@ def estimate_beside(run: Run, made_of: Any) -> Run | None:
     taken only if faces and networks are the same, see `folder_damage`."""
     if run.damage.exists():
         return None
-    others = itertools.takewhile(lambda one: one.folder.exists(), default_runs())
-    known = [one for one in others if one.damage.exists() and begun(one).get("of") == made_of]
+    known = [one for one in runs_by_default() if one.damage.exists() and made_of_what(one) == made_of]
     return max(known, key=lambda one: one.damage.stat().st_mtime_ns, default=None)
 
 
@@ -520,15 +572,39 @@ def copy_run(run: Run, other: Run, names: list[str]) -> None:
                 replace_atomically(target, partial(shutil.copy2, source))
 
 
-def run_states(name: str) -> list[tuple[str, int]]:
-    """States that change when a tuning of the run has paused, so that queuing again goes on with it, and when its
-    folder was deleted, so that it is made again; for `DEFAULT_RUN` those of the runs beside it, too. A run that is not
-    there yet is begun, because it must be the same one next time."""
-    runs = [host.open_run(name)]
-    if name == DEFAULT_RUN:
-        beside = itertools.islice(default_runs(), 1, None)
-        runs += itertools.takewhile(lambda run: run.folder.exists(), beside)
-    return [(begun(run)["id"], times_paused(run)) for run in runs]
+def run_states(name: str | None) -> list[Any]:
+    """States that change when the folder of the run was deleted, so that it is made again; for `DEFAULT_RUN` those of
+    the runs beside it, too. A run that is not there yet is begun, because it must be the same one next time. For None,
+    a name that comes from another node and is not known yet, those of all runs."""
+    if name is None:
+        return [read_table(folder / MARK).get("id") for folder in folders_of_runs()]
+    beside = [run.folder for run in runs_by_default() if run.folder.name != DEFAULT_RUN] if name == DEFAULT_RUN else []
+    return [begun(host.open_run(name))["id"], *(read_table(folder / MARK).get("id") for folder in beside)]
+
+
+def pauses() -> list[tuple[str, int]]:
+    """The folders of the runs whose tuning has been paused, and how often it was."""
+    found = []
+    for folder in folders_of_runs():
+        with suppress(ValueError):  # its own nodes say that its settings are damaged
+            found.append((str(folder), times_paused(Run(folder))))
+    return [(folder, times) for folder, times in found if times]
+
+
+def folders_of_runs(above: Path | None = None) -> list[Path]:
+    """The folders of all runs of the nodes, which lie below `above`, at any depth; None for the folder of the runs."""
+    found: list[Path] = []
+    for path in sorted((above or host.folder("output") / host.RUNS).glob("*")):
+        if (path / MARK).is_file() or (path / "config.json").is_file():
+            found.append(path)
+        elif path.is_dir() and not path.is_symlink():
+            found += folders_of_runs(path)
+    return found
+
+
+def made_of_what(run: Run) -> Any:
+    """What the run's mark says that it is made of; None if it has none."""
+    return read_table(run.folder / MARK).get("of")
 
 
 def begun(run: Run) -> dict[str, Any]:

@@ -121,6 +121,17 @@ class Node(io.ComfyNode):
         raise NotImplementedError
 
 
+def judged(check: Callable[[str], Any], text: str | None) -> bool | str:
+    """What `validate_inputs`, which ComfyUI calls before it runs anything, answers for a text: True, or the line of
+    `check`'s ValueError. None, a text that comes from another node and is not known yet, is checked by the run."""
+    try:
+        if text is not None:
+            check(text)
+    except ValueError as error:
+        return str(error)
+    return True
+
+
 def schema(
     node_id: str, name: str, about: str, inputs: list, outputs: list, aliases: tuple[str, ...] = (), **more: Any
 ) -> io.Schema:
@@ -280,8 +291,15 @@ def weight_path(kind: str, name: str) -> str | Path:
 
 
 def save_folder() -> Path:
-    """Where restorers are saved."""
-    return Path(folder_paths.get_folder_paths(RESTORERS)[0])
+    """Where restorers are saved: ComfyUI's own folder, unless extra_model_paths.yaml has made another base the default.
+
+    Its folders of a kind that ComfyUI does not know come first, default or not; those of checkpoints tell.
+    """
+    folders = [Path(folder) for folder in folder_paths.get_folder_paths(RESTORERS)]
+    models = Path(folder_paths.models_dir)
+    by_default = Path(folder_paths.get_folder_paths("checkpoints")[0])
+    own = models in by_default.parents and models / RESTORERS in folders
+    return models / RESTORERS if own else folders[0]
 
 
 def detector_folder() -> Path:
@@ -327,17 +345,21 @@ class FaceNetwork(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Managed:
-    """A restorer or prior whose memory ComfyUI manages. network: use it inside `on_device` only."""
+    """A restorer or prior whose memory ComfyUI manages. network: use it inside `on_device` only.
+
+    paused: whether its tuning was paused before it was done.
+    """
 
     network: Any
     patcher: Any
+    paused: bool = False
 
 
-def managed(network: Restorer | Prior) -> Managed:
+def managed(network: Restorer | Prior, paused: bool = False) -> Managed:
     """`network`, on the CPU, handed to ComfyUI's model management."""
     load, rest = model_management.get_torch_device(), model_management.unet_offload_device()
     carrier = FaceNetwork(_module(network))
-    return Managed(network, model_patcher.ModelPatcher(carrier, load_device=load, offload_device=rest))
+    return Managed(network, model_patcher.ModelPatcher(carrier, load_device=load, offload_device=rest), paused)
 
 
 def device() -> torch.device:

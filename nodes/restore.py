@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -39,6 +39,10 @@ from .faces import lines
 CONFIG = RestoreConfig()
 BACKGROUNDS = (OFF, ADAPTED)  # and files
 VIDEO = VideoConfig()
+ONE_FRAME = (
+    "video is on, but one picture came, in which nothing can be followed: give all frames as one batch (a list of "
+    "pictures is restored picture by picture), or switch video off"
+)
 SegsType = io.Custom("SEGS")
 BoxesType = io.Custom("BOUNDING_BOX")
 DetectorType = io.Custom("BBOX_DETECTOR")
@@ -246,7 +250,7 @@ class RestoreFaces(host.Node):
             look = load_check(config.likeness, network, **whose)
             how: dict[str, Any] = {"check": progress.check, "likeness": look}
             if not aligned:
-                find = finder_for(len(images), config, network.device, segs, bboxes, bbox_detector)
+                find = finder_for(len(images), config, network.device, segs, bboxes, bbox_detector, made.add_lost)
                 at_work = network.at_precision(config.precision)
                 how["background"] = host.background(config.background, at_work, bring_back)
                 how["enlarge"] = upscale_model and host.enlarger(upscale_model, progress.check, bring_back)
@@ -271,25 +275,24 @@ class RestoreFaces(host.Node):
         which = "frame" if video and not aligned else "photo"
         counts = (made.found, made.restored, made.found - made.restored)
         faces_found = f"{made.found} face{'' if made.found == 1 else 's'} found"
-        text = lines(
-            [
-                *([network.caution] if network.caution else []),
-                f"{faces_found}, {made.restored} restored, {counts[-1]} skipped",
-                *(f"{which} {i}: {warning}" for i, one in made.likeness for warning in warnings_of([one])),
-                *(f"{which} {i}: {reason}" for i, reason in made.skipped),
-            ]
-        )
+        report = [
+            *([network.caution] if network.caution else []),
+            f"{faces_found}, {made.restored} restored, {counts[-1]} skipped",
+            *([ONE_FRAME] if which == "frame" and len(images) == 1 else []),
+            *(f"{which} {i}: {warning}" for i, one in made.likeness for warning in warnings_of([one])),
+            *(f"{which} {i}: {reason}" for i, reason in sorted(made.skipped, key=lambda skipped: skipped[0])),
+        ]
         whole = made.images
         pictures = whole[:: -(-len(whole) // host.RESULT_PICTURES) if video else 1, ..., :3].movedim(-1, 1)
         progress.end(pictures)
         crops = torch.stack(made.crops) if made.crops else None
         made.crops.clear()
         faces = host.nothing() if crops is None else convert.to_image(crops)
-        said = lines([f"{which} {i}: {one.said}" for i, one in made.likeness]) or "likeness was not looked at"
+        said = "\n".join(f"{which} {i}: {one.said}" for i, one in made.likeness) or "likeness was not looked at"
         alike = [one for _, one in made.likeness]
-        shown = lines([text, *([counted(alike)] if alike else [])])
+        shown = "\n".join([lines(report), *([counted(alike)] if alike else [])])
         others = sum(one.word == OTHER for one in alike)
-        values = (whole, made.mask, faces, text, *counts, said, others)
+        values = (whole, made.mask, faces, "\n".join(report), *counts, said, others)
         return host.output(cls, *values, text=shown, picture=pictures if preview else None)
 
 
@@ -325,6 +328,13 @@ class Made:
         self.skipped += [(self.count, reason) for reason in result.skipped]
         self.likeness += [(self.count, one) for one in result.likeness]
 
+    def add_lost(self, number: int, boxes: Sequence[Sequence[float]]) -> None:
+        """Enter the given boxes of the picture of this number, from 0, in which no face could be aligned."""
+        self.found += len(boxes)
+        self.skipped += [
+            (number + 1, f"a box at {left:.0f}, {top:.0f}: no face could be aligned in it") for left, top, *_ in boxes
+        ]
+
 
 def frame_store(
     images: Tensor, network: Restorer, fidelity: float, config: RestoreConfig, video: VideoConfig, boxes: str | None
@@ -342,13 +352,19 @@ def frame_store(
 
 
 def finder_for(
-    count: int, config: RestoreConfig, device: torch.device, segs: Any, bboxes: Any, bbox_detector: Any
+    count: int,
+    config: RestoreConfig,
+    device: torch.device,
+    segs: Any,
+    bboxes: Any,
+    bbox_detector: Any,
+    lost: Callable[[int, list[list[float]]], None],
 ) -> Callable[[int, Tensor], list[Face]]:
     """The function that finds the faces of the picture of this number: by the boxes given, by the Impact Pack's
     detector, or by ours, in this order.
 
-    count: of the pictures. Raises ValueError for boxes of another number, FileNotFoundError if the chosen detector is
-    not here.
+    count: of the pictures. lost: is told the number of a picture and its boxes in which no face can be aligned. Raises
+    ValueError for boxes of another number, FileNotFoundError if the chosen detector is not here.
     """
     if segs is None and bboxes is None and bbox_detector is None:
         detector = load_detector(config.detector, config.threshold, device, host.detector_folder())
@@ -368,7 +384,9 @@ def finder_for(
         else:
             found = bbox_detector.detect(convert.to_image(photo), config.threshold, 0, 1.0, 1)
             boxes = convert.boxes_of(found, height, width)
-        return faces_in_boxes(net, photo, boxes)
+        aligned = faces_in_boxes(net, photo, boxes)
+        lost(number, [box for box, face in zip(boxes.tolist(), aligned, strict=True) if face is None])
+        return sorted((face for face in aligned if face is not None), key=lambda face: -face.width)
 
     return find
 

@@ -47,6 +47,12 @@ class Gradio:
         answer = self.server.post("/run/predict", body)
         return dict(zip(event["outputs"], answer["data"], strict=True))
 
+    def open(self, run: str) -> dict[int, Any]:
+        """Choose a run, as it is before anything is done with it; what the page answers."""
+        place = self.part("Run")
+        [event] = self.events(place, "change")
+        return self.call(event, {place: run})
+
     def press(self, button: str, nth: int = 0, **fields: Any) -> dict[int, Any]:
         """Press a button of our page; fields: values by label, with _ for a space."""
         [event] = self.events(self.part(button, nth, "value"), "click")

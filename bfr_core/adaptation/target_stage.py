@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ..files.ownership import made_by_hand, sha256_of
 from ..files.photos import list_images, printable, read_image
 from ..files.records import fingerprint, read_table, write_json
 from ..files.shards import WHOLE, Shard
-from ..files.stages import open_stage, remove, stage_folder
+from ..files.stages import open_stage, remove
 from ..pixels import as_bytes
 from ..restorers import Restorer
 from ..spread import evenly
@@ -390,24 +391,39 @@ def match_targets(faces: FaceSet, folder: Path) -> dict[str, Path]:
     return matched
 
 
-def match_in_order(run: Run, faces: FaceSet, targets: Tensor, first: int = 0) -> dict[str, Path]:
-    """Pictures (B, 3, N, N) RGB in [0, 1] of the faces first ... first + B - 1 as targets, kept in run.given.
+def match_in_order(run: Run, faces: FaceSet, targets: Sequence[Tensor] | Tensor, first: int = 0) -> dict[str, Path]:
+    """Pictures (3, N, N) RGB in [0, 1] of the faces from number `first` on, kept in run.given as their targets.
 
-    Returns all that the run holds by now, by face name. Raises ValueError for more pictures than faces from there on,
-    or for pictures that are not square.
+    Returns all that the run holds by now, by face name. Those given before stay, unless the crop of their face has
+    changed since. Raises ValueError for more pictures than faces from there on, or for pictures that are not square.
     """
     if not 0 <= first <= len(faces) - len(targets):
         raise ValueError(
             f"{len(targets)} targets from face {first} on were given, but there are {len(faces)} faces; "
             "give one picture for each face, in their order"
         )
-    stage_folder(run.given, faces.fingerprint, old_crops(run))
+    forget_given(run, faces)
     for name, target in zip(faces.names[first:], targets, strict=False):
         path = run.given / f"{name}.png"
-        pixels = resize_square(target, targets.shape[-1], path)
+        pixels = resize_square(target, target.shape[-1], path)
         if not (path.exists() and torch.equal(read_image(path), as_bytes(pixels).float() / 255)):
             write_or_keep(path, pixels)  # a picture that is there already keeps its time, and a tuning on it goes on
     return {name: path for name in faces.names if (path := run.given / f"{name}.png").exists()}
+
+
+def forget_given(run: Run, faces: FaceSet) -> None:
+    """Open run.given, and delete the targets in it of those faces whose crop has changed since they were given."""
+    open_stage(run.given, old_crops(run))
+    marker = run.given / "stage.json"
+    found = read_table(marker, crops=dict)
+    now = {name: crop_mark(faces, name) for name in faces.names}
+    unmarked = now if found.get("fingerprint") == faces.fingerprint else {}  # by a version that kept no marks
+    crops = found.get("crops", unmarked)
+    former = [name for name in faces.names if crops.get(name) != now[name] and (run.given / f"{name}.png").exists()]
+    for name in former:
+        log.warning("%s: has changed since its target was given; give its target again", printable(faces.label(name)))
+    remove(run.given / f"{name}.png" for name in former)
+    write_json(marker, {"crops": crops | now})
 
 
 def targets_of(run: Run, faces: FaceSet) -> dict[str, Path]:

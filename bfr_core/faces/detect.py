@@ -328,21 +328,22 @@ def wide_window(copies: list[Tensor], matrix: np.ndarray) -> Tensor:
     return warp(grey[None], local, WIDE, WIDE, "border")[0]
 
 
-def faces_in_boxes(net: LandmarkNet, photo: Tensor, boxes: Tensor, threshold: float = BOX_SCORE) -> list[Face]:
-    """The face in each box that another detector drew, aligned by the embedded network; largest first.
+def faces_in_boxes(net: LandmarkNet, photo: Tensor, boxes: Tensor, threshold: float = BOX_SCORE) -> list[Face | None]:
+    """The face in each box that another detector drew, aligned by the embedded network; None for a box in which no
+    face of this score can be aligned.
 
     photo: (3, H, W) in [0, 1]. boxes: (N, 4) left, top, right, bottom in photo pixels, from hair line to chin.
-    A box in which no face of this score can be aligned gives none.
     """
-    guesses = []
-    for left, top, right, bottom in boxes.tolist():
+    guesses = {}
+    for i, (left, top, right, bottom) in enumerate(boxes.tolist()):
         if right > left and bottom > top:
             side = CROP_OVER_BOX * (bottom - top)
             x, y = (left + right) / 2 - side / 2, (top + bottom) / 2 - side * BOX_CENTRE
-            guesses.append(Face(template(1000) * (side / 1000) + (x, y)))
+            guesses[i] = Face(template(1000) * (side / 1000) + (x, y))
     copies = copies_of(photo)
-    aligned = refine(net, copies, refine(net, copies, guesses, ONE_VIEW), VIEWS)
-    return sorted((face for face in aligned if face.score >= threshold), key=lambda face: -face.width)
+    aligned = refine(net, copies, refine(net, copies, list(guesses.values()), ONE_VIEW), VIEWS)
+    found = {i: face for i, face in zip(guesses, aligned, strict=True) if face.score >= threshold}
+    return [found.get(i) for i in range(len(boxes))]
 
 
 def view(zoom: float = 1.0, degrees: float = 0.0, shift: float = 0.0, mirror: bool = False) -> list[list[float]]:

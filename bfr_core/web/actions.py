@@ -8,8 +8,10 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..adaptation.faces import StageCallback, leave_out, left_out_of
 from ..adaptation.old_runs import list_old_run
@@ -18,13 +20,15 @@ from ..files.ownership import LIST, claim, delete, empty, free_name
 from ..files.photos import list_images, photo_name, printable, replace_atomically
 from ..files.records import read_table, write_json
 from ..files.stages import say_kept
-from ..restoration.restore import RestoreConfig
+from ..restoration.background import OFF, offered_backgrounds
+from ..restoration.restore import NO_WORSE, RestoreConfig
 from ..restorers.routed import group_files
 from .choices import Choices
-from .jobs import Outcome, Status, adapt_restorer, find_faces, look_first, repair_photos, zip_files
+from .jobs import Kind, Outcome, Status, adapt_restorer, find_faces, look_first, repair_photos, zip_files
 from .runs import MARKS, adapted_file, touched
 from .views import RunViews
 
+AT_WORK = "the run is at work; wait for it, or stop it"
 NO_RESTORER = "adapt first, or repair with the base"
 NOT_BOTH = "photos were dropped and a folder is named: take the photos away, or clear the field of the folder"
 
@@ -52,7 +56,7 @@ class Page(RunViews):
         try:
             if photos is None:
                 claim(run.photos, "run")
-                self.keep_uploads(files, run.photos)
+                self.keep_uploads(run, files, run.photos)
             write_json(run.folder / "request.json", {"photos": str(photos or ""), "restorer": choices.restorer})
             self.look_for_faces(run.folder.name, choices)
         except (ValueError, OSError):
@@ -66,6 +70,17 @@ class Page(RunViews):
         self.remember(run, choices)
         photos, settings = self.photos_of(run), self.settings_of(choices)
         self.jobs.start(run, "faces", find_faces(run, photos, choices.restorer, settings, self.device, choices.recipe))
+
+    def search_goes_on(self, name: str | None, choices: Choices) -> bool:
+        """Look for faces again in the photos of a run whose search was stopped, or failed; False if its last job was
+        something else, or ended."""
+        if not name or not self._stopped(self.status(run := self.run(name)), "faces"):
+            return False
+        self.refuse_other_networks(run)
+        choices = self.with_others(run, choices)
+        self.checked(choices)
+        self.look_for_faces(name, choices)
+        return True
 
     def adapt(self, name: str | None, choices: Choices) -> Status:
         """Start the adaptation, or go on with it; a run that is at work already is left alone."""
@@ -160,13 +175,22 @@ class Page(RunViews):
         """Start repairing uploaded photos, or a folder, with the run's restorer; a line for each unusable upload.
 
         config: how they are restored, by default as everywhere. Without uploads and folder, a repair that was stopped
-        goes on with its photos.
+        goes on with its photos, as it was begun; where the photos were taken is left out if either call says so.
         """
         run = self.run(name)
         if self.status(run).active:
-            raise ValueError("the run is at work; wait for it, or stop it")
+            raise ValueError(AT_WORK)
         if folder.strip() and uploads:
             raise ValueError(NOT_BOTH)
+        config = config or RestoreConfig()
+        stopped = None if folder.strip() or uploads else self._stopped_repair(run)
+        if stopped:
+            begun = _repair_begun(run)
+            with_base, aligned = begun.get("with_base", with_base), begun.get("aligned", aligned)
+            strip_gps = strip_gps or begun.get("strip_gps", False)
+            config = replace(config, **{what: begun[what] for what in (*NO_WORSE, "background") if what in begun})
+        chosen = {"with_base": with_base, "strip_gps": strip_gps, "aligned": aligned}
+        chosen |= {what: getattr(config, what) for what in (*NO_WORSE, "background")}
         if with_base:
             self.refuse_other_networks(run, ("restorer",))
         restorer: str | Path = self.choices_of(name).restorer if with_base else adapted_file(run, NO_RESTORER)
@@ -175,27 +199,33 @@ class Page(RunViews):
         if folder.strip():
             photos = self.typed_folder(folder)
             list_images(photos)
-            write_json(run.folder / "repair.json", {"photos": str(photos)})
+            write_json(run.folder / "repair.json", {"photos": str(photos)} | chosen)
         elif uploads:
             files, problems = self.usable_uploads(uploads)  # first: a stopped repair is not given up for nothing
             claim(photos, "run", made_before=())
             say_kept(empty(photos))
-            self.keep_uploads(files, photos)
-            write_json(run.folder / "repair.json", {"photos": ""})
-        elif stopped := self._stopped_repair(run):
+            self.keep_uploads(run, files, photos)
+            write_json(run.folder / "repair.json", {"photos": ""} | chosen)
+        elif stopped:
             photos = stopped
+            write_json(run.folder / "repair.json", {"photos": before} | chosen)
         else:
             raise ValueError("drop the photos to repair first, or name a folder")
         if before != read_table(run.folder / "repair.json", photos=str).get("photos", ""):
             say_kept(delete(run.folder / "repaired" / "under way"))  # of a repair of other photos, which was stopped
-        work = repair_photos(run, photos, restorer, config or RestoreConfig(), aligned, strip_gps, self.device)
+        work = repair_photos(run, photos, restorer, config, aligned, strip_gps, self.device)
         self.jobs.start(run, "repair", work)
+        if not self.jobs.has(run, work):  # another job has begun since
+            raise ValueError(AT_WORK)
         return problems
+
+    @staticmethod
+    def _stopped(status: Status, kind: Kind) -> bool:
+        return status.kind == kind and status.state in ("cancelled", "stopped", "failed")
 
     def _stopped_repair(self, run: Run) -> Path | None:
         """The photos of a repair that was stopped, to go on with; None if the last job was something else, or ended."""
-        status = self.status(run)
-        if status.kind != "repair" or status.state not in ("cancelled", "stopped", "failed"):
+        if not self._stopped(self.status(run), "repair"):
             return None
         kept = read_table(run.folder / "repair.json", photos=str).get("photos")
         photos = self.typed_folder(kept) if kept else run.folder / "to_repair"
@@ -213,3 +243,17 @@ class Page(RunViews):
         if not target.is_file():
             replace_atomically(target, partial(shutil.copyfile, newest))
         return target
+
+
+def _repair_begun(run: Run) -> dict[str, Any]:
+    """What was chosen for the run's last repair, as far as it is known; what a run folder says is not trusted.
+
+    Raises ValueError naming the file if it is damaged, or a file for the background that is not offered any more.
+    """
+    boxes = ("with_base", "strip_gps", "aligned", *NO_WORSE)
+    kept = read_table(run.folder / "repair.json", **dict.fromkeys(boxes, bool), background=str)
+    begun = {name: kept[name] for name in (*boxes, "background") if name in kept}
+    if begun.get("background", OFF) not in offered_backgrounds().values():
+        named = printable(Path(begun["background"]).name)
+        raise ValueError(f"the repair was begun with {named} for the rest, which is not here; drop the photos again")
+    return begun

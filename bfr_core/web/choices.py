@@ -71,6 +71,7 @@ def typed_folder(text: str) -> str:
     return os.path.expanduser(typed_path(text))
 
 
+GOOD = "album.good"  # a folder of good photos of the run's people, which only the command line takes
 NUMBER = (int, float)
 CHOSEN: dict[str, Any] = {  # types of what a request.json may hold of `Choices`
     "restorer": str, "minutes": NUMBER, "aligned": bool, "min_face": int, "low_memory": bool, "changes": dict,
@@ -117,15 +118,18 @@ KEPT_STAGES = ("faces", "targets", "gate", "finetune", "album", "people")  # who
 def without_a_field(value_of: Callable[[str], Any]) -> dict[str, Any]:
     """Those settings of a run's stages, by dotted path, for which the page has no field and `value_of` has a value.
 
-    What a run folder says is not trusted: a value that is not allowed is left out, and so is a text that is no choice.
+    What a run folder says is not trusted: a value that is not allowed is left out, and so is a text that is no choice,
+    but for the folder `GOOD`, of which `RunFolders.checked` asks whether it may be read.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for known in settings_of(AdaptConfig):
         if known.path.split(".")[0] not in KEPT_STAGES or known.path in FIELDS:
             continue
         value = value_of(known.path)
         value = tuple(value) if isinstance(value, list) else value
-        if value is not None and not (isinstance(value, str) and value not in (*known.choices, "auto")):
+        if known.path == GOOD:
+            found |= {GOOD: value} if isinstance(value, str) and value.strip() else {}
+        elif value is not None and not (isinstance(value, str) and value not in (*known.choices, "auto")):
             with suppress(ValueError, TypeError):
                 known.check(value)
                 found[known.path] = value

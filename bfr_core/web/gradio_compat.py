@@ -271,9 +271,11 @@ class Doorkeeper:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        if self.loopback and not at_home(headers.get("host", ""), headers.get("origin", "")):
+        host, origin = headers.get("host", ""), headers.get("origin", "")
+        if not (at_home(host, origin) if self.loopback else is_own_page(host, origin)):
+            why = b"only for this machine" if self.loopback else b"only for this server's own page"
             await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
-            await send({"type": "http.response.body", "body": b"only for this machine"})
+            await send({"type": "http.response.body", "body": why})
             return
 
         async def answer(message: Any) -> None:
@@ -288,8 +290,11 @@ class Doorkeeper:
 def at_home(host: str, origin: str) -> bool:
     """Whether a request to `host`, from a page of `origin` ("" if it says none), stays on this machine."""
     own = {"localhost", LOOPBACK, "::1"}
-    if urlsplit(f"//{host}").hostname not in own:
-        return False
+    return urlsplit(f"//{host}").hostname in own and is_own_page(host, origin)
+
+
+def is_own_page(host: str, origin: str) -> bool:
+    """Whether a request to `host` comes from a page that it served itself, or from none: `origin` is ""."""
     return not origin or urlsplit(origin).netloc == host
 
 

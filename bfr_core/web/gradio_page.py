@@ -23,7 +23,7 @@ from .actions import Page
 from .choices import ADVANCED, Choices, changes_of, value_at
 from .host_service import RestoreRequest
 from .pieces import STYLE, block, failed, quiet, said
-from .runs import MAX_UPLOAD_BYTES, priors, restorers
+from .runs import MAX_UPLOAD_BYTES, priors, restorers, sendable
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,8 @@ INTRODUCTION = (
 )
 DELETE = "Delete the open run, with its faces, its restorer and its repaired photos"
 ANOTHER = "another"  # a stamp that no run has, so that everything is shown
+GOES_ON = "The repair that was stopped goes on with its photos, and as it was begun, whatever the boxes say now."
+LOOKS_AGAIN = "Faces are looked for again in the photos of the open run."
 Shown = dict[Any, Any]  # component -> its new value; what is not in it stays as it is
 BEFORE = {"the damaged photo": "damaged", "the base restorer": "base"}
 
@@ -186,6 +188,8 @@ def build(page: Page) -> Any:
             verdict,
             details,
             saved,
+            *pictures,
+            compared,
             photo,
             archive,
             first,
@@ -203,32 +207,27 @@ def build(page: Page) -> Any:
             smallest = default.min_face if smallest is None else int(smallest)
             return Choices(net, limit or 0.0, square, smallest, lean, changes, by_group, recipe, good or "", teacher)
 
-        def look(run: str | None, last: str, viewed: str | None = None) -> Shown:
+        nothing = gr.update(value=None, visible=False)
+        of_result: Shown = {saved: nothing, compared: "", **dict.fromkeys(pictures)}  # cleared where that is another
+
+        def look(run: str | None, last: str, viewed: str | None = None, anew: bool = False) -> Shown:
             """What of the run has to be shown anew: everything if anything changed since `last`, else its progress.
 
-            viewed: the photo that is chosen; it stays so, and files to download stay, if the run is that of `last`.
+            viewed: the photo that is chosen; it stays so if the run is that of `last`, and so does what was made of the
+            restorer if that is the same. anew: everything is shown in any case.
             """
             stamp = page.stamp(run)
-            if stamp == last:
+            if stamp == last and not anew:
                 active = stamp and page.status(page.run(run)).active
                 return {state: page.state(run), progress: page.progress(run)} if active else {seen: stamp}
-            nothing = gr.update(value=None, visible=False)
             if not stamp:
-                words = dict.fromkeys((state, progress, looked, faces_said, verdict, details), "")
-                files = {
-                    gallery: gr.update(value=[], visible=False),
-                    photo: gr.update(choices=[], value=None),
-                    archive: nothing,
-                    saved: nothing,
-                }
-                box = {sure: gr.update(value=False, label=DELETE)}
-                return words | files | box | {table: page.table(), seen: stamp}
+                return of_no_run() | {table: page.table(), seen: stamp}
             status, photos, repaired = page.status(page.run(run)), page.photos(run), page.repaired(run)
             faces = page.faces(run)
             goes_on = status.kind == "adapt" and status.state in ("cancelled", "stopped", "failed")
             same = page.is_of(last, run)
             shown_photo = viewed if same and viewed in photos else next(iter(photos), None)
-            return ({} if same else {saved: nothing}) | {
+            return ({} if same and page.same_result(last, stamp) else of_result) | {
                 state: page.state(run),
                 progress: page.progress(run),
                 looked: page.first_look(run),
@@ -247,13 +246,46 @@ def build(page: Page) -> Any:
                 seen: stamp,
             }
 
-        def opened(run: str | None) -> Shown:
-            own = page.choices_of(run if run in page.names() else None)
-            values = [own.restorer, own.minutes, own.mixed, own.aligned, own.min_face, own.low_memory]
-            values += [own.recipe, own.real, own.prior]
-            return dict(zip(chosen, [*values, *own.changes.values()], strict=True)) | look(run, ANOTHER)
+        def of_no_run() -> Shown:
+            words = dict.fromkeys((state, progress, looked, faces_said, verdict, details), "")
+            files = {
+                gallery: gr.update(value=[], visible=False),
+                photo: gr.update(choices=[], value=None),
+                archive: nothing,
+            }
+            return words | files | of_result | {sure: gr.update(value=False, label=DELETE)}
 
-        def begin(files: Any, path: str, called: str, *values: Any) -> Shown:
+        def offered() -> Shown:
+            """What is on this machine now: files may come and go while the page runs."""
+            files = {restorer: restorers(), prior: list(priors()), rest: list(offered_backgrounds())}
+            return {field: gr.update(choices=names) for field, names in files.items()}
+
+        def opened(run: str | None) -> Shown:
+            fields: Shown = {}
+            try:
+                own = page.choices_of(run if run in page.names() else None)
+                values = [own.restorer, own.minutes, own.mixed, own.aligned, own.min_face, own.low_memory]
+                values += [own.recipe, sendable(own.real), own.prior]
+                fields = dict(zip(chosen, [*values, *own.changes.values()], strict=True)) | offered()
+                fields[restorer] = gr.update(choices=restorers(), value=own.restorer)
+                fields[prior] = gr.update(choices=list(priors()), value=own.prior)
+                return fields | look(run, ANOTHER)
+            except (ValueError, OSError) as error:  # of a damaged run, which can be deleted nevertheless
+                return fields | of_no_run() | {seen: f"{run}\n"} | tell(failed(error))
+
+        def follow(run: str | None, last: str, viewed: str | None) -> Shown:
+            """`look`, but with the boxes of a run that is not open yet: what is shown of one run is never of two."""
+            return look(run, last, viewed) if run not in page.names() or page.is_of(last, run) else opened(run)
+
+        def must_be_open(run: str | None, last: str) -> None:
+            """Raise ValueError where the boxes of the page are still those of the run before."""
+            if run in page.names() and not page.is_of(last, run):
+                raise ValueError("this run is still being opened; try again in a moment")
+
+        def begin(run: str | None, last: str, files: Any, path: str, called: str, *values: Any) -> Shown:
+            given = files or (path or "").strip() or (called or "").strip()
+            if not given and page.is_of(last, run) and page.search_goes_on(run, as_choices(*values)):
+                return tell(said(LOOKS_AGAIN))
             run, problems = page.new_run(called or "", _paths(files), path or "", as_choices(*values))
             return {
                 name: gr.update(choices=page.names(), value=run),
@@ -262,16 +294,15 @@ def build(page: Page) -> Any:
                 title: "",
             } | tell(said("", problems))
 
-        def look_again(run: str | None, viewed: str | None) -> Shown:
-            return look(run, f"{run}\n", viewed)  # a stamp of this run, of no state that it was ever in
-
-        def adapt(run: str | None, viewed: str | None, *values: Any) -> Shown:
+        def adapt(run: str | None, last: str, viewed: str | None, *values: Any) -> Shown:
+            must_be_open(run, last)
             page.adapt(run, as_choices(*values))
-            return look_again(run, viewed) | tell("")
+            return look(run, last, viewed, anew=True) | tell("")
 
-        def look_first(run: str | None, viewed: str | None, *values: Any) -> Shown:
+        def look_first(run: str | None, last: str, viewed: str | None, *values: Any) -> Shown:
+            must_be_open(run, last)
             page.look_first(run, as_choices(*values))
-            return look_again(run, viewed) | tell("")
+            return look(run, last, viewed, anew=True) | tell("")
 
         def halt(run: str | None) -> Shown:
             page.stop(run)
@@ -297,6 +328,7 @@ def build(page: Page) -> Any:
 
         def mend(
             run: str | None,
+            last: str,
             viewed: str | None,
             files: Any,
             path: str,
@@ -306,17 +338,21 @@ def build(page: Page) -> Any:
             around: str,
             *on_or_off: bool,
         ) -> Shown:
+            must_be_open(run, last)
             chosen_switches: dict[str, Any] = dict(zip(NO_WORSE, on_or_off, strict=True))
             config = RestoreConfig(**chosen_switches, background=offered_background(around))
             problems = page.repair(run, _paths(files), path or "", base, no_gps, square, config)
-            return look_again(run, viewed) | {to_repair: None, repair_folder: ""} | tell(said("", problems))
+            line = "" if files or (path or "").strip() else GOES_ON
+            shown_again = look(run, last, viewed, anew=True)
+            return shown_again | {to_repair: None, repair_folder: ""} | tell(said(line, problems))
 
         def side_by_side(run: str | None, second: str | None) -> Shown:
             return {compared: page.compare(run, second)} | tell("")
 
-        def remove(run: str | None, really: bool) -> Shown:
+        def remove(run: str | None, really: bool, last: str) -> Shown:
             if not really:
                 raise ValueError("tick the box beside the button first: what is deleted cannot be brought back")
+            must_be_open(run, last)
             kept = page.delete(run)
             others = f" Kept, because somebody else put it there or changed it: {', '.join(kept)}." if kept else ""
             return {name: gr.update(choices=page.names(), value=page.latest()), sure: False} | tell(
@@ -325,7 +361,8 @@ def build(page: Page) -> Any:
 
         def reopened() -> Shown:
             fields = dict(zip(advanced, page.defaults(default.restorer).values(), strict=True))
-            return fields | {name: gr.update(choices=page.names(), value=page.latest()), table: page.table()}
+            fields |= {name: gr.update(choices=page.names(), value=page.latest()), table: page.table()}
+            return fields | offered()
 
         def recipe_of(net: str, recipe: str) -> Shown:
             return dict(zip(advanced, page.defaults(net, recipe).values(), strict=True))
@@ -352,22 +389,22 @@ def build(page: Page) -> Any:
         def wire(event: Any, act: Callable[..., Shown], inputs: list[Any], outputs: list[Any]) -> None:
             on(event, safe(act), inputs, [message, *outputs])
 
-        wire(find.click, begin, [dropped, folder, title, *chosen], [name, dropped, folder, title])
-        wire(name.change, opened, [name], [*chosen, *shown])
-        wire(start.click, adapt, [name, photo, *chosen], shown)
-        wire(first.click, look_first, [name, photo, *chosen], shown)
+        wire(find.click, begin, [name, seen, dropped, folder, title, *chosen], [name, dropped, folder, title])
+        wire(name.change, opened, [name], [*chosen, rest, *shown])
+        wire(start.click, adapt, [name, seen, photo, *chosen], shown)
+        wire(first.click, look_first, [name, seen, photo, *chosen], shown)
         wire(stop.click, halt, [name], [])
         wire(compare.click, show, [name, photo, before], pictures)
         wire(save.click, keep, [name], [saved])
-        repaired_how = [name, photo, to_repair, repair_folder, with_base, strip_gps, crops, rest, *switches]
+        repaired_how = [name, seen, photo, to_repair, repair_folder, with_base, strip_gps, crops, rest, *switches]
         wire(repair.click, mend, repaired_how, [to_repair, repair_folder, *shown])
         wire(compare_runs.click, side_by_side, [name, other], [compared])
-        wire(delete.click, remove, [name, sure], [name, sure])
+        wire(delete.click, remove, [name, sure, seen], [name, sure])
         for choice in (restorer, how):
             wire(choice.input, recipe_of, [restorer, how], advanced)
         compat.on_select(gallery, safe(toggle), [name, seen], [message, faces_said, gallery, seen])
-        compat.every(demo, LOOK_SECONDS, safe(look), [name, seen, photo], [message, *shown])
-        on(demo.load, reopened, [], [name, table, *advanced], quiet=True)
+        compat.every(demo, LOOK_SECONDS, safe(follow), [name, seen, photo], [message, *chosen, rest, *shown])
+        on(demo.load, reopened, [], [name, table, restorer, prior, rest, *advanced], quiet=True)
     return demo
 
 
@@ -436,7 +473,7 @@ def _folders(page: Page) -> str:
     outer = [folder for folder in page.allowed if not set(folder.parents) & set(page.allowed)]
     if not outer:
         return f"To name folders here, {page.how_to_allow}."
-    return f"It must lie in {' or '.join(map(str, outer))}."
+    return f"It must lie in {' or '.join(map(sendable, map(str, outer)))}."
 
 
 def _paths(files: Any) -> list[str]:

@@ -135,6 +135,11 @@ class Jobs:
         job = self._jobs.get(_key(run))
         return read_status(run) if job is None or job.on_disk else job.status
 
+    def has(self, run: Run, work: Work) -> bool:
+        """Whether this is the work of the run's last job, as after `start`, unless another job was under way."""
+        job = self._jobs.get(_key(run))
+        return job is not None and job.work is work
+
     def preview(self, run: Run) -> Tensor | None:
         """The last picture that the job drew, (3, S, S) in [0, 1]."""
         job = self._jobs.get(_key(run))

@@ -5,6 +5,7 @@ Everything that came from outside (names, paths, uploads, what a run folder says
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -23,7 +24,8 @@ from ..adaptation.run import Run
 from ..device import choose_device
 from ..diffusion.latent_prior import holds_latent_prior
 from ..files.kinds import why_left_out
-from ..files.ownership import LIST, claim, delete, free_name, is_own
+from ..files.names import numbered
+from ..files.ownership import LIST, claim, delete, free_name, is_own, sha256_of
 from ..files.photos import FORMATS, list_images, own_names, photo_name, printable, read_photo, replace_atomically
 from ..files.records import read_table, write_json
 from ..files.weights import TABLE, locate, search_folders
@@ -31,12 +33,14 @@ from ..reports.html import VERDICTS
 from ..restorers import Restorer, load_restorer
 from ..restorers.load import EMBEDDED_SMALL, SHIPPED
 from ..settings import setting_at
-from .choices import ADVANCED, CHOSEN, Choices, chosen_for, typed_folder, value_at, without_a_field
+from ..spread import evenly
+from .choices import ADVANCED, CHOSEN, GOOD, Choices, chosen_for, typed_folder, value_at, without_a_field
 from .jobs import Jobs, Status
 
 MAX_UPLOAD_BYTES = 200 << 20  # of one file
 MAX_UPLOAD_PIXELS = 100_000_000
 MAX_UPLOADS = 2000
+KNOWN_AGAIN = 200  # photos at most by which a folder is known again as that of a run
 FOR_SETTINGS = "cpu"  # where a restorer that only tells its recipe is kept: a card's memory is not taken for that
 MARKS = ("request.json", "config.json", "job.json")  # one of them makes a folder a run
 CACHE = "_page"  # below the runs: all that the page serves, and nothing else is served
@@ -74,10 +78,14 @@ class RunFolders:
         self._leaving_out = threading.Lock()  # a click may come before the one before it is done
 
     def names(self) -> list[str]:
-        """The runs, the one touched last first."""
+        """The runs by their `sendable_names`, the one touched last first."""
+        return list(self._folders())
+
+    def _folders(self) -> dict[str, str]:
+        """Name of each run -> that of its folder."""
         self._make_folders()
         runs = [path for path in self.runs.iterdir() if any((path / mark).is_file() for mark in MARKS)]
-        return [path.name for path in sorted(runs, key=touched, reverse=True)]
+        return sendable_names([path.name for path in sorted(runs, key=touched, reverse=True)])
 
     def _make_folders(self) -> None:
         """Make the folder of the runs and the page's cache, also where somebody has cleared them away since."""
@@ -85,12 +93,13 @@ class RunFolders:
             claim(self.cache, "run", made_before=())
 
     def run(self, name: str | None) -> Run:
-        """The run of this name, which must be one of `names`."""
+        """The run of this name, which must be one of `names`, or the name of its folder."""
         if not name:
             raise ValueError("choose a run first, or start a new one from photos")
-        if name not in self.names():
+        folders = self._folders()
+        if name not in folders and name not in folders.values():
             raise ValueError(f"{printable(str(name))}: there is no such run")
-        return Run(self.runs / name)
+        return Run(self.runs / folders.get(name, name))
 
     def status(self, run: Run) -> Status:
         """How far the run's last job is; a run whose own files are damaged counts as failed for that reason."""
@@ -136,11 +145,11 @@ class RunFolders:
     def with_others(self, run: Run, choices: Choices) -> Choices:
         """`choices` with the settings that a run of the command line was begun with and the page has no field for.
 
-        With another recipe or another restorer than that run's they are the new one's.
+        With another recipe or another restorer than that run's they are the new one's, but for its good photos.
         """
         kept = self.choices_of(run.folder.name)
         same = (choices.restorer, choices.recipe) == (kept.restorer, kept.recipe)
-        return replace(choices, others=kept.others if same else {})
+        return replace(choices, others={path: v for path, v in kept.others.items() if same or path == GOOD})
 
     def refuse_other_networks(self, run: Run, kinds: Sequence[str] = ("restorer", "prior")) -> None:
         """Raise ValueError if the restorer or the prior that the run was begun with is not among those here: another
@@ -172,11 +181,15 @@ class RunFolders:
             return run.photos
         name = str(run.config().get("faces", {}).get("photos", ""))  # only its name is kept, see collect_faces
         places = [place for folder in self.allowed for place in (folder, folder / name)] if is_plain_name(name) else []
+        other = ""
         for place in places:
             if place.name == name and place.is_dir():
-                return self.typed_folder(str(place))
+                photos = self.typed_folder(str(place))
+                if holds_photos_of(run, photos):
+                    return photos
+                other = f"; {printable(photos)} holds other photos"
         which = f'the folder "{printable(name)}" of its photos' if name else "the folder of its photos"
-        raise ValueError(f"{printable(run.folder.name)}: {which} is not known here ({self.how_to_allow})")
+        raise ValueError(f"{printable(run.folder.name)}: {which} is not known here ({self.how_to_allow}){other}")
 
     def face_names(self, run: Run) -> list[str]:
         return [name for face in face_records(run) if is_plain_name(name := str(face.get("name", "")))]
@@ -226,28 +239,42 @@ class RunFolders:
             raise ValueError(f"none of the files can be used: {'; '.join(problems[:3])}")
         return usable, problems
 
-    def keep_uploads(self, files: Sequence[Path], folder: Path) -> None:
-        """Copy `usable_uploads` into `folder`, under their own names; cameras give all their first photos one name.
+    def keep_uploads(self, run: Run, files: Sequence[Path], folder: Path) -> None:
+        """Copy `usable_uploads` into `folder` of the run, under their own names; cameras give all their first photos
+        one name.
 
-        The upload itself stays: the same photo in another field, or another tab, is the same file.
+        The upload itself stays: the same photo in another field, or another tab, is the same file. It is noted, so that
+        it goes with the run even if its copy has made way for those of a later repair.
         """
+        kept = self._uploads_of(run)
         for file, name in zip(files, own_names([file.name for file in files]), strict=True):
-            replace_atomically(free_name(folder / name), partial(shutil.copyfile, file))
+            copy = free_name(folder / name)
+            replace_atomically(copy, partial(shutil.copyfile, file))
+            kept.append(_noted(copy))
+        write_json(run.folder / "uploads.json", {"uploads": kept})
+
+    def _uploads_of(self, run: Run) -> list[dict[str, Any]]:
+        """What `keep_uploads` noted; [] where it is damaged, which holds nothing up."""
+        with suppress(ValueError):
+            return tables_in(read_table(run.folder / "uploads.json", uploads=list).get("uploads", []))
+        return []
 
     def forget_pictures(self, run: Run) -> None:
         """Delete what the page's cache, and a host's folder of uploads, hold of a run: its uploads, and pictures and
         files that were shown of it. The same photo, dropped again since, is another's and stays."""
         self._grids.clear()
-        own = [*photos_below(run.photos), *photos_below(run.folder / "to_repair")]
-        sizes: dict[int, list[Path]] = {}
-        for file in own:
-            sizes.setdefault(file.stat().st_size, []).append(file)
+        copies = [*photos_below(run.photos), *photos_below(run.folder / "to_repair")]
+        copied: dict[int, list[tuple[str, float]]] = {}  # by size: what the upload holds, and when it was copied
+        for one in [*self._uploads_of(run), *map(_noted, copies)]:
+            size, when = one.get("size"), one.get("time")
+            if isinstance(size, int) and isinstance(when, int | float):
+                copied.setdefault(size, []).append((str(one.get("sha256")), when))
         shown = [self.shown_of(run, what) for what in ("save", "compare", "faces")]
         for file in chain.from_iterable(where.rglob("*") for where in {self.cache, self.uploads}):
             if file.is_file() and not any(folder in file.parents for folder in shown):
-                for photo in sizes.get(file.stat().st_size, ()):
-                    if touched(file) <= touched(photo):
-                        delete(file, like=photo)
+                before = [holds for holds, when in copied.get(file.stat().st_size, ()) if touched(file) <= when]
+                if before and sha256_of(file) in before:
+                    delete(file, like=file)  # it holds what was uploaded for this run
         for folder in shown:
             delete(folder)
 
@@ -271,7 +298,7 @@ class RunFolders:
 
     def adapted(self) -> list[str]:
         """The runs that have an adapted restorer."""
-        return [name for name in self.names() if Run(self.runs / name).result.is_file()]
+        return [name for name, folder in self._folders().items() if Run(self.runs / folder).result.is_file()]
 
     def restorer_named(self, name: str, device: str = "") -> Restorer:
         """A restorer that the page offers; device: see `loaded`."""
@@ -293,6 +320,12 @@ class RunFolders:
         Raises ValueError for choices with which an adaptation would not begin.
         """
         settings = self.settings_of(choices)
+        if good := settings.get(GOOD):
+            try:
+                settings[GOOD] = str(self.typed_folder(good))
+                list_images(Path(settings[GOOD]))
+            except (ValueError, OSError) as error:
+                raise ValueError(f"the folder of good photos that the run was begun with (--good): {error}") from None
         recipe_with(self.restorer_named(choices.restorer, FOR_SETTINGS), choices.recipe, settings)
         if choices.real.strip():
             try:
@@ -358,6 +391,64 @@ def priors() -> dict[str, Path | str]:
         files = sorted(path for depth in ("*", "*/*") for path in folder.glob(f"{depth}.safetensors"))
         found |= {path.name: path for path in files if path.name not in found and holds_latent_prior(path)}
     return found
+
+
+def sendable_names(names: Iterable[str]) -> dict[str, str]:
+    """Each name by a text that a browser can be sent, in their order: itself, but where it is not UTF-8, which no
+    answer can hold, `printable`, and with a number if that is taken."""
+    given = list(names)
+    own = {name for name in given if _is_utf8(name)}
+    found: dict[str, str] = {}
+    for name in given:
+        shown = (str(numbered(Path(printable(name)), number)) for number in count(1))
+        found[name if name in own else next(one for one in shown if one not in own and one not in found)] = name
+    return found
+
+
+def sendable(text: str) -> str:
+    """`text` itself, but where it is not UTF-8, `printable`."""
+    return text if _is_utf8(text) else printable(text)
+
+
+def _is_utf8(name: str) -> bool:
+    return not any("\ud800" <= c <= "\udfff" for c in name)
+
+
+def holds_photos_of(run: Run, folder: Path) -> bool:
+    """Whether most of the photos that were looked at for the run are in this folder: by name and, where the run's
+    journals have it, size and content. False if the run knows none."""
+    index = read_table(run.faces / "faces.json", faces=list, problems=list)
+    listed = tables_in([*index.get("faces", []), *index.get("problems", [])])
+    photos = sorted({str(one["photo"]) for one in listed if "photo" in one})
+    records = {str(one.get("photo")): one for one in _journalled(run)}
+    some = [photos[i] for i in evenly(len(photos), KNOWN_AGAIN)]
+    return 2 * sum(_is_photo(folder / photo, records.get(photo, {})) for photo in some) > len(some)
+
+
+def _journalled(run: Run) -> Iterator[dict[str, Any]]:
+    """The records of the photos that were looked at for the run, see `collect_faces`."""
+    for journal in sorted(run.faces.glob("photos*.jsonl")):
+        for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError, RecursionError):
+                yield from tables_in([json.loads(line)])
+
+
+def _is_photo(file: Path, record: dict[str, Any]) -> bool:
+    """Whether `file` is the photo that a run's journal describes, as far as it does."""
+    try:
+        if not file.is_file():
+            return False
+        status, stamp, holds = file.stat(), record.get("stamp"), record.get("sha256")
+        if not stamp or not isinstance(stamp, list) or stamp == [status.st_size, status.st_mtime_ns]:
+            return True
+        return stamp[0] == status.st_size and (not holds or sha256_of(file) == holds)
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _noted(copy: Path) -> dict[str, Any]:
+    """By what an upload is known again, from its copy in a run."""
+    return {"size": copy.stat().st_size, "sha256": sha256_of(copy), "time": touched(copy)}
 
 
 def adapted_file(run: Run, advice: str = "adapt first") -> Path:

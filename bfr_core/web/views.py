@@ -16,8 +16,8 @@ from ..adaptation.report import PERSON_TABLE
 from ..adaptation.run import Run
 from ..device import is_out_of_memory
 from ..errors import first_line
-from ..files.ownership import free_name
-from ..files.photos import list_images, photo_name, printable, read_image, read_photo, write_image, write_photo
+from ..files.ownership import LIST, Ledger, free_name
+from ..files.photos import FORMATS, list_images, photo_name, printable, read_image, read_photo, write_image, write_photo
 from ..files.provenance import Step
 from ..files.records import fingerprint, read_table
 from ..reports.charts import chart
@@ -33,6 +33,7 @@ from .runs import (
     adapted_file,
     face_records,
     number_of_faces,
+    sendable_names,
     tables_in,
     touched,
     verdict_of,
@@ -145,14 +146,20 @@ class RunViews(RunFolders):
             return ""
         run, status = self.run(name), self.status(self.run(name))
         looked = place_of(run).folder / "first_look.json"
-        files = (run.faces / "faces.json", run.left_out, run.people, run.report, run.result, looked)
+        files = (run.faces / "faces.json", run.left_out, run.people, looked, run.report, run.result)
         times = [touched(path) for path in files]
-        return f"{name}\n{status.kind} {status.state} {status.file} {times}"
+        return f"{name}\n{status.kind} {status.state} {printable(status.file)} {times}"
 
     @staticmethod
     def is_of(stamp: str, name: str | None) -> bool:
         """Whether a stamp is of this run."""
-        return stamp.partition("\n")[0] == name
+        of, is_stamp, _ = stamp.rpartition("\n")
+        return bool(is_stamp) and of == name
+
+    @staticmethod
+    def same_result(one: str, other: str) -> bool:
+        """Whether the report and the restorer are the same at both stamps, which are of one run."""
+        return one.rsplit(", ", 2)[1:] == other.rsplit(", ", 2)[1:]
 
     @staticmethod
     def only_files_changed(shown: str, before: str, after: str) -> bool:
@@ -247,8 +254,12 @@ class RunViews(RunFolders):
         return restorer.restore(square(face, restorer.size)[None])[0].cpu()
 
     def photos(self, name: str | None) -> list[str]:
-        """The run's photos that have faces, by relative path."""
-        return list(dict.fromkeys(str(face["photo"]) for face in face_records(self.run(name)) if "photo" in face))
+        """The run's photos that have faces: the `sendable_names` of their relative paths."""
+        return list(self._photos(self.run(name)))
+
+    def _photos(self, run: Run) -> dict[str, str]:
+        """What is shown of each photo that has faces -> its relative path."""
+        return sendable_names(dict.fromkeys(str(face["photo"]) for face in face_records(run) if "photo" in face))
 
     def before_after(self, name: str | None, photo: str | None, before: str = "damaged") -> tuple[Path, Path]:
         """Two pictures of the whole photo at full size, in the page's cache: before and after.
@@ -259,6 +270,7 @@ class RunViews(RunFolders):
         restores = adapted_file(run)
         folder = self.photos_of(run)
         files = {path.relative_to(folder).as_posix(): path for path in list_images(folder)}
+        photo = self._photos(run).get(str(photo), photo)
         if photo not in files:
             raise ValueError(f"{printable(str(photo))}: is not one of the run's photos")
         which = fingerprint(photo, touched(files[photo]))[:6]  # "1.jpg" is not "1.png", nor itself after a change
@@ -298,6 +310,8 @@ class RunViews(RunFolders):
             parts.append("its copies of the photos that were dropped")
         if zips := len(list((run.folder / "repaired").glob("*.zip"))):
             parts.append("the zip of repaired photos" if zips == 1 else f"{zips} zips of repaired photos")
+        if restored := number_of_results(run):
+            parts.append(f"{restored} restored photo{'s' * (restored > 1)}")
         return f"Delete {printable(run.folder.name)}, with {', '.join(parts[:-1])} and {parts[-1]}"
 
     def table(self) -> str:
@@ -330,6 +344,12 @@ class RunViews(RunFolders):
             sentence = read_table(run.folder / "report.json").get("verdict_sentence", "")
             verdicts.append(f"<p><b>{text(run.folder.name)}: {text(verdict_of(run))}.</b> {text(sentence)}</p>")
         return block("".join(verdicts) + grid(("damaged", *names), rows))
+
+
+def number_of_results(run: Run) -> int:
+    """How many photos lie in folders of results below the run, see `claim_results`."""
+    folders = [file.parent for file in run.folder.rglob(LIST) if Ledger(file.parent).kind == "results"]
+    return len({file for folder in folders for file in folder.rglob("*") if file.suffix.lower() in FORMATS})
 
 
 def kept_curves(run: Run) -> dict[str, list[tuple[int, float]]]:

@@ -27,7 +27,7 @@ from bfr_core.adaptation.target_stage import (
 )
 from bfr_core.diffusion.prior import load_prior
 from bfr_core.files.photos import read_image, write_image
-from bfr_core.files.records import read_json
+from bfr_core.files.records import read_json, write_json
 from bfr_core.files.shards import Shard
 from bfr_core.restorers import load_restorer
 
@@ -170,6 +170,46 @@ def test_pictures_in_order_become_targets(photos, tmp_path):
         match_in_order(run, faces, torch.rand(2, 3, 32, 32), first=9)
     with pytest.raises(ValueError, match="square"):
         match_in_order(run, faces, torch.rand(1, 3, 32, 40))
+
+
+def test_targets_that_were_given_stay_while_their_crops_do(photos, tmp_path, caplog):
+    """In rounds: after one, a photo is added, one is replaced, and one is taken away and comes back."""
+    folder, run = tmp_path / "photos", Run(tmp_path / "run")
+    shutil.copytree(photos, folder)
+    faces = collect_faces(folder, run, 32, ALIGNED)
+    match_in_order(run, faces, torch.rand(5, 3, 32, 32))
+    given = {n: p.read_bytes() for n, p in match_in_order(run, faces, torch.rand(4, 3, 64, 64), first=5).items()}
+    changed, away = [name for name in faces.names if "__" not in name][:2]
+    write_image(folder / f"{changed}.png", 1 - read_image(folder / f"{changed}.png"))
+    (folder / f"{away}.png").rename(tmp_path / "away.png")
+    write_image(folder / "a new one.png", torch.rand(3, 32, 32))
+    more = collect_faces(folder, run, 32, ALIGNED)
+    files = match_in_order(run, more, torch.rand(1, 3, 32, 32), first=more.names.index("a new one"))
+    assert set(files) == set(given) - {changed, away} | {"a new one"}
+    assert [r.getMessage().split(": ")[1] for r in caplog.records if changed in r.getMessage()] == [
+        "has changed since its target was given; give its target again"
+    ]
+    (tmp_path / "away.png").rename(folder / f"{away}.png")
+    files = match_in_order(run, collect_faces(folder, run, 32, ALIGNED), [])
+    assert set(files) == set(given) - {changed} | {"a new one"}
+    assert all(files[name].read_bytes() == given[name] for name in set(given) & set(files))
+
+
+def test_targets_given_to_a_version_that_kept_no_marks_stay(photos, tmp_path):
+    run = Run(tmp_path / "run")
+    faces = collect_faces(photos, run, 32, ALIGNED)
+    match_in_order(run, faces, torch.rand(10, 3, 32, 32))
+    write_json(run.given / "stage.json", {"fingerprint": faces.fingerprint})
+    assert len(match_in_order(run, faces, [])) == 10
+    write_json(run.given / "stage.json", {"fingerprint": "of other faces"})
+    assert not match_in_order(run, faces, [])
+
+
+def test_pictures_of_several_sizes_become_targets(photos, tmp_path):
+    run = Run(tmp_path / "run")
+    faces = collect_faces(photos, run, 32, ALIGNED)
+    files = match_in_order(run, faces, [torch.rand(3, 64, 64), torch.rand(3, 32, 32)])
+    assert [read_image(path).shape[-1] for path in files.values()] == [64, 32]
 
 
 def test_targets_of_former_faces_are_not_learned_from(photos, config, tiny_restorer, tiny_prior, tmp_path, caplog):

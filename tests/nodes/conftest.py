@@ -80,7 +80,7 @@ class Host:
         models = ("facerestore_models", "bfr_priors", "upscale_models", "facedetection")
         for name in ("input", "output", "temp", *(f"models/{kind}" for kind in models)):
             (root / name).mkdir(parents=True)
-        for name in models:
+        for name in (*models, "checkpoints"):
             self.model_folders[name] = [str(root / "models" / name)]
 
     def load(self, models: list[Any], **_: Any) -> None:

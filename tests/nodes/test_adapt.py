@@ -141,7 +141,7 @@ def test_names_are_escaped(run: Run, models: tuple[Any, Any], host: Any) -> None
     *_, report, _ = run("BFR_FacesFromFolder", restorer=models[0], folder="odd", aligned=True)
     assert "<img src=x>\\n.png" in report and len(report.splitlines()) == 3
     run("BFR_SaveRestorer", restorer=models[0], name="a & b")
-    assert host.texts[-1] == "saved: a &amp; b.safetensors"
+    assert host.texts[-1].startswith("saved: a &amp; b.safetensors in ")
 
 
 def test_cancelled_at_any_look_the_same_graph_finishes(
@@ -209,20 +209,25 @@ def test_targets_are_cancelled_within_one_network_call(
 def test_pause_gives_the_best_so_far_and_queues_again(
     run: Run, models: tuple[Any, Any], pairs: Any, nodes: dict[str, Any], host: Any
 ) -> None:
-    faces_node = nodes["BFR_FacesFromFolder"]
+    faces_node, tune_node = nodes["BFR_FacesFromFolder"], nodes["BFR_FinetuneRestorer"]
     where = {"place": "input", "folder": "photos", "run": "my_run"}
-    before = faces_node.fingerprint_inputs(**where)
-    assert before == faces_node.fingerprint_inputs(**where), "an unchanged graph runs nothing again"
+    faces_before, before = faces_node.fingerprint_inputs(**where), tune_node.fingerprint_inputs(pairs=None)
+    assert faces_before == faces_node.fingerprint_inputs(**where), "an unchanged graph runs nothing again"
+    assert before == tune_node.fingerprint_inputs(pairs=None)
     longer = TUNING | {"iterations": 10**6, "minutes_this_run": 0.005}
-    _, verdict, finished, *_ = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **longer)
+    tuned, verdict, finished, *_ = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **longer)
     assert not finished and verdict.startswith("Paused at step ")
+    (path,) = run("BFR_SaveRestorer", restorer=tuned)
+    assert type(path).__name__ == "Blocker" and host.texts[-1].startswith("not saved: the tuning is paused")
+    assert not list((host.root / "models/facerestore_models").glob("my_restorer*"))
     assert (host.root / "output/bfr_runs/my_run/restorer.safetensors").exists()
-    paused = faces_node.fingerprint_inputs(**where)
+    paused = tune_node.fingerprint_inputs(pairs=None)
     assert paused != before, "so that queuing the same graph again goes on"
+    assert faces_node.fingerprint_inputs(**where) == faces_before, "and no teacher is run again"
     first = int(verdict.split()[3])
     _, verdict, *_ = run("BFR_FinetuneRestorer", pairs=pairs, restorer=models[0], **longer)
     assert int(verdict.split()[3]) > first
-    assert faces_node.fingerprint_inputs(**where) != paused
+    assert tune_node.fingerprint_inputs(pairs=None) != paused
 
 
 def test_a_run_that_is_called_like_one_beside_the_default_is_the_one_that_is_named(
@@ -236,9 +241,9 @@ def test_a_run_that_is_called_like_one_beside_the_default_is_the_one_that_is_nam
     longer = TUNING | {"iterations": 10**6, "minutes_this_run": 0.005}
     for seed in (3, 4):  # other settings replace what is in a run that has a name
         own = run("BFR_MakePseudoTargets", faces=made, prior=models[1], gate=0.0, seed=seed, **inputs)[0]
-        before = nodes["BFR_FacesFromFolder"].fingerprint_inputs(**where)
+        before = nodes["BFR_FinetuneRestorer"].fingerprint_inputs(pairs=None)
         assert run("BFR_FinetuneRestorer", pairs=own, **inputs, **longer)[5] == str(made.folder)
-        assert nodes["BFR_FacesFromFolder"].fingerprint_inputs(**where) != before, "queuing again goes on"
+        assert nodes["BFR_FinetuneRestorer"].fingerprint_inputs(pairs=None) != before, "queuing again goes on"
 
 
 def test_a_list_of_pictures_of_several_sizes_is_one_folder_of_photos(run: Run, models: tuple[Any, Any]) -> None:
@@ -272,6 +277,124 @@ def test_a_run_that_is_deleted_while_a_graph_runs_names_no_command(
     with pytest.raises(ValueError, match="was deleted or emptied since; queue again") as caught:
         run("BFR_TargetsFromImages", faces=faces, images=torch.rand(10, 32, 32, 3), gate=0.0)
     assert "bfr " not in str(caught.value) and "my_run" in str(caught.value)
+
+
+def test_what_comes_from_another_node_has_a_fingerprint_too(run: Run, faces: Any, nodes: dict[str, Any]) -> None:
+    folder, pictures = nodes["BFR_FacesFromFolder"], nodes["BFR_FacesFromImages"]
+    linked = {"place": "input", "folder": "photos", "run": None}
+    before, before_pictures = folder.fingerprint_inputs(**linked), pictures.fingerprint_inputs(run=[None])
+    assert before == folder.fingerprint_inputs(**linked) and isinstance(before, str)
+    assert before_pictures == pictures.fingerprint_inputs(run=[None])
+    shutil.rmtree(faces.folder)
+    assert folder.fingerprint_inputs(**linked) != before
+    assert pictures.fingerprint_inputs(run=[None]) != before_pictures
+    for change in ({"folder": None}, {"place": None}, {"input_folder": None}):
+        first, then = (folder.fingerprint_inputs(**linked | {"run": "my_run"} | change) for _ in range(2))
+        assert (first,) != (then,), "nobody knows whether its photos have changed"
+
+
+def test_bad_names_are_told_before_anything_runs(nodes: dict[str, Any]) -> None:
+    """ComfyUI gives None for what comes from another node, and a list of it where a node takes lists."""
+    save, folder, pictures = (nodes[f"BFR_{name}"] for name in ("SaveRestorer", "FacesFromFolder", "FacesFromImages"))
+    for good in ("my_restorer", "old photos/album", None):
+        assert save.validate_inputs(name=good) is True
+        assert folder.validate_inputs(run=good) is True and pictures.validate_inputs(run=[good]) is True
+    for bad, why in (
+        ("faces\\old", "separate folders by /"),
+        ("a:b", "is no name"),
+        (" ", "is empty"),
+        ("../a", "'..'"),
+    ):
+        said = [save.validate_inputs(name=bad), folder.validate_inputs(run=bad), pictures.validate_inputs(run=[bad])]
+        assert all(isinstance(one, str) and why in one and "\n" not in one for one in said)
+
+
+def test_a_restorer_of_another_size_than_the_faces_is_named(
+    run: Run, models: tuple[Any, Any], pairs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models[0].network, "size", 64)
+    for node, inputs in (
+        ("BFR_MakePseudoTargets", {"faces": pairs.faces, "prior": models[1]}),
+        ("BFR_FinetuneRestorer", {"pairs": pairs, **TUNING}),
+    ):
+        with pytest.raises(ValueError, match="the faces are 32 pixels wide, but restorer takes 64; connect"):
+            run(node, restorer=models[0], **inputs)
+
+
+def test_a_run_is_found_again_where_one_before_it_was_deleted(
+    run: Run, models: tuple[Any, Any], faces: Any, pairs: Any, nodes: dict[str, Any], host: Any
+) -> None:
+    runs, inputs = host.root / "output/bfr_runs", {"restorer": models[0]}
+
+    def targets(seed: int) -> Any:
+        return run("BFR_MakePseudoTargets", faces=faces, **inputs, prior=models[1], gate=0.0, seed=seed)[0]
+
+    assert [targets(seed).faces.folder.name for seed in (3, 4)] == ["my_run_2", "my_run_3"]
+    where = {"place": "input", "folder": "photos", "run": "my_run"}
+    before = nodes["BFR_FacesFromFolder"].fingerprint_inputs(**where)
+    shutil.rmtree(runs / "my_run_2")
+    assert targets(4).faces.folder.name == "my_run_3" and not (runs / "my_run_2").exists()
+    without = nodes["BFR_FacesFromFolder"].fingerprint_inputs(**where)
+    shutil.copytree(runs / "my_run_3", runs / "my_run_7")
+    assert len({before, without, nodes["BFR_FacesFromFolder"].fingerprint_inputs(**where)}) == 3
+    shutil.rmtree(runs / "my_run")
+    again = run("BFR_FacesFromFolder", restorer=models[0], folder="photos", aligned=True)[0]
+    assert again.folder.name == "my_run_3"
+    assert targets_of_another(run, models, host) == "my_run", "what is new takes the first number that is free"
+
+
+def targets_of_another(run: Run, models: tuple[Any, Any], host: Any) -> str:
+    """The name of the run of faces that no run holds yet."""
+    write_image(host.root / "input/other/face.png", torch.rand(3, 32, 32))
+    return run("BFR_FacesFromFolder", restorer=models[0], folder="other", aligned=True)[0].folder.name
+
+
+def test_a_list_of_pictures_is_a_row_of_targets(run: Run, models: tuple[Any, Any], faces: Any) -> None:
+    pictures = [torch.rand(count, side, side, 3) for count, side in ((4, 32), (5, 64), (1, 32))]
+    pairs, _, accepted, _, _ = run("BFR_TargetsFromImages", faces=faces, images=pictures, gate=0.0)
+    assert accepted == 10
+    _, names, files = pairs.opened()
+    kept = [read_image(files[name]) for name in names.names]
+    for own, wanted in zip(kept, (picture for some in pictures for picture in some), strict=True):
+        assert torch.allclose(own.movedim(0, -1), wanted, atol=1 / 255)
+
+
+def test_reports_come_out_whole_and_are_shown_in_part(run: Run, models: tuple[Any, Any], host: Any) -> None:
+    for i in range(30):
+        (host.root / "input/odd").mkdir(exist_ok=True)
+        (host.root / f"input/odd/{i}.png").write_bytes(b"no picture")
+    write_image(host.root / "input/odd/good.png", torch.rand(3, 32, 32))
+    *_, report, _ = run("BFR_FacesFromFolder", restorer=models[0], folder="odd", aligned=True)
+    assert len(report.splitlines()) == 32 and host.texts[-1].splitlines()[-1] == "... and 12 more"
+
+
+def test_restorers_are_saved_in_comfyuis_own_folder(
+    run: Run, models: tuple[Any, Any], host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders that extra_model_paths.yaml names for a kind that ComfyUI does not know stand before its own."""
+    monkeypatch.setattr(sys.modules["folder_paths"], "models_dir", str(host.root / "models"))
+    own, elsewhere = host.root / "models/facerestore_models", host.root / "elsewhere"
+    host.model_folders["facerestore_models"] = [str(elsewhere / "facerestore_models"), str(own)]
+    assert Path(run("BFR_SaveRestorer", restorer=models[0])[0]).parent == own
+    assert str(own) in host.texts[-1]
+    host.model_folders["checkpoints"].insert(0, str(elsewhere / "checkpoints"))
+    assert Path(run("BFR_SaveRestorer", restorer=models[0])[0]).parent == elsewhere / "facerestore_models"
+
+
+def test_the_pth_of_a_codeformer_is_named_so_and_others_are_cautioned_of(
+    run: Run, models: tuple[Any, Any], host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = host.root / "models/facerestore_models"
+    run("BFR_SaveRestorer", restorer=models[0], name="other", also_pth=True)
+    assert (folder / "other.pth").exists() and "ReActor reads .pth files of GFPGAN and CodeFormer only" in host.texts[
+        -1
+    ]
+    monkeypatch.setattr(models[0].network, "architecture", "CodeFormer")
+    for name in ("mine", "mine", "My_CodeFormer"):
+        run("BFR_SaveRestorer", restorer=models[0], name=name, also_pth=True)
+        assert "ReActor" not in host.texts[-1]
+    made = {path.name for path in folder.glob("[mM]*")}
+    assert made == {"mine.safetensors", "mine_codeformer.pth", "My_CodeFormer.safetensors", "My_CodeFormer.pth"}
 
 
 def test_a_changed_photo_changes_the_fingerprint(faces: Any, nodes: dict[str, Any], host: Any) -> None:
@@ -703,15 +826,18 @@ def test_a_run_that_keeps_the_base_is_saved_with_a_caution_or_refused(
 ) -> None:
     network = models[0].network
     monkeypatch.setattr(network, "metadata", {**network.metadata, **VERDICT})
-    with pytest.raises(ValueError, match=r"keep the base.*b.pth.*not saved, because only_adopted is on"):
-        run("BFR_SaveRestorer", restorer=models[0], name="mine", only_adopted=True)
+    (path,) = run("BFR_SaveRestorer", restorer=models[0], name="mine", only_adopted=True)
+    assert type(path).__name__ == "Blocker", "the rest of the graph goes on"
+    assert host.texts[-1].startswith("not saved: only_adopted is on. ")
+    assert "keep the base" in host.texts[-1] and "b.pth" in host.texts[-1]
     assert not (host.root / "models/facerestore_models/mine.safetensors").exists()
     run("BFR_SaveRestorer", restorer=models[0], name="mine")
     saved, caution = host.texts[-1].splitlines()
-    assert saved == "saved: mine.safetensors" and "keep the base" in caution
+    folder = host.root / "models/facerestore_models"
+    assert saved == f"saved: mine.safetensors in {folder}" and "keep the base" in caution
     monkeypatch.setattr(network, "metadata", {**network.metadata, "verdict": "adopt"})
     run("BFR_SaveRestorer", restorer=models[0], name="mine", only_adopted=True)
-    assert host.texts[-1] == "saved: mine_2.safetensors", "a taken name gets a number"
+    assert host.texts[-1] == f"saved: mine_2.safetensors in {folder}", "a taken name gets a number"
 
 
 def test_adopt_is_false_for_every_other_verdict(

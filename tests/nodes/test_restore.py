@@ -146,9 +146,9 @@ def test_boxes_of_the_impact_pack(
     module = sys.modules["any-name.nodes.restore"]
     boxes = []
 
-    def look(net: Any, picture: torch.Tensor, found: torch.Tensor) -> list[Face]:
+    def look(net: Any, picture: torch.Tensor, found: torch.Tensor) -> list[Face | None]:
         boxes.append(found.tolist())
-        return FACES[:1]
+        return [*FACES[:1], *[None] * len(found)][: len(found)]
 
     monkeypatch.setattr(module, "faces_in_boxes", look)
     box = np.array([10, 20, 50, 60], dtype=np.float32)  # left, top, right, bottom, as its detectors have them
@@ -157,7 +157,7 @@ def test_boxes_of_the_impact_pack(
     assert run("BFR_RestoreFaces", restorer=models[0], images=photo(), segs=segs)[5] == 1
     assert boxes == [[[5.0, 10.0, 25.0, 30.0]]], "boxes of a picture of another size are moved"
     detector = SimpleNamespace(detect=detect_nothing)
-    assert run("BFR_RestoreFaces", restorer=models[0], images=photo(2), bbox_detector=detector)[5] == 2
+    assert run("BFR_RestoreFaces", restorer=models[0], images=photo(2), bbox_detector=detector)[4] == 0
     with pytest.raises(ValueError, match="boxes of 2 pictures, but 3 came"):
         run("BFR_RestoreFaces", restorer=models[0], images=photo(3), segs=[segs, segs])
     boxes.clear()
@@ -173,6 +173,38 @@ def test_boxes_of_the_impact_pack(
     assert boxes == [[]]
     with pytest.raises(ValueError, match="^segs is of a picture of 0 x 0 pixels; connect"):
         run("BFR_RestoreFaces", restorer=models[0], images=photo(), segs=((0, 0), [seg]))
+
+
+def test_a_given_box_without_a_face_is_told_of_and_counts_as_skipped(
+    run: Run, models: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["any-name.nodes.restore"], "faces_in_boxes", lambda *_: [None, FACES[0]])
+    given = [[ONE, OTHER], [OTHER, ONE]]
+    *_, report, found, restored, skipped, _, _ = run(
+        "BFR_RestoreFaces", restorer=models[0], images=photo(2), bboxes=given
+    )
+    assert (found, restored, skipped) == (4, 2, 2)
+    assert report.splitlines() == [
+        "4 faces found, 2 restored, 2 skipped",
+        "photo 1: a box at 10, 20: no face could be aligned in it",
+        "photo 2: a box at 2, 2: no face could be aligned in it",
+    ]
+
+
+def test_all_lines_come_out_and_the_first_are_shown(
+    run: Run, models: tuple[Any, Any], found: list[Face], host: Any
+) -> None:
+    out = run("BFR_RestoreFaces", restorer=models[0], images=photo(24), min_face=28)
+    report, likeness = out[3].splitlines(), out[7].splitlines()
+    assert len(report) == 1 + 24 and report[-1].startswith("photo 24: ") and len(likeness) == 24
+    assert "... and 5 more" in host.texts[-1].splitlines()
+
+
+def test_a_video_of_one_picture_is_cautioned_of(run: Run, models: tuple[Any, Any], found: list[Face]) -> None:
+    report = run("BFR_RestoreFaces", restorer=models[0], images=photo(), video=True)[3]
+    assert "video is on, but one picture came" in report and "give all frames as one batch" in report
+    for how in ({"images": photo(2), "video": True}, {"images": photo()}):
+        assert "video is on" not in run("BFR_RestoreFaces", restorer=models[0], **how)[3]
 
 
 def test_a_photo_of_nobody_is_named_by_its_input(run: Run, models: tuple[Any, Any]) -> None:
@@ -201,12 +233,12 @@ def test_boxes_of_comfyuis_own_detectors(
 ) -> None:
     boxes = []
 
-    def look(net: Any, picture: torch.Tensor, found: torch.Tensor) -> list[Face]:
+    def look(net: Any, picture: torch.Tensor, found: torch.Tensor) -> list[Face | None]:
         boxes.append(found.tolist())
-        return FACES[:1]
+        return [*FACES[:1], *[None] * len(found)][: len(found)]
 
     monkeypatch.setattr(sys.modules["any-name.nodes.restore"], "faces_in_boxes", look)
-    assert run("BFR_RestoreFaces", restorer=models[0], images=photo(2), bboxes=given)[5] == 2
+    assert run("BFR_RestoreFaces", restorer=models[0], images=photo(2), bboxes=given)[5] == sum(map(bool, each))
     assert boxes == each
 
 

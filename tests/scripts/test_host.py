@@ -344,6 +344,7 @@ def test_pictures_are_dropped_and_no_other_file_comes_in(webui: WebUI) -> None:
     assert Path(uploaded).is_file(), "another tab may show the same photo"
     sure = page.part("Delete the open run, with its faces, its restorer and its repaired photos")
     [remove] = [event for event in page.events(None, "click") if sure in event["inputs"]]
+    page.open("dropped")
     page.call(remove, {page.part("Run"): "dropped", sure: True})
     assert not (webui.data / "outputs/bfr_runs/dropped").exists() and not Path(uploaded).exists()
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from bfr_core.adaptation.run import Run
 from bfr_core.faces.align import Face, template
 from bfr_core.files.ownership import LIST, Ledger
 from bfr_core.files.weights import locate, search_folders
@@ -359,7 +360,7 @@ def test_what_was_dropped_stays_for_the_hosts_other_fields(
     page = webui.shared.bfr_adapt.page
     for run in ("a", "b"):
         files, problems = page.usable_uploads([str(dropped)])
-        page.keep_uploads(files, page.runs / run / "photos")
+        page.keep_uploads(Run(page.runs / run), files, page.runs / run / "photos")
         assert problems == []
         assert (page.runs / run / "photos" / "a.png").is_file()
     assert dropped.is_file()

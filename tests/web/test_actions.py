@@ -22,10 +22,11 @@ from bfr_core.adaptation.forecast import duration
 from bfr_core.adaptation.run import Run
 from bfr_core.cli.commands import main
 from bfr_core.faces.align import Face, template
-from bfr_core.files.ownership import LIST
+from bfr_core.files.ownership import LIST, claim_results
 from bfr_core.files.photos import read_image, read_photo, write_image
 from bfr_core.files.records import write_json
 from bfr_core.reports.html import VERDICTS
+from bfr_core.restoration.restore import RestoreConfig
 from bfr_core.restorers import load_restorer
 from bfr_core.restorers.load import SHIPPED
 from bfr_core.restorers.routed import Routed
@@ -798,7 +799,7 @@ def test_a_damaged_restorer_hides_nothing_else_of_a_run(page, adapted):
 def test_a_stamp_is_of_one_run(page, adapted):
     shutil.copytree(page.run(adapted).folder, page.runs / f"{adapted} 2")
     assert page.is_of(page.stamp(adapted), adapted) and not page.is_of(page.stamp(f"{adapted} 2"), adapted)
-    assert not page.is_of("", adapted)
+    assert not page.is_of("", adapted) and not page.is_of("another", "another")
 
 
 def test_nothing_of_a_deleted_run_stays_in_the_cache(page, photos):
@@ -984,3 +985,199 @@ def test_settings_in_a_run_folder_are_not_trusted(page, adapted):
     assert page.choices_of(adapted).others == {"finetune.betas": (0.5, 0.9)}
     chosen.write_text(json.dumps(json.loads(chosen.read_text()) | {"others": others}))
     assert page.choices_of(adapted).others == {}
+
+
+def test_a_folder_of_the_same_name_with_other_photos_is_not_taken_for_that_of_a_run(page, photos, tmp_path):
+    mine, other = (tmp_path / name / "scans" for name in ("a", "b"))
+    shutil.copytree(photos, mine)
+    for file in photos.rglob("*.png"):
+        place = other / file.relative_to(photos)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_image(place, 1 - read_image(file))
+    assert main(["faces", str(mine), "--aligned", "--restorer", "embedded", "--run", str(page.runs / "shell")]) == 0
+    run = page.run("shell")
+    crops = {path: path.read_bytes() for path in run.faces.glob("*.png")}
+    page.allowed = [other.parent]
+    for act in (lambda: page.photos_of(run), lambda: page.adapt("shell", FEW)):
+        with pytest.raises(ValueError, match='"scans" of its photos is not known here .*b/scans holds other photos'):
+            act()
+    assert {path: path.read_bytes() for path in run.faces.glob("*.png")} == crops
+    page.allowed = [other.parent, mine.parent]
+    assert page.photos_of(run) == mine
+    for file in mine.rglob("*.png"):
+        os.utime(file, (1, 1))  # as after they were copied
+    (mine / "face 0.png").unlink()
+    (mine / "new.png").write_bytes((other / "face 0.png").read_bytes())
+    assert page.photos_of(run) == mine, "most of them are there"
+
+
+def with_place(page, name, shade):
+    """An upload that says where it was taken."""
+    photo, exif = Image.effect_noise((32, 32), 60 + shade).convert("RGB"), Image.Exif()
+    exif[0x8825] = {1: "N", 2: (50.0, 30.0, 0.0), 3: "E", 4: (7.0, 0.0, 0.0)}
+    path = page.cache / "abc" / name
+    path.parent.mkdir(exist_ok=True)
+    photo.save(path, exif=exif)
+    return str(path)
+
+
+def places_in(archive):
+    with zipfile.ZipFile(archive) as zipped:
+        found = []
+        for name in zipped.namelist():
+            with zipped.open(name) as file:
+                found.append(dict(Image.open(file).getexif().get_ifd(0x8825)))
+    return found
+
+
+def test_a_stopped_repair_goes_on_as_it_was_begun(page, adapted, monkeypatch):
+    real, begun = jobs.restore_folder, []
+
+    def stopped(*given, callback, **how):
+        begun.append((given[3], how))
+
+        def ends(step, steps, preview):
+            callback(step, steps, preview)
+            if step == 3:
+                page.stop(adapted)
+
+        return real(*given, callback=ends, **how)
+
+    monkeypatch.setattr(jobs, "restore_folder", stopped)
+    photos = [with_place(page, f"{i}.jpg", i) for i in range(6)]
+    assert all(dict(Image.open(file).getexif().get_ifd(0x8825)) for file in photos)
+    how = RestoreConfig(match_grain=False, background="adapted")
+    page.repair(adapted, photos, "", with_base=True, strip_gps=True, aligned=True, config=how)
+    assert page.jobs.wait(page.run(adapted)).state == "cancelled"
+
+    def noted(*given, **options):
+        begun.append((given[3], options))
+        return real(*given, **options)
+
+    monkeypatch.setattr(jobs, "restore_folder", noted)
+    again = Page(page.runs, page.allowed, "cpu")  # the page was loaded again: all boxes are at their defaults
+    again.repair(adapted, [], "")
+    notes = finished(again, adapted).notes
+    assert "done before it was stopped" in notes[0] and len(places_in(again.repaired(adapted))) == 6
+    assert not any(places_in(again.repaired(adapted)))
+    assert [one[0] for one in begun] == [how, how]
+    kept = json.loads((page.run(adapted).folder / "repair.json").read_text())
+    assert kept["with_base"] and kept["strip_gps"] and kept["aligned"]
+
+
+def test_where_photos_were_taken_is_left_out_if_it_is_asked_for_when_a_repair_goes_on(page, adapted, monkeypatch):
+    monkeypatch.setattr(jobs, "restore_folder", lambda *given, **how: page.stop(adapted) or given[0] / 1)
+    page.repair(adapted, [with_place(page, "a.jpg", 0)], "", aligned=True)
+    assert page.jobs.wait(page.run(adapted)).state == "failed"
+    monkeypatch.undo()
+    page.repair(adapted, [], "", strip_gps=True)
+    finished(page, adapted)
+    assert not any(places_in(page.repaired(adapted)))
+
+
+@pytest.mark.parametrize("wrong", [{"aligned": "yes"}, {"background": "/etc/passwd"}])
+def test_what_is_kept_of_a_repair_is_not_trusted(page, adapted, monkeypatch, wrong):
+    monkeypatch.setattr(jobs, "restore_folder", lambda *given, **how: given[0] / 1)
+    page.repair(adapted, [upload(page, "a.png")], "", aligned=True)
+    assert page.jobs.wait(page.run(adapted)).state == "failed"
+    kept = page.run(adapted).folder / "repair.json"
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | wrong))
+    with pytest.raises(ValueError, match="is damaged|was begun with passwd for the rest, which is not here"):
+        page.repair(adapted, [], "")
+
+
+def test_the_good_photos_of_a_run_of_the_command_line_are_not_left_out(page, adapted, photos, tmp_path):
+    run, good = page.run(adapted), tmp_path / "good"
+    (run.folder / "request.json").unlink()
+    config = run.config()
+    asked = config["asked"] | {"album": config["asked"]["album"] | {"good": str(good)}}
+    write_json(run.folder / "config.json", config | {"asked": asked})
+    before, own = run.restorer.read_bytes(), page.choices_of(adapted)
+    for choices in (own, replace(own, restorer="embedded128")):
+        for act in (page.adapt, page.look_first):
+            with pytest.raises(ValueError, match=r"good photos .* \(--good\): .*good: may not be read"):
+                act(adapted, choices)
+    assert run.restorer.read_bytes() == before
+    shutil.copytree(photos, good)
+    page.allowed.append(good)
+    assert page.checked(page.with_others(run, own))["album.good"] == str(good)
+    page.remember(run, page.with_others(run, own))
+    assert page.choices_of(adapted).others["album.good"] == str(good)
+
+
+def sent(value):
+    """What a browser is sent; names with bytes that are not UTF-8 cannot be."""
+    return json.dumps(value, ensure_ascii=False).encode()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are UTF-8 elsewhere")
+def test_names_that_are_not_utf8_can_be_sent_and_are_found_again(page, photos, tmp_path):
+    photos = shutil.copytree(photos, tmp_path / "named")
+    page.allowed.append(photos)
+    strange = [os.fsdecode(b"caf\xe9.png"), "caf\\udce9.png", "caf\u00a0.png"]
+    for name, source in zip(strange, sorted((photos / "below").iterdir()), strict=False):
+        source.rename(photos / name)
+    name, _ = page.new_run("x", [], str(photos), FEW)
+    finished(page, name)
+    page.adapt(name, FEW)
+    finished(page, name)
+    shown = page.photos(name)
+    assert sent(shown) and len(set(shown)) == 10 and set(strange[1:]) <= set(shown)
+    pairs = [page.before_after(name, photo) for photo in shown]
+    assert len({pair[0].read_bytes() for pair in pairs}) == 10 and sent([str(file) for pair in pairs for file in pair])
+    copy = page.runs / os.fsdecode(b"r\xe9")
+    shutil.copytree(page.run(name).folder, copy)
+    [other] = [one for one in page.names() if one != name]
+    assert sent(page.names()) and page.run(other).folder == copy and other in page.adapted()
+    for show in (page.stamp, page.state, page.verdict, page.details, page.to_delete, page.first_look, page.progress):
+        assert sent(show(other))
+    files = [*page.save(other), *(file for file, _ in page.faces(other))]  # safetensors reads no network there
+    assert sent([str(file) for file in files])
+    assert page.is_of(page.stamp(other), other)
+    page.delete(other)
+    assert page.names() == [name] and not copy.exists()
+
+
+def test_a_repair_that_another_job_forestalled_says_so(page, adapted, monkeypatch):
+    run, go_on, keep = page.run(adapted), threading.Event(), page.keep_uploads
+
+    def forestalled(*given):
+        keep(*given)
+        page.jobs.start(run, "repair", lambda callback: jobs.Outcome() if go_on.wait(600) else None)
+
+    monkeypatch.setattr(page, "keep_uploads", forestalled)
+    with pytest.raises(ValueError, match="the run is at work; wait for it, or stop it"):
+        page.repair(adapted, [upload(page, "a.png")], "", aligned=True)
+    go_on.set()
+    finished(page, adapted)
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_photos_of_earlier_repairs_are_deleted_with_a_run(page, adapted, noted):
+    files = [upload(page, name) for name in ("a.png", "b.png")]
+    stays = upload(page, "c.png", (40, 40))
+    for file in files:
+        page.repair(adapted, [file], "", aligned=True)
+        finished(page, adapted)
+    if not noted:
+        (page.run(adapted).folder / "uploads.json").write_text('{"uploads": [3, {"size": []}, {"size": 1}]}')
+    page.delete(adapted)
+    assert [Path(file).exists() for file in (*files, stays)] == [not noted, False, True]
+
+
+def test_the_box_before_a_run_is_deleted_names_photos_that_were_restored_into_it(page, adapted, photos):
+    run = page.run(adapted)
+    command = ["restore", str(photos), "--aligned", "--restorer", str(run.restorer), "--out", str(run.folder / "mine")]
+    assert main(command) == 0
+    assert page.to_delete(adapted).endswith("with its faces, its restorer and 10 restored photos")
+    assert claim_results(run.folder / "none") and "10 restored photos" in page.to_delete(adapted)
+
+
+def test_a_search_for_faces_that_was_stopped_goes_on(page, photos, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "collect_faces", lambda *_: page.stop("x") or 1 / 0)
+        page.new_run("x", [], str(photos), FEW)
+        assert page.jobs.wait(page.run("x")).state == "failed"
+    assert page.search_goes_on("x", FEW)
+    finished(page, "x")
+    assert len(page.faces("x")) == 10 and not page.search_goes_on("x", FEW) and not page.search_goes_on(None, FEW)

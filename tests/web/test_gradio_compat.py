@@ -186,6 +186,7 @@ def test_the_handlers_in_the_gradio_of_a_host(server: Standalone, photos: Path, 
     page = Gradio(server)
     assert run in page.shown(page.call(opened, {}))
     assert "tick the box" in page.shown(page.press("Delete", Run=run))
+    page.open(run)
     [remove] = page.events(page.part("Delete", key="value"), "click")
     gone = page.call(remove, {page.part("Run"): run, remove["inputs"][1]: True})
     assert "is deleted" in page.shown(gone) and not (tmp_path / "runs" / run).exists()

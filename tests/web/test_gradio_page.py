@@ -3,6 +3,7 @@
 The handlers themselves are tested without gradio in test_actions.py.
 """
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -154,6 +155,29 @@ def test_only_requests_of_this_machine_are_answered(host, origin, answered):
     assert at_home(host, origin) is answered
 
 
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("192.168.1.5:7860", "", 200),
+        ("192.168.1.5:7860", "http://192.168.1.5:7860", 200),
+        ("192.168.1.5:7860", "http://evil.example", 403),
+        ("192.168.1.5:7860", "null", 403),
+    ],
+)
+def test_pages_of_other_sites_are_refused_also_where_all_machines_are_answered(host, origin, status):
+    answers = []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message):
+        answers.append(message)
+
+    headers = [(b"host", host.encode()), *([(b"origin", origin.encode())] if origin else [])]
+    asyncio.run(compat.Doorkeeper(app, loopback=False)({"type": "http", "headers": headers}, None, send))
+    assert answers[0]["status"] == status
+
+
 def test_every_event_stays_out_of_the_queue_and_of_the_public_interface(gradio, small, tmp_path):
     page = Page(tmp_path / "runs")
     compat.prepare(page.cache)
@@ -188,6 +212,108 @@ def test_a_photo_that_is_looked_at_stays_when_the_run_changes(gradio, small, pho
     second, _ = shown(name, stamp, others[5])
     assert second["Photo"]["value"] == others[5] and "Files to download" not in second
     assert shown(name, stamp, "of another run")[0]["Photo"]["value"] == others[0]
+
+
+class Handlers:
+    """The page's handlers, called with the values of their inputs by label; the rest are as the page was built."""
+
+    def __init__(self, demo):
+        self.demo = demo
+
+    def event(self, trigger, label=None):
+        """The handler of this event, of the component with this label, or this text."""
+        blocks = self.demo.blocks
+
+        def named(place):
+            block = blocks.get(place)
+            return label in (None, getattr(block, "label", None), getattr(block, "value", None))
+
+        fns = [f for f in self.demo.fns.values() for place, kind in f.targets if kind == trigger and named(place)]
+        return next(fn for fn in fns if fn.fn and fn.outputs)
+
+    def call(self, trigger, label=None, /, seen="", **given):
+        """Answer by label, "State" for the stamp and "ImageSlider" for the comparison; "said" is all text of it."""
+        event = self.event(trigger, label)
+        values = {name.replace("_", " "): value for name, value in given.items()} | {"State": seen}
+        own = [(getattr(one, "label", None) or type(one).__name__, one.value) for one in event.inputs]
+        answer = event.fn(*(values.get(name, value) for name, value in own))
+        found = {getattr(one, "label", None) or type(one).__name__: value for one, value in answer.items()}
+        return found | {"said": str(list(answer.values()))}
+
+
+@pytest.fixture
+def two_runs(gradio, small, photos, tmp_path):
+    """A page with the runs "A" and "B", and its handlers."""
+    page = Page(tmp_path / "runs", [photos])
+    for name in ("A", "B"):
+        page.new_run(name, [], str(photos), Choices(aligned=True))
+        page.jobs.wait(page.run(name))
+    yield page, Handlers(build(page))
+    page.jobs.stop_all()
+
+
+def test_nothing_is_done_to_a_run_with_the_boxes_of_the_one_before(two_runs):
+    page, handlers = two_runs
+    box = next(one.label for one in handlers.event("click", "Delete").inputs if type(one).__name__ == "Checkbox")
+    of_a = handlers.call("change", "Run", Run="A")["State"]
+    before = page.stamp("B")
+    for button in ("Adapt", "First look", "Repair", "Delete"):
+        answer = handlers.call("click", button, seen=of_a, Run="B", **{box: True})
+        assert "this run is still being opened; try again in a moment" in answer["said"]
+    assert page.stamp("B") == before and page.names() == ["B", "A"]
+    of_b = handlers.call("tick", seen=of_a, Run="B")
+    assert of_b["State"] == before and "Learning rate" in of_b, "never opened without its own boxes"
+    assert "B is deleted" in handlers.call("click", "Delete", seen=of_b["State"], Run="B", **{box: True})["said"]
+    assert page.names() == ["A"]
+
+
+def test_a_damaged_run_can_be_deleted_from_the_page(two_runs):
+    page, handlers = two_runs
+    (page.run("B").faces / "faces.json").write_text("{")
+    box = next(one.label for one in handlers.event("click", "Delete").inputs if type(one).__name__ == "Checkbox")
+    opened = handlers.call("change", "Run", Run="B")
+    assert "is damaged" in opened["said"] and "Learning rate" in opened and opened["Faces"]["value"] == []
+    assert "B is deleted" in handlers.call("click", "Delete", seen=opened["State"], Run="B", **{box: True})["said"]
+
+
+def test_what_was_made_with_a_restorer_goes_with_it(two_runs):
+    page, handlers = two_runs
+    opened = handlers.call("change", "Run", Run="A")
+    compared = ("Files to download", "Before | after")
+    assert opened[compared[0]]["visible"] is False and opened[compared[1]] is None
+    page.toggle("A", 0)
+    assert not {*compared} & {*handlers.call("tick", seen=opened["State"], Run="A")}
+    page.run("A").report.write_text("of another restorer")
+    later = handlers.call("tick", seen=opened["State"], Run="A")
+    assert later[compared[0]]["value"] is None and later[compared[1]] is None
+
+
+def test_what_arrives_while_the_page_runs_is_offered(two_runs, tmp_path, monkeypatch):
+    _, handlers = two_runs
+    weights = tmp_path / "weights"
+    (weights / "upscale_models").mkdir(parents=True)
+    monkeypatch.setenv("BFR_WEIGHTS", str(weights))
+    monkeypatch.setattr("bfr_core.web.gradio_page.priors", lambda: {"embedded": "embedded", "sd.safetensors": "x"})
+    monkeypatch.setattr("bfr_core.web.gradio_page.offered_backgrounds", lambda: {"off": "off", "new.pth": "x"})
+    (weights / "GFPGANv1.4.pth").write_text("")
+    for answer in (handlers.call("change", "Run", Run="A"), handlers.call("load")):
+        choices = [value["choices"] for value in answer.values() if isinstance(value, dict) and "choices" in value]
+        assert {"GFPGANv1.4.pth", "sd.safetensors", "new.pth"} <= {name for names in choices for name in names}
+
+
+def test_a_search_that_was_stopped_goes_on_by_its_button(two_runs, monkeypatch):
+    page, handlers = two_runs
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "collect_faces", lambda *_: 1 / 0)
+        page.look_for_faces("A", Choices(aligned=True))
+        assert page.jobs.wait(page.run("A")).state == "failed"
+    seen = handlers.call("change", "Run", Run="A")["State"]
+    assert "drop some photos first" in handlers.call("click", "Find the faces", seen="", Run="A")["said"]
+    crops = {words_of(AdaptConfig, "faces.aligned")["label"]: True}
+    again = handlers.call("click", "Find the faces", seen=seen, Run="A", **crops)
+    assert "Faces are looked for again" in again["said"]
+    assert page.jobs.wait(page.run("A")).state == "done"
+    assert "drop some photos first" in handlers.call("click", "Find the faces", seen=seen, Run="A")["said"]
 
 
 def test_the_arrows_of_an_input_go_in_steps_that_suit_its_value(gradio, small, tmp_path):
