@@ -118,9 +118,11 @@ def summary(work: Path) -> str:
     columns = tuple(c for c in (*COLUMNS, *BY_RECOGNISER) if all(c in some for some in every))
     lines = heading(columns)
     for kind, rows in cells.items():
+        most = max(map(len, rows.values()))
         for name in SUMMARISED:
             if name in rows:
-                lines.append(f"| {kind}: {name} | {' | '.join(shown(rows[name], True, columns))} |")
+                few = "" if (count := len(rows[name])) == most else f" ({count} of {most} draws)"
+                lines.append(f"| {kind}: {name}{few} | {' | '.join(shown(rows[name], True, columns))} |")
     return "\n".join(lines)
 
 
@@ -165,9 +167,10 @@ def judgement(rows: dict[str, list[dict]]) -> list[str]:
                         worst.append(control)
             answer = f"no, not {'; '.join(worst)}" if worst else "yes"
             lines.append(f"- {who} beats every control on {MEASURES[column].title}: {answer}")
+    n = min(len(rows[name]) for name in ("base", "adapted", "oracle"))  # the draws that all three have
     for column in ("psnr", "ssim"):
-        gain = difference("adapted", "base", column).mean
-        best = difference("oracle", "base", column).mean
+        base, adapted, oracle = (np.mean(_mean(rows[name][:n], column)) for name in ("base", "adapted", "oracle"))
+        gain, best = adapted - base, oracle - base
         lines.append(
             f"- share of the oracle's gain in {MEASURES[column].title}: {gain / best:.0%} ({gain:+.3f} of {best:+.3f})"
         )

@@ -21,7 +21,7 @@ CORE = ROOT / "bfr_core"
 
 # A room may import from its own layer and from those above it in this list, never from below; no circles anywhere.
 LAYERS = (
-    ("device", "errors", "pixels", "randomness", "settings", "threads"),
+    ("device", "errors", "pixels", "randomness", "settings", "spread", "threads"),
     ("files",),
     ("restorers", "diffusion", "faces", "damage", "metrics"),
     ("restoration", "training", "reports"),
