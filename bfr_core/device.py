@@ -41,12 +41,14 @@ def full_precision(device: torch.device) -> contextlib.AbstractContextManager:
 
 def has_autocast(device: torch.device) -> bool:
     """Whether PyTorch can switch the number format of networks on this kind of device."""
+    if device.type in ("cpu", "cuda"):
+        return True
     tell = getattr(torch.amp, "is_autocast_available", None)  # since PyTorch 2.4
-    if not tell:
-        return device.type in ("cpu", "cuda")
-    with contextlib.suppress(AssertionError, RuntimeError):  # of a backend of its own it says yes without asking it
+    if not tell or not tell(device.type):
+        return False
+    with contextlib.suppress(AssertionError):  # of a backend of its own it says yes without asking it
         torch.autocast(device.type, enabled=False)
-        return bool(tell(device.type))
+        return True
     return False
 
 

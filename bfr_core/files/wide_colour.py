@@ -40,5 +40,6 @@ def in_srgb(pixels: Tensor, primaries: int) -> Tensor:
         linear = torch.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
         linear = torch.einsum("ij,jhw->ihw", matrix, linear).clamp(0, 1)
         shown = torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-        result[:, first : first + ROWS] = shown
+        grey = (part == part[:1]).all(0)  # stays grey to the bit
+        result[:, first : first + ROWS] = torch.where(grey, part, shown)
     return result

@@ -132,12 +132,11 @@ def _quality_of(coefficients: Tensor, turned: bool) -> tuple[int, float]:
     fits = {}
     for quality in QUALITIES:
         step = _steps(quality, turned)[:LOW, :LOW].expand_as(coefficients)
-        says = coefficients.abs() > AWAY_FROM_ZERO * step
+        steps = coefficients / step
+        says = steps.abs() > AWAY_FROM_ZERO
         says[:, 0, 0] = False  # the mean, which fits anything if it is cut off at black or white
         count = int(says.sum())
-        fits[quality] = (
-            float(torch.cos(2 * math.pi * (coefficients / step)[says]).mean()) if count >= MIN_COEFFICIENTS else 0.0
-        )
+        fits[quality] = float(torch.cos(2 * math.pi * steps[says]).mean()) if count >= MIN_COEFFICIENTS else 0.0
     best = max(fits.values())
     return min(quality for quality, fit in fits.items() if fit >= NEARLY_AS_GOOD * best) if best >= FITS else 0, best
 

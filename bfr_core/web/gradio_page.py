@@ -35,7 +35,7 @@ INTRODUCTION = (
 )
 DELETE = "Delete the open run, with its faces, its restorer and its repaired photos"
 ANOTHER = "another"  # a stamp that no run has, so that everything is shown
-GOES_ON = "The repair that was stopped goes on with its photos, and as it was begun, whatever the boxes say now."
+GOES_ON = "The repair that was stopped goes on as it was begun. To change its settings, give the photos again."
 LOOKS_AGAIN = "Faces are looked for again in the photos of the open run."
 Shown = dict[Any, Any]  # component -> its new value; what is not in it stays as it is
 BEFORE = {"the damaged photo": "damaged", "the base restorer": "base"}
@@ -255,10 +255,11 @@ def build(page: Page) -> Any:
             }
             return words | files | of_result | {sure: gr.update(value=False, label=DELETE)}
 
-        def offered() -> Shown:
-            """What is on this machine now: files may come and go while the page runs."""
+        def offered(values: Shown) -> Shown:
+            """What is on this machine now, with those of `values`: files may come and go while the page runs."""
             files = {restorer: restorers(), prior: list(priors()), rest: list(offered_backgrounds())}
-            return {field: gr.update(choices=names) for field, names in files.items()}
+            own = {field: {"value": values[field]} if field in values else {} for field in files}
+            return {field: gr.update(choices=names, **own[field]) for field, names in files.items()}
 
         def opened(run: str | None) -> Shown:
             fields: Shown = {}
@@ -266,9 +267,8 @@ def build(page: Page) -> Any:
                 own = page.choices_of(run if run in page.names() else None)
                 values = [own.restorer, own.minutes, own.mixed, own.aligned, own.min_face, own.low_memory]
                 values += [own.recipe, sendable(own.real), own.prior]
-                fields = dict(zip(chosen, [*values, *own.changes.values()], strict=True)) | offered()
-                fields[restorer] = gr.update(choices=restorers(), value=own.restorer)
-                fields[prior] = gr.update(choices=list(priors()), value=own.prior)
+                fields = dict(zip(chosen, [*values, *own.changes.values()], strict=True))
+                fields |= offered(fields)
                 return fields | look(run, ANOTHER)
             except (ValueError, OSError) as error:  # of a damaged run, which can be deleted nevertheless
                 return fields | of_no_run() | {seen: f"{run}\n"} | tell(failed(error))
@@ -362,7 +362,7 @@ def build(page: Page) -> Any:
         def reopened() -> Shown:
             fields = dict(zip(advanced, page.defaults(default.restorer).values(), strict=True))
             fields |= {name: gr.update(choices=page.names(), value=page.latest()), table: page.table()}
-            return fields | offered()
+            return fields | offered({})
 
         def recipe_of(net: str, recipe: str) -> Shown:
             return dict(zip(advanced, page.defaults(net, recipe).values(), strict=True))

@@ -1123,6 +1123,8 @@ def test_colours_that_a_heic_only_names_come_into_srgb(tmp_path: Path):
     wanted = torch.where(wanted <= 0.0031308, 12.92 * wanted, 1.055 * wanted ** (1 / 2.4) - 0.055)
     assert torch.allclose(seen, wanted, atol=0.012), "two levels of 255 are lost in the file"
     assert float((seen[:, 0] - colours[0]).abs().max()) > 0.03, "it is not what the numbers say"
+    from_pillow(Image.new("L", (64, 64), 99)).save(tmp_path / "grey.heic", quality=-1, **named)
+    assert read_photo(tmp_path / "grey.heic").grey
     from_pillow(picture).save(tmp_path / "hdr.heic", quality=-1, **named | {"transfer_characteristics": 16})
     with pytest.raises(LeftOutError, match=r"hdr\.heic: is brighter than a usual picture can be \(HDR\)"):
         read_photo(tmp_path / "hdr.heic")

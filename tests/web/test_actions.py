@@ -903,23 +903,28 @@ def test_dropped_photos_and_a_named_folder_are_not_one_ignored(page, adapted, ph
     assert page.names() == [adapted] and not (page.run(adapted).folder / "to_repair").exists()
 
 
-def test_what_is_left_of_a_stopped_repair_does_not_number_that_of_another_folder(
-    page, adapted, photos, tmp_path, monkeypatch
-):
-    other = tmp_path / "other"
-    shutil.copytree(photos, other)
-    page.allowed.append(other)
+def stops_at_the_third(page, run):
+    """`restore_folder` during which somebody stops the run when two photos are done."""
     real = jobs.restore_folder
 
     def stopped(*given, callback, **how):
         def ends(step, steps, preview):
             callback(step, steps, preview)
             if step == 3:
-                page.stop(adapted)
+                page.stop(run)
 
         return real(*given, callback=ends, **how)
 
-    monkeypatch.setattr(jobs, "restore_folder", stopped)
+    return stopped
+
+
+def test_what_is_left_of_a_stopped_repair_does_not_number_that_of_another_folder(
+    page, adapted, photos, tmp_path, monkeypatch
+):
+    other = tmp_path / "other"
+    shutil.copytree(photos, other)
+    page.allowed.append(other)
+    monkeypatch.setattr(jobs, "restore_folder", stops_at_the_third(page, adapted))
     page.repair(adapted, [], str(other), aligned=True)
     assert page.jobs.wait(page.run(adapted)).state == "cancelled"
     monkeypatch.undo()
@@ -1032,18 +1037,13 @@ def places_in(archive):
 
 def test_a_stopped_repair_goes_on_as_it_was_begun(page, adapted, monkeypatch):
     real, begun = jobs.restore_folder, []
+    stopped = stops_at_the_third(page, adapted)
 
-    def stopped(*given, callback, **how):
-        begun.append((given[3], how))
+    def noted_and_stopped(*given, **options):
+        begun.append((given[3], options))
+        return stopped(*given, **options)
 
-        def ends(step, steps, preview):
-            callback(step, steps, preview)
-            if step == 3:
-                page.stop(adapted)
-
-        return real(*given, callback=ends, **how)
-
-    monkeypatch.setattr(jobs, "restore_folder", stopped)
+    monkeypatch.setattr(jobs, "restore_folder", noted_and_stopped)
     photos = [with_place(page, f"{i}.jpg", i) for i in range(6)]
     assert all(dict(Image.open(file).getexif().get_ifd(0x8825)) for file in photos)
     how = RestoreConfig(match_grain=False, background="adapted")
