@@ -570,16 +570,15 @@ class SaveRestorer(host.Node):
         if only_adopted and network.caution:
             return cls.not_saved(f"only_adopted is on. {network.caution}")
         begin_list(wanted.parent)
-        path = free_name(wanted, network, also_pth)
+        with_pth = also_pth and not isinstance(network, Routed)
+        path = free_name(wanted, network, with_pth)
         pth = pth_beside(path, network)
         if isinstance(network, Routed):
-            if also_pth:
-                raise ValueError("also_pth: a .pth holds one restorer, and this is one for each group; switch it off")
             save_several(path, network, half)
         else:
             save_restorer(path, network, {k: v for k, v in network.metadata.items() if k != "licence"}, half)
-        made = [path, pth] if also_pth else [path]
-        if also_pth:
+        made = [path, pth] if with_pth else [path]
+        if with_pth:
             export_pth(pth, network)
         if before := saved_before(wanted, made, network):  # the same graph was run again
             for place in (*made, path.with_suffix(".groups")):
@@ -587,7 +586,9 @@ class SaveRestorer(host.Node):
             path = before
         saved = f"saved: {printable(path.relative_to(root).as_posix())} in {printable(root)}"
         said = [saved, *([network.caution] if network.caution else [])]
-        if also_pth and network.architecture not in READ_BY_REACTOR:
+        if also_pth and not with_pth:
+            said.append("also_pth: no .pth is written, which holds one restorer, and this is one for each group")
+        elif with_pth and network.architecture not in READ_BY_REACTOR:
             said.append(f"ReActor reads .pth files of {' and '.join(READ_BY_REACTOR)} only, and not this one")
         return host.output(cls, str(path), text=lines(said))
 
@@ -642,12 +643,12 @@ def without_place(metadata: dict[str, str]) -> dict[str, Any]:
     return metadata | {"members": [one and [PurePosixPath(one["file"]).name, one["sha256"]] for one in members]}
 
 
-def free_name(path: Path, network: Restorer, also_pth: bool) -> Path:
+def free_name(path: Path, network: Restorer, with_pth: bool) -> Path:
     """`path` with the first number under which there is nothing yet, nor a folder of groups, nor a .pth if one is
     wanted."""
     for number in count(1):
         place = numbered(path, number)
-        taken = [place, place.with_suffix(".groups"), *([pth_beside(place, network)] if also_pth else [])]
+        taken = [place, place.with_suffix(".groups"), *([pth_beside(place, network)] if with_pth else [])]
         if not any(map(os.path.lexists, taken)):
             return place
     raise AssertionError("there is always a number")

@@ -209,7 +209,10 @@ class RestoreFaces(host.Node):
                 io.Int.Output(display_name="found", tooltip="Faces found."),
                 io.Int.Output(display_name="restored", tooltip="Faces restored."),
                 io.Int.Output(display_name="skipped", tooltip="Faces found and not restored."),
-                io.String.Output(display_name="likeness", tooltip="Whether each face is still the person, in words."),
+                io.String.Output(
+                    display_name="likeness",
+                    tooltip="Whether each face is still the person, in words, a photo's largest face first.",
+                ),
                 io.Int.Output(
                     display_name="other_people",
                     tooltip="Faces that no longer look like the same person; to branch on, such as with a switch.",

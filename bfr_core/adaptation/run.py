@@ -64,7 +64,7 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         if blocked := in_the_way(self.folder):
-            raise ValueError(f"--run {blocked}; give a folder")
+            raise ValueError(f"{blocked}; give a folder")
 
     @property
     def faces(self) -> Path:

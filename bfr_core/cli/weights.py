@@ -35,15 +35,15 @@ def weights(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         fetched = fetch(entry, callback=lambda have, total: bars("fetch", have, total or have + 1, None))
         print(f"checked: {fetched}", file=sys.stderr)
         return {"path": str(fetched)}
-    rows = []
+    rows, shown = [], sys.stderr if args.json else sys.stdout
     for one in (entry,) if entry else TABLE:
         path = locate(one.name)
         state = "not here" if path is None else verify(one, path) if args.action == "verify" else "here"
         rows.append({"name": one.name, "state": state, "path": str(path or ""), "licence": one.licence})
-        print(f"{one.name:<32} {state:<10} {one.what}; {one.licence}{f'; {path}' if path else ''}", file=sys.stderr)
+        print(f"{one.name:<32} {state:<10} {one.what}; {one.licence}{f'; {path}' if path else ''}", file=shown)
     if args.action == "list":
-        print(f"looked for in: {', '.join(printable(folder) for folder in search_folders())}", file=sys.stderr)
-        print(f"other folders, of ComfyUI or WebUI for instance, may be named in {ALSO}, as in PATH", file=sys.stderr)
+        print(f"looked for in: {', '.join(printable(folder) for folder in search_folders())}", file=shown)
+        print(f"other folders, of ComfyUI or WebUI for instance, may be named in {ALSO}, as in PATH", file=shown)
     bad = ("wrong", "not here") if args.action == "verify" and entry else ("wrong",)
     return {"weights": rows, "failed": [row["name"] for row in rows if row["state"].startswith(bad)]}
 

@@ -7,8 +7,10 @@ import math
 import os
 import pickle
 import re
+import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +128,26 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"{path.name}: its table of contents has {header} bytes; that is no network this program knows"
         )
     try:
-        with safe_open(path, framework="pt") as file:
+        with named_in_utf8(path) as place, safe_open(place, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OverflowError, RuntimeError, AttributeError) as error:
         raise ValueError(
             f"{path.name}: not a readable safetensors file ({reason_of(error)}); it may be cut short"
         ) from None
+
+
+@contextmanager
+def named_in_utf8(path: Path) -> Iterator[Path]:
+    """`path`, or while it is used, a link to it where its name is not UTF-8: safetensors and PyTorch open no such."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory() as folder:
+            link = Path(folder) / f"file{path.suffix}"
+            link.symlink_to(path.absolute())
+            yield link
+    else:
+        yield path
 
 
 def tensor_names(path: Path) -> set[str]:
@@ -157,7 +173,8 @@ def read_pickle(path: Path) -> Any:
     zipped = _is_honest_zip(path)
     try:
         # Mapped into memory: older PyTorch would otherwise read past a record that claims more bytes than it has.
-        return torch.serialization.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
+        with named_in_utf8(path) as place:
+            return torch.serialization.load(str(place), map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         reason = str(error).rpartition("WeightsUnpickler error: ")[2]
         if "resize storage" in reason:  # so older PyTorch refuses a tensor that reaches past its bytes

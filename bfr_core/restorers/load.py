@@ -19,6 +19,7 @@ from ..files.tensors import (
     LimitedBuilding,
     load_tensors,
     misfit_of,
+    named_in_utf8,
     reason_of,
     save_pickled,
     save_tensors,
@@ -192,7 +193,7 @@ def metadata_in(path: Path) -> dict[str, str]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with named_in_utf8(path) as place, safe_open(place, framework="pt") as file:
             return file.metadata() or {}
     except (SafetensorError, OSError):
         return {}

@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import pickle
 import random
 import zipfile
@@ -20,6 +21,7 @@ from bfr_core.files.tensors import (
     whole_number,
     without_prefix,
 )
+from bfr_core.restorers.load import metadata_in
 
 X = torch.ones(1)
 
@@ -29,6 +31,19 @@ def test_what_is_saved_is_loaded(tmp_path):
     save_tensors(path, {"x": torch.arange(3.0)}, {"licence": "test"})
     state, metadata = load_tensors(path)
     assert torch.equal(state["x"], torch.arange(3.0)) and metadata["licence"] == "test"
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this disk keeps no such name")
+    save_tensors(folder / "a.safetensors", {"x": X}, {"licence": "test"})
+    save_pickled(folder / "a.pth", {"x": X})
+    state, metadata = load_tensors(folder / "a.safetensors")
+    assert torch.equal(state["x"], X) and metadata == metadata_in(folder / "a.safetensors") == {"licence": "test"}
+    assert torch.equal(load_tensors(folder / "a.pth")[0]["x"], X)
 
 
 def test_the_same_tensors_and_metadata_make_the_same_bytes(tmp_path):

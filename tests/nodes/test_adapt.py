@@ -648,7 +648,7 @@ def whole(run: Run, models: tuple[Any, Any], mixed_pairs: Any, host: Any, unbrok
 
 
 def test_mixed_gives_a_restorer_that_sends_each_face_to_its_own(
-    run: Run, models: tuple[Any, Any], mixed_pairs: Any, mixed_photos: Path, whole: Run
+    run: Run, models: tuple[Any, Any], mixed_pairs: Any, mixed_photos: Path, whole: Run, host: Any
 ) -> None:
     tuned, verdict, finished, curve, shown, folder, adopt, *_ = whole()
     assert finished and adopt is True and curve.shape == (1, 2 * 256, 512, 3) and shown.shape == (1, 8 * 32, 3 * 32, 3)
@@ -670,8 +670,9 @@ def test_mixed_gives_a_restorer_that_sends_each_face_to_its_own(
         assert torch.allclose(made.movedim(-1, 1), wanted, atol=1e-4)
     half = run("BFR_SaveRestorer", restorer=loaded, name="below/both", half=True)[0]
     assert half == saved.replace("both.", "both_2."), "a taken name gets a number"
-    with pytest.raises(ValueError, match=r"also_pth: a .pth holds one restorer"):
-        run("BFR_SaveRestorer", restorer=tuned, name="pth", also_pth=True)
+    path = Path(run("BFR_SaveRestorer", restorer=tuned, name="pth", also_pth=True)[0])
+    assert path.name == "pth.safetensors" and path.is_file() and not path.with_suffix(".pth").exists()
+    assert "also_pth: no .pth is written" in host.texts[-1]
     with pytest.raises(ValueError, match="is several restorers in one"):
         run("BFR_FinetuneRestorer", pairs=mixed_pairs, restorer=tuned, **TUNING)
 
