@@ -109,8 +109,7 @@ def make(folder: Path) -> None:
         raise InstallError(
             f"this Python lacks {' and '.join(absent)}: install it (Debian: apt install {package}) and run this again."
         )
-    ours = any((folder / mark).exists() for mark in (MARK, STAMP))
-    if folder.is_dir() and not ours and any(path.is_file() for path in folder.rglob("*")):
+    if folder.is_dir() and not (folder / MARK).exists() and any(path.is_file() for path in folder.rglob("*")):
         raise InstallError(
             f"{folder} was not made by this program, and has no pip or a Python that is not 3.10 to 3.13: move it away "
             "and try again."
@@ -125,7 +124,8 @@ def make(folder: Path) -> None:
 
 def fill(root: Path, python: str) -> None:
     """Install the project, what it needs and the test tools into `.venv`. Raises InstallError."""
-    drop_half_installed(python)
+    if (root / ".venv" / MARK).exists():
+        drop_half_installed(python)
     say("installing packages into .venv (PyTorch is large: minutes, and up to 6 GB of disk the first time) ...")
     # Python compiles what is used when it is used: a part, in half a minute less.
     pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile"]

@@ -57,7 +57,8 @@ def add_missing(root: Path) -> int:
     if known is not None:
         left_out, in_vain = known
         return told(f"nothing new to add. {summary(left_out)}", in_vain)
-    if (Path(sysconfig.get_path("stdlib")) / "EXTERNALLY-MANAGED").exists() and sys.prefix == sys.base_prefix:
+    theirs = (Path(sysconfig.get_path("stdlib")) / "EXTERNALLY-MANAGED").exists() and sys.prefix == sys.base_prefix
+    if theirs and os.environ.get("PIP_BREAK_SYSTEM_PACKAGES", "").lower() not in ("1", "y", "yes", "t", "true", "on"):
         raise InstallError(
             "this Python belongs to the system: use the Python of ComfyUI or WebUI, or `python3 install.py demo`."
         )

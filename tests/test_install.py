@@ -455,6 +455,42 @@ def test_half_installed_package_is_forgotten(made_host: Host) -> None:
     assert "numpy" not in made_host.listing() and "torch" in made_host.listing()
 
 
+def test_packages_of_an_environment_of_the_users_are_left_alone(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped: list[str] = []
+    monkeypatch.setattr(environment, "drop_half_installed", dropped.append)
+    monkeypatch.setattr(environment, "run_shown", lambda words: None)
+    (project / ".venv").mkdir()
+    environment.fill(project, "python")
+    assert not dropped
+    (project / ".venv" / environment.MARK).touch()
+    environment.fill(project, "python")
+    assert dropped == ["python"]
+
+
+@pytest.mark.parametrize("said", ["", "1"])
+def test_who_may_install_into_the_systems_python_is_not_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    (tmp_path / "requirements.txt").write_text("einops>=0.7\n")
+    (tmp_path / "requirements-optional.txt").write_text("")
+    (tmp_path / "EXTERNALLY-MANAGED").touch()
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(host, "installed", dict)
+    monkeypatch.setattr(host, "install_command", lambda python: [])
+    monkeypatch.setenv("PIP_BREAK_SYSTEM_PACKAGES", said)
+    asked: list[str] = []
+
+    def add(command: list[str], requirements: list[packages.Requirement], *options: str) -> dict[str, str]:
+        asked.extend(one.name for one in requirements)
+        return {}
+
+    monkeypatch.setattr(host, "add", add)
+    with nullcontext() if said else pytest.raises(InstallError, match="belongs to the system"):
+        host.add_missing(tmp_path)
+    assert asked == (["einops"] if said else [])
+
+
 def test_foreign_folder_is_left_alone(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "fill", lambda root, python: None)
     (project / ".venv").mkdir()

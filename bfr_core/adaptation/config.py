@@ -37,7 +37,8 @@ class FaceConfig:
 
     aligned: bool = setting(
         False,
-        "Whether the pictures are aligned square faces already, so that no faces are looked for.",
+        "Whether the pictures, also the good ones that are given, are aligned square faces already, so that no faces "
+        "are looked for.",
         label="The pictures are cut-out, square faces already",
     )
     detector: str = setting(

@@ -375,11 +375,13 @@ def _as_it_is_now(run: Run, face: dict[str, Any]) -> dict[str, Any]:
 def leave_out(run: Run, names: Iterable[str]) -> None:
     """Use all faces of the run but these from now on.
 
-    A face is used again once its photo or the settings of finding faces have changed, which is logged.
+    A face is used again once its photo or the settings of finding faces have changed, which is logged. What was decided
+    of photos that are away at present stays.
     """
-    left = {face["name"] for face in face_index(run)["faces"]} & set(names)
-    marks = [mark for name, mark in _marks(run).items() if name in left]
-    write_json(run.left_out, {"faces": marks})
+    left, now = set(names), _marks(run)
+    here = {mark["photo"] for mark in now.values()}
+    marks = [mark for mark in read_table(run.left_out, faces=list).get("faces", []) if _photo_of(mark) not in here]
+    write_json(run.left_out, {"faces": marks + [mark for name, mark in now.items() if name in left]})
 
 
 def left_out_of(run: Run) -> list[str]:
@@ -399,13 +401,18 @@ def left_out_of(run: Run) -> list[str]:
 def _warn_of_marks_that_are_gone(run: Run, photos: set[str]) -> None:
     """Say of which photos a face was left out that is not known again, so that it, or its copy, is used."""
     marks, now = read_table(run.left_out, faces=list).get("faces", []), list(_marks(run).values())
-    again = {str(mark.get("photo")) for mark in marks if isinstance(mark, dict) and mark not in now} & photos
+    again = {_photo_of(mark) for mark in marks if mark not in now} & photos
     for photo in sorted(again):
         log.warning(
             "%s: a face that was left out is used again, because the photo, its copies or the settings of faces "
             "have changed; leave it out again if it is not wanted",
             printable(photo),
         )
+
+
+def _photo_of(mark: Any) -> str:
+    """The photo that a mark in a file is of; "" if it is no mark."""
+    return str(mark.get("photo", "")) if isinstance(mark, dict) else ""
 
 
 def _marks(run: Run) -> dict[str, dict[str, Any]]:

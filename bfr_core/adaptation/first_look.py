@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.prior import Prior, load_prior
-from ..files.photos import list_images, printable, read_image, replace_atomically, write_image
+from ..files.photos import list_images, read_image, replace_atomically, write_image
 from ..files.records import fingerprint, read_json, read_table, write_json
 from ..files.stages import remove, stage_folder
 from ..pixels import resized
@@ -61,7 +61,7 @@ class FirstLook:
 
 def place_of(run: Run) -> Run:
     """Where the first look of a run lies: a run of its own."""
-    return Run(run.folder / "first_look")
+    return Run(run.first_look)
 
 
 def first_look(
@@ -107,16 +107,16 @@ def few_faces(
 ) -> tuple[FaceSet, AdaptConfig, int]:
     """`FACES` faces, the settings for adapting to them, and how many there are in all, 0 if unknown.
 
-    They are the run's own if it has some, which are only read; else photos are copied to `place` and searched.
+    They are the run's own if it has some, cut from the folder `photos` where that is given, which are only read; else
+    photos are copied to `place` and searched.
     Raises FileNotFoundError or ValueError if there are none.
     """
     own = changed(config, {"gate.limit": 0.0, "targets.search": (), "album": AlbumConfig()})
-    if read_table(run.faces / "faces.json").get("size") == size:
-        known = faces_of(run)
+    cut = run.config().get("faces", {})
+    if photos is None or (read_table(run.faces / "faces.json").get("size"), cut.get("photos")) == (size, photos.name):
+        known = faces_of(run, size)
         names = [known.names[i] for i in spread(len(known), FACES)]
         return replace(known, names=names, fingerprint=fingerprint(known.fingerprint, names)), own, len(known)
-    if photos is None:
-        raise ValueError(f"{printable(run.folder)}: holds no faces yet; name the folder of the photos")
     remove([place.left_out])  # by an earlier look, which may have had other photos
     files, found, count = list_images(photos), None, FACES
     while found is None or (len(found) < FACES and count <= min(MAX_PHOTOS, 2 * len(files))):

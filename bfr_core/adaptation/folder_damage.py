@@ -15,7 +15,7 @@ from ..damage.light import lit_like
 from ..damage.search import closest_damage
 from ..damage.statistics import Looks, statistics
 from ..damage.synthetic import DESIGN_SIZE
-from ..device import autocast
+from ..device import autocast, in_batches
 from ..diffusion.prior import Prior
 from ..diffusion.sampler import denoise_once
 from ..faces.sharp_faces import SharpFaces
@@ -129,15 +129,17 @@ def restored_for_estimate(
     lq: Tensor, base: Restorer, prior: Prior | None = None, config: TargetConfig | None = None
 ) -> Tensor:
     """What the base makes of the faces `lq` (N, 3, S, S), cleaned by the prior as `config` says; on the CPU."""
-    found = []
-    for some in lq.split(AT_ONCE):
+
+    def of(part: slice) -> Tensor:
+        some = lq[part]
         if prior is not None and config is not None and isinstance(config.t_clean, int) and config.t_clean:
             with autocast(prior.device, config.precision):
                 image = resized(to_signed(some.to(prior.device)), prior.size)
                 image = denoise_once(prior, image, config.sampler.num_steps, config.t_clean)
             some = to_unit(resized(image.float(), lq.shape[-1])).cpu()
-        found.append(base.restore(some).cpu())
-    return torch.cat(found)
+        return base.restore(some).cpu()
+
+    return torch.cat(list(in_batches(of, len(lq), config.batch_size if config else AT_ONCE)))
 
 
 def read_damage(run: Run) -> FolderDamage | None:

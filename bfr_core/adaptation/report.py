@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..damage.estimate import FolderDamage
-from ..faces.arcface import Recognise, likeness
 from ..faces.likeness import OTHER
+from ..files.ownership import sha256_of
 from ..files.photos import printable, read_image
-from ..files.records import read_json
-from ..metrics.intervals import bootstrap_difference
+from ..files.records import read_table
 from ..pixels import resized
 from ..reports.html import Gallery, ReportData, Table, write_report
 from ..restoration.restore import square
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 
 ROWS = 12
 WIDTHS = (8, 16, 32, 64, 128, 256)  # parts of a crop's width, for what is said of lost detail
-BATCH = 16
-SAME_PERSON = 0.5  # cosine of two photos; strict, so that hardly anyone is compared with somebody else
 PERSON_TABLE = "Is it still the person?"
 COMPARED = (
     "The photo is compared with the restored face under the photo's damage. It says whether the face agrees with what "
@@ -43,11 +40,8 @@ COMPARED = (
 LOOK = "Look at the faces below, first at those that it was not trained on, before you use it."
 
 
-def report_adaptation(result: Adapted, config: FinetuneConfig, recogniser: Recognise | None = None) -> Path:
-    """Write report.html and report.json of a finished adaptation; faces held out of the tuning come first.
-
-    recogniser: standard crops -> directions of length 1, by which the report says how like the good photos they are.
-    """
+def report_adaptation(result: Adapted, config: FinetuneConfig) -> Path:
+    """Write report.html and report.json of a finished adaptation; faces held out of the tuning come first."""
     names = learned_from(result.faces, result.targets)
     trained, held = split(len(names), config)
     chosen = (held + trained)[:ROWS]
@@ -60,7 +54,6 @@ def report_adaptation(result: Adapted, config: FinetuneConfig, recogniser: Recog
         label = result.faces.label(name)
         rows.append((label if i in trained else f"{label} (not trained on)", [lq, base, target, tuned]))
     progress = result.progress
-    known = measure_against_good(result, recogniser)
     data = ReportData(
         title="Adapted restorer",
         verdict=result.judgement.verdict,
@@ -82,7 +75,6 @@ def report_adaptation(result: Adapted, config: FinetuneConfig, recogniser: Recog
         tables=[
             *(damage_tables(result) if config.sharp else []),
             *likeness_tables(result.likeness, result.faces.label),
-            *good_photo_tables(known, result.faces.label, result.good_label),
         ],
         loss_curves=progress.losses | ({"held-out faces": progress.held_out} if progress.held_out else {}),
         notes=[
@@ -102,8 +94,7 @@ def report_adaptation(result: Adapted, config: FinetuneConfig, recogniser: Recog
             {"good": [file.stem for file in result.good.files], "clarity": result.good.found}
             if result.good.files
             else {}
-        )
-        | ({"likeness_to_good": known} if known else {}),
+        ),
     )
     return write_report(result.run.folder, data)
 
@@ -155,50 +146,6 @@ def likeness_tables(found: FolderLikeness, label: Callable[[str], str] = str) ->
     return [Table(PERSON_TABLE, note, columns, rows)]
 
 
-def measure_against_good(result: Adapted, recogniser: Recognise | None) -> dict[str, tuple[str, float, float]]:
-    """Face -> the good face of the same person, and the restored face's likeness to it, by base and adapted restorer.
-
-    Only of faces whose damaged copy is as like a good face as one person's photos are; empty if not measured.
-    """
-    files = result.good.files[:MAX_EXAMPLES]
-    if recogniser is None or not files:
-        return {}
-    good = torch.cat([recogniser(square(read_image(file), result.base.size)[None]) for file in files])
-    found: dict[str, tuple[str, float, float]] = {}
-    for names, lq in result.faces.batches(BATCH):
-        nearest = (recogniser(lq) @ good.T).max(1)
-        both = [likeness(recogniser(r.restore_each(lq)), good[nearest.indices]) for r in (result.base, result.restorer)]
-        for i, name in enumerate(names):
-            if nearest.values[i] >= SAME_PERSON:
-                base, tuned = (round(float(of[i]), 4) for of in both)
-                found[name] = (files[nearest.indices[i]].stem, base, tuned)
-    return found
-
-
-def good_photo_tables(
-    known: dict[str, tuple[str, float, float]],
-    label: Callable[[str], str] = str,
-    good_label: Callable[[str], str] = str,
-) -> list[Table]:
-    """Likeness to good photos of the person, least first; nothing if it was not measured.
-
-    label, good_label: what a face and a good face are called, by their names.
-    """
-    if not known:
-        return []
-    change = bootstrap_difference([tuned for *_, tuned in known.values()], [base for _, base, _ in known.values()])
-    interval = "" if math.isnan(change.low) else f" ({change.low:+.3f} to {change.high:+.3f})"  # of one face
-    note = (
-        "Cosine of the recogniser's directions, restored face to the good face that its damaged photo is most like; "
-        f"the adapted restorer changes it by {change.mean:+.3f}{interval} on average."
-    )
-    rows = [
-        (label(name), good_label(good), f"{base:.3f}", f"{tuned:.3f}", f"{tuned - base:+.3f}")
-        for name, (good, base, tuned) in sorted(known.items(), key=lambda item: item[1][2] - item[1][1])
-    ]
-    return [Table("Like the good photos?", note, ["face", "good face", "base", "adapted", "change"], rows)]
-
-
 def good_faces(result: Adapted) -> list[Gallery]:
     """The faces that were taken for good, with the figures that decided it; nothing if there are none."""
     good = result.good
@@ -213,6 +160,8 @@ def good_faces(result: Adapted) -> list[Gallery]:
         f"{len(good.found)} found in the folder, {len(good.files) - len(good.found)} given. They were not adapted to; "
         "they showed the tuning what a good face is. Check that they are good."
     )
+    if len(good.files) > MAX_EXAMPLES:
+        note = note.replace("they showed", f"{MAX_EXAMPLES} of them, evenly spread, showed")
     return [Gallery("Taken as good examples", note, ["good face", "adapted restorer"], rows)] if rows else []
 
 
@@ -244,13 +193,16 @@ def refused_faces(result: Adapted) -> list[Gallery]:
     """The faces whose target the checks refused, with the reason; nothing if there are none."""
     known = set(result.faces.names) - set(result.targets)  # a face that was refused may have left the photos since
     own = any(result.run.targets in path.parents for path in result.targets.values())
-    found = read_json(result.run.target_checks if own else result.run.given_checks, {}).get("refused", {})
-    refused = {n: why for n, why in found.items() if n in known}
+    table = read_table(
+        result.run.target_checks if own else result.run.given_checks, places=dict, seen=dict, refused=dict
+    )
+    refused = {n: why for n, why in table.get("refused", {}).items() if n in known}
     rows = []
     for name, why in list(refused.items())[:ROWS]:
         lq = result.faces.read([name])[0]
-        target = result.run.targets / f"{name}.png"
-        shown = read_image(target) if target.exists() else torch.zeros_like(lq)
+        target = Path(table.get("places", {}).get(name, result.run.targets / f"{name}.png"))
+        as_seen = target.is_file() and sha256_of(target) == table.get("seen", {}).get(name)
+        shown = resized(read_image(target)[None], lq.shape[-2:], "area")[0] if as_seen else torch.zeros_like(lq)
         rows.append((f"{result.faces.label(name)}: {why}", [lq, shown]))
     note = (
         f"{len(refused)} faces were not learned from. The checks refused targets that stand out; nobody looked at them."

@@ -123,6 +123,10 @@ class Run:
         return self.folder / "gate.json"
 
     @property
+    def first_look(self) -> Path:
+        return self.folder / "first_look"
+
+    @property
     def given_checks(self) -> Path:
         return self.folder / "gate_given.json"
 
@@ -231,8 +235,9 @@ class Run:
             handler.close()
 
     def busy(self) -> bool:
-        """Whether a process, this one included, holds the run."""
-        return is_held(self.folder / ".lock")
+        """Whether a process, this one included, holds the run, a part of it, or its first look."""
+        locks = (self.folder / ".lock", self.first_look / ".lock")
+        return any(map(is_held, locks)) or bool(shards_at_work(self.folder))
 
     def record(self, stage: str, settings: dict[str, Any]) -> None:
         """Note the settings a stage used in config.json."""

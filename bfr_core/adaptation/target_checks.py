@@ -8,6 +8,7 @@ help.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -255,8 +256,10 @@ def checked_targets(
     if found.get("fingerprint") != fingerprint_value or missing:
         found = _checked(run, faces, files, by_hand, config, redraw, callback)
         seen = {name: sha256_of(path) for name, path in files.items()}
-        write_json(record, {"fingerprint": fingerprint_value, "made_from": made_from, "seen": seen} | found)
-    accepted = accepted_targets(run, files, made_from)
+        places = {name: os.fspath(files[name].absolute()) for name in found["refused"]}  # for the report
+        about = {"fingerprint": fingerprint_value, "made_from": made_from, "seen": seen, "places": places}
+        write_json(record, about | found)
+    accepted = accepted_targets(run, files, made_from, record)
     if len(accepted) < len(files):
         log.warning("%d of %d targets are left out; the report says why", len(files) - len(accepted), len(files))
     if not accepted:
@@ -266,9 +269,12 @@ def checked_targets(
     return accepted
 
 
-def accepted_targets(run: Run, files: dict[str, Path], made_from: str) -> dict[str, Path]:
-    """Those of `files` that the checks did not refuse; a file that has changed since they saw it passes."""
-    places = (run.target_checks, run.given_checks)
+def accepted_targets(run: Run, files: dict[str, Path], made_from: str, first: Path | None = None) -> dict[str, Path]:
+    """Those of `files` that the checks did not refuse; a file that has changed since they saw it passes.
+
+    first: the record that counts before the other.
+    """
+    places = sorted((run.target_checks, run.given_checks), key=lambda place: place != first)
     tables = [read_table(place, seen=dict, refused=dict, redrawn=list) for place in places]
     tables.sort(key=lambda found: found.get("made_from") != made_from)  # what was found of these files counts first
     accepted = {}

@@ -197,12 +197,13 @@ def _draw(
     if changed_ := sum(n in made and files[n].exists() for n in missing):
         log.info("targets/: %d are drawn anew, because faces, networks or settings changed", changed_)
     made = _without_strays(run, made, faces) if shard.is_whole else {n: made[n] for n in own if n in made}
-    undrawn = set(missing)  # what lies there for these was drawn from what they were before
+    undrawn = set(missing)  # what lies there for these was drawn from what they were before, or with other settings
     crops |= {n: crop_mark(faces, n) for n in own if n not in undrawn}
 
     def mark() -> None:
         drawn_from = {n: crops.get(n, "") for n in made}
-        write_json(marker, {"made": made, "crops": drawn_from, "prior": origin_of(prior)})
+        waiting = [n for n in missing if n in undrawn]
+        write_json(marker, {"made": made, "crops": drawn_from, "waiting": waiting, "prior": origin_of(prior)})
 
     mark()
     calls = config.sampler.network_calls
@@ -214,11 +215,14 @@ def _draw(
 
     done, batches = there, faces.batches(config.batch_size, missing)
     for names, drawn in draw_in_batches(batches, restorer, prior, config, step):
+        made = {n: key for n, key in made.items() if n not in names}  # cut off here, they are neither these nor those
+        mark()
         for name, restored, target in zip(names, *drawn, strict=True):
             write_or_keep(run.restored / f"{name}.png", restored)
             write_or_keep(files[name], target)
         made |= {n: keys[n] for n in names}
         crops |= {n: crop_mark(faces, n) for n in names}
+        undrawn -= set(names)
         mark()
         done += len(names)
         if callback:
@@ -319,6 +323,8 @@ def keep_redraws(
             path = folder / f"{name}_{attempt}.png"
             key = target_key(faces.crop(name), name, restorer, prior, config)
             if drawn.get(path.stem) != key or not path.exists():
+                if drawn.pop(path.stem, None):
+                    write_json(folder / "tries.json", drawn)
                 write_or_keep(path, redraw(face[None], [name], attempt)[0])
                 drawn[path.stem] = key
                 write_json(folder / "tries.json", drawn)
@@ -350,6 +356,10 @@ def made_targets(run: Run, faces: FaceSet) -> tuple[dict[str, Path], str]:
     drawn = targets_of(run, faces)
     crops = _drawn_by_now(run)[1]
     by_hand = made_by_hand(drawn)
+    waiting = {n for path in _markers(run) for n in read_table(path, waiting=list).get("waiting", [])}
+    if behind := [n for n in drawn if n in waiting and n not in by_hand]:
+        log.warning("the drawing of targets was stopped: those of %d faces are of other settings", len(behind))
+        drawn = {n: path for n, path in drawn.items() if n not in behind}
     former = [n for n in drawn if n not in by_hand and crops.get(n) and crops[n] != crop_mark(faces, n)]
     for name in former:
         log.warning("%s: has changed since its target was drawn; it is left out", printable(faces.label(name)))
@@ -374,14 +384,16 @@ def made_targets(run: Run, faces: FaceSet) -> tuple[dict[str, Path], str]:
 def match_targets(faces: FaceSet, folder: Path) -> dict[str, Path]:
     """Images of `folder` by the face they belong to: a target has the name of its crop, in any image format.
 
-    In a run's folder of targets the one that was drawn again counts. Raises ValueError if none matches; what does not
-    match is logged.
+    In a run's folder of targets the one that was drawn again counts where the run learns from it. Raises ValueError if
+    none matches; what does not match is logged.
     """
     found: dict[str, Path] = {}
     redrawn = folder / "redrawn" if (folder / "stage.json").is_file() else None
+    checks = read_table(Run(folder.parent).target_checks, redrawn=list) if redrawn else {}
     files = [file for file in list_images(folder) if redrawn is None or redrawn / "tries" not in file.parents]
     for file in sorted(files, key=lambda file: file.parent != redrawn):
-        found.setdefault(file.stem, file)
+        if file.parent != redrawn or file.stem in checks.get("redrawn", [file.stem]):
+            found.setdefault(file.stem, file)
     matched = {name: found[name] for name in faces.names if name in found}
     if not matched:
         example = printable(faces.names[0])

@@ -223,12 +223,14 @@ def suited_to(config: TargetConfig, prior: Prior) -> TargetConfig:
     """`config` with a factor that the latents of `prior` can hold, where it is a latent one; this is logged."""
     if not isinstance(prior, LatentNoisePredictor):
         return config
-    factor = prior.shrinks * max(2, math.ceil(config.sampler.factor / prior.shrinks))
+    side = prior.size // prior.shrinks
+    least = min(side, max(2, math.ceil(config.sampler.factor / prior.shrinks)))
+    factor = prior.shrinks * next(part for part in range(least, side + 1) if side % part == 0)
     if factor == config.sampler.factor:
         return config
     log.info(
-        "sampler.factor is %d instead of %d: latents hold multiples of %d from %d up",
-        factor, config.sampler.factor, prior.shrinks, 2 * prior.shrinks,
+        "sampler.factor is %d instead of %d: latents hold multiples of %d from %d up that divide %d",
+        factor, config.sampler.factor, prior.shrinks, 2 * prior.shrinks, prior.size,
     )  # fmt: skip
     return replace(config, sampler=replace(config.sampler, factor=factor))
 

@@ -119,7 +119,8 @@ def tune(
             callback("finetune", done, total, progress)
 
     good = good or Examples()
-    examples = [resize_square(read_image(file), restorer.size, file) for file in good.files[:MAX_EXAMPLES]]
+    shown_files = [good.files[i] for i in evenly(len(good.files), MAX_EXAMPLES)]
+    examples = [resize_square(read_image(file), restorer.size, file) for file in shown_files]
     real = good.real if config.adversarial and not restorer.tuned_by_codes else ()
     if good.real and not real:
         log.warning("the real faces have no effect: with these settings there is no discriminator to show them to")

@@ -160,7 +160,7 @@ def _out_of_focus(faces: Tensor, sigma: float, by_lens: bool) -> Tensor:
 
 def _to_light(seen: Tensor, how: Photographed) -> Tensor:
     """What the sensor sees: light, of weaker colours than it is shown in."""
-    light = seen**how.gamma
+    light = seen.clamp_min(0) ** how.gamma  # what wide kernels make of black is nearly 0, and may be below it
     grey = light.mean(1, keepdim=True)
     return (grey + (light - grey) / max(MIN_COLOUR, how.colour)).clamp_min(0)
 

@@ -7,7 +7,6 @@ Source: arXiv:1801.07698. Without its file this measure is left out.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -28,7 +27,6 @@ TEMPLATE_112 = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
 BATCH = 16
-Recognise = Callable[[Tensor], Tensor]
 
 
 class Recogniser:

@@ -40,7 +40,9 @@ def tags_of(exif: bytes | Image.Exif) -> dict[int, Any]:
         exif.load(content)
     tags = {tag: _as_stored(exif.get_ifd(tag) if tag in BLOCKS else exif[tag]) for tag in exif}
     for block in tags.values():
-        if isinstance(block, dict) and block.pop(INTEROP, None) is not None and (table := exif.get_ifd(INTEROP)):
+        if not isinstance(block, dict) or (table := block.pop(INTEROP, None)) is None:
+            continue
+        if table := table if isinstance(table, dict) else exif.get_ifd(INTEROP):  # Pillow gives its place in the file
             block[INTEROP] = _as_stored(table)
     return tags
 

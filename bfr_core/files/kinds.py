@@ -108,6 +108,19 @@ def bits_a_channel(head: bytes) -> int:
     return 8
 
 
+def named_colours(head: bytes) -> tuple[int, int] | None:
+    """Primaries and transfer characteristics, in the numbers of ITU-T H.273, that an AVIF or a PNG picture that starts
+    with `head` names; None where it names none."""
+    if is_avif(head) and (at := head.find(b"colrnclx")) >= 0 and at + 12 <= len(head):
+        return int.from_bytes(head[at + 8 : at + 10], "big"), int.from_bytes(head[at + 10 : at + 12], "big")
+    at = 8
+    while head.startswith(b"\x89PNG") and at + 10 <= len(head) and (kind := head[at + 4 : at + 8]) != b"IDAT":
+        if kind == b"cICP":
+            return head[at + 8], head[at + 9]
+        at += 12 + int.from_bytes(head[at : at + 4], "big")
+    return None
+
+
 def ends_whole(content: bytes) -> bool:
     """Whether an AVIF, HEIF or JPEG 2000 file has all of the parts that it announces.
 

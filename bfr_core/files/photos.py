@@ -74,6 +74,7 @@ _UPRIGHT = {
 # Tags that describe the photo and not how a file lays it out: description, camera, resolution, software, date, artist,
 # copyright, the Exif and GPS blocks, and the titles that Windows writes.
 _MAKER_NOTE = 0x927C
+_RESOLUTION = 282  # a tag of TIFF: pixels an inch, or a centimetre
 _EXIF_KEPT = {0x010E, 0x010F, 0x0110, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x8298, *BLOCKS}
 _EXIF_KEPT |= set(range(0x9C9B, 0x9CA0))
 BEYOND_WHITE = 4.0  # times white that the floats of a photo may reach
@@ -411,9 +412,11 @@ def _open_heif(file: _WholeFile) -> Image.Image:
 
 def stated_pixels(path: Path) -> int:
     """How many pixels a photo has, as its file says without being decoded; 0 where it says nothing that can be read."""
-    with contextlib.suppress(Exception), _WholeFile(path) as file:
-        image = _open(file)
-        return int(image.width * image.height)
+    with contextlib.suppress(Exception):
+        if stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited on for ever
+            with _WholeFile(path) as file:
+                image = _open(file)
+                return int(image.width * image.height)
     return 0
 
 
@@ -448,6 +451,8 @@ def _photo(image: Image.Image, file: _WholeFile, name: str) -> Photo:
 
     text = getattr(image, "text", {}) if file_format == "PNG" else {}
     dpi = image.info.get("dpi")
+    if file_format == "TIFF" and _RESOLUTION not in image.tag_v2:  # type: ignore[attr-defined]
+        dpi = None  # Pillow makes one pixel an inch of it
     orientation, exif = _exif(image, notes)
     record = _record(image)
     if file_format == "TIFF":
@@ -455,7 +460,7 @@ def _photo(image: Image.Image, file: _WholeFile, name: str) -> Photo:
     icc = image.info.get("icc_profile") or None
     transparent = image.info.get("transparency")
     lossless = file_format == "WEBP" and kinds.is_lossless_webp(_content(file))
-    primaries = _named_colours(image, icc) if file_format == "HEIF" else 1
+    primaries = _named_colours(image, icc, file)
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
         deep = deep.transpose(_UPRIGHT[orientation]) if deep else None
@@ -537,14 +542,18 @@ def _deep_planes(values: np.ndarray, transparent: object) -> tuple[Tensor, Tenso
     return planes, None
 
 
-def _named_colours(image: Image.Image, icc: bytes | None) -> int:
-    """The primaries that a HEIF file without a profile names, see `wide_colour`; those of sRGB if it names none."""
-    named = image.info.get("nclx_profile")
-    if icc or not isinstance(named, dict):
+def _named_colours(image: Image.Image, icc: bytes | None, file: _WholeFile) -> int:
+    """The primaries that a file without a profile names, see `wide_colour`; those of sRGB if it names none."""
+    named = image.info.get("nclx_profile")  # of a HEIF picture, of which the file may have several
+    if icc:
         return wide_colour.SRGB_PRIMARIES[0]
-    if named.get("transfer_characteristics") in wide_colour.HIGH_RANGE:
+    if isinstance(named, dict):
+        primaries, curve = named.get("color_primaries"), named.get("transfer_characteristics")
+    else:
+        primaries, curve = kinds.named_colours(_content(file, kinds.HEAD_BYTES)) or (None, None)
+    if curve in wide_colour.HIGH_RANGE:
         raise _OtherKind("is brighter than a usual picture can be (HDR); save it in the standard range, as JPEG or PNG")
-    return int(named.get("color_primaries", wide_colour.SRGB_PRIMARIES[0]))
+    return wide_colour.SRGB_PRIMARIES[0] if primaries is None else int(primaries)
 
 
 def _bytes_in(table: object, key: object) -> bytes:

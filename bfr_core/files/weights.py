@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -296,6 +296,30 @@ def fetch(entry: Weights, folder: Path | None = None, callback: Callable[[int, i
     if os.path.lexists(place):
         raise ValueError(f"{printable(place)}: is not the published file; move it away or rename it, then fetch again")
     make_folder(place.parent)
+    with _fetching_alone(place):
+        return _fetched(entry, place, callback)
+
+
+@contextlib.contextmanager
+def _fetching_alone(place: Path) -> Iterator[None]:
+    """Hold the fetching of a file for this process. Raises ValueError if another one fetches it."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(place.with_name(f".bfr-{place.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"{place.name}: another process is fetching it; wait for it or stop it") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows removes it as it is released
+            os.unlink(lock.lock_file)
+        lock.release()
+
+
+def _fetched(entry: Weights, place: Path, callback: Callable[[int, int], None] | None) -> Path:
+    """`fetch`, where nothing is in the way and no other process fetches it."""
     part = place.with_name(f"{place.name}.bfr-part")  # no other program's name: it may be added to and deleted
     failures = 0
     while True:

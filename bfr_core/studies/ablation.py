@@ -65,9 +65,9 @@ def ablate(
 ) -> list[dict[str, Any]]:
     """One record per cell of the grid: its settings, and measures (mean, low, high) of the targets against `clean`.
 
-    lq, clean: folders of aligned faces with the same names. tune: the first half of the faces is tuned on in every
-    cell, and the record has the measures of the tuned restorer on the second half, too. limit: the most faces used, the
-    first by name; all are held in memory. Finished cells are kept in out/ablation.json and not made again.
+    lq, clean: folders of aligned faces with the same names. tune: every second face is tuned on in every cell,
+    and the record has the measures of the tuned restorer on the others, too. limit: the most faces used, evenly spread
+    over them all; they are held in memory. Finished cells are kept in out/ablation.json and not made again.
     Raises FileNotFoundError or ValueError in one line.
     """
     if limit < 1:
@@ -75,7 +75,9 @@ def ablate(
     pairs, notes = match_files({"damaged": Path(lq), "clean": Path(clean)})
     for note in notes:
         log.info("%s", note)
-    pairs = dict(itertools.islice(pairs.items(), limit))
+    chosen = [list(pairs)[i] for i in evenly(len(pairs), limit)]
+    chosen = chosen[1::2] + chosen[::2] if tune else chosen  # half of them, whatever a sorted folder begins with
+    pairs = {name: pairs[name] for name in chosen}
     half = len(pairs) // 2 if tune else len(pairs)
     if not half:
         raise ValueError(

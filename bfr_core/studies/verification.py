@@ -252,7 +252,8 @@ def _check_prior(found: Finding, path: Path, device: str, started: float) -> Pri
     found.rows.append(("seconds to load", f"{time.perf_counter() - started:.2f}"))
     clean = to_signed(sample_faces(prior.size).to(device))
     clean = prior.encode(clean) if isinstance(prior, LatentNoisePredictor) else clean
-    for t in (50, 300):
+    for share in (0.05, 0.3):
+        t = round(share * len(prior.alpha_bar))
         alpha_bar = float(prior.alpha_bar[t])
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(t)).to(device)
         x_t = alpha_bar**0.5 * clean + (1 - alpha_bar) ** 0.5 * noise

@@ -218,7 +218,7 @@ def anchor_faces(faces: Material, step: int, config: FinetuneConfig) -> Tensor:
     clean = torch.stack([sharp.faces[i] if sharp else faces.pairs[faces.train[i]][1] for i in chosen])
     if faces.examples is not None:
         share = examples_share(faces.examples)
-        clean = with_examples(clean, faces.examples, share, config.seed, "anchor example", step)
+        clean = with_examples(clean, faces.examples, share, config.seed, "anchor example", step, mirror=config.mirror)
     return degrade(clean, "blind", generator).lq
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..damage.grey import is_grey
+from ..device import full_precision
 from ..restorers import Restorer
 from ..restorers.codeformer import CodeFormer, code_losses
 from .losses import ImageLoss, hatching_loss, pixel_loss, texture_loss
@@ -98,7 +99,7 @@ class Codes:
         return Terms(code_losses(_codeformer(student).codes(batch.lq), codes, self.base.codebook), None)
 
     def anchor(self, student: Restorer, lq: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad():
+        with torch.no_grad(), full_precision(lq.device):  # rounding would choose other codes
             codes = self.base.codes(lq).logits.argmax(2)
         return code_losses(_codeformer(student).codes(lq), codes, self.base.codebook)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -111,7 +112,10 @@ class Page(RunViews):
         choices = self.with_others(run, choices)
         settings = self.checked(choices)
         self.remember(run, choices)
-        work = look_first(run, None, choices.restorer, settings, self.device, choices.recipe)
+        photos = None
+        with contextlib.suppress(ValueError, OSError):  # which are wanted only where the run's faces have another size
+            photos = self.photos_of(run)
+        work = look_first(run, photos, choices.restorer, settings, self.device, choices.recipe)
         return self.jobs.start(run, "look", work)
 
     def stop(self, name: str | None) -> None:

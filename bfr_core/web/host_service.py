@@ -116,7 +116,8 @@ class HostService:
                 raise
             self.forget()
             raise NothingRestoredError(f"{printable(request.restorer)}: {first_line(error)}") from None
-        for reason in (*result.skipped, *warnings_of(result.likeness)):
+        caution = [restorer.caution] if restorer.caution else []
+        for reason in (*caution, *result.skipped, *warnings_of(result.likeness)):
             log.warning("%s: %s", printable(request.restorer), printable(reason))
         wrong = [reason for reason in result.skipped if " failed: " in reason]
         if wrong and not result.faces:

@@ -20,9 +20,10 @@ from bfr_core.adaptation.faces import collect_faces, faces_of, leave_out, left_o
 from bfr_core.adaptation.report import refused_faces
 from bfr_core.adaptation.run import Run
 from bfr_core.adaptation.target_checks import TargetCheckConfig
+from bfr_core.adaptation.target_stage import check_given
 from bfr_core.diffusion.prior import load_prior
 from bfr_core.files.ownership import LIST, is_own
-from bfr_core.files.photos import write_image
+from bfr_core.files.photos import read_image, write_image
 from bfr_core.restorers import export_pth, load_restorer
 from bfr_core.settings import changed
 from bfr_core.training.batches import split
@@ -344,6 +345,23 @@ def test_the_report_of_a_tuning_does_not_ask_for_a_refused_face_that_is_gone(pho
     after = replace(before, faces=collect_faces(folder, run, 32, config.faces))
     assert gone not in after.faces.names and not after.faces.crop(gone).exists()
     assert refused_faces(replace(after, targets={})) == []
+
+
+def test_the_report_shows_the_refused_target_and_no_earlier_one(photos, config, tmp_path):
+    run = Run(tmp_path / "run")
+    before = adapt(photos, run.folder, config)
+    names = before.faces.names
+    brought = {name: tmp_path / "mine" / f"{name}.png" for name in names}
+    for i, name in enumerate(names):
+        write_image(brought[name], (before.faces.read([name])[0] + 0.4 * (i == 1)).clamp(0, 1))
+    accepted, _ = check_given(run, before.faces, brought, replace(config.gate, limit=10.0))
+    assert set(names) - set(accepted) == {names[1]}
+    judged = replace(before, targets=accepted)
+    (gallery,) = refused_faces(judged)
+    ((label, (_, shown)),) = gallery.rows
+    assert "low band" in label and torch.equal(shown, read_image(brought[names[1]]))
+    write_image(brought[names[1]], torch.ones_like(shown))
+    assert not refused_faces(judged)[0].rows[0][1][1].any(), "what is there now was not judged"
 
 
 def test_a_target_that_was_drawn_again_is_part_of_what_a_tuning_depends_on(photos, config, tmp_path, monkeypatch):

@@ -193,6 +193,22 @@ def test_a_face_that_was_left_out_stays_so_when_its_name_changes(photos, tmp_pat
     assert len(collect_faces(folder, run, 32, ALIGNED)) == len(names) + 1
 
 
+def test_a_face_that_was_left_out_stays_so_while_its_photo_is_away(photos, tmp_path):
+    folder, run = tmp_path / "photos", Run(tmp_path / "run")
+    shutil.copytree(photos, folder)
+    names = collect_faces(folder, run, 32, ALIGNED).names
+    away = next(path for path in sorted(folder.rglob("*.png")) if path.stem == names[0].split("__")[-1])
+    leave_out(run, [names[0]])
+    away.rename(tmp_path / "away.png")
+    collect_faces(folder, run, 32, ALIGNED)
+    leave_out(run, [names[1]])
+    (tmp_path / "away.png").rename(away)
+    collect_faces(folder, run, 32, ALIGNED)
+    assert left_out_of(run) == sorted(names[:2])
+    leave_out(run, [])
+    assert left_out_of(run) == []
+
+
 def test_marks_of_before_still_hold(photos, tmp_path):
     run = Run(tmp_path)
     name = collect_faces(photos, run, 32, ALIGNED).names[0]

@@ -65,6 +65,22 @@ def test_it_draws_what_the_adaptation_draws(photos, config, tmp_path):
         assert (target - read_image(run.targets / f"{name}.png")).abs().max() <= 2 / 255
 
 
+def test_faces_of_another_size_are_named_and_photos_help(photos, config, tmp_path):
+    run = Run(tmp_path)
+    collect_faces(photos, run, 48, config.faces)
+    with pytest.raises(ValueError, match="its faces are 48 pixels wide, and the restorer takes 32"):
+        first_look(None, run, config)
+    assert len(first_look(photos, run, config).rows) == 3
+
+
+def test_a_look_at_another_folder_shows_its_faces(photos, config, tmp_path):
+    run = Run(tmp_path / "run")
+    collect_faces(photos, run, 32, config.faces)
+    write_image(tmp_path / "others" / "white.png", torch.full((3, 32, 32), 0.9))
+    (row,) = first_look(tmp_path / "others", run, config).rows
+    assert row[0] == "white" and float(row[1][0].min()) > 0.85
+
+
 def test_what_was_seen_is_read_back_as_it_is_on_disk(photos, config, tmp_path):
     run = Run(tmp_path)
     assert read_first_look(run) is None

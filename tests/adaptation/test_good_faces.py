@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from bfr_core.adaptation import good_faces as album
+from bfr_core.adaptation import tuning
 from bfr_core.adaptation.adapt import adapt
 from bfr_core.adaptation.config import SMALL, AdaptConfig
-from bfr_core.adaptation.faces import faces_of
+from bfr_core.adaptation.faces import collect_faces, faces_of
 from bfr_core.adaptation.good_faces import (
     AlbumConfig,
     Clarity,
@@ -25,7 +27,7 @@ from bfr_core.adaptation.good_faces import (
     is_good,
     sharpness_of_clean,
 )
-from bfr_core.adaptation.report import good_faces, good_photo_tables, measure_against_good
+from bfr_core.adaptation.report import good_faces
 from bfr_core.adaptation.run import Run
 from bfr_core.cli.commands import main
 from bfr_core.damage.synthetic import degrade
@@ -223,6 +225,41 @@ def test_the_anchor_sees_examples_in_their_share(pairs, monkeypatch):
     assert white == pytest.approx(3 / 8, abs=0.1)
 
 
+def test_examples_among_old_skills_are_not_mirrored_if_nothing_is(pairs, monkeypatch):
+    pairs, examples = pairs
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        "bfr_core.training.batches.degrade", lambda clean, *_: seen.extend(clean) or type("Damaged", (), {"lq": clean})
+    )
+    config, faces = (
+        FinetuneConfig(batch_size=8, anchor=1.0, mirror=False),
+        Material(pairs, list(range(6)), [], examples),
+    )
+    for step in range(10):
+        anchor_faces(faces, step, config)
+    taken = [face for face in seen if float(face.amax()) == 1]
+    assert len(taken) > 10 and all(any(torch.equal(face, one) for one in examples) for face in taken)
+
+
+def test_of_many_good_faces_those_that_are_learned_from_are_spread_over_them(photos, config, tmp_path, monkeypatch):
+    run, base = Run(tmp_path / "run"), load_restorer(config.restorer)
+    faces = collect_faces(photos, run, base.size, config.faces)
+    files = [faces.crop(name) for name in faces.names]
+    seen: list[Any] = []
+
+    def spied(*_, **more):
+        seen.append(more["examples"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuning, "finetune", spied)
+    monkeypatch.setattr(tuning, "MAX_EXAMPLES", 2)
+    with pytest.raises(KeyboardInterrupt):
+        targets = dict(zip(faces.names, files, strict=True))
+        plain = replace(config.finetune, perceptual=0.0, sharp=0.0)
+        tuning.tune(run, faces, targets, "made", base, plain, None, good=album.Examples(tuple(files), "good"))
+    assert [torch.equal(a, read_image(files[i])) for a, i in zip(seen[0], (0, 5), strict=True)] == [True, True]
+
+
 def test_the_discriminator_takes_examples_alone_for_real(pairs, tiny_restorer, monkeypatch):
     pairs, examples = pairs
     pairs = [tuple(torch.nn.functional.interpolate(x[None], (32, 32))[0] for x in pair) for pair in pairs]
@@ -281,29 +318,6 @@ def test_clean_portraits_are_good_and_damaged_ones_are_not(shared):
     for kind in ("sensor", "motion_jpeg", "halftone"):
         lq = degrade(faces, kind, torch.Generator().manual_seed(0), 0.5).lq
         assert not any(is_good(found, AlbumConfig()) for found in clarity(lq, base, prior))
-
-
-# ---------------------------------------------------------------- whose face it is
-
-
-def test_identity_is_compared_with_good_photos_of_the_same_person_alone(quick, tmp_path, two_good):
-    photos, config = quick
-    result = adapt(photos, tmp_path, replace(config, album=AlbumConfig(find=True)))
-    assert measure_against_good(result, None) == {}
-    first = read_image(result.good.files[0])[None]
-    known = float(first.mean())
-
-    def recogniser(faces):
-        """One person: the first good face, and what is nearly as bright."""
-        one = (faces.mean((1, 2, 3)) - known).abs() < 0.02
-        return torch.stack([one.float(), 1 - one.float()], 1)
-
-    found = measure_against_good(result, recogniser)
-    assert {good for good, *_ in found.values()} <= {file.stem for file in result.good.files}
-    assert all(-1 <= value <= 1 for _, *values in found.values() for value in values)
-    assert good_photo_tables({}) == []
-    (table,) = good_photo_tables({"a": ("g", 0.9, 0.8), "b": ("h", 0.5, 0.2)})
-    assert [row[0] for row in table.rows] == ["b", "a"] and "-0.200" in table.note
 
 
 def test_the_default_recipe_uses_no_album():

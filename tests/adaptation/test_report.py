@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from bfr_core.adaptation.report import good_photo_tables, likeness_tables
+from bfr_core.adaptation.report import likeness_tables
 from bfr_core.adaptation.same_person import FolderLikeness, likeness_vetoes
 from bfr_core.faces.likeness import CANNOT_TELL, OTHER, SAME
 from bfr_core.restoration.same_person import FaceLikeness
@@ -37,10 +37,6 @@ def test_those_who_became_others_come_first_and_then_those_who_lost_most() -> No
 def test_one_face_tells_no_interval() -> None:
     found = likeness_of((0.3, 0.35), (math.nan, math.nan))
     assert "of 1 face: 0.30 by the base, 0.35 by the adapted restorer (+0.050)." in found.said
-    (table,) = good_photo_tables({"face_0": ("good", 0.5, 0.6)})
-    assert "by +0.100 on average" in table.note and "nan" not in table.note
-    (table,) = good_photo_tables({"face_0": ("good", 0.5, 0.6), "face_1": ("good", 0.5, 0.5)})
-    assert "by +0.050 (+0.000 to +0.100) on average" in table.note
 
 
 def test_where_nothing_can_be_told_that_is_all_that_is_said() -> None:

@@ -260,6 +260,38 @@ def test_targets_of_former_faces_stay_so_when_drawing_them_anew_is_stopped(
     assert set(changed) <= set(made_targets(run, faces)[0]) | set(read_json(run.target_checks)["refused"])
 
 
+def test_targets_of_two_settings_are_never_mixed(
+    photos, config, tiny_restorer, tiny_prior, tmp_path, monkeypatch, caplog
+):
+    """The drawing with other settings is stopped after a batch, and then inside one."""
+    restorer, prior, run = load_restorer(tiny_restorer), load_prior(tiny_prior), Run(tmp_path / "run")
+    faces = collect_faces(photos, run, 32, ALIGNED)
+    before = replace(config, targets=replace(config.targets, batch_size=4), gate=replace(config.gate, limit=0.0))
+    after = replace(before, targets=replace(before.targets, seed=9))
+    make_targets(run, faces, restorer, prior, before)
+    whole = held_by(run)
+    write, written = target_stage.write_or_keep, []
+
+    def stop_within(count):
+        def counted(path, pixels):
+            if path.parent == run.targets:
+                written.append(path)
+                if len(written) == count:
+                    raise KeyboardInterrupt
+            write(path, pixels)
+
+        return counted
+
+    monkeypatch.setattr(target_stage, "write_or_keep", stop_within(7))
+    with pytest.raises(KeyboardInterrupt):
+        make_targets(run, faces, restorer, prior, after)
+    assert set(made_targets(run, faces)[0]) == set(faces.names[:4]), "those that were drawn with the new settings"
+    assert "those of 6 faces are of other settings" in caplog.text
+    monkeypatch.setattr(target_stage, "write_or_keep", write)
+    make_targets(run, faces, restorer, prior, before)
+    assert held_by(run) == whole and len(made_targets(run, faces)[0]) == 10
+
+
 def test_a_run_whose_targets_are_all_of_former_faces_says_so(photos, config, tiny_restorer, tiny_prior, tmp_path):
     folder, run = tmp_path / "photos", Run(tmp_path / "run")
     shutil.copytree(photos, folder)
@@ -284,6 +316,10 @@ def test_checks_of_other_targets_leave_those_of_the_runs_own(photos, config, tin
     given, made_from = check_given(run, faces, others, replace(config.gate, limit=0.0))
     assert set(given) == set(faces.names)
     assert set(made_targets(run, faces)[0]) == set(passed), "those that were refused stay refused"
+    own = {name: run.targets / f"{name}.png" for name in faces.names}
+    assert set(check_given(run, faces, own, replace(config.gate, limit=0.0))[0]) == set(faces.names), (
+        "brought, and asked"
+    )
     assert set(accepted_targets(run, others, made_from)) == set(faces.names)
 
 
@@ -295,6 +331,9 @@ def test_of_the_targets_of_another_run_the_one_that_was_drawn_again_counts(photo
         write_image(place, torch.rand(3, 32, 32))
     (other / "stage.json").write_text("{}")
     assert match_targets(faces, other) == {name: other / "redrawn" / f"{name}.png"}
+    for again in ([], [name]):  # what the other run learns from
+        write_json(other.parent / "gate.json", {"redrawn": again})
+        assert match_targets(faces, other) == {name: other / ("redrawn" if again else "") / f"{name}.png"}
 
 
 def test_another_estimate_of_the_damage_alone_draws_no_target_anew(

@@ -128,6 +128,16 @@ def test_each_photo_is_shaken_along_a_line_of_its_own(faces):
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
+@pytest.mark.parametrize("how", [{"shake": 12.0}, {"blur": 2.5}])
+@pytest.mark.parametrize("by_lens", [True, False])
+def test_black_stays_a_number_under_wide_blurs(how, by_lens):
+    """They are made by Fourier transforms, which leave of black what is nearly 0, and may be below it."""
+    faces = torch.rand(4, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    faces[..., :150] = 0
+    for one in photographed(faces, replace(NOTHING, gamma=2.2, **how), keyed_generator(3), by_lens):
+        assert one.isfinite().all() and float(one[..., :100].max()) < 0.05
+
+
 def test_a_photo_is_stored_before_its_face_is_enlarged(faces):
     """So the blocks of JPEG are enlarged, too: 16 pixels of a photo that was enlarged twice, not 8."""
 

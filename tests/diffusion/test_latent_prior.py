@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from bfr_core.adaptation.targets import TargetConfig, make_pseudo_targets
+from bfr_core.adaptation.targets import TargetConfig, make_pseudo_targets, suited_to
 from bfr_core.diffusion import latent_prior
 from bfr_core.diffusion.latent_prior import SD15, SDXL, Family, LatentPrior, from_single_file, holds_latent_prior
 from bfr_core.diffusion.low_pass import low_pass
@@ -180,6 +180,14 @@ def test_targets_are_drawn_with_it(prior: LatentPrior, tiny_restorer: Path, capl
     whole = replace(config, sampler=replace(config.sampler, factor=16))
     again = make_pseudo_targets(lq, ["a", "b"], load_restorer(tiny_restorer), prior, whole)
     assert torch.equal(made.pseudo_target, again.pseudo_target)
+
+
+@pytest.mark.parametrize(("asked", "taken"), [(4, 16), (16, 16), (20, 32), (40, 64), (600, 64)])
+def test_a_factor_is_raised_to_one_that_divides_the_image(sd15: tuple[Path, Family], asked: int, taken: int) -> None:
+    prior = from_single_file(sd15[0], (sd15[1],))
+    assert prior.size == 64 and prior.shrinks == 8
+    config = TargetConfig(sampler=SamplerConfig(factor=asked))
+    assert suited_to(config, prior).sampler.factor == taken
 
 
 def as_folder(path: Path, family: Family, folder: Path) -> Path:

@@ -2,6 +2,7 @@ import errno
 import os
 import shutil
 import struct
+import threading
 import zlib
 from dataclasses import replace
 from io import BytesIO
@@ -14,7 +15,7 @@ import torch
 from PIL import Image, ImageCms, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from bfr_core.files import photos as images
-from bfr_core.files.exif import StoredText, exif_of
+from bfr_core.files.exif import StoredText, exif_of, tags_of
 from bfr_core.files.kinds import LeftOutError, UnreadableError
 from bfr_core.files.photos import (
     Photo,
@@ -28,6 +29,7 @@ from bfr_core.files.photos import (
     read_image,
     read_photo,
     replace_atomically,
+    stated_pixels,
     to_signed,
     to_unit,
     without_place,
@@ -1087,6 +1089,31 @@ def test_the_table_that_names_adobes_colours_stays_whole(tmp_path: Path, suffix:
     assert not [warning for warning in recwarn if "EXIF" in str(warning.message)]
 
 
+def test_the_table_that_names_adobes_colours_stays_in_a_deep_tiff(tmp_path: Path):
+    exif = exif_of({0x010F: "Maker", 0x8769: {0xA001: 65535, 0xA005: {1: "R03", 2: b"0100"}}}).tobytes()
+    photo = Photo(torch.rand(3, 8, 9), depth=16, format="TIFF", exif=exif)
+    for name in ("a.tif", "b.tif"):
+        write_photo(tmp_path / name, photo)
+        photo = read_photo(tmp_path / name)
+        assert photo.depth == 16 and tags_of(photo.exif or b"")[0x8769][0xA005][1] == "R03"
+
+
+def test_a_tiff_without_a_resolution_comes_back_without_one(tmp_path: Path):
+    smooth().save(tmp_path / "a.tif")
+    assert 282 not in Image.open(tmp_path / "a.tif").tag_v2
+    write_photo(tmp_path / "b.tif", read_photo(tmp_path / "a.tif"))
+    assert 282 not in Image.open(tmp_path / "b.tif").tag_v2, "it would be one pixel an inch"
+
+
+@posix
+def test_the_size_of_what_is_no_file_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    writer = threading.Timer(20, lambda: (tmp_path / "pipe.jpg").write_bytes(b""))  # who waits goes on, too late
+    writer.start()
+    assert stated_pixels(tmp_path / "pipe.jpg") == 0 and writer.is_alive(), "it was waited for"
+    writer.cancel()
+
+
 def test_captions_and_comments_of_a_jpeg_stay_unless_its_place_is_to_be_left_out(tmp_path: Path):
     caption = b"\x1c\x02\x78\x00\x05Anna!"
     block = b"8BIM\x04\x04\0\0" + len(caption).to_bytes(4, "big") + caption
@@ -1105,16 +1132,33 @@ def test_captions_and_comments_of_a_jpeg_stay_unless_its_place_is_to_be_left_out
     assert "IPTC" in notes[0]
 
 
-def test_colours_that_a_heic_only_names_come_into_srgb(tmp_path: Path):
-    """Display P3 without a profile would be taken for sRGB, and look dull."""
-    needs(".heic")
-    from pillow_heif import from_pillow
+def save_naming(path: Path, picture: Image.Image, primaries: int, curve: int) -> None:
+    """Write `picture` without losses, its colours named by the numbers of ITU-T H.273."""
+    if path.suffix == ".heic":
+        from pillow_heif import from_pillow
 
+        named = {"color_primaries": primaries, "transfer_characteristics": curve}
+        from_pillow(picture).save(path, quality=-1, chroma=444, matrix_coefficients=6, full_range_flag=1, **named)
+    elif path.suffix == ".png":
+        chunks = PngImagePlugin.PngInfo()
+        chunks.add(b"cICP", bytes([primaries, curve, 0, 1]))
+        picture.save(path, pnginfo=chunks)
+    else:
+        picture.save(path, quality=100, subsampling="4:4:4")
+        content = bytearray(path.read_bytes())
+        at = content.index(b"colrnclx") + 8
+        content[at : at + 4] = bytes([0, primaries, 0, curve])
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".avif", ".png"])
+def test_colours_that_are_only_named_come_into_srgb(tmp_path: Path, suffix: str):
+    """Display P3 without a profile would be taken for sRGB, and look dull."""
+    needs(suffix)
     colours = torch.tensor([[0.8, 0.3, 0.2], [0.5, 0.5, 0.5], [0.2, 0.6, 0.3]])
     picture = Image.fromarray((colours[None].repeat_interleave(64, 0).repeat_interleave(64, 1) * 255).byte().numpy())
-    named = {"color_primaries": 12, "transfer_characteristics": 13, "matrix_coefficients": 6, "full_range_flag": 1}
-    from_pillow(picture).save(tmp_path / "p3.heic", quality=-1, chroma=444, **named)
-    seen = read_image(tmp_path / "p3.heic")[:, 32, 32::64]
+    save_naming(tmp_path / f"p3{suffix}", picture, 12, 13)
+    seen = read_image(tmp_path / f"p3{suffix}")[:, 32, 32::64]
     linear = torch.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
     # To XYZ by the primaries of Display P3, and from there by the inverse of those of sRGB (IEC 61966-2-1).
     p3 = torch.tensor([[0.48657, 0.26567, 0.19822], [0.22897, 0.69174, 0.07929], [0.0, 0.04511, 1.04394]])
@@ -1123,11 +1167,11 @@ def test_colours_that_a_heic_only_names_come_into_srgb(tmp_path: Path):
     wanted = torch.where(wanted <= 0.0031308, 12.92 * wanted, 1.055 * wanted ** (1 / 2.4) - 0.055)
     assert torch.allclose(seen, wanted, atol=0.012), "two levels of 255 are lost in the file"
     assert float((seen[:, 0] - colours[0]).abs().max()) > 0.03, "it is not what the numbers say"
-    from_pillow(Image.new("L", (64, 64), 99)).save(tmp_path / "grey.heic", quality=-1, **named)
-    assert read_photo(tmp_path / "grey.heic").grey
-    from_pillow(picture).save(tmp_path / "hdr.heic", quality=-1, **named | {"transfer_characteristics": 16})
-    with pytest.raises(LeftOutError, match=r"hdr\.heic: is brighter than a usual picture can be \(HDR\)"):
-        read_photo(tmp_path / "hdr.heic")
+    save_naming(tmp_path / f"grey{suffix}", Image.new("L", (64, 64), 99), 12, 13)
+    assert read_photo(tmp_path / f"grey{suffix}").grey
+    save_naming(tmp_path / f"hdr{suffix}", picture, 12, 16)
+    with pytest.raises(LeftOutError, match=rf"hdr\{suffix}: is brighter than a usual picture can be \(HDR\)"):
+        read_photo(tmp_path / f"hdr{suffix}")
 
 
 def test_a_camera_names_its_files_as_it_likes(tmp_path: Path):

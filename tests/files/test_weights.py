@@ -166,6 +166,16 @@ def test_cancelled_and_gone_on_with(entry, tmp_path, server):
     assert server.ranges[1].startswith("bytes=")
 
 
+def test_two_who_fetch_the_same_do_not_spoil_each_others_part(entry, tmp_path, server):
+    from filelock import FileLock
+
+    (tmp_path / "net.pth.bfr-part").write_bytes(CONTENT[:1000])
+    with FileLock(tmp_path / ".bfr-net.pth.lock"), pytest.raises(ValueError, match=r"^net.pth: another process is"):
+        fetch(entry, tmp_path)
+    assert (tmp_path / "net.pth.bfr-part").read_bytes() == CONTENT[:1000] and not server.ranges
+    assert fetch(entry, tmp_path).read_bytes() == CONTENT
+
+
 def test_a_server_without_ranges_starts_anew(entry, tmp_path, server):
     server.plan = ["cut", "no ranges"]
     assert fetch(entry, tmp_path).read_bytes() == CONTENT

@@ -139,6 +139,16 @@ def test_a_face_restorer_repairs_faces_and_nothing_else(album: WebUI) -> None:
     assert album.collected == 1 and not album.shared.bfr_adapt.page._loaded
 
 
+def test_a_restorer_that_its_verdict_does_not_recommend_says_so(
+    album: WebUI, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    album.load()
+    album.callbacks["before_ui"]()
+    monkeypatch.setattr("bfr_core.restorers.base.Restorer.caution", "the verdict was: keep the base")
+    album.shared.face_restorers[1].restore(picture())
+    assert "album: the verdict was: keep the base" in caplog.text
+
+
 def test_a_restorer_that_is_gone_is_an_error_and_not_an_unchanged_picture(album: WebUI) -> None:
     album.load()
     album.callbacks["before_ui"]()

@@ -53,6 +53,18 @@ def test_every_cell_is_measured_once_and_kept(command, tmp_path, capsys, monkeyp
     assert json.loads(capsys.readouterr().out)["cells"][0]["factor"] == 2
 
 
+def test_a_sorted_folder_is_taken_evenly_and_halved_in_turn(command, monkeypatch):
+    from bfr_core.studies import ablation
+
+    seen = []
+    monkeypatch.setattr(ablation, "_cell", lambda faces, half, names, *_: seen.append((half, names)) or {})
+    monkeypatch.setattr(ablation, "as_table", lambda cells: "")
+    main([*command, "--tune", "--limit", "5"])
+    half, names = seen[0]
+    every = sorted(names)
+    assert half == 2 and names == every[1::2] + every[::2]
+
+
 def test_it_is_known_by_which_network_the_perceptual_term_measures(tiny_prior, monkeypatch, tmp_path):
     prior, config = load_prior(tiny_prior), FinetuneConfig(perceptual=0.1)
     monkeypatch.setattr("bfr_core.adaptation.tuning.find_vgg", lambda: None)

@@ -121,6 +121,17 @@ def test_a_prior_of_ones_own_is_checked_alone(table, tiny_prior, tiny_restorer, 
     assert "1 file was given; " in text and "not here" not in text and "Not finished" not in text
 
 
+def test_a_prior_of_few_steps_is_checked_at_its_own_levels(tiny_prior):
+    prior = load_prior(tiny_prior)
+    prior.alpha_bar = prior.alpha_bar[::4]
+    found = verification.Finding("prior")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verification, "load_prior", lambda path: prior)
+        verification._check_prior(found, tiny_prior, "cpu", 0.0)
+    steps = len(prior.alpha_bar)
+    assert f"squared error of the noise at t = {round(0.3 * steps)}" in dict(found.rows)
+
+
 def test_a_checkpoint_that_has_learned_nothing_fails(table, alone, monkeypatch):
     shapes, family = narrow("sd15")
     path = write_checkpoint(table / "random.safetensors", shapes)

@@ -180,6 +180,30 @@ def test_a_first_look_is_shown_and_the_adaptation_is_still_to_come(page, photos)
     assert judged(page.verdict(name)) and page.first_look(name) == shown
 
 
+def test_the_first_look_knows_the_photos_of_its_run(page, photos, monkeypatch):
+    """They are wanted if another restorer was chosen, for which the faces have to be cut anew."""
+    name, _ = page.new_run("album", [], str(photos), FEW)
+    finished(page, name)
+    asked = []
+    monkeypatch.setattr(
+        "bfr_core.web.actions.look_first", lambda run, given, *_: asked.append(given) or (lambda _: None)
+    )
+    page.look_first(name, FEW)
+    finished(page, name)
+    assert asked == [photos]
+
+
+@pytest.mark.parametrize("lock", [".bfr-shard-1-of-2.lock", "first_look/.lock"])
+def test_a_run_on_which_a_command_is_at_work_in_part_is_not_deleted(page, adapted, lock):
+    from filelock import FileLock
+
+    held = page.run(adapted).folder / lock
+    held.parent.mkdir(exist_ok=True)
+    with FileLock(held), pytest.raises(ValueError, match="is at work; stop it first"):
+        page.delete(adapted)
+    assert page.delete(adapted) is not None and adapted not in page.names()
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_a_stopped_repair_goes_on_with_its_photos(page, adapted, photos, named, monkeypatch):
     with pytest.raises(ValueError, match="drop the photos"):
