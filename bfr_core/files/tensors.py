@@ -7,7 +7,6 @@ import math
 import os
 import pickle
 import re
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -138,14 +137,15 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 @contextmanager
 def named_in_utf8(path: Path) -> Iterator[Path]:
-    """`path`, or while it is used, a link to it where its name is not UTF-8: safetensors and PyTorch open no such."""
+    """`path`, or another name of its file, for a while, where its own is not UTF-8: safetensors and PyTorch open no such.
+
+    Such names are known on Linux alone.
+    """
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:
-        with tempfile.TemporaryDirectory() as folder:
-            link = Path(folder) / f"file{path.suffix}"
-            link.symlink_to(path.absolute())
-            yield link
+        with path.open("rb") as file:
+            yield Path(f"/proc/self/fd/{file.fileno()}")
     else:
         yield path
 

@@ -313,8 +313,6 @@ def _fetching_alone(place: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # Windows removes it as it is released
-            os.unlink(lock.lock_file)
         lock.release()
 
 
