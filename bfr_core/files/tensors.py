@@ -137,7 +137,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 @contextmanager
 def named_in_utf8(path: Path) -> Iterator[Path]:
-    """`path`, or another name of its file, for a while, where its own is not UTF-8: safetensors and PyTorch open no such.
+    """`path`, or another name of its file, for a while, where its own is not UTF-8, which safetensors and PyTorch need.
 
     Such names are known on Linux alone.
     """

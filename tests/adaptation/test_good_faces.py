@@ -228,9 +228,12 @@ def test_the_anchor_sees_examples_in_their_share(pairs, monkeypatch):
 def test_examples_among_old_skills_are_not_mirrored_if_nothing_is(pairs, monkeypatch):
     pairs, examples = pairs
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr(
-        "bfr_core.training.batches.degrade", lambda clean, *_: seen.extend(clean) or type("Damaged", (), {"lq": clean})
-    )
+
+    def undamaged(clean, *_):
+        seen.extend(clean)
+        return type("Damaged", (), {"lq": clean})
+
+    monkeypatch.setattr("bfr_core.training.batches.degrade", undamaged)
     config, faces = (
         FinetuneConfig(batch_size=8, anchor=1.0, mirror=False),
         Material(pairs, list(range(6)), [], examples),

@@ -1100,9 +1100,9 @@ def test_the_table_that_names_adobes_colours_stays_in_a_deep_tiff(tmp_path: Path
 
 def test_a_tiff_without_a_resolution_comes_back_without_one(tmp_path: Path):
     smooth().save(tmp_path / "a.tif")
-    assert 282 not in Image.open(tmp_path / "a.tif").tag_v2
+    assert 282 not in TiffImagePlugin.TiffImageFile(tmp_path / "a.tif").tag_v2
     write_photo(tmp_path / "b.tif", read_photo(tmp_path / "a.tif"))
-    assert 282 not in Image.open(tmp_path / "b.tif").tag_v2, "it would be one pixel an inch"
+    assert 282 not in TiffImagePlugin.TiffImageFile(tmp_path / "b.tif").tag_v2, "it would be one pixel an inch"
 
 
 @posix

@@ -57,7 +57,12 @@ def test_a_sorted_folder_is_taken_evenly_and_halved_in_turn(command, monkeypatch
     from bfr_core.studies import ablation
 
     seen = []
-    monkeypatch.setattr(ablation, "_cell", lambda faces, half, names, *_: seen.append((half, names)) or {})
+
+    def cell(faces, half, names, *_):
+        seen.append((half, names))
+        return {}
+
+    monkeypatch.setattr(ablation, "_cell", cell)
     monkeypatch.setattr(ablation, "as_table", lambda cells: "")
     main([*command, "--tune", "--limit", "5"])
     half, names = seen[0]

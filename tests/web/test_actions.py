@@ -185,11 +185,13 @@ def test_the_first_look_knows_the_photos_of_its_run(page, photos, monkeypatch):
     name, _ = page.new_run("album", [], str(photos), FEW)
     finished(page, name)
     asked = []
-    monkeypatch.setattr(
-        "bfr_core.web.actions.look_first", lambda run, given, *_: asked.append(given) or (lambda _: None)
-    )
+
+    def spied(run, given, *_):
+        asked.append(given)
+
+    monkeypatch.setattr("bfr_core.web.actions.look_first", spied)
+    monkeypatch.setattr(page.jobs, "start", lambda *_: None)
     page.look_first(name, FEW)
-    finished(page, name)
     assert asked == [photos]
 
 
