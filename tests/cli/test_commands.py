@@ -634,6 +634,8 @@ def test_weights_that_are_here_are_verified(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("BFR_WEIGHTS", str(tmp_path))
     (tmp_path / "codeformer.pth").write_bytes(b"short")
     assert main(["weights", "list", "codeformer"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("codeformer.pth") and not shown.err, "a table, to be piped"
     assert main(["weights", "verify", "codeformer", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["weights"][0]["state"].startswith("wrong size")
     (tmp_path / "codeformer.pth").unlink()
