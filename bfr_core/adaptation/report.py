@@ -156,12 +156,11 @@ def good_faces(result: Adapted) -> list[Gallery]:
         if said := good.found.get(file.stem):
             label = f"{shown}: sharpness {said.sharpness:.2f}, noise {said.noise:.2f}, kept {said.kept:.1f} dB"
         rows.append((label, [face, result.restorer.restore(face[None])[0].cpu()]))
+    shown = "they" if len(good.files) <= MAX_EXAMPLES else f"{MAX_EXAMPLES} of them, evenly spread,"
     note = (
         f"{len(good.found)} found in the folder, {len(good.files) - len(good.found)} given. They were not adapted to; "
-        "they showed the tuning what a good face is. Check that they are good."
+        f"{shown} showed the tuning what a good face is. Check that they are good."
     )
-    if len(good.files) > MAX_EXAMPLES:
-        note = note.replace("they showed", f"{MAX_EXAMPLES} of them, evenly spread, showed")
     return [Gallery("Taken as good examples", note, ["good face", "adapted restorer"], rows)] if rows else []
 
 
@@ -200,7 +199,7 @@ def refused_faces(result: Adapted) -> list[Gallery]:
     rows = []
     for name, why in list(refused.items())[:ROWS]:
         lq = result.faces.read([name])[0]
-        target = Path(table.get("places", {}).get(name, result.run.targets / f"{name}.png"))
+        target = result.run.folder / table.get("places", {}).get(name, result.run.targets / f"{name}.png")
         as_seen = target.is_file() and sha256_of(target) == table.get("seen", {}).get(name)
         shown = resized(read_image(target)[None], lq.shape[-2:], "area")[0] if as_seen else torch.zeros_like(lq)
         rows.append((f"{result.faces.label(name)}: {why}", [lq, shown]))

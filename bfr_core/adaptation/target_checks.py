@@ -8,7 +8,6 @@ help.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -256,7 +255,7 @@ def checked_targets(
     if found.get("fingerprint") != fingerprint_value or missing:
         found = _checked(run, faces, files, by_hand, config, redraw, callback)
         seen = {name: sha256_of(path) for name, path in files.items()}
-        places = {name: os.fspath(files[name].absolute()) for name in found["refused"]}  # for the report
+        places = {name: _place_in(run, files[name]) for name in found["refused"]}  # for the report
         about = {"fingerprint": fingerprint_value, "made_from": made_from, "seen": seen, "places": places}
         write_json(record, about | found)
     accepted = accepted_targets(run, files, made_from, record)
@@ -283,6 +282,11 @@ def accepted_targets(run: Run, files: dict[str, Path], made_from: str, first: Pa
         if name not in found.get("refused", {}):
             accepted[name] = run.redrawn / f"{name}.png" if name in found.get("redrawn", ()) else path
     return accepted
+
+
+def _place_in(run: Run, file: Path) -> str:
+    """Where `file` is from the run's folder, which may be moved; the whole path if it is not in it."""
+    return file.relative_to(run.folder).as_posix() if file.is_relative_to(run.folder) else str(file.absolute())
 
 
 def _has_seen(found: dict[str, Any], name: str, path: Path, made_from: str) -> bool:

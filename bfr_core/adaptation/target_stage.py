@@ -186,7 +186,7 @@ def _draw(
         open_stage(folder, old_crops(run))
     list_old_redrawn(run)
     marker = run.targets / f"stage{shard.suffix}.json"
-    made, crops = _drawn_by_now(run)
+    made, crops, _ = _drawn_by_now(run)
     own = shard.of(faces.names, config.batch_size)
     keys = {n: target_key(faces.crop(n), n, restorer, prior, config) for n in own}
     files = {n: run.targets / f"{n}.png" for n in own}
@@ -215,8 +215,9 @@ def _draw(
 
     done, batches = there, faces.batches(config.batch_size, missing)
     for names, drawn in draw_in_batches(batches, restorer, prior, config, step):
-        made = {n: key for n, key in made.items() if n not in names}  # cut off here, they are neither these nor those
-        mark()
+        if not made.keys().isdisjoint(names):  # cut off while they are written, they are neither these nor those
+            made = {n: key for n, key in made.items() if n not in names}
+            mark()
         for name, restored, target in zip(names, *drawn, strict=True):
             write_or_keep(run.restored / f"{name}.png", restored)
             write_or_keep(files[name], target)
@@ -247,15 +248,18 @@ def drawn_by(run: Run) -> dict[str, str]:
     return read_table(run.targets / "stage.json", prior=dict).get("prior", {})
 
 
-def _drawn_by_now(run: Run) -> tuple[dict[str, str], dict[str, str]]:
-    """Of the targets that the run and its shards drew: their `target_key` and `crop_mark`, by face name."""
+def _drawn_by_now(run: Run) -> tuple[dict[str, str], dict[str, str], set[str]]:
+    """Of the targets that the run and its shards drew: their `target_key` and `crop_mark`, by face name; and the faces
+    whose target was still to be drawn with the last settings."""
     made: dict[str, str] = {}
     crops: dict[str, str] = {}
+    waiting: set[str] = set()
     for path in _markers(run):
-        found = read_table(path, made=dict, crops=dict)
+        found = read_table(path, made=dict, crops=dict, waiting=list)
         made |= found.get("made", {})
         crops |= found.get("crops", {})
-    return made, crops
+        waiting |= set(found.get("waiting", []))
+    return made, crops, waiting
 
 
 def _markers(run: Run) -> list[Path]:
@@ -354,9 +358,8 @@ def made_targets(run: Run, faces: FaceSet) -> tuple[dict[str, Path], str]:
     Faces without a target are named. Raises ValueError if the run holds no target of its faces.
     """
     drawn = targets_of(run, faces)
-    crops = _drawn_by_now(run)[1]
+    _, crops, waiting = _drawn_by_now(run)
     by_hand = made_by_hand(drawn)
-    waiting = {n for path in _markers(run) for n in read_table(path, waiting=list).get("waiting", [])}
     if behind := [n for n in drawn if n in waiting and n not in by_hand]:
         log.warning("the drawing of targets was stopped: those of %d faces are of other settings", len(behind))
         drawn = {n: path for n, path in drawn.items() if n not in behind}

@@ -213,6 +213,7 @@ def test_the_gate_leaves_out_what_no_new_draw_mends(photos, config, tmp_path):
     assert set(files) - set(accepted) == {spoiled} and tries == [([spoiled], 1), ([spoiled], 2)]
     found = json.loads(run.target_checks.read_text())
     assert "low band" in found["refused"][spoiled] and set(found["checks"]) == set(files)
+    assert found["places"] == {spoiled: f"targets/{spoiled}.png"}, "as it is after the run was moved, too"
     assert (
         checked_targets(run, faces, files, "made", TargetCheckConfig(limit=10), redraw) == accepted and len(tries) == 2
     )

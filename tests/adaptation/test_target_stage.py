@@ -263,7 +263,7 @@ def test_targets_of_former_faces_stay_so_when_drawing_them_anew_is_stopped(
 def test_targets_of_two_settings_are_never_mixed(
     photos, config, tiny_restorer, tiny_prior, tmp_path, monkeypatch, caplog
 ):
-    """The drawing with other settings is stopped after a batch, and then inside one."""
+    """The drawing with other settings is stopped inside its second batch."""
     restorer, prior, run = load_restorer(tiny_restorer), load_prior(tiny_prior), Run(tmp_path / "run")
     faces = collect_faces(photos, run, 32, ALIGNED)
     before = replace(config, targets=replace(config.targets, batch_size=4), gate=replace(config.gate, limit=0.0))
@@ -317,9 +317,8 @@ def test_checks_of_other_targets_leave_those_of_the_runs_own(photos, config, tin
     assert set(given) == set(faces.names)
     assert set(made_targets(run, faces)[0]) == set(passed), "those that were refused stay refused"
     own = {name: run.targets / f"{name}.png" for name in faces.names}
-    assert set(check_given(run, faces, own, replace(config.gate, limit=0.0))[0]) == set(faces.names), (
-        "brought, and asked"
-    )
+    brought = check_given(run, faces, own, replace(config.gate, limit=0.0))[0]
+    assert set(brought) == set(faces.names), "the checks were asked to refuse none"
     assert set(accepted_targets(run, others, made_from)) == set(faces.names)
 
 
