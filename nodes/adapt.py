@@ -482,14 +482,14 @@ class TuningPreview:
         self.shown = [names[i] for i in (held + trained)[:ROWS]]  # those not trained on first
         self.lq = [read_image(faces.folder / f"{name}.png") for name in self.shown]
         self.target = [read_image(targets[name]) for name in self.shown]
-        self.before = base.restore(self.lq[0][None])[0].clone()
+        self.before = base.restore_without_colour(self.lq[0][None])[0]
         self.progress, self.config = progress, config
 
     def __call__(self, average: Restorer, state: TuningProgress) -> None:
         """Shows the first face and the loss; called after every step."""
 
         def picture() -> Tensor:
-            after = average.restore(self.lq[0][None])[0]
+            after = average.restore_without_colour(self.lq[0][None])[0]
             row = side_by_side([self.lq[0], self.before, self.target[0], after])
             return sheet([[row], [loss_curve(state)]])
 
@@ -499,7 +499,7 @@ class TuningPreview:
         """Rows of damaged, base, target, tuned; (3, S, S) each."""
         rows = []
         for lq, target in zip(self.lq, self.target, strict=True):
-            before, after = (restorer.restore(lq[None])[0] for restorer in (base, tuned))
+            before, after = (restorer.restore_without_colour(lq[None])[0] for restorer in (base, tuned))
             rows.append([lq, before, target, after])
         return rows
 

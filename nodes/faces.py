@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import re
 import shutil
 import uuid
@@ -62,7 +63,7 @@ class Faces:
     def opened(self) -> tuple[Run, FaceSet]:
         """The run and its faces. Raises ValueError if it was deleted or emptied, or filled with others since."""
         run = Run(self.folder)
-        if not (run.faces / "faces.json").is_file():
+        if not os.path.isfile(run.faces / "faces.json"):
             raise ValueError(
                 f"run {printable(self.folder.name)} was deleted or emptied since; queue again, and the faces are found "
                 "anew, or give the run another name"
@@ -509,7 +510,7 @@ def default_runs() -> Iterator[Run]:
 def runs_by_default() -> list[Run]:
     """Those of `default_runs` that are there, in their order; there are gaps where a user has deleted some."""
     folders = (host.folder("output") / host.RUNS).glob(f"{DEFAULT_RUN}*")
-    names = (folder.name for folder in folders if folder.is_dir() and not folder.is_symlink())
+    names = (folder.name for folder in folders if os.path.isdir(folder) and not os.path.islink(folder))
     found = (re.fullmatch(rf"{DEFAULT_RUN}(?:_([2-9]|[1-9]\d+))?", name) for name in names)
     return [host.open_run(name) for _, name in sorted((int(one[1] or 1), one[0]) for one in found if one)]
 
@@ -595,9 +596,9 @@ def folders_of_runs(above: Path | None = None) -> list[Path]:
     """The folders of all runs of the nodes, which lie below `above`, at any depth; None for the folder of the runs."""
     found: list[Path] = []
     for path in sorted((above or host.folder("output") / host.RUNS).glob("*")):
-        if (path / MARK).is_file() or (path / "config.json").is_file():
+        if os.path.isfile(path / MARK) or os.path.isfile(path / "config.json"):
             found.append(path)
-        elif path.is_dir() and not path.is_symlink():
+        elif os.path.isdir(path) and not os.path.islink(path):
             found += folders_of_runs(path)
     return found
 

@@ -273,7 +273,7 @@ def weight_files(kind: str) -> list[str]:
 def prior_folders() -> list[str]:
     """diffusers folders directly below ComfyUI's folders of priors."""
     found = [path for root in folder_paths.get_folder_paths(PRIORS) for path in sorted(Path(root).glob("*/"))]
-    return [p.name for p in found if any((p / f).is_file() for f in ("config.json", "model_index.json"))]
+    return [p.name for p in found if any(os.path.isfile(p / f) for f in ("config.json", "model_index.json"))]
 
 
 def weight_path(kind: str, name: str) -> str | Path:
@@ -322,8 +322,8 @@ def frame_store(images: Tensor, made_with: str) -> FrameStore:
 
 def stamp(path: Path) -> tuple[str, int, int]:
     """Name, size and time of a file, for fingerprints; of a folder, those of its files as one."""
-    if path.is_dir():
-        inner = [stamp(p) for p in sorted(path.rglob("*")) if p.is_file()]
+    if os.path.isdir(path):
+        inner = [stamp(p) for p in sorted(path.rglob("*")) if os.path.isfile(p)]
         return path.name, sum(size for _, size, _ in inner), max((time for *_, time in inner), default=0)
     try:
         status = path.stat()

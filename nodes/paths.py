@@ -104,7 +104,7 @@ def folders_inside(root: Path, deep: int, most: int) -> list[str]:
             if len(found) == most:
                 return
             found.append(name)
-            if levels > 1 and not (place.is_symlink() and bounds != _real(place)):
+            if levels > 1 and not (os.path.islink(place) and bounds != _real(place)):
                 look(place, levels - 1)
 
     look(root, deep)
@@ -115,7 +115,7 @@ def _folders_of(folder: Path) -> list[Path]:
     """Folders directly in `folder`, links to folders too, sorted; hidden ones are passed over."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(Path(e.path) for e in entries if not e.name.startswith(".") and e.is_dir())
+            return sorted(Path(e.path) for e in entries if not e.name.startswith(".") and os.path.isdir(e))
     except OSError:
         return []
 
@@ -125,7 +125,7 @@ def _linked_folders(folder: Path) -> Iterator[str]:
     for parent, names, _ in os.walk(folder):
         names[:] = sorted(name for name in names if not name.startswith("."))
         for place in (Path(parent, name) for name in names):
-            if place.is_symlink():
+            if os.path.islink(place):
                 yield printable(place.relative_to(folder).as_posix())
 
 
@@ -153,7 +153,7 @@ def _real(path: Path) -> Path:
     """`path` with all links followed. Raises ValueError, in one line, where that is not possible."""
     try:
         real = path.resolve()
-        if not real.is_symlink():
+        if not os.path.islink(real):
             return real
         reason = "its links lead in a circle"  # which newer Pythons leave as they are
     except (OSError, RuntimeError) as error:

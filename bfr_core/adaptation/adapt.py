@@ -22,11 +22,11 @@ from ..training.team import ALONE, Team
 from .config import AdaptConfig
 from .faces import FaceSet, StageCallback, collect_faces
 from .good_faces import Examples, take_good_faces
-from .people import find_people
+from .people import find_people_if_few
 from .report import report_adaptation
 from .run import Run
 from .same_person import FolderLikeness, measure_likeness
-from .target_stage import drawn_by, make_targets
+from .target_stage import drawn_by, make_targets, record_asked
 from .tuning import judge_tuning, learned_from, save_tuned, tune
 from .verdict import Judgement
 
@@ -81,10 +81,10 @@ def adapt(
     run = Run(run_dir)
     base, prior = restorer or load_restorer(config.restorer), prior or load_prior(config.prior)
     with run.locked(), lent(base, prior, device):
-        run.record("recipe", {"name": config.recipe, "real": config.album.real})
+        record_asked(run, config)
         faces = collect_faces(Path(folder), run, base.size, config.faces, callback, base.device)
         if config.people.find:
-            find_people(run, faces, config.people, callback)
+            find_people_if_few(run, faces, config.people, callback)
         if good is None:
             faces, good = take_good_faces(run, faces, base, prior, config, callback)
         if before and not run.checkpoint.exists():

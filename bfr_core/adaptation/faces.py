@@ -10,7 +10,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from ..damage.grey import given_to_restorer
 from ..device import is_out_of_memory, release_memory
 from ..faces.align import crop_face
 from ..files.kinds import LeftOutError, without_name
-from ..files.ownership import is_own, note, sha256_of
+from ..files.ownership import free_name, is_own, make_folder, move, note, sha256_of
 from ..files.photos import (
     look_through,
     photo_names,
@@ -38,6 +38,7 @@ from ..files.shards import WHOLE, Shard
 from ..files.stages import growing, open_stage, remove
 from ..files.tensors import reason_of
 from ..restoration.restore import square
+from ..spread import evenly
 from .run import Run
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ log = logging.getLogger(__name__)
 
 StageCallback = Callable[[str, int, int, Any], None]  # stage, step, steps, detail
 SAME_AS = "shows the same as"  # of a copy, before the photo that counts
+KNOWN_AGAIN = 200  # photos at most by which a folder is known again as that of a run
 JOURNAL_HEAD = '{"journal": "a line for every photo that was looked at"}\n'
 
 
@@ -180,7 +182,7 @@ def collect_faces(
     made = {"size": size, "fingerprint": _fingerprint_of(size, faces)}
     of_photos = {r["photo"]: "; ".join(r["notes"]) for r in records if r.get("notes")}
     write_json(run.faces / "faces.json", made | {"faces": faces, "problems": problems, "notes": of_photos})
-    run.record("faces", {"photos": str(photos.name), "size": size} | asdict(config))
+    run.record("faces", {"photos": photos.resolve().name, "size": size} | asdict(config))
     remove(path for path in _journals(run) if path.name.startswith("photos-"))  # of shards; photos.jsonl has it all
     _warn_of_marks_that_are_gone(run, {face["photo"] for face in found})
     return faces_of(run)
@@ -277,7 +279,8 @@ def _examine(
                 try:
                     if detector is None and not config.aligned:
                         detector = load_detector(config.detector, config.threshold, device)
-                    record["faces"], narrow, notes = _crops_of(file, name, run.faces, size, config, detector)
+                    cut = partial(_write_crop, cut_before=before.values(), photo_sha256=record["sha256"])
+                    record["faces"], narrow, notes = _crops_of(file, name, run.faces, size, config, detector, cut)
                     record["notes"] = list(notes)
                     if record["faces"]:
                         for reason in narrow:
@@ -438,14 +441,20 @@ def face_index(run: Run) -> dict[str, Any]:
 
 
 def _crops_of(
-    file: Path, name: str, folder: Path, size: int, config: FaceConfig, detector: Any
+    file: Path,
+    name: str,
+    folder: Path,
+    size: int,
+    config: FaceConfig,
+    detector: Any,
+    write: Callable[[Path, Tensor], None],
 ) -> tuple[list[dict[str, Any]], list[str], Sequence[str]]:
     """Write the crops of a photo's faces, as a restorer is given them; returns a record of each, why others are left
     out, and the photo's notes."""
     source = read_photo(file)
     photo = source.pixels
     if config.aligned:
-        write_or_keep(folder / f"{name}.png", given_to_restorer(resize_square(photo, size, file)))
+        write(folder / f"{name}.png", given_to_restorer(resize_square(photo, size, file)))
         return [{"name": name, "width": photo.shape[-1]}], [], source.notes
     found: list[dict[str, Any]] = []
     narrow: list[str] = []
@@ -456,12 +465,32 @@ def _crops_of(
             )
             continue
         crop_name = f"{name}_{len(found)}"
-        write_or_keep(folder / f"{crop_name}.png", given_to_restorer(crop_face(photo, face, size).clamp(0, 1)))
+        write(folder / f"{crop_name}.png", given_to_restorer(crop_face(photo, face, size).clamp(0, 1)))
         found.append(
             {"name": crop_name, "width": round(face.width, 1), "score": round(face.score, 4)}
             | {"landmarks": np.round(face.landmarks, 2).tolist()}
         )
     return found, narrow, source.notes
+
+
+def _write_crop(path: Path, pixels: Tensor, cut_before: Iterable[dict[str, Any]], photo_sha256: str) -> None:
+    """`write_or_keep`, but a crop changed by hand that is of another photo is put aside.
+
+    cut_before: records of the photos by which their crops were cut until now.
+    """
+    of_photos = {record.get("sha256") for record in cut_before if path.stem in _names_of(record)}
+    if of_photos and photo_sha256 not in of_photos and path.exists() and not is_own(path):
+        put_aside(path, "another photo has its name now")
+    write_or_keep(path, pixels)
+
+
+def put_aside(path: Path, reason: str) -> None:
+    """Move a picture that was changed by hand, and is of a face that is no more, into `former` beside it."""
+    place = free_name(path.parent / "former" / path.name, always=True)
+    make_folder(place.parent)
+    move(path, place)
+    name, kept = (printable(f"{path.parent.name}/{one.relative_to(path.parent)}") for one in (path, place))
+    log.warning("%s: was changed by hand, but %s; it is kept as %s and not used", name, reason, kept)
 
 
 def write_or_keep(path: Path, pixels: Tensor) -> None:
@@ -487,6 +516,30 @@ def old_crops(run: Run) -> list[str]:
     names = [name for record in _lines_of(journal) for name in _names_of(record)]
     names += [face["name"] for face in (read_table(index, faces=list) if not names else {}).get("faces", [])]
     return [journal.name, index.name, *(f"{glob.escape(name)}.png" for name in names)]
+
+
+def holds_photos_of(run: Run, folder: Path) -> bool:
+    """Whether most of the photos that were looked at for the run are in this folder: by name and, where the run's
+    journals have it, size and content. False if the run knows none."""
+    index = read_table(run.faces / "faces.json", faces=list, problems=list)
+    listed = [*index.get("faces", []), *index.get("problems", [])]
+    photos = sorted({str(one["photo"]) for one in listed if isinstance(one, dict) and "photo" in one})
+    records = _records_of(line for path in sorted(run.faces.glob("photos*.jsonl")) for line in _lines_of(path))
+    some = [photos[i] for i in evenly(len(photos), KNOWN_AGAIN)]
+    return 2 * sum(_is_photo(folder / photo, records.get(photo, {})) for photo in some) > len(some)
+
+
+def _is_photo(file: Path, record: dict[str, Any]) -> bool:
+    """Whether `file` is the photo that a run's journal describes, as far as it does."""
+    try:
+        if not os.path.isfile(file):
+            return False
+        status, stamp, holds = file.stat(), record.get("stamp"), record.get("sha256")
+        if not stamp or not isinstance(stamp, list) or stamp == [status.st_size, status.st_mtime_ns]:
+            return True
+        return stamp[0] == status.st_size and (not holds or sha256_of(file) == holds)
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _stamp(file: Path) -> list[int]:
@@ -518,7 +571,7 @@ def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
 
 def _records_of(lines: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The last record of every photo."""
-    return {record["photo"]: record for record in lines if "photo" in record}
+    return {str(record["photo"]): record for record in lines if "photo" in record}
 
 
 def _journals(run: Run) -> list[Path]:
@@ -530,10 +583,10 @@ def _journals(run: Run) -> list[Path]:
 def _lines_of(journal: Path) -> list[dict[str, Any]]:
     """The records of a journal, up to the first that is damaged."""
     whole: list[dict[str, Any]] = []
-    for line in journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else ():
+    for line in journal.read_text(encoding="utf-8", errors="replace").splitlines() if journal.is_file() else ():
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         whole.append(record if isinstance(record, dict) else {})
     return whole

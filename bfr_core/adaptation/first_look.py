@@ -27,7 +27,7 @@ from ..restorers import Restorer, load_restorer
 from ..settings import changed
 from ..training.checkpoint import TuningProgress
 from .config import AdaptConfig
-from .faces import FaceSet, StageCallback, collect_faces, face_index, faces_of, leave_out
+from .faces import FaceSet, StageCallback, collect_faces, face_index, faces_of, holds_photos_of, leave_out
 from .forecast import Forecast, Pace, duration, forecast, measure
 from .good_faces import AlbumConfig
 from .run import Run
@@ -97,7 +97,7 @@ def first_look(
         judgement = judge_tuning(place, base, tuned, faces, targets, tuning, progress, callback)
         save_tuned(place, base, tuned, prior, tuning, progress, judgement, len(targets))
         remove([place.checkpoint])  # another first look starts another tuning
-        made = [lq, base.restore_each(lq), tuned.restore_each(lq), _targets(targets, faces, base.size)]
+        made = [lq, *(one.restore_without_colour(lq) for one in (base, tuned)), _targets(targets, faces, base.size)]
         rows = [(name, list(pictures)) for name, *pictures in zip(faces.names, *made, strict=True)]
         return write_first_look(place, rows, _forecast(pace, count, len(faces), config, photos), config, progress)
 
@@ -112,8 +112,8 @@ def few_faces(
     Raises FileNotFoundError or ValueError if there are none.
     """
     own = changed(config, {"gate.limit": 0.0, "targets.search": (), "album": AlbumConfig()})
-    cut = run.config().get("faces", {})
-    if photos is None or (read_table(run.faces / "faces.json").get("size"), cut.get("photos")) == (size, photos.name):
+    of_size = read_table(run.faces / "faces.json").get("size") == size
+    if photos is None or (of_size and holds_photos_of(run, photos)):
         known = faces_of(run, size)
         names = [known.names[i] for i in spread(len(known), FACES)]
         return replace(known, names=names, fingerprint=fingerprint(known.fingerprint, names)), own, len(known)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..faces.people import SAME_PERSON, numbered_people
+from ..faces.people import SAME_PERSON, numbered_people, refuse_too_many
 from ..faces.recognise import embed_faces
 from ..files.records import fingerprint, read_table, write_json
 from ..restoration.same_person import LikenessMeter, at_side
@@ -53,6 +53,7 @@ def find_people(
     kept = read_table(run.people, people=dict)
     if kept.get("made_from") == made_from:
         return known_people(run, faces)
+    refuse_too_many(len(faces))
     meter, embeddings, says_who = LikenessMeter(), [], []
     for _, lq in faces.batches(BATCH):
         embeddings.append(embed_faces(meter.net, meter.helper.restore_each(at_side(lq))))
@@ -64,6 +65,14 @@ def find_people(
     crops = {name: content_hash(faces.crop(name)) for name in faces.names}
     write_json(run.people, {"made_from": made_from, "people": found, "crops": crops})
     return found
+
+
+def find_people_if_few(run: Run, faces: FaceSet, config: PeopleConfig, callback: StageCallback | None = None) -> None:
+    """`find_people` for an adaptation, which goes on without where there are too many faces to compare."""
+    try:
+        find_people(run, faces, config, callback)
+    except ValueError as error:
+        log.warning("%s; people are not told apart", error)
 
 
 def known_people(run: Run, faces: FaceSet) -> dict[str, int]:

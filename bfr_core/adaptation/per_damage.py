@@ -6,6 +6,7 @@ import glob
 import logging
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,16 +17,16 @@ from torch import Tensor
 from ..damage.grey import given_to_restorer
 from ..damage.groups import KNOWN_FACES, DamageGroups, describe, known_descriptions, one_damage, units_of
 from ..diffusion.prior import Prior, load_prior
-from ..files.ownership import is_own, sha256_of
+from ..files.ownership import delete, is_own, sha256_of
 from ..files.photos import replace_atomically
 from ..files.records import fingerprint
-from ..files.stages import open_stage, remove
+from ..files.stages import open_stage, remove, say_kept
 from ..files.tensors import load_tensors, save_tensors
 from ..reports.html import VERDICTS, Gallery, ReportData, Table, Verdict, write_report
 from ..restoration.same_person import FaceLikeness
 from ..restorers import Restorer, load_restorer, save_restorer
 from ..restorers.load import metadata_in
-from ..restorers.routed import read_groups, replace_member, save_groups, tensors_of
+from ..restorers.routed import keep_members, read_groups, save_groups, tensors_of
 from ..spread import evenly
 from ..training.batches import split
 from ..training.checkpoint import TuningProgress
@@ -33,10 +34,11 @@ from .adapt import Adapted, Before, adapt
 from .config import AdaptConfig
 from .faces import FaceSet, StageCallback, collect_faces
 from .good_faces import Examples, take_good_faces
-from .people import find_people, known_people, people_lines
+from .people import find_people_if_few, known_people, people_lines
 from .report import account_notes, likeness_tables
 from .run import Run
 from .same_person import NOT_MEASURED, FolderLikeness
+from .target_stage import record_asked
 from .tuning import learned_from
 from .verdict import Judgement
 
@@ -153,25 +155,28 @@ def adapt_groups(
     named = [[name for name, route in zip(faces.names, routes, strict=True) if route == i] for i in range(len(groups))]
     log.info("groups: %s", ", ".join(f"{len(names)} faces" for names in named))
     if config.people.find:
-        find_people(run, faces, config.people, callback)
+        find_people_if_few(run, faces, config.people, callback)
     prior = prior or load_prior(config.prior)
     _, good = take_good_faces(run, faces, base, prior, config, callback)
     made_with = {"restorer": base.name, "prior": prior.name}
+    record_asked(run, config)
     run.record("targets", asdict(config.targets) | made_with)
     run.record("finetune", asdict(config.finetune) | made_with | {"groups": len(named)})
     minutes = config.finetune.minutes / len(named)
     own = replace(config, faces=replace(config.faces, aligned=True), finetune=replace(config.finetune, minutes=minutes))
     own = replace(own, people=replace(own.people, find=False))  # somebody may be in several groups
-    done = []
+    done, former = [], run.folder / "groups" / "former"
+    if is_own(run.groups):  # of an earlier adaptation
+        with suppress(ValueError, FileNotFoundError):  # it cannot be read, and there is nothing to keep
+            keep_members(run.groups, former)
     for i, names in enumerate(named, 1):
         if callback:
             callback("group", i, len(named), None)
         how = (own, base, prior, callback, pause_after / len(named), before, good)
-        done.append(group := adapt_group(run.of_group(i), faces, names, *how))
-        if is_own(run.groups):  # of an earlier adaptation: it stays readable while the other groups are adapted to anew
-            replace_member(run.groups, groups, i, group.run.restorer if group.adopted else None)
+        done.append(adapt_group(run.of_group(i), faces, names, *how))
     result = Mixed(run, done, [name for name, route in zip(faces.names, routes, strict=True) if route < 0])
     origin = write_groups(result, groups, base)
+    say_kept(delete(former))
     report_mixed(result, faces, base, origin)
     return result
 
@@ -254,8 +259,8 @@ def rows_of(faces: FaceSet, names: Sequence[str], restorers: Sequence[Restorer])
     """The rows of a gallery: each face, damaged and as each restorer restores it."""
     rows = []
     for name in names:
-        lq = faces.read([name])[0]
-        rows.append((faces.label(name), [lq, *(one.restore(lq[None])[0].cpu() for one in restorers)]))
+        lq = faces.read([name])
+        rows.append((faces.label(name), [lq[0], *(one.restore_without_colour(lq)[0] for one in restorers)]))
     return rows
 
 

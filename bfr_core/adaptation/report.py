@@ -48,11 +48,11 @@ def report_adaptation(result: Adapted, config: FinetuneConfig) -> Path:
     rows = []
     for i in chosen:
         name = names[i]
-        lq = result.faces.read([name])[0]
-        base, tuned = (r.restore(lq[None])[0].cpu() for r in (result.base, result.restorer))
+        lq = result.faces.read([name])
+        base, tuned = (r.restore_without_colour(lq)[0] for r in (result.base, result.restorer))
         target = resized(read_image(result.targets[name])[None], lq.shape[-2:], "area")[0]
         label = result.faces.label(name)
-        rows.append((label if i in trained else f"{label} (not trained on)", [lq, base, target, tuned]))
+        rows.append((label if i in trained else f"{label} (not trained on)", [lq[0], base, target, tuned]))
     progress = result.progress
     data = ReportData(
         title="Adapted restorer",
@@ -155,7 +155,7 @@ def good_faces(result: Adapted) -> list[Gallery]:
         label, face = f"{shown}: given", square(read_image(file), result.base.size)
         if said := good.found.get(file.stem):
             label = f"{shown}: sharpness {said.sharpness:.2f}, noise {said.noise:.2f}, kept {said.kept:.1f} dB"
-        rows.append((label, [face, result.restorer.restore(face[None])[0].cpu()]))
+        rows.append((label, [face, result.restorer.restore_without_colour(face[None])[0]]))
     shown = "they" if len(good.files) <= MAX_EXAMPLES else f"{MAX_EXAMPLES} of them, evenly spread,"
     note = (
         f"{len(good.found)} found in the folder, {len(good.files) - len(good.found)} given. They were not adapted to; "

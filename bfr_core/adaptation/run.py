@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
@@ -153,7 +154,7 @@ class Run:
     @property
     def result(self) -> Path:
         """The file that restores with everything learned: the file of groups if there is one, else the restorer."""
-        return self.groups if self.groups.is_file() else self.restorer
+        return self.groups if os.path.isfile(self.groups) else self.restorer
 
     def of_group(self, number: int) -> Run:
         """The run, inside this one, of a group of faces that share a damage; counted from 1."""
@@ -163,7 +164,7 @@ class Run:
         """The runs of the groups in which the run was last adapted; none if it was adapted as a whole."""
         count = self.config().get("finetune", {}).get("groups", 0)
         numbers = range(1, 1 + count) if isinstance(count, int) else ()
-        return list(takewhile(lambda run: run.folder.is_dir(), map(self.of_group, numbers)))
+        return list(takewhile(lambda run: os.path.isdir(run.folder), map(self.of_group, numbers)))
 
     @property
     def report(self) -> Path:

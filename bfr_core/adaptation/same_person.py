@@ -96,9 +96,9 @@ def measure_likeness(
     meter = LikenessMeter(base.device)
     found = FolderLikeness(of=len(names))
     for step, (batch, lq) in enumerate(faces.batches(BATCH, chosen)):
-        by_base = base.restore_each(lq)
+        by_base = base.restore_without_colour(lq)
         helped = by_base if base.sha256 == meter.helper_sha256 else None
-        judged = meter.judge(lq, by_base, adapted.restore_each(lq), helped=helped)
+        judged = meter.judge(lq, by_base, adapted.restore_without_colour(lq), helped=helped)
         for said, words in zip((found.base, found.adapted), judged, strict=True):
             said.update(zip(batch, words, strict=True))
         if callback:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ..restorers import Restorer
 from ..spread import evenly
 from .cleaning import level_by_known_answers
 from .config import AdaptConfig
-from .faces import FaceSet, StageCallback, content_hash, old_crops, resize_square, write_or_keep
+from .faces import FaceSet, StageCallback, content_hash, old_crops, put_aside, resize_square, write_or_keep
 from .folder_damage import folder_damage
 from .old_runs import list_old_redrawn
 from .run import Run
@@ -191,6 +191,9 @@ def _draw(
     keys = {n: target_key(faces.crop(n), n, restorer, prior, config) for n in own}
     files = {n: run.targets / f"{n}.png" for n in own}
     by_hand = made_by_hand({n: path for n, path in files.items() if path.exists()})
+    for name in (former := _of_former_crops(faces, crops, by_hand, by_hand)):
+        put_aside(files[name], "its face has changed since")
+    by_hand = [name for name in by_hand if name not in former]
     for name in by_hand:
         log.warning("targets/%s.png: was changed by hand; it is kept and used", printable(name))
     missing = [n for n in own if n not in by_hand and not (made.get(n) == keys[n] and files[n].exists())]
@@ -201,7 +204,7 @@ def _draw(
     crops |= {n: crop_mark(faces, n) for n in own if n not in undrawn}
 
     def mark() -> None:
-        drawn_from = {n: crops.get(n, "") for n in made}
+        drawn_from = {n: crops.get(n, "") for n in (*made, *by_hand)}
         waiting = [n for n in missing if n in undrawn]
         write_json(marker, {"made": made, "crops": drawn_from, "waiting": waiting, "prior": origin_of(prior)})
 
@@ -231,6 +234,19 @@ def _draw(
     if callback and not missing:
         callback("targets", total, total, None)
     return made
+
+
+def _of_former_crops(
+    faces: FaceSet, crops: Mapping[str, str], names: Iterable[str], by_hand: Container[str]
+) -> list[str]:
+    """Those of the names whose target is of what the face's crop was before.
+
+    crops: `crop_mark` of what each target is of. by_hand: names of targets that were changed by hand; these stay where
+    the crop was changed by hand, too.
+    """
+    former = [n for n in names if crops.get(n) and crops[n] != crop_mark(faces, n)]
+    together = made_by_hand({n: faces.crop(n) for n in former if n in by_hand})
+    return [n for n in former if n not in together]
 
 
 def crop_mark(faces: FaceSet, name: str) -> str:
@@ -275,6 +291,8 @@ def _without_strays(run: Run, made: dict[str, str], faces: FaceSet) -> dict[str,
     known = {face["name"] for face in found} | set(faces.names) | {n for n in made if faces.crop(n).is_file()}
     strays = [name for name in made if name not in known]
     folders = (run.restored, run.targets, run.redrawn)
+    for name in made_by_hand({n: path for n in strays if (path := run.targets / f"{n}.png").exists()}):
+        put_aside(run.targets / f"{name}.png", "its face is gone")
     remove(folder / f"{name}.png" for name in strays for folder in folders)
     return {name: key for name, key in made.items() if name in known}
 
@@ -291,12 +309,17 @@ def make_targets(
 
     Returns the targets that passed, by face name, and the fingerprint of them all.
     """
-    asked = {name: asdict(getattr(config, name)) for name in ("targets", "gate", "album", "people")}
-    run.record("asked", asked)  # "targets" will hold what is resolved of it
+    record_asked(run, config)
     clear = settled_target_config(run, faces, restorer, prior, config, callback)
     made_from = draw_targets(run, faces, restorer, prior, clear, callback)
     redraw = keep_redraws(run, faces, restorer, prior, clear, redraw_with(restorer, prior, clear, callback))
     return checked_targets(run, faces, targets_of(run, faces), made_from, config.gate, redraw, callback), made_from
+
+
+def record_asked(run: Run, config: AdaptConfig) -> None:
+    """Keep in the run what was asked for, beside what its stages record of what is resolved of it."""
+    run.record("recipe", {"name": config.recipe, "real": config.album.real})
+    run.record("asked", {name: asdict(getattr(config, name)) for name in ("targets", "gate", "album", "people")})
 
 
 def redraw_with(
@@ -363,7 +386,7 @@ def made_targets(run: Run, faces: FaceSet) -> tuple[dict[str, Path], str]:
     if behind := [n for n in drawn if n in waiting and n not in by_hand]:
         log.warning("the drawing of targets was stopped: those of %d faces are of other settings", len(behind))
         drawn = {n: path for n, path in drawn.items() if n not in behind}
-    former = [n for n in drawn if n not in by_hand and crops.get(n) and crops[n] != crop_mark(faces, n)]
+    former = _of_former_crops(faces, crops, drawn, by_hand)
     for name in former:
         log.warning("%s: has changed since its target was drawn; it is left out", printable(faces.label(name)))
         del drawn[name]

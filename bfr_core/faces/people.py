@@ -56,6 +56,12 @@ def read_person(file: Path, find: Callable[[Tensor], list[Face]], net: Recognise
     return person_in(read_image(file), find, net, file.name)
 
 
+def refuse_too_many(faces: int) -> None:
+    """Raise ValueError for more than `MAX_FACES` faces."""
+    if faces > MAX_FACES:
+        raise ValueError(f"{faces} faces are too many to group by person; {MAX_FACES} can be grouped at most")
+
+
 def group_people(
     embeddings: Tensor, limit: float = SAME_PERSON, says_who: Sequence[bool] | None = None
 ) -> list[list[int]]:
@@ -69,8 +75,7 @@ def group_people(
 
     if not limit > 0:
         raise ValueError(f"limit is {limit}; it must be above 0")
-    if len(embeddings) > MAX_FACES:
-        raise ValueError(f"{len(embeddings)} faces are too many to group by person; {MAX_FACES} can be grouped at most")
+    refuse_too_many(len(embeddings))
     known = [i for i in range(len(embeddings)) if says_who is None or says_who[i]]
     together = set(known) if len(known) > 1 else set()
     groups = [[i] for i in range(len(embeddings)) if i not in together]

@@ -63,7 +63,7 @@ class Ledger:
         lines = text.splitlines()
         kinds: tuple[Kind, ...] = ("run", "results")
         self.kind: Kind | Literal[""] = next((kind for kind in kinds if _mark(kind) in lines), "")
-        self.there = (self.folder / LIST).is_file()
+        self.there = os.path.isfile(self.folder / LIST)
         self._known: dict[str, set[str]] = {}
         self._makers: dict[str, str] = {}
         for line in lines:
@@ -94,7 +94,7 @@ class Ledger:
 
     def _is_of_run(self) -> bool:
         """Whether a run made the folder: by its own kind, or by that of the nearest folder above it that has one."""
-        above = (Ledger(one).kind for one in self.folder.absolute().parents if (one / LIST).is_file())
+        above = (Ledger(one).kind for one in self.folder.absolute().parents if os.path.isfile(one / LIST))
         return (self.kind or next(filter(None, above), "")) == "run"
 
     def owns(self, path: Path) -> bool:
@@ -102,7 +102,7 @@ class Ledger:
 
         Of a file that grows, such as a log, the first line decides. A link is never owned.
         """
-        if path.is_symlink() or not path.is_file():
+        if os.path.islink(path) or not os.path.isfile(path):
             return False
         if SCRATCH.fullmatch(path.name):
             return True
@@ -196,7 +196,7 @@ class Claims:
 
     def __init__(self, folder: Path) -> None:
         self._list, self._guard = Path(folder) / LIST, threading.Lock()
-        self._read = self._list.stat().st_size if self._list.is_file() else 0  # bytes
+        self._read = self._list.stat().st_size if os.path.isfile(self._list) else 0  # bytes
         self._first: dict[str, str] = {}
 
     def take(self, path: Path, maker: str) -> bool:
@@ -239,17 +239,17 @@ def free_place(path: Path, taken: Container[Path] = (), maker: str = "") -> Path
 
 def is_listed(folder: Path) -> bool:
     """Whether what is written into `folder` is listed: it has a list, or is below a run's or a folder of results."""
-    if (folder / LIST).is_file():
+    if os.path.isfile(folder / LIST):
         return True
-    return any(Ledger(one).kind for one in folder.absolute().parents if (one / LIST).is_file())
+    return any(Ledger(one).kind for one in folder.absolute().parents if os.path.isfile(one / LIST))
 
 
 def in_the_way(folder: Path) -> str:
     """The file or broken link that keeps `folder` from being made, in words that begin with its path, or ""."""
     there = next((one for one in (folder, *folder.parents) if os.path.lexists(one)), folder)
-    if there.is_symlink() and not there.exists():
+    if os.path.islink(there) and not os.path.exists(there):
         return f"{printable(there)}: is a link to {printable(os.readlink(there))}, which leads nowhere"
-    return f"{printable(there)}: is a file" if there.exists() and not there.is_dir() else ""
+    return f"{printable(there)}: is a file" if os.path.exists(there) and not os.path.isdir(there) else ""
 
 
 def begin_list(folder: Path) -> None:
@@ -257,14 +257,14 @@ def begin_list(folder: Path) -> None:
     if blocked := in_the_way(folder):
         raise ValueError(f"{blocked}; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / LIST).is_symlink():
+    if os.path.islink(folder / LIST):
         raise ValueError(f"{printable(folder / LIST)}: is a link; this program keeps a list there, remove the link")
     (folder / LIST).touch()
 
 
 def make_folder(folder: Path) -> None:
     """Make `folder` and the missing ones above it; below a folder of this program's each gets a list."""
-    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    missing = [one for one in (folder, *folder.parents) if not os.path.exists(one)]
     folder.mkdir(parents=True, exist_ok=True)
     if missing and is_listed(missing[-1].parent):
         for one in missing:
@@ -286,7 +286,7 @@ def claim(folder: Path, kind: Kind, made_before: Iterable[Path] | None = None, p
         return
     foreign = _foreign(folder, ledger) if made_before is None else []
     if foreign:
-        other = propose or next(place for n in count(2) if not (place := numbered(folder, n)).exists())
+        other = propose or next(place for n in count(2) if not os.path.exists(place := numbered(folder, n)))
         raise ValueError(
             f"{printable(folder)}: holds files that this program did not make, such as {printable(foreign[0].name)}; "
             f"choose an empty or a new folder, such as {printable(other)}"
@@ -324,16 +324,18 @@ def delete(path: Path, like: Path | None = None, ledger: Ledger | None = None) -
     program or was changed since; links are kept and not followed. A path that is not there is passed over. like: the
     file is deleted also if it holds the same bytes as this other one. ledger: that of its folder, if it is at hand.
     """
-    if path.is_dir() and not path.is_symlink():
+    if os.path.isdir(path) and not os.path.islink(path):
         kept = empty(path)
-        if not kept and (path / LIST).is_file():
+        if not kept and os.path.isfile(path / LIST):
             (path / LIST).unlink()
             path.rmdir()
             return []
         return kept or [path]
     if not os.path.lexists(path):
         return []
-    copied = like is not None and path.is_file() and not path.is_symlink() and sha256_of(path) == sha256_of(like)
+    copied = (
+        like is not None and os.path.isfile(path) and not os.path.islink(path) and sha256_of(path) == sha256_of(like)
+    )
     if not (copied or (ledger or Ledger(path.parent)).owns(path)):
         return [path]
     path.unlink(missing_ok=True)
@@ -395,7 +397,7 @@ def made_without_list(folder: Path) -> bool:
     if Ledger(folder).there:
         return False
     stages = (folder, *(folder / name for name in OLD_STAGES))
-    return any((stage / OLD_STAGE).is_file() for stage in stages) or any(
+    return any(os.path.isfile(stage / OLD_STAGE) for stage in stages) or any(
         _has_entry(folder / name, key) for name, key in OLD_MARKS.items()
     )
 
@@ -405,7 +407,7 @@ def made_without_list(folder: Path) -> bool:
 
 def _foreign(folder: Path, ledger: Ledger) -> list[Path]:
     """The files and folders of others in a folder, except hidden ones."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return []
     return [
         path

@@ -163,9 +163,9 @@ def look_through(folder: Path, with_results: bool = False) -> tuple[list[Path], 
     if there is no such folder, ValueError if it is a file or has no images.
     """
     folder = Path(folder)
-    if not folder.exists():
+    if not os.path.exists(folder):
         raise FileNotFoundError(f"{printable(folder)}: no such folder")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ValueError(f"{printable(folder)}: is a file; give the folder that holds it")
     found: list[Path] = []
     own: list[Path] = []
@@ -311,7 +311,7 @@ def read_photo(path: Path, max_pixels: int = 200_000_000) -> Photo:
     try:
         # A pipe or device would be waited on for ever.
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ValueError("is a folder" if path.is_dir() else "is not an ordinary file")
+            raise ValueError("is a folder" if os.path.isdir(path) else "is not an ordinary file")
         with _WholeFile(path) as file:
             image = _open(file)
             if image.width * image.height > max_pixels:
@@ -322,7 +322,7 @@ def read_photo(path: Path, max_pixels: int = 200_000_000) -> Photo:
     except _OtherKind as error:
         raise LeftOutError(name, str(error)) from error
     except Exception as error:  # decoders raise almost anything on a broken file; none of it may look like success
-        of_disk = path.is_dir() or (isinstance(error, OSError) and error.strerror)
+        of_disk = os.path.isdir(path) or (isinstance(error, OSError) and error.strerror)
         known = None if of_disk or path.suffix.lower() == ".gif" else kinds.LEFT_OUT.get(path.suffix.lower())
         raise UnreadableError(name, known or _reason(error)) from error
 

@@ -212,7 +212,7 @@ def search_folders() -> list[Path]:
     own = []
     with contextlib.suppress(ValueError):
         own = [weights_folder()]
-    if not os.environ.get("BFR_WEIGHTS") and (earlier := Path.home() / ".cache/bfr-adapt/weights").is_dir():
+    if not os.environ.get("BFR_WEIGHTS") and os.path.isdir(earlier := Path.home() / ".cache/bfr-adapt/weights"):
         own.append(earlier)
     pack = Path(__file__).resolve().parents[2]
     hosts = [pack.parents[1]] if pack.parent.name in ("custom_nodes", "extensions") else []
@@ -240,7 +240,7 @@ def locations(name: str) -> list[Path]:
     """All places on this machine where a file of the table is, in the order of `search_folders`."""
     entry = find_entry(name)
     names = (entry.name, *entry.also) if entry else ()
-    return [path for folder in search_folders() for n in names if (path := folder / n).is_file()]
+    return [path for folder in search_folders() for n in names if os.path.isfile(path := folder / n)]
 
 
 def resolve(name_or_path: str | Path) -> Path:
@@ -249,7 +249,7 @@ def resolve(name_or_path: str | Path) -> Path:
     Raises FileNotFoundError, in one line that says how to get the file.
     """
     path = Path(name_or_path)
-    if path.exists():
+    if os.path.exists(path):
         return path
     entry = find_entry(str(name_or_path))
     if entry is None:
@@ -289,7 +289,7 @@ def fetch(entry: Weights, folder: Path | None = None, callback: Callable[[int, i
     reached; both say where to get the file and where to put it. Raises the OSError of a disk that is full or protected.
     """
     place = (folder or weights_folder()) / entry.name
-    if place.is_file() and verify(entry, place) == "ok":
+    if os.path.isfile(place) and verify(entry, place) == "ok":
         return place
     if not entry.sha256:
         raise ValueError(f"{entry.name}: its SHA-256 is not known, so it is not fetched; {_how_to_get(entry)}")
@@ -321,7 +321,7 @@ def _fetched(entry: Weights, place: Path, callback: Callable[[int, int], None] |
     part = place.with_name(f"{place.name}.bfr-part")  # no other program's name: it may be added to and deleted
     failures = 0
     while True:
-        before = part.stat().st_size if part.exists() else 0
+        before = part.stat().st_size if os.path.exists(part) else 0
         try:
             if _fetch_rest(entry, part, callback):
                 break
@@ -334,7 +334,7 @@ def _fetched(entry: Weights, place: Path, callback: Callable[[int, int], None] |
             failures += 1
             if isinstance(error, HTTPError) and 400 <= error.code < 500:  # asking again would not help
                 failures = ATTEMPTS
-        if failures < ATTEMPTS and part.exists() and part.stat().st_size > before:
+        if failures < ATTEMPTS and os.path.exists(part) and part.stat().st_size > before:
             failures = 0
         if failures >= ATTEMPTS:
             raise OSError(
@@ -351,7 +351,7 @@ def _fetched(entry: Weights, place: Path, callback: Callable[[int, int], None] |
 
 def _fetch_rest(entry: Weights, part: Path, callback: Callable[[int, int], None] | None) -> bool:
     """Append what is missing to `part`; True if the server says that it is whole now."""
-    have = part.stat().st_size if part.exists() else 0
+    have = part.stat().st_size if os.path.exists(part) else 0
     request = Request(entry.url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         response = urlopen(request, timeout=TIMEOUT)

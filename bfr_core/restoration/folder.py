@@ -235,9 +235,9 @@ def refuse_missing(person: Path | None, references: Sequence[Path]) -> None:
     is a folder.
     """
     for name, file in (("person", person), *(("reference", one) for one in references)):
-        if file is not None and file.is_dir():
+        if file is not None and os.path.isdir(file):
             raise ValueError(f"{name} {printable(file)}: is a folder; name one photo in it")
-        if file is not None and not file.is_file():
+        if file is not None and not os.path.isfile(file):
             raise FileNotFoundError(f"{name} {printable(file)}: no such file")
 
 
@@ -348,7 +348,7 @@ class FolderRestorer:
     def _is_there(self, job: Job) -> bool:
         """Whether a file is at the job's place that is not known as another photo's result, or its own has a number."""
         ledger, maker = self._ledgers[job.target.parent], maker_of(COMMAND, job.source)
-        if job.target.exists() and not ledger.maker(job.target):
+        if os.path.exists(job.target) and not ledger.maker(job.target):
             return True
         places = takewhile(os.path.lexists, (numbered(job.target, number) for number in count(1)))
         return any(ledger.maker(place) == maker for place in places)
@@ -460,7 +460,7 @@ def plan_folder(folder: Path, out: Path) -> tuple[list[Job], dict[Path, str]]:
     folder: may also be one photo.
     """
     real_folder, results = _real(folder), _real(out)
-    if folder.is_file():
+    if os.path.isfile(folder):
         refuse_other_kinds(folder)
         return _jobs_of([folder], folder.parent, out), {}
     if real_folder == results:
@@ -488,7 +488,7 @@ def _jobs_of(sources: Sequence[Path], folder: Path, out: Path) -> list[Job]:
         if _real(job.target) in originals:
             raise ValueError(f"{printable(job.target)}: is one of the photos; choose another folder for the results")
     for place in {job.target.parent for job in jobs}:
-        if place.is_dir():
+        if os.path.isdir(place):
             begin_list(place)
     return jobs
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
@@ -49,7 +50,7 @@ def key_of(photo: Path, made_with: str) -> str:
 
     made_with: fingerprint of restorer and settings.
     """
-    if not made_with or not photo.is_file():
+    if not made_with or not os.path.isfile(photo):
         return ""
     with contextlib.suppress(OSError):
         return fingerprint(made_with, sha256_of(photo))
@@ -83,7 +84,7 @@ class RestorationRecord:
         """Forget what was written, to need no more memory; what is in the files stays there."""
         with self._guard:
             self._known.clear()
-            if self._whole and self._file.is_file():
+            if self._whole and os.path.isfile(self._file):
                 self._own.clear()
 
     def about(self, name: str) -> list[Written]:
@@ -98,7 +99,7 @@ class RestorationRecord:
         Of several records, which several processes made, that counts which the file agrees with.
         """
         known, file = self._known.get(name, []), self.folder / name
-        if not known or not file.is_file():
+        if not known or not os.path.isfile(file):
             return (known[-1] if known else None), None
         now = sha256_of(file)
         agrees = [one for one in known if one.sha256 == now]
@@ -124,12 +125,12 @@ class RestorationRecord:
         with self._guard:
             self._known[written.name] = [written]
             self._own[written.name] = written
-            if self._whole and self._file.is_file():
+            if self._whole and os.path.isfile(self._file):
                 with self._file.open("a", encoding="utf-8") as stream:
                     stream.write(line_of(written))
                 return
             # The file is new, or has a line cut short or several lines for one result: it is written whole, once.
-            if self._file.is_file():
+            if os.path.isfile(self._file):
                 note(self._file)  # no other program uses this name: a damaged file is still this program's own
             text = "".join(map(line_of, self._own.values()))
             replace_atomically(self._file, lambda part: part.write_text(text, encoding="utf-8"))
@@ -139,7 +140,7 @@ class RestorationRecord:
 
 def _read_file(path: Path) -> tuple[list[Written], bool]:
     """The results in a file of the record, the last line of each, and whether the file has no other lines."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if os.path.isfile(path) else []
     found = {written.name: written for line in lines if (written := read_line(line))}
     return list(found.values()), len(lines) == len(found)
 

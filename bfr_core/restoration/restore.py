@@ -447,9 +447,7 @@ def choose_faces(found: list[Face], size: int, config: RestoreConfig, name: str 
         wanted = numbers_in(config.numbers)
         numbered = enumerate(sorted(faces, key=ORDERS[config.order]), 1)
         chosen = [face for number, face in numbered if wanted(number)]
-        asked = {int(number) for number in re.findall(r"\d+", config.numbers)}
-        missing = sorted(number for number in asked if number > len(faces))
-        skipped += [f"there is no face {number}: the photo has {len(faces)}" for number in missing]
+        skipped += [f"{said}: the photo has {len(faces)}" for said in no_such_faces(config.numbers, len(faces))]
         faces = sorted(chosen, key=ONE_FACE["largest"])
     if larger := [face.width for face in faces if face.width > LARGER * size]:
         log.warning("%s: %s", printable(name or "the photo"), _too_large(larger, size))
@@ -463,6 +461,12 @@ def numbers_in(text: str) -> Callable[[int], bool]:
         first, dash, last = (piece.strip() for piece in part.partition("-"))
         ranges.append(sorted((int(first), int(last or 10**9) if dash else int(first))))
     return lambda number: any(first <= number <= last for first, last in ranges)
+
+
+def no_such_faces(text: str, count: int) -> list[str]:
+    """What is said of each number in such a text that is above `count`."""
+    asked = {int(number) for number in re.findall(r"\d+", text)}
+    return [f"there is no face {number}" for number in sorted(asked) if number > count]
 
 
 def _too_large(widths: list[float], size: int) -> str:

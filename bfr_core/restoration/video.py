@@ -42,6 +42,7 @@ from .restore import (
     hardly_changed,
     leave_sharp,
     load_parser,
+    no_such_faces,
     numbers_in,
     paste_faces,
     put_together,
@@ -260,6 +261,9 @@ class _Choice:
         tracks = [track for track in frame.faces if track in self.large_enough]
         if self.config.faces == "numbered":
             wanted = numbers_in(self.config.numbers)
+            if new and len(self.numbers) == len(new):  # the scene's first faces
+                missing = no_such_faces(self.config.numbers, len(self.numbers))
+                skipped += [f"{said} here: the scene begins with {len(self.numbers)}" for said in missing]
             tracks = [track for track in tracks if wanted(self.numbers[track])]
         elif self.config.faces in ONE_FACE:
             if self.one not in frame.alive and tracks:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..damage.grey import grey_like
 from ..device import Precision, autocast, check_precision, default_precision
 from ..files.photos import printable
 
@@ -126,6 +127,10 @@ class Restorer:
     def restore_each(self, faces: Tensor) -> Tensor:
         """`restore` with one face a call, so that any number fits wherever one does; the result is on the CPU."""
         return torch.cat([self.restore(face).cpu() for face in faces.split(1)])
+
+    def restore_without_colour(self, faces: Tensor) -> Tensor:
+        """`restore_each`, less the colours that it gives to grey faces: as photos are restored."""
+        return grey_like(self.restore_each(faces), faces)
 
 
 def _outermost_listed(module: nn.Module) -> list[nn.Module]:

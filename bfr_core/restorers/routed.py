@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from ..damage.groups import FEATURES, DamageGroups, describe
 from ..device import Precision
-from ..files.photos import printable
+from ..files.photos import printable, replace_atomically
 from ..files.tensors import load_tensors, save_tensors, sha256_of
 from .base import Restorer
 
@@ -114,19 +116,17 @@ def save_groups(
     save_tensors(path, tensors_of(groups), own | dict(metadata))
 
 
-def replace_member(path: Path, groups: DamageGroups, number: int, member: Path | None) -> bool:
-    """Let a file of exactly these groups name another restorer for one of them, so that it goes on being readable.
-
-    number: of the group, from 1. member: None where the base serves it. Returns False, and changes nothing, if the
-    file is of other groups.
+def keep_members(path: Path, folder: Path) -> None:
+    """Let a file of groups name copies of its restorers in `folder`, below its own: it stays readable while the others
+    are made anew. Raises as `members_of`.
     """
-    (state, metadata), tensors = load_tensors(path), tensors_of(groups)
-    if state.keys() != tensors.keys() or not all(torch.equal(state[name], tensors[name]) for name in tensors):
-        return False
-    members = json.loads(metadata["members"])
-    members[number] = _entry(path, member)
-    save_tensors(path, tensors, metadata | {"members": json.dumps(members)})
-    return True
+    state, metadata = load_tensors(path)
+    copies: list[Path | None] = []
+    for place, file in enumerate(members_of(path, metadata, len(read_groups(path, state)))):
+        copies.append(file and folder / f"{place}.safetensors")
+        if file and file.parent != folder.resolve():
+            replace_atomically(folder / f"{place}.safetensors", partial(shutil.copyfile, file))
+    save_tensors(path, state, metadata | {"members": json.dumps([_entry(path, copy) for copy in copies])})
 
 
 def tensors_of(groups: DamageGroups) -> dict[str, Tensor]:

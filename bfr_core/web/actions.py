@@ -68,55 +68,65 @@ class Page(RunViews):
     def look_for_faces(self, name: str, choices: Choices) -> None:
         """Start looking for faces in the run's photos."""
         run = self.run(name)
-        self.remember(run, choices)
-        photos, settings = self.photos_of(run), self.settings_of(choices)
-        self.jobs.start(run, "faces", find_faces(run, photos, choices.restorer, settings, self.device, choices.recipe))
+        with self.alone(run):
+            self.remember(run, choices)
+            photos, settings = self.photos_of(run), self.settings_of(choices)
+            self.jobs.start(
+                run, "faces", find_faces(run, photos, choices.restorer, settings, self.device, choices.recipe)
+            )
 
     def search_goes_on(self, name: str | None, choices: Choices) -> bool:
         """Look for faces again in the photos of a run whose search was stopped, or failed; False if its last job was
         something else, or ended."""
-        if not name or not self._stopped(self.status(run := self.run(name)), "faces"):
+        if not name:
             return False
-        self.refuse_other_networks(run)
-        choices = self.with_others(run, choices)
-        self.checked(choices)
-        self.look_for_faces(name, choices)
+        with self.alone(run := self.run(name)):
+            if not self._stopped(self.status(run), "faces"):
+                return False
+            self.refuse_other_networks(run)
+            choices = self.with_others(run, choices)
+            self.checked(choices)
+            self.look_for_faces(name, choices)
         return True
 
     def adapt(self, name: str | None, choices: Choices) -> Status:
         """Start the adaptation, or go on with it; a run that is at work already is left alone."""
-        run = self.run(name)
-        if (status := self.status(run)).active:
-            return status
-        self.refuse_other_networks(run)
-        choices = self.with_others(run, choices)
-        values = self.checked(choices)
-        photos = self.photos_of(run)
-        self.remember(run, choices)
-        adapt_now = adapt_restorer(run, photos, choices.restorer, values, self.device, choices.mixed, choices.recipe)
+        with self.alone(run := self.run(name)):
+            if (status := self.status(run)).active:
+                return status
+            self.refuse_other_networks(run)
+            choices = self.with_others(run, choices)
+            values = self.checked(choices)
+            photos = self.photos_of(run)
+            self.remember(run, choices)
+            adapt_now = adapt_restorer(
+                run, photos, choices.restorer, values, self.device, choices.mixed, choices.recipe
+            )
 
-        def work(callback: StageCallback) -> Outcome:
-            try:
-                return adapt_now(callback)
-            finally:
-                self.changed()
+            def work(callback: StageCallback) -> Outcome:
+                try:
+                    return adapt_now(callback)
+                finally:
+                    self.changed()
 
-        return self.jobs.start(run, "adapt", work, 60 * choices.minutes)
+            return self.jobs.start(run, "adapt", work, 60 * choices.minutes)
 
     def look_first(self, name: str | None, choices: Choices) -> Status:
         """Start the first look at what an adaptation would do; a run that is at work already is left alone."""
-        run = self.run(name)
-        if (status := self.status(run)).active:
-            return status
-        self.refuse_other_networks(run)
-        choices = self.with_others(run, choices)
-        settings = self.checked(choices)
-        self.remember(run, choices)
-        photos = None
-        with contextlib.suppress(ValueError, OSError):  # which are wanted only where the run's faces have another size
-            photos = self.photos_of(run)
-        work = look_first(run, photos, choices.restorer, settings, self.device, choices.recipe)
-        return self.jobs.start(run, "look", work)
+        with self.alone(run := self.run(name)):
+            if (status := self.status(run)).active:
+                return status
+            self.refuse_other_networks(run)
+            choices = self.with_others(run, choices)
+            settings = self.checked(choices)
+            self.remember(run, choices)
+            photos = None
+            with contextlib.suppress(
+                ValueError, OSError
+            ):  # which are wanted only where the run's faces have another size
+                photos = self.photos_of(run)
+            work = look_first(run, photos, choices.restorer, settings, self.device, choices.recipe)
+            return self.jobs.start(run, "look", work)
 
     def stop(self, name: str | None) -> None:
         """Stop the run's job after its present step."""
@@ -124,18 +134,21 @@ class Page(RunViews):
 
     def delete(self, name: str | None) -> list[str]:
         """Delete the run with all that this program wrote there; returns what is kept, by its path in the run."""
-        run = self.run(name)
-        if self.status(run).active:
-            raise ValueError(f"{printable(str(name))}: is at work; stop it first")
-        list_old_run(run)
-        self.forget_pictures(run)
-        try:
-            for path in sorted(run.folder.iterdir()):
-                if path.name not in (LIST, *MARKS):  # which go last: what is left after an error can be deleted again
-                    delete(path)
-            kept = delete(run.folder)
-        finally:
-            self.changed()
+        with self.alone(run := self.run(name)):
+            if self.status(run).active:
+                raise ValueError(f"{printable(str(name))}: is at work; stop it first")
+            list_old_run(run)
+            self.forget_pictures(run)
+            try:
+                for path in sorted(run.folder.iterdir()):
+                    if path.name not in (
+                        LIST,
+                        *MARKS,
+                    ):  # which go last: what is left after an error can be deleted again
+                        delete(path)
+                kept = delete(run.folder)
+            finally:
+                self.changed()
         return [path.relative_to(run.folder).as_posix() for path in kept]
 
     def toggle(self, name: str | None, index: int) -> None:
@@ -143,7 +156,10 @@ class Page(RunViews):
         run = self.run(name)
         if self.status(run).needs_faces:
             raise ValueError("stop the run before you change its faces")
-        face = self.face_names(run)[index]
+        names = self.face_names(run)
+        if not index < len(names):
+            raise ValueError("the run has fewer faces by now; open it again")
+        face = names[index]
         with self._leaving_out:
             leave_out(run, set(left_out_of(run)) ^ {face})
 
@@ -182,11 +198,24 @@ class Page(RunViews):
         goes on with its photos, as it was begun; where the photos were taken is left out if either call says so.
         """
         run = self.run(name)
-        if self.status(run).active:
-            raise ValueError(AT_WORK)
+        with self.alone(run):
+            if self.status(run).active:
+                raise ValueError(AT_WORK)
+            return self._begin_repair(run, uploads, folder, with_base, strip_gps, aligned, config or RestoreConfig())
+
+    def _begin_repair(
+        self,
+        run: Run,
+        uploads: Sequence[str],
+        folder: str,
+        with_base: bool,
+        strip_gps: bool,
+        aligned: bool,
+        config: RestoreConfig,
+    ) -> list[str]:
+        """`repair` of a run that is not at work."""
         if folder.strip() and uploads:
             raise ValueError(NOT_BOTH)
-        config = config or RestoreConfig()
         stopped = None if folder.strip() or uploads else self._stopped_repair(run)
         if stopped:
             begun = _repair_begun(run)
@@ -197,7 +226,9 @@ class Page(RunViews):
         chosen |= {what: getattr(config, what) for what in (*NO_WORSE, "background")}
         if with_base:
             self.refuse_other_networks(run, ("restorer",))
-        restorer: str | Path = self.choices_of(name).restorer if with_base else adapted_file(run, NO_RESTORER)
+        restorer: str | Path = (
+            self.choices_of(run.folder.name).restorer if with_base else adapted_file(run, NO_RESTORER)
+        )
         photos, problems = run.folder / "to_repair", list[str]()
         before = read_table(run.folder / "repair.json", photos=str).get("photos", "")
         if folder.strip():

@@ -225,13 +225,13 @@ def points_of(curve: Any) -> list[tuple[int, float]]:
 
 def _without_a_job(run: Run, last: Status) -> Status | None:
     """What the command line made of the run after its last job; None if nothing of a later stage."""
-    if run.result.is_file() and _written(run.report) > _written(_record(run)):
+    if os.path.isfile(run.result) and _written(run.report) > _written(_record(run)):
         return Status("adapt", "done")
     if last.state != "new":
         return None
-    if run.checkpoint.is_file() or (run.targets / "stage.json").is_file() or run.by_group():
+    if os.path.isfile(run.checkpoint) or os.path.isfile(run.targets / "stage.json") or run.by_group():
         return Status("adapt", "stopped")
-    return Status("faces", "done") if (run.faces / "faces.json").is_file() else None
+    return Status("faces", "done") if os.path.isfile(run.faces / "faces.json") else None
 
 
 class _Job:
@@ -467,7 +467,7 @@ def zip_files(folder: Path, paths: Iterable[Path], archive: Path) -> None:
     """
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
         for path in paths:
-            if path.is_file():
+            if os.path.isfile(path):
                 file.write(path, _name_in_zip(path.relative_to(folder), file.NameToInfo))
 
 

@@ -5,11 +5,12 @@ Everything that came from outside (names, paths, uploads, what a run folder says
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import re
 import shutil
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adaptation.config import AdaptConfig
+from ..adaptation.faces import holds_photos_of
 from ..adaptation.published import RECIPES, RECOMMENDED, recipe_of, recipe_with
 from ..adaptation.run import Run
 from ..device import choose_device
@@ -33,14 +35,15 @@ from ..reports.html import VERDICTS
 from ..restorers import Restorer, load_restorer
 from ..restorers.load import EMBEDDED_SMALL, SHIPPED
 from ..settings import setting_at
-from ..spread import evenly
 from .choices import ADVANCED, CHOSEN, GOOD, Choices, chosen_for, typed_folder, value_at, without_a_field
 from .jobs import Jobs, Status
+
+log = logging.getLogger(__name__)
 
 MAX_UPLOAD_BYTES = 200 << 20  # of one file
 MAX_UPLOAD_PIXELS = 100_000_000
 MAX_UPLOADS = 2000
-KNOWN_AGAIN = 200  # photos at most by which a folder is known again as that of a run
+FOLDERS_LOOKED_AT = 2000  # for the photos of a run of which only the folder's name is known
 FOR_SETTINGS = "cpu"  # where a restorer that only tells its recipe is kept: a card's memory is not taken for that
 MARKS = ("request.json", "config.json", "job.json")  # one of them makes a folder a run
 CACHE = "_page"  # below the runs: all that the page serves, and nothing else is served
@@ -76,6 +79,7 @@ class RunFolders:
         self._grids: dict[str, str] = {}  # what the views made of faces and networks, the last few
         self._loading = threading.Lock()  # buttons, hosts and HTTP calls ask from threads of their own
         self._leaving_out = threading.Lock()  # a click may come before the one before it is done
+        self._alone: dict[Path, threading.RLock] = {}
 
     def names(self) -> list[str]:
         """The runs by their `sendable_names`, the one touched last first."""
@@ -84,12 +88,12 @@ class RunFolders:
     def _folders(self) -> dict[str, str]:
         """Name of each run -> that of its folder."""
         self._make_folders()
-        runs = [path for path in self.runs.iterdir() if any((path / mark).is_file() for mark in MARKS)]
+        runs = [path for path in self.runs.iterdir() if any(os.path.isfile(path / mark) for mark in MARKS)]
         return sendable_names([path.name for path in sorted(runs, key=touched, reverse=True)])
 
     def _make_folders(self) -> None:
         """Make the folder of the runs and the page's cache, also where somebody has cleared them away since."""
-        if not (self.cache / LIST).is_file():
+        if not os.path.isfile(self.cache / LIST):
             claim(self.cache, "run", made_before=())
 
     def run(self, name: str | None) -> Run:
@@ -100,6 +104,13 @@ class RunFolders:
         if name not in folders and name not in folders.values():
             raise ValueError(f"{printable(str(name))}: there is no such run")
         return Run(self.runs / folders.get(name, name))
+
+    @contextmanager
+    def alone(self, run: Run) -> Iterator[None]:
+        """For what begins a job of the run, from its first look at the status on: two users take turns, and the second
+        sees what the first has begun."""
+        with self._alone.setdefault(run.folder, threading.RLock()):
+            yield
 
     def status(self, run: Run) -> Status:
         """How far the run's last job is; a run whose own files are damaged counts as failed for that reason."""
@@ -173,23 +184,36 @@ class RunFolders:
         kept = read_table(run.folder / "request.json", photos=str).get("photos")
         if kept:
             photos = self.typed_folder(kept)
-            if not photos.is_dir():
+            if not os.path.isdir(photos):
                 where = f"{printable(run.folder.name)}: the folder of its photos, {printable(photos)}, is not there"
                 raise FileNotFoundError(f"{where}; put it back, or make a new run from where they are now")
             return photos
-        if run.photos.is_dir():
+        if os.path.isdir(run.photos):
             return run.photos
         name = str(run.config().get("faces", {}).get("photos", ""))  # only its name is kept, see collect_faces
-        places = [place for folder in self.allowed for place in (folder, folder / name)] if is_plain_name(name) else []
         other = ""
-        for place in places:
-            if place.name == name and place.is_dir():
-                photos = self.typed_folder(str(place))
-                if holds_photos_of(run, photos):
-                    return photos
-                other = f"; {printable(photos)} holds other photos"
+        for place in self._folders_called(name) if is_plain_name(name) else ():
+            photos = self.typed_folder(str(place))
+            if holds_photos_of(run, photos):
+                return photos
+            other = f"; {printable(photos)} holds other photos"
         which = f'the folder "{printable(name)}" of its photos' if name else "the folder of its photos"
         raise ValueError(f"{printable(run.folder.name)}: {which} is not known here ({self.how_to_allow}){other}")
+
+    def _folders_called(self, name: str) -> Iterator[Path]:
+        """The allowed folders of this name, and those below them, the highest first."""
+        waiting = deque(self.allowed)
+        for _ in range(FOLDERS_LOOKED_AT):
+            if not waiting:
+                return
+            folder = waiting.popleft()
+            if folder.name == name:
+                yield folder
+            with suppress(OSError), os.scandir(folder) as entries:  # one that may not be read, or is gone
+                below = sorted(
+                    e.name for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith(".")
+                )
+                waiting += [folder / one for one in below]
 
     def face_names(self, run: Run) -> list[str]:
         return [name for face in face_records(run) if is_plain_name(name := str(face.get("name", "")))]
@@ -271,7 +295,7 @@ class RunFolders:
                 copied.setdefault(size, []).append((str(one.get("sha256")), when))
         shown = [self.shown_of(run, what) for what in ("save", "compare", "faces")]
         for file in chain.from_iterable(where.rglob("*") for where in {self.cache, self.uploads}):
-            if file.is_file() and not any(folder in file.parents for folder in shown):
+            if os.path.isfile(file) and not any(folder in file.parents for folder in shown):
                 before = [holds for holds, when in copied.get(file.stat().st_size, ()) if touched(file) <= when]
                 if before and sha256_of(file) in before:
                     delete(file, like=file)  # it holds what was uploaded for this run
@@ -298,7 +322,7 @@ class RunFolders:
 
     def adapted(self) -> list[str]:
         """The runs that have an adapted restorer."""
-        return [name for name, folder in self._folders().items() if Run(self.runs / folder).result.is_file()]
+        return [name for name, folder in self._folders().items() if os.path.isfile(Run(self.runs / folder).result)]
 
     def restorer_named(self, name: str, device: str = "") -> Restorer:
         """A restorer that the page offers; device: see `loaded`."""
@@ -389,8 +413,17 @@ def priors() -> dict[str, Path | str]:
     found |= {w.name: place for w in TABLE if "prior" in w.what and (place := locate(w.name))}
     for folder in search_folders():
         files = sorted(path for depth in ("*", "*/*") for path in folder.glob(f"{depth}.safetensors"))
-        found |= {path.name: path for path in files if path.name not in found and holds_latent_prior(path)}
+        found |= {path.name: path for path in files if path.name not in found and _is_latent_prior(path)}
     return found
+
+
+def _is_latent_prior(path: Path) -> bool:
+    """`holds_latent_prior`, but False for what cannot be read: one such file spares the others."""
+    try:
+        return holds_latent_prior(path)
+    except (OSError, ValueError) as error:
+        log.warning("%s: cannot be read (%s)", printable(path), printable(str(error)))
+        return False
 
 
 def sendable_names(names: Iterable[str]) -> dict[str, str]:
@@ -414,38 +447,6 @@ def _is_utf8(name: str) -> bool:
     return not any("\ud800" <= c <= "\udfff" for c in name)
 
 
-def holds_photos_of(run: Run, folder: Path) -> bool:
-    """Whether most of the photos that were looked at for the run are in this folder: by name and, where the run's
-    journals have it, size and content. False if the run knows none."""
-    index = read_table(run.faces / "faces.json", faces=list, problems=list)
-    listed = tables_in([*index.get("faces", []), *index.get("problems", [])])
-    photos = sorted({str(one["photo"]) for one in listed if "photo" in one})
-    records = {str(one.get("photo")): one for one in _journalled(run)}
-    some = [photos[i] for i in evenly(len(photos), KNOWN_AGAIN)]
-    return 2 * sum(_is_photo(folder / photo, records.get(photo, {})) for photo in some) > len(some)
-
-
-def _journalled(run: Run) -> Iterator[dict[str, Any]]:
-    """The records of the photos that were looked at for the run, see `collect_faces`."""
-    for journal in sorted(run.faces.glob("photos*.jsonl")):
-        for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError, RecursionError):
-                yield from tables_in([json.loads(line)])
-
-
-def _is_photo(file: Path, record: dict[str, Any]) -> bool:
-    """Whether `file` is the photo that a run's journal describes, as far as it does."""
-    try:
-        if not file.is_file():
-            return False
-        status, stamp, holds = file.stat(), record.get("stamp"), record.get("sha256")
-        if not stamp or not isinstance(stamp, list) or stamp == [status.st_size, status.st_mtime_ns]:
-            return True
-        return stamp[0] == status.st_size and (not holds or sha256_of(file) == holds)
-    except (OSError, ValueError):  # a name that no file can have
-        return False
-
-
 def _noted(copy: Path) -> dict[str, Any]:
     """By what an upload is known again, from its copy in a run."""
     return {"size": copy.stat().st_size, "sha256": sha256_of(copy), "time": touched(copy)}
@@ -453,7 +454,7 @@ def _noted(copy: Path) -> dict[str, Any]:
 
 def adapted_file(run: Run, advice: str = "adapt first") -> Path:
     """The file of the run's adapted restorer. Raises ValueError if there is none."""
-    if not run.result.is_file():
+    if not os.path.isfile(run.result):
         raise ValueError(f"{printable(run.folder.name)}: has no adapted restorer yet; {advice}")
     return run.result
 

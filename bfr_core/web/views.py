@@ -251,7 +251,7 @@ class RunViews(RunFolders):
         return grid(("damaged", *restorers), rows) + said, not said
 
     def _restored(self, restorer: Restorer, face: Tensor) -> Tensor:
-        return restorer.restore(square(face, restorer.size)[None])[0].cpu()
+        return restorer.restore_without_colour(square(face, restorer.size)[None])[0]
 
     def photos(self, name: str | None) -> list[str]:
         """The run's photos that have faces: the `sendable_names` of their relative paths."""

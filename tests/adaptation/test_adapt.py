@@ -245,6 +245,41 @@ def test_a_new_face_gives_the_same_targets_as_a_new_run(own_photos, config, tmp_
     assert len(before) == 10 and len(grown) == 11 and grown == fresh
 
 
+def paint(file, colour):
+    Image.new("RGB", (32, 32), colour).save(file)
+    return file.read_bytes()
+
+
+def test_what_was_retouched_by_hand_does_not_pass_to_another_photo(own_photos, config, tmp_path, caplog):
+    """Targets and crops of "face 4" and "face 6": the one is replaced, the other goes, and its name comes back."""
+    run = Run(tmp_path / "run")
+    adapt(own_photos, run.folder, config)
+    held = {f"{folder.name}/face {n}.png": paint(folder / f"face {n}.png", (250, 10, 10 * n))
+            for folder, n in ((run.targets, 4), (run.targets, 6), (run.faces, 6))}  # fmt: skip
+    (own_photos / "face 6.png").unlink()
+    adapt(own_photos, run.folder, config)
+    assert all((run.folder / name).exists() for name in held if name != "targets/face 6.png")
+    white = torch.full((3, 32, 32), 0.9)
+    write_image(own_photos / "face 4.png", white)
+    write_image(own_photos / "face 6.webp", white * 0.9)
+    caplog.clear()
+    adapt(own_photos, run.folder, config)
+    assert float(read_image(run.faces / "face 4.png").min()) > 0.85 > float(read_image(run.faces / "face 6.png").min())
+    for name, bytes_ in held.items():
+        file = run.folder / name
+        assert file.read_bytes() != bytes_ and (file.parent / "former" / file.name).read_bytes() == bytes_
+    assert "faces/face 6.png: was changed by hand, but another photo has its name now; it is kept as" in caplog.text
+
+
+def test_a_target_and_a_crop_that_were_retouched_together_are_used(photos, config, finished, caplog):
+    run = Run(finished)
+    target = paint(run.targets / "face 4.png", (250, 10, 10))
+    paint(run.faces / "face 4.png", (200, 10, 10))
+    for seed in (0, 1):
+        result = adapt(photos, run.folder, replace(config, targets=replace(config.targets, seed=seed)))
+        assert result.targets["face 4"].read_bytes() == target and float(result.faces.read(["face 4"]).max()) < 0.8
+
+
 def test_a_target_retouched_by_hand_is_kept_used_and_named(photos, config, finished, drawn_names, caplog):
     run = Run(finished)
     retouched = run.targets / "face 4.png"

@@ -1,5 +1,6 @@
 """The first look: three faces through the stages of the adaptation itself, in a place of its own."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from bfr_core.adaptation.adapt import adapt
 from bfr_core.adaptation.config import SMALL, FaceConfig
-from bfr_core.adaptation.faces import collect_faces, leave_out
+from bfr_core.adaptation.faces import collect_faces, faces_of, leave_out
 from bfr_core.adaptation.first_look import COLUMNS, first_look, place_of, read_first_look, spread
 from bfr_core.adaptation.run import Run
 from bfr_core.diffusion.sampler import SamplerConfig
@@ -79,6 +80,17 @@ def test_a_look_at_another_folder_shows_its_faces(photos, config, tmp_path):
     write_image(tmp_path / "others" / "white.png", torch.full((3, 32, 32), 0.9))
     (row,) = first_look(tmp_path / "others", run, config).rows
     assert row[0] == "white" and float(row[1][0].min()) > 0.85
+
+
+def test_so_does_one_at_a_folder_of_the_same_name(photos, config, tmp_path):
+    run = Run(tmp_path / "run")
+    collect_faces(photos, run, 32, config.faces)
+    write_image(tmp_path / "b" / photos.name / "white.png", torch.full((3, 32, 32), 0.9))
+    assert [name for name, _ in first_look(tmp_path / "b" / photos.name, run, config).rows] == ["white"]
+    renamed = tmp_path / "renamed"
+    shutil.copytree(photos, renamed)
+    write_image(run.faces / f"{faces_of(run).names[0]}.png", torch.zeros(3, 32, 32))  # as only the run has it
+    assert float(first_look(renamed, run, config).rows[0][1][0].max()) == 0, "its own faces, whatever they are called"
 
 
 def test_what_was_seen_is_read_back_as_it_is_on_disk(photos, config, tmp_path):

@@ -14,7 +14,7 @@ import torch
 from bfr_core.adaptation import people as module
 from bfr_core.adaptation.config import FaceConfig
 from bfr_core.adaptation.faces import collect_faces, leave_out
-from bfr_core.adaptation.people import PeopleConfig, find_people, known_people, people_lines
+from bfr_core.adaptation.people import PeopleConfig, find_people, find_people_if_few, known_people, people_lines
 from bfr_core.adaptation.report import lines_of_people
 from bfr_core.adaptation.run import Run
 from bfr_core.cli.commands import main
@@ -86,6 +86,18 @@ def test_the_command_says_who_is_where(photos: Path, tmp_path: Path, capsys: pyt
     shutil.rmtree(tmp_path / "run")
     assert main([*command[:-2], "--json", "--size", "64"]) == 0
     assert "people" not in capsys.readouterr().out
+
+
+def test_too_many_faces_are_refused_before_they_are_looked_at_and_an_adaptation_goes_on(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("bfr_core.faces.people.MAX_FACES", 4)
+    run = Run(tmp_path / "run")
+    faces = collect_faces(photos, run, 64, FaceConfig(aligned=True))
+    with pytest.raises(ValueError, match="5 faces are too many to group by person; 4 can be grouped at most"):
+        find_people(run, faces, PeopleConfig())
+    find_people_if_few(run, faces, PeopleConfig())
+    assert Meter.looked == 0 and "at most; people are not told apart" in caplog.text
 
 
 def test_a_limit_that_is_none_is_refused() -> None:

@@ -156,8 +156,40 @@ def test_stopped_with_other_settings_what_was_made_before_can_still_be_used(
         adapt_mixed(mixed_photos, run.folder, longer, callback)
     now = load_restorer(run.groups)
     assert isinstance(before, Routed) and isinstance(now, Routed)
-    assert now.members[1].sha256 == load_restorer(run.of_group(1).restorer).sha256 != before.members[1].sha256
+    assert now.members[1].sha256 == before.members[1].sha256 != load_restorer(run.of_group(1).restorer).sha256
     assert now.members[2] is None and torch.equal(now.groups.centres, before.groups.centres)
+    adapt_mixed(mixed_photos, run.folder, longer)
+    last = load_restorer(run.groups)
+    assert isinstance(last, Routed) and last.members[1].sha256 == load_restorer(run.of_group(1).restorer).sha256
+    assert not (run.folder / "groups/former").exists()
+
+
+def test_stopped_after_photos_were_added_what_was_made_before_can_still_be_used(
+    mixed_photos, config, whole, tmp_path, verdicts
+):
+    shutil.copytree(whole[0], tmp_path / "run", copy_function=shutil.copy2)
+    shutil.copytree(mixed_photos, tmp_path / "photos")
+    run, photos = Run(tmp_path / "run"), put(tmp_path / "photos", "sensor", NOISY + 3, 7)
+    before = load_restorer(run.groups)
+    for _ in range(2):  # stopped once, and gone on with and stopped again
+
+        def callback(stage, step, steps, detail):
+            if stage == "group" and step == 2:
+                raise Stop
+
+        with pytest.raises(Stop):
+            adapt_mixed(photos, run.folder, config, callback)
+        now = load_restorer(run.groups)
+        assert isinstance(before, Routed) and isinstance(now, Routed)
+        assert [one and one.sha256 for one in now.members] == [one and one.sha256 for one in before.members]
+    adapt_mixed(photos, run.folder, config)
+    last = load_restorer(run.groups)
+    assert isinstance(last, Routed) and last.members[1].sha256 == load_restorer(run.of_group(1).restorer).sha256
+
+
+def test_the_run_says_what_was_asked_for(config, whole):
+    kept = Run(whole[0]).config()
+    assert kept["asked"]["gate"]["limit"] == config.gate.limit == 0 and kept["recipe"]["name"] == config.recipe
 
 
 def arguments(photos, config, run):
@@ -285,7 +317,7 @@ def test_people_are_found_over_all_groups(mixed_photos, config, tmp_path, monkey
         write_json(run.people, {"people": dict.fromkeys(faces.names, 1)})
 
     for module in ("per_damage", "adapt"):
-        monkeypatch.setattr(f"bfr_core.adaptation.{module}.find_people", find)
+        monkeypatch.setattr(f"bfr_core.adaptation.{module}.find_people_if_few", find)
     result = adapt_mixed(mixed_photos, tmp_path, changed(config, {"people.find": True}))
     assert len(result.groups) == 2 and asked == [len(faces_of(result.run))]
     notes = json.loads((tmp_path / "report.json").read_text())["notes"]

@@ -144,6 +144,14 @@ def test_a_face_keeps_its_number_when_others_pass(numbers: str, at_first: float,
     assert middles[0] == pytest.approx(at_first, abs=4) and middles[-1] == pytest.approx(at_last, abs=8)
 
 
+def test_a_number_that_no_face_has_is_said_once() -> None:
+    config = replace(PLAIN, faces="numbered", numbers="1, 3")
+    results = list(restore_frames(filmed(5), sharpener(), config, lambda _: [face_at(20, 20), face_at(150, 15)]))
+    assert [len(result.faces) for result in results] == [1] * 5
+    assert list(results[0].skipped) == ["there is no face 3 here: the scene begins with 2"]
+    assert not any(result.skipped for result in results[1:])
+
+
 @pytest.mark.parametrize(("numbers", "restored"), [("1", 1), ("2", 0)])
 def test_faces_below_the_limit_of_size_have_no_number_as_in_photos(numbers: str, restored: int) -> None:
     config = replace(PLAIN, faces="numbered", numbers=numbers, min_face=50)

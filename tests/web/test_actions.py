@@ -1207,3 +1207,88 @@ def test_a_search_for_faces_that_was_stopped_goes_on(page, photos, monkeypatch):
     assert page.search_goes_on("x", FEW)
     finished(page, "x")
     assert len(page.faces("x")) == 10 and not page.search_goes_on("x", FEW) and not page.search_goes_on(None, FEW)
+
+
+def test_photos_far_below_an_allowed_folder_are_found_and_those_of_the_folder_one_is_in(
+    page, photos, tmp_path, monkeypatch
+):
+    deep = tmp_path / "data/2020/june/scans"
+    shutil.copytree(photos, deep)
+    write_image(tmp_path / "data/scans/other.png", torch.zeros(3, 32, 32))
+    page.allowed.append(tmp_path / "data")
+    assert main(["faces", str(deep), "--run", str(page.runs / "deep"), "--aligned"]) == 0
+    assert page.photos_of(page.run("deep")) == deep
+    monkeypatch.chdir(deep)
+    assert main(["faces", ".", "--run", str(page.runs / "here"), "--aligned"]) == 0
+    assert page.photos_of(page.run("here")) == deep
+
+
+def at_once(page, run, monkeypatch, *calls):
+    """The outcomes of calls of which each has seen the run's status before any goes on, if it can be so."""
+    together, seen = threading.Barrier(len(calls)), Page.status
+
+    def status(self, of):
+        found = seen(self, of)
+        with suppress(threading.BrokenBarrierError):
+            together.wait(1)
+        return found
+
+    def outcome(call):
+        try:
+            return call()
+        except ValueError as error:
+            return str(error)
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(len(calls)) as pool:
+        patch.setattr(Page, "status", status)
+        found = list(pool.map(outcome, calls))
+    finished(page, run)
+    return found
+
+
+def test_two_who_repair_at_once_on_one_run_get_none_of_each_others_photos(page, adapted, monkeypatch):
+    names = [("anna 1.png", "anna 2.png"), ("bert 1.png", "bert 2.png", "bert 3.png")]
+    calls = [partial(page.repair, adapted, [upload(page, n) for n in own], "", True, aligned=True) for own in names]
+    said = at_once(page, adapted, monkeypatch, *calls)
+    assert sorted(map(str, said)) == ["[]", "the run is at work; wait for it, or stop it"]
+    theirs = names[[one == [] for one in said].index(True)]
+    assert tuple(sorted(zipfile.ZipFile(page.repaired(adapted)).namelist())) == theirs
+
+
+def test_of_two_who_adapt_at_once_the_run_remembers_what_is_at_work(page, adapted, monkeypatch):
+    two = [replace(FEW, changes=QUICK | {"finetune.lr": lr}) for lr in (0.001, 0.002)]
+    at_once(page, adapted, monkeypatch, *(partial(page.adapt, adapted, one) for one in two))
+    learned = page.run(adapted).config()["finetune"]["lr"]
+    assert page.choices_of(adapted).changes["finetune.lr"] == learned in (0.001, 0.002)
+
+
+def test_a_face_that_is_no_longer_there_is_said(page, adapted):
+    with pytest.raises(ValueError, match="the run has fewer faces by now; open it again"):
+        page.toggle(adapted, 10)
+
+
+def test_a_face_that_is_not_square_can_be_left_out(page, adapted):
+    crop = page.run(adapted).faces / "face 0.png"
+    Image.effect_noise((24, 40), 60).convert("RGB").save(crop)
+    page.toggle(adapted, page.face_names(page.run(adapted)).index("face 0"))
+    (shown,) = (Path(file) for file, said in page.faces(adapted) if said == "left out")
+    picture = read_image(shown)
+    assert picture.shape == (3, 40, 24) and picture[:, 0, 0].tolist() == pytest.approx([0.8] * 3, abs=0.01)
+    assert picture[:, -1, 0].tolist() == picture[:, 20, 12].tolist() == picture[:, 0, -1].tolist()
+    assert float(picture[:, 20, 2].max()) < 0.4
+
+
+def test_grey_photos_are_shown_as_they_are_repaired(page, tmp_path):
+    for i in range(10):
+        grey = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(i))
+        grey = torch.nn.functional.interpolate(grey, (32, 32), mode="bilinear")[0]
+        write_image(tmp_path / "old" / f"{i}.png", grey.expand(3, -1, -1))
+    page.allowed.append(tmp_path / "old")
+    name, _ = page.new_run("grey", [], str(tmp_path / "old"), FEW)
+    finished(page, name)
+    page.adapt(name, FEW)
+    finished(page, name)
+    restored = read_image(page.before_after(name, "0.png", "base")[0])
+    assert torch.equal(restored[0], restored[1]) and torch.equal(restored[1], restored[2])
+    coloured = load_restorer(SHIPPED["embedded"]).restore(read_image(tmp_path / "old/0.png")[None])[0]
+    assert float((coloured[0] - coloured[1]).abs().max()) > 0.01, "which the network itself does not do"
