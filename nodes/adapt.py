@@ -50,7 +50,9 @@ from ..bfr_core.training.finetune import fraction_done
 from ..bfr_core.training.losses import find_vgg
 from . import convert, host, paths
 from .faces import (
+    FACES_LEFT,
     ROWS,
+    TARGETS_LEFT,
     Faces,
     Pairs,
     check_size,
@@ -64,9 +66,11 @@ from .faces import (
     triplet,
     with_settings,
 )
+from .watch import Watch
 
 SAMPLER, TARGETS, TUNING = SamplerConfig(), TargetConfig(), FinetuneConfig()
 OWN = "as set below"
+SAVED = Watch(host.stamp)  # files of restorers
 CURVE_PIXELS = 512  # width of a curve as it is drawn, which is enlarged to the width of the faces below it
 READ_BY_REACTOR = ("GFPGAN", "CodeFormer")  # kinds of restorers whose .pth files it reads
 RECIPES = [RECOMMENDED, PUBLISHED, OWN]
@@ -119,6 +123,11 @@ class MakePseudoTargets(host.Node):
         )  # fmt: skip
 
     @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> int:
+        """A number that changes when targets were changed or deleted since a node left them, in any run."""
+        return TARGETS_LEFT.changes()
+
+    @classmethod
     def work(
         cls,
         faces: Faces,
@@ -149,7 +158,7 @@ class MakePseudoTargets(host.Node):
             return cls.show_first_look(run, restorer, prior, config)
         otherwise = [] if config.finetune.sharp or settings != OWN else ["by the noise"]
         own_targets = asdict(replace(config.targets, batch_size=TargetConfig().batch_size))  # which changes no target
-        made_with = fingerprint(restorer.network.sha256, prior.network.sha256, own_targets, *otherwise)
+        made_with = fingerprint(restorer.network.sha256, prior.network.identity, own_targets, *otherwise)
         faces = replace(faces, folder=with_settings(faces, "targets", made_with).folder)
         run, found = faces.opened()
         progress = host.NodeProgress(cls, "making targets ...")
@@ -373,6 +382,8 @@ class FinetuneRestorer(host.Node):
     ) -> io.NodeOutput:
         """The node's outputs for a tuned run. states: of its tunings, by the prefix of their curves' names."""
         host.free()
+        FACES_LEFT.left(run.folder)
+        TARGETS_LEFT.left(run.folder)
         report = read_table(run.folder / "report.json")
         verdict = f"{VERDICTS.get(report['verdict'], 'Not judged')}. {report['verdict_sentence']}"
         said = [verdict, *said, *(note for state in states.values() for note in state.notes)]
@@ -560,6 +571,11 @@ class SaveRestorer(host.Node):
         return host.judged(file_named, name)
 
     @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> int:
+        """A number that changes when a file that was saved is gone, or is another one now."""
+        return SAVED.changes()
+
+    @classmethod
     def work(
         cls, restorer: host.Managed, name: str, half: bool, also_pth: bool, only_adopted: bool = False
     ) -> io.NodeOutput:
@@ -584,6 +600,7 @@ class SaveRestorer(host.Node):
             for place in (*made, path.with_suffix(".groups")):
                 delete(place)
             path = before
+        SAVED.left(path, *([pth_beside(path, network)] if with_pth else []))
         saved = f"saved: {printable(path.relative_to(root).as_posix())} in {printable(root)}"
         said = [saved, *([network.caution] if network.caution else [])]
         if also_pth and not with_pth:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -65,10 +66,10 @@ class Compare(host.Node):
         name_of_restored: str = "",
         name_of_other: str = "",
     ) -> io.NodeOutput:
-        named = distinct_names(name_of_restored, name_of_other)
-        given = {"damaged": damaged, named[0]: restored, named[1]: other, "clean": clean}
-        inputs = zip(("damaged", "restored", "other", "clean"), given.items(), strict=True)
-        sets = {name: convert.to_photos(image, which) for which, (name, image) in inputs if image is not None}
+        inputs = {"damaged": damaged, "restored": restored, "other": other, "clean": clean}
+        given = {which: image for which, image in inputs.items() if image is not None}
+        named = distinct_names(list(given), name_of_restored, name_of_other)
+        sets = {named[which]: convert.to_photos(image, which) for which, image in given.items()}
         counts = {name: len(photos) for name, photos in sets.items()}
         if len(set(counts.values())) > 1:
             raise ValueError(f"the sets differ in number ({counts}); connect the same pictures in the same order")
@@ -87,14 +88,13 @@ def name_widget(which: str) -> Any:
     return io.String.Input(f"name_of_{which}", optional=True, default=which, tooltip=tooltip)
 
 
-def distinct_names(restored: str, other: str) -> tuple[str, str]:
-    """The two names as they are shown. Raises ValueError if they, or those of other columns, are the same."""
-    names = (printable(restored.strip()) or "restored", printable(other.strip()) or "other")
-    if len({*names, "damaged", "clean"}) < 4:
-        raise ValueError(
-            f"name_of_restored is {names[0]!r} and name_of_other {names[1]!r}; they must differ, from 'damaged' and "
-            "'clean' as well"
-        )
+def distinct_names(given: Sequence[str], restored: str, other: str) -> dict[str, str]:
+    """What each of the inputs that are `given` is called. Raises ValueError if two of them are called the same."""
+    chosen = {"restored": printable(restored.strip()), "other": printable(other.strip())}
+    names = {which: chosen.get(which) or which for which in given}
+    if len(set(names.values())) < len(names):
+        said = " and ".join(f"name_of_{which} is {names[which]!r}" for which in chosen if which in names)
+        raise ValueError(f"{said}; each set of pictures needs a name of its own: {', '.join(names.values())}")
     return names
 
 

@@ -37,6 +37,7 @@ from ..bfr_core.files.stages import stage_folder
 from ..bfr_core.pixels import as_bytes
 from ..bfr_core.reports.pictures import sheet
 from . import convert, host, paths
+from .watch import Watch
 
 STAGES = ("targets", "finetune")
 # The files and folders of a run that a stage begins with.
@@ -196,14 +197,14 @@ class FacesFromFolder(host.Node):
     def fingerprint_inputs(
         cls, place: str | None, folder: str | None, run: str | None, input_folder: str | None = AS_TYPED, **_: Any
     ) -> str | float:
-        """A text that changes when a photo does, and when `run_states` do; NaN, which is never the same, where the
+        """A text that changes when a photo does, and when `face_changes` do; NaN, which is never the same, where the
         folder comes from another node and is not known before that has run."""
         if input_folder is None or (input_folder == AS_TYPED and (place is None or folder is None)):
             return float("nan")  # a new one: ComfyUI compares in tuples, where one and the same NaN is equal to itself
         root, source = chosen_folder(place or "", folder or "", input_folder)
         images, _left_out = paths.images_inside(source, root)
         stamps = [(f.relative_to(source).as_posix(), *host.stamp(f)[1:]) for f in images]
-        return fingerprint(stamps, *run_states(run))
+        return fingerprint(stamps, face_changes(run))
 
     @classmethod
     def work(
@@ -277,8 +278,8 @@ class FacesFromImages(host.Node):
 
     @classmethod
     def fingerprint_inputs(cls, run: list[str | None], **_: Any) -> str:
-        """A text that changes when `run_states` do."""
-        return fingerprint(*run_states(run[0]))
+        """A text that changes when `face_changes` do."""
+        return fingerprint(face_changes(run[0]))
 
     @classmethod
     def work(cls, images: list[Tensor], **given: list[Any]) -> io.NodeOutput:
@@ -338,6 +339,7 @@ def collected(
     with run.locked():
         faces = collect_faces(photos, run, restorer.network.size, config, progress, host.device(), images)
         whose = people_lines(find_people(run, faces, PeopleConfig(find=True), progress), faces) if people else []
+    FACES_LEFT.left(run.folder)
     shown = faces.batch(min(first, len(faces) - 1), first + count)
     own = photos == run.photos  # pictures from other nodes; what lies beside them is the run's own record
     told = [one for one in faces.problems if not own or one["status"] != "left_out" or SAME_AS in one["problem"]]
@@ -440,6 +442,8 @@ def paired(
     progress: host.NodeProgress,
 ) -> io.NodeOutput:
     """The outputs of a node that has made targets."""
+    FACES_LEFT.left(run.folder)  # it may be another than that of the faces, with a copy of them
+    TARGETS_LEFT.left(run.folder)
     refused = read_table(pairs.checks(run)).get("refused", {})
     reasons = [f"{printable(name)}: {reason}" for name, reason in refused.items()]
     said = [f"{len(accepted)} targets are fit to learn from, {len(refused)} are refused"]
@@ -573,14 +577,32 @@ def copy_run(run: Run, other: Run, names: list[str]) -> None:
                 replace_atomically(target, partial(shutil.copy2, source))
 
 
-def run_states(name: str | None) -> list[Any]:
-    """States that change when the folder of the run was deleted, so that it is made again; for `DEFAULT_RUN` those of
-    the runs beside it, too. A run that is not there yet is begun, because it must be the same one next time. For None,
-    a name that comes from another node and is not known yet, those of all runs."""
+def held(folder: Path, below: Sequence[str]) -> Any:
+    """What a run's mark says, and name, size and time of the files in these folders, or of these files, of the run."""
+    stamps = []
+    for place in (folder / name for name in below):
+        with suppress(OSError):  # it is not there
+            files = [Path(entry) for entry in os.scandir(place)] if os.path.isdir(place) else [place]
+            stamps += [(file.parent.name, *host.stamp(file)) for file in files if not file.name.startswith(".")]
+    with suppress(ValueError):  # its own nodes say that it is damaged
+        return read_table(folder / MARK).get("id"), sorted(stamps)
+    return None, sorted(stamps)
+
+
+FACES_LEFT = Watch(partial(held, below=("photos", "faces", "left_out.json")))
+TARGETS_LEFT = Watch(partial(held, below=("targets", "given")))
+
+
+def face_changes(name: str | None) -> int:
+    """How often the faces of the run of this name were deleted or changed since a node left them; for `DEFAULT_RUN`
+    those of the runs beside it, too. For None, a name that comes from another node and is not known yet, those of all.
+    """
     if name is None:
-        return [read_table(folder / MARK).get("id") for folder in folders_of_runs()]
-    beside = [run.folder for run in runs_by_default() if run.folder.name != DEFAULT_RUN] if name == DEFAULT_RUN else []
-    return [begun(host.open_run(name))["id"], *(read_table(folder / MARK).get("id") for folder in beside)]
+        return FACES_LEFT.changes()
+    if name == DEFAULT_RUN:
+        return FACES_LEFT.changes(lambda folder: re.fullmatch(rf"{DEFAULT_RUN}(_\d+)?", folder.name) is not None)
+    run = host.open_run(name)
+    return FACES_LEFT.changes(lambda folder: folder == run.folder)
 
 
 def pauses() -> list[tuple[str, int]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +16,10 @@ from torch import Tensor
 from ..bfr_core import __version__
 from ..bfr_core.diffusion.prior import load_prior
 from ..bfr_core.faces.align import Face
-from ..bfr_core.faces.detect import faces_in_boxes, load_detector
+from ..bfr_core.faces.detect import detector_named, faces_in_boxes, load_detector
 from ..bfr_core.faces.landmarks import load_landmark_net
 from ..bfr_core.faces.likeness import OTHER
+from ..bfr_core.faces.parse import has_parser
 from ..bfr_core.files.photos import printable
 from ..bfr_core.files.records import fingerprint
 from ..bfr_core.restoration.background import ADAPTED, BACKGROUND_TEXT, OFF
@@ -114,9 +117,9 @@ class LoadPrior(host.Node):
 
     @classmethod
     def fingerprint_inputs(cls, prior: str) -> Any:
-        """Name, size and time of the file, or of the folder's files."""
+        """Name, size and time of the file and of the settings beside it, or of the folder's files."""
         path = host.weight_path(host.PRIORS, prior)
-        return path if isinstance(path, str) else host.stamp(path)
+        return path if isinstance(path, str) else (host.stamp(path), host.stamp(path.with_suffix(".json")))
 
     @classmethod
     def work(cls, prior: str) -> io.NodeOutput:
@@ -220,6 +223,15 @@ class RestoreFaces(host.Node):
             ],
             ("face restore", "face enhance", "codeformer", "gfpgan", "deblur face"),
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, background: str | None = None, detector: str | None = None, **_: Any) -> Any:
+        """Name, size and time of the file for the rest of the pictures, and which networks for faces are here."""
+        file: Any = None
+        if background is not None and background not in BACKGROUNDS:
+            with suppress(ValueError, FileNotFoundError):  # the node itself says so
+                file = host.stamp(Path(host.weight_path(host.UPSCALERS, background)))
+        return file, detector and detector_named(detector), has_parser()
 
     @classmethod
     def work(

@@ -31,6 +31,7 @@ from ..files.photos import (
     read_photo,
     replace_atomically,
     status_of,
+    warn_of_failed,
     write_image,
 )
 from ..files.records import fingerprint, read_table, write_json
@@ -254,6 +255,8 @@ def _examine(
     if not 16 <= size <= 2048:
         raise ValueError(f"size is {size}; the side of a crop must be 16 to 2048 pixels")
     found, others = look_through(photos)
+    if shard.number == 1:
+        warn_of_failed(others)
     files = found if files is None else list(files)
     relatives = [f.relative_to(photos) for f in files]
     open_stage(run.faces, old_crops(run))

@@ -58,7 +58,7 @@ def folder_damage(
     made_from = fingerprint(faces.fingerprint, base.sha256, SharpFaces(base.size).fingerprint)
     cleaned_by = None
     if prior and config and config.t_clean:
-        cleaned_by = [prior.sha256, config.t_clean, config.sampler.num_steps]
+        cleaned_by = [prior.identity, config.t_clean, config.sampler.num_steps]
     found = read_table(run.damage, damage=dict)
     kept = read_damage(run) if found.get("made_from") == made_from else None
     if kept is not None and (config is None or found.get("cleaned_by") == cleaned_by):

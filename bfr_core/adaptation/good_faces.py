@@ -183,7 +183,7 @@ def find_good_faces(
     precision: Precision = "auto",
 ) -> dict[str, Clarity]:
     """The clarity of those of `faces` that are good, by name. A face that was enlarged to its crop is not good."""
-    keys = {n: fingerprint(sha256_of(faces.crop(n)), base.sha256, prior.sha256, SHARPER_AT_256) for n in faces.names}
+    keys = {n: fingerprint(sha256_of(faces.crop(n)), base.sha256, prior.identity, SHARPER_AT_256) for n in faces.names}
     kept: dict[str, dict[str, Any]] = read_table(run.album, clarity=dict).get("clarity", {})
     seen = {n: kept[n] for n in faces.names if n in kept and kept[n].get("key") == keys[n]}
     missing = [n for n in faces.names if n not in seen]

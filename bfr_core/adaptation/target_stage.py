@@ -51,7 +51,7 @@ def resolved_target_config(
     config = suited_to(config, prior)
     if config.is_resolved:
         return config
-    fingerprint_value = fingerprint(restorer.sha256, prior.sha256, asdict(config))
+    fingerprint_value = fingerprint(restorer.sha256, prior.identity, asdict(config))
     found = read_table(run.resolved_settings)
     if found.get("made_with") != fingerprint_value or not _still_typical(found, faces):
 
@@ -93,7 +93,7 @@ def settled_target_config(
     if config.targets.t_clean != "auto":
         return clear
     found = read_table(run.resolved_settings)
-    chosen_with = fingerprint(restorer.sha256, prior.sha256, asdict(clear))
+    chosen_with = fingerprint(restorer.sha256, prior.identity, asdict(clear))
     if found.get("chosen_with") != chosen_with:
 
         def step(done: int, total: int) -> None:
@@ -122,7 +122,7 @@ def _still_typical(found: dict[str, Any], faces: FaceSet) -> bool:
 def target_key(crop: Path, name: str, restorer: Restorer, prior: Prior, config: TargetConfig) -> str:
     """Fingerprint of everything that a face's target depends on, which the number of faces in a batch is not."""
     settings = asdict(config) | {"batch_size": 0}
-    return fingerprint(sha256_of(crop), name, restorer.sha256, prior.sha256, settings)
+    return fingerprint(sha256_of(crop), name, restorer.sha256, prior.identity, settings)
 
 
 def targets_fingerprint(faces: FaceSet, files: dict[str, Path]) -> str:

@@ -42,7 +42,7 @@ class Results:
             said = "is the folder of the photos; choose another folder for the results"
             raise ValueError(f"--out {printable(out)}: {said}")
         self.photos, self.out, self.command = photos, out, command
-        found, folder = photos_in(photos)
+        found, folder, _ = photos_in(photos)
         names = names or {file.relative_to(folder): file.relative_to(folder) for file in found}
         self._own = {relative: out / name for relative, name in names.items()}
         self._all = set(self._own.values())
@@ -50,6 +50,8 @@ class Results:
 
     def place(self, file: Path, relative: Path) -> Path:
         """A place for the result of a photo: its own, or with a number where somebody else's file has the name."""
+        if relative not in self._own:
+            raise ValueError("has come since; run the same command again")
         own = self._own[relative]
         return free_place(own, self._all - {own}, maker_of(self.command, file))
 
@@ -75,8 +77,8 @@ def importable(package: str, flag: str, name: str = "") -> None:
         raise ValueError(f"{flag}: {name} is not installed; install it with pip install {name}") from None
 
 
-def photos_in(place: Path) -> tuple[list[Path], Path]:
-    """The photos below a folder, and the folder; of one photo, that and its folder.
+def photos_in(place: Path) -> tuple[list[Path], Path, dict[Path, str]]:
+    """The photos below a folder, the folder, and why others are left out; of one photo, that, its folder, and {}.
 
     Raises as `look_through`, or as `refuse_other_kinds` for one file.
     """
@@ -84,8 +86,9 @@ def photos_in(place: Path) -> tuple[list[Path], Path]:
 
     if place.is_file():
         refuse_other_kinds(place)
-        return [place], place.parent
-    return look_through(place)[0], place
+        return [place], place.parent, {}
+    found, left_out = look_through(place)
+    return found, place, left_out
 
 
 def each_photo(
@@ -101,10 +104,10 @@ def each_photo(
     The account has photo, status ("done", "failed" or "left_out") and reason of every file below the folder. A photo
     that cannot be read or written is logged, and the others are still done.
     """
-    from ..files.photos import look_through, status_of
+    from ..files.photos import status_of, warn_of_failed
 
-    photos, left_out = ([folder], {}) if folder.is_file() else look_through(folder)
-    folder = folder.parent if folder.is_file() else folder
+    photos, folder, left_out = photos_in(folder)
+    warn_of_failed(left_out)
     done: dict[str, dict[str, Any]] = {}
     files = [
         {"photo": path.as_posix(), "status": status_of(reason), "reason": reason} for path, reason in left_out.items()
@@ -131,7 +134,7 @@ def print_account(files: Sequence[dict[str, str]], words: dict[str, str], end: s
     left_out = {printable(f["photo"]): printable(f["reason"]) for f in files if f["status"] == "left_out"}
     for line in left_out_lines(left_out):
         print(line, file=sys.stderr)
-    said = ", ".join(f"{counts[status]} {word}" for status, word in words.items() if counts[status])
+    said = ", ".join(f"{counts[status]} {word}" for status, word in words.items() if counts[status]) or "no photos"
     print(f"{said}; {end}", file=sys.stderr)
 
 

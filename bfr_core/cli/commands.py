@@ -12,6 +12,7 @@ import errno
 import io
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -37,6 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with Cancel() as cancel, contextlib.closing(Bars(cancel)) as bars:
             summary = args.command(args, bars)
+        if args.json:
+            print(json.dumps(summary))
+        if sys.stdout:
+            sys.stdout.flush()
+    except BrokenPipeError:  # who read it, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print(f"bfr: cancelled; the same command {_when_run_again(args.goes_on)}", file=sys.stderr)
         return 130
@@ -50,8 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         advice = f"; try {', or '.join(hints)}" if hints else ""
         print(f"bfr: too little memory ({reason_of(error)}){advice}", file=sys.stderr)
         return 1
-    if args.json:
-        print(json.dumps(summary))
     return 1 if _has_failed(summary) else 0
 
 

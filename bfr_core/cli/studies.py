@@ -69,7 +69,7 @@ def degrade(args: argparse.Namespace, bars: Bars) -> dict[str, Any]:
         return result.parameters[0], (*photo.notes, *lost)
 
     check_damage(args.kind, args.strength)
-    photos, folder = photos_in(args.photos)
+    photos, folder, _ = photos_in(args.photos)
     results = Results(args.photos, args.out, "degrade", png_names([file.relative_to(folder) for file in photos]))
     drawn, files = each_photo(args.photos, one, bars.named("degrade"))
     if drawn:

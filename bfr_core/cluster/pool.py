@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,9 @@ class Pool:
         engine, _, address = text.partition(":")
         if engine != "ray":
             raise ValueError(f"--workers {printable(text)}: must be ray, or ray:ADDRESS for a cluster that runs")
+        for flag, wanted in (("--cpus-per-worker", cpus), ("--gpus-per-worker", gpus)):
+            if not 0 <= wanted < math.inf:
+                raise ValueError(f"{flag} is {wanted:g}; it must be a number that is not below 0")
         return cls(address, cpus, gpus)
 
 

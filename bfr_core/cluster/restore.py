@@ -17,11 +17,13 @@ from typing import Any
 
 from ..files.ownership import claim_results, tidy
 from ..files.photos import status_of
+from ..restoration.background import ADAPTED, OFF
 from ..restoration.folder import FileResult, FolderRestorer, FolderResult, Job, plan_folder, refuse_missing, warn_of
 from ..restoration.record import RestorationRecord, line_of, read_line
 from ..restoration.restore import RestoreCallback, RestoreConfig, with_known_mask
 from ..restoration.same_person import FaceLikeness
 from .pool import ATTEMPTS, TASKS_A_WORKER, Pool, connected, room_for, rows_of
+from .stages import absolute_path
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +63,12 @@ class Order:
         """This order for processes that have another working folder."""
         folders = {name: getattr(self, name).absolute() for name in ("folder", "out")}
         person = self.person.absolute() if self.person else None
-        restorer = str(Path(self.restorer).absolute()) if Path(self.restorer).exists() else self.restorer
+        restorer = absolute_path(self.restorer)
         references = tuple(path.absolute() for path in self.references)
-        background = Path(self.config.background)
-        config = replace(self.config, background=str(background.absolute())) if background.exists() else self.config
+        background = self.config.background
+        config = replace(
+            self.config, background=background if background in (OFF, ADAPTED) else absolute_path(background)
+        )
         return replace(self, **folders, person=person, restorer=restorer, references=references, config=config)
 
 

@@ -22,6 +22,7 @@ from ..diffusion.prior import Prior
 from ..files.photos import look_through, printable
 from ..files.shards import Shard
 from ..restorers import Restorer
+from ..restorers.load import SHIPPED
 from .pool import ATTEMPTS, Pool, connected, room_for, rows_of
 
 log = logging.getLogger(__name__)
@@ -49,16 +50,17 @@ class StageOrder:
 
     def absolute(self) -> StageOrder:
         """This order for processes that have another working folder."""
-        prior = _absolute(self.config.prior)
+        prior = absolute_path(self.config.prior)
         return replace(
-            self, run=self.run.absolute(), photos=self.photos.absolute(), restorer=_absolute(self.restorer),
+            self, run=self.run.absolute(), photos=self.photos.absolute(), restorer=absolute_path(self.restorer),
             config=replace(self.config, prior=prior),
         )  # fmt: skip
 
 
-def _absolute(name: str) -> str:
-    """The absolute path of a file or folder that is here; any other name as it is."""
-    return str(Path(name).absolute()) if Path(name).exists() else name
+def absolute_path(name: str) -> str:
+    """The absolute path of a file or folder that is here; any other name as it is, and what the project calls its own,
+    whatever else is called so."""
+    return name if name in SHIPPED or not Path(name).exists() else str(Path(name).absolute())
 
 
 class ShardWorker:

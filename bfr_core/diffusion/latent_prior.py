@@ -145,10 +145,12 @@ class LatentPrior(Prior):
         name: str,
         sha256: str = "",
         licence: str = "unknown",
+        read_with: Any = None,
     ) -> None:
         super().__init__(
             network, partial(_encode, network.vae.encoder), alpha_bar, encoder=[network.vae.encoder],
             prediction=prediction, size=size, name=name, sha256=sha256, licence=licence,
+            read_with=[scale, shift, read_with],
         )  # fmt: skip
         self.scale, self.shift = scale, shift
         self.shrinks = 2 ** (len(network.vae.config.block_out_channels) - 1)
@@ -307,7 +309,7 @@ def _from_folder(folder: Path) -> LatentPrior:
     _refuse_other_text_encoder(folder, unet_config)
     weights, unet_state = _weights(folder / "unet")
     unet = _built(folder, UNet2DConditionModel, _plain(unet_config), lambda _: unet_state)
-    vae_state = _weights(folder / "vae")[1]
+    vae_weights, vae_state = _weights(folder / "vae")
     vae = _built(folder, AutoencoderKL, _plain(vae_config), lambda _: {todays_name(k): v for k, v in vae_state.items()})
     clip = _text_tensors(folder / "text_encoder")
     second = folder / "text_encoder_2"
@@ -330,6 +332,7 @@ def _from_folder(folder: Path) -> LatentPrior:
         name=folder.name,
         sha256=digest,
         licence=licence_of(digest),
+        read_with=[unet_config, vae_config, sha256_of(vae_weights)],
     )
 
 

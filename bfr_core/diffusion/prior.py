@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from ..device import lay_out
 from ..files.names import printable
 from ..files.ownership import begin_list
+from ..files.records import fingerprint
 from ..files.tensors import (
     MAX_JSON,
     load_tensors,
@@ -59,6 +61,8 @@ class Prior(nn.Module):
     prediction: what the network predicts, "epsilon", "v_prediction" or "sample", in diffusers' terms.
     patch: p > 1 if the network sees p x p pixels as channels.
     size: side in pixels of the images it was trained on. name, sha256, licence: of the file, for the record.
+    identity: of the file and of all settings by which it is used, which lie beside it or in its folder; on these its
+    pictures depend. read_with: what of them is not in the other arguments.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Prior(nn.Module):
         name: str,
         sha256: str = "",
         licence: str = "unknown",
+        read_with: Any = None,
     ) -> None:
         super().__init__()
         if prediction not in ("epsilon", "v_prediction", "sample"):
@@ -83,6 +88,8 @@ class Prior(nn.Module):
         self.alpha_bar = alpha_bar
         self.prediction, self.patch, self.size = prediction, patch, size
         self.name, self.sha256, self.licence = name, sha256, licence
+        schedule = hashlib.sha256(alpha_bar.double().cpu().numpy().tobytes()).hexdigest()
+        self.identity = fingerprint(sha256, schedule, prediction, patch, size, read_with)
         lay_out(self.network)
 
     @property
@@ -222,6 +229,7 @@ def _load_guided_diffusion(path: Path) -> Prior:
         name=metadata.get("source", path.name),
         sha256=digest,
         licence=metadata.get("licence") or licence_of(digest),
+        read_with=dict(settings),
     )
 
 
@@ -302,6 +310,7 @@ def _load_diffusers(folder: Path) -> Prior:
         name=folder.name,
         sha256=sha256_of(weights),
         licence=metadata.get("licence", "unknown"),
+        read_with=config,
     )
 
 

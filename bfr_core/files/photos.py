@@ -11,7 +11,7 @@ import stat
 import struct
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import BytesIO, FileIO
 from itertools import count
@@ -146,9 +146,17 @@ def list_images(folder: Path, with_results: bool = False) -> list[Path]:
     """
     found, left_out = look_through(folder, with_results)
     for path, reason in left_out.items():
-        if reason == kinds.LINKED_FOLDER or reason.startswith(_UNLISTED):
+        if reason == kinds.LINKED_FOLDER:
             log.warning("%s: %s", printable(path), reason)
+    warn_of_failed(left_out)
     return found
+
+
+def warn_of_failed(left_out: Mapping[Path, str]) -> None:
+    """Name what of the files that `look_through` leaves out has failed, see `status_of`."""
+    for path, reason in left_out.items():
+        if status_of(reason) == "failed":
+            log.warning("%s: %s", printable(path), reason)
 
 
 def status_of(reason: str) -> str:

@@ -44,6 +44,7 @@ from ..files.photos import (
     replace_atomically,
     stated_pixels,
     status_of,
+    warn_of_failed,
     without_place,
     write_photo,
 )
@@ -226,6 +227,7 @@ def restore_folder(
                     callback(len(results), len(jobs), preview)
     if shard.number == 1:
         results |= {path: FileResult(path, status_of(reason), reason) for path, reason in left_out.items()}
+        warn_of_failed(left_out)
     files = sorted(results.values(), key=lambda file: file.path.parts)
     return FolderResult(files, time.monotonic() - started, work.network_seconds)
 
@@ -489,7 +491,8 @@ def _jobs_of(sources: Sequence[Path], folder: Path, out: Path) -> list[Job]:
             raise ValueError(f"{printable(job.target)}: is one of the photos; choose another folder for the results")
     for place in {job.target.parent for job in jobs}:
         if os.path.isdir(place):
-            begin_list(place)
+            with contextlib.suppress(OSError):  # it may not be written to, which is said of each of its photos
+                begin_list(place)
     return jobs
 
 

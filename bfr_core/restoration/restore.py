@@ -644,7 +644,8 @@ def paste_faces(
         if isinstance(new, str):
             skipped.append(f"a face {face.width:.0f} pixels wide failed: {new}")
             continue
-        how: dict[str, Any] = {"blend": config.blend, "match_colour": config.match_colour}
+        # On a ground of its own a face is blended with the photo, not with the ground, see below.
+        how: dict[str, Any] = {"blend": config.blend if ground is None else 1.0, "match_colour": config.match_colour}
         size, region = crop.shape[-1], parser(new) if parser else None
         under = crop if ground is None else crop_face(pixels, face, size)
         patches = face_patches(pixels, new, face, under, **how, region=region)
@@ -657,6 +658,9 @@ def paste_faces(
             patches, not_restored = finished(pixels, patches, face, size, **better)
         else:
             patches, not_restored = finished_on(pixels, photo, patches, face, size, **better)
+            if config.blend < 1:
+                own = with_faces_of(photo, pixels, [face])
+                patches = [replace(p, pixels=torch.lerp(own[p.place], p.pixels, config.blend)) for p in patches]
         if not_restored:
             skipped.append(not_restored)
         if not_restored and not patches:

@@ -35,10 +35,12 @@ class Session(nn.Module):
         super().__init__()
         self.available = tuple(available)
         self.session, self.name, self.dtype = session, name, dtype
+        self.computes_on = torch.device("cpu")
         self.place = nn.Parameter(torch.zeros(1), requires_grad=False)  # says to which device results go
 
     def run_on(self, device: torch.device) -> None:
         """Let onnxruntime compute on this device, if it has a part for it, else on the CPU."""
+        self.computes_on = device
         if device.type == "cuda" and ON_CARD in self.available:
             self.session.set_providers([(ON_CARD, {"device_id": device.index or 0}), ON_CPU])
         elif ON_CARD in self.session.get_providers():
@@ -46,6 +48,8 @@ class Session(nn.Module):
 
     def forward(self, faces: Tensor) -> Tensor:
         """(B, 3, S, S) -> the same shape, float32. Raises ValueError for a network that gives anything else."""
+        if self.place.device != self.computes_on:  # a host has moved the module by itself
+            self.run_on(self.place.device)
         return torch.cat([self._one(face) for face in faces.split(1)])
 
     def _one(self, face: Tensor) -> Tensor:

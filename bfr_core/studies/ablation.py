@@ -96,7 +96,7 @@ def ablate(
     results = []
     tuning = [asdict(config.finetune), perceptual_by(config.finetune, prior)] if tune else None
     for step, targets in enumerate(wanted):
-        key = fingerprint(stamps, restorer.sha256, prior.sha256, asdict(targets), tuning)
+        key = fingerprint(stamps, restorer.sha256, prior.identity, asdict(targets), tuning)
         if key not in cells:
             cells[key] = _cell(faces, half, list(pairs), restorer, prior, replace(config, targets=targets), tune)
             write_json(kept, cells)

@@ -26,7 +26,7 @@ from bfr_core.cli.commands import build_parser, main
 from bfr_core.cli.flags import OPTIONS, settings_from
 from bfr_core.cli.inspection import inspect, inspect_picture
 from bfr_core.diffusion import prior
-from bfr_core.files.photos import list_images, read_image, write_image
+from bfr_core.files.photos import list_images, look_through, read_image, write_image
 from bfr_core.files.tensors import sha256_of
 from bfr_core.restorers import load_restorer, save_restorer
 
@@ -842,3 +842,31 @@ def test_names_that_a_code_page_lacks_end_no_command(tmp_path):
     command = [sys.executable, "-m", "bfr_core", "inspect", str(tmp_path / "бабушка.png")]
     done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"}, cwd=ROOT)
     assert done.returncode == 0 and b"picture, 8 x 8 pixels" in done.stdout
+
+
+@pytest.mark.parametrize("work", [["degrade", "--kind", "blind"], ["tone"]])
+def test_a_photo_that_comes_while_they_begin_ends_no_batch(work, tmp_path, monkeypatch, capsys):
+    """As a camera or scanner brings them."""
+    photos, seen = tmp_path / "photos", look_through
+
+    def look_through_and_one_comes(*given):
+        found = seen(*given)
+        write_image(photos / f"later {len(list(photos.iterdir()))}.png", torch.rand(3, 40, 40))
+        return found
+
+    for name in ("a", "z"):
+        write_image(photos / f"{name}.png", torch.rand(3, 40, 40))
+    monkeypatch.setattr("bfr_core.files.photos.look_through", look_through_and_one_comes)
+    assert main([work[0], str(photos), *work[1:], "--out", str(tmp_path / "out")]) == 1
+    assert {"a.png", "z.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert "has come since; run the same command again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["settings", "weights list"])
+def test_who_closes_the_pipe_has_enough(command):
+    run = f"import sys; from bfr_core.cli.commands import main; sys.exit(main({command.split()!r}))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", run], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert done.returncode == 1 and done.stderr == ""

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from bfr_core.adaptation.config import AdaptConfig
 from bfr_core.cluster import restore
+from bfr_core.cluster.pool import Pool
 from bfr_core.cluster.processes import with_the_others
 from bfr_core.cluster.restore import Order, cut, restore_on_ray
+from bfr_core.cluster.stages import StageOrder
 from bfr_core.files.photos import write_image
 from bfr_core.restoration.folder import Job
 from bfr_core.restoration.record import RestorationRecord
@@ -50,3 +53,30 @@ def test_ones_own_memory_is_not_called_the_end_of_another_process() -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(ValueError, match="another process of this tuning has ended"), with_the_others():
         raise RuntimeError("Connection closed by peer")
+
+
+def test_names_of_its_own_are_not_taken_for_folders_that_are_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("off", "adapted", "embedded", "mine.safetensors"):
+        Path(name).mkdir()
+    for background in ("off", "adapted"):
+        order = Order(Path("photos"), Path("adapted"), "embedded", RestoreConfig(background=background)).absolute()
+        assert (order.restorer, order.config.background) == ("embedded", background)
+    order = Order(Path("photos"), Path("out"), "mine.safetensors", RestoreConfig(background="mine.safetensors"))
+    file = str(tmp_path / "mine.safetensors")
+    assert (order.absolute().restorer, order.absolute().config.background, order.absolute().out.parent) == (
+        file, file, tmp_path,
+    )  # fmt: skip
+    config = AdaptConfig(prior="embedded")
+    assert StageOrder(tmp_path, config).absolute().config.prior == "embedded"
+
+
+@pytest.mark.parametrize("wanted", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", ["cpus", "gpus"])
+def test_workers_have_whole_or_parts_of_cores_and_cards(kind: str, wanted: float) -> None:
+    with pytest.raises(
+        ValueError, match=f"^--{kind}-per-worker is {wanted:g}; it must be a number that is not below 0$"
+    ):
+        Pool.read("ray", **{kind: wanted})

@@ -543,3 +543,15 @@ def test_foreign_pipelines_are_not_taken_for_priors_of_pixels(tiny_prior, tmp_pa
     (tmp_path / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
     with pytest.raises(ValueError, match=f"^{tmp_path.name}: {said}"):
         load_prior(tmp_path)
+
+
+def test_other_settings_beside_the_same_weights_are_another_prior(tiny_prior, tmp_path):
+    """What was drawn by the wrong ones is not taken for what the right ones draw."""
+    shutil.copytree(tiny_prior, tmp_path / "prior")
+    before = load_prior(tmp_path / "prior")
+    assert before.identity == load_prior(tiny_prior).identity
+    (tmp_path / "prior/scheduler_config.json").write_text('{"prediction_type": "epsilon"}')
+    now = load_prior(tmp_path / "prior")
+    assert now.sha256 == before.sha256 and now.identity != before.identity
+    (tmp_path / "prior/scheduler_config.json").write_text('{"prediction_type": "epsilon", "num_train_timesteps": 500}')
+    assert load_prior(tmp_path / "prior").identity not in (now.identity, before.identity)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from bfr_core.adaptation.run import Run
+from bfr_core.cli.commands import main
 from bfr_core.files.photos import look_through, read_photo, write_image
 from bfr_core.files.records import write_json
 from bfr_core.restoration.folder import restore_folder
@@ -94,3 +95,38 @@ def test_such_a_folder_of_weights_is_passed_over(
     lock(tmp_path / "secret", locked)
     monkeypatch.setattr(weights, "search_folders", lambda: [tmp_path / "secret", there])
     assert weights.locate("codeformer") == there / "codeformer.pth"
+
+
+def commands(photos: Path, tmp_path: Path, tiny_restorer: Path) -> dict[str, list[str]]:
+    """Each command that makes something of a folder of photos, by the name of what it writes to."""
+    return {
+        "restore": ["restore", str(photos), "--restorer", str(tiny_restorer), "--aligned", "--out"],
+        "tone": ["tone", str(photos), "--out"],
+        "degrade": ["degrade", str(photos), "--kind", "blind", "--out"],
+        "faces": ["faces", str(photos), "--restorer", str(tiny_restorer), "--aligned", "--run"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["restore", "tone", "degrade", "faces"])
+def test_every_command_names_the_folder(
+    name: str, album: Path, tiny_restorer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*commands(album, tmp_path, tiny_restorer)[name], str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert said.count("lost+found: is a folder that cannot be listed (Permission denied)") == 1
+    assert said.count("b.png: cannot be read (Permission denied)") == 1
+
+
+@pytest.mark.parametrize("name", ["restore", "tone", "degrade"])
+@pytest.mark.parametrize("mode", [0o555, 0o000])
+def test_a_folder_of_results_that_may_not_be_written_to_fails_its_photos_only(
+    name: str, mode: int, tiny_restorer: Path, tmp_path: Path, locked: ExitStack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for place in ("a.png", "sub/b.png"):
+        write_image(tmp_path / "photos" / place, torch.rand(3, 32, 32))
+    (out / "sub").mkdir(parents=True)
+    locked.callback((out / "sub").chmod, 0o755)
+    (out / "sub").chmod(mode)
+    assert main([*commands(tmp_path / "photos", tmp_path, tiny_restorer)[name], str(out)]) == 1
+    assert (out / "a.png").is_file() and "1 failed" in capsys.readouterr().err

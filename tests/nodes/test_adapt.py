@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from bfr_core.adaptation.faces import leave_out
 from bfr_core.faces.align import Face, template
 from bfr_core.files.photos import read_image, write_image
 from bfr_core.restorers import load_restorer, save_change
@@ -264,10 +266,63 @@ def test_a_picture_that_comes_twice_counts_once_and_this_is_said(run: Run, model
 def test_a_deleted_run_is_made_again(run: Run, faces: Any, nodes: dict[str, Any], host: Any) -> None:
     node, where = nodes["BFR_FacesFromFolder"], {"place": "input", "folder": "photos", "run": "my_run"}
     other = nodes["BFR_FacesFromImages"]
-    before, before_other = node.fingerprint_inputs(**where), other.fingerprint_inputs(run="my_run")
+    before, before_other = node.fingerprint_inputs(**where), other.fingerprint_inputs(run=["my_run"])
     shutil.rmtree(host.root / "output/bfr_runs")
-    assert node.fingerprint_inputs(**where) != before and other.fingerprint_inputs(run="my_run") != before_other
+    assert node.fingerprint_inputs(**where) != before and other.fingerprint_inputs(run=["my_run"]) != before_other
     assert node.fingerprint_inputs(**where) == node.fingerprint_inputs(**where)
+
+
+@pytest.mark.parametrize("name", ["my_run", "mine"])
+@pytest.mark.parametrize("change", ["left out", "edited", "deleted"])
+def test_faces_that_others_changed_are_collected_again_and_nothing_after_that(
+    run: Run, models: tuple[Any, Any], photos: Path, nodes: dict[str, Any], host: Any, change: str, name: str
+) -> None:
+    """Queued again, a graph goes on with them; ComfyUI would take the faces node for done."""
+    shutil.copytree(photos, host.root / "input/photos")
+    node, where = nodes["BFR_FacesFromFolder"], {"place": "input", "folder": "photos", "run": name}
+
+    def collect() -> Any:
+        return run("BFR_FacesFromFolder", restorer=models[0], aligned=True, **where)[0]
+
+    before, made = node.fingerprint_inputs(**where), collect()
+    assert node.fingerprint_inputs(**where) == before, "what the node itself has made is no change"
+    if change == "left out":
+        leave_out(made.opened()[0], [made.opened()[1].names[0]])
+    elif change == "edited":
+        write_image(made.folder / "faces/face 0.png", torch.zeros(3, 32, 32))
+    else:
+        shutil.rmtree(made.folder / "faces")
+    with pytest.raises(ValueError, match="queue again"):
+        made.opened()
+    changed = node.fingerprint_inputs(**where)
+    assert changed != before
+    assert len(collect().opened()[1]) == 10 - (change == "left out")
+    assert node.fingerprint_inputs(**where) == changed
+
+
+def test_targets_that_others_changed_are_looked_at_again_and_no_teacher_is_run(
+    pairs: Any, nodes: dict[str, Any], run: Run, models: tuple[Any, Any]
+) -> None:
+    node, faces_node = nodes["BFR_MakePseudoTargets"], nodes["BFR_FacesFromFolder"]
+    where = {"place": "input", "folder": "photos", "run": "my_run"}
+    faces_before, before = faces_node.fingerprint_inputs(**where), node.fingerprint_inputs(faces=None)
+    assert node.fingerprint_inputs(faces=None) == before
+    Image.new("RGB", (32, 32)).save(pairs.faces.folder / "targets/face 0.png")
+    retouched = node.fingerprint_inputs(faces=None)
+    run("BFR_MakePseudoTargets", faces=pairs.faces, restorer=models[0], prior=models[1], gate=0.0)
+    assert node.fingerprint_inputs(faces=None) == retouched != before
+    shutil.rmtree(pairs.faces.folder / "targets")
+    assert node.fingerprint_inputs(faces=None) != retouched
+    assert faces_node.fingerprint_inputs(**where) == faces_before
+
+
+def test_a_saved_restorer_that_is_gone_is_saved_again(run: Run, models: tuple[Any, Any], nodes: dict[str, Any]) -> None:
+    node = nodes["BFR_SaveRestorer"]
+    before = node.fingerprint_inputs(name="a")
+    (path,) = run("BFR_SaveRestorer", restorer=models[0], name="a")
+    assert node.fingerprint_inputs(name="a") == before
+    Path(path).unlink()
+    assert node.fingerprint_inputs(name="a") != before
 
 
 def test_a_run_that_is_deleted_while_a_graph_runs_names_no_command(
@@ -332,11 +387,12 @@ def test_a_run_is_found_again_where_one_before_it_was_deleted(
     assert [targets(seed).faces.folder.name for seed in (3, 4)] == ["my_run_2", "my_run_3"]
     where = {"place": "input", "folder": "photos", "run": "my_run"}
     before = nodes["BFR_FacesFromFolder"].fingerprint_inputs(**where)
+    assert targets(5).faces.folder.name == "my_run_4"
+    assert nodes["BFR_FacesFromFolder"].fingerprint_inputs(**where) == before, "one more is no change of the others"
     shutil.rmtree(runs / "my_run_2")
     assert targets(4).faces.folder.name == "my_run_3" and not (runs / "my_run_2").exists()
     without = nodes["BFR_FacesFromFolder"].fingerprint_inputs(**where)
-    shutil.copytree(runs / "my_run_3", runs / "my_run_7")
-    assert len({before, without, nodes["BFR_FacesFromFolder"].fingerprint_inputs(**where)}) == 3
+    assert without != before
     shutil.rmtree(runs / "my_run")
     again = run("BFR_FacesFromFolder", restorer=models[0], folder="photos", aligned=True)[0]
     assert again.folder.name == "my_run_3"

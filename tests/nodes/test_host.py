@@ -94,7 +94,7 @@ def test_cancelled_midway_the_same_graph_goes_on(comfy: Any) -> None:
 
 
 def test_a_pause_goes_on_when_queued_again(comfy: Any) -> None:
-    paused = graph("paused", iterations=24, minutes_this_run=0.03)
+    paused = graph("paused", iterations=8, minutes_this_run=0.03)
     steps = []
     for _ in range(30):
         result = comfy.run(paused)

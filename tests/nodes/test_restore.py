@@ -382,8 +382,9 @@ def test_compare_and_degrade(run: Run, host: Any) -> None:
     _, figures = run("BFR_Compare", restored=lq, other=lq, damaged=lq, name_of_restored=" ", name_of_other="base")
     assert figures.startswith("columns: damaged, restored, base;")
     for same in ({"name_of_restored": "other"}, {"name_of_other": "clean"}):
-        with pytest.raises(ValueError, match="they must differ"):
-            run("BFR_Compare", restored=lq, **same)
+        with pytest.raises(ValueError, match="each set of pictures needs a name of its own: "):
+            run("BFR_Compare", restored=lq, other=lq, clean=clean, **same)
+        assert run("BFR_Compare", restored=lq, **same)[1].startswith("columns: "), "nothing else is called so"
     with pytest.raises(ValueError, match="differ in number"):
         run("BFR_Compare", restored=lq, clean=clean[:2])
 
@@ -539,3 +540,27 @@ def test_likeness_and_one_person_alone(
     *_, report, seen, restored, _, _, _ = run("BFR_RestoreFaces", restorer=models[0], images=photo(), **how)
     assert (seen, restored) == (2, 1) and "not like the person" in report
     assert asked == [("warn", None, 0.55), ("keep", (3, 64, 96), 0.5)]
+
+
+def test_what_restores_is_looked_at_again(
+    nodes: dict[str, Any], host: Any, models: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, file = nodes["BFR_RestoreFaces"], host.root / "models/upscale_models/rest.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"one")
+    given = {"background": "rest.safetensors", "detector": "auto", "mask": "auto"}
+    seen = [node.fingerprint_inputs(**given)]
+    file.write_bytes(b"another")
+    seen.append(node.fingerprint_inputs(**given))
+    monkeypatch.setattr("any-name.nodes.restore.has_parser", lambda: "now it is here")
+    seen.append(node.fingerprint_inputs(**given))
+    assert len(set(seen)) == 3 and node.fingerprint_inputs(**given) == seen[-1]
+    assert node.fingerprint_inputs(background="gone.pth") == node.fingerprint_inputs(background="../gone.pth")
+
+
+def test_the_settings_beside_a_prior_count(nodes: dict[str, Any], host: Any) -> None:
+    (host.root / "models/bfr_priors/mine.pth").write_bytes(b"")
+    before = nodes["BFR_LoadPrior"].fingerprint_inputs(prior="mine.pth")
+    assert before == nodes["BFR_LoadPrior"].fingerprint_inputs(prior="mine.pth")
+    (host.root / "models/bfr_priors/mine.json").write_text("{}")
+    assert nodes["BFR_LoadPrior"].fingerprint_inputs(prior="mine.pth") != before

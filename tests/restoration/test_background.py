@@ -326,3 +326,15 @@ def test_the_group_of_most_faces_restores_the_rest_and_the_base_where_there_are_
     routed = Routed.of(groups, [base, first, None], name="groups")
     served = {("group 1", "group 1", "base"): "first", ("group 1", "base"): "base", (): "base"}
     assert {by: routed.for_background(by).name for by in served} == served
+
+
+def test_a_blend_is_with_the_photo_and_not_with_the_restored_rest() -> None:
+    photo, face = noisy(160, 240), face_at(80, 40, SIZE)
+    made = [restore_photo(photo, smoothing(), replace(ADAPTED, blend=blend), found(face)) for blend in (0.0, 0.5, 1.0)]
+    none, half, whole = (one.pixels for one in made)
+    x, y = (int(v) for v in face.landmarks.mean(0))
+    middle = (slice(None), slice(y - 8, y + 8), slice(x - 8, x + 8))
+    assert (none - photo)[middle].abs().max() < 1e-3 < (whole - photo)[middle].abs().max()
+    assert (half - (photo + whole) / 2)[middle].abs().max() < 1e-3
+    far = (slice(None), slice(0, 12), slice(0, 12))
+    assert torch.equal(none[far], whole[far]) and (none - photo)[far].abs().max() > 0.01, "the rest is restored"
