@@ -22,13 +22,15 @@ from ..files.photos import printable
 from ..files.tensors import reason_of
 from . import pages, restore, run, studies, weights
 from .flags import Commands
-from .progress import AboveTheBar, Bars, Cancel
+from .progress import AboveTheBar, Bars, Cancel, Nowhere
 
 NOT_THE_INPUT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # errors of the disk that are not bad input
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    if sys.stderr is None:  # it was closed: what is said there is not wanted
+        sys.stderr = Nowhere()
     args = build_parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that a Windows code page does not have ends no command
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import signal
 import sys
@@ -16,6 +17,13 @@ class AboveTheBar(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
+
+
+class Nowhere(io.TextIOBase):
+    """In place of a stream that was closed: what is written is gone."""
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 class Cancel:

@@ -475,6 +475,7 @@ def _demosaic(mosaic: Tensor) -> Tensor:
     """Bilinear: each colour missing at a pixel is the mean of those around it."""
     kernel = torch.tensor([[0.25, 0.5, 0.25], [0.5, 1.0, 0.5], [0.25, 0.5, 0.25]])
     seen = F.conv2d(F.pad(_bayer(mosaic)[:, None], (1, 1, 1, 1)), kernel[None, None])
+    seen = seen.clamp_min(1e-6)  # a picture of one row has no blue
     return (F.conv2d(F.pad(mosaic[:, None], (1, 1, 1, 1)), kernel[None, None]) / seen)[:, 0]
 
 

@@ -870,3 +870,11 @@ def test_who_closes_the_pipe_has_enough(command):
     done = subprocess.run([sys.executable, "-c", run], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert done.returncode == 1 and done.stderr == ""
+
+
+def test_a_closed_stderr_fails_nothing(photos, tiny_restorer, tmp_path):
+    given = ["restore", str(photos), "--restorer", str(tiny_restorer), "--aligned", "--out", str(tmp_path / "out")]
+    main_alone = "import sys; from bfr_core.cli import main; sys.exit(main(sys.argv[1:]))"
+    run = f"import os; os.close(2); os.execv({sys.executable!r}, {[sys.executable, '-c', main_alone, *given]!r})"
+    assert subprocess.run([sys.executable, "-c", run], stdout=subprocess.PIPE, check=False).returncode == 0
+    assert len(list_images(tmp_path / "out")) == 10

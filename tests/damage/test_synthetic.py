@@ -273,3 +273,10 @@ def test_grain_is_strongest_in_the_mid_tones():
     hq = torch.cat([torch.full((1, 3, 96, 48), value) for value in (0.08, 0.5)], 3)
     error = degrade(hq, "film_grain", seeded(0)).lq[0] - hq[0]
     assert error[:, :, 52:].std() > 1.15 * error[:, :, :44].std()
+
+
+@pytest.mark.parametrize("shape", [(1, 9), (9, 1), (1, 1)])
+def test_pictures_of_one_row_or_column_get_numbers(shape):
+    for kind in DAMAGES:
+        made = degrade(torch.rand(1, 3, *shape), kind, torch.Generator().manual_seed(0)).lq
+        assert torch.isfinite(made).all(), kind

@@ -102,7 +102,7 @@ def test_it_computes_where_it_is_told_to(tmp_path):
 
 def test_it_computes_where_a_host_has_moved_its_module(tmp_path, monkeypatch):
     """ComfyUI moves a module without a word to the restorer."""
-    session, asked = load_restorer(write_onnx(tmp_path / "GPEN.onnx")).module, []
+    session, asked = load_restorer(write_onnx(tmp_path / "GPEN.onnx")).module, list[torch.device]()
     monkeypatch.setattr(session, "run_on", asked.append)
     session(torch.zeros(1, 3, 64, 64))
     assert asked == []
