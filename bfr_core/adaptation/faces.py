@@ -481,10 +481,12 @@ def _write_crop(path: Path, pixels: Tensor, cut_before: Iterable[dict[str, Any]]
 
     cut_before: records of the photos by which their crops were cut until now.
     """
-    of_photos = {record.get("sha256") for record in cut_before if path.stem in _names_of(record)}
-    if of_photos and photo_sha256 not in of_photos and path.exists() and not is_own(path):
-        put_aside(path, "another photo has its name now")
-    write_or_keep(path, pixels)
+
+    def is_of_another() -> bool:
+        of_photos = {record.get("sha256") for record in cut_before if path.stem in _names_of(record)}
+        return bool(of_photos) and photo_sha256 not in of_photos
+
+    write_or_keep(path, pixels, is_of_another)
 
 
 def put_aside(path: Path, reason: str) -> None:
@@ -496,13 +498,16 @@ def put_aside(path: Path, reason: str) -> None:
     log.warning("%s: was changed by hand, but %s; it is kept as %s and not used", name, reason, kept)
 
 
-def write_or_keep(path: Path, pixels: Tensor) -> None:
-    """`write_image`, but a picture that is not this program's, or was changed since, is kept and named."""
+def write_or_keep(path: Path, pixels: Tensor, is_of_another: Callable[[], bool] = lambda: False) -> None:
+    """`write_image`, but a picture that is not this program's, or was changed since, is kept and named; put aside where
+    it is of another photo."""
     if path.exists() and not is_own(path):
-        name = printable(f"{path.parent.name}/{path.name}")
-        log.warning("%s: was changed by hand; it is kept and used", name)
-    else:
-        write_image(path, pixels)
+        if not is_of_another():
+            name = printable(f"{path.parent.name}/{path.name}")
+            log.warning("%s: was changed by hand; it is kept and used", name)
+            return
+        put_aside(path, "another photo has its name now")
+    write_image(path, pixels)
 
 
 def resize_square(image: Tensor, size: int, file: Path) -> Tensor:

@@ -65,10 +65,8 @@ class Order:
         person = self.person.absolute() if self.person else None
         restorer = absolute_path(self.restorer)
         references = tuple(path.absolute() for path in self.references)
-        background = self.config.background
-        config = replace(
-            self.config, background=background if background in (OFF, ADAPTED) else absolute_path(background)
-        )
+        rest = self.config.background
+        config = replace(self.config, background=rest if rest in (OFF, ADAPTED) else absolute_path(rest))
         return replace(self, **folders, person=person, restorer=restorer, references=references, config=config)
 
 

@@ -88,7 +88,7 @@ class Prior(nn.Module):
         self.alpha_bar = alpha_bar
         self.prediction, self.patch, self.size = prediction, patch, size
         self.name, self.sha256, self.licence = name, sha256, licence
-        schedule = hashlib.sha256(alpha_bar.double().cpu().numpy().tobytes()).hexdigest()
+        schedule = hashlib.sha256(alpha_bar.cpu().double().numpy().tobytes()).hexdigest()
         self.identity = fingerprint(sha256, schedule, prediction, patch, size, read_with)
         lay_out(self.network)
 

@@ -71,9 +71,8 @@ class Page(RunViews):
         with self.alone(run):
             self.remember(run, choices)
             photos, settings = self.photos_of(run), self.settings_of(choices)
-            self.jobs.start(
-                run, "faces", find_faces(run, photos, choices.restorer, settings, self.device, choices.recipe)
-            )
+            work = find_faces(run, photos, choices.restorer, settings, self.device, choices.recipe)
+            self.jobs.start(run, "faces", work)
 
     def search_goes_on(self, name: str | None, choices: Choices) -> bool:
         """Look for faces again in the photos of a run whose search was stopped, or failed; False if its last job was
@@ -121,9 +120,7 @@ class Page(RunViews):
             settings = self.checked(choices)
             self.remember(run, choices)
             photos = None
-            with contextlib.suppress(
-                ValueError, OSError
-            ):  # which are wanted only where the run's faces have another size
+            with contextlib.suppress(ValueError, OSError):  # only for faces of another size than the run's
                 photos = self.photos_of(run)
             work = look_first(run, photos, choices.restorer, settings, self.device, choices.recipe)
             return self.jobs.start(run, "look", work)
@@ -140,11 +137,9 @@ class Page(RunViews):
             list_old_run(run)
             self.forget_pictures(run)
             try:
+                last = (LIST, *MARKS)  # what is left after an error can be deleted again
                 for path in sorted(run.folder.iterdir()):
-                    if path.name not in (
-                        LIST,
-                        *MARKS,
-                    ):  # which go last: what is left after an error can be deleted again
+                    if path.name not in last:
                         delete(path)
                 kept = delete(run.folder)
             finally:
@@ -226,9 +221,8 @@ class Page(RunViews):
         chosen |= {what: getattr(config, what) for what in (*NO_WORSE, "background")}
         if with_base:
             self.refuse_other_networks(run, ("restorer",))
-        restorer: str | Path = (
-            self.choices_of(run.folder.name).restorer if with_base else adapted_file(run, NO_RESTORER)
-        )
+        name = run.folder.name
+        restorer: str | Path = self.choices_of(name).restorer if with_base else adapted_file(run, NO_RESTORER)
         photos, problems = run.folder / "to_repair", list[str]()
         before = read_table(run.folder / "repair.json", photos=str).get("photos", "")
         if folder.strip():

@@ -210,10 +210,11 @@ class RunFolders:
             if folder.name == name:
                 yield folder
             with suppress(OSError), os.scandir(folder) as entries:  # one that may not be read, or is gone
-                below = sorted(
-                    e.name for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith(".")
-                )
-                waiting += [folder / one for one in below]
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+                        waiting.append(folder / entry.name)
+                    elif entry.name == name and entry.is_dir():  # a link, which is not looked through
+                        yield folder / name
 
     def face_names(self, run: Run) -> list[str]:
         return [name for face in face_records(run) if is_plain_name(name := str(face.get("name", "")))]
