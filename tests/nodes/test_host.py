@@ -6,9 +6,11 @@ Where it is looked for, see the fixture `comfy`.
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.two_damages import BLURRED, NOISY, put
 
@@ -91,6 +93,31 @@ def test_cancelled_midway_the_same_graph_goes_on(comfy: Any) -> None:
     result = comfy.run(graph("cancelled", iterations=30))
     assert result["status"]["status_str"] == "success", result["messages"]
     assert "resumed at step" in (folder / "log.txt").read_text()
+
+
+def test_what_others_changed_is_seen_and_what_nobody_changed_is_not_run_again(comfy: Any) -> None:
+    """Under the name that runs have by default, where other settings make another run beside it."""
+
+    def ran(**settings: Any) -> set[str]:
+        wanted = graph("my_run", iterations=2)
+        for name, value in settings.items():
+            wanted["targets" if name == "seed" else "tune"]["inputs"][name] = value
+        result = comfy.run(wanted)
+        assert result["status"]["status_str"] == "success", result["messages"]
+        return set(wanted) - set(result["messages"]["execution_cached"]["nodes"])
+
+    folder = comfy.base / "output/bfr_runs/my_run"
+    after_faces = {"targets", "tune", "save", "restore", "shown"}
+    assert {"faces", *after_faces} <= ran() and ran() == set()
+    assert ran(seed=1) == after_faces and ran(seed=1) == set(), "another run was made beside it"
+    assert ran() == after_faces and ran() == set(), "ComfyUI keeps what belongs to the last graph alone"
+    target = next(path for path in sorted((folder / "targets").glob("*.png")))
+    Image.new("RGB", (256, 256)).save(target)
+    assert ran() == after_faces and ran() == set()
+    shutil.rmtree(folder / "faces")
+    assert ran() == {"faces", *after_faces} and ran() == set()
+    (comfy.base / "models/facerestore_models/my_run.safetensors").unlink()
+    assert ran() == {"save"}
 
 
 def test_a_pause_goes_on_when_queued_again(comfy: Any) -> None:
