@@ -182,5 +182,5 @@ def _restored(lq: Tensor, restorer: Restorer, face: Face) -> Tensor:
 
 
 def _numbers(restored: Tensor, hq: Tensor) -> list[str]:
-    values = summarise({k: v for k, v in face_measures(restored, hq).items() if k in MEASURED})
+    values = summarise(face_measures(restored, hq, MEASURED))
     return [format_interval(values.get(m), MEASURES[m].decimals) for m in MEASURED]
