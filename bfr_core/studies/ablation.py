@@ -147,7 +147,7 @@ def _cell(
 
 def _measured(restored: Tensor, hq: Tensor) -> dict[str, list[float | None]]:
     """Mean and interval of each measure, for JSON: null where undefined, as the interval of one face is."""
-    values = {key: value for key, value in face_measures(restored, hq).items() if key in SHOWN}
+    values = face_measures(restored, hq, SHOWN)
     return {key: [x if math.isfinite(x) else None for x in interval] for key, interval in summarise(values).items()}
 
 
