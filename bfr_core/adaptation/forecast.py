@@ -25,7 +25,7 @@ from ..diffusion.prior import Prior
 from ..faces.landmarks import load_landmark_net
 from ..faces.sharp_faces import KEPT_APART, SharpFaces
 from ..restorers import Restorer
-from ..training.batches import split
+from ..training.batches import FEWEST, split
 from ..training.checkpoint import TuningProgress
 from ..training.config import FinetuneConfig
 from ..training.finetune import finetune, held_out_score
@@ -106,7 +106,13 @@ class Forecast:
         parts = [f"{STAGES[stage]} {duration(seconds)}" for stage, seconds in long.items()]
         told = f" ({', '.join(parts)})" if len(parts) > 1 else ""
         who = f"{'about ' if self.guessed else ''}{self.faces} faces"
-        return [f"{who} will take {duration(self.total)} on this machine{told}", *memory_lines(self)]
+        said = f"{who} will take {duration(self.total)} on this machine{told}"
+        few = (
+            []
+            if self.guessed or self.faces >= FEWEST
+            else [f'fewer than {FEWEST} faces always end in "keep the base": give more of them']
+        )
+        return [said, *few, *memory_lines(self)]
 
     def as_record(self) -> dict[str, Any]:
         """The forecast for programs: seconds by stage, memory in bytes."""

@@ -21,6 +21,7 @@ from .config import FinetuneConfig
 from .objectives import Batch
 from .team import ALONE
 
+FEWEST = 8  # faces of which some are held out
 MAX_EXAMPLES_SHARE, EXAMPLES_FOR_ALL = 0.5, 8  # examples are at most half of the clean faces, which four of them reach
 
 
@@ -90,12 +91,12 @@ def split(count: int, config: FinetuneConfig) -> tuple[list[int], list[int]]:
     """Indices to train on and indices held out, both sorted.
 
     Held out is the share that is set, but never less than a third of the faces or eight, whichever is fewer, because
-    the verdict's interval needs them, and never more than all but two. Fewer than 8 faces are all trained on, and so
-    are all with a share of 0.
+    the verdict's interval needs them, and never more than all but two. Fewer than `FEWEST` faces are all trained on,
+    and so are all with a share of 0.
     """
     order = torch.randperm(count, generator=keyed_generator(config.seed, "split")).tolist()
     held = 0
-    if config.held_out and count >= 8:
+    if config.held_out and count >= FEWEST:
         held = min(max(min(8, count // 3), round(config.held_out * count)), count - 2)
     return sorted(order[held:]), sorted(order[:held])
 

@@ -24,6 +24,7 @@ from ..reports.charts import chart
 from ..reports.html import VERDICTS
 from ..restoration.restore import RestoreConfig, restoration_step, restore_photo, square
 from ..restorers import Restorer
+from ..training.batches import FEWEST
 from .choices import chosen_for
 from .jobs import points_of, thinned
 from .pieces import KINDS, block, face_picture, failed, figure, grid, headline, quiet, row, stage_list, text
@@ -88,7 +89,7 @@ class RunViews(RunFolders):
             return ""
         out = len(left_out_of(run))
         shown = f" The first {MAX_FACES_SHOWN} are shown." if len(names) > MAX_FACES_SHOWN else ""
-        few = " Eight or more are needed for a verdict." if len(names) - out < 8 else ""
+        few = f" {FEWEST} or more are needed for a verdict." if len(names) - out < FEWEST else ""
         return quiet(
             f"{len(names)} faces found, {out} left out. Click a face to leave it out or take it back.{shown}{few}"
         )

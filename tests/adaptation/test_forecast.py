@@ -126,6 +126,9 @@ def test_what_is_said():
         "it needs about 3.4 GB of memory of 8 GB",
     ]
     assert replace(whole, guessed=True).lines()[0].startswith("about 24 faces")
+    few = 'fewer than 8 faces always end in "keep the base": give more of them'
+    assert replace(whole, faces=7).lines()[1] == few and replace(whole, faces=8).lines()[1:] == whole.lines()[1:]
+    assert few not in replace(whole, faces=7, guessed=True).lines()
     tight = memory_lines(replace(whole, memory=int(7.6e9), where="the graphics card's memory"))
     assert tight == [
         "it needs about 7.6 GB of the graphics card's memory of 8 GB; that is nearly all there is: choose low memory"
