@@ -27,7 +27,7 @@ class Watch:
     def changes(self, of: Callable[[Path], bool] = lambda _: True) -> int:
         """How often those of which `of` is true were found otherwise than they were left: a number that only grows."""
         for path, before in list(self._left.items()):
-            if (now := self._held(path)) != before:
+            if of(path) and (now := self._held(path)) != before:
                 self._left[path] = now
                 self._changes[path] += 1
         return sum(times for path, times in self._changes.items() if of(path))

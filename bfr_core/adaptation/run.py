@@ -41,7 +41,8 @@ class Run:
     """Paths and records of a run folder.
 
     config.json       settings of every stage, as last used
-    faces/            aligned crops and faces.json
+    faces/            aligned crops and faces.json; former/ in it, and in targets/: pictures that were changed by hand
+                      and are of faces that are no more
     left_out.json     faces that the user does not want used
     restored/         what the base restorer makes of them
     targets/          pseudo targets; redrawn/ in it: those drawn again because the checks refused the first
@@ -59,7 +60,8 @@ class Run:
     restorer.pth          the same again, if asked for; restorer_codeformer.pth where it is one
     change.safetensors    after low-rank tuning: only what it changed
     groups.safetensors    of a mixed folder: the groups of damages that were found, and the restorer of each
-    groups/           base.safetensors, and a run for each group: 1/, 2/, ...
+    groups/           base.safetensors, and a run for each group: 1/, 2/, ...; former/: an earlier adaptation's
+                      restorers, which groups.safetensors names until the new ones are there
     """
 
     def __init__(self, folder: Path) -> None:

@@ -44,13 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(summary))
         if sys.stdout:
             sys.stdout.flush()
-    except BrokenPipeError:  # who read it, such as head, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except KeyboardInterrupt:
         print(f"bfr: cancelled; the same command {_when_run_again(args.goes_on)}", file=sys.stderr)
         return 130
     except (ValueError, FileNotFoundError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 1
         print(f"bfr: {printable(str(error))}", file=sys.stderr)
         return 1 if isinstance(error, OSError) and error.errno in NOT_THE_INPUT else 2
     except (RuntimeError, MemoryError) as error:
@@ -61,6 +60,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bfr: too little memory ({reason_of(error)}){advice}", file=sys.stderr)
         return 1
     return 1 if _has_failed(summary) else 0
+
+
+def _nobody_reads() -> bool:
+    """Whether who read what is printed, such as head, has had enough; what is left to print then goes nowhere."""
+    try:
+        print(flush=True)  # flushing alone does not fail twice
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _has_failed(summary: dict[str, Any]) -> bool:

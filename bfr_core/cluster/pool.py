@@ -8,10 +8,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import first_line
 from ..files.photos import printable
+from ..restorers.load import SHIPPED
 
 TASKS_A_WORKER = 4  # so many at least, that no worker waits long for another one at the end
 MAX_BLOCKS = 10_000  # of Ray Data; each has several tasks if there are more
@@ -46,6 +48,12 @@ class Pool:
             if not 0 <= wanted < math.inf:
                 raise ValueError(f"{flag} is {wanted:g}; it must be a number that is not below 0")
         return cls(address, cpus, gpus)
+
+
+def absolute_path(name: str) -> str:
+    """The absolute path of a file or folder that is here; any other name as it is, and what the project calls its own,
+    whatever else is called so."""
+    return name if name in SHIPPED or not Path(name).exists() else str(Path(name).absolute())
 
 
 @contextmanager

@@ -22,8 +22,7 @@ from ..restoration.folder import FileResult, FolderRestorer, FolderResult, Job, 
 from ..restoration.record import RestorationRecord, line_of, read_line
 from ..restoration.restore import RestoreCallback, RestoreConfig, with_known_mask
 from ..restoration.same_person import FaceLikeness
-from .pool import ATTEMPTS, TASKS_A_WORKER, Pool, connected, room_for, rows_of
-from .stages import absolute_path
+from .pool import ATTEMPTS, TASKS_A_WORKER, Pool, absolute_path, connected, room_for, rows_of
 
 log = logging.getLogger(__name__)
 

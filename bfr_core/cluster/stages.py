@@ -22,8 +22,7 @@ from ..diffusion.prior import Prior
 from ..files.photos import look_through, printable
 from ..files.shards import Shard
 from ..restorers import Restorer
-from ..restorers.load import SHIPPED
-from .pool import ATTEMPTS, Pool, connected, room_for, rows_of
+from .pool import ATTEMPTS, Pool, absolute_path, connected, room_for, rows_of
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +54,6 @@ class StageOrder:
             self, run=self.run.absolute(), photos=self.photos.absolute(), restorer=absolute_path(self.restorer),
             config=replace(self.config, prior=prior),
         )  # fmt: skip
-
-
-def absolute_path(name: str) -> str:
-    """The absolute path of a file or folder that is here; any other name as it is, and what the project calls its own,
-    whatever else is called so."""
-    return name if name in SHIPPED or not Path(name).exists() else str(Path(name).absolute())
 
 
 class ShardWorker:

@@ -82,20 +82,21 @@ class Page(RunViews):
         with self.alone(run := self.run(name)):
             if not self._stopped(self.status(run), "faces"):
                 return False
-            self.refuse_other_networks(run)
-            choices = self.with_others(run, choices)
-            self.checked(choices)
-            self.look_for_faces(name, choices)
+            self.look_for_faces(name, self._chosen(run, choices)[0])
         return True
+
+    def _chosen(self, run: Run, choices: Choices) -> tuple[Choices, dict[str, Any]]:
+        """The choices with which the run goes on, and the settings that they make."""
+        self.refuse_other_networks(run)
+        choices = self.with_others(run, choices)
+        return choices, self.checked(choices)
 
     def adapt(self, name: str | None, choices: Choices) -> Status:
         """Start the adaptation, or go on with it; a run that is at work already is left alone."""
         with self.alone(run := self.run(name)):
             if (status := self.status(run)).active:
                 return status
-            self.refuse_other_networks(run)
-            choices = self.with_others(run, choices)
-            values = self.checked(choices)
+            choices, values = self._chosen(run, choices)
             photos = self.photos_of(run)
             self.remember(run, choices)
             adapt_now = adapt_restorer(
@@ -115,9 +116,7 @@ class Page(RunViews):
         with self.alone(run := self.run(name)):
             if (status := self.status(run)).active:
                 return status
-            self.refuse_other_networks(run)
-            choices = self.with_others(run, choices)
-            settings = self.checked(choices)
+            choices, settings = self._chosen(run, choices)
             self.remember(run, choices)
             photos = None
             with contextlib.suppress(ValueError, OSError):  # only for faces of another size than the run's
