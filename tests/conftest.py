@@ -164,12 +164,21 @@ def verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def few_trials() -> Iterator[None]:
     """The search for a folder's damage is short, and a verdict tries few known faces, see `tests.short_search`. A
-    process that a test starts does all that a user's does, unless the test puts that module's file on its path."""
+    process that a test starts does all that a user's does, unless it is given the environment `short_programs`."""
     from tests.short_search import shorten
 
     with pytest.MonkeyPatch.context() as patch:
         shorten(lambda module, name, value: patch.setattr(f"{module}.{name}", value))
         yield
+
+
+@pytest.fixture(scope="session")
+def short_programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment in which a program that a test starts is as short as the test itself."""
+    from tests.short_search import write_sitecustomize
+
+    paths = [str(write_sitecustomize(tmp_path_factory.mktemp("short"))), os.environ.get("PYTHONPATH")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 @pytest.fixture(scope="session", autouse=True)

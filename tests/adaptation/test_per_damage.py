@@ -200,11 +200,12 @@ def arguments(photos, config, run):
 
 @pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_and_adapt_and_restore_tell_of_the_groups(
-    mixed_photos, config, tmp_path, verdicts, capsys
+    mixed_photos, config, short_programs, tmp_path, verdicts, capsys
 ):
     run = tmp_path / "run"
     command = [*arguments(mixed_photos, config, run), "--iterations", "200"]
-    process = subprocess.Popen([sys.executable, "-m", "bfr_core", *command], cwd=ROOT, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "bfr_core", *command]
+    process = subprocess.Popen(command, cwd=ROOT, env=short_programs, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 600
     while not (run / "groups/1/targets").exists() and time.monotonic() < end and process.poll() is None:
         time.sleep(0.05)

@@ -356,9 +356,10 @@ def test_what_may_be_left_to_the_faces(tiny_restorer, flag, name, capsys):
     assert flag in capsys.readouterr().err
 
 
-def start(arguments):
+def start(arguments, environment):
+    command = [sys.executable, "-m", "bfr_core", *arguments]
     return subprocess.Popen(
-        [sys.executable, "-m", "bfr_core", *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
 
 
@@ -376,9 +377,9 @@ def wait_for_a_step(process, seconds=600):
     raise AssertionError("".join(said))
 
 
-def test_killed_and_run_again_ends_with_the_same_weights(quick, made, tmp_path):
+def test_killed_and_run_again_ends_with_the_same_weights(quick, made, short_programs, tmp_path):
     broken = [*quick, "--run", str(tmp_path / "broken")]
-    process = start([*broken, "--iterations", "1000000"])  # it cannot be over before it is killed
+    process = start([*broken, "--iterations", "1000000"], short_programs)  # it cannot be over before it is killed
     wait_for_a_step(process)
     process.kill()
     process.communicate()
@@ -393,8 +394,8 @@ def test_killed_and_run_again_ends_with_the_same_weights(quick, made, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to another process")
-def test_ctrl_c_exits_130_and_leaves_a_checkpoint(quick, tmp_path):
-    process = start([*quick, "--iterations", "1000000", "--run", str(tmp_path)])
+def test_ctrl_c_exits_130_and_leaves_a_checkpoint(quick, short_programs, tmp_path):
+    process = start([*quick, "--iterations", "1000000", "--run", str(tmp_path)], short_programs)
     wait_for_a_step(process)
     assert not (tmp_path / "checkpoints" / "last.pt").exists()
     process.send_signal(signal.SIGINT)
@@ -712,12 +713,14 @@ def test_inspect_says_what_to_give_in_place_of_a_folder_or_a_video(photos, made,
         assert says in error and place.name in error and "\n" not in error
 
 
-def test_shards_in_processes_of_their_own_make_what_one_makes(photos, tiny_restorer, tiny_prior, tmp_path, capsys):
+def test_shards_in_processes_of_their_own_make_what_one_makes(
+    photos, tiny_restorer, tiny_prior, short_programs, tmp_path, capsys
+):
     """The commands that a queue would start, both at once; then the ones that put their work together."""
     networks = ["--restorer", str(tiny_restorer)]
     on_run = [*networks, "--prior", str(tiny_prior), "--calls", "2", "--set", "targets.batch_size=2", "--run"]
     one, many = str(tmp_path / "one"), str(tmp_path / "many")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = short_programs | {"OMP_NUM_THREADS": "1"}
 
     def together(*words):
         commands = [[sys.executable, "-m", "bfr_core", *words, "--shard", f"{i}/2"] for i in (1, 2)]
