@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -423,8 +423,14 @@ def _is_latent_prior(path: Path) -> bool:
     try:
         return holds_latent_prior(path)
     except (OSError, ValueError) as error:
-        log.warning("%s: cannot be read (%s)", printable(path), printable(str(error)))
+        _warn_once(f"{printable(path)}: cannot be read ({printable(str(error))})")
         return False
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """Pages ask for the priors again and again."""
+    log.warning("%s", message)
 
 
 def sendable_names(names: Iterable[str]) -> dict[str, str]:

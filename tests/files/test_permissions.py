@@ -80,7 +80,9 @@ def test_a_checkpoint_hides_no_prior(
     save_file({"x": torch.zeros(1)}, tmp_path / "secret.safetensors")
     lock(tmp_path / "secret.safetensors", locked)
     monkeypatch.setattr(runs_module, "search_folders", lambda: [tmp_path])
-    assert priors()["embedded"] == "embedded" and "secret.safetensors: cannot be read" in caplog.text
+    for _ in range(2):  # a page asks each time it is looked at
+        assert priors()["embedded"] == "embedded"
+    assert caplog.text.count("secret.safetensors: cannot be read") == 1
 
 
 def test_such_a_folder_of_weights_is_passed_over(
