@@ -415,6 +415,7 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_environment_is_made_once_and_repaired(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filled: list[str] = []
     monkeypatch.setattr(environment, "fill", lambda root, python: filled.append(python))
@@ -500,6 +501,7 @@ def test_foreign_folder_is_left_alone(project: Path, monkeypatch: pytest.MonkeyP
     assert (project / ".venv" / "thesis.txt").exists()
 
 
+@pytest.mark.slow
 def test_making_that_was_cut_off_is_done_again(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "fill", lambda root, python: None)
     run = environment.run_quietly
@@ -554,7 +556,7 @@ def test_checks_stop_at_the_first_failure(monkeypatch: pytest.MonkeyPatch) -> No
     calls: list[list[str]] = []
     codes = {"ruff": 0, "mypy": 0, "pytest": 5}
 
-    def call(command: list[str], cwd: Path | None = None) -> int:
+    def call(command: list[str], cwd: Path | None = None, more: object = None) -> int:
         calls.append(command[2:])
         return codes[command[2]]
 
@@ -589,7 +591,7 @@ def test_tests_are_compiled_once_and_no_process_is_left(tmp_path: Path, monkeypa
 def test_demo_passes_its_words_and_exit_code_on(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[list[str]] = []
 
-    def call(command: list[str], cwd: Path | None = None) -> int:
+    def call(command: list[str], cwd: Path | None = None, more: object = None) -> int:
         calls.append(command)
         return 130
 

@@ -60,6 +60,7 @@ def test_other_faces_have_an_estimate_of_their_own(blurred, base):
     assert json.loads(run.damage.read_text()) == table
 
 
+@pytest.mark.slow
 def test_the_model_that_makes_sharp_faces_look_like_the_folders_is_taken():
     """A screen of dots is not in the family, a small photo in poor light is."""
     sharp = SharpFaces(128).stacked(160)
@@ -94,6 +95,7 @@ def test_a_folder_of_before_has_no_camera_and_keeps_its_filter(base):
     assert FolderDamage.from_json(damage.as_json()).photographed is None
 
 
+@pytest.mark.slow
 def test_an_estimate_is_of_a_level_among_so_many_steps(blurred, base, tiny_prior):
     """The same index is another level of noise where there are more steps."""
     run, faces = blurred

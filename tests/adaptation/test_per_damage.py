@@ -271,6 +271,7 @@ def test_good_faces_of_the_folder_are_refused_in_one_line(mixed_photos, config, 
     assert "bfr: album cannot be used with mixed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_good_and_real_faces_are_found_in_photos_once_for_all_groups(mixed_photos, config, tmp_path, monkeypatch):
     """The faces of a group are crops; the good photos are photos, in which faces must be found."""
     write_image(tmp_path / "good" / "holiday.png", torch.rand(3, 60, 90))
@@ -295,6 +296,7 @@ def test_good_and_real_faces_are_found_in_photos_once_for_all_groups(mixed_photo
     assert [[file.parent.parent.name for file in (*good.files, *good.real)] for good in taken] == [["good", "real"]] * 2
 
 
+@pytest.mark.slow
 def test_groups_that_nothing_judges_have_their_own_restorers(mixed_photos, config, tmp_path):
     """As without groups, where a tuned restorer that was not judged is saved all the same."""
     result = adapt_mixed(mixed_photos, tmp_path, changed(config, {"finetune.held_out": 0.0}))
@@ -308,6 +310,7 @@ def test_groups_that_nothing_judges_have_their_own_restorers(mixed_photos, confi
     )
 
 
+@pytest.mark.slow
 def test_people_are_found_over_all_groups(mixed_photos, config, tmp_path, monkeypatch):
     """Somebody may have photos of two damages, and of none."""
     monkeypatch.setattr("bfr_core.adaptation.tuning.judged_on_faces", judged)

@@ -290,6 +290,7 @@ def test_the_discriminators_real_faces_are_not_mirrored_either() -> None:
     assert 8 < sum(mirrored) < 24
 
 
+@pytest.mark.slow
 def test_stochastic_depth_leaves_parts_out_while_tuning_and_never_else(tmp_path: Path) -> None:
     restorer = small("SwinIR")
     config = replace(

@@ -733,11 +733,10 @@ def test_shards_in_processes_of_their_own_make_what_one_makes(
         for words in (("faces", str(photos), "--aligned", *networks, "--run", run), ("targets", *on_run, run)):
             if run == many:
                 together(*words)
-            assert subprocess.run([sys.executable, "-m", "bfr_core", *words], cwd=ROOT, env=environment).returncode == 0
+            assert main(list(words)) == 0
     restore = ["restore", str(photos), "--aligned", *networks, "--batch-size", "2", "--out"]
     together(*restore, f"{many}_photos")
-    alone = [sys.executable, "-m", "bfr_core", *restore, f"{one}_photos"]
-    assert subprocess.run(alone, cwd=ROOT, env=environment).returncode == 0
+    assert main([*restore, f"{one}_photos"]) == 0
 
     def pictures(folder):
         return {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*.png")}

@@ -59,6 +59,7 @@ def test_faces_get_the_brightness_and_the_contrast_of_others(faces):
     assert (lit_like(mine, mine) - mine).abs().max() < 1e-5, "nothing is changed where nothing differs"
 
 
+@pytest.mark.slow
 def test_the_damage_of_softly_lit_people_is_not_taken_for_a_stronger_blur(faces):
     mine, others = faces[::2], faces[1::2]
     blurred = replace(NOISY, shot=-5.0, read=-3.0, gamma=1.0, shrink=2.0)

@@ -107,6 +107,7 @@ def test_a_grey_photo(detector: EmbeddedDetector, portraits: list[tuple[Tensor, 
     assert len(detector(portraits[0][0].mean(0, keepdim=True).expand(3, -1, -1))) == 1
 
 
+@pytest.mark.slow
 def test_a_photo_12000_pixels_wide(detector: EmbeddedDetector, portraits: list[tuple[Tensor, np.ndarray]]) -> None:
     """The face is found on a shrunk copy, and measured on the full one as well as on its own."""
     photo = F.interpolate(portraits[1][0][None], scale_factor=4, mode="bicubic", align_corners=False)[0].clamp(0, 1)
@@ -169,6 +170,7 @@ class Blind(ScanNet):
         return torch.full((1, rows, columns), -9.0), torch.zeros(1, rows, columns, 5, 2)
 
 
+@pytest.mark.slow
 def test_what_is_looked_at_in_one_go_does_not_grow_with_the_photo() -> None:
     """A tile is at most a quarter wider than `TILE`; its rim, and the border of the network's cells, come to it."""
     most = (1.25 * detect.TILE + 2 * detect.RIM + 2 * SCAN_CROP) ** 2

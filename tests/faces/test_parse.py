@@ -85,6 +85,7 @@ def test_the_network_is_the_published_one(tmp_path: Path, monkeypatch: pytest.Mo
     assert torch.allclose(ours, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
+@pytest.mark.slow
 def test_it_works_without_opencv_and_facexlib(tmp_path: Path) -> None:
     torch.save(ParseNet().state_dict(), tmp_path / FILE)
     block = "import sys; sys.modules['cv2'] = sys.modules['facexlib'] = None\n"

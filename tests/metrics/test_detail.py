@@ -44,6 +44,7 @@ def test_flat_images_do_not_pass_for_detail():
     assert math.isnan(metrics.high_band_correlation(hq * torch.nan, hq).item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [128, 256])
 def test_sharpness_tells_clean_faces_from_blurred_and_from_noisy_ones(shared, size):
     files = sorted((shared / "portraits").glob("*.jpg"))[:20]

@@ -46,12 +46,14 @@ def test_features_are_the_same_everywhere():
     assert (metrics.kid_features(chirp)[0, ::256] - recorded).abs().max() < 1e-3
 
 
+@pytest.mark.slow
 def test_kid_grows_with_every_damage_and_sees_slight_over_smoothing():
     clean = metrics.kid_features(leaves(40, seed=10))
     others = leaves(40, seed=11)
     assert_separates(clean, others)
 
 
+@pytest.mark.slow
 def test_kid_separates_damaged_faces_from_clean_ones(shared):
     paths = list_images(shared / "faces256")[:100]
     pixels = torch.stack([read_image(path) for path in paths])

@@ -275,6 +275,7 @@ def test_neither_is_it_in_a_faded_photo(large_face: Tensor) -> None:
     assert not restored_by_the_embedded(0.3 * lq + 0.35).skipped
 
 
+@pytest.mark.slow
 def test_a_clean_large_face_and_its_jpeg_are_left_alone(large_face: Tensor) -> None:
     for photo in (large_face, stored_as_jpeg(large_face, 75)):
         result = restored_by_the_embedded(photo)

@@ -112,6 +112,7 @@ def test_recomputing_keeps_less(name):
     assert kept(replace(CONFIG, recompute=True)) < 0.6 * kept(CONFIG)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESTORERS)
 def test_micro_batches_give_the_gradients_of_the_whole_batch(name, gradients):
     config = replace(CONFIG, batch_size=4)
@@ -119,6 +120,7 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(name, gradients):
     assert all(difference(whole, other) < 1e-4 for other in others)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESTORERS)
 def test_bfloat16_comes_near_the_gradients_of_float32(name, gradients):
     """Mixed precision: weights and optimizer stay float32, and the gradients point the same way."""
@@ -128,6 +130,7 @@ def test_bfloat16_comes_near_the_gradients_of_float32(name, gradients):
     assert float(a @ b / (a.norm() * b.norm())) > 0.95 and not torch.equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", RESTORERS)
 def test_the_result_is_the_moving_average_of_the_steps(name, precision, monkeypatch):

@@ -35,6 +35,7 @@ def command(photos, tiny_restorer, tiny_prior, tmp_path):
             "--restorer", str(tiny_restorer), "--prior", str(tiny_prior), "--json"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_cell_is_measured_once_and_kept(command, tmp_path, capsys, monkeypatch):
     assert main([*command, "--tune"]) == 0
     cells = json.loads(capsys.readouterr().out)["cells"]

@@ -171,6 +171,7 @@ def test_the_published_results_are_found_and_are_those_of_the_documentation(
     assert len(rows) == count and all(row in text for row in rows)
 
 
+@pytest.mark.slow
 def test_the_papers_sets_of_the_documentation_are_those_that_are_kept(monkeypatch, capsys):
     path = str(ROOT / "benchmarks" / "paper_sets.py")
     monkeypatch.setattr(sys, "path", list(sys.path))

@@ -85,6 +85,7 @@ def test_the_sets_are_the_papers():
     assert {published_kind(*of, reading) for of in SETS.values() for reading in READINGS} <= set(DAMAGES)
 
 
+@pytest.mark.slow
 def test_the_reading_is_named_and_changes_the_faces(command, untuned, tmp_path, capsys):
     psnr = {}
     for reading in READINGS:
@@ -98,6 +99,7 @@ def test_the_reading_is_named_and_changes_the_faces(command, untuned, tmp_path, 
     assert psnr["pixels"] > psnr["ratio"] + 1
 
 
+@pytest.mark.slow
 def test_the_published_recipe_is_a_row_and_what_is_changed_of_it_is_said(
     command, untuned, tmp_path, capsys, monkeypatch
 ):

@@ -35,6 +35,7 @@ def peers() -> Any:
     return found, large
 
 
+@pytest.mark.slow
 def test_a_restorer_is_compared_with_the_damaged_faces(peers: Any) -> None:
     damaged, ours, idle = peers[0]
     assert [peer.name for peer in peers[0]] == ["damaged", "embedded", "idle"]

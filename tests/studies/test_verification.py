@@ -53,6 +53,7 @@ def alone(monkeypatch):
     monkeypatch.setattr(verification, "_short_adaptation", lambda *_: verification.Finding("short"))
 
 
+@pytest.mark.slow
 def test_every_file_is_checked_and_a_failure_does_not_stop_the_rest(table):
     page, findings = verify_real(table / "out")
     good, bad, adaptation = findings
@@ -177,6 +178,7 @@ def test_weights_whose_hash_nobody_knows_yet_are_reported_with_theirs(table, alo
     assert rows["SHA-256"].startswith("not checkable") and len(rows["its SHA-256"]) == 64 and not found.failed
 
 
+@pytest.mark.slow
 def test_with_clean_photos_the_restorers_that_are_here_are_compared(table, alone):
     faces = table / "photos"
     for i, face in enumerate(SharpFaces(256).stacked(3)):
@@ -187,6 +189,7 @@ def test_with_clean_photos_the_restorers_that_are_here_are_compared(table, alone
     assert "Restorers against one another" in page.read_text() and "The same faces" in page.read_text()
 
 
+@pytest.mark.slow
 def test_a_photo_that_cannot_be_used_fails_the_comparison_and_is_named(table, alone):
     for i, face in enumerate(SharpFaces(256).stacked(2)):
         write_image(table / "photos" / f"{i}.png", F.pad(face[None], (64,) * 4, "reflect")[0])

@@ -128,6 +128,7 @@ def test_workers_prepare_faces_that_differ(pack: Path) -> None:
     assert not torch.equal(drawn[0][0], drawn[1][0]), "each worker draws its own"
 
 
+@pytest.mark.slow
 def test_training_begins_with_what_ships(pack: Path, tmp_path: Path) -> None:
     for name in ("prior", "restorer_sharp"):
         task = train_embedded.TASKS[name]

@@ -60,6 +60,7 @@ def test_vggs_file_alone_makes_no_lpips(tmp_path, monkeypatch):
     assert losses.find_vgg() is None
 
 
+@pytest.mark.slow
 def test_lpips_is_built_without_a_download(tmp_path, image):
     """With a VGG file of random weights it is the published computation: zero for equal images, positive otherwise."""
     pytest.importorskip("lpips")
