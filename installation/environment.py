@@ -19,7 +19,11 @@ WORKERS = 3  # of the tests, at most; each may hold two gigabytes
 WORKERS_OF_ALL = 2  # with --all; each may hold ten
 # Of the tests' processes, with glibc: they keep what they gave back for the next of many small networks; a tenth of
 # their time went into asking for it again.
-KEPT_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_TOP_PAD_": str(1 << 26)}
+KEPT_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_TOP_PAD_": str(1 << 26),
+}
 STAMP = "bfr-adapt-installed"  # in .venv: fingerprint of what was installed, written last
 MARK = "bfr-adapt"  # in .venv: that this program made it, so that it may be made again
 
