@@ -17,8 +17,8 @@ from .pip_runs import InstallError, NoNetwork, NoRoom, python_environment, run_q
 
 WORKERS = 3  # of the tests, at most; each may hold two gigabytes
 WORKERS_OF_ALL = 2  # with --all; each may hold ten
-# Of the tests' processes, with glibc: they keep what they gave back for the next of many small networks; a tenth of
-# their time went into asking for it again.
+# With glibc, a process of the tests then keeps memory that it gave back, for the next of many small networks; a tenth
+# of the processor's time went into asking the system for it again.
 KEPT_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),

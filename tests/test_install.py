@@ -415,7 +415,6 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_environment_is_made_once_and_repaired(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filled: list[str] = []
     monkeypatch.setattr(environment, "fill", lambda root, python: filled.append(python))
@@ -501,7 +500,6 @@ def test_foreign_folder_is_left_alone(project: Path, monkeypatch: pytest.MonkeyP
     assert (project / ".venv" / "thesis.txt").exists()
 
 
-@pytest.mark.slow
 def test_making_that_was_cut_off_is_done_again(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "fill", lambda root, python: None)
     run = environment.run_quietly
@@ -586,6 +584,15 @@ def test_tests_are_compiled_once_and_no_process_is_left(tmp_path: Path, monkeypa
     with environment.compiling(sys.executable, tmp_path) as process:  # a linter has failed meanwhile
         pass
     assert process.returncode is not None and process.returncode != 0
+
+
+def test_a_command_is_given_more_unless_the_user_has_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BFR_OF_THE_USER", "theirs")
+    code = (
+        "import os, sys; sys.exit(int(os.environ['BFR_OF_THE_USER'] != 'theirs' or os.environ['BFR_OURS'] != 'ours'))"
+    )
+    more = {"BFR_OF_THE_USER": "ours", "BFR_OURS": "ours"}
+    assert environment.call([sys.executable, "-c", code], more=more) == 0
 
 
 def test_demo_passes_its_words_and_exit_code_on(monkeypatch: pytest.MonkeyPatch) -> None:

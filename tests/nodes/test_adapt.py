@@ -703,7 +703,6 @@ def whole(run: Run, models: tuple[Any, Any], mixed_pairs: Any, host: Any, unbrok
     return tune
 
 
-@pytest.mark.slow
 def test_mixed_gives_a_restorer_that_sends_each_face_to_its_own(
     run: Run, models: tuple[Any, Any], mixed_pairs: Any, mixed_photos: Path, whole: Run, host: Any
 ) -> None:
